@@ -1,0 +1,7 @@
+"""Boxes: coordinate frames, the IoU family, NMS, and the two value types `Targets` and `Detections`."""
+
+from anchorite.boxes.detections import Detection, Detections
+from anchorite.boxes.frames import clip_xyxy, cxcywh_to_xyxy, xyxy_to_cxcywh
+from anchorite.boxes.targets import Targets
+
+__all__ = ["Detection", "Detections", "Targets", "clip_xyxy", "cxcywh_to_xyxy", "xyxy_to_cxcywh"]
