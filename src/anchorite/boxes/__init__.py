@@ -2,6 +2,16 @@
 
 from anchorite.boxes.detections import Detection, Detections
 from anchorite.boxes.frames import clip_xyxy, cxcywh_to_xyxy, xyxy_to_cxcywh
+from anchorite.boxes.iou import IouKind, paired_iou
 from anchorite.boxes.targets import Targets
 
-__all__ = ["Detection", "Detections", "Targets", "clip_xyxy", "cxcywh_to_xyxy", "xyxy_to_cxcywh"]
+__all__ = [
+    "Detection",
+    "Detections",
+    "IouKind",
+    "Targets",
+    "clip_xyxy",
+    "cxcywh_to_xyxy",
+    "paired_iou",
+    "xyxy_to_cxcywh",
+]

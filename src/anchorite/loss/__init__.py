@@ -1,1 +1,17 @@
-"""."""
+"""Loss: assignment of objects to cells and anchors, the terms, and the criterion over all levels."""
+
+from anchorite.loss.assign import Assignment, assign
+from anchorite.loss.config import LossConfig
+from anchorite.loss.criterion import DetectionLoss, LossTerms, initial_balance
+from anchorite.loss.logits import DenseLogits, LevelLogits
+
+__all__ = [
+    "Assignment",
+    "DenseLogits",
+    "DetectionLoss",
+    "LevelLogits",
+    "LossConfig",
+    "LossTerms",
+    "assign",
+    "initial_balance",
+]

@@ -1,0 +1,44 @@
+"""The codec between logits and boxes; decode exists here and nowhere else (spec/objective.md, section 2).
+
+Legend: B images, A anchors, K classes, H, W grid rows and columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def decode_boxes(box_logits: Tensor, anchors_cells: Tensor) -> Tensor:
+    """Boxes (..., 4) in cells from logits tx, ty, tw, th (..., 4) and anchors (..., 2) in cells.
+
+    The centre is relative to the cell's corner, -0.5 to 1.5; the sides are 0 to 4 anchors.
+    """
+    unit = box_logits.sigmoid()
+    centres = 2 * unit[..., :2] - 0.5
+    sides = (2 * unit[..., 2:]).square() * anchors_cells
+    return torch.cat([centres, sides], dim=-1)
+
+
+def encode_boxes(boxes_cells: Tensor, anchors_cells: Tensor) -> Tensor:
+    """Logits (..., 4) whose decoding is the given boxes; infinite at the ends of the decode range."""
+    centres = (boxes_cells[..., :2] + 0.5) / 2
+    sides = (boxes_cells[..., 2:] / anchors_cells).sqrt() / 2
+    return torch.logit(torch.cat([centres, sides], dim=-1))
+
+
+def decode_level(logits: Tensor, anchors_cells: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Boxes (B, A*H*W, 4) as cxcywh in pixels, and the other 1 + K logits (B, A*H*W, 1 + K), of one level.
+
+    logits: (B, A, 5 + K, H, W); anchors_cells: (A, 2). Places are ordered by anchor, row, column.
+    """
+    batch, num_anchors, channels, height, width = logits.shape
+    by_place = logits.permute(0, 1, 3, 4, 2)
+    boxes_cells = decode_boxes(by_place[..., :4], anchors_cells.view(num_anchors, 1, 1, 2).to(logits))
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=logits.device), torch.arange(width, device=logits.device), indexing="ij"
+    )
+    corners = torch.stack([columns, rows], dim=-1).to(logits.dtype)
+    boxes_px = torch.cat([boxes_cells[..., :2] + corners, boxes_cells[..., 2:]], dim=-1) * stride
+    places = num_anchors * height * width
+    return boxes_px.reshape(batch, places, 4), by_place[..., 4:].reshape(batch, places, channels - 4)

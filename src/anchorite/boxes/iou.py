@@ -1,0 +1,59 @@
+"""The IoU family for matched pairs of boxes, differentiable and finite for degenerate sides.
+
+Source: spec/objective.md, section 4 (IoU; GIoU arXiv:1902.09630; DIoU and CIoU arXiv:1911.08287).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from anchorite.boxes.frames import cxcywh_to_xyxy
+
+IouKind = Literal["iou", "giou", "diou", "ciou"]
+
+
+def paired_iou(boxes_a_cxcywh: Tensor, boxes_b_cxcywh: Tensor, kind: IouKind = "ciou", eps: float = 1e-7) -> Tensor:
+    """IoU, GIoU, DIoU or CIoU (...) of the boxes (..., 4) at equal positions, in any common unit.
+
+    Gradients reach both arguments. The weight alpha of CIoU's shape term carries no gradient.
+    """
+    a_xyxy, b_xyxy = cxcywh_to_xyxy(boxes_a_cxcywh), cxcywh_to_xyxy(boxes_b_cxcywh)
+    overlap = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    intersection = _area(overlap.clamp(min=0))
+    union = _area(boxes_a_cxcywh[..., 2:]) + _area(boxes_b_cxcywh[..., 2:]) - intersection + eps
+    iou = intersection / union
+    if kind == "iou":
+        return iou
+    enclosing = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
+    if kind == "giou":
+        hull = _area(enclosing) + eps
+        return iou - (hull - union) / hull
+    diagonal = enclosing.square().sum(dim=-1) + eps
+    distance = (boxes_a_cxcywh[..., :2] - boxes_b_cxcywh[..., :2]).square().sum(dim=-1)
+    diou = iou - distance / diagonal
+    if kind == "diou":
+        return diou
+    shape = (4 / math.pi**2) * (_aspect_angle(boxes_b_cxcywh) - _aspect_angle(boxes_a_cxcywh)).square()
+    with torch.no_grad():
+        alpha = shape / (shape - iou + (1 + eps))
+    return diou - shape * alpha
+
+
+def _area(sides: Tensor) -> Tensor:
+    # Not Tensor.prod: its backward looks for zeros on the host, which would stall a GPU.
+    return sides[..., 0] * sides[..., 1]
+
+
+def _aspect_angle(boxes_cxcywh: Tensor) -> Tensor:
+    """atan(w / h) (...), with a finite gradient where sides underflow.
+
+    Below the square root of the smallest normal number, squares in the derivative h / (w^2 + h^2) underflow; sides are
+    held there, where no value of the angle in use can tell the difference.
+    """
+    floor = 2 * math.sqrt(torch.finfo(boxes_cxcywh.dtype).tiny)
+    width, height = boxes_cxcywh[..., 2:].clamp(min=floor).unbind(dim=-1)
+    return torch.atan2(width, height)

@@ -1,0 +1,45 @@
+"""The two questions that the criterion asks a level's logits, and the dense tensor's answers.
+
+Legend: B images, A anchors, K classes, H, W grid rows and columns, P candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class LevelLogits(Protocol):
+    """Logits of one level, however they are held."""
+
+    def objectness(self) -> Tensor:
+        """(B, A, H, W) objectness logits, everywhere."""
+
+    def at(self, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """(P, 5 + K) logits at the given places, index tensors (P,) int64."""
+
+
+@dataclass(frozen=True)
+class DenseLogits:
+    """Answers of a dense tensor (B, A, 5 + K, H, W), a view of the head's convolution."""
+
+    logits: Tensor
+
+    def objectness(self) -> Tensor:
+        """(B, A, H, W) objectness logits, a view."""
+        return self.logits[:, :, 4]
+
+    def at(self, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """(P, 5 + K) logits at the given places."""
+        batch, num_anchors, channels, height, width = self.logits.shape
+        by_place = self.logits.permute(0, 1, 3, 4, 2).reshape(batch * num_anchors * height * width, channels)
+        places = ((image * num_anchors + anchor) * height + row) * width + column
+        # index_select: its backward adds in a fixed order, where that of indexing races on several threads.
+        return by_place.index_select(0, places)
+
+
+def as_level_logits(logits: Tensor | LevelLogits) -> LevelLogits:
+    """The logits themselves, or the dense tensor behind the two questions."""
+    return DenseLogits(logits) if isinstance(logits, Tensor) else logits

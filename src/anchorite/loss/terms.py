@@ -1,0 +1,86 @@
+"""The terms of the objective as pure functions, each to be read beside its formula (spec/objective.md, section 4).
+
+Legend: B images, A anchors, K classes, H, W grid rows and columns, P candidates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from anchorite.loss.assign import Assignment
+
+
+def bce_with_focus(logits: Tensor, targets: Tensor, pos_weight: float, focal_gamma: float) -> Tensor:
+    """Binary cross-entropy of each element, times the focal factor if gamma > 0; targets may be soft.
+
+    The factor is (t*0.25 + (1-t)*0.75) * (1 - p_t)^gamma, p_t = t*p + (1-t)*(1-p) (focal loss: arXiv:1708.02002).
+    """
+    weight = None if pos_weight == 1 else logits.new_full((), pos_weight)
+    loss = binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
+    if focal_gamma == 0:
+        return loss
+    p = logits.sigmoid()
+    # 1 - p_t, written without the cancellation of 1 - (t*p + (1-t)*(1-p)): never negative, exact near 0.
+    distance = targets * (1 - p) + (1 - targets) * p
+    balance = targets * 0.25 + (1 - targets) * 0.75
+    return loss * balance * _power(distance, focal_gamma)
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """base ** exponent with a zero, not an infinite, gradient at base = 0 for exponents under 1."""
+    if exponent >= 1:
+        return base.pow(exponent)
+    return base.clamp(min=torch.finfo(base.dtype).tiny).pow(exponent)
+
+
+def smoothed_targets(label_smoothing: float) -> tuple[float, float]:
+    """The class targets (positive, negative) under label smoothing e: 1 - e/2 and e/2 (arXiv:1902.04103, eq. 3)."""
+    return 1 - label_smoothing / 2, label_smoothing / 2
+
+
+def class_targets(class_index: Tensor, num_classes: int, label_smoothing: float, dtype: torch.dtype) -> Tensor:
+    """(P, K) targets of the class term: the positive one at each candidate's class."""
+    positive, negative = smoothed_targets(label_smoothing)
+    is_class = class_index[:, None] == torch.arange(num_classes, device=class_index.device)
+    return is_class.to(dtype) * (positive - negative) + negative
+
+
+def objectness_targets(
+    assignment: Assignment, iou: Tensor, shape: tuple[int, int, int, int], gr: float, collision: str
+) -> Tensor:
+    """(B, A, H, W) targets of the objectness term: (1 - gr) + gr * max(iou, 0) at matched places, else 0.
+
+    iou: (P,) without gradient. Where several candidates hit a place, the last in canonical order wins, or, for
+    collision "best", the one with the highest IoU (the last of equals). The winner is found by a maximum over
+    candidate numbers, which no order of execution can change.
+    """
+    _, num_anchors, height, width = shape
+    places = ((assignment.image * num_anchors + assignment.anchor) * height + assignment.row) * width + (
+        assignment.column
+    )
+    num_places = shape[0] * num_anchors * height * width
+    # Masked candidates write to one spare place behind the map, which is cut off again.
+    places = torch.where(assignment.valid, places, num_places)
+    contends = assignment.valid
+    if collision == "best":
+        best = iou.new_full((num_places + 1,), -torch.inf).scatter_reduce_(0, places, iou, "amax")
+        contends = contends & (iou == best[places])
+    number = torch.arange(places.shape[0], device=places.device)
+    contender = torch.where(contends, number, -1)
+    winner = torch.full((num_places + 1,), -1, dtype=torch.int64, device=places.device)
+    winner.scatter_reduce_(0, places, contender, "amax")
+    wins = contends & (winner[places] == number)
+    values = (1 - gr) + gr * iou.clamp(min=0)
+    targets = iou.new_zeros(num_places + 1)
+    targets.scatter_(0, torch.where(wins, places, num_places), values)
+    return targets[:num_places].view(shape)
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of values (P, ...) over the valid rows; 0 without any, with a gradient of 0."""
+    mask = valid.view(-1, *[1] * (values.ndim - 1))
+    count = valid.sum() * (values[0].numel() if values.shape[0] else 1)
+    # where, not a product: a masked row may hold anything, and 0 * inf is not 0.
+    return torch.where(mask, values, 0).sum() / count.clamp(min=1)
