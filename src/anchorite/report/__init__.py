@@ -1,1 +1,5 @@
-"""."""
+"""HTML pages: how a run went and what the loss sees. Each is one file that works from disk, offline."""
+
+from anchorite.report.run_report import write_run_report
+
+__all__ = ["write_run_report"]

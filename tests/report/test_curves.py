@@ -1,0 +1,101 @@
+"""Charts: points where the numbers are, gaps where there are none, ticks that are round and true."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anchorite.report.curves import (
+    PLOT_BOTTOM,
+    PLOT_LEFT,
+    PLOT_RIGHT,
+    PLOT_TOP,
+    format_number,
+    make_curve,
+)
+
+
+def _runs(path: str) -> list[list[tuple[float, float]]]:
+    return [
+        [(float(x), float(y)) for x, y in re.findall(r"([-\d.]+),([-\d.]+)", run)]
+        for run in path.split("M")
+        if run.strip()
+    ]
+
+
+def test_a_straight_series_is_drawn_from_corner_to_corner() -> None:
+    curve = make_curve("rate", [1, 2, 3, 4, 5], [0.0, 1.0, 2.0, 3.0, 4.0])
+    left, right, middle = PLOT_LEFT + 4, PLOT_RIGHT - 4, (PLOT_TOP + PLOT_BOTTOM) / 2
+    (run,) = _runs(curve.path)
+    assert run[0] == (left, PLOT_BOTTOM)
+    assert run[2] == ((left + right) / 2, middle)
+    assert run[-1] == (right, PLOT_TOP)
+    assert [tick.label for tick in curve.y_ticks] == ["0", "1", "2", "3", "4"]
+    assert [tick.label for tick in curve.x_ticks] == ["1", "2", "3", "4", "5"]
+    assert curve.last == "4"
+    assert [point.label for point in curve.points][1] == "epoch 2: 1"
+
+
+def test_missing_values_break_the_line_and_a_lone_value_is_a_dot() -> None:
+    curve = make_curve("box", [1, 2, 3, 4, 5, 6], [1.0, 2.0, math.nan, 3.0, math.inf, 5.0])
+    first, second, third = _runs(curve.path)
+    assert len(first) == 2
+    assert len(second) == len(third) == 2
+    assert second[0] == second[1]
+    assert third[0] == third[1]
+    assert curve.note == "2 without a number"
+    assert curve.last == "5"
+    assert len(curve.points) == 4
+
+
+def test_the_best_of_a_score_is_its_first_highest_value() -> None:
+    curve = make_curve("map", [0, 1, 2, 3], [0.1, 0.75, 0.75, math.nan], mark_highest=True)
+    assert curve.note == "best 0.75 at epoch 1, 1 without a number"
+    assert curve.best is not None
+    assert curve.best.label == "epoch 1: 0.75"
+    assert make_curve("box", [0, 1], [0.1, 0.2]).best is None
+
+
+@pytest.mark.parametrize("values", [[], [math.nan, math.inf]])
+def test_a_series_without_numbers_is_an_empty_chart(values: list[float]) -> None:
+    curve = make_curve("map", list(range(len(values))), values, mark_highest=True)
+    assert (curve.path, curve.last, curve.points, curve.best) == ("", "-", (), None)
+
+
+def test_a_long_series_is_thinned_but_keeps_its_peaks() -> None:
+    values = np.zeros(20_000)
+    values[12_345] = 8.0
+    for brief, limit in ((False, 602), (True, 62)):
+        curve = make_curve("loss", list(range(20_000)), values.tolist(), brief=brief)
+        (run,) = _runs(curve.path)
+        assert len(run) <= limit
+        assert min(y for _, y in run) == PLOT_TOP
+        assert run[0][0] == PLOT_LEFT + 4
+        assert run[-1][0] == PLOT_RIGHT - 4
+        assert curve.points == ()
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=30))
+def test_every_series_stays_inside_the_chart_between_increasing_ticks(values: list[float]) -> None:
+    curve = make_curve("any", list(range(len(values))), values, mark_highest=True)
+    for run in _runs(curve.path):
+        assert all(PLOT_LEFT <= x <= PLOT_RIGHT and PLOT_TOP <= y <= PLOT_BOTTOM for x, y in run)
+    heights = [tick.at for tick in curve.y_ticks]
+    assert heights == sorted(heights, reverse=True)
+    assert len(heights) <= 7
+    assert "nan" not in curve.path
+    if curve.points:
+        assert len(heights) >= 3
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3.0, "3"), (0.123456, "0.1235"), (1e-7, "1e-07"), (math.nan, "-"), (-0.5, "-0.5"), (2e12, "2e+12")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert format_number(value) == text
