@@ -1,0 +1,57 @@
+# `make` lists the targets. Each works in a fresh clone and needs Python >= 3.11 and a package registry, nothing else.
+
+PYTHON ?= python3
+# Pinned, so that sums are taken in the same order on every machine with two cores or more.
+TEST_THREADS ?= 2
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The constraints decide: left to the plain range, pip would fetch a torch with gigabytes of CUDA libraries.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check test clean
+
+help:
+	@echo "make demo    train a detector on synthetic scenes, in minutes on two CPU cores"
+	@echo "make check   formatting, lint, types, import directions"
+	@echo "make test    check, then every test"
+	@echo "make clean   remove caches, build output and .demo/; runs/ and $(VENV)/ stay"
+	@echo "PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS='-k loss' the tests."
+
+demo: $(VENV)/.installed
+	$(BIN)/anchorite demo
+
+check: $(VENV)/.installed-dev
+	@echo "== ruff format"
+	@$(BIN)/ruff format --check .
+	@echo "== ruff check"
+	@$(BIN)/ruff check .
+	@echo "== mypy"
+	@$(BIN)/mypy
+	@echo "== lint-imports"
+	@$(BIN)/lint-imports
+
+test: check
+	@echo "== pytest"
+	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q --durations=15 $(PYTEST_ARGS)
+
+clean:
+	rm -rf .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is the last thing that venv puts there: where it is missing, an earlier attempt was cut short.
+$(BIN)/pip:
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) was not found; name a Python >= 3.11: make PYTHON=python3.11"; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1); anchorite needs Python >= 3.11: make PYTHON=python3.11"; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e ".[dev]"
+	@touch $@ $(VENV)/.installed
