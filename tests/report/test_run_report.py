@@ -48,7 +48,16 @@ def test_the_page_shows_what_the_run_left(run_folder: Path) -> None:
     assert path == run_folder / "report.html"
     page = Page(path)
     shown = set(page.texts)
-    assert {"first", "Training losses", "Validation", "Pace", "Decisions", "Last validation"} <= shown
+    assert {
+        "first",
+        "Training losses",
+        "Validation scores",
+        "Pace",
+        "Decisions",
+        "Dataset",
+        "Validation",
+        "Recipe",
+    } <= shown
     assert {"box", "objectness", "classification", "map", "map50", "rate", "images_per_second", "seconds"} <= shown
     assert "epoch" not in shown
     assert {"train.rate", "0.01", "train.compile", "no", "model.anchors.1", "16, 30"} <= shown
@@ -58,6 +67,19 @@ def test_the_page_shows_what_the_run_left(run_folder: Path) -> None:
     assert all("NaN" not in str(attributes.get("d")) for attributes in page.all("path"))
     assert len(page.all("img")) == 2 + 6
     assert {"confusion.png", "scene_05.jpg"} <= shown
+
+
+def test_unknown_parts_of_a_summary_are_shown_too(run_folder: Path) -> None:
+    per_class = [{"name": "disc", "map": 0.25, "note": None}, {"name": "ring", "found": 3}]
+    summary = {"reason": "patience ran out", "best_map": 0.75, "last_validation": {"map": 0.5, "classes": per_class}}
+    (run_folder / "summary.json").write_text(json.dumps(summary))
+    page = Page(write_run_report(run_folder))
+    texts = page.texts
+    assert texts[texts.index("Result") :][:5] == ["Result", "reason", "patience ran out", "best_map", "0.75"]
+    start = texts.index("Last validation")
+    assert texts[start : start + 7] == ["Last validation", "map", "0.5", "name", "map", "note", "found"]
+    assert texts[start + 7 : start + 15] == ["disc", "0.25", "-", "-", "ring", "-", "-", "3"]
+    assert len(page.all("table")) == 1
 
 
 def test_the_best_score_and_its_epoch_come_first(run_folder: Path) -> None:

@@ -20,7 +20,7 @@ _MAX_PAGE_BYTES = 2_950_000
 _MAX_PREDICTIONS, _MAX_PLOTS = 16, 24
 _MAX_TABLE_ROWS = 1000
 _MAX_DETAILED_CURVES = 40
-_GROUP_TITLES = {"train": "Training losses", "val": "Validation", "": "Pace"}
+_GROUP_TITLES = {"train": "Training losses", "val": "Validation scores", "seconds": "Seconds", "": "Pace"}
 
 
 def write_run_report(run_folder: Path) -> Path:
@@ -46,25 +46,31 @@ def _context(run_folder: Path) -> dict[str, Any]:
     """Everything the template shows but the pictures."""
     metrics = read_metrics(run_folder / "metrics.csv")
     summary = read_summary(run_folder / "summary.json")
-    decisions = summary.get("decisions") or []
-    validation = summary.get("validation") or {}
-    if not isinstance(validation, dict):
-        validation = {"result": validation}
-    facts = {
-        "Recipe": read_recipe(run_folder / "recipe.yaml"),
-        "Dataset": flatten(summary.get("dataset") or {}),
-        "Environment": flatten(summary.get("environment") or {}),
-    }
+    decisions = summary.pop("decisions", None) or []
+    single = {key: value for key, value in summary.items() if not isinstance(value, dict)}
+    sections = {"result": single, **{key: value for key, value in summary.items() if isinstance(value, dict)}}
     return {
         "run_name": run_folder.resolve().name,
         "tiles": _tiles(metrics),
         "curve_groups": _curve_groups(metrics),
         "frame": curves,
         "decisions": [show(decision) for decision in (decisions if isinstance(decisions, list) else [decisions])],
-        "validation_totals": flatten({key: value for key, value in validation.items() if key != "rows"}),
-        "validation": _table(validation.get("rows") or []),
-        "facts": {title: rows for title, rows in facts.items() if rows},
+        "sections": [
+            _section(key.replace("_", " ").capitalize(), content) for key, content in sections.items() if content
+        ],
+        "recipe": _section("Recipe", dict(read_recipe(run_folder / "recipe.yaml"))),
     }
+
+
+def _section(title: str, content: dict[str, Any]) -> dict[str, Any]:
+    """A mapping as facts, and as tables where it holds lists of mappings."""
+    tables = {key: value for key, value in content.items() if _is_table(value)}
+    facts = flatten({key: value for key, value in content.items() if key not in tables})
+    return {"title": title, "facts": facts, "tables": {key: _table(rows) for key, rows in tables.items()}}
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 def _tiles(metrics: dict[str, list[float]]) -> list[tuple[str, str, str]]:
@@ -110,13 +116,10 @@ def _epochs(metrics: dict[str, list[float]]) -> list[float]:
     return [float(row + 1) for row in range(num_rows)]
 
 
-def _table(rows: Any) -> dict[str, Any]:
+def _table(mappings: list[dict[str, Any]]) -> dict[str, Any]:
     """A list of mappings as columns and cells (text, is it a number), at most 1000 rows."""
-    mappings = [
-        row if isinstance(row, dict) else {"value": row} for row in (rows if isinstance(rows, list) else [rows])
-    ]
-    columns = list(dict.fromkeys(str(key) for row in mappings for key in row))
-    shown = [{str(key): value for key, value in row.items()} for row in mappings[:_MAX_TABLE_ROWS]]
+    shown = mappings[:_MAX_TABLE_ROWS]
+    columns = list(dict.fromkeys(key for row in shown for key in row))
     return {
         "columns": columns,
         "rows": [[_cell(row.get(column)) for column in columns] for row in shown],
