@@ -1,0 +1,121 @@
+"""Precision, recall and F1 of each class, over confidence and over recall, at one IoU.
+
+Legend: K classes, G confidences, R recall points, N detections of the whole data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anchorite.metrics.matching import match_in_order, order_by_score, overlapping_pairs
+from anchorite.metrics.values import Found, Truth, check_pairing
+
+_NUM_CONFIDENCES = 1001
+_NUM_RECALLS = 101
+
+
+@dataclass(frozen=True)
+class Curves:
+    """How good each class is when only detections of some confidence or more are kept.
+
+    confidences: (G,) 0..1. precision, recall, f1: (K, G) at those; precision is nan where nothing is found, recall and
+    F1 where the class has no labelled box. recalls: (R,) 0..1; envelope: (K, R), the best precision at that recall or
+    more (0 where it is never reached, nan without labelled boxes); its mean is the class's AP at this IoU.
+    """
+
+    class_names: tuple[str, ...]
+    iou_limit: float
+    confidences: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    recalls: NDArray[np.float64]
+    envelope: NDArray[np.float64]
+
+    def average_precision(self) -> NDArray[np.float64]:
+        """AP (K,) of each class at this IoU, from all detections (COCO's numbers stop at 100 an image and class)."""
+        return np.asarray(self.envelope.mean(axis=1))
+
+    def mean_f1(self) -> NDArray[np.float64]:
+        """F1 (G,) averaged over the classes with labelled boxes; nan where there is none."""
+        return mean_of_defined(self.f1)
+
+    def best_confidence(self) -> tuple[float, float]:
+        """The confidence with the highest mean F1, and that F1; the middle of the run where several share it.
+
+        Both are nan without any labelled box.
+        """
+        return _middle_of_best(self.confidences, self.mean_f1())
+
+    def best_confidences(self) -> list[tuple[float, float]]:
+        """`best_confidence` of each class alone."""
+        return [_middle_of_best(self.confidences, row) for row in self.f1]
+
+
+def detection_curves(
+    truths: Sequence[Truth], founds: Sequence[Found], class_names: Sequence[str], iou_limit: float = 0.5
+) -> Curves:
+    """Match as COCO does at one IoU, and count.
+
+    Each detection, best first, takes the free box of its class that it overlaps most. Detections that match nothing and
+    lie in an ignored box of their class are left out. Raises InputError as `coco_metrics` does.
+    """
+    check_pairing(truths, founds, len(class_names))
+    num_classes = len(class_names)
+    scores = np.concatenate([np.zeros(0), *(found.scores for found in founds)])
+    class_ids = np.concatenate([np.zeros(0, np.int64), *(found.class_ids for found in founds)])
+    labelled = [truth.class_ids[~truth.ignored] for truth in truths]
+    num_truths = np.bincount(np.concatenate([np.zeros(0, np.int64), *labelled]), minlength=num_classes)
+
+    pairs = overlapping_pairs(truths, founds, iou_limit)
+    match = match_in_order(pairs, order_by_score(pairs, scores), len(scores), sum(len(truth) for truth in truths))
+    counted = np.flatnonzero((match >= 0) | ~pairs.in_ignored)
+    best_first = counted[np.argsort(-scores[counted], kind="stable")]
+
+    confidences, recalls = np.linspace(0, 1, _NUM_CONFIDENCES), np.linspace(0, 1, _NUM_RECALLS)
+    precision, recall, f1 = np.full((3, num_classes, _NUM_CONFIDENCES), np.nan)
+    envelope = np.full((num_classes, _NUM_RECALLS), np.nan)
+    for k in range(num_classes):
+        of_class = best_first[class_ids[best_first] == k]
+        right = np.concatenate([[0], np.cumsum(match[of_class] >= 0)])
+        kept = np.searchsorted(-scores[of_class], -confidences, side="right")
+        precision[k] = _ratio_or_nan(right[kept], kept)
+        if num_truths[k]:
+            recall[k] = right[kept] / num_truths[k]
+            f1[k] = 2 * right[kept] / (kept + num_truths[k])
+            envelope[k] = _envelope(right[1:], int(num_truths[k]), recalls)
+    return Curves(tuple(class_names), iou_limit, confidences, precision, recall, f1, recalls, envelope)
+
+
+def mean_of_defined(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean (columns,) of rows (K, columns) over those that are not nan; nan where all are."""
+    defined = ~np.isnan(rows)
+    return _ratio_or_nan(np.where(defined, rows, 0).sum(axis=0), defined.sum(axis=0))
+
+
+def _envelope(right: NDArray[np.int64], num_truths: int, recalls: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The best precision at each recall (R,) or more, from right answers counted down the ranking (N,)."""
+    precision = right / np.arange(1, len(right) + 1)
+    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+    first_reaching = np.searchsorted(right / num_truths, recalls, side="left")
+    return np.append(best_from_here, 0.0)[first_reaching]
+
+
+def _ratio_or_nan(part: NDArray[Any], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    ratio = np.full(whole.shape, np.nan)
+    np.divide(part, whole, out=ratio, where=whole > 0)
+    return ratio
+
+
+def _middle_of_best(confidences: NDArray[np.float64], f1: NDArray[np.float64]) -> tuple[float, float]:
+    if np.isnan(f1).all():
+        return float("nan"), float("nan")
+    first = int(np.nanargmax(f1))
+    lower = np.flatnonzero(f1[first:] < f1[first])
+    last = first + (int(lower[0]) if lower.size else len(f1) - first) - 1
+    return float(confidences[(first + last) // 2]), float(f1[first])

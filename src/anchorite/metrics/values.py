@@ -1,0 +1,84 @@
+"""What is compared: the truth of an image and what was found in it.
+
+Legend: N boxes of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anchorite.errors import InputError
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The labelled boxes of one image.
+
+    boxes_xyxy: (N, 4) float64, corners in pixels; class_ids: (N,) int64; ignored: (N,) bool, crowds and difficult
+    objects, neither right nor wrong; areas: (N,) float64 in square pixels, which decide small, medium and large (the
+    annotated area where there is one, else the box's). Raises InputError when lengths differ or a value is not finite.
+    """
+
+    boxes_xyxy: NDArray[np.float64]
+    class_ids: NDArray[np.int64]
+    ignored: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        _check_rows("truth", self.boxes_xyxy, (self.class_ids, self.ignored, self.areas))
+        _check_finite("truth", self.boxes_xyxy, self.areas)
+
+    def __len__(self) -> int:
+        return int(self.class_ids.shape[0])
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a detector found in one image, in any order; of equal scores the earlier counts as the better.
+
+    boxes_xyxy: (N, 4) float, corners in the same pixels as the truth; scores: (N,) float; class_ids: (N,) int64.
+    Raises InputError when lengths differ or a value is not finite.
+    """
+
+    boxes_xyxy: NDArray[np.floating]
+    scores: NDArray[np.floating]
+    class_ids: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        _check_rows("found", self.boxes_xyxy, (self.scores, self.class_ids))
+        _check_finite("found", self.boxes_xyxy, self.scores)
+
+    def __len__(self) -> int:
+        return int(self.scores.shape[0])
+
+
+def check_pairing(truths: Sequence[Truth], founds: Sequence[Found], num_classes: int) -> None:
+    """Raise InputError unless there is one `Found` for each `Truth` and every class number is in 0..num_classes-1."""
+    if len(truths) != len(founds):
+        raise InputError(
+            f"{len(truths)} images with truth but {len(founds)} with detections; give one of each an image"
+        )
+    for image, (truth, found) in enumerate(zip(truths, founds, strict=True)):
+        for word, class_ids in (("truth", truth.class_ids), ("found", found.class_ids)):
+            outside = class_ids[(class_ids < 0) | (class_ids >= num_classes)]
+            if outside.size:
+                raise InputError(
+                    f"{word} of image {image}: class {outside[0]} is not in 0..{num_classes - 1}; "
+                    "name every class or drop the box"
+                )
+
+
+def _check_rows(word: str, boxes_xyxy: NDArray[np.floating], columns: tuple[NDArray[np.generic], ...]) -> None:
+    num_boxes = boxes_xyxy.shape[0]
+    if boxes_xyxy.shape != (num_boxes, 4) or any(column.shape != (num_boxes,) for column in columns):
+        shapes = ", ".join(str(column.shape) for column in columns)
+        raise InputError(f"{word}: boxes must be (N, 4) and the rest (N,); got {boxes_xyxy.shape} and {shapes}")
+
+
+def _check_finite(word: str, *columns: NDArray[np.floating]) -> None:
+    if not all(np.isfinite(column).all() for column in columns):
+        raise InputError(f"{word}: a box, score or area is not finite; the model or the label is broken")
