@@ -1,0 +1,194 @@
+"""Weight files: safetensors with a JSON header that says which detector they belong to.
+
+Nothing in such a file is ever executed. Every tensor is compared with the detector that the header describes before
+any is read. Legend: K classes, L levels, A anchors per level.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from anchorite.anchors import AnchorSet
+from anchorite.errors import AnchoriteError, InputError, StorageError, UnsafeFileError
+from anchorite.files import write_atomically
+from anchorite.model.detector import Detector
+from anchorite.model.fold import is_folded
+
+FORMAT_VERSION = 1
+"""Version of the weight file that this release writes, and the newest that it reads."""
+
+_METADATA_KEY = "anchorite"
+_NUM_SHOWN = 5
+# A zip (what torch.save writes) and the opening of a pickle of protocol 2 to 5.
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a weight file says of its detector.
+
+    size: "n" to "x6"; class_names: K names, any text; anchors: pixels of the network input; image_size: side in
+    pixels of the square network input that it was trained for.
+    """
+
+    size: str
+    class_names: tuple[str, ...]
+    anchors: AnchorSet
+    image_size: int
+
+
+class _Header(BaseModel):
+    """The JSON in the file's metadata."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    format_version: int
+    size: str
+    class_names: Annotated[list[str], Field(min_length=1)]
+    anchors: list[list[float]]
+    strides: list[int]
+    image_size: Annotated[int, Field(gt=0)]
+
+
+def save_weights(path: Path, detector: Detector, info: WeightsInfo) -> None:
+    """Write the detector's parameters and buffers, floating point ones as float32, atomically.
+
+    Raises StorageError when the disk or a permission refuses; what stood at `path` before is then untouched.
+    """
+    described, actual = _description(info), (detector.size, detector.num_classes, detector.anchors)
+    assert described == actual, f"info is of another detector: {described}, not {actual}"
+    if is_folded(detector):
+        raise InputError(f"{path}: folded weights cannot be trained on; save the detector before fold_batch_norm")
+    header = _Header(
+        format_version=FORMAT_VERSION,
+        size=info.size,
+        class_names=list(info.class_names),
+        anchors=info.anchors.to_rows(),
+        strides=list(info.anchors.strides),
+        image_size=info.image_size,
+    )
+    # ASCII JSON, because safetensors wants UTF-8 and a class name may hold a character that has none.
+    text = json.dumps(header.model_dump(), ensure_ascii=True)
+    stored = save({name: _as_stored(tensor) for name, tensor in detector.state_dict().items()}, {_METADATA_KEY: text})
+    # Written by Python: safetensors would report a full disk by an error of its own that names neither path nor space.
+    write_atomically(path, lambda temporary: _write_bytes(temporary, stored))
+
+
+def load_weights(path: Path) -> tuple[Detector, WeightsInfo]:
+    """The detector, float32 on the CPU and in evaluation mode, and what the file says of it.
+
+    Raises UnsafeFileError for a pickle, StorageError when the file cannot be read, and InputError when it is cut off,
+    no weight file of ours, of a newer format, or holds other tensors than its detector has.
+    """
+    _refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            info = _read_info(path, file.metadata() or {})
+            detector = _empty_detector(path, info)
+            _check_tensors(path, detector.state_dict(), file)
+            # Cloned, because these tensors map the file: whoever cuts it off later would take the process with it.
+            tensors = {name: file.get_tensor(name).clone() for name in detector.state_dict()}
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: cut off or no safetensors file ({error}); copy or download it again, or use another one"
+        ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    detector.load_state_dict(tensors, assign=True)
+    return detector.eval(), info
+
+
+def _as_stored(tensor: Tensor) -> Tensor:
+    stored = tensor.detach().cpu()
+    return (stored.float() if stored.is_floating_point() else stored).contiguous()
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _description(info: WeightsInfo) -> tuple[str, int, AnchorSet]:
+    return info.size, len(info.class_names), info.anchors
+
+
+def _empty_detector(path: Path, info: WeightsInfo) -> Detector:
+    """The detector that `info` describes, without memory for its tensors."""
+    try:
+        with torch.device("meta"):
+            return Detector(*_description(info))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _refuse_pickle(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if start.startswith(_PICKLE_STARTS) or path.suffix.lower() in _PICKLE_SUFFIXES:
+        raise UnsafeFileError(
+            f"{path}: by content or name a pickle, which could run code when read, so it stays unread; "
+            "use a .safetensors file written by anchorite, or import the checkpoint into one first"
+        )
+
+
+def _unreadable(path: Path, error: OSError) -> AnchoriteError:
+    message = f"{path}: cannot be read: {error.strerror or error}"
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return InputError(f"{message}; give the path of a .safetensors file")
+    return StorageError(f"{message}; check the permissions and the disk")
+
+
+def _read_info(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:
+    if _METADATA_KEY not in metadata:
+        raise InputError(
+            f"{path}: no metadata {_METADATA_KEY!r}, so not a weight file of anchorite; it has {sorted(metadata)}"
+        )
+    try:
+        fields = json.loads(metadata[_METADATA_KEY])
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: metadata {_METADATA_KEY!r} is no JSON: {error}") from error
+    _check_version(path, fields)
+    try:
+        header = _Header.model_validate(fields)
+        # Not by from_rows, which would turn round what the writer had in an unusual order.
+        sizes_px = tuple(tuple(zip(row[::2], row[1::2], strict=True)) for row in header.anchors)
+        anchors = AnchorSet(sizes_px, tuple(header.strides))
+    except ValueError as error:
+        raise InputError(f"{path}: metadata {_METADATA_KEY!r}: {error}") from error
+    return WeightsInfo(header.size, tuple(header.class_names), anchors, header.image_size)
+
+
+def _check_version(path: Path, fields: Any) -> None:
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InputError(f"{path}: metadata {_METADATA_KEY!r} has no format version but {version!r}")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format version {version}, but this release reads up to {FORMAT_VERSION}; upgrade anchorite"
+        )
+
+
+def _check_tensors(path: Path, expected: Mapping[str, Tensor], file: Any) -> None:
+    found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} is unknown" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        shape, dtype = list(expected[name].shape), "F32" if expected[name].is_floating_point() else "I64"
+        if found[name].get_shape() != shape or found[name].get_dtype() != dtype:
+            faults.append(f"{name} is {found[name].get_dtype()} {found[name].get_shape()} instead of {dtype} {shape}")
+    if faults:
+        shown = "; ".join(sorted(faults)[:_NUM_SHOWN])
+        raise InputError(f"{path}: {len(faults)} tensors do not fit its detector: {shown}")
