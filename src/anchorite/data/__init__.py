@@ -1,1 +1,35 @@
-"""."""
+"""Data: label formats, the one image decoder, the image store, augmentation, and the batches made of them."""
+
+from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.batches import Batch
+from anchorite.data.decode import decode_image
+from anchorite.data.formats import open_dataset
+from anchorite.data.index import Adjustment, DatasetIndex, Record
+from anchorite.data.letterbox import LetterboxTransform, letterbox, letterbox_transform, rectangular_size
+from anchorite.data.letterboxed import LetterboxedBatch, letterboxed_batches
+from anchorite.data.loader import Loader, LoaderConfig, make_loader
+from anchorite.data.samples import SampleKey, TrainSamples
+from anchorite.data.store import ImageStore, StoreMode
+
+__all__ = [
+    "Adjustment",
+    "AugmentConfig",
+    "Batch",
+    "DatasetIndex",
+    "ImageStore",
+    "LetterboxTransform",
+    "LetterboxedBatch",
+    "Loader",
+    "LoaderConfig",
+    "Record",
+    "SampleKey",
+    "StoreMode",
+    "TrainSamples",
+    "decode_image",
+    "letterbox",
+    "letterbox_transform",
+    "letterboxed_batches",
+    "make_loader",
+    "open_dataset",
+    "rectangular_size",
+]

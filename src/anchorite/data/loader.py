@@ -1,0 +1,181 @@
+"""Batches for training: drawn by a thread of this process or by worker processes, bit for bit the same.
+
+Legend: B images, S side of the canvas in pixels.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from typing import Annotated, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from anchorite.boxes import Targets
+from anchorite.data.batches import Batch
+from anchorite.data.sampler import EpochBatches, largest_side
+from anchorite.data.samples import SampleKey, TrainSamples
+from anchorite.data.workers import Drawn, Failure, WorkerPool, draw_batch
+
+Item = TypeVar("Item")
+
+
+class LoaderConfig(BaseModel):
+    """How batches are made.
+
+    workers: processes; 0 draws in a thread of this process. drop_last: leave out an epoch's last, smaller batch.
+    multi_scale m: each batch has a canvas side of its own, a multiple of `size_step` pixels within 1 - m to 1 + m of
+    the usual one. prefetch: batches drawn ahead, a worker. timeout_s: how long a batch may take before its worker
+    counts as hung. rank, num_ranks: this process and how many share an epoch; batch_size is that of one rank.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    workers: Annotated[int, Field(ge=0)] = 0
+    drop_last: bool = False
+    multi_scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    size_step: Annotated[int, Field(ge=1)] = 32
+    prefetch: Annotated[int, Field(ge=1)] = 2
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    pin_memory: bool = False
+    start_method: Literal["fork", "spawn"] | None = None
+    rank: Annotated[int, Field(ge=0)] = 0
+    num_ranks: Annotated[int, Field(ge=1)] = 1
+
+
+def make_loader(samples: TrainSamples, config: LoaderConfig, capacity: int | None = None) -> Loader:
+    """The batches of `samples`, shuffled by (samples.seed, epoch).
+
+    capacity: rows to pad the targets of each batch to (see Targets); None leaves them compact. Raises InputError when
+    there would be no batch at all.
+    """
+    return Loader(samples, config, capacity)
+
+
+class Loader:
+    """Iterate it for the batches of an epoch; `set_epoch` first, for another order than the last. Close it at the end.
+
+    While iterating, raises WorkerError when a sample cannot be made or a worker dies or hangs, naming the sample, and
+    InputError when a batch has more targets than the capacity.
+    """
+
+    def __init__(self, samples: TrainSamples, config: LoaderConfig, capacity: int | None) -> None:
+        self.samples, self.config, self.capacity = samples, config, capacity
+        self.batches = EpochBatches(
+            len(samples),
+            samples.image_size,
+            config.batch_size,
+            samples.seed,
+            drop_last=config.drop_last,
+            multi_scale=(config.multi_scale, config.size_step),
+            rank=(config.rank, config.num_ranks),
+        )
+        self._pool: WorkerPool | None = None
+        if config.workers:
+            side = largest_side(samples.image_size, config.multi_scale, config.size_step)
+            self._pool = WorkerPool(
+                samples,
+                config.workers,
+                config.batch_size,
+                side,
+                config.prefetch,
+                config.timeout_s,
+                config.start_method,
+            )
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch (from 0) to iterate next, and at which of its batches to begin."""
+        self.batches.set_epoch(epoch, start_batch)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._pool is not None:
+            self._pool.start()  # from this thread: forking is safest where the fewest threads run
+        batches = iter(self.batches)
+        return ahead(lambda stop: self._drawn(batches, stop), self.config.prefetch)
+
+    def _drawn(self, batches: Iterator[list[SampleKey]], stop: threading.Event) -> Generator[Batch, None, None]:
+        if self._pool is None:
+            for keys in batches:
+                side = self.samples.side(keys[0])
+                images = self._blank(len(keys), side)
+                rows = draw_batch(self.samples, keys, images.numpy())
+                if isinstance(rows, Failure):
+                    raise rows.error()
+                yield self._batch(images, Drawn(images.numpy(), rows, keys))
+            return
+        for drawn in self._pool.run(batches, stop):
+            images = self._blank(len(drawn.keys), drawn.pixels.shape[1])
+            images.numpy()[:] = drawn.pixels  # out of the slot, which the worker will use again
+            yield self._batch(images, drawn)
+
+    def _blank(self, num_images: int, side: int) -> torch.Tensor:
+        return torch.empty((num_images, side, side, 3), dtype=torch.uint8, pin_memory=self.config.pin_memory)
+
+    def _batch(self, images: torch.Tensor, drawn: Drawn) -> Batch:
+        """The batch, its images (B, 3, S, S) a view with channels last in memory, as convolutions want them."""
+        targets = Targets.from_rows(torch.from_numpy(drawn.rows), self.capacity)
+        indices = torch.tensor([key.record_index for key in drawn.keys])
+        if self.config.pin_memory:
+            targets = targets.pin_memory()
+        return Batch(images.permute(0, 3, 1, 2), targets, indices)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def ahead(make: Callable[[threading.Event], Generator[Item, None, None]], depth: int) -> Iterator[Item]:
+    """The items of `make(stop)`, made by a thread up to `depth` ahead of their use; exceptions surface in their turn.
+
+    Leaving early sets `stop` and waits for the item being made. OpenCV and torch release the interpreter lock, so the
+    thread's work overlaps the step's.
+    """
+    ready: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def hand_over(item: Item | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        last: BaseException | None = None
+        items = make(stop)
+        try:
+            for item in items:
+                hand_over(item)
+                if stop.is_set():
+                    break
+        except BaseException as error:
+            last = error
+        finally:
+            items.close()
+        hand_over(last)
+
+    thread = threading.Thread(target=produce, name="anchorite-batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,213 @@
+"""Training samples: which images share a canvas, how each gets there, and where its boxes end up.
+
+Every random number of a sample is a pure function of (seed, epoch, index), so any worker makes the same sample, and any
+sample can be made again alone. A mosaic never exists at double size: its four tiles are placed around a point of a
+virtual canvas twice as wide, the global map is composed with each tile's placement, and each tile is drawn once,
+straight onto the final canvas.
+
+Legend: N boxes, S side of the canvas in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from anchorite.data.affine import Map, Warp, draw_warped, map_boxes, plan_warp, scaling, turning, visible_boxes
+from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.colour import Jitter, jitter_colours
+from anchorite.data.index import Record
+from anchorite.data.letterbox import FILL, letterbox_transform
+from anchorite.data.store import ImageStore
+
+MIXUP_CONCENTRATION = 32.0  # of the Beta distribution: blends stay near half and half
+_NO_ROWS = np.zeros((0, 5), np.float32)
+
+
+class SampleKey(NamedTuple):
+    """What names a sample: epoch, index of its (first) record, and the canvas side in pixels (None: the usual one)."""
+
+    epoch: int
+    record_index: int
+    size: int | None = None
+
+
+class Scene(NamedTuple):
+    """The random choices of one canvas: records of its tiles (one, or four), where they meet, and the global map.
+
+    centre: the mosaic's meeting point as fractions of S, 0.5..1.5. turn: rotation and shears in degrees. zoom: factor.
+    shift: fractions of S. flips: horizontal, vertical.
+    """
+
+    indices: tuple[int, ...]
+    centre: tuple[float, float]
+    turn: tuple[float, float, float]
+    zoom: float
+    shift: tuple[float, float]
+    flips: tuple[bool, bool]
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The random numbers of one sample, independent of every other's."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, index))))
+
+
+def draw_scene(rng: np.random.Generator, index: int, num_records: int, config: AugmentConfig, is_mosaic: bool) -> Scene:
+    """The choices of one canvas; always takes the same number of random numbers."""
+    uniform = rng.random(13).tolist()
+    tiles = (index, *(int(number * num_records) for number in uniform[10:13])) if is_mosaic else (index,)
+    rotation, shear_x, shear_y, zoom, shift_x, shift_y = (2.0 * number - 1.0 for number in uniform[2:8])
+    return Scene(
+        indices=tiles,
+        centre=(0.5 + uniform[0], 0.5 + uniform[1]),
+        turn=(rotation * config.rotation, shear_x * config.shear, shear_y * config.shear),
+        zoom=1.0 + zoom * config.scale,
+        shift=(shift_x * config.translation, shift_y * config.translation),
+        flips=(uniform[8] < config.flip_horizontal, uniform[9] < config.flip_vertical),
+    )
+
+
+def global_map(scene: Scene, size: int) -> Map:
+    """The map from the scene's own canvas (2S wide for a mosaic, else S) to the final one: zoom, turn, shift, flip."""
+    middle = size if len(scene.indices) > 1 else size / 2
+    # Each step applies to all before it; without a turn the matrix stays exactly diagonal, the fast case.
+    step = scaling(scene.zoom, scene.zoom, -middle * scene.zoom, -middle * scene.zoom)
+    if any(scene.turn):
+        step = turning(*scene.turn) @ step
+    step = scaling(1.0, 1.0, (0.5 + scene.shift[0]) * size, (0.5 + scene.shift[1]) * size) @ step
+    flip_x, flip_y = scene.flips
+    return scaling(-1.0 if flip_x else 1.0, -1.0 if flip_y else 1.0, size * flip_x, size * flip_y) @ step
+
+
+def tile_placements(scene: Scene, sizes_hw: Sequence[tuple[int, int]], size: int) -> list[Map]:
+    """The maps of the tiles' stored pixels onto the scene's canvas: around its meeting point, or one in the middle.
+
+    Each tile is scaled so that its longer side is `size`.
+    """
+    if len(sizes_hw) == 1:
+        fit = letterbox_transform(sizes_hw[0], (size, size))
+        return [scaling(*fit.scale_xy, *map(float, fit.pad_left_top))]
+    centre_x, centre_y = scene.centre[0] * size, scene.centre[1] * size
+    placements = []
+    for place, (height, width) in enumerate(sizes_hw):  # upper left, upper right, lower left, lower right
+        scale = size / max(height, width)
+        left = centre_x if place % 2 else centre_x - width * scale
+        top = centre_y if place >= 2 else centre_y - height * scale
+        placements.append(scaling(scale, scale, left, top))
+    return placements
+
+
+class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
+    """Augmented training samples by `SampleKey`, from the images of a store and the labels of its records.
+
+    num_epochs: how long the run is, for the last `close_mosaic_epochs` of them to see neither mosaic nor mixup; None
+    keeps both throughout. Ignored boxes are never targets.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        records: Sequence[Record],
+        config: AugmentConfig,
+        image_size: int,
+        seed: int,
+        num_epochs: int | None = None,
+    ) -> None:
+        assert len(store) == len(records), "one record an image"
+        self.store, self.config, self.image_size, self.seed, self.num_epochs = (
+            store,
+            config,
+            image_size,
+            seed,
+            num_epochs,
+        )
+        self.paths = [record.path for record in records]
+        kept = [~record.ignored for record in records]
+        boxes = [  # in the stored images' pixels
+            record.boxes_xyxy[keep].reshape(-1, 4) * (store.scale(index) * 2)
+            for index, (record, keep) in enumerate(zip(records, kept, strict=True))
+        ]
+        # Flat arrays: workers touch no Python object a record, so forked pages stay shared.
+        self._boxes_xyxy = np.concatenate([np.zeros((0, 4)), *boxes])
+        self._class_ids = np.concatenate([np.zeros(0), *(r.class_ids[k] for r, k in zip(records, kept, strict=True))])
+        self._starts = np.cumsum([0, *map(len, boxes)]).tolist()
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, key: tuple[int, ...] | SampleKey) -> tuple[Tensor, Tensor, int]:
+        """The image (3, S, S) uint8 RGB, its rows (N, 5) float32 (class, cx, cy, w, h in 0..1), its record's index."""
+        key = SampleKey(*key)
+        canvas = np.empty((self.side(key), self.side(key), 3), np.uint8)
+        rows = self.draw(key, canvas)
+        return torch.from_numpy(canvas).permute(2, 0, 1), torch.from_numpy(rows), key.record_index
+
+    def side(self, key: SampleKey) -> int:
+        """The canvas side S of a sample, in pixels."""
+        return key.size or self.image_size
+
+    def has_mosaic(self, epoch: int) -> bool:
+        """Whether mosaic and mixup are still on in an epoch (from 0)."""
+        return self.num_epochs is None or epoch < self.num_epochs - self.config.close_mosaic_epochs
+
+    def draw(self, key: SampleKey, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Draw a sample over all of `canvas` (S, S, 3) uint8; its rows (N, 5) are class, cx, cy, w, h in 0..1."""
+        config = self.config
+        rng = sample_rng(self.seed, key.epoch, key.record_index)
+        is_open = self.has_mosaic(key.epoch)
+        mosaic, mixup, other_mosaic, other, *jitter = rng.random(7).tolist()
+        rows = self._draw_scene(self._scene(rng, key.record_index, is_open and mosaic < config.mosaic), canvas)
+        if is_open and mixup < config.mixup:
+            second = np.empty_like(canvas)
+            scene = self._scene(rng, int(other * len(self)), other_mosaic < config.mosaic)
+            rows = np.concatenate([rows, self._draw_scene(scene, second)])
+            share = float(rng.beta(MIXUP_CONCENTRATION, MIXUP_CONCENTRATION))
+            cv2.addWeighted(canvas, share, second, 1.0 - share, 0.0, dst=canvas)
+        hue, saturation, value = (2.0 * number - 1.0 for number in jitter)
+        gains = Jitter(hue * config.hue, 1.0 + saturation * config.saturation, 1.0 + value * config.value)
+        jitter_colours(canvas, gains)
+        return rows
+
+    def _scene(self, rng: np.random.Generator, index: int, is_mosaic: bool) -> Scene:
+        return draw_scene(rng, index, len(self), self.config, is_mosaic)
+
+    def _draw_scene(self, scene: Scene, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
+        size = canvas.shape[0]
+        canvas.fill(FILL)
+        whole = global_map(scene, size)
+        sizes_hw = [self.store.sizes_hw[index] for index in scene.indices]
+        shown: list[tuple[int, Warp]] = []
+        for index, placement in zip(scene.indices, tile_placements(scene, sizes_hw, size), strict=True):
+            warp = plan_warp(whole @ placement, self.store.sizes_hw[index], size)
+            if warp is not None:
+                draw_warped(self.store.image(index), warp, canvas)
+                shown.append((index, warp))
+        return self._rows(shown, size)
+
+    def _rows(self, shown: list[tuple[int, Warp]], size: int) -> NDArray[np.float32]:
+        """The targets of the records shown on a canvas, each cut to what is seen of its tile."""
+        counts = [self._starts[index + 1] - self._starts[index] for index, _ in shown]
+        if not sum(counts):
+            return _NO_ROWS
+        rows = np.concatenate([np.arange(self._starts[index], self._starts[index + 1]) for index, _ in shown])
+        maps = np.stack([warp.map for _, warp in shown]).repeat(counts, axis=0)
+        seen_xyxy = np.array([warp.seen for _, warp in shown], np.float64).repeat(counts, axis=0)
+        config = self.config
+        boxes = map_boxes(maps, self._boxes_xyxy[rows])
+        cut_xyxy, keep = visible_boxes(boxes, seen_xyxy, config.min_visible, config.min_side_px)
+        return _as_rows(self._class_ids[rows[keep]], cut_xyxy[keep], size)
+
+
+def _as_rows(class_ids: NDArray[np.float64], boxes_xyxy: NDArray[np.float64], size: int) -> NDArray[np.float32]:
+    rows = np.empty((len(boxes_xyxy), 5), np.float32)
+    rows[:, 0] = class_ids
+    rows[:, 1:3] = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / (2 * size)
+    rows[:, 3:5] = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) / size
+    return rows

@@ -1,0 +1,218 @@
+"""Decoded images, resized once and kept: in shared memory, in a memory-mapped file, or not at all.
+
+Pixels are kept in one flat uint8 array with an offset an image, computed from the records' sizes, so that worker
+processes share it without copies. Nothing is ever written into a dataset folder, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anchorite.data.decode import decode_image
+from anchorite.data.index import Record
+from anchorite.data.letterbox import fitted_size, resized
+from anchorite.data.memory import SharedBytes, spendable_memory
+from anchorite.errors import AnchoriteError, InputError, StorageError
+from anchorite.files import write_atomically
+
+StoreMode = Literal["auto", "ram", "disk", "none"]
+Progress = Callable[[int, int], None]
+_LAYOUT_VERSION = 1
+_MAX_NAMED = 10  # unreadable images named in one message
+
+
+class ImageStore:
+    """The images of `records`, decoded and resized so that the longer side is `long_side` pixels.
+
+    mode: "ram" keeps them in memory that workers share, "disk" in a file of `cache_dir` (by default a private folder
+    of the system's temporary one), keyed by the images' paths, sizes and times, "none" decodes every time, and "auto"
+    is "ram" where it fits and else "none". Call `build` once before use; `mode` then says what was chosen.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], long_side: int, mode: StoreMode = "auto", cache_dir: Path | None = None
+    ) -> None:
+        self.records = tuple(records)
+        self.long_side = long_side
+        self.mode: StoreMode = mode
+        self.sizes_hw = [fitted_size((record.height, record.width), long_side) for record in self.records]
+        self._starts = np.cumsum([0, *(height * width * 3 for height, width in self.sizes_hw)], dtype=np.int64)
+        self._cache_dir = cache_dir
+        self._shared: SharedBytes | None = None
+        self._file: Path | None = None
+        self._pixels: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that all resized images take together."""
+        return int(self._starts[-1])
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as stored: (h, w, 3) uint8 RGB, read-only where it is a view of the store."""
+        if self.mode == "none":
+            return self._decode(index)
+        assert self._pixels is not None, "build() the store before asking for images"
+        return self._pixels[self._starts[index] : self._starts[index + 1]].reshape(*self.sizes_hw[index], 3)
+
+    def scale(self, index: int) -> tuple[float, float]:
+        """Stored pixels an original pixel of image `index`, along x and y."""
+        (height, width), record = self.sizes_hw[index], self.records[index]
+        return width / record.width, height / record.height
+
+    def build(self, progress: Progress | None = None) -> None:
+        """Decode everything now, on all cores; `progress` is called with (images done, images in all).
+
+        Raises InputError naming the images that cannot be decoded or changed their size since they were indexed, and,
+        before anything is allocated, when mode "ram" needs more memory than there is; StorageError when the cache file
+        of mode "disk" does not fit or cannot be written.
+        """
+        if self.mode in ("auto", "ram"):
+            self._choose_memory()
+        if self.mode == "ram":
+            shared = SharedBytes(self.num_bytes)
+            self._fill(shared.array, progress)
+            self._shared, self._pixels = shared, _read_only(shared.array)
+        elif self.mode == "disk":
+            self._open_file(progress)
+
+    def _choose_memory(self) -> None:
+        spendable = spendable_memory()
+        if spendable is None or self.num_bytes <= spendable:
+            self.mode = "ram"
+        elif self.mode == "auto":
+            self.mode = "none"
+        else:
+            raise InputError(
+                f"{len(self)} images at {self.long_side} px take {self.num_bytes / 1e9:.1f} GB, but only "
+                f"{spendable / 1e9:.1f} GB of memory can be spared; nothing was allocated. Keep them on disk (mode "
+                '"disk"), decode them every time ("none") or choose a smaller image size'
+            )
+
+    def _decode(self, index: int) -> NDArray[np.uint8]:
+        record = self.records[index]
+        image = decode_image(record.path)
+        if image.shape[:2] != (record.height, record.width):
+            raise InputError(
+                f"{record.path}: is {image.shape[1]}x{image.shape[0]} pixels but was {record.width}x{record.height} "
+                "when the dataset was read. Start again, so that the labels are read anew"
+            )
+        return resized(image, self.sizes_hw[index])
+
+    def _fill(self, pixels: NDArray[np.uint8], progress: Progress | None) -> None:
+        def fill_one(index: int) -> AnchoriteError | None:
+            try:
+                pixels[self._starts[index] : self._starts[index + 1]] = self._decode(index).reshape(-1)
+            except AnchoriteError as error:
+                return error
+            return None
+
+        failures: list[AnchoriteError] = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV releases the interpreter lock while it decodes
+            for done, failure in enumerate(pool.map(fill_one, range(len(self))), start=1):
+                if failure is not None:
+                    failures.append(failure)
+                if progress is not None:
+                    progress(done, len(self))
+        if failures:
+            more = len(failures) - _MAX_NAMED
+            lines = [str(failure) for failure in failures[:_MAX_NAMED]] + ([f"and {more} more"] if more > 0 else [])
+            raise type(failures[0])("\n".join(lines))
+
+    def _open_file(self, progress: Progress | None) -> None:
+        folder = private_cache_folder() if self._cache_dir is None else self._cache_dir
+        refuse_dataset_folder(folder, self.records)
+        file = folder / f"images-{self.key()}.bin"
+        if not (file.is_file() and file.stat().st_size == max(1, self.num_bytes)):
+            _make_folder(folder)
+            _check_space(folder, self.num_bytes)
+            write_atomically(file, lambda temporary: self._write_file(temporary, progress))
+        self._file = file
+        self._pixels = np.memmap(file, np.uint8, mode="r")
+
+    def _write_file(self, path: Path, progress: Progress | None) -> None:
+        with path.open("wb") as stream:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, but a fatal signal in a mapped page
+                os.posix_fallocate(stream.fileno(), 0, max(1, self.num_bytes))
+            else:
+                stream.truncate(max(1, self.num_bytes))
+        pixels = np.memmap(path, np.uint8, mode="r+")
+        self._fill(pixels, progress)
+        pixels.flush()
+
+    def key(self) -> str:
+        """What the stored pixels depend on, as hexadecimal digits: every image's path, size and times, and the side."""
+        digest = hashlib.sha256(f"{_LAYOUT_VERSION} {self.long_side}".encode())
+        for record in self.records:
+            try:
+                status = record.path.stat()
+            except OSError as error:
+                raise InputError(f"{record.path}: the image cannot be read: {error.strerror or error}") from error
+            facts = (record.width, record.height, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            digest.update(os.fsencode(record.path.resolve()) + repr(facts).encode() + b"\0")
+        return digest.hexdigest()[:32]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Spawned workers map the same memory or file again instead of receiving the pixels."""
+        return {**self.__dict__, "_pixels": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        if self._shared is not None:
+            self._pixels = _read_only(self._shared.array)
+        elif self._file is not None:
+            self._pixels = np.memmap(self._file, np.uint8, mode="r")
+
+
+def _read_only(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    view = array[:]
+    view.flags.writeable = False
+    return view
+
+
+def private_cache_folder() -> Path:
+    """A folder for caches in the system's temporary one; refused when somebody else made it."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"anchorite-cache-{user}"
+    _make_folder(folder, mode=0o700)
+    if folder.is_symlink() or (hasattr(os, "getuid") and folder.stat().st_uid != user):
+        raise StorageError(f"{folder}: belongs to somebody else. Name a cache folder of your own")
+    return folder
+
+
+def refuse_dataset_folder(folder: Path, records: Sequence[Record]) -> None:
+    """Raise InputError when a cache folder is or lies in a folder that holds images of the dataset."""
+    place = folder.resolve()
+    for parent in {record.path.resolve().parent for record in records}:
+        if place.is_relative_to(parent):
+            raise InputError(
+                f"{folder}: lies in the dataset ({parent}), which is never written to. Name another folder"
+            )
+
+
+def _make_folder(folder: Path, mode: int = 0o777) -> None:
+    try:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made: {error.strerror or error}. Name another cache folder") from error
+
+
+def _check_space(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise StorageError(
+            f"{folder}: the decoded images take {num_bytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there; "
+            "nothing was written. Free some space or name another cache folder"
+        )

@@ -1,0 +1,260 @@
+"""Worker processes that draw batches into memory they share with this process.
+
+Each worker has a pipe for orders and replies and a few slots of shared memory for the pixels, so no file descriptors
+travel and nothing large is copied into a pipe. Orders go round in turn and are answered in turn: the batches come in
+the order asked for, whichever worker is faster. A dead worker is noticed at once, a hung one after `timeout_s`.
+
+Workers are forked where the system can fork: they start in milliseconds and need no guard in the user's script; what
+they run after the fork is NumPy and single-threaded OpenCV, so neither the thread pools nor the CUDA context that a
+fork cannot carry over are touched.
+
+Legend: B images, S side of the canvas in pixels, T targets of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from anchorite.data.memory import SharedBytes
+from anchorite.data.samples import SampleKey, TrainSamples
+from anchorite.errors import WorkerError
+
+StartMethod = Literal["fork", "spawn"]
+POLL_S = 0.5  # how soon a waiting thread sees that it shall stop
+PARENT_POLL_S = 5.0  # how soon an idle worker sees that its parent is gone
+CLOSE_S = 2.0  # how long a worker gets to leave by itself
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is sent in place of a batch: the error's message, its traceback and the sample's image."""
+
+    message: str
+    details: str
+    path: Path
+
+    def error(self) -> WorkerError:
+        """The failure as an error for the user, the traceback in its notes."""
+        error = WorkerError(f"{self.path}: no training sample can be made of it: {self.message}")
+        error.add_note(self.details)
+        return error
+
+
+class Drawn(NamedTuple):
+    """A batch without its tensors: pixels (B, S, S, 3) uint8, rows (T, 6) float32, and the keys of its samples."""
+
+    pixels: NDArray[np.uint8]
+    rows: NDArray[np.float32]
+    keys: list[SampleKey]
+
+
+def draw_batch(
+    samples: TrainSamples, keys: list[SampleKey], pixels: NDArray[np.uint8], note: Callable[[int], None] | None = None
+) -> NDArray[np.float32] | Failure:
+    """Draw each sample into its place of `pixels` (B, S, S, 3); the rows (T, 6) of their targets, or what went wrong.
+
+    `note` is called with the index of the record in hand.
+    """
+    rows = [np.zeros((0, 6), np.float32)]
+    for place, key in enumerate(keys):
+        if note is not None:
+            note(key.record_index)
+        try:
+            drawn = samples.draw(key, pixels[place])
+        except Exception as error:
+            return Failure(f"{type(error).__name__}: {error}", traceback.format_exc(), samples.paths[key.record_index])
+        rows.append(np.column_stack([np.full(len(drawn), place, np.float32), drawn]))
+    return np.concatenate(rows)
+
+
+def _work(orders: Any, samples: TrainSamples, memory: SharedBytes, slot_bytes: int, board: SharedBytes) -> None:
+    """The life of a worker: draw what is ordered into the slot that is named, until the parent closes or is gone."""
+    _become_quiet()
+    parent, in_hand = os.getppid(), board.array.view(np.int64)
+
+    def note(index: int) -> None:
+        in_hand[0] = index
+
+    while True:
+        while not orders.poll(PARENT_POLL_S):
+            if os.getppid() != parent:
+                return
+        try:
+            order = orders.recv()
+            if order is None:
+                return
+            slot, keys = order
+            shape = (len(keys), samples.side(keys[0]), samples.side(keys[0]), 3)
+            pixels = memory.array[slot * slot_bytes :][: math.prod(shape)].reshape(shape)
+            orders.send(draw_batch(samples, keys, pixels, note))
+        except (EOFError, BrokenPipeError):
+            return
+
+
+def _become_quiet() -> None:
+    """One thread, and signals left to the parent, whose handlers a fork would inherit."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    orders: Any  # multiprocessing's Connection, which differs between systems
+    memory: SharedBytes
+    board: SharedBytes
+    num_waiting: int = 0  # orders not answered yet
+
+
+class WorkerPool:
+    """Workers that draw batches; made when first used, kept until `close`.
+
+    max_batch, max_side: the largest batch and canvas that will be ordered. depth: batches in hand a worker.
+    """
+
+    def __init__(
+        self,
+        samples: TrainSamples,
+        num_workers: int,
+        max_batch: int,
+        max_side: int,
+        depth: int,
+        timeout_s: float,
+        start_method: StartMethod | None = None,
+    ) -> None:
+        self.samples, self.depth, self.timeout_s = samples, depth, timeout_s
+        self._slot_bytes = max_batch * max_side * max_side * 3
+        self._start_method = start_method or ("fork" if sys.platform.startswith("linux") else "spawn")
+        self._num_workers = num_workers
+        self._workers: list[_Worker] = []
+
+    def start(self) -> None:
+        """Start the workers unless they run already."""
+        if self._workers:
+            return
+        context: Any = multiprocessing.get_context(self._start_method)
+        for number in range(self._num_workers):
+            ours, theirs = context.Pipe()
+            memory, board = SharedBytes(self.depth * self._slot_bytes), SharedBytes(8)
+            board.array.view(np.int64)[0] = -1
+            arguments = (theirs, self.samples, memory, self._slot_bytes, board)
+            process = context.Process(target=_work, args=arguments, name=f"anchorite-data-{number}", daemon=True)
+            process.start()
+            theirs.close()
+            self._workers.append(_Worker(process, ours, memory, board))
+
+    def run(self, batches: Iterable[list[SampleKey]], stop: threading.Event) -> Iterator[Drawn]:
+        """The batches, in order; their pixels are valid until the next one is asked for. Ends early when `stop` is set.
+
+        Raises WorkerError, and ends all workers, when one raises, dies or hangs.
+        """
+        self.start()
+        self._settle(stop)
+        under_way: deque[tuple[_Worker, int, list[SampleKey]]] = deque()
+        coming = enumerate(batches)
+        try:
+            while not stop.is_set():
+                while len(under_way) < len(self._workers) * self.depth:
+                    number, keys = next(coming, (0, None))
+                    if keys is None:
+                        break
+                    worker = self._workers[number % len(self._workers)]
+                    slot = number // len(self._workers) % self.depth
+                    self._order(worker, (slot, keys))
+                    under_way.append((worker, slot, keys))
+                if not under_way:
+                    return
+                worker, slot, keys = under_way.popleft()
+                rows = self._reply(worker, stop)
+                if isinstance(rows, Failure):
+                    raise rows.error()
+                if rows is not None:
+                    shape = (len(keys), self.samples.side(keys[0]), self.samples.side(keys[0]), 3)
+                    pixels = worker.memory.array[slot * self._slot_bytes :][: math.prod(shape)].reshape(shape)
+                    yield Drawn(pixels, rows, keys)
+        except WorkerError:
+            self.close(patience_s=0.0)
+            raise
+
+    def _settle(self, stop: threading.Event) -> None:
+        """Take in the replies that an abandoned run left, so that all slots are free."""
+        for worker in self._workers:
+            while worker.num_waiting and not stop.is_set():
+                self._reply(worker, stop)
+
+    def _order(self, worker: _Worker, order: tuple[int, list[SampleKey]]) -> None:
+        try:
+            worker.orders.send(order)
+            worker.num_waiting += 1
+        except OSError as error:
+            raise self._death(worker) from error
+
+    def _reply(self, worker: _Worker, stop: threading.Event) -> NDArray[np.float32] | Failure | None:
+        """A worker's next reply; None when told to stop first."""
+        deadline = time.monotonic() + self.timeout_s
+        while not stop.is_set():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise WorkerError(
+                    f"a data worker (process {worker.process.pid}) gave no batch for {self.timeout_s:g} s"
+                    f"{self._in_hand(worker)}. Look at that file and at the storage, or raise timeout_s"
+                )
+            ready = connection.wait([worker.orders, worker.process.sentinel], min(POLL_S, remaining))
+            if worker.orders in ready:
+                try:
+                    reply: NDArray[np.float32] | Failure = worker.orders.recv()
+                except (EOFError, OSError) as error:
+                    raise self._death(worker) from error
+                worker.num_waiting -= 1
+                return reply
+            if ready:
+                raise self._death(worker)
+        return None
+
+    def _death(self, worker: _Worker) -> WorkerError:
+        worker.process.join(CLOSE_S)
+        code = worker.process.exitcode
+        cause = f"ended with exit code {code}" if code is None or code >= 0 else f"was killed by signal {-code}"
+        return WorkerError(
+            f"a data worker (process {worker.process.pid}) {cause}{self._in_hand(worker)}. If memory ran out, "
+            "use fewer workers or a smaller batch"
+        )
+
+    def _in_hand(self, worker: _Worker) -> str:
+        index = int(worker.board.array.view(np.int64)[0])
+        return f" while working on {self.samples.paths[index]}" if index >= 0 else " before its first sample"
+
+    def close(self, patience_s: float = CLOSE_S) -> None:
+        """End all workers: asked to leave first, killed when they have not left within `patience_s`."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            with suppress(OSError):  # it may be gone already
+                worker.orders.send(None)
+            worker.orders.close()
+        deadline = time.monotonic() + patience_s
+        for worker in workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()  # a stopped process would not heed a gentler signal
+            worker.process.join()
+            worker.process.close()

@@ -1,0 +1,338 @@
+"""Batches: the same whoever draws them, complete, resumable, and ended cleanly when a worker fails."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.batches import Batch
+from anchorite.data.loader import Loader, LoaderConfig, ahead, make_loader
+from anchorite.data.sampler import EpochBatches, batch_sides, epoch_order
+from anchorite.data.samples import SampleKey, TrainSamples
+from anchorite.data.store import ImageStore
+from anchorite.errors import InputError, WorkerError
+from tests.data.test_samples import EVERYTHING, make_records
+
+SIZE = 64
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> TrainSamples:
+    return make_samples(tmp_path)
+
+
+def make_samples(folder: Path, num_records: int = 11, mode: Any = "ram") -> TrainSamples:
+    records = make_records(folder, num_records)
+    store = ImageStore(records, SIZE, mode)
+    store.build()
+    return TrainSamples(store, records, EVERYTHING, SIZE, seed=7)
+
+
+def sha(batches: list[Batch]) -> str:
+    state = hashlib.sha256()
+    for batch in batches:
+        for tensor in (batch.images, batch.targets.rows, batch.indices):
+            state.update(str((tensor.shape, tensor.dtype)).encode() + tensor.contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
+def batches_of(samples: TrainSamples, epochs: int = 2, capacity: int | None = None, **options: Any) -> list[Batch]:
+    batches = []
+    with make_loader(samples, LoaderConfig(batch_size=4, **options), capacity) as loader:
+        for epoch in range(epochs):
+            loader.set_epoch(epoch)
+            batches += list(loader)
+    return batches
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_an_epoch_holds_every_record_once_in_an_order_of_its_own() -> None:
+    epochs = []
+    for epoch in range(3):
+        batches = EpochBatches(11, SIZE, 4, seed=0)
+        batches.set_epoch(epoch)
+        keys = list(batches)
+        assert [len(batch) for batch in keys] == [4, 4, 3]
+        assert len(batches) == 3
+        assert all(key.epoch == epoch for batch in keys for key in batch)
+        epochs.append([key.record_index for batch in keys for key in batch])
+    assert all(sorted(order) == list(range(11)) for order in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+    assert epochs[1] == epoch_order(11, 0, 1).tolist()
+    assert epoch_order(11, 1, 1).tolist() != epochs[1]
+
+
+def test_the_last_smaller_batch_can_be_dropped() -> None:
+    batches = EpochBatches(11, SIZE, 4, seed=0, drop_last=True)
+    assert [len(batch) for batch in batches] == [4, 4]
+    assert len(batches) == 2
+    with pytest.raises(InputError, match="no batch"):
+        EpochBatches(3, SIZE, 4, seed=0, drop_last=True)
+    with pytest.raises(InputError, match="empty"):
+        EpochBatches(0, SIZE, 4, seed=0)
+
+
+def test_an_epoch_can_begin_at_any_batch() -> None:
+    batches = EpochBatches(11, SIZE, 4, seed=0, multi_scale=(0.5, 32))
+    batches.set_epoch(5)
+    whole = list(batches)
+    batches.set_epoch(5, start_batch=2)
+    assert list(batches) == whole[2:]
+
+
+@pytest.mark.parametrize("num_samples", [11, 12, 13, 2, 1])
+def test_ranks_share_an_epoch_in_equal_parts(num_samples: int) -> None:
+    parts = [list(EpochBatches(num_samples, SIZE, 2, seed=0, rank=(rank, 3))) for rank in range(3)]
+    assert len({tuple(map(len, part)) for part in parts}) == 1, "equal numbers of equal batches"
+    seen = [key.record_index for part in parts for batch in part for key in batch]
+    assert set(seen) == set(range(num_samples))
+    assert len(seen) - num_samples < 3
+    together = {key.record_index for part in parts for key in part[0]}
+    assert together == set(epoch_order(num_samples, 0, 0)[:6].tolist())
+
+
+def test_sides_of_multi_scale_batches_are_multiples_of_the_step_in_range() -> None:
+    sides = batch_sides(500, 320, 0.5, 32, seed=0, epoch=0)
+    assert set(sides) == set(range(160, 481, 32))
+    assert sides == batch_sides(500, 320, 0.5, 32, seed=0, epoch=0)
+    assert sides != batch_sides(500, 320, 0.5, 32, seed=0, epoch=1)
+    assert set(batch_sides(50, 330, 0.0, 32, seed=0, epoch=0)) == {330}
+    with pytest.raises(InputError, match="no multiple"):
+        batch_sides(5, 40, 0.1, 32, seed=0, epoch=0)
+
+
+def test_a_batch_holds_its_samples(samples: TrainSamples) -> None:
+    for batch in batches_of(samples, epochs=1):
+        num_images = len(batch.indices)
+        assert batch.images.shape == (num_images, 3, SIZE, SIZE)
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        for place, index in enumerate(batch.indices.tolist()):
+            image, rows, _ = samples[SampleKey(0, index)]
+            assert torch.equal(batch.images[place], image)
+            mine = batch.targets.rows[batch.targets.rows[:, 0] == place]
+            assert torch.equal(mine[:, 1:], rows)
+
+
+def test_targets_are_padded_to_the_capacity(samples: TrainSamples) -> None:
+    compact, padded = batches_of(samples, epochs=1), batches_of(samples, epochs=1, capacity=100)
+    for few, many in zip(compact, padded, strict=True):
+        assert many.targets.rows.shape == (100, 6)
+        assert torch.equal(many.targets.compact().rows, few.targets.rows)
+    with pytest.raises(InputError, match="capacity"):
+        batches_of(samples, epochs=1, capacity=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"multi_scale": 0.5}, {"drop_last": True, "prefetch": 1}])
+def test_workers_make_the_same_batches_as_this_process(samples: TrainSamples, options: dict[str, Any]) -> None:
+    alone = batches_of(samples, epochs=3, **options)
+    assert sha(batches_of(samples, epochs=3, workers=2, **options)) == sha(alone)
+    assert sha(batches_of(samples, epochs=3, workers=3, **options)) == sha(alone)
+
+
+@pytest.mark.slow
+def test_spawned_workers_make_the_same_batches_too(samples: TrainSamples) -> None:
+    alone = batches_of(samples, epochs=1)
+    assert sha(batches_of(samples, epochs=1, workers=2, start_method="spawn")) == sha(alone)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_that_was_left_early_does_not_disturb_the_next(samples: TrainSamples, workers: int) -> None:
+    expected = sha(batches_of(samples, epochs=1))
+    with make_loader(samples, LoaderConfig(batch_size=4, workers=workers)) as loader:
+        for _ in range(3):
+            iterator = iter(loader)
+            next(iterator)
+            del iterator
+            assert sha(list(loader)) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_on_in_mid_epoch_gives_the_rest_of_it(samples: TrainSamples, workers: int) -> None:
+    whole = batches_of(samples, epochs=1)
+    with make_loader(samples, LoaderConfig(batch_size=4, workers=workers)) as loader:
+        loader.set_epoch(0, start_batch=1)
+        assert sha(list(loader)) == sha(whole[1:])
+        assert len(loader) == 3
+
+
+def test_batches_kept_are_not_overwritten_by_later_ones(samples: TrainSamples) -> None:
+    with make_loader(samples, LoaderConfig(batch_size=2, workers=2, prefetch=1)) as loader:
+        kept, digests = [], []
+        for batch in loader:
+            kept.append(batch)
+            digests.append(sha([batch]))
+        assert [sha([batch]) for batch in kept] == digests
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_fails_is_named(tmp_path: Path, workers: int) -> None:
+    samples = make_samples(tmp_path, mode="none")
+    bad = samples.paths[5]
+    bad.write_bytes(b"overwritten during the run")
+    with make_loader(samples, LoaderConfig(batch_size=4, workers=workers)) as loader:
+        with pytest.raises(WorkerError, match=r"image \d+\.png: .*InputError: .*image 5\.png: not a JPEG") as caught:
+            list(loader)
+        assert "Traceback" in caught.value.__notes__[0]
+
+
+def worker_processes(loader: Loader) -> list[int]:
+    assert loader._pool is not None
+    return [int(worker.process.pid or 0) for worker in loader._pool._workers]
+
+
+def wait_for_end(process_ids: list[int], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while any(map(is_running, process_ids)):
+        assert time.monotonic() < deadline, "a worker was left behind"
+        time.sleep(0.02)
+
+
+def test_a_killed_worker_is_noticed_at_once_and_its_sample_named(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path, 40)
+    with make_loader(samples, LoaderConfig(batch_size=2, workers=2)) as loader:
+        iterator = iter(loader)
+        next(iterator)
+        processes = worker_processes(loader)
+        os.kill(processes[1], signal.SIGKILL)
+        start = time.monotonic()
+        with pytest.raises(
+            WorkerError, match=rf"process {processes[1]}\) was killed by signal 9 while working on .*png"
+        ):
+            list(iterator)
+        assert time.monotonic() - start < 5
+        wait_for_end(processes)
+
+
+def test_a_worker_that_hangs_is_given_up_after_the_timeout(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path, 40)
+    with make_loader(samples, LoaderConfig(batch_size=2, workers=2, timeout_s=1.0)) as loader:
+        iterator = iter(loader)
+        next(iterator)
+        processes = worker_processes(loader)
+        os.kill(processes[0], signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(WorkerError, match=r"gave no batch for 1 s while working on .*png"):
+            list(iterator)
+        assert time.monotonic() - start < 6
+        wait_for_end(processes)
+
+
+def test_after_a_failure_the_loader_starts_anew(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path)
+    with make_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
+        expected = sha(list(loader))
+        os.kill(worker_processes(loader)[0], signal.SIGKILL)
+        with pytest.raises(WorkerError):
+            list(loader)
+        assert sha(list(loader)) == expected
+
+
+def test_closing_ends_all_workers_even_in_mid_epoch(samples: TrainSamples) -> None:
+    loader = make_loader(samples, LoaderConfig(batch_size=2, workers=3))
+    iterator = iter(loader)
+    next(iterator)
+    processes = worker_processes(loader)
+    iterator.close()  # type: ignore[attr-defined]
+    loader.close()
+    assert not any(map(is_running, processes))
+    loader.close()
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from tests.data.test_loader import *\n"
+        f"loader = make_loader(make_samples(Path({str(tmp_path)!r})), LoaderConfig(batch_size=2, workers=2))\n"
+        "iterator = iter(loader); next(iterator)\n"
+        "print(*worker_processes(loader), flush=True); time.sleep(60)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    processes = list(map(int, parent.stdout.readline().split()))
+    assert len(processes) == 2
+    parent.kill()
+    parent.wait()
+    wait_for_end(processes, 15.0)
+
+
+def test_workers_leave_interruptions_to_their_parent(samples: TrainSamples) -> None:
+    previous = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the parent's handler ran in a worker"))
+    try:
+        with make_loader(samples, LoaderConfig(batch_size=4, workers=1)) as loader:
+            expected = sha(list(loader))
+            (process,) = worker_processes(loader)
+            os.kill(process, signal.SIGINT)
+            assert sha(list(loader)) == expected
+            os.kill(process, signal.SIGTERM)
+            with pytest.raises(WorkerError, match="signal 15"):
+                list(loader)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_items_come_ahead_in_order_and_errors_in_their_turn() -> None:
+    made = []
+
+    def make(_stop: threading.Event) -> Iterator[int]:
+        for number in range(5):
+            made.append(number)
+            yield number
+        raise KeyError("after five")
+
+    items = ahead(make, depth=2)  # type: ignore[arg-type]
+    for expected in range(5):
+        assert next(items) == expected
+        time.sleep(0.02)
+        assert len(made) <= expected + 4
+    with pytest.raises(KeyError, match="after five"):
+        next(items)
+
+
+def test_leaving_early_stops_the_thread() -> None:
+    ended = threading.Event()
+
+    def make(_stop: threading.Event) -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            ended.set()
+
+    items = ahead(make, depth=2)  # type: ignore[arg-type]
+    next(items)
+    items.close()  # type: ignore[attr-defined]
+    assert ended.is_set()
+    assert not any(thread.name == "anchorite-batches" for thread in threading.enumerate())
+
+
+def test_background_images_alone_make_a_batch_without_targets(tmp_path: Path) -> None:
+    records = [record for record in make_records(tmp_path, 9) if not len(record.boxes_xyxy)]
+    store = ImageStore(records, SIZE, "ram")
+    store.build()
+    samples = TrainSamples(store, records, AugmentConfig(), SIZE, seed=0)
+    (batch,) = batches_of(samples, epochs=1, workers=1)
+    assert batch.targets.rows.shape == (0, 6)
+    assert batch.targets.rows.dtype == torch.float32
+    assert np.unique(batch.images.numpy()).size > 10

@@ -1,0 +1,223 @@
+"""Training samples: reproducible, labelled where the pixels are, and free of what must not be a target."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.index import Record
+from anchorite.data.letterbox import FILL, letterbox
+from anchorite.data.samples import SampleKey, TrainSamples, draw_scene, sample_rng
+from anchorite.data.store import ImageStore
+
+SIZE = 160
+
+
+def write_record(folder: Path, number: int, boxes_xyxy: np.ndarray, size_hw: tuple[int, int]) -> Record:
+    """An image of dark noise with a bright rectangle, its colour its class, where each box is."""
+    height, width = size_hw
+    image = np.random.default_rng(number).integers(0, 60, (height, width, 3), dtype=np.uint8)
+    class_ids = np.arange(len(boxes_xyxy)) % 3
+    for class_id, (x0, y0, x1, y1) in zip(class_ids, boxes_xyxy.astype(int), strict=True):
+        image[y0:y1, x0:x1] = 0
+        image[y0:y1, x0:x1, 2 - class_id] = 255  # written as BGR
+    path = folder / f"image {number}.png"
+    cv2.imwrite(str(path), image)
+    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    ignored = np.zeros(len(boxes_xyxy), bool)
+    origins = ("",) * len(boxes_xyxy)
+    return Record(path, width, height, boxes_xyxy.astype(np.float64), class_ids, ignored, sides.prod(axis=1), origins)
+
+
+def make_records(folder: Path, num_records: int = 6) -> list[Record]:
+    records = []
+    for number in range(num_records):
+        size_hw = [(120, 160), (200, 150), (90, 90)][number % 3]
+        count = number % 4  # some images hold nothing
+        columns = np.array([[10, 12, 50, 44], [60, 20, 88, 80], [20, 50, 55, 85]], np.float64)[:count]
+        records.append(write_record(folder, number, columns, size_hw))
+    return records
+
+
+def make_samples(records: list[Record], config: AugmentConfig, seed: int = 0, **options: int) -> TrainSamples:
+    store = ImageStore(records, options.pop("long_side", SIZE), "ram")
+    store.build()
+    return TrainSamples(store, records, config, SIZE, seed, **options)
+
+
+def drawn(samples: TrainSamples, *key: int) -> tuple[np.ndarray, np.ndarray]:
+    image, rows, _ = samples[key]
+    return image.permute(1, 2, 0).numpy(), rows.numpy()
+
+
+def digest(samples: TrainSamples, keys: list[SampleKey]) -> str:
+    state = hashlib.sha256()
+    for key in keys:
+        for array in drawn(samples, *key):
+            state.update(np.ascontiguousarray(array).tobytes())
+    return state.hexdigest()
+
+
+EVERYTHING = AugmentConfig(mosaic=0.6, mixup=0.5, rotation=20.0, shear=4.0, flip_vertical=0.3)
+GEOMETRY = AugmentConfig(hue=0.0, saturation=0.0, value=0.0, min_visible=0.0)
+
+
+def test_a_sample_depends_on_its_key_and_seed_alone(tmp_path: Path) -> None:
+    records = make_records(tmp_path)
+    keys = [SampleKey(epoch, index) for epoch in range(3) for index in range(6)]
+    forward = make_samples(records, EVERYTHING)
+    expected = {key: digest(forward, [key]) for key in keys}
+    backward = make_samples(records, EVERYTHING)
+    assert all(digest(backward, [key]) == expected[key] for key in reversed(keys))
+    assert len(set(expected.values())) == len(keys), "every epoch and index looks different"
+    assert digest(make_samples(records, EVERYTHING, seed=1), keys[:1]) != expected[keys[0]]
+
+
+@pytest.mark.slow
+def test_another_process_makes_the_same_sample(tmp_path: Path) -> None:
+    records = make_records(tmp_path)
+    keys = [SampleKey(1, index) for index in range(6)]
+    code = (
+        "import sys; from pathlib import Path; from tests.data.test_samples import *\n"
+        f"records = make_records(Path({str(tmp_path)!r}))\n"
+        "print(digest(make_samples(records, EVERYTHING), [SampleKey(1, index) for index in range(6)]))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == digest(make_samples(records, EVERYTHING), keys)
+
+
+def test_the_order_of_random_numbers_does_not_depend_on_what_is_switched_on() -> None:
+    still = draw_scene(sample_rng(0, 0, 5), 5, 100, AugmentConfig.none(), True)
+    moved = draw_scene(sample_rng(0, 0, 5), 5, 100, EVERYTHING, True)
+    assert still.indices == moved.indices
+    assert still.centre == moved.centre
+    assert len(set(moved.indices)) == 4
+
+
+def test_seed_epoch_and_index_each_change_the_choices() -> None:
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    assert len({draw_scene(sample_rng(*key), 0, 10**6, EVERYTHING, True) for key in keys}) == 4
+
+
+@pytest.mark.parametrize("long_side", [SIZE, 100, 300])
+def test_every_target_of_a_mosaic_has_its_colour_under_it(tmp_path: Path, long_side: int) -> None:
+    samples = make_samples(make_records(tmp_path), GEOMETRY, long_side=long_side)
+    num_targets = 0
+    for index in range(6):
+        for epoch in range(12):
+            image, rows = drawn(samples, epoch, index)
+            for class_id, cx, cy, width, height in rows:
+                x0, x1 = (cx - width / 2) * SIZE, (cx + width / 2) * SIZE
+                y0, y1 = (cy - height / 2) * SIZE, (cy + height / 2) * SIZE
+                inner = image[int(y0) + 2 : int(y1) - 1, int(x0) + 2 : int(x1) - 1, int(class_id)]
+                num_targets += 1
+                assert not inner.size or np.median(inner) > 200
+    assert num_targets > 100
+
+
+@pytest.mark.parametrize("options", [{}, {"rotation": 25.0, "shear": 5.0}, {"mosaic": 0.0, "flip_vertical": 0.5}])
+def test_every_bright_pixel_of_a_sample_lies_under_a_target_of_its_class(tmp_path: Path, options: dict) -> None:
+    config = AugmentConfig(**{**GEOMETRY.model_dump(), **options, "min_side_px": 0.0})
+    samples = make_samples(make_records(tmp_path), config)
+    for index in range(6):
+        for epoch in range(6):
+            image, rows = drawn(samples, epoch, index)
+            for class_id in range(3):
+                bright = image[..., class_id] > 200
+                for _, cx, cy, width, height in rows[rows[:, 0] == class_id]:
+                    x0, x1 = (cx - width / 2) * SIZE, (cx + width / 2) * SIZE
+                    y0, y1 = (cy - height / 2) * SIZE, (cy + height / 2) * SIZE
+                    bright[max(0, int(y0) - 1) : int(y1) + 2, max(0, int(x0) - 1) : int(x1) + 2] = False
+                assert not bright.any()
+
+
+def test_without_augmentation_a_sample_is_the_letterboxed_image(tmp_path: Path) -> None:
+    records = make_records(tmp_path)
+    flat = np.array([[100.0, 2.0, 400.0, 8.0]])  # here the rounding of the stored height shows in the boxes
+    records.append(write_record(tmp_path, 6, flat, (9, 500)))
+    samples = make_samples(records, AugmentConfig.none())
+    for index, record in enumerate(records):
+        image, rows = drawn(samples, 0, index)
+        expected, _ = letterbox(samples.store.image(index), (SIZE, SIZE))
+        assert np.array_equal(image, expected)
+        _, transform = letterbox(np.zeros((record.height, record.width, 3), np.uint8), (SIZE, SIZE))
+        boxes = transform.to_network(record.boxes_xyxy) / SIZE
+        centres_and_sides = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)
+        np.testing.assert_allclose(rows[:, 1:], centres_and_sides, atol=1e-6)
+        assert rows[:, 0].tolist() == record.class_ids.tolist()
+
+
+@pytest.mark.parametrize(("flip", "axis"), [("flip_horizontal", 1), ("flip_vertical", 0)])
+def test_a_flip_mirrors_pixels_and_targets(tmp_path: Path, flip: str, axis: int) -> None:
+    records = make_records(tmp_path)
+    upright = make_samples(records, AugmentConfig.none())
+    mirrored = make_samples(records, AugmentConfig(**{**AugmentConfig.none().model_dump(), flip: 1.0}))
+    for index in range(6):
+        (image, rows), (expected, expected_rows) = drawn(mirrored, 0, index), drawn(upright, 0, index)
+        assert np.array_equal(image, np.flip(expected, axis))
+        expected_rows[:, 2 - axis] = 1 - expected_rows[:, 2 - axis]
+        np.testing.assert_allclose(rows, expected_rows, atol=1e-6)
+
+
+def test_ignored_boxes_are_never_targets(tmp_path: Path) -> None:
+    records = make_records(tmp_path)
+    records[3].ignored[:2] = True
+    samples = make_samples(records, AugmentConfig.none())
+    assert drawn(samples, 0, 3)[1][:, 0].tolist() == [2.0]
+
+
+def test_the_canvas_side_can_be_set_per_sample(tmp_path: Path) -> None:
+    samples = make_samples(make_records(tmp_path), AugmentConfig.none())
+    image, rows = drawn(samples, 0, 3, 96)
+    assert image.shape == (96, 96, 3)
+    np.testing.assert_allclose(rows, drawn(samples, 0, 3)[1], atol=0.01)
+
+
+def test_the_last_epochs_see_no_mosaic(tmp_path: Path) -> None:
+    config = AugmentConfig(mosaic=1.0, mixup=1.0, close_mosaic_epochs=2)
+    samples = make_samples(make_records(tmp_path), config, num_epochs=5)
+    assert [samples.has_mosaic(epoch) for epoch in range(5)] == [True, True, True, False, False]
+    closed = AugmentConfig(**{**config.model_dump(), "mosaic": 0.0, "mixup": 0.0})
+    without = make_samples(make_records(tmp_path), closed)
+    assert digest(samples, [SampleKey(3, 1)]) == digest(without, [SampleKey(3, 1)])
+    assert digest(samples, [SampleKey(2, 1)]) != digest(without, [SampleKey(2, 1)])
+
+
+def test_mixup_blends_two_images_and_keeps_both_ones_targets(tmp_path: Path) -> None:
+    none = AugmentConfig.none()
+    samples = make_samples(make_records(tmp_path), AugmentConfig(**{**none.model_dump(), "mixup": 1.0}))
+    plain = make_samples(make_records(tmp_path), none)
+    image, rows = drawn(samples, 0, 3)
+    singles = [drawn(plain, 0, index) for index in range(6)]
+    assert rows[:3].tolist() == singles[3][1].tolist()
+    fits = []
+    for other, other_rows in singles:
+        difference = other.astype(float) - singles[3][0]
+        share = (difference * (image - singles[3][0].astype(float))).sum() / max(1, (difference**2).sum())
+        blend = singles[3][0] + share * difference
+        if np.abs(blend - image).max() <= 1 and rows[3:].tolist() == other_rows.tolist():
+            fits.append(share)
+    assert len(fits) == 1
+    assert 0.2 < fits[0] < 0.8
+
+
+def test_what_no_image_covers_is_filled(tmp_path: Path) -> None:
+    config = AugmentConfig(**{**AugmentConfig.none().model_dump(), "scale": 0.9})
+    samples = make_samples(make_records(tmp_path), config)
+    shrunk = [drawn(samples, epoch, 0)[0] for epoch in range(8)]
+    assert any((image[:2] == FILL).all() and (image[:, :2] == FILL).all() for image in shrunk)
+
+
+@pytest.mark.parametrize("wrong", [{"mosaic": 1.5}, {"scale": -0.1}, {"scale": "big"}, {"zoom": 0.5}, {"hue": 0.7}])
+def test_a_wrong_setting_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValidationError):
+        AugmentConfig(**wrong)
