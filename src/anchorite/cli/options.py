@@ -1,0 +1,72 @@
+"""Options that several commands share, as cyclopts reads them from dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from anchorite.predict import PredictConfig
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How a data set is read."""
+
+    format: Annotated[
+        Literal["yolo", "coco", "voc"] | None, Parameter(help="Label format, if looking guesses wrong.")
+    ] = None
+    skip_bad: Annotated[bool, Parameter(negative="", help="Drop malformed label rows instead of refusing.")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RecipeOptions:
+    """The recipe fields that are set most often; all others by --set."""
+
+    model: Annotated[
+        Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"] | None, Parameter(help="Size of the network.")
+    ] = None
+    image_size: Annotated[int | None, Parameter(help="Longer side of the network input in pixels.")] = None
+    epochs: Annotated[int | None, Parameter(help="Passes over the training images.")] = None
+    batch: Annotated[int | None, Parameter(help="Images per batch.")] = None
+    seed: Annotated[int | None, Parameter(help="Seed of weights and augmentation.")] = None
+    device: Annotated[str | None, Parameter(help="auto, cpu, cuda or cuda:N.")] = None
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="Number format of the convolutions.")
+    ] = None
+    workers: Annotated[int | None, Parameter(help="Loader processes.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were set."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LimitOptions:
+    """What counts as a detection."""
+
+    confidence: Annotated[float, Parameter(help="Least score of a detection.")] = 0.25
+    iou_limit: Annotated[float, Parameter(help="Overlap at which the weaker of two boxes goes.")] = 0.45
+    max_detections: Annotated[int, Parameter(help="Most detections per image.")] = 300
+    class_agnostic: Annotated[bool, Parameter(negative="", help="Boxes of all classes suppress each other.")] = False
+    multi_label: Annotated[bool, Parameter(negative="", help="A place may answer for several classes.")] = False
+
+    def config(self) -> PredictConfig:
+        """The limits as the library takes them; InputError for values out of range."""
+        from pydantic import ValidationError
+
+        from anchorite.errors import InputError
+        from anchorite.predict import PredictConfig
+
+        try:
+            return PredictConfig(**{field.name: getattr(self, field.name) for field in fields(self)})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            flag = str(problem["loc"][0]).replace("_", "-")
+            raise InputError(f"--{flag} {problem['input']}: {problem['msg']}") from None

@@ -1,0 +1,119 @@
+"""What `train` shows: decisions, a line per epoch, and a bar for the batches where there is a terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from anchorite.data import DatasetIndex
+from anchorite.train import EpochDone, Event, RunFinished, RunStarted, StepDone
+
+_HEADER = f"{'epoch':>9} {'box':>8} {'object':>8} {'class':>8} {'img/s':>7} {'mAP50':>7} {'mAP':>7} {'best':>5}  left"
+
+
+class TrainingDisplay:
+    """Prints the events of a run; plain lines when the output is no terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+            disable=not sys.stdout.isatty(),
+        )
+        self._task = self._bar.add_task("", visible=False, note="")
+        self._num_batches = 0
+        self._num_epochs = 0
+        self._seconds_left = 0.0
+        self._speed = 0.0
+
+    def __enter__(self) -> TrainingDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def dataset(self, dataset: DatasetIndex) -> None:
+        """One line on the data and one on each kind of adjustment made while reading."""
+        counts = ", ".join(
+            f"{name} {len(records)} images / {sum(len(record.class_ids) for record in records)} boxes"
+            for name, records in dataset.splits.items()
+        )
+        self._say(f"data: {dataset.root} ({dataset.format}), {len(dataset.class_names)} classes; {counts}")
+        kinds: dict[str, list[str]] = {}
+        for adjustment in dataset.adjustments:
+            kinds.setdefault(adjustment.kind, []).append(adjustment.origin)
+        for kind, origins in kinds.items():
+            more = f" and {len(origins) - 3} more" if len(origins) > 3 else ""
+            self._say(f"labels {kind}: {len(origins)} ({', '.join(origins[:3])}{more})")
+
+    def where_to_look(self, folder: Path) -> None:
+        """The last lines: which files to open."""
+        self._say(f"weights: {folder / 'best.safetensors'}")
+        self._say(f"report:  {folder / 'report.html'}")
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self._step(event)
+        elif isinstance(event, EpochDone):
+            self._epoch(event)
+        elif isinstance(event, RunStarted):
+            self._start(event)
+        else:
+            self._finish(event)
+
+    def _start(self, event: RunStarted) -> None:
+        self._num_batches, self._num_epochs = event.num_batches, event.num_epochs
+        for decision in event.decisions:
+            self._say(decision)
+        self._say(f"run: {event.folder}, epochs {event.first_epoch + 1} to {event.num_epochs}")
+        self._say(_HEADER)
+
+    def _step(self, event: StepDone) -> None:
+        self._seconds_left, self._speed = event.seconds_left, event.images_per_second
+        note = (
+            f"{event.batch}/{self._num_batches}  box {event.box:.4f}  object {event.objectness:.4f}  "
+            f"class {event.classification:.4f}  {event.images_per_second:.1f} img/s  {_clock(event.seconds_left)} left"
+        )
+        self._bar.update(
+            self._task,
+            description=f"epoch {event.epoch}",
+            completed=event.batch,
+            total=self._num_batches,
+            visible=True,
+            note=note,
+        )
+
+    def _epoch(self, event: EpochDone) -> None:
+        row = event.row
+        metrics = event.validation.metrics if event.validation is not None else None
+        map50 = f"{metrics.map50:7.4f}" if metrics else f"{'-':>7}"
+        map_all = f"{metrics.map:7.4f}" if metrics else f"{'-':>7}"
+        self._say(
+            f"{event.epoch:4d}/{self._num_epochs:<4d} {row['train/box']:8.4f} {row['train/objectness']:8.4f} "
+            f"{row['train/classification']:8.4f} {row['images_per_second']:7.1f} {map50} {map_all} "
+            f"{'*' if event.improved else '':>5}  {_clock(self._seconds_left)}"
+        )
+
+    def _finish(self, event: RunFinished) -> None:
+        best = f"best mAP {event.best_map:.4f} at epoch {event.best_epoch}" if event.best_epoch else "no epoch"
+        self._say(f"done ({event.reason}) in {_clock(event.seconds)}: {best}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -1,0 +1,77 @@
+"""Which number format the convolutions run in, chosen by device, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from anchorite.errors import InputError
+
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A number format for autocast (None: no autocast) and why it was chosen; scaled: gradients need a scaler."""
+
+    name: str
+    dtype: torch.dtype | None
+    scaled: bool
+    reason: str
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of "auto", "cpu", "cuda" or "cuda:N"; InputError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N")
+    return device
+
+
+def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
+    """The precision that `name` asks for on this device; "auto" decides by what the hardware is fast at.
+
+    bf16 where it is fast (CPUs with AVX512-BF16 or AMX, GPUs of compute capability 8 and up), fp16 with a gradient
+    scaler on GPUs of capability 7, else fp32. Raises InputError for fp16 on a CPU.
+    """
+    if name == "auto":
+        return _automatic(device)
+    if name == "fp16" and device.type == "cpu":
+        raise InputError("--precision fp16: half precision is not trained on a CPU; use bf16 or fp32")
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return Precision(name, dtype, name == "fp16", "as asked for")
+
+
+def _automatic(device: torch.device) -> Precision:
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        where = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+        if major >= 8:
+            return Precision("bf16", torch.bfloat16, False, f"{where}, is fast at it")
+        if major >= 7:
+            return Precision("fp16", torch.float16, True, f"{where}, has fp16 but no bf16 arithmetic")
+        return Precision("fp32", None, False, f"{where}, has no fast half precision")
+    capability = _fast_bf16_of_cpu()
+    if capability:
+        return Precision("bf16", torch.bfloat16, False, f"this CPU has {capability}")
+    return Precision("fp32", None, False, "this CPU has neither AVX512-BF16 nor AMX")
+
+
+def _fast_bf16_of_cpu() -> str:
+    """The instruction set that makes bf16 fast on this CPU, or an empty string."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX tiles"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "AVX512-BF16"
+    return ""

@@ -1,0 +1,145 @@
+"""From a recipe and a data set to everything a run needs, with each automatic decision put into words."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
+from anchorite.data import DatasetIndex, ImageStore, Loader, LoaderConfig, Record, TrainSamples, make_loader
+from anchorite.errors import InputError
+from anchorite.evaluate import Validator
+from anchorite.loss import DetectionLoss
+from anchorite.model import Detector, default_anchors
+from anchorite.train.average import WeightAverage
+from anchorite.train.optimizer import build_optimizer
+from anchorite.train.precision import Precision, choose_device, choose_precision
+from anchorite.train.recipe import Recipe
+from anchorite.train.step import Trainee
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run works with. decisions: one sentence for each value that was chosen, not given."""
+
+    trainee: Trainee
+    loader: Loader
+    validator: Validator | None
+    device: torch.device
+    precision: Precision
+    decisions: tuple[str, ...]
+
+
+def prepare(recipe: Recipe, dataset: DatasetIndex, anchors: AnchorSet | None = None) -> Prepared:
+    """Build network, loss, optimizer, loaders for a run; `anchors` overrides the choice (a resumed run's own).
+
+    Raises InputError when the data set has no training image or the recipe does not fit the machine.
+    """
+    records = dataset.splits.get("train", ())
+    if not records:
+        raise InputError(f"{dataset.root}: no training images; a data set needs a train split")
+    device = choose_device(recipe.device)
+    precision = choose_precision(recipe.precision, device)
+    decisions = [f"device {device}", f"precision {precision.name}: {precision.reason}"]
+    torch.manual_seed(recipe.seed)
+    chosen, sentence = choose_anchors(recipe, records) if anchors is None else (anchors, "anchors of the run")
+    decisions.append(sentence)
+    trainee = _build_trainee(recipe, dataset, chosen, device, precision)
+    decisions.append(_describe_gains(trainee.criterion))
+    workers = default_workers(device) if recipe.workers is None else recipe.workers
+    store = ImageStore(records, recipe.image_size, mode=recipe.store)
+    store.build()
+    samples = TrainSamples(store, records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs)
+    loader = make_loader(
+        samples,
+        LoaderConfig(
+            batch_size=recipe.batch,
+            workers=workers,
+            multi_scale=recipe.multi_scale,
+            size_step=chosen.strides[-1],
+            pin_memory=device.type == "cuda",
+        ),
+    )
+    decisions.append(f"images in store: {store.mode}; {workers} loader processes")
+    held_out = dataset.splits.get("val", ())
+    validator = Validator(held_out, dataset.class_names, recipe.image_size, recipe.batch) if held_out else None
+    if validator is None:
+        decisions.append("no val split: every epoch replaces best.safetensors, and no mAP is known")
+    return Prepared(trainee, loader, validator, device, precision, tuple(decisions))
+
+
+def choose_anchors(recipe: Recipe, records: tuple[Record, ...]) -> tuple[AnchorSet, str]:
+    """The run's anchors and why: the recipe's own, the default of the size, or fitted ones where recall is short."""
+    default = default_anchors(recipe.model)
+    own = recipe.anchor_table(default.strides)
+    if own is not None:
+        return own, "anchors: as given in the recipe"
+    limit = recipe.loss.ratio_limit
+    wh_px = sides_at_network_size(records, recipe.image_size)
+    recall = best_possible_recall(wh_px, default, limit)
+    threshold = recipe.anchors.recall_threshold
+    if recall >= threshold or not recipe.anchors.refit:
+        return default, f"anchors: default; best possible recall {recall:.4f} (refitted under {threshold})"
+    try:
+        fitted = fit_anchors(wh_px, default.strides, default.num_anchors, limit, seed=recipe.seed)
+    except InputError as error:
+        return default, f"anchors: default; best possible recall {recall:.4f}, but {error}"
+    better = best_possible_recall(wh_px, fitted, limit)
+    if better <= recall:
+        return default, f"anchors: default; best possible recall {recall:.4f}, which fitting does not raise"
+    return fitted, f"anchors: fitted to the data; best possible recall {recall:.4f} -> {better:.4f}"
+
+
+def sides_at_network_size(records: tuple[Record, ...], image_size: int) -> np.ndarray:
+    """(N, 2) widths and heights of all training boxes, in pixels of the letterboxed network input."""
+    sides = [np.zeros((0, 2))]
+    for record in records:
+        boxes_xyxy = record.boxes_xyxy[~record.ignored]
+        sides.append((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * (image_size / max(record.width, record.height)))
+    return np.concatenate(sides)
+
+
+def default_workers(device: torch.device) -> int:
+    """Loader processes when the recipe names none: none beside a CPU's convolutions, up to 8 beside a GPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if device.type == "cpu" else min(8, max(1, cores - 1))
+
+
+def _build_trainee(
+    recipe: Recipe, dataset: DatasetIndex, anchors: AnchorSet, device: torch.device, precision: Precision
+) -> Trainee:
+    num_classes = len(dataset.class_names)
+    detector = Detector(recipe.model, num_classes, anchors)
+    if recipe.class_bias_from_data:
+        counts = class_counts(dataset.splits["train"], num_classes)
+        if counts.any() and num_classes > 1:
+            detector.head.start_biases(counts.tolist())
+    detector = detector.to(device)
+    for parameter in detector.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    config = recipe.loss.scaled(anchors.num_levels, num_classes, recipe.image_size)
+    return Trainee(
+        detector=detector,
+        criterion=DetectionLoss(anchors, num_classes, config).to(device),
+        optimizer=build_optimizer(detector, recipe.optimizer),
+        average=WeightAverage(detector, recipe.average),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision.scaled),
+    )
+
+
+def class_counts(records: tuple[Record, ...], num_classes: int) -> np.ndarray:
+    """(K,) number of training boxes of each class."""
+    ids = np.concatenate([np.zeros(0, np.int64), *(record.class_ids[~record.ignored] for record in records)])
+    return np.bincount(ids, minlength=num_classes)
+
+
+def _describe_gains(criterion: DetectionLoss) -> str:
+    gains = criterion.config
+    return (
+        f"effective gains: box {gains.box_gain:.4g}, objectness {gains.objectness_gain:.4g}, "
+        f"class {gains.class_gain:.4g} (scaled by levels, image size and classes)"
+    )

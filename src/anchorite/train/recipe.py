@@ -1,0 +1,196 @@
+"""`Recipe`: everything that a run depends on besides the data, composed of the rooms' own configs."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from anchorite.anchors import AnchorSet
+from anchorite.data import AugmentConfig
+from anchorite.errors import InputError
+from anchorite.evaluate import ValidationConfig
+from anchorite.loss import LossConfig
+from anchorite.train.average import AverageConfig
+from anchorite.train.optimizer import OptimizerConfig
+from anchorite.train.precision import PrecisionName
+
+ModelSize = Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"]
+DEFAULT_RECIPE = "small-data"
+
+
+class AnchorConfig(BaseModel):
+    """Where the anchors come from."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    rows: tuple[tuple[float, ...], ...] | None = Field(None, strict=False, description="a table of your own, in pixels")
+    refit: bool = Field(True, description="fit to the data when the recall falls under the threshold")
+    recall_threshold: float = Field(0.98, ge=0, le=1, description="best possible recall under which anchors are fitted")
+
+
+class Recipe(BaseModel):
+    """A training run, apart from its data. Gains and rates are as written; derived values are printed by the run."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    name: str = Field("default", description="name of the recipe")
+    model: ModelSize = Field("n", description="size of the network")
+    image_size: int = Field(640, ge=32, le=8192, description="longer side of the network input in pixels")
+    epochs: int = Field(100, ge=1, description="passes over the training images")
+    batch: int = Field(16, ge=1, description="images per batch")
+    seed: int = Field(0, ge=0, description="seed of weights and augmentation")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: PrecisionName = Field("auto", description="auto, fp32, bf16 or fp16")
+    workers: int | None = Field(None, ge=0, description="loader processes; empty: chosen by the machine")
+    store: Literal["auto", "ram", "disk", "none"] = Field("auto", description="where decoded images are kept")
+    multi_scale: float = Field(0.0, ge=0, le=0.5, description="batches of sizes 1 - x to 1 + x of image_size")
+    patience: int = Field(0, ge=0, description="stop after so many epochs without a better mAP; 0 never")
+    class_bias_from_data: bool = Field(True, description="start class biases from the classes' frequencies")
+    anchors: AnchorConfig = AnchorConfig()
+    loss: LossConfig = LossConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    average: AverageConfig = AverageConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+    def anchor_table(self, strides: Sequence[int]) -> AnchorSet | None:
+        """The recipe's own anchors, or None."""
+        return None if self.anchors.rows is None else AnchorSet.from_rows(self.anchors.rows, strides)
+
+    def to_yaml(self) -> str:
+        """The whole recipe as YAML that `load_recipe` reads back to an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def built_in_recipes() -> dict[str, str]:
+    """Names and YAML texts of the recipes that come with the package."""
+    folder = resources.files("anchorite.train") / "recipes"
+    texts = {
+        entry.name: entry.read_text(encoding="utf-8") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    }
+    return {name.removesuffix(".yaml"): texts[name] for name in sorted(texts)}
+
+
+def load_recipe(source: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of a built-in name or a YAML file, with overrides by dotted name ("loss.label_smoothing": 0.1).
+
+    Raises InputError naming the file, line or flag, the value and, for an unknown key, the nearest known one.
+    """
+    text, where = _recipe_text(str(source or DEFAULT_RECIPE))
+    values = _parse(text, where)
+    for name, value in (overrides or {}).items():
+        _set_by_dotted_name(values, name, value)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, where, text, overrides or {})) from None
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Name and value of a `--set name=value`; the value is read as YAML."""
+    name, sign, value = setting.partition("=")
+    if not sign or not name.strip():
+        raise InputError(f"--set {setting}: write name=value, such as --set loss.label_smoothing=0.1")
+    try:
+        return name.strip(), _number_like(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {setting}: the value is not readable as YAML: {error}") from None
+
+
+def _number_like(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; people mean the number."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    if isinstance(value, list):
+        return [_number_like(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _number_like(item) for key, item in value.items()}
+    return value
+
+
+def _recipe_text(source: str) -> tuple[str, str]:
+    known = built_in_recipes()
+    if source in known:
+        return known[source], f"recipe {source}"
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(
+            f"--recipe {source}: neither a file nor a built-in recipe; built in are {', '.join(known)}"
+            f"{_suggest(source, list(known))}"
+        )
+    try:
+        return path.read_text(encoding="utf-8"), source
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--recipe {source}: cannot be read as UTF-8 text: {error}") from None
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{where}:1: a recipe is a mapping of names to values, not {type(values).__name__}")
+    return {key: _number_like(value) for key, value in values.items()}
+
+
+def _set_by_dotted_name(values: dict[str, Any], name: str, value: Any) -> None:
+    *groups, last = name.split(".")
+    for group in groups:
+        inner = values.setdefault(group, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {name}: {group} is a single value, not a group{_suggest(name, _all_names())}")
+        values = inner
+    values[last] = value
+
+
+def _all_names(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Dotted names of all fields."""
+    names = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += _all_names(inner, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:
+        last = name.rsplit(".", 1)[-1]
+        close = [full for full in known if full.rsplit(".", 1)[-1] == last][:1]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _explain(error: ValidationError, where: str, text: str, overrides: Mapping[str, Any]) -> str:
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
+        place = f"--set {name}" if name in overrides else f"{where}{_line_of(text, name)}: {name}"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{place}: no such recipe field{_suggest(name, _all_names())}")
+        else:
+            lines.append(f"{place}: {problem['msg']} (got {problem['input']!r})")
+    return "\n".join(lines)
+
+
+def _line_of(text: str, name: str) -> str:
+    """ ":LINE" of the last part of a dotted name in a YAML text, or an empty string."""
+    last = name.rsplit(".", 1)[-1]
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(rf"\s*{re.escape(last)}\s*:", line):
+            return f":{number}"
+    return ""

@@ -1,0 +1,69 @@
+"""One training step: forward, loss, backward, clipping, optimizer, average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from anchorite.data import Batch
+from anchorite.loss import DetectionLoss, LossTerms
+from anchorite.model import Detector
+from anchorite.train.average import WeightAverage
+from anchorite.train.optimizer import apply_settings, clip_gradients
+from anchorite.train.precision import Precision
+from anchorite.train.schedule import Settings
+
+
+@dataclass
+class Trainee:
+    """What a run changes: the network, the loss's balance, the optimizer, the average and the gradient scaler."""
+
+    detector: Detector
+    criterion: DetectionLoss
+    optimizer: Optimizer
+    average: WeightAverage[Detector]
+    scaler: torch.amp.GradScaler
+
+
+class TrainingStep:
+    """Runs batches through a trainee; gradients add up until `apply`.
+
+    The convolutions run in `precision`, the loss in float32; images are normalised on the device.
+    """
+
+    def __init__(self, trainee: Trainee, precision: Precision, clip_norm: float, device: torch.device) -> None:
+        self.trainee = trainee
+        self.precision = precision
+        self.clip_norm = clip_norm
+        self.device = device
+        self._parameters: list[nn.Parameter] = list(trainee.detector.parameters())
+
+    def accumulate(self, batch: Batch) -> LossTerms:
+        """Add the gradients of one batch; its loss, detached."""
+        batch = batch.to(self.device, non_blocking=True)
+        trainee = self.trainee
+        with torch.autocast(self.device.type, dtype=self.precision.dtype, enabled=self.precision.dtype is not None):
+            features = trainee.detector.features(normalised(batch.images, self.precision.dtype))
+            terms = trainee.criterion(trainee.detector.head.matched(features), batch.targets)
+        trainee.scaler.scale(terms.total).backward()
+        return LossTerms(*(term.detach() for term in terms))
+
+    def apply(self, settings: Settings) -> Tensor:
+        """Move the weights by the gradients gathered so far, at the given settings; the gradient norm (scalar)."""
+        trainee = self.trainee
+        apply_settings(trainee.optimizer, settings.rate, settings.bias_rate, settings.momentum)
+        trainee.scaler.unscale_(trainee.optimizer)
+        norm = clip_gradients(self._parameters, self.clip_norm)
+        trainee.scaler.step(trainee.optimizer)
+        trainee.scaler.update()
+        trainee.optimizer.zero_grad(set_to_none=True)
+        trainee.average.update()
+        return norm
+
+
+def normalised(images: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Images (B, 3, H, W) uint8 as floating point in 0..1, in the type that the first convolution wants."""
+    return images.to(dtype or torch.float32) / 255
