@@ -1,0 +1,99 @@
+"""The package against the slow loop of tests/oracle.py, over generated cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from anchorite.loss import Assignment, assign
+from tests import oracle
+from tests.loss.cases import Case, random_case
+
+FAST, SLOW = range(300), range(300, 2500)
+NAMES = ("image", "anchor", "row", "column", "target", "class_index")
+
+
+def rows_of(found: Assignment) -> list[tuple[int, ...]]:
+    columns = (getattr(found, name)[found.valid].tolist() for name in NAMES)
+    return list(zip(*columns, strict=True))
+
+
+def check_assignment(case: Case, spare: int | None) -> int:
+    levels = assign(case.targets(spare=spare), case.anchors, list(case.grids), case.settings.ratio_limit)
+    assert len(levels) == len(case.grids)
+    count = 0
+    for level, (height, width) in enumerate(case.grids):
+        expected = oracle.candidates(case.rows, case.anchors_cells[level], height, width, case.settings.ratio_limit)
+        assert rows_of(levels[level]) == [tuple(one[:6]) for one in expected]
+        boxes = levels[level].box[levels[level].valid].numpy()
+        assert boxes.dtype == np.float64
+        assert np.array_equal(boxes, np.array([one.box for one in expected]).reshape(-1, 4))
+        count += len(expected)
+    return count
+
+
+def check_loss(case: Case, spare: int | None) -> None:
+    criterion, balance = case.criterion(), None
+    for _ in range(2 if case.settings.automatic_balance else 1):
+        terms = criterion(case.leaves(), case.targets(spare=spare))
+        expected = oracle.loss(case.logits, case.rows, case.anchors_cells, case.settings, case.anchors.strides, balance)
+        balance = expected.balance_after
+        found = [terms.total.item(), terms.box.item(), terms.objectness.item(), terms.classification.item()]
+        np.testing.assert_allclose(found, expected[:4], rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(criterion.balance.numpy(), balance, rtol=1e-12)
+
+
+def check_seeds(seeds: range) -> None:
+    num_candidates = 0
+    for seed in seeds:
+        case = random_case(seed)
+        try:
+            for spare in (None, seed % 3):
+                num_candidates += check_assignment(case, spare)
+                check_loss(case, spare)
+        except AssertionError as error:
+            raise AssertionError(f"random_case({seed}), spare rows {spare}: {error}") from error
+    assert num_candidates > 10 * len(seeds)  # the generated cases do match something
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_generated_cases_agree_with_the_slow_loop(part: int) -> None:
+    check_seeds(FAST[part::3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(5))
+def test_many_generated_cases_agree_with_the_slow_loop(part: int) -> None:
+    check_seeds(SLOW[part::5])
+
+
+def test_padded_assignment_keeps_the_shape_whatever_the_boxes() -> None:
+    case = random_case(4)
+    capacity = len(case.rows) + 6
+    shapes = set()
+    for rows in (case.rows, case.rows[:1], case.rows[:0]):
+        targets = Case(case.anchors, case.grids, case.num_images, case.num_classes, rows, case.logits).targets()
+        levels = assign(targets.padded(capacity), case.anchors, list(case.grids))
+        shapes.add(tuple(tuple(level.box.shape) for level in levels))
+        for level, (height, width) in zip(levels, case.grids, strict=True):
+            # Masked rows are read by index too, so they must stay inside the map.
+            for index, size in ((level.image, case.num_images), (level.row, height), (level.column, width)):
+                assert ((index >= 0) & (index < size)).all()
+            assert ((level.anchor >= 0) & (level.anchor < case.anchors.num_anchors)).all()
+    assert len(shapes) == 1
+
+
+def test_gradients_of_compact_and_padded_targets_agree() -> None:
+    compared = 0
+    for seed in range(60):
+        case = random_case(seed)
+        gradients = []
+        for spare in (None, 3):
+            leaves = case.leaves()
+            total = case.criterion()(leaves, case.targets(spare=spare)).total
+            gradients.append(torch.autograd.grad(total, leaves))
+        for compact, padded in zip(*gradients, strict=True):
+            assert torch.allclose(compact, padded, rtol=0, atol=1e-13 * compact.abs().max().item())
+            compared += compact.abs().max().item() > 0
+    assert compared > 60
