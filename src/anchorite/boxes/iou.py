@@ -49,11 +49,14 @@ def _area(sides: Tensor) -> Tensor:
 
 
 def _aspect_angle(boxes_cxcywh: Tensor) -> Tensor:
-    """atan(w / h) (...), with a finite gradient where sides underflow.
+    """atan(w / h) (...) for sides however small, with a finite gradient where they underflow.
 
-    Below the square root of the smallest normal number, squares in the derivative h / (w^2 + h^2) underflow; sides are
-    held there, where no value of the angle in use can tell the difference.
+    The derivative h / (w^2 + h^2) squares the sides; measured by the longer one, no square that counts can underflow.
+    Sides at the very end of the number range are held in the gradient alone, which could otherwise overflow.
     """
-    floor = 2 * math.sqrt(torch.finfo(boxes_cxcywh.dtype).tiny)
-    width, height = boxes_cxcywh[..., 2:].clamp(min=floor).unbind(dim=-1)
-    return torch.atan2(width, height)
+    sides = boxes_cxcywh[..., 2:]
+    held = sides.clamp(min=torch.finfo(sides.dtype).tiny * 2**30)
+    unit = held / held.detach().amax(dim=-1, keepdim=True)
+    slope = torch.atan2(unit[..., 0], unit[..., 1])
+    value = torch.atan2(sides[..., 0], sides[..., 1]).detach()
+    return value + (slope - slope.detach())

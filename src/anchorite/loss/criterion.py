@@ -120,7 +120,10 @@ class DetectionLoss(nn.Module):
     @torch.no_grad()
     def _follow(self, per_level: Tensor) -> None:
         """Automatic balance: the weights drift to the inverse of the levels' losses."""
-        raised = self.balance * _BALANCE_KEEP + _BALANCE_GAIN / per_level.to(self.balance.dtype)
+        losses = per_level.to(self.balance.dtype)
+        # A level that costs nothing has no inverse: it gains nothing, instead of turning all weights into NaN.
+        gains = torch.where(losses > torch.finfo(torch.float32).tiny, _BALANCE_GAIN / losses, 0.0)
+        raised = self.balance * _BALANCE_KEEP + gains
         self.balance.copy_(raised / raised[self._pivot])
 
 
