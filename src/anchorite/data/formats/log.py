@@ -1,0 +1,54 @@
+"""What reading a dataset found wrong and what it did about it, gathered over all files and raised once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anchorite.data.index import Adjustment
+from anchorite.errors import InputError
+
+MAX_LISTED = 20
+
+
+class ReadingLog:
+    """Collects the bad rows and the adjustments of one dataset.
+
+    With `skip_bad`, whatever is bad is left out and becomes an Adjustment("skipped-bad"); otherwise it is counted, and
+    `raise_if_bad` ends the reading.
+    """
+
+    def __init__(self, skip_bad: bool) -> None:
+        self.skip_bad = skip_bad
+        self.num_bad = 0
+        self._listed: list[str] = []
+        self._adjustments: list[Adjustment] = []
+
+    @property
+    def adjustments(self) -> tuple[Adjustment, ...]:
+        """The adjustments so far, in reading order."""
+        return tuple(self._adjustments)
+
+    def adjusted(self, kind: str, origin: str, detail: str) -> None:
+        """Record what was done to a label that is well-formed but not usable as it stands."""
+        self._adjustments.append(Adjustment(kind, origin, detail))
+
+    def bad(self, origin: str, reason: str) -> None:
+        """Record a malformed row, annotation or image, which the caller then leaves out."""
+        if self.skip_bad:
+            self.adjusted("skipped-bad", origin, reason)
+            return
+        self.num_bad += 1
+        if len(self._listed) < MAX_LISTED:
+            self._listed.append(f"{origin}: {reason}")
+
+    def raise_if_bad(self, root: Path) -> None:
+        """Raise one InputError with the first 20 bad rows and their total count, if there is any."""
+        if not self.num_bad:
+            return
+        shown = f", the first {MAX_LISTED}" if self.num_bad > MAX_LISTED else ""
+        noun = "error" if self.num_bad == 1 else "errors"
+        raise InputError(
+            f"{root}: {self.num_bad} {noun} in the labels{shown}:\n"
+            + "\n".join(f"  {line}" for line in self._listed)
+            + "\nCorrect them, or pass --skip-bad (skip_bad=True) to leave these out and count them"
+        )

@@ -1,0 +1,93 @@
+"""Opening a dataset by looking at it: which of the three formats a folder or file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from anchorite.data.formats.coco import read_coco
+from anchorite.data.formats.coco_config import find_coco, single_coco
+from anchorite.data.formats.log import ReadingLog
+from anchorite.data.formats.paths import exists
+from anchorite.data.formats.voc import read_voc
+from anchorite.data.formats.voc_layout import find_voc
+from anchorite.data.formats.yolo import find_yolo, read_yolo
+from anchorite.data.index import DatasetIndex
+from anchorite.errors import InputError
+
+FormatName = Literal["yolo", "coco", "voc"]
+
+_LOOKED_FOR = {
+    "yolo": "YOLO: data.yaml, or one *.yaml with names and train",
+    "coco": "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or one COCO *.json",
+    "voc": "VOC: ImageSets/Main/<split>.txt with Annotations, or folders train, val, test or Annotations holding *.xml",
+}
+
+
+def open_dataset(
+    path: Path | str, format: FormatName | None = None, skip_bad: bool = False, *, allow_outside: bool = False
+) -> DatasetIndex:
+    """Read a dataset: a folder, a data.yaml or a COCO json.
+
+    Of several formats in one folder YOLO is preferred, then COCO, then VOC; `format` overrules. skip_bad: leave out
+    malformed rows and unreadable images instead of raising. allow_outside: follow paths and links out of the dataset.
+    Returns the index; `adjustments` says what was clipped, dropped, skipped or ignored. Nothing is written.
+    Raises InputError when nothing is recognised, or with the first 20 bad rows and their count.
+    """
+    if format is not None and format not in get_args(FormatName):
+        raise InputError(f"format must be yolo, coco or voc; got {format!r}")
+    root = Path(path)
+    if not exists(root):
+        raise InputError(f"{root}: does not exist; name a dataset's folder, its data.yaml or its COCO json")
+    log = ReadingLog(skip_bad)
+    try:
+        index = _open_file(root, format, log, allow_outside) if root.is_file() else None
+        index = index or _open_folder(root, format, log, allow_outside)
+    except OSError as error:
+        raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
+    return index
+
+
+def _open_file(path: Path, format: FormatName | None, log: ReadingLog, allow_outside: bool) -> DatasetIndex:
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml") and format in (None, "yolo"):
+        return read_yolo(path, path, log, allow_outside)
+    if suffix == ".json" and format in (None, "coco"):
+        return read_coco(single_coco(path), path, log, allow_outside)
+    wanted = f" as {format}" if format else ""
+    raise InputError(f"{path}: cannot be opened{wanted}; a dataset is a folder, a data.yaml (yolo) or a json (coco)")
+
+
+def _open_folder(root: Path, format: FormatName | None, log: ReadingLog, allow_outside: bool) -> DatasetIndex:
+    if format in (None, "yolo"):
+        yaml_path = find_yolo(root)
+        if yaml_path is not None:
+            return read_yolo(yaml_path, root, log, allow_outside)
+    if format in (None, "coco"):
+        files = find_coco(root, log)
+        if files:
+            return read_coco(files, root, log, allow_outside)
+    if format in (None, "voc"):
+        layout = find_voc(root, log)
+        if layout is not None:
+            return read_voc(layout, root, log, allow_outside)
+    wanted = [_LOOKED_FOR[format]] if format else list(_LOOKED_FOR.values())
+    raise InputError(
+        f"{root}: no dataset recognised. Looked for:\n"
+        + "\n".join(f"  {line}" for line in wanted)
+        + f"\nFound: {_describe(root)}"
+        + _hint(root)
+    )
+
+
+def _describe(folder: Path) -> str:
+    names = sorted(child.name + ("/" if child.is_dir() else "") for child in folder.iterdir())
+    if not names:
+        return "an empty folder"
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _hint(folder: Path) -> str:
+    if (folder / "labels").is_dir() or any(folder.glob("*/labels")):
+        return "\nThere is a labels folder: write a data.yaml with the lines `train: ...` and `names: [...]` beside it"
+    return ""

@@ -1,0 +1,226 @@
+"""YOLO datasets: a data.yaml, and one text file an image with rows `class cx cy w h`, normalised to 0..1.
+
+The labels of .../images/.../a.jpg stand in .../labels/.../a.txt (the last `images` within the dataset counts), else
+beside the image; an image without a label file is background. Legend: K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from anchorite.data.formats.geometry import RawBox, build_record, read_image_header
+from anchorite.data.formats.log import ReadingLog
+from anchorite.data.formats.paths import Fence, Folders, is_image_name, walk_images
+from anchorite.data.formats.text import plain_integer, plain_number, read_limited, shorten
+from anchorite.data.formats.yaml_nodes import read_yaml_mapping
+from anchorite.data.formats.yolo_config import SplitSource, YoloConfig, read_yolo_config
+from anchorite.data.headers import ImageHeader
+from anchorite.data.index import DatasetIndex, Record
+from anchorite.errors import InputError
+
+_MAX_LINE_BYTES = 1_000_000
+_MAX_LABEL_BYTES = 64_000_000
+_MAX_LIST_BYTES = 512_000_000
+_BOM = b"\xef\xbb\xbf"
+
+# Numbers written with four decimals may lie this far outside 0..1 by rounding alone.
+RANGE_TOLERANCE = 1e-4
+
+YoloRow = tuple[int, float, float, float, float]
+
+
+def find_yolo(folder: Path) -> Path | None:
+    """The data.yaml of a folder: a file of that name, else the only *.yaml with names and a train split."""
+    for name in ("data.yaml", "data.yml"):
+        if (folder / name).is_file():
+            return folder / name
+    fitting = [path for path in sorted(folder.glob("*.y*ml")) if _is_yolo_yaml(path)]
+    if len(fitting) > 1:
+        listed = ", ".join(path.name for path in fitting)
+        raise InputError(f"{folder}: several files could be the data.yaml ({listed}); name the one to use")
+    return fitting[0] if fitting else None
+
+
+def _is_yolo_yaml(path: Path) -> bool:
+    if path.suffix not in (".yaml", ".yml"):
+        return False
+    try:
+        keys = read_yaml_mapping(path).keys()
+    except InputError:
+        return False
+    return "names" in keys and "train" in keys
+
+
+def read_yolo(yaml_path: Path, root: Path, log: ReadingLog, allow_outside: bool = False) -> DatasetIndex:
+    """Read the dataset of a data.yaml; records in the order of path, or of the list where a split is a list.
+
+    Raises InputError for a bad data.yaml at once, and for bad rows and images after all have been read.
+    """
+    fence = Fence([yaml_path.parent], allow_outside)
+    config = read_yolo_config(yaml_path, fence, log)
+    reader = _YoloReader(config, yaml_path.parent, fence, log)
+    splits = {split: reader.read_split(sources) for split, sources in config.splits.items()}
+    log.raise_if_bad(root)
+    return DatasetIndex(root, "yolo", config.class_names, splits, log.adjustments)
+
+
+def parse_row(line: bytes, num_classes: int) -> YoloRow | str:
+    """One row of a label file as class and normalised cx, cy, w, h; or the reason why it is none."""
+    if len(line) > _MAX_LINE_BYTES:
+        return f"a line of {len(line)} bytes; a row has five numbers"
+    if b"\0" in line:
+        return "the line contains NUL bytes; the file is damaged"
+    try:
+        columns = line.decode("utf-8").replace("\t", " ").strip(" \r").split(" ")
+    except UnicodeDecodeError:
+        return f"the line is not UTF-8 text ({shorten(line)})"
+    columns = [column for column in columns if column]
+    if len(columns) != 5:
+        hint = "; polygons and key points are not read" if len(columns) > 5 else ""
+        return f"{len(columns)} columns, not the 5 of `class cx cy w h`{hint} ({shorten(' '.join(columns))})"
+    class_id = plain_integer(columns[0])
+    if class_id is None or class_id >= num_classes:
+        return f"the class must be a whole number 0..{num_classes - 1} ({shorten(columns[0])})"
+    numbers: list[float] = []
+    for name, column in zip(("cx", "cy", "w", "h"), columns[1:], strict=True):
+        number = plain_number(column)
+        if number is None:
+            return f"{name} must be a plain finite number ({shorten(column)})"
+        if not -RANGE_TOLERANCE <= number <= 1 + RANGE_TOLERANCE or (number < 0 and name in "wh"):
+            return f"{name} must lie in 0..1, as a part of the image's size ({shorten(column)})"
+        numbers.append(number)
+    return (class_id, numbers[0], numbers[1], numbers[2], numbers[3])
+
+
+class _YoloReader:
+    """Reads the splits of one data.yaml, sharing folder listings."""
+
+    def __init__(self, config: YoloConfig, home: Path, fence: Fence, log: ReadingLog) -> None:
+        self._config = config
+        self._home = home
+        self._fence = fence
+        self._log = log
+        self._folders = Folders()
+
+    def read_split(self, sources: Iterable[SplitSource]) -> tuple[Record, ...]:
+        records: list[Record] = []
+        first_origins: dict[Path, str] = {}
+        num_labelled = 0
+        for source in sources:
+            is_list = source.path.is_file()
+            images = self._listed_images(source) if is_list else self._folder_images(source)
+            label_paths: set[Path] = set()
+            for image, origin in images:
+                if image in first_origins:
+                    self._log.adjusted("repeated-image", origin, f"{image} stands in {first_origins[image]} already")
+                    continue
+                first_origins[image] = origin
+                label_path = self._label_path(image)
+                label_paths.add(label_path)
+                num_labelled += self._folders.has(label_path)
+                record = self._read_image(image, label_path)
+                if record is not None:
+                    records.append(record)
+            if not is_list:
+                self._note_unused_labels(label_paths, source)
+        if first_origins and not num_labelled:
+            image = next(iter(first_origins))
+            self._log.adjusted(
+                "no-labels",
+                first_origins[image],
+                f"none of the {len(first_origins)} images has a label file; looked for {self._label_path(image)}",
+            )
+        return tuple(records)
+
+    def _folder_images(self, source: SplitSource) -> list[tuple[Path, str]]:
+        images = sorted(walk_images(source.path, self._fence), key=lambda path: path.parts)
+        return [(image, source.origin) for image in images]
+
+    def _listed_images(self, source: SplitSource) -> list[tuple[Path, str]]:
+        images: list[tuple[Path, str]] = []
+        lines = read_limited(source.path, _MAX_LIST_BYTES).removeprefix(_BOM).split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            origin = f"{source.path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                text = line.decode("utf-8").strip()
+            except UnicodeDecodeError:
+                self._log.bad(origin, f"the line is not UTF-8 text ({shorten(line)})")
+                continue
+            if "\0" in text or not is_image_name(Path(text).name):
+                self._log.bad(origin, f"not the name of an image ({shorten(text)})")
+                continue
+            places = [folder / text for folder in (source.path.parent, self._config.folder)]
+            found = [place for place in places if self._folders.has(place)]
+            if found:
+                images.append((found[0], origin))
+            else:
+                self._log.bad(origin, f"the image does not exist ({shorten(text)}; looked at {places[0]})")
+        return images
+
+    def _label_path(self, image: Path) -> Path:
+        beside = image.with_suffix(".txt")
+        for base in (self._home, self._config.folder, Path(image.anchor)):
+            if not image.is_relative_to(base):
+                continue
+            folders = list(image.relative_to(base).parent.parts)
+            if "images" not in folders:
+                break
+            last = len(folders) - 1 - folders[::-1].index("images")
+            apart = base.joinpath(*folders[:last], "labels", *folders[last + 1 :], beside.name)
+            return beside if self._folders.has(beside) and not self._folders.has(apart) else apart
+        return beside
+
+    def _read_image(self, image: Path, label_path: Path) -> Record | None:
+        header = read_image_header(image, self._fence, self._log)
+        if header is None:
+            return None
+        boxes: list[RawBox] | None = []
+        if self._folders.has(label_path):
+            boxes = self._read_labels(label_path, header)
+        if boxes is None:
+            return None
+        return build_record(image, header, boxes, self._config.class_names, self._log)
+
+    def _read_labels(self, path: Path, header: ImageHeader) -> list[RawBox] | None:
+        refusal = self._fence.refusal(path)
+        try:
+            if refusal:
+                raise InputError(refusal)
+            lines = read_limited(path, _MAX_LABEL_BYTES).removeprefix(_BOM).split(b"\n")
+        except InputError as error:
+            self._log.bad(str(path), str(error).removeprefix(f"{path}: "))
+            return None
+        boxes: list[RawBox] = []
+        for number, line in enumerate(lines, start=1):
+            if not line.strip(b" \t\r"):
+                continue
+            origin = f"{path}:{number}"
+            row = parse_row(line, len(self._config.class_names))
+            if isinstance(row, str):
+                self._log.bad(origin, row)
+            else:
+                boxes.append(RawBox(row[0], _to_pixels(row, header), origin))
+        return boxes
+
+    def _note_unused_labels(self, label_paths: set[Path], source: SplitSource) -> None:
+        for folder in sorted({path.parent for path in label_paths}):
+            if folder.is_relative_to(source.path):  # beside the images, any text file may lie
+                continue
+            texts = {folder / name for name in self._folders.names(folder) if name.endswith(".txt")}
+            unused = sorted(path.name for path in texts - label_paths if path.name != "classes.txt")
+            if unused:
+                listed = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
+                self._log.adjusted("unused-label", str(folder), f"{len(unused)} label files without image: {listed}")
+
+
+def _to_pixels(row: YoloRow, header: ImageHeader) -> tuple[float, float, float, float]:
+    _, cx, cy, w, h = row
+    return (
+        (cx - w / 2) * header.width,
+        (cy - h / 2) * header.height,
+        (cx + w / 2) * header.width,
+        (cy + h / 2) * header.height,
+    )
