@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -39,10 +39,35 @@ class Detections:
     def __len__(self) -> int:
         return int(self.scores.shape[0])
 
+    def __getitem__(self, index: int) -> Detection:
+        """One detection, 0 being the best; negative numbers count from the weakest."""
+        left, top, right, bottom = self.boxes_xyxy[index].tolist()
+        class_id = int(self.class_ids[index])
+        return Detection((left, top, right, bottom), float(self.scores[index]), class_id, self.class_names[class_id])
+
     def __iter__(self) -> Iterator[Detection]:
+        # Three copies from the device for all of them, not three for each.
         rows = zip(self.boxes_xyxy.tolist(), self.scores.tolist(), self.class_ids.tolist(), strict=True)
-        for box, score, class_id in rows:
-            yield Detection(tuple(box), score, class_id, self.class_names[class_id])
+        for (left, top, right, bottom), score, class_id in rows:
+            yield Detection((left, top, right, bottom), score, class_id, self.class_names[class_id])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and texts, ready for JSON: source, width, height, detections (best first)."""
+        height, width = self.image_size
+        return {
+            "source": self.source,
+            "width": width,
+            "height": height,
+            "detections": [
+                {
+                    "class_name": found.class_name,
+                    "class_id": found.class_id,
+                    "score": found.score,
+                    "box_xyxy": list(found.box_xyxy),
+                }
+                for found in self
+            ],
+        }
 
     def __repr__(self) -> str:
         counts: dict[str, int] = {}

@@ -1,1 +1,20 @@
-"""."""
+"""Prediction: sources, letterbox, detector, decoding, suppression, detections; drawing and writing them."""
+
+from anchorite.predict.config import PredictConfig
+from anchorite.predict.drawing import draw
+from anchorite.predict.output import PredictionWriter, fresh_folder
+from anchorite.predict.postprocess import RawDetections, detections_from_logits
+from anchorite.predict.predictor import Predictor, load
+from anchorite.predict.sources import expand_sources
+
+__all__ = [
+    "PredictConfig",
+    "PredictionWriter",
+    "Predictor",
+    "RawDetections",
+    "detections_from_logits",
+    "draw",
+    "expand_sources",
+    "fresh_folder",
+    "load",
+]

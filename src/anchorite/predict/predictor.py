@@ -1,0 +1,259 @@
+"""`Predictor`: a detector made ready to run, from images of any kind and size to detections in their own pixels.
+
+Legend: B images of a batch, H, W height and width in pixels, N detections.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anchorite.boxes import Detections, clip_xyxy
+from anchorite.data.letterbox import LetterboxTransform, letterbox, rectangular_size
+from anchorite.errors import AnchoriteError, InputError
+from anchorite.model import Detector, WeightsInfo, fold_batch_norm, load_weights
+from anchorite.predict.config import PredictConfig
+from anchorite.predict.postprocess import RawDetections, detections_from_logits
+from anchorite.predict.sources import each_source, expand_sources, read_image, source_name
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+OnUnreadable = Callable[[AnchoriteError], None]
+
+_MOST_READERS = 8
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Predictor:
+    """Finds objects in images with one detector, on one device.
+
+    device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1". precision: "auto" is float16 on CUDA and
+    float32 elsewhere. The detector is copied, its BatchNorm folded; the one given stays as it is.
+    Raises InputError when the device is not there or does not have the precision.
+    """
+
+    def __init__(
+        self, detector: Detector, info: WeightsInfo, device: str = "auto", precision: Precision = "auto"
+    ) -> None:
+        self.info = info
+        self.device = _device(device)
+        self.dtype = _dtype(precision, self.device)
+        self.detector = fold_batch_norm(detector).to(device=self.device, dtype=self.dtype)
+        _lay_out_channels_last(self.detector)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.info.class_names[:4]) + (", ..." if len(self.info.class_names) > 4 else "")
+        return (
+            f"Predictor(size {self.info.size}, {len(self.info.class_names)} classes ({names}), "
+            f"{self.info.image_size} px, {self.device} {str(self.dtype).removeprefix('torch.')})"
+        )
+
+    def predict(
+        self,
+        images: Any,
+        confidence: float = 0.25,
+        iou_limit: float = 0.45,
+        max_detections: int = 300,
+        class_agnostic: bool = False,
+        multi_label: bool = False,
+        image_size: int | None = None,
+        batch_size: int = 8,
+    ) -> list[Detections]:
+        """The detections of one image or of every image of an iterable, in their order.
+
+        An image is an array (H, W, 3) of uint8 in RGB order (OpenCV reads BGR: turn it), a Pillow image or the path of
+        a file; sizes may differ. image_size: long side the network sees, by default that of the weights. The other
+        settings are those of PredictConfig. Raises InputError for anything that is no image.
+        """
+        config = PredictConfig(
+            confidence=confidence,
+            iou_limit=iou_limit,
+            max_detections=max_detections,
+            class_agnostic=class_agnostic,
+            multi_label=multi_label,
+        )
+        found = self._run(each_source(images), config, image_size, batch_size, on_unreadable=None)
+        return [detections for _, detections in found]
+
+    def stream(
+        self,
+        sources: Any,
+        config: PredictConfig | None = None,
+        image_size: int | None = None,
+        batch_size: int = 8,
+        on_unreadable: OnUnreadable | None = None,
+    ) -> Iterator[Detections]:
+        """`predict` for more images than fit in memory: yields as it goes, reading one batch ahead.
+
+        Paths may be folders and patterns too, as on the command line. With `on_unreadable`, an image that cannot be
+        read is handed to it as the error and left out; without, the error is raised.
+        """
+        for _, detections in self.stream_with_images(sources, config, image_size, batch_size, on_unreadable):
+            yield detections
+
+    def stream_with_images(
+        self,
+        sources: Any,
+        config: PredictConfig | None = None,
+        image_size: int | None = None,
+        batch_size: int = 8,
+        on_unreadable: OnUnreadable | None = None,
+    ) -> Iterator[tuple[NDArray[np.uint8], Detections]]:
+        """`stream`, each with its image (H, W, 3) uint8 RGB: the frame of the boxes."""
+        expanded = _expanded(each_source(sources), on_unreadable)
+        yield from self._run(expanded, config or PredictConfig(), image_size, batch_size, on_unreadable)
+
+    def _run(
+        self,
+        sources: Iterable[Any],
+        config: PredictConfig,
+        image_size: int | None,
+        batch_size: int,
+        on_unreadable: OnUnreadable | None,
+    ) -> Iterator[tuple[NDArray[np.uint8], Detections]]:
+        """Window by window: while the device works on one, threads read and letterbox the next."""
+        long_side = self.info.image_size if image_size is None else image_size
+        stride = self.detector.strides[-1]
+        if long_side < stride or batch_size < 1:
+            raise InputError(
+                f"image size {long_side} and batch size {batch_size} were asked for; "
+                f"the least are {stride} (the coarsest stride of the network) and 1"
+            )
+        remaining = iter(sources)
+        with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1, _MOST_READERS)) as readers:
+            ahead: list[Future[_Prepared]] = []
+            while window := list(islice(remaining, batch_size)):
+                reading = [readers.submit(_prepare, source, long_side, stride) for source in window]
+                yield from self._detect(_readable(ahead, on_unreadable), config)
+                ahead = reading
+            yield from self._detect(_readable(ahead, on_unreadable), config)
+
+    def _detect(
+        self, window: Sequence[_Prepared], config: PredictConfig
+    ) -> Iterator[tuple[NDArray[np.uint8], Detections]]:
+        """One batch for every letterboxed size that occurs; results in the order of the window."""
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, prepared in enumerate(window):
+            by_size.setdefault(prepared.transform.size_hw, []).append(index)
+        found: dict[int, RawDetections] = {}
+        for indices in by_size.values():
+            batch = np.stack([window[index].letterboxed for index in indices])
+            found.update(zip(indices, self._detect_batch(batch, config), strict=True))
+        for index, prepared in enumerate(window):
+            yield prepared.image, self._in_source_pixels(found[index], prepared)
+
+    @torch.inference_mode()
+    def _detect_batch(self, batch: NDArray[np.uint8], config: PredictConfig) -> list[RawDetections]:
+        """Raw detections of letterboxed images (B, H, W, 3) of one size."""
+        # Interleaved pixels seen as (B, 3, H, W) lie in channels_last memory already.
+        images = torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device).to(self.dtype) / 255
+        logits = self.detector(images)
+        self._check_finite(logits)
+        return [raw.cpu() for raw in detections_from_logits(logits, self.detector.anchors, config)]
+
+    def _check_finite(self, logits: Sequence[Tensor]) -> None:
+        """Nothing found must mean that nothing is there."""
+        if all(bool(level[:, :, 4].isfinite().all()) for level in logits):
+            return
+        if self.dtype == torch.float16:
+            raise InputError('the network overflows in float16; use precision "bfloat16" or "float32"')
+        raise InputError("the network's output is not finite: its weights are damaged or its training diverged")
+
+    def _in_source_pixels(self, raw: RawDetections, prepared: _Prepared) -> Detections:
+        """Boxes moved back to the original pixels and clipped to them; those wholly in the padding are dropped."""
+        height, width = prepared.image.shape[:2]
+        boxes_xyxy = clip_xyxy(prepared.transform.to_source(raw.boxes_xyxy), width, height)
+        inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
+        return Detections(
+            boxes_xyxy=boxes_xyxy[inside],
+            scores=raw.scores[inside],
+            class_ids=raw.class_ids[inside],
+            class_names=self.info.class_names,
+            image_size=(height, width),
+            source=prepared.source,
+        )
+
+
+def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Predictor:
+    """A Predictor of a weight file; raises what `load_weights` and `Predictor` raise."""
+    detector, info = load_weights(Path(path))
+    return Predictor(detector, info, device, precision)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image as read, letterboxed, and how to come back."""
+
+    image: NDArray[np.uint8]
+    letterboxed: NDArray[np.uint8]
+    transform: LetterboxTransform
+    source: str
+
+
+def _prepare(source: Any, long_side: int, stride: int) -> _Prepared:
+    image = read_image(source)
+    height, width = image.shape[:2]
+    letterboxed, transform = letterbox(image, rectangular_size((height, width), long_side, stride))
+    return _Prepared(image, letterboxed, transform, source_name(source))
+
+
+def _readable(reading: Iterable[Future[_Prepared]], on_unreadable: OnUnreadable | None) -> list[_Prepared]:
+    prepared = []
+    for future in reading:
+        try:
+            prepared.append(future.result())
+        except AnchoriteError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(error)
+    return prepared
+
+
+def _expanded(sources: Iterable[Any], on_unreadable: OnUnreadable | None) -> Iterator[Any]:
+    for source in sources:
+        try:
+            yield from expand_sources([source]) if isinstance(source, str | Path) else [source]
+        except AnchoriteError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(error)
+
+
+def _lay_out_channels_last(detector: Detector) -> None:
+    """Convolution weights as the device runs them fastest, in place."""
+    for parameter in detector.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f'no device is called {name!r}; use "auto", "cpu", "cuda" or "cuda:1"') from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f'device {name!r} is not supported; use "auto", "cpu", "cuda" or "cuda:1"')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f'device {name!r} is not there ({torch.cuda.device_count()} CUDA devices found); use "cpu"')
+    return device
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if precision not in _DTYPES:
+        raise InputError(f"no precision {precision!r}; choose auto, {', '.join(_DTYPES)}")
+    if precision == "float16" and device.type == "cpu":
+        raise InputError('float16 is for CUDA devices; on the CPU use "float32" or "bfloat16"')
+    return _DTYPES[precision]
