@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from anchorite.errors import DivergedError, InputError, StorageError
 from anchorite.model import load_weights
@@ -20,7 +20,7 @@ DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", 
 
 
 def checkpoint_tensors(run: Path, epoch: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"epoch-{epoch:04d}.safetensors")
+    return load((run / "checkpoints" / f"epoch-{epoch:04d}.safetensors").read_bytes())
 
 
 def assert_equal_runs(one: Path, other: Path, epoch: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from anchorite.errors import StorageError
@@ -81,10 +81,11 @@ def _read(manifest_path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if manifest["format_version"] != FORMAT_VERSION:
         version = manifest["format_version"]
         raise ValueError(f"format version {version}; this anchorite reads version {FORMAT_VERSION}")
-    path = manifest_path.with_suffix(".safetensors")
-    if _sha256(path) != manifest["sha256"]:
+    # Read once: what is hashed is what is used, and nothing stays mapped to a file that may be replaced.
+    content = manifest_path.with_suffix(".safetensors").read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
         raise ValueError("its SHA-256 is not that of the manifest")
-    return manifest, load_file(path)
+    return manifest, load(content)
 
 
 def _gather(trainee: Trainee) -> dict[str, Tensor]:
