@@ -79,3 +79,20 @@ def test_nothing_at_all():
     curves = detection_curves([truth_of([[0, 0, 9, 9]])], [found_of([], [])], ["a"])
     assert (curves.f1 == 0).all()
     assert (curves.envelope == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("first_choice", "expected"),
+    [
+        ([4, 0, 104, 100], 1.0),  # nearer to the first box: leaves the second to the other detection
+        ([16, 0, 116, 100], 0.5),  # nearer to the second, and takes it away from the other
+        ([10, 0, 110, 100], 0.5),  # as near to both: COCO's tools take the later one
+    ],
+)
+def test_a_detection_takes_the_box_it_overlaps_most(first_choice, expected):
+    truth = truth_of([[0, 0, 100, 100], [20, 0, 120, 100]])
+    found = found_of([first_choice, [60, 0, 120, 100]], [0.9, 0.8])  # the other overlaps only the second by half
+    curves = detection_curves([truth], [found], ["a"])
+    assert curves.recall[0, 0] == expected
+    oracle = pycocotools_evaluation([truth], [found], ["a"])
+    assert oracle.eval["recall"][0, 0, 0, 2] == expected

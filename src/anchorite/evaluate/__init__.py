@@ -1,1 +1,8 @@
-"""."""
+"""Evaluation: a detector measured on a labelled split."""
+
+from anchorite.evaluate.config import ValidationConfig
+from anchorite.evaluate.result import ValidationLosses, ValidationResult
+from anchorite.evaluate.stopwatch import ValidationSpeed
+from anchorite.evaluate.validator import Validator
+
+__all__ = ["ValidationConfig", "ValidationLosses", "ValidationResult", "ValidationSpeed", "Validator"]

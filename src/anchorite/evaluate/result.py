@@ -1,0 +1,129 @@
+"""`ValidationResult`: what a validation measured, as numbers, as text and as pictures.
+
+Legend: K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from anchorite.errors import StorageError
+from anchorite.evaluate.stopwatch import ValidationSpeed
+from anchorite.evaluate.text import aligned_table
+from anchorite.metrics import (
+    CocoMetrics,
+    Found,
+    Truth,
+    confusion_matrix,
+    detection_curves,
+    save_confusion_matrix,
+    save_f1_curve,
+    save_pr_curve,
+)
+
+
+class ValidationLosses(NamedTuple):
+    """Means over all images, with their gains, without the factor B."""
+
+    box: float
+    objectness: float
+    classification: float
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """One validation. losses: None unless a criterion was given; truths, founds: one an image, in the records' order,
+    boxes in pixels of the original images.
+    """
+
+    metrics: CocoMetrics
+    losses: ValidationLosses | None
+    truths: tuple[Truth, ...]
+    founds: tuple[Found, ...]
+    class_names: tuple[str, ...]
+    speed: ValidationSpeed
+
+    def rows(self) -> Iterator[tuple[str, float]]:
+        """Every number as (name, value), always the same names in the same order; nan where nothing is to measure."""
+        for name, value in self.metrics.rows():
+            yield f"val/{name}", value
+        if self.losses is not None:
+            for name, value in self.losses._asdict().items():
+                yield f"val/{name}", value
+        for name, value in self.speed._asdict().items():
+            yield f"val/{name}", value
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the boxes in plain types, None for nan."""
+        curves = detection_curves(self.truths, self.founds, self.class_names)
+        confidence, f1 = curves.best_confidence()
+        return {
+            "images": len(self.truths),
+            "metrics": self.metrics.to_dict(),
+            "best_f1": {"f1": _none_for_nan(f1), "confidence": _none_for_nan(confidence)},
+            "losses": None if self.losses is None else self.losses._asdict(),
+            "speed": self.speed._asdict(),
+        }
+
+    def save_plots(self, folder: Path, confidence: float = 0.25) -> list[Path]:
+        """Write pr_curve.png, f1_curve.png and confusion_matrix.png (at `confidence`) into a folder, made if need be.
+
+        Returns their paths; raises StorageError when the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be made: {error.strerror or error}. Name another folder") from error
+        curves = detection_curves(self.truths, self.founds, self.class_names)
+        confusion = confusion_matrix(self.truths, self.founds, self.class_names, confidence)
+        paths = [folder / name for name in ("pr_curve.png", "f1_curve.png", "confusion_matrix.png")]
+        save_pr_curve(paths[0], curves)
+        save_f1_curve(paths[1], curves)
+        save_confusion_matrix(paths[2], confusion)
+        return paths
+
+    def table(self) -> str:
+        """A plain text table, a line for each class under one for all, with the other COCO numbers and the speed below.
+
+        F1 is the best at IoU .5, `at` the confidence where it is reached.
+        """
+        metrics, curves = self.metrics, detection_curves(self.truths, self.founds, self.class_names)
+        confidence, f1 = curves.best_confidence()
+        num_labels = sum(one.num_truths for one in metrics.classes)
+        numbers = (metrics.map, metrics.map50, f1, confidence)
+        lines: list[tuple[str, ...]] = [("class", "images", "labels", "AP", "AP50", "F1", "at")]
+        lines.append(("all", str(len(self.truths)), str(num_labels), *map(_decimals, numbers)))
+        for one, (best_at, best_f1) in zip(metrics.classes, curves.best_confidences(), strict=True):
+            numbers = (one.ap, one.ap50, best_f1, best_at)
+            lines.append((one.name, str(one.num_images), str(one.num_truths), *map(_decimals, numbers)))
+        return "\n".join([aligned_table(lines), "", *self._notes()])
+
+    def _notes(self) -> list[str]:
+        metrics, speed = self.metrics, self.speed
+        by_size = (("small", metrics.map_small), ("medium", metrics.map_medium), ("large", metrics.map_large))
+        recalls = (("1", metrics.ar_1), ("10", metrics.ar_10), ("100", metrics.ar_100))
+        sizes = ", ".join(f"{name} {_decimals(value)}" for name, value in by_size)
+        seconds = f"data {speed.seconds_data:.2f}, forward {speed.seconds_forward:.2f}, NMS {speed.seconds_nms:.2f}"
+        notes = [
+            f"AP75 {_decimals(metrics.map75)}; AP by size: {sizes}",
+            "average recall of the best " + ", ".join(f"{name}: {_decimals(value)}" for name, value in recalls),
+            f"{speed.images_per_second:.1f} images/s; seconds: {seconds}, metrics {speed.seconds_metrics:.2f}",
+        ]
+        if self.losses is not None:
+            notes.append("loss: " + ", ".join(f"{name} {value:.5f}" for name, value in self.losses._asdict().items()))
+        ignored = sum(one.num_ignored for one in metrics.classes)
+        if ignored:
+            notes.append(f"{ignored} labels (crowds and difficult objects) are neither right nor wrong")
+        return notes
+
+
+def _decimals(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _none_for_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value

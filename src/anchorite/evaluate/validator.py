@@ -1,0 +1,176 @@
+"""`Validator`: a split made ready once, a detector measured on it many times.
+
+Legend: B images, L levels, A anchors per level, K classes, N detections of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anchorite.boxes import Targets, clip_xyxy
+from anchorite.data import (
+    ImageStore,
+    LetterboxedBatch,
+    LetterboxTransform,
+    Record,
+    StoreMode,
+    letterboxed_batches,
+)
+from anchorite.errors import DivergedError, InputError
+from anchorite.evaluate.config import ValidationConfig
+from anchorite.evaluate.result import ValidationLosses, ValidationResult
+from anchorite.evaluate.stopwatch import Stopwatch
+from anchorite.evaluate.targets import batch_targets
+from anchorite.loss import LossTerms
+from anchorite.metrics import Found, Truth, coco_metrics
+from anchorite.model import Detector
+from anchorite.predict import RawDetections, detections_from_logits
+
+Criterion = Callable[[Sequence[Tensor], Targets], LossTerms]
+
+
+class Validator:
+    """The images and labels of a split, decoded and resized once, for detectors with these classes.
+
+    image_size: long side of the network input in pixels; store_mode: where decoded images are kept (see ImageStore).
+    Raises InputError when there are no records, and what building an ImageStore raises.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        class_names: Sequence[str],
+        image_size: int,
+        batch_size: int = 16,
+        store_mode: StoreMode = "auto",
+        cache_dir: Path | None = None,
+    ) -> None:
+        if not records or batch_size < 1:
+            raise InputError(
+                f"validation needs images and a batch of at least one; got {len(records)} images, batch {batch_size}"
+            )
+        self.records = tuple(records)
+        self.class_names = tuple(class_names)
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.truths = tuple(
+            Truth(record.boxes_xyxy, record.class_ids, record.ignored, record.areas) for record in self.records
+        )
+        self._store = ImageStore(self.records, image_size, store_mode, cache_dir)
+        self._store.build()
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.records)
+
+    def run(
+        self,
+        detector: Detector,
+        config: ValidationConfig | None = None,
+        device: torch.device | str | None = None,
+        autocast_dtype: torch.dtype | None = None,
+        criterion: Criterion | None = None,
+    ) -> ValidationResult:
+        """Measure a detector on every image, boxes in pixels of the original images.
+
+        device: where to run, by default where the detector is; detector and criterion are moved there. They come back
+        in the mode (training or not) they came in. autocast_dtype: None for none. With `criterion`, the losses are
+        measured too, each image with the same weight. Raises InputError when the detector's classes do not fit or the
+        image size is no multiple of its coarsest stride, DivergedError naming an image when its output is not finite.
+        """
+        self._check_fit(detector)
+        modules = [module for module in (detector, criterion) if isinstance(module, nn.Module)]
+        device = _device_of(detector) if device is None else torch.device(device)
+        for module in modules:
+            module.to(device)
+        predict_config = (config or ValidationConfig()).predict_config()
+        batches = letterboxed_batches(self._store, self.image_size, self.batch_size, detector.strides[-1])
+        found_by_index: dict[int, Found] = {}
+        sums = torch.zeros(3, dtype=torch.float64)
+        stopwatch = Stopwatch()
+        with torch.inference_mode(), _evaluating(modules):
+            for batch in stopwatch.waiting("data", batches):
+                with stopwatch("forward"):
+                    logits = _forward(detector, batch.images, device, autocast_dtype)
+                    self._check_finite(logits, batch)  # also waits for the device
+                with stopwatch("nms"):
+                    raw = [one.cpu() for one in detections_from_logits(logits, detector.anchors, predict_config)]
+                    found_by_index |= self._found_in_source(raw, batch)
+                if criterion is not None:
+                    with stopwatch("loss"):
+                        terms = criterion(logits, batch_targets(self.records, batch).to(device))
+                        sums += torch.stack(terms[1:]).double().cpu() * len(batch.indices)
+        founds = tuple(found_by_index[index] for index in range(len(self)))
+        with stopwatch("metrics"):
+            metrics = coco_metrics(self.truths, founds, self.class_names)
+        losses = None if criterion is None else ValidationLosses(*(sums / len(self)).tolist())
+        return ValidationResult(metrics, losses, self.truths, founds, self.class_names, stopwatch.speed(len(self)))
+
+    def _check_fit(self, detector: Detector) -> None:
+        if detector.num_classes != len(self.class_names):
+            raise InputError(
+                f"the detector knows {detector.num_classes} classes, the dataset has {len(self.class_names)}; "
+                "validate on data with the classes it was trained for"
+            )
+
+    def _check_finite(self, logits: Sequence[Tensor], batch: LetterboxedBatch) -> None:
+        """Nothing found must mean that nothing was seen."""
+        is_finite = torch.stack([level.flatten(1).isfinite().all(dim=1) for level in logits]).all(dim=0)
+        for index, fine in zip(batch.indices.tolist(), is_finite.tolist(), strict=True):
+            if not fine:
+                raise DivergedError(
+                    f"{self.records[index].path}: the network's output for this image is not finite: its training "
+                    "diverged or its weights are damaged. Use earlier weights, or try float32"
+                )
+
+    def _found_in_source(self, raw: Sequence[RawDetections], batch: LetterboxedBatch) -> dict[int, Found]:
+        """By record, what was found, in pixels of the original image."""
+        found = {}
+        for index, one, transform in zip(batch.indices.tolist(), raw, batch.transforms, strict=True):
+            found[index] = _as_found(one, transform)
+        return found
+
+
+def _as_found(raw: RawDetections, transform: LetterboxTransform) -> Found:
+    """Boxes moved back and clipped to the image, as prediction does; those wholly in the padding are dropped."""
+    height, width = transform.source_size_hw
+    boxes_xyxy = clip_xyxy(transform.to_source(raw.boxes_xyxy.double()), width, height)
+    inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
+    return Found(
+        boxes_xyxy[inside].numpy(), raw.scores[inside].numpy().astype(np.float64), raw.class_ids[inside].numpy()
+    )
+
+
+def _forward(
+    detector: Detector, images: Tensor, device: torch.device, autocast_dtype: torch.dtype | None
+) -> list[Tensor]:
+    """Logits of L levels, each (B, A, 5 + K, H, W), of uint8 images (B, 3, H, W)."""
+    is_reduced = autocast_dtype not in (None, torch.float32)
+    precision = torch.autocast(device.type, autocast_dtype) if is_reduced else nullcontext()
+    with precision:
+        logits: list[Tensor] = detector(images.to(device, non_blocking=True).float() / 255)
+    return logits
+
+
+def _device_of(detector: nn.Module) -> torch.device:
+    parameter = next(detector.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+@contextmanager
+def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Evaluation mode inside the block, each module's own mode after it, whatever happens."""
+    were_training = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for module, was_training in zip(modules, were_training, strict=True):
+            module.train(was_training)

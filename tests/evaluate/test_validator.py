@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from anchorite.boxes import Targets
+from anchorite.errors import DivergedError, InputError
+from anchorite.evaluate import ValidationConfig, Validator
+from anchorite.loss import DetectionLoss, LossTerms
+from anchorite.model import Detector, WeightsInfo, default_anchors
+from anchorite.predict import PredictConfig, Predictor
+from tests.evaluate.scenes import ANCHORS, CLASS_NAMES, ColourDetector, make_record, make_records
+
+SIZE = 320
+
+
+@pytest.fixture
+def records(tmp_path):
+    return make_records(tmp_path)
+
+
+@pytest.fixture
+def validator(records):
+    return Validator(records, CLASS_NAMES, SIZE, batch_size=4, store_mode="ram")
+
+
+def test_who_sees_every_box_is_perfect(validator, records):
+    result = validator.run(ColourDetector())
+    assert result.metrics.map == pytest.approx(1.0)
+    assert result.metrics.ar_100 == pytest.approx(1.0)
+    assert [one.ap for one in result.metrics.classes] == pytest.approx([1.0, 1.0, 1.0])
+    for record, found in zip(records, result.founds, strict=True):
+        assert sorted(found.class_ids) == sorted(record.class_ids)
+        order = [list(found.class_ids).index(class_id) for class_id in record.class_ids]
+        # Half a pixel of the input, in pixels of the original.
+        tolerance = 1.0 * max(record.width, record.height) / SIZE
+        np.testing.assert_allclose(found.boxes_xyxy[order], record.boxes_xyxy, atol=tolerance)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [({"shift_class": 1}, 0.0), ({"blind_to": 1}, 2 / 3)])
+def test_who_errs_is_not(validator, kind, expected):
+    assert validator.run(ColourDetector(**kind)).metrics.map == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("mode", ["ram", "none"])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_founds_are_in_the_order_of_the_records_whatever_the_batches(records, validator, batch_size, mode):
+    expected = validator.run(ColourDetector())
+    other = Validator(records, CLASS_NAMES, SIZE, batch_size, mode).run(ColourDetector())
+    assert other.metrics.map == pytest.approx(1.0)
+    for one, two in zip(expected.founds, other.founds, strict=True):
+        np.testing.assert_allclose(one.boxes_xyxy, two.boxes_xyxy, atol=1e-3)
+
+
+def test_truth_is_the_record(tmp_path):
+    record = make_record(tmp_path / "a.png", (320, 320), [(0, [10, 10, 150, 150]), (1, [160, 160, 300, 300])], [1])
+    validator = Validator([record], CLASS_NAMES, SIZE)
+    result = validator.run(ColourDetector(shift_class=2))
+    assert result.truths[0].areas is record.areas
+    assert result.metrics.classes[0].num_truths == 1
+    assert result.metrics.classes[1].num_ignored == 1
+    # Green, ignored, is taken for red: wrong, because the crowd is of green. Red is taken for blue: a miss.
+    assert result.metrics.map == 0
+    assert validator.run(ColourDetector()).metrics.map == pytest.approx(1.0)
+
+
+def test_validation_config_decides_what_is_kept(validator):
+    assert sum(map(len, validator.run(ColourDetector(), ValidationConfig(max_detections=1)).founds)) == 6
+    sure_of_nothing = validator.run(ColourDetector(), ValidationConfig(confidence=1.0))
+    assert sum(map(len, sure_of_nothing.founds)) == 0
+    assert sure_of_nothing.metrics.map == 0
+    defaults = ValidationConfig()
+    assert (defaults.confidence, defaults.max_detections, defaults.multi_label) == (0.001, 300, True)
+    assert defaults.predict_config() == PredictConfig(
+        confidence=0.001, iou_limit=defaults.iou_limit, max_detections=300, multi_label=True
+    )
+
+
+def test_losses_are_means_over_images(tmp_path):
+    # Pictures of the input's own size, so that the targets are known without a letterbox.
+    boxes = [[(0, [40, 48, 150, 160])], [], [(2, [10, 20, 130, 140]), (1, [160, 20, 310, 190])]]
+    records = [make_record(tmp_path / f"{n}.png", (320, 192), rows) for n, rows in enumerate(boxes)]
+    criterion = DetectionLoss(ANCHORS, len(CLASS_NAMES)).train()
+    shown = []
+    detector = ColourDetector(hook=lambda images: shown.append(images.clone()), shift_class=1)
+    losses = Validator(records, CLASS_NAMES, SIZE, batch_size=1).run(detector, criterion=criterion).losses
+    assert criterion.training
+
+    terms = []
+    for images, rows in zip(shown, boxes, strict=True):
+        targets = [
+            [0, class_id, (x1 + x2) / 2 / 320, (y1 + y2) / 2 / 192, (x2 - x1) / 320, (y2 - y1) / 192]
+            for class_id, (x1, y1, x2, y2) in rows
+        ]
+        targets = Targets.from_rows(torch.tensor(targets, dtype=torch.float32).reshape(-1, 6))
+        terms.append(torch.stack(criterion(ColourDetector(shift_class=1)(images), targets)[1:]))
+    expected = torch.stack(terms).mean(dim=0).tolist()
+    assert [losses.box, losses.objectness, losses.classification] == pytest.approx(expected, rel=1e-5)
+    assert min(expected) > 0
+
+
+def test_losses_weigh_images_equally(records):
+    class Counting:
+        """A criterion whose box loss is the number of images in the batch."""
+
+        def __call__(self, logits, targets):
+            count = torch.tensor(float(logits[0].shape[0]))
+            return LossTerms(count, count, torch.tensor(float(len(targets))), torch.tensor(0.0))
+
+    one_image = records[0]
+    validator = Validator([one_image] * 3, CLASS_NAMES, SIZE, batch_size=2)
+    losses = validator.run(ColourDetector(), criterion=Counting()).losses
+    assert losses.box == pytest.approx((2 * 2 + 1 * 1) / 3)
+    assert losses.objectness == pytest.approx((2 * 4 + 1 * 2) / 3)
+
+
+def test_ignored_labels_are_no_targets(tmp_path):
+    seen = []
+
+    class Recording:
+        def __call__(self, logits, targets):
+            seen.append(targets.rows)
+            return LossTerms(*[torch.tensor(0.0)] * 4)
+
+    record = make_record(tmp_path / "a.png", (640, 320), [(0, [20, 20, 300, 300]), (1, [400, 100, 600, 300])], [0])
+    Validator([record], CLASS_NAMES, SIZE).run(ColourDetector(), criterion=Recording())
+    # 640 x 320 becomes 320 x 160 in an input of the same size.
+    np.testing.assert_allclose(seen[0].numpy(), [[0, 1, 500 / 640, 200 / 320, 200 / 640, 200 / 320]], rtol=1e-6)
+
+
+def test_detector_runs_in_inference_and_evaluation_mode_and_gets_its_own_back(validator):
+    states = []
+
+    def hook(images):
+        states.append((torch.is_inference_mode_enabled(), detector.training, torch.is_autocast_enabled("cpu")))
+        assert images.dtype == torch.float32
+        assert 0 <= images.min() <= images.max() <= 1
+
+    detector = ColourDetector(hook).train()
+    validator.run(detector)
+    assert detector.training
+    assert set(states) == {(True, False, False)}
+    states.clear()
+    validator.run(detector, autocast_dtype=torch.bfloat16)
+    assert set(states) == {(True, False, True)}
+    states.clear()
+    validator.run(detector, autocast_dtype=torch.float32)
+    assert set(states) == {(True, False, False)}
+
+
+def test_output_that_is_not_finite_is_an_error_that_names_the_image(tmp_path):
+    class Broken(ColourDetector):
+        def forward(self, images):
+            logits = super().forward(images)
+            if images[:, 2].max() > 0.5:
+                image = int(images[:, 2].flatten(1).max(dim=1).values.argmax())
+                logits[1][image, 0, 0, 0, 0] = float("nan")
+            return logits
+
+    good = [make_record(tmp_path / f"good{n}.png", (320, 320), [(0, [9, 9, 99, 99])]) for n in range(3)]
+    bad = make_record(tmp_path / "bad.png", (320, 320), [(2, [9, 9, 99, 99])])
+    detector = Broken().train()
+    with pytest.raises(DivergedError, match=r"bad\.png"):
+        Validator([*good, bad], CLASS_NAMES, SIZE).run(detector)
+    assert detector.training
+    assert Validator(good, CLASS_NAMES, SIZE).run(detector).metrics.map == pytest.approx(1.0)
+
+
+def test_refuses_what_does_not_fit(validator, records):
+    with pytest.raises(InputError, match="3 classes, the dataset has 2"):
+        Validator(records, CLASS_NAMES[:2], SIZE).run(ColourDetector())
+    with pytest.raises(InputError, match="got 0 images"):
+        Validator([], CLASS_NAMES, SIZE)
+    with pytest.raises(InputError, match="multiple of the largest stride, 32"):
+        Validator(records[:1], CLASS_NAMES, 16).run(ColourDetector())
+
+
+def test_rows_json_table_and_plots(validator, tmp_path):
+    result = validator.run(ColourDetector(blind_to=1), criterion=DetectionLoss(ANCHORS, 3))
+    rows = dict(result.rows())
+    assert list(rows)[:3] == ["val/map", "val/map50", "val/map75"]
+    assert rows["val/map"] == pytest.approx(2 / 3)
+    assert {"val/box", "val/objectness", "val/classification", "val/images_per_second"} <= set(rows)
+    plain = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert plain["images"] == 7
+    assert plain["metrics"]["classes"][1]["ap"] == 0
+    assert plain["metrics"]["map_small"] is None
+    assert plain["best_f1"]["f1"] == pytest.approx(2 / 3)
+    table = result.table().splitlines()
+    assert table[0].split() == ["class", "images", "labels", "AP", "AP50", "F1", "at"]
+    assert table[1].split()[:5] == ["all", "7", "10", "0.6667", "0.6667"]
+    assert table[3].split()[:5] == ["green", "4", "4", "0.0000", "0.0000"]
+    assert len({len(line) for line in table[:5]}) == 1
+    paths = result.save_plots(tmp_path / "new" / "plots")
+    assert [path.name for path in paths] == ["pr_curve.png", "f1_curve.png", "confusion_matrix.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
+
+
+def test_no_labels_at_all_still_gives_a_report(tmp_path):
+    record = make_record(tmp_path / "a.png", (320, 320), [])
+    result = Validator([record], ["a", "b", "c"], SIZE).run(ColourDetector())
+    assert np.isnan(result.metrics.map)
+    assert "all" in result.table()
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_time_is_accounted_for(validator):
+    result = validator.run(ColourDetector(hook=lambda _: time.sleep(0.05)))
+    speed = result.speed
+    assert 0.05 * 2 <= speed.seconds_forward < 5
+    total = speed.seconds_data + speed.seconds_forward + speed.seconds_nms
+    assert speed.images_per_second == pytest.approx(7 / total)
+    assert speed.seconds_metrics > 0
+
+
+def test_agrees_with_the_predictor(records):
+    torch.manual_seed(0)
+    detector = Detector("n", len(CLASS_NAMES), default_anchors("n")).eval()
+    info = WeightsInfo("n", CLASS_NAMES, detector.anchors, SIZE)
+    config = ValidationConfig(max_detections=10)
+    founds = Validator(records, CLASS_NAMES, SIZE, batch_size=1).run(detector, config).founds
+    predicted = list(
+        Predictor(detector, info, device="cpu", precision="float32").stream(
+            [record.path for record in records], config.predict_config()
+        )
+    )
+    assert sum(map(len, founds)) > 30
+    for found, detections in zip(founds, predicted, strict=True):
+        assert len(found) == len(detections)
+        np.testing.assert_allclose(found.scores, detections.scores.numpy(), rtol=1e-3)
