@@ -49,6 +49,7 @@ def test_counts_by_hand():
     assert 0.2 < confidence <= 0.3
     assert confidence == pytest.approx(0.25, abs=0.002)
     assert curves.best_confidence()[1] == pytest.approx(0.4)
+    assert np.isnan(curves.best_confidences()[1][0])
     assert curves.best_confidences()[1][1] == 0
 
 

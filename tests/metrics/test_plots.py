@@ -65,6 +65,15 @@ def test_curves_show_the_numbers(tmp_path):
     assert not np.array_equal(pixels(tmp_path / "good.png"), pixels(tmp_path / "bad.png"))
 
 
+def test_names_are_shown(tmp_path):
+    truths, founds = scene(2)
+    for folder, names in (("one", ["_cat", "dog"]), ("two", ["_cow", "dog"])):
+        (tmp_path / folder).mkdir()
+        save_all(tmp_path / folder, truths, founds, names)
+    for path in (tmp_path / "one").iterdir():
+        assert not np.array_equal(pixels(path), pixels(tmp_path / "two" / path.name)), path.name
+
+
 def test_names_are_shown_letter_by_letter(tmp_path):
     from matplotlib import cbook
 

@@ -48,7 +48,7 @@ class Curves:
     def best_confidence(self) -> tuple[float, float]:
         """The confidence with the highest mean F1, and that F1; the middle of the run where several share it.
 
-        Both are nan without any labelled box.
+        Both are nan without any labelled box; the confidence alone is nan where nothing is right at any.
         """
         return _middle_of_best(self.confidences, self.mean_f1())
 
@@ -116,6 +116,8 @@ def _middle_of_best(confidences: NDArray[np.float64], f1: NDArray[np.float64]) -
     if np.isnan(f1).all():
         return float("nan"), float("nan")
     first = int(np.nanargmax(f1))
+    if f1[first] == 0:
+        return float("nan"), 0.0
     lower = np.flatnonzero(f1[first:] < f1[first])
     last = first + (int(lower[0]) if lower.size else len(f1) - first) - 1
     return float(confidences[(first + last) // 2]), float(f1[first])
