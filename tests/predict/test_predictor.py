@@ -202,11 +202,11 @@ def test_settings_out_of_range_are_refused(predictor, settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"device": "tpu!"}, "no device is called"),
+        ({"device": "tpu!"}, "no such device"),
         ({"device": "meta"}, "not supported"),
-        ({"device": "cuda:99"}, "not there"),
-        ({"device": "cpu", "precision": "float16"}, "float16"),
-        ({"device": "cpu", "precision": "int8"}, "no precision"),
+        ({"device": "cuda:99"}, "CUDA device"),
+        ({"device": "cpu", "precision": "fp16"}, "fp16"),
+        ({"device": "cpu", "precision": "int8"}, "no such precision"),
     ],
 )
 def test_devices_and_precisions_that_are_not_there(settings, message):
@@ -277,7 +277,7 @@ def test_a_weight_file_loads_into_a_predictor(detector, tmp_path: Path):
 
 def test_bfloat16_runs_on_the_cpu_and_finds_about_the_same(detector):
     image = np.random.default_rng(0).integers(0, 256, (128, 192, 3), np.uint8)
-    (low,) = Predictor(detector, INFO, "cpu", "bfloat16").predict(image, confidence=0.05)
+    (low,) = Predictor(detector, INFO, "cpu", "bf16").predict(image, confidence=0.05)
     (full,) = Predictor(detector, INFO, "cpu").predict(image, confidence=0.05)
     assert low.boxes_xyxy.dtype == torch.float32
     assert abs(float(low.scores[0]) - float(full.scores[0])) < 0.02
@@ -286,7 +286,7 @@ def test_bfloat16_runs_on_the_cpu_and_finds_about_the_same(detector):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_cuda_finds_what_the_cpu_finds(detector):
     image = np.random.default_rng(0).integers(0, 256, (128, 192, 3), np.uint8)
-    (on_cuda,) = Predictor(detector, INFO, "cuda", "float32").predict(image, confidence=0.05)
+    (on_cuda,) = Predictor(detector, INFO, "cuda", "fp32").predict(image, confidence=0.05)
     (on_cpu,) = Predictor(detector, INFO, "cpu").predict(image, confidence=0.05)
     assert on_cuda.boxes_xyxy.device.type == "cpu"
     torch.testing.assert_close(on_cuda.scores[:5], on_cpu.scores[:5], rtol=1e-2, atol=1e-3)

@@ -1,6 +1,6 @@
 """The detector: blocks, backbone, neck and head of ten sizes, folding, and weight files."""
 
-from anchorite.model.detector import Detector
+from anchorite.model.detector import Detector, to_channels_last
 from anchorite.model.fold import fold_batch_norm
 from anchorite.model.head import Head, MatchedCellLogits
 from anchorite.model.table import SIZES, default_anchors
@@ -16,4 +16,5 @@ __all__ = [
     "fold_batch_norm",
     "load_weights",
     "save_weights",
+    "to_channels_last",
 ]

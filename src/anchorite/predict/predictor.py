@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,35 +20,34 @@ from torch import Tensor
 
 from anchorite.boxes import Detections, clip_xyxy
 from anchorite.data.letterbox import LetterboxTransform, letterbox, rectangular_size
+from anchorite.devices import PrecisionName, choose_device, choose_precision
 from anchorite.errors import AnchoriteError, InputError
-from anchorite.model import Detector, WeightsInfo, fold_batch_norm, load_weights
+from anchorite.model import Detector, WeightsInfo, fold_batch_norm, load_weights, to_channels_last
 from anchorite.predict.config import PredictConfig
 from anchorite.predict.postprocess import RawDetections, detections_from_logits
 from anchorite.predict.sources import each_source, expand_sources, read_image, source_name
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 OnUnreadable = Callable[[AnchoriteError], None]
 
 _MOST_READERS = 8
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Predictor:
     """Finds objects in images with one detector, on one device.
 
-    device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1". precision: "auto" is float16 on CUDA and
-    float32 elsewhere. The detector is copied, its BatchNorm folded; the one given stays as it is.
+    device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1". precision: "auto" is fp16 on CUDA and
+    fp32 elsewhere. The detector is copied, its BatchNorm folded; the one given stays as it is.
     Raises InputError when the device is not there or does not have the precision.
     """
 
     def __init__(
-        self, detector: Detector, info: WeightsInfo, device: str = "auto", precision: Precision = "auto"
+        self, detector: Detector, info: WeightsInfo, device: str = "auto", precision: PrecisionName = "auto"
     ) -> None:
         self.info = info
-        self.device = _device(device)
+        self.device = choose_device(device)
         self.dtype = _dtype(precision, self.device)
         self.detector = fold_batch_norm(detector).to(device=self.device, dtype=self.dtype)
-        _lay_out_channels_last(self.detector)
+        to_channels_last(self.detector)
 
     def __repr__(self) -> str:
         names = ", ".join(self.info.class_names[:4]) + (", ..." if len(self.info.class_names) > 4 else "")
@@ -165,7 +164,7 @@ class Predictor:
         if all(bool(level[:, :, 4].isfinite().all()) for level in logits):
             return
         if self.dtype == torch.float16:
-            raise InputError('the network overflows in float16; use precision "bfloat16" or "float32"')
+            raise InputError('the network overflows in float16; use precision "bf16" or "fp32"')
         raise InputError("the network's output is not finite: its weights are damaged or its training diverged")
 
     def _in_source_pixels(self, raw: RawDetections, prepared: _Prepared) -> Detections:
@@ -183,7 +182,7 @@ class Predictor:
         )
 
 
-def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Predictor:
+def load(path: str | Path, device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
     """A Predictor of a weight file; raises what `load_weights` and `Predictor` raise."""
     detector, info = load_weights(Path(path))
     return Predictor(detector, info, device, precision)
@@ -228,32 +227,8 @@ def _expanded(sources: Iterable[Any], on_unreadable: OnUnreadable | None) -> Ite
             on_unreadable(error)
 
 
-def _lay_out_channels_last(detector: Detector) -> None:
-    """Convolution weights as the device runs them fastest, in place."""
-    for parameter in detector.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f'no device is called {name!r}; use "auto", "cpu", "cuda" or "cuda:1"') from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f'device {name!r} is not supported; use "auto", "cpu", "cuda" or "cuda:1"')
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f'device {name!r} is not there ({torch.cuda.device_count()} CUDA devices found); use "cpu"')
-    return device
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
+def _dtype(precision: PrecisionName, device: torch.device) -> torch.dtype:
+    """What weights and images are converted to: the number format asked for; "auto" stays exact on a CPU."""
     if precision == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
-    if precision not in _DTYPES:
-        raise InputError(f"no precision {precision!r}; choose auto, {', '.join(_DTYPES)}")
-    if precision == "float16" and device.type == "cpu":
-        raise InputError('float16 is for CUDA devices; on the CPU use "float32" or "bfloat16"')
-    return _DTYPES[precision]
+    return choose_precision(precision, device).dtype or torch.float32

@@ -10,13 +10,13 @@ import torch
 
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
 from anchorite.data import DatasetIndex, ImageStore, Loader, LoaderConfig, Record, TrainSamples, make_loader
+from anchorite.devices import Precision, choose_device, choose_precision
 from anchorite.errors import InputError
 from anchorite.evaluate import Validator
 from anchorite.loss import DetectionLoss
-from anchorite.model import Detector, default_anchors
+from anchorite.model import Detector, default_anchors, to_channels_last
 from anchorite.train.average import WeightAverage
 from anchorite.train.optimizer import build_optimizer
-from anchorite.train.precision import Precision, choose_device, choose_precision
 from anchorite.train.recipe import Recipe
 from anchorite.train.step import Trainee
 
@@ -118,9 +118,7 @@ def _build_trainee(
         if counts.any() and num_classes > 1:
             detector.head.start_biases(counts.tolist())
     detector = detector.to(device)
-    for parameter in detector.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    to_channels_last(detector)
     config = recipe.loss.scaled(anchors.num_levels, num_classes, recipe.image_size)
     return Trainee(
         detector=detector,

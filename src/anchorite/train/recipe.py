@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anchorite.anchors import AnchorSet
 from anchorite.data import AugmentConfig
+from anchorite.devices import PrecisionName
 from anchorite.errors import InputError
 from anchorite.evaluate import ValidationConfig
 from anchorite.loss import LossConfig
 from anchorite.train.average import AverageConfig
 from anchorite.train.optimizer import OptimizerConfig
-from anchorite.train.precision import PrecisionName
 
 ModelSize = Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"]
 DEFAULT_RECIPE = "small-data"

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anchorite.data import Batch
+from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector
 from anchorite.train.average import WeightAverage
 from anchorite.train.optimizer import apply_settings, clip_gradients
-from anchorite.train.precision import Precision
 from anchorite.train.schedule import Settings
 
 

@@ -1,4 +1,4 @@
-"""Which number format the convolutions run in, chosen by device, with the reason."""
+"""Which device to run on and which number format its convolutions are fast in, with the reason."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 
 from anchorite.errors import InputError
+
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -29,13 +31,13 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from error
+        raise InputError(f"device {name}: no such device; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
+        raise InputError(f"device {name}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+        raise InputError(f"device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N")
+        raise InputError(f"device {name}: not supported; use auto, cpu, cuda or cuda:N")
     return device
 
 
@@ -47,10 +49,11 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
     """
     if name == "auto":
         return _automatic(device)
+    if name not in _DTYPES:
+        raise InputError(f"precision {name}: no such precision; use auto, fp32, bf16 or fp16")
     if name == "fp16" and device.type == "cpu":
-        raise InputError("--precision fp16: half precision is not trained on a CPU; use bf16 or fp32")
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    return Precision(name, dtype, name == "fp16", "as asked for")
+        raise InputError("precision fp16: half precision is not trained on a CPU; use bf16 or fp32")
+    return Precision(name, _DTYPES[name], name == "fp16", "as asked for")
 
 
 def _automatic(device: torch.device) -> Precision:

@@ -1,0 +1,58 @@
+"""Devices and precisions: what is chosen for which hardware, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anchorite import devices
+from anchorite.devices import choose_device, choose_precision
+from anchorite.errors import InputError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "name", "word"),
+    [(True, True, "bf16", "AMX"), (False, True, "bf16", "AVX512-BF16"), (False, False, "fp32", "neither")],
+)
+def test_a_cpu_gets_bf16_only_where_it_is_fast(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, name: str, word: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    chosen = choose_precision("auto", CPU)
+    assert (chosen.name, chosen.scaled) == (name, False)
+    assert word in chosen.reason
+    assert chosen.dtype == (torch.bfloat16 if name == "bf16" else None)
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "scaled"),
+    [((9, 0), "bf16", False), ((8, 0), "bf16", False), ((7, 5), "fp16", True), ((6, 1), "fp32", False)],
+)
+def test_a_gpu_gets_what_its_generation_is_fast_at(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str, scaled: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
+    chosen = choose_precision("auto", CUDA)
+    assert (chosen.name, chosen.scaled) == (name, scaled)
+    assert "Test GPU" in chosen.reason
+
+
+def test_what_was_asked_for_is_given() -> None:
+    assert choose_precision("bf16", CPU).dtype == torch.bfloat16
+    assert choose_precision("fp32", CPU).dtype is None
+    assert choose_precision("fp16", CUDA) == devices.Precision("fp16", torch.float16, True, "as asked for")
+
+
+def test_what_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="not trained on a CPU"):
+        choose_precision("fp16", CPU)
+    with pytest.raises(InputError, match="no such precision"):
+        choose_precision("int8", CPU)  # type: ignore[arg-type]
+    for name in ("cdua", "cuda:99", "meta"):
+        with pytest.raises(InputError, match=f"device {name}"):
+            choose_device(name)
+    assert choose_device("cpu") == CPU
