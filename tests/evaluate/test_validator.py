@@ -224,7 +224,7 @@ def test_agrees_with_the_predictor(records):
     config = ValidationConfig(max_detections=10)
     founds = Validator(records, CLASS_NAMES, SIZE, batch_size=1).run(detector, config).founds
     predicted = list(
-        Predictor(detector, info, device="cpu", precision="float32").stream(
+        Predictor(detector, info, device="cpu", precision="fp32").stream(
             [record.path for record in records], config.predict_config()
         )
     )
