@@ -65,7 +65,8 @@ def test_resized_and_flipped_pixels_agree_with_boxes(
 @given(st.sampled_from([90.0, 180.0, 270.0, -90.0]), st.floats(0.5, 2.0), shifts, shifts, st.integers(0, 2**32 - 1))
 def test_quarter_turns_agree_with_boxes(angle: float, zoom: float, shift_x: float, shift_y: float, seed: int) -> None:
     turned = scaling(1.0, 1.0, shift_x + 90, shift_y + 90) @ turning(angle, 0, 0) @ scaling(zoom, zoom, -90, -90)
-    check_painted_box_is_where_the_map_says(turned, seed, 1.0)
+    # A turned tile lacks its outermost half pixel, which zoom enlarges.
+    check_painted_box_is_where_the_map_says(turned, seed, max(1.0, 0.5 + zoom / 2))
 
 
 @settings(max_examples=60, deadline=None)

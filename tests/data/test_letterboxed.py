@@ -48,6 +48,7 @@ def test_rectangular_batches_pad_less_and_square_ones_keep_the_order(tmp_path: P
     assert {plan.size_hw for plan in square} == {(128, 128)}
     tight = plan_letterboxed(records, 128, 4)
     assert [plan.size_hw for plan in tight] == [(96, 128), (128, 128), (128, 96)]
+    assert [plan.size_hw for plan in plan_letterboxed(records, 128, 12)] == [(128, 128)]
     ratios = [records[index].height / records[index].width for plan in tight for index in plan.indices]
     assert ratios == sorted(ratios)
 

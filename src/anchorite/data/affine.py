@@ -105,6 +105,8 @@ def draw_warped(image: NDArray[np.uint8], warp: Warp, canvas: NDArray[np.uint8])
 
 
 def _draw_turned(image: NDArray[np.uint8], source_map: Map, corner: tuple[int, int], target: NDArray[np.uint8]) -> None:
+    # Transparent, so that the corners of the rectangle keep what other tiles drew there. The price: the outermost half
+    # pixel of the source, where no four neighbours are left to interpolate between, is not drawn either.
     to_target = scaling(1.0, 1.0, -0.5 - corner[0], -0.5 - corner[1]) @ source_map @ scaling(1.0, 1.0, 0.5, 0.5)
     cv2.warpAffine(
         image,
