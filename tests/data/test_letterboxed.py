@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.data.letterbox import FILL, letterbox
+from anchorite.data.letterbox import FILL, letterbox, rectangular_size
 from anchorite.data.letterboxed import letterboxed_batches, plan_letterboxed
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
@@ -47,10 +47,21 @@ def test_rectangular_batches_pad_less_and_square_ones_keep_the_order(tmp_path: P
     assert [index for plan in square for index in plan.indices] == list(range(12))
     assert {plan.size_hw for plan in square} == {(128, 128)}
     tight = plan_letterboxed(records, 128, 4)
-    assert [plan.size_hw for plan in tight] == [(96, 128), (128, 128), (128, 96)]
-    assert [plan.size_hw for plan in plan_letterboxed(records, 128, 12)] == [(128, 128)]
-    ratios = [records[index].height / records[index].width for plan in tight for index in plan.indices]
-    assert ratios == sorted(ratios)
+    assert {plan.size_hw for plan in tight} == {(96, 128), (128, 128), (128, 96)}
+    assert sorted(index for plan in tight for index in plan.indices) == list(range(12))
+    for plan in tight:
+        assert {rectangular_size((records[i].height, records[i].width), 128, 32) for i in plan.indices} == {
+            plan.size_hw
+        }
+
+
+def test_an_images_input_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    records = make_records(tmp_path, 12)
+    by_batch_size = [
+        {index: plan.size_hw for plan in plan_letterboxed(records, 128, batch) for index in plan.indices}
+        for batch in (1, 5, 12)
+    ]
+    assert by_batch_size[0] == by_batch_size[1] == by_batch_size[2]
 
 
 def test_a_store_of_another_size_is_resized(tmp_path: Path) -> None:

@@ -41,22 +41,24 @@ def plan_letterboxed(
 ) -> list[LetterboxedPlan]:
     """The batches of a pass over all records, each once.
 
-    rectangular: records sorted by aspect, and each batch as small as its images allow, in multiples of `stride`; else
-    records in order, all batches square. Raises InputError when `image_size` is no multiple of `stride`.
+    rectangular: each image in the smallest input that holds it, in multiples of `stride`, and a batch only of images
+    with the same input, so that no result depends on the neighbours or the batch size; else all inputs are square.
+    Raises InputError when `image_size` is no multiple of `stride`.
     """
     if image_size % stride:
         raise InputError(
             f"image size {image_size}: must be a multiple of the largest stride, {stride}; "
             f"take {-(-image_size // stride) * stride}"
         )
-    order = list(range(len(records)))
-    if not rectangular:
-        return [LetterboxedPlan(chosen, (image_size, image_size)) for chosen in _chunks(order, batch_size)]
-    order.sort(key=lambda index: records[index].height / records[index].width)
-    sizes_hw = [rectangular_size((record.height, record.width), image_size, stride) for record in records]
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index, record in enumerate(records):
+        image_hw = (record.height, record.width)
+        size_hw = rectangular_size(image_hw, image_size, stride) if rectangular else (image_size, image_size)
+        by_size.setdefault(size_hw, []).append(index)
     return [
-        LetterboxedPlan(chosen, (max(sizes_hw[i][0] for i in chosen), max(sizes_hw[i][1] for i in chosen)))
-        for chosen in _chunks(order, batch_size)
+        LetterboxedPlan(chosen, size_hw)
+        for size_hw, indices in sorted(by_size.items())
+        for chosen in _chunks(indices, batch_size)
     ]
 
 
