@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
+from types import FrameType
 
 from cyclopts import App, CycloptsError
 
 from anchorite import __version__
-from anchorite.errors import AnchoriteError, StorageError
+from anchorite.cli.messages import is_out_of_memory, usage_message
+from anchorite.errors import AnchoriteError, InputError, StorageError
 
 _HELP = """Train, check, explain and ship anchor-based YOLO detectors.
 
 Start with `anchorite demo`, or with your own photographs: `anchorite train DATA`.
+With `--debug`, any command shows the traceback of an error.
 """
 
 # First lines of the commands' own help, here so that the overview imports none of them.
@@ -23,6 +29,11 @@ _COMMANDS = {
     "report": "Write the report page of a run anew.",
     "recipes": "List the built-in recipes, or print one as YAML to start your own from.",
 }
+_OUTPUT_CLOSED = 128 + 13  # as the shell reports a program that wrote into a pipe which `head` had left
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: everything is closed on the way out."""
 
 
 def build_app() -> App:
@@ -39,28 +50,59 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in words
     if debug:
         words.remove("--debug")
-    sys.exit(run(words, debug))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A line is shown when it is printed, also in a pipe, and whatever the terminal cannot spell is escaped.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
+    code = run(words, debug)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not break into the way out
+    _give_up_broken_stdout()
+    sys.exit(code)
 
 
 def run(words: list[str], debug: bool = False) -> int:
     """The exit code of a command; errors of the user's are printed to stderr without a traceback unless `debug`."""
     try:
         build_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        return _refuse(f"{error}\n`anchorite --help` and `anchorite COMMAND --help` list what there is", 2)
-    except AnchoriteError as error:
-        if debug:
+        sys.stdout.flush()  # an error of the output should be told, too
+    except (CycloptsError, AnchoriteError, OSError, KeyboardInterrupt, MemoryError, RuntimeError) as error:
+        ended = _ending(error)
+        if ended is None or (debug and not isinstance(error, KeyboardInterrupt)):
             raise
-        return _refuse(str(error), error.exit_code)
-    except OSError as error:
-        if debug:
-            raise
-        return _refuse(f"{error.filename or 'input/output'}: {error.strerror or error}", StorageError.exit_code)
-    except KeyboardInterrupt:
-        return _refuse("interrupted", 130)
+        message, code = ended
+        if message:
+            print(f"anchorite: {message}", file=sys.stderr)
+        return code
     return 0
 
 
-def _refuse(message: str, code: int) -> int:
-    print(f"anchorite: {message}", file=sys.stderr)
-    return code
+def _ending(error: BaseException) -> tuple[str, int] | None:
+    """What to tell the user and the exit code; None for a defect of ours, which deserves its traceback."""
+    if isinstance(error, CycloptsError):
+        return usage_message(error), InputError.exit_code
+    if isinstance(error, AnchoriteError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        name, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        return "\n".join(filter(None, (name, str(error)))), code
+    if isinstance(error, BrokenPipeError):
+        return "", _OUTPUT_CLOSED
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input/output'}: {error.strerror or error}", StorageError.exit_code
+    if is_out_of_memory(error):
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        return f"memory ran out: {first_line}\nuse a smaller --batch or --image-size", InputError.exit_code
+    return None
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _give_up_broken_stdout() -> None:
+    """Where stdout takes nothing more, drop the rest, instead of Python's complaint at exit about the same."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,9 +6,12 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 if TYPE_CHECKING:
     from anchorite.predict import PredictConfig
+
+AT_LEAST_ONE = Number(gte=1)
 
 
 @Parameter(name="*")
@@ -30,7 +33,9 @@ class RecipeOptions:
     model: Annotated[
         Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"] | None, Parameter(help="Size of the network.")
     ] = None
-    image_size: Annotated[int | None, Parameter(help="Longer side of the network input in pixels.")] = None
+    image_size: Annotated[
+        int | None, Parameter(help="Longer side of the network input in pixels, a multiple of 32.")
+    ] = None
     epochs: Annotated[int | None, Parameter(help="Passes over the training images.")] = None
     batch: Annotated[int | None, Parameter(help="Images per batch.")] = None
     seed: Annotated[int | None, Parameter(help="Seed of weights and augmentation.")] = None
@@ -38,12 +43,16 @@ class RecipeOptions:
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="Number format of the convolutions.")
     ] = None
-    workers: Annotated[int | None, Parameter(help="Loader processes.")] = None
+    workers: Annotated[int | None, Parameter(help="Loader processes; 0 for none.")] = None
 
     def given(self) -> dict[str, Any]:
         """The fields that were set."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
+
+    def flags_given(self) -> dict[str, Any]:
+        """The fields that were set, named as on the command line."""
+        return {f"--{name.replace('_', '-')}": value for name, value in self.given().items()}
 
 
 @Parameter(name="*")
@@ -69,4 +78,5 @@ class LimitOptions:
         except ValidationError as error:
             problem = error.errors()[0]
             flag = str(problem["loc"][0]).replace("_", "-")
-            raise InputError(f"--{flag} {problem['input']}: {problem['msg']}") from None
+            reason = problem["msg"].replace("Input should be", "must be")
+            raise InputError(f"--{flag} {problem['input']}: {reason}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +21,7 @@ class TrainingDisplay:
     """Prints the events of a run; plain lines when the output is no terminal."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, emoji=False)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,18 +51,25 @@ class TrainingDisplay:
             f"{name} {len(records)} images / {sum(len(record.class_ids) for record in records)} boxes"
             for name, records in dataset.splits.items()
         )
-        self._say(f"data: {dataset.root} ({dataset.format}), {len(dataset.class_names)} classes; {counts}")
+        self.say(f"data: {dataset.root} ({dataset.format}), {len(dataset.class_names)} classes; {counts}")
         kinds: dict[str, list[str]] = {}
         for adjustment in dataset.adjustments:
             kinds.setdefault(adjustment.kind, []).append(adjustment.origin)
         for kind, origins in kinds.items():
             more = f" and {len(origins) - 3} more" if len(origins) > 3 else ""
-            self._say(f"labels {kind}: {len(origins)} ({', '.join(origins[:3])}{more})")
+            self.say(f"labels {kind}: {len(origins)} ({', '.join(origins[:3])}{more})")
+        self.say("decoding the images and choosing what the recipe leaves open ...")
 
     def where_to_look(self, folder: Path) -> None:
-        """The last lines: which files to open."""
-        self._say(f"weights: {folder / 'best.safetensors'}")
-        self._say(f"report:  {folder / 'report.html'}")
+        """The last lines: which files to open, and what to do with them."""
+        weights = folder / "best.safetensors"
+        self.say(f"weights: {weights}")
+        self.say(f"report:  {folder / 'report.html'}")
+        self.say(f"use it:  anchorite predict {shlex.quote(str(weights))} IMAGES")
+
+    def say(self, text: str) -> None:
+        """One line, above the bar where there is one."""
+        self.console.print(text, markup=False)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepDone):
@@ -75,9 +84,9 @@ class TrainingDisplay:
     def _start(self, event: RunStarted) -> None:
         self._num_batches, self._num_epochs = event.num_batches, event.num_epochs
         for decision in event.decisions:
-            self._say(decision)
-        self._say(f"run: {event.folder}, epochs {event.first_epoch + 1} to {event.num_epochs}")
-        self._say(_HEADER)
+            self.say(decision)
+        self.say(f"run: {event.folder}, epochs {event.first_epoch + 1} to {event.num_epochs}")
+        self.say(_HEADER)
 
     def _step(self, event: StepDone) -> None:
         self._seconds_left, self._speed = event.seconds_left, event.images_per_second
@@ -97,20 +106,21 @@ class TrainingDisplay:
     def _epoch(self, event: EpochDone) -> None:
         row = event.row
         metrics = event.validation.metrics if event.validation is not None else None
-        map50 = f"{metrics.map50:7.4f}" if metrics else f"{'-':>7}"
-        map_all = f"{metrics.map:7.4f}" if metrics else f"{'-':>7}"
-        self._say(
+        map50, map_all = (_score(metrics.map50), _score(metrics.map)) if metrics else ("-", "-")
+        self.say(
             f"{event.epoch:4d}/{self._num_epochs:<4d} {row['train/box']:8.4f} {row['train/objectness']:8.4f} "
-            f"{row['train/classification']:8.4f} {row['images_per_second']:7.1f} {map50} {map_all} "
+            f"{row['train/classification']:8.4f} {row['images_per_second']:7.1f} {map50:>7} {map_all:>7} "
             f"{'*' if event.improved else '':>5}  {_clock(self._seconds_left)}"
         )
 
     def _finish(self, event: RunFinished) -> None:
-        best = f"best mAP {event.best_map:.4f} at epoch {event.best_epoch}" if event.best_epoch else "no epoch"
-        self._say(f"done ({event.reason}) in {_clock(event.seconds)}: {best}")
+        known = event.best_epoch is not None
+        best = f"best mAP {event.best_map:.4f} at epoch {event.best_epoch}" if known else "no mAP is known"
+        self.say(f"done ({event.reason}) in {_clock(event.seconds)}: {best}")
 
-    def _say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+
+def _score(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -22,4 +23,6 @@ def recipes(
     elif name in texts:
         print(texts[name], end="")
     else:
-        raise InputError(f"recipes: no recipe {name}; there are {', '.join(texts)}")
+        close = difflib.get_close_matches(name, texts, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"recipes {name}: no such recipe; there are {', '.join(texts)}{meant}")

@@ -14,8 +14,10 @@ def train(
     data: Annotated[Path | None, Parameter(help="Folder of labelled images, data.yaml or COCO json.")] = None,
     *,
     recipe: Annotated[str | None, Parameter(help="Built-in recipe (see `anchorite recipes`) or YAML file.")] = None,
-    out: Annotated[Path | None, Parameter(help="Folder of the run; must not exist. Default: runs/DATA-MODEL.")] = None,
-    resume: Annotated[Path | None, Parameter(help="Run folder to continue; needs nothing else.")] = None,
+    out: Annotated[Path | None, Parameter(help="New folder for the run. Default: runs/DATA-MODEL, -2, -3, ...")] = None,
+    resume: Annotated[
+        Path | None, Parameter(help="Folder of a run to go on with; DATA only where the data has moved.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         Parameter("--set", negative="", help="Any recipe field, as in --set loss.label_smoothing=0.1."),
@@ -24,40 +26,79 @@ def train(
     fields: Annotated[RecipeOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC, recognised by looking)."""
+    from anchorite.errors import InputError
+
+    reading, fields = reading or ReadingOptions(), fields or RecipeOptions()
+    if resume is not None:
+        changes = {"--recipe": recipe, "--out": out, "--set": settings, **fields.flags_given()}
+        refused = [flag for flag, value in changes.items() if value is not None]
+        if refused:
+            raise InputError(
+                f"{', '.join(refused)} with --resume: a run goes on as it was started; "
+                f"leave {'it' if len(refused) == 1 else 'them'} out, or start a new run without --resume"
+            )
+        _go_on(resume, data, reading)
+    elif data is None:
+        raise InputError("train: DATA is missing: anchorite train DATA, or anchorite train --resume RUN")
+    else:
+        _start(data, out, recipe, settings or [], reading, fields)
+
+
+def _start(
+    data: Path,
+    out: Path | None,
+    recipe: str | None,
+    settings: list[str],
+    reading: ReadingOptions,
+    fields: RecipeOptions,
+) -> None:
+    from anchorite.cli.folders import free_folder, refuse_taken, telling_how_to_go_on
     from anchorite.cli.progress import TrainingDisplay
     from anchorite.data import open_dataset
-    from anchorite.errors import InputError
-    from anchorite.report import write_run_report
-    from anchorite.train import RunFolder, load_recipe, parse_setting
-    from anchorite.train import resume as resume_run
+    from anchorite.report import conclude_run
+    from anchorite.train import choose_device, choose_precision, load_recipe, parse_setting
     from anchorite.train import train as start_run
 
-    reading = reading or ReadingOptions()
-    with TrainingDisplay() as display:
-        if resume is not None:
-            facts = RunFolder.open(resume).read_facts()
-            source = data or Path(facts["data"])
-            dataset = open_dataset(source, reading.format or facts["format"], skip_bad=reading.skip_bad)
-            display.dataset(dataset)
-            finished = resume_run(resume, dataset, display)
+    overrides = {**fields.given(), **dict(parse_setting(text) for text in settings)}
+    chosen = load_recipe(recipe, overrides, flags=fields.given().keys())
+    # What reading and decoding the data would only delay is refused first.
+    choose_precision(chosen.precision, choose_device(chosen.device))
+    folder = out or free_folder(Path("runs") / f"{_name_of(data)}-{chosen.model}")
+    refuse_taken(folder)
+    with TrainingDisplay() as display, telling_how_to_go_on(folder):
+        dataset = open_dataset(data, reading.format, skip_bad=reading.skip_bad)
+        display.dataset(dataset)
+        start_run(chosen, dataset, folder, display)
+        conclude_run(folder, dataset)
+    display.where_to_look(folder)
+
+
+def _go_on(folder: Path, data: Path | None, reading: ReadingOptions) -> None:
+    from anchorite.cli.folders import telling_how_to_go_on
+    from anchorite.cli.progress import TrainingDisplay
+    from anchorite.data import open_dataset
+    from anchorite.report import conclude_run, is_concluded
+    from anchorite.train import RunFolder
+    from anchorite.train import resume as resume_run
+
+    run = RunFolder.open(folder)
+    facts = run.read_facts()
+    with TrainingDisplay() as display, telling_how_to_go_on(folder):
+        if is_concluded(folder):
+            display.say(f"{folder}: this run is complete; there is nothing to go on with, and nothing was changed")
         else:
-            if data is None:
-                raise InputError("train: name the data: anchorite train DATA (or --resume RUN)")
-            overrides = {**(fields or RecipeOptions()).given(), **dict(parse_setting(text) for text in settings or [])}
-            chosen = load_recipe(recipe, overrides)
-            dataset = open_dataset(data, reading.format, skip_bad=reading.skip_bad)
+            dataset = open_dataset(
+                data or Path(facts["data"]),
+                reading.format or facts["format"],
+                skip_bad=reading.skip_bad or facts.get("skip_bad", False),
+            )
             display.dataset(dataset)
-            finished = start_run(chosen, dataset, out or free_run_folder(data, chosen.model), display)
-    write_run_report(finished.folder)
-    display.where_to_look(finished.folder)
+            if not run.summary.is_file():
+                resume_run(folder, dataset, display)
+            conclude_run(folder, dataset)
+    display.where_to_look(folder)
 
 
-def free_run_folder(data: Path, model: str) -> Path:
-    """runs/DATA-MODEL, with a number behind it when that is taken."""
-    stem = data.resolve().stem if data.suffix else data.resolve().name
-    path = Path("runs") / f"{stem}-{model}"
-    number = 2
-    while path.exists():
-        path = Path("runs") / f"{stem}-{model}-{number}"
-        number += 1
-    return path
+def _name_of(data: Path) -> str:
+    place = data.resolve()
+    return place.stem if place.is_file() else place.name

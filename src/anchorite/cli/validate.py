@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import ReadingOptions
+from anchorite.cli.options import AT_LEAST_ONE, ReadingOptions
+
+if TYPE_CHECKING:
+    from anchorite.data import DatasetIndex, Record
 
 
 def validate(
@@ -15,17 +18,20 @@ def validate(
     data: Annotated[Path, Parameter(help="Folder of labelled images, data.yaml or COCO json.")],
     *,
     split: Annotated[str, Parameter(help="Split to validate on.")] = "val",
-    image_size: Annotated[int | None, Parameter(help="Longer side of the input; default: the training size.")] = None,
-    batch: Annotated[int, Parameter(help="Images per batch.")] = 16,
+    image_size: Annotated[
+        int | None, Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: the training size.")
+    ] = None,
+    batch: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Images per batch.")] = 16,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Parameter(help="Number format.")] = "auto",
-    out: Annotated[Path | None, Parameter(help="Folder for curves and confusion matrix as PNG.")] = None,
-    json: Annotated[bool, Parameter(negative="", help="Print the result as JSON.")] = False,
+    out: Annotated[Path | None, Parameter(help="New folder for curves and confusion matrix as PNG.")] = None,
+    json: Annotated[bool, Parameter(negative="", help="Print the result as JSON, and nothing else.")] = False,
     reading: ReadingOptions | None = None,
 ) -> None:
     """Measure weights on a labelled split: COCO mAP in all, by size and by class."""
     import json as json_format
 
+    from anchorite.cli.folders import refuse_taken
     from anchorite.data import open_dataset
     from anchorite.errors import InputError
     from anchorite.evaluate import ValidationConfig, Validator
@@ -33,21 +39,54 @@ def validate(
     from anchorite.train import choose_device, choose_precision
 
     reading = reading or ReadingOptions()
-    detector, info = load_weights(weights)
-    dataset = open_dataset(data, reading.format, skip_bad=reading.skip_bad)
-    records = dataset.splits.get(split)
-    if not records:
-        raise InputError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
-    if dataset.class_names != info.class_names:
-        raise InputError(
-            f"validate: {weights} knows the classes {list(info.class_names)}, {data} has {list(dataset.class_names)}; "
-            "validate on data with the same classes in the same order"
-        )
+    if weights.is_dir() and data.suffix == ".safetensors":
+        raise InputError(f"validate: the weights come first, then the data: anchorite validate {data} {weights}")
+    if out is not None:
+        refuse_taken(out)
     chosen_device = choose_device(device)
     dtype = choose_precision(precision, chosen_device).dtype
-    validator = Validator(records, dataset.class_names, image_size or info.image_size, batch)
-    result = validator.run(detector, ValidationConfig(), chosen_device, autocast_dtype=dtype)
+    detector, info = load_weights(weights)
+    stride = detector.strides[-1]
+    size = image_size or info.image_size
+    if size % stride:
+        raise InputError(
+            f"--image-size {size}: must be a multiple of {stride}, the coarsest stride of {weights}; "
+            f"take {-(-size // stride) * stride}"
+        )
+    dataset = open_dataset(data, reading.format, skip_bad=reading.skip_bad)
+    if dataset.class_names != info.class_names:
+        raise InputError(
+            f"{weights} and {data} have other classes: {_first_difference(info.class_names, dataset.class_names)}; "
+            "validate on data with the same classes in the same order"
+        )
+    records = _records(dataset, split)
+    result = Validator(records, dataset.class_names, size, batch).run(
+        detector, ValidationConfig(), chosen_device, autocast_dtype=dtype
+    )
+    print(json_format.dumps(result.to_json()) if json else result.table())
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         result.save_plots(out)
-    print(json_format.dumps(result.to_json(), ensure_ascii=False) if json else result.table())
+        if not json:
+            print(f"plots: {out}")
+
+
+def _records(dataset: DatasetIndex, split: str) -> tuple[Record, ...]:
+    from anchorite.errors import InputError
+
+    records = dataset.splits.get(split, ())
+    if not records:
+        there = ", ".join(f"{name} ({len(images)} images)" for name, images in dataset.splits.items() if images)
+        what = "is empty" if split in dataset.splits else "is not there"
+        raise InputError(f"--split {split}: {what}; the splits of {dataset.root} are {there or 'all empty'}")
+    return records
+
+
+def _first_difference(known: tuple[str, ...], given: tuple[str, ...]) -> str:
+    if len(known) != len(given):
+        return f"{len(known)} and {len(given)} of them, {_shown(known)} and {_shown(given)}"
+    number = next(number for number, names in enumerate(zip(known, given, strict=True)) if names[0] != names[1])
+    return f"class {number} is {known[number]!r} and {given[number]!r}"
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return repr(list(names[:5])) + (" and more" if len(names) > 5 else "")

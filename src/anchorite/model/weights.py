@@ -147,14 +147,16 @@ def _refuse_pickle(path: Path) -> None:
 def _unreadable(path: Path, error: OSError) -> AnchoriteError:
     message = f"{path}: cannot be read: {error.strerror or error}"
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        return InputError(f"{message}; give the path of a .safetensors file")
+        inside = path / "best.safetensors"
+        return InputError(f"{message}; give {inside if inside.is_file() else 'the path of a .safetensors file'}")
     return StorageError(f"{message}; check the permissions and the disk")
 
 
 def _read_info(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:
     if _METADATA_KEY not in metadata:
         raise InputError(
-            f"{path}: no metadata {_METADATA_KEY!r}, so not a weight file of anchorite; it has {sorted(metadata)}"
+            f"{path}: no metadata {_METADATA_KEY!r}, so not a weight file of anchorite (it has {sorted(metadata)}); "
+            "give a run's best.safetensors or last.safetensors"
         )
     try:
         fields = json.loads(metadata[_METADATA_KEY])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def save_checkpoint(folder: Path, trainee: Trainee, progress: Progress) -> None:
     stem = f"epoch-{progress.epoch:04d}"
     path = folder / f"{stem}.safetensors"
     tensors = _gather(trainee)
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    write_atomically(path, lambda temporary: _write(temporary, tensors))
     manifest = {
         "format_version": FORMAT_VERSION,
         "sha256": _sha256(path),
@@ -70,6 +71,18 @@ def load_latest(folder: Path, trainee: Trainee) -> tuple[Progress, list[str]]:
         return Progress(**manifest["progress"]), damaged
     found = "\n".join(damaged) or "there is none"
     raise StorageError(f"{folder}: no checkpoint to resume from: {found}")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether any checkpoint was ever finished in the folder."""
+    return bool(_manifests(folder))
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # its way of reporting a full disk
+        raise OSError(str(error)) from error
 
 
 def _manifests(folder: Path) -> list[Path]:

@@ -45,7 +45,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class RunFinished:
-    """At the end. reason: "complete" or why it stopped early; best_epoch: None without validation."""
+    """At the end. reason: "complete" or why it stopped early; best_epoch: None, and best_map void, without any mAP."""
 
     folder: Path
     reason: str

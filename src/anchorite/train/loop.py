@@ -17,7 +17,7 @@ from anchorite.errors import DivergedError, InputError
 from anchorite.evaluate import ValidationResult
 from anchorite.files import write_text_atomically
 from anchorite.model import WeightsInfo, default_anchors, save_weights
-from anchorite.train.checkpoint import Progress, load_latest, save_checkpoint
+from anchorite.train.checkpoint import Progress, has_checkpoint, load_latest, save_checkpoint
 from anchorite.train.events import EpochDone, Listener, RunFinished, RunStarted, StepDone
 from anchorite.train.preparation import Prepared, prepare
 from anchorite.train.recipe import Recipe
@@ -37,16 +37,19 @@ def train(recipe: Recipe, dataset: DatasetIndex, out: Path, listener: Listener) 
     facts = {
         "data": str(dataset.root.resolve()),
         "format": dataset.format,
+        "skip_bad": any(adjustment.kind == "skipped-bad" for adjustment in dataset.adjustments),
         "class_names": list(dataset.class_names),
         "anchors": anchors.to_rows(),
     }
     folder = RunFolder.create(out, recipe, facts)
-    return _Run(recipe, dataset, folder, prepared, listener).go(Progress())
+    with prepared.loader:
+        return _Run(recipe, dataset, folder, prepared, listener).go(Progress())
 
 
 def resume(out: Path, dataset: DatasetIndex, listener: Listener) -> RunFinished:
     """Continue the run in `out` from its newest whole checkpoint, bit for bit as if it had never stopped.
 
+    A run that was stopped within its first epoch, before there was a checkpoint, starts over.
     Raises InputError when the folder is no run or the data set has other classes.
     """
     folder = RunFolder.open(out)
@@ -58,10 +61,14 @@ def resume(out: Path, dataset: DatasetIndex, listener: Listener) -> RunFinished:
         )
     anchors = AnchorSet.from_rows(facts["anchors"], default_anchors(recipe.model).strides)
     prepared = prepare(recipe, dataset, anchors)
-    progress, damaged = load_latest(folder.checkpoints, prepared.trainee)
-    resumed = f"resumed after epoch {progress.epoch} of {recipe.epochs}"
-    prepared = replace(prepared, decisions=(*damaged, resumed, *prepared.decisions))
-    return _Run(recipe, dataset, folder, prepared, listener).go(progress)
+    if len(folder.read_rows()) <= 1 and not has_checkpoint(folder.checkpoints):
+        progress, said = Progress(), ["stopped before its first checkpoint: starts over"]
+    else:
+        progress, damaged = load_latest(folder.checkpoints, prepared.trainee)
+        said = [*damaged, f"resumed after epoch {progress.epoch} of {recipe.epochs}"]
+    prepared = replace(prepared, decisions=(*said, *prepared.decisions))
+    with prepared.loader:
+        return _Run(recipe, dataset, folder, prepared, listener).go(progress)
 
 
 class _Run:
@@ -178,10 +185,13 @@ class _Run:
     ) -> Progress:
         """Save weights, checkpoint and metrics of an epoch; the progress with the best so far."""
         averaged = self.prepared.trainee.average.model
-        score = validation.metrics.map if validation is not None else float(progress.epoch)
+        score = validation.metrics.map if validation is not None else math.nan
+        # Without a score, be it that the val split is missing or has no labels, the newest weights count as the best.
         improved = progress.best_epoch is None or score > progress.best_map
         if improved:
-            progress = replace(progress, best_map=score, best_epoch=progress.epoch)
+            if not math.isnan(score):
+                best_map = -1.0 if math.isnan(score) else score
+            progress = replace(progress, best_map=best_map, best_epoch=progress.epoch)
             save_weights(self.folder.best, averaged, self.info)
         save_weights(self.folder.last, averaged, self.info)
         self.folder.write_rows([*self.folder.read_rows(), format_row(row)])
@@ -191,7 +201,7 @@ class _Run:
 
     def _should_stop(self, progress: Progress) -> bool:
         patience = self.recipe.patience
-        return bool(patience) and progress.epoch - (progress.best_epoch or 0) >= patience
+        return bool(patience) and progress.best_epoch is not None and progress.epoch - progress.best_epoch >= patience
 
     def _forget_rows_after(self, epoch: int) -> None:
         rows = [row for row in self.folder.read_rows() if int(row["epoch"]) <= epoch]
@@ -202,7 +212,7 @@ class _Run:
         summary = {
             "reason": finished.reason,
             "best_epoch": finished.best_epoch,
-            "best_map": finished.best_map,
+            "best_map": finished.best_map if finished.best_epoch is not None else None,
             "seconds": round(finished.seconds, 1),
             "decisions": list(self.prepared.decisions),
             "last_validation": None if validation is None else validation.to_json(),

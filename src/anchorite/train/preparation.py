@@ -40,7 +40,10 @@ def prepare(recipe: Recipe, dataset: DatasetIndex, anchors: AnchorSet | None = N
     """
     records = dataset.splits.get("train", ())
     if not records:
-        raise InputError(f"{dataset.root}: no training images; a data set needs a train split")
+        there = ", ".join(name for name, images in dataset.splits.items() if images) or "none"
+        raise InputError(
+            f"{dataset.root}: no training images; a data set needs a split train (splits with images: {there})"
+        )
     device = choose_device(recipe.device)
     precision = choose_precision(recipe.precision, device)
     decisions = [f"device {device}", f"precision {precision.name}: {precision.reason}"]
@@ -68,6 +71,8 @@ def prepare(recipe: Recipe, dataset: DatasetIndex, anchors: AnchorSet | None = N
     validator = Validator(held_out, dataset.class_names, recipe.image_size, recipe.batch) if held_out else None
     if validator is None:
         decisions.append("no val split: every epoch replaces best.safetensors, and no mAP is known")
+    elif not class_counts(held_out, len(dataset.class_names)).any():
+        decisions.append("the val split has no labels: every epoch replaces best.safetensors, and no mAP is known")
     return Prepared(trainee, loader, validator, device, precision, tuple(decisions))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from anchorite.anchors import AnchorSet
 from anchorite.data import AugmentConfig
@@ -18,6 +18,7 @@ from anchorite.devices import PrecisionName
 from anchorite.errors import InputError
 from anchorite.evaluate import ValidationConfig
 from anchorite.loss import LossConfig
+from anchorite.model import default_anchors
 from anchorite.train.average import AverageConfig
 from anchorite.train.optimizer import OptimizerConfig
 
@@ -60,6 +61,20 @@ class Recipe(BaseModel):
     average: AverageConfig = AverageConfig()
     validation: ValidationConfig = ValidationConfig()
 
+    @field_validator("image_size")
+    @classmethod
+    def _fits_the_strides(cls, image_size: int, info: ValidationInfo) -> int:
+        """The coarsest map must cover the input exactly; refused here, before any image is read."""
+        if "model" in info.data:  # else its own error is told
+            stride = default_anchors(info.data["model"]).strides[-1]
+            if image_size % stride:
+                below, above = image_size // stride * stride, -(-image_size // stride) * stride
+                choice = f"{below} or {above}" if below else f"{above}"
+                raise ValueError(
+                    f"must be a multiple of {stride}, the coarsest stride of model {info.data['model']}; take {choice}"
+                )
+        return image_size
+
     def anchor_table(self, strides: Sequence[int]) -> AnchorSet | None:
         """The recipe's own anchors, or None."""
         return None if self.anchors.rows is None else AnchorSet.from_rows(self.anchors.rows, strides)
@@ -78,9 +93,12 @@ def built_in_recipes() -> dict[str, str]:
     return {name.removesuffix(".yaml"): texts[name] for name in sorted(texts)}
 
 
-def load_recipe(source: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    source: str | Path | None = None, overrides: Mapping[str, Any] | None = None, flags: Collection[str] = ()
+) -> Recipe:
     """The recipe of a built-in name or a YAML file, with overrides by dotted name ("loss.label_smoothing": 0.1).
 
+    flags: the overrides that the user gave by a flag of their own name, not by --set.
     Raises InputError naming the file, line or flag, the value and, for an unknown key, the nearest known one.
     """
     text, where = _recipe_text(str(source or DEFAULT_RECIPE))
@@ -90,7 +108,8 @@ def load_recipe(source: str | Path | None = None, overrides: Mapping[str, Any] |
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(_explain(error, where, text, overrides or {})) from None
+        names = {name: f"--{name.replace('_', '-')}" if name in flags else f"--set {name}" for name in overrides or {}}
+        raise InputError(_explain(error, where, text, names)) from None
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
@@ -175,16 +194,25 @@ def _suggest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _explain(error: ValidationError, where: str, text: str, overrides: Mapping[str, Any]) -> str:
+def _explain(error: ValidationError, where: str, text: str, overrides: Mapping[str, str]) -> str:
+    """One line a problem; overrides: for each overridden field, how the user named it."""
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
-        place = f"--set {name}" if name in overrides else f"{where}{_line_of(text, name)}: {name}"
+        place = overrides.get(name) or f"{where}{_line_of(text, name)}: {name}"
         if problem["type"] == "extra_forbidden":
             lines.append(f"{place}: no such recipe field{_suggest(name, _all_names())}")
         else:
-            lines.append(f"{place}: {problem['msg']} (got {problem['input']!r})")
+            lines.append(f"{place}: {_expectation(problem)} (got {problem['input']!r})")
     return "\n".join(lines)
+
+
+def _expectation(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    if problem["type"] == "model_type":
+        return "this is a group of settings; set them one by one, by its name, a dot and theirs"
+    return str(problem["msg"]).replace("Input should be", "must be")
 
 
 def _line_of(text: str, name: str) -> str:

@@ -80,13 +80,13 @@ class RunFolder:
         return load_recipe(self.recipe)
 
     def read_facts(self) -> dict[str, Any]:
-        """What else the run was started with: the data set's path, format and classes."""
+        """What else the run was started with: path, format and classes of the data set, skip_bad, and the anchors."""
         try:
             facts = json.loads(self.run.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise StorageError(f"{self.run}: cannot be read: {error}") from error
-        if not isinstance(facts, dict):
-            raise StorageError(f"{self.run}: damaged, a JSON object is expected")
+        if not isinstance(facts, dict) or not {"data", "format", "class_names", "anchors"} <= facts.keys():
+            raise StorageError(f"{self.run}: damaged: it must say data, format, class_names and anchors of the run")
         return facts
 
     def read_rows(self) -> list[dict[str, str]]:

@@ -76,7 +76,7 @@ def _open_folder(root: Path, format: FormatName | None, log: ReadingLog, allow_o
         f"{root}: no dataset recognised. Looked for:\n"
         + "\n".join(f"  {line}" for line in wanted)
         + f"\nFound: {_describe(root)}"
-        + _hint(root)
+        + _hint(root, format)
     )
 
 
@@ -87,7 +87,12 @@ def _describe(folder: Path) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def _hint(folder: Path) -> str:
+def _hint(folder: Path, format: FormatName | None) -> str:
+    if format is not None:
+        return f"\nIt was read as {format} only, as asked for; leave that out and all formats are looked for"
+    above = next((parent for parent in folder.resolve().parents[:2] if (parent / "data.yaml").is_file()), None)
+    if above is not None:
+        return f"\nThere is a data.yaml in {above}: name that folder"
     if (folder / "labels").is_dir() or any(folder.glob("*/labels")):
         return "\nThere is a labels folder: write a data.yaml with the lines `train: ...` and `names: [...]` beside it"
     return ""

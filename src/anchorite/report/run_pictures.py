@@ -1,0 +1,60 @@
+"""Pictures of what a run's best weights find, for its page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from anchorite.data import Record
+from anchorite.errors import StorageError
+from anchorite.files import write_atomically
+from anchorite.predict import Predictor, draw
+
+_MAX_PICTURES = 12
+_MAX_SIDE_PX = 1280
+_JPEG_QUALITY = 90
+_LONGEST_STEM = 50  # letters, each of up to four bytes
+
+
+def save_predictions(folder: Path, predictor: Predictor, records: Sequence[Record]) -> list[Path]:
+    """Draw what the predictor finds in up to 12 of the images, evenly spread over them, as NN-NAME.jpg into a folder.
+
+    Boxes are drawn at full size, large pictures then made smaller. Raises StorageError when the disk refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    chosen = np.linspace(0, len(records) - 1, min(_MAX_PICTURES, len(records))).round().astype(int)
+    sources = [records[index].path for index in chosen.tolist()]
+    paths = []
+    for number, (image, detections) in enumerate(predictor.stream_with_images(sources), 1):
+        path = folder / f"{number:02d}-{_plain(Path(detections.source).stem)}.jpg"
+        content = _jpeg(draw(image, detections))
+        write_atomically(path, lambda temporary, content=content: _write_bytes(temporary, content))  # type: ignore[misc]
+        paths.append(path)
+    return paths
+
+
+def _plain(stem: str) -> str:
+    """A file name's stem in letters that every file system takes, and not too long."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)[:_LONGEST_STEM]
+
+
+def _jpeg(image: NDArray[np.uint8]) -> bytes:
+    shrink = _MAX_SIDE_PX / max(image.shape[:2])
+    if shrink < 1:
+        image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    ok, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    )
+    assert ok
+    return encoded.tobytes()
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
