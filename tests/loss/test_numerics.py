@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import Targets
@@ -226,3 +227,30 @@ def test_crowded_places_agree_with_the_slow_loop(collision: str) -> None:
         terms = case.package_terms(spare)
         assert terms.total.item() == pytest.approx(expected.total, rel=1e-12)
         assert terms.objectness.item() == pytest.approx(expected.objectness, rel=1e-12)
+
+
+class ReversedWrites(TorchDispatchMode):
+    """Carries out writes by index last to first, as a device is free to do."""
+
+    num_writes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name, options = func.overloadpacket, kwargs or {}
+        if name in (torch.ops.aten.scatter, torch.ops.aten.scatter_) and isinstance(args[3], Tensor):
+            self.num_writes += 1
+            args = (*args[:2], args[2].flip(0), args[3].flip(0), *args[4:])
+        elif name in (torch.ops.aten.index_put, torch.ops.aten.index_put_) and args[2].ndim and not any(args[3:]):
+            self.num_writes += 1
+            args = (args[0], [index.flip(0) for index in args[1]], args[2].flip(0), *args[3:])
+        return func(*args, **options)
+
+
+@pytest.mark.parametrize("collision", ["last", "best"])
+@pytest.mark.parametrize("spare", [None, 10])
+def test_no_order_of_writing_decides_a_collision(spare: int | None, collision: str) -> None:
+    case = crowded_case().with_settings(collision=collision)
+    expected = case.package_terms(spare)
+    with ReversedWrites() as writes:
+        found = case.package_terms(spare)
+    assert writes.num_writes >= len(case.grids)
+    assert torch.equal(found.objectness, expected.objectness)
