@@ -1,0 +1,64 @@
+"""Small data, recipes and runs for the tests of the command line, made once per test process, and ways to call it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+from anchorite.cli import run
+from anchorite.data.scenes import write_scenes
+
+QUICK = "image_size: 64\nepochs: 2\nbatch: 4\nprecision: fp32\ndevice: cpu\nworkers: 0\noptimizer:\n  nominal_batch: 8\n"
+
+
+@cache
+def data_folder() -> Path:
+    """10 training, 4 validation and 2 test scenes of 64 px, in a folder whose name needs quoting."""
+    folder = Path(mkdtemp()) / "it's data \u00fc"
+    write_scenes(folder, 10, 4, 2, seed=5, size_px=64)
+    return folder
+
+
+@cache
+def quick_recipe() -> str:
+    """Path of the smallest useful recipe."""
+    path = Path(mkdtemp()) / "quick.yaml"
+    path.write_text(QUICK, encoding="utf-8")
+    return str(path)
+
+
+@cache
+def finished_run() -> Path:
+    """A run of two epochs, concluded by the command line; tests must not change it."""
+    out = Path(mkdtemp()) / "finished"
+    assert run(["train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(out)]) == 0
+    return out
+
+
+def weights() -> str:
+    """Path of the finished run's weights."""
+    return str(finished_run() / "best.safetensors")
+
+
+def started(*words: str, **settings: object) -> subprocess.Popen[str]:
+    """A real process of the command line, leader of a session of its own, with text pipes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "anchorite", *words],
+        text=True,
+        encoding="utf-8",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+        **settings,  # type: ignore[call-overload]
+    )
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file of a folder with its bytes."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,0 +1,51 @@
+"""Help is quick, because it imports no command, and complete."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+_SCRIPT = """
+import sys
+from anchorite.cli import run
+assert run(sys.argv[1:]) == 0
+print("loaded:", *sorted({"torch", "matplotlib", "cv2", "numpy"} & set(sys.modules)))
+"""
+
+
+def _fresh(*words: str) -> tuple[str, float]:
+    """What a fresh process prints, and its user and system seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", _SCRIPT, *words], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("command", ["", "demo", "train", "validate", "predict", "report", "recipes"])
+def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
+    output, seconds = _fresh(*command.split(), "--help")
+    assert output.splitlines()[-1] == "loaded:"
+    assert seconds < 0.6
+
+
+def test_the_overview_names_every_command_and_how_to_begin() -> None:
+    output, _ = _fresh("--help")
+    for word in ("demo", "train", "validate", "predict", "report", "recipes", "anchorite train DATA", "--debug"):
+        assert word in output
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("train", "--recipe --out --resume --set --format --skip-bad --model --image-size --epochs --batch --device"),
+        ("validate", "--split --image-size --batch --device --precision --out --json --format --skip-bad"),
+        ("predict", "--confidence --iou-limit --max-detections --out --recursive --without --image-size --device"),
+    ],
+)
+def test_a_commands_help_explains_its_flags(command: str, flags: str) -> None:
+    output, _ = _fresh(command, "--help")
+    for flag in flags.split():
+        assert flag in output
