@@ -18,7 +18,7 @@ class ValidationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     confidence: float = Field(default=0.001, ge=0, le=1)
-    iou_limit: float = Field(default=0.6, ge=0, le=1)
+    iou_limit: float = Field(default=0.55, ge=0, le=1)
     max_detections: int = Field(default=300, ge=1)
     class_agnostic: bool = False
     multi_label: bool = True

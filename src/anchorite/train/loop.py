@@ -190,8 +190,7 @@ class _Run:
         improved = progress.best_epoch is None or score > progress.best_map
         if improved:
             if not math.isnan(score):
-                best_map = -1.0 if math.isnan(score) else score
-            progress = replace(progress, best_map=best_map, best_epoch=progress.epoch)
+                progress = replace(progress, best_map=score, best_epoch=progress.epoch)
             save_weights(self.folder.best, averaged, self.info)
         save_weights(self.folder.last, averaged, self.info)
         self.folder.write_rows([*self.folder.read_rows(), format_row(row)])
