@@ -12,7 +12,11 @@ from tempfile import mkdtemp
 from anchorite.cli import run
 from anchorite.data.scenes import write_scenes
 
-QUICK = "image_size: 64\nepochs: 2\nbatch: 4\nprecision: fp32\ndevice: cpu\nworkers: 0\noptimizer:\n  nominal_batch: 8\n"
+QUICK = (
+    "image_size: 64\nepochs: 2\nbatch: 4\nprecision: fp32\ndevice: cpu\nworkers: 0\noptimizer:\n  nominal_batch: 8\n"
+)
+
+COMMAND = (sys.executable, "-m", "anchorite")
 
 
 @cache
@@ -48,7 +52,7 @@ def started(*words: str, **settings: object) -> subprocess.Popen[str]:
     """A real process of the command line, leader of a session of its own, with text pipes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "anchorite", *words],
+        [*COMMAND, *words],
         text=True,
         encoding="utf-8",
         stdout=subprocess.PIPE,

@@ -1,0 +1,217 @@
+"""`anchorite train`: what it prints, what it leaves, how a run is gone on with, and wrong data."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from anchorite.cli import run
+from anchorite.train import RunFolder
+from tests.cli.commands import contents, data_folder, finished_run, quick_recipe, weights
+from tests.cli.test_usage import refused
+
+pytestmark = pytest.mark.slow
+
+
+def own_copy(tmp_path: Path) -> Path:
+    """The data, to be spoilt."""
+    return Path(shutil.copytree(data_folder(), tmp_path / "data"))
+
+
+def test_a_run_says_what_it_does_line_by_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = own_copy(tmp_path)
+    label = next((data / "labels" / "train").iterdir())
+    label.write_text(label.read_text() + "0 0.95 0.5 0.2 0.4\n")
+    assert run(["train", "data", "--recipe", quick_recipe(), "--workers", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("data: data (yolo), 5 classes; train 10 images / ")
+    assert any(line.startswith(f"labels clipped: 1 ({Path('data') / 'labels' / 'train'}") for line in lines)
+    for start in ("device cpu", "precision fp32: as asked for", "anchors: ", "effective gains: ", "images in store"):
+        assert any(line.startswith(start) for line in lines), start
+    header = next(number for number, line in enumerate(lines) if line.split()[:2] == ["epoch", "box"])
+    assert len(lines[header].split()) == 9
+    for epoch in (1, 2):
+        fields = lines[header + epoch].split()
+        assert fields[0] == f"{epoch}/2"
+        assert fields[-1].count(":") == 1
+    assert lines[header + 3].startswith("done (complete)")
+    folder = Path("runs") / "data-n"
+    assert lines[header + 4 :] == [
+        f"weights: {folder / 'best.safetensors'}",
+        f"report:  {folder / 'report.html'}",
+        f"use it:  anchorite predict {folder / 'best.safetensors'} IMAGES",
+    ]
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_a_run_leaves_pictures_and_facts_and_shows_them() -> None:
+    folder = finished_run()
+    names = {str(path.relative_to(folder)) for path in contents(folder)}
+    assert {"plots/pr_curve.png", "plots/f1_curve.png", "plots/confusion_matrix.png"} <= names
+    pictures = sorted((folder / "predictions").iterdir())
+    assert [path.name for path in pictures] == [f"{number + 1:02d}-scene_{number:05d}.jpg" for number in range(4)]
+    assert all(cv2.imread(str(path)).shape == (64, 64, 3) for path in pictures)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["reason"] == "complete"
+    assert summary["environment"]["torch"] == torch.__version__
+    assert summary["environment"]["python"] == platform.python_version()
+    assert {"anchorite", "platform", "processor", "cores", "device"} <= summary["environment"].keys()
+    dataset = summary["dataset"]
+    assert dataset["path"] == str(data_folder() / "data.yaml") or dataset["path"] == str(data_folder())
+    assert [(row["split"], row["images"]) for row in dataset["splits"]] == [("train", 10), ("val", 4), ("test", 2)]
+    assert sum(row["train"] for row in dataset["boxes_by_class"]) == dataset["splits"][0]["boxes"] > 0
+    assert summary["best_validation"]["images"] == 4
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for shown in ("pr_curve.png", "confusion_matrix.png", pictures[0].name, torch.__version__, "boxes_by_class"):
+        assert shown in page
+    assert page.count("data:image/") == 3 + 4
+
+
+def test_a_complete_run_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(finished_run())
+    capsys.readouterr()
+    assert run(["train", "--resume", str(finished_run())]) == 0
+    assert "this run is complete" in capsys.readouterr().out
+    assert contents(finished_run()) == before
+
+
+def test_a_run_that_lacks_only_its_page_gets_it_without_training(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished_run(), tmp_path / "run"))
+    (folder / "report.html").unlink()
+    shutil.rmtree(folder / "plots")
+    before = contents(folder / "checkpoints")
+    assert run(["train", "--resume", str(folder)]) == 0
+    assert (folder / "report.html").is_file()
+    assert (folder / "plots" / "pr_curve.png").is_file()
+    assert contents(folder / "checkpoints") == before
+
+
+def test_resuming_takes_no_recipe_and_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(finished_run())
+    capsys.readouterr()
+    code, message = refused(capsys, "train", "--resume", finished_run(), "--epochs", "5", "--set", "patience=3")
+    assert code == 2
+    assert "--set, --epochs with --resume" in message
+    code, message = refused(capsys, "train", "--resume", finished_run(), "--out", "elsewhere")
+    assert code == 2
+    assert "--out with --resume" in message
+    code, message = refused(capsys, "train", "--resume", data_folder())
+    assert code == 2
+    assert "not a run folder (no recipe.yaml and no run.json)" in message
+    assert contents(finished_run()) == before
+
+
+def test_a_run_whose_data_has_moved_is_resumed_with_the_data_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = own_copy(tmp_path)
+    folder = tmp_path / "run"
+    assert run(["train", str(data), "--recipe", quick_recipe(), "--out", str(folder), "--epochs", "1"]) == 0
+    data.rename(tmp_path / "moved")
+    (folder / "summary.json").unlink()
+    capsys.readouterr()
+    code, message = refused(capsys, "train", "--resume", folder)
+    assert code == 2
+    assert str(data) in message
+    assert "does not exist" in message
+    assert run(["train", str(tmp_path / "moved"), "--resume", str(folder)]) == 0
+
+
+def test_a_run_on_data_with_bad_rows_is_resumed_without_saying_so_again(tmp_path: Path) -> None:
+    data = own_copy(tmp_path)
+    label = next((data / "labels" / "train").iterdir())
+    label.write_text(label.read_text() + "0 0.5 oops 0.2 0.4\n")
+    folder = tmp_path / "run"
+    words = ["train", str(data), "--recipe", quick_recipe(), "--out", str(folder), "--epochs", "1"]
+    assert run(words) == 2
+    assert not folder.exists()
+    assert run([*words, "--skip-bad"]) == 0
+    (folder / "summary.json").unlink()
+    assert run(["train", "--resume", str(folder)]) == 0
+
+
+def test_bad_labels_and_images_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = own_copy(tmp_path)
+    label = sorted((data / "labels" / "train").iterdir())[3]
+    kept = label.read_text()
+    label.write_text(kept + "99 0.5 0.5 0.2 0.4\n")
+    code, message = refused(capsys, "train", data, "--recipe", quick_recipe(), "--out", tmp_path / "run")
+    assert code == 2
+    assert f"{label}:{len(kept.splitlines()) + 1}" in message
+    assert "99" in message
+    assert "--skip-bad" in message
+    label.write_text(kept)
+    image = sorted((data / "images" / "train").iterdir())[2]
+    image.write_bytes(image.read_bytes()[:-300])
+    assert run(["train", str(data), "--recipe", quick_recipe(), "--out", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert str(image) in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_splits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = own_copy(tmp_path)
+    config = (data / "data.yaml").read_text()
+    words = ["train", str(data), "--recipe", quick_recipe(), "--epochs", "1", "--out"]
+    (data / "data.yaml").write_text("\n".join(line for line in config.splitlines() if not line.startswith("val")))
+    assert run([*words, str(tmp_path / "unseen")]) == 0
+    output = capsys.readouterr().out
+    assert "no val split: every epoch replaces best.safetensors" in output
+    assert "no mAP is known" in output.splitlines()[-4]
+    assert json.loads((tmp_path / "unseen" / "summary.json").read_text())["best_map"] is None
+    (data / "data.yaml").write_text(config)
+    for label in (data / "labels" / "val").iterdir():
+        label.write_text("")
+    assert run([*words, str(tmp_path / "unlabelled")]) == 0
+    output = capsys.readouterr().out
+    assert "the val split has no labels" in output
+    assert "nan" not in output
+    assert json.loads((tmp_path / "unlabelled" / "summary.json").read_text())["best_epoch"] is None
+    for image in (data / "images" / "train").iterdir():
+        image.unlink()
+    assert run([*words, str(tmp_path / "none")]) == 2
+    assert "train" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_divergence_has_a_code_of_its_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wild = ["--set", "optimizer.rate=1e30", "--set", "optimizer.clip_norm=0.0", "--set", "optimizer.warmup_epochs=0.0"]
+    words = ["train", str(data_folder()), "--recipe", quick_recipe(), "--epochs", "3", "--out", str(tmp_path / "run")]
+    assert run([*words, *wild]) == 3
+    message = capsys.readouterr().err
+    assert "training diverged: epoch" in message
+    assert "optimizer.rate" in message
+
+
+def test_a_path_with_spaces_is_quoted_where_it_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "train", "nowhere", "--out", data_folder())
+    assert code == 2
+    folder = data_folder() / "run"
+    shutil.copytree(finished_run(), folder)
+    try:
+        code, message = refused(capsys, "train", "nowhere", "--out", folder)
+        assert f"--resume {shlex.quote(str(folder))}" in message
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_facts_that_are_damaged_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished_run(), tmp_path / "run"))
+    RunFolder(folder).run.write_text("{}")
+    code, message = refused(capsys, "train", "--resume", folder)
+    assert code == 4
+    assert f"{folder / 'run.json'}: damaged" in message
+    assert weights()

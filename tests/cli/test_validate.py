@@ -1,0 +1,61 @@
+"""`anchorite validate`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from anchorite.cli import run
+from tests.cli.commands import contents, data_folder, weights
+from tests.cli.test_usage import refused
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_table_has_a_line_for_every_class(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["validate", weights(), str(data_folder())]
+    capsys.readouterr()
+    assert run(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:5] == ["class", "images", "labels", "AP", "AP50"]
+    assert lines[1].split()[:2] == ["all", "4"]
+    assert lines[7] == ""
+    assert run([*words, "--split", "test"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["all", "2"]
+
+
+def test_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["validate", weights(), str(data_folder()), "--json", "--out", str(tmp_path / "plots")]
+    capsys.readouterr()
+    assert run(words) == 0
+    output = capsys.readouterr().out
+    assert json.loads(output)["images"] == 4
+    assert output.count("\n") == 1
+    assert {path.name for path in contents(tmp_path / "plots")} == {
+        "pr_curve.png", "f1_curve.png", "confusion_matrix.png"
+    }  # fmt: skip
+
+
+def test_what_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["validate", weights(), data_folder()]
+    capsys.readouterr()
+    code, message = refused(capsys, *words, "--split", "valid")
+    assert code == 2
+    assert "train (10 images), val (4 images), test (2 images)" in message
+    code, message = refused(capsys, *words, "--image-size", "100")
+    assert code == 2
+    assert "--image-size 100: must be a multiple of 32" in message
+    data = Path(shutil.copytree(data_folder(), tmp_path / "data"))
+    config = (data / "data.yaml").read_text()
+    name = config.splitlines()[-1].split(": ")[1]
+    (data / "data.yaml").write_text(config.replace(f": {name}", ": zebra"))
+    code, message = refused(capsys, "validate", weights(), data)
+    assert code == 2
+    assert f"class 4 is {name!r} and 'zebra'" in message
+    (data / "data.yaml").write_text(config + "  5: extra\n")
+    code, message = refused(capsys, "validate", weights(), data)
+    assert code == 2
+    assert "5 and 6 of them" in message
