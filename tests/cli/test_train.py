@@ -208,6 +208,22 @@ def test_a_path_with_spaces_is_quoted_where_it_can_be_pasted(capsys: pytest.Capt
         shutil.rmtree(folder)
 
 
+def test_a_run_without_a_usable_checkpoint_is_not_told_to_be_resumed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished_run(), tmp_path / "run"))
+    (folder / "summary.json").unlink()
+    for path in (folder / "checkpoints").glob("*.safetensors"):
+        path.write_bytes(b"damaged")
+    before = contents(folder)
+    assert run(["train", "--resume", str(folder)]) == 4
+    message = capsys.readouterr().err
+    assert "no checkpoint to resume from" in message
+    assert "epoch-0002.safetensors: damaged" in message
+    assert "to go on" not in message
+    assert contents(folder) == before
+
+
 def test_facts_that_are_damaged_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished_run(), tmp_path / "run"))
     RunFolder(folder).run.write_text("{}")

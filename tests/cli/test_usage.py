@@ -80,6 +80,7 @@ def test_wrong_words_are_named_with_a_remedy(
         ("--set loss.box_gain=abc", ["--set loss.box_gain", "'abc'"]),
         ("--set augment=3", ["--set augment", "group of settings"]),
         ("--set patience=-1", ["--set patience"]),
+        ("--epochs 3 --set epochs=4", ["--epochs and --set epochs: two values"]),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_the_data_is_looked_at(
@@ -116,7 +117,9 @@ def test_data_that_is_none_is_refused_with_what_was_looked_for(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "note.txt").write_text("hello")
+    (tmp_path / "photos.zip").write_bytes(b"PK")
     for name, said in (
+        ("photos.zip", "unpack it and name the folder"),
         ("nowhere", "does not exist"),
         ("empty", "an empty folder"),
         ("note.txt", "a dataset is a folder"),

@@ -23,8 +23,8 @@ def demo(
     """Train a detector on synthetic scenes, validate it, draw its boxes and write a report."""
     import time
 
-    from anchorite.cli.folders import free_folder, refuse_taken, telling_how_to_go_on
-    from anchorite.cli.progress import TrainingDisplay
+    from anchorite.cli.folders import free_folder, refuse_taken
+    from anchorite.cli.progress import TrainingDisplay, telling_how_to_go_on
     from anchorite.data import open_dataset
     from anchorite.data.scenes import write_scenes
     from anchorite.evaluate import ValidationConfig, Validator
@@ -40,7 +40,7 @@ def demo(
     folder = out or free_folder(Path("runs/demo"))
     refuse_taken(folder)
     run = folder / "run"
-    with TrainingDisplay() as display, telling_how_to_go_on(run):
+    with TrainingDisplay() as display, telling_how_to_go_on(display):
         display.say(f"drawing {_NUM_TRAIN + _NUM_VAL + _NUM_TEST} synthetic scenes into {folder / 'data'}")
         dataset = open_dataset(write_scenes(folder / "data", _NUM_TRAIN, _NUM_VAL, _NUM_TEST, _SEED, _SIZE_PX))
         display.dataset(dataset)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from anchorite.errors import InputError, StorageError, WorkerError
+from anchorite.errors import InputError, StorageError
 
 
 def free_folder(wanted: Path) -> Path:
@@ -36,15 +34,3 @@ def refuse_taken(folder: Path) -> None:
         raise StorageError(f"--out {folder}: cannot be made: {parent} is a file; name another folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise StorageError(f"--out {folder}: cannot be made: no permission to write in {parent}; name another folder")
-
-
-@contextmanager
-def telling_how_to_go_on(run_folder: Path) -> Iterator[None]:
-    """Add to whatever ends a run from outside how to go on with it."""
-    try:
-        yield
-    except (KeyboardInterrupt, StorageError, WorkerError) as error:
-        if (run_folder / "run.json").is_file():
-            hint = f"to go on with the run: anchorite train --resume {shlex.quote(str(run_folder))}"
-            error.args = ("\n".join(filter(None, (str(error), hint))),)
-        raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from anchorite.data import DatasetIndex
+from anchorite.errors import StorageError, WorkerError
 from anchorite.train import EpochDone, Event, RunFinished, RunStarted, StepDone
 
 _HEADER = f"{'epoch':>9} {'box':>8} {'object':>8} {'class':>8} {'img/s':>7} {'mAP50':>7} {'mAP':>7} {'best':>5}  left"
@@ -31,6 +34,7 @@ class TrainingDisplay:
             disable=not sys.stdout.isatty(),
         )
         self._task = self._bar.add_task("", visible=False, note="")
+        self.run_folder: Path | None = None  # known when the run has started
         self._num_batches = 0
         self._num_epochs = 0
         self._seconds_left = 0.0
@@ -82,6 +86,7 @@ class TrainingDisplay:
             self._finish(event)
 
     def _start(self, event: RunStarted) -> None:
+        self.run_folder = event.folder
         self._num_batches, self._num_epochs = event.num_batches, event.num_epochs
         for decision in event.decisions:
             self.say(decision)
@@ -117,6 +122,18 @@ class TrainingDisplay:
         known = event.best_epoch is not None
         best = f"best mAP {event.best_map:.4f} at epoch {event.best_epoch}" if known else "no mAP is known"
         self.say(f"done ({event.reason}) in {_clock(event.seconds)}: {best}")
+
+
+@contextmanager
+def telling_how_to_go_on(display: TrainingDisplay) -> Iterator[None]:
+    """Add to whatever ends a started run from outside how to go on with it."""
+    try:
+        yield
+    except (KeyboardInterrupt, StorageError, WorkerError) as error:
+        if display.run_folder is not None:
+            hint = f"to go on with the run: anchorite train --resume {shlex.quote(str(display.run_folder))}"
+            error.args = ("\n".join(filter(None, (str(error), hint))),)
+        raise
 
 
 def _score(value: float) -> str:

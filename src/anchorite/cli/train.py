@@ -52,20 +52,24 @@ def _start(
     reading: ReadingOptions,
     fields: RecipeOptions,
 ) -> None:
-    from anchorite.cli.folders import free_folder, refuse_taken, telling_how_to_go_on
-    from anchorite.cli.progress import TrainingDisplay
+    from anchorite.cli.folders import free_folder, refuse_taken
+    from anchorite.cli.progress import TrainingDisplay, telling_how_to_go_on
     from anchorite.data import open_dataset
+    from anchorite.errors import InputError
     from anchorite.report import conclude_run
     from anchorite.train import choose_device, choose_precision, load_recipe, parse_setting
     from anchorite.train import train as start_run
 
-    overrides = {**fields.given(), **dict(parse_setting(text) for text in settings)}
-    chosen = load_recipe(recipe, overrides, flags=fields.given().keys())
+    given, values = fields.given(), dict(parse_setting(text) for text in settings)
+    twice = [f"--{name.replace('_', '-')} and --set {name}" for name in given if name in values]
+    if twice:
+        raise InputError(f"{', '.join(twice)}: two values for the same field; leave one out")
+    chosen = load_recipe(recipe, {**given, **values}, flags=given.keys())
     # What reading and decoding the data would only delay is refused first.
     choose_precision(chosen.precision, choose_device(chosen.device))
     folder = out or free_folder(Path("runs") / f"{_name_of(data)}-{chosen.model}")
     refuse_taken(folder)
-    with TrainingDisplay() as display, telling_how_to_go_on(folder):
+    with TrainingDisplay() as display, telling_how_to_go_on(display):
         dataset = open_dataset(data, reading.format, skip_bad=reading.skip_bad)
         display.dataset(dataset)
         start_run(chosen, dataset, folder, display)
@@ -74,8 +78,7 @@ def _start(
 
 
 def _go_on(folder: Path, data: Path | None, reading: ReadingOptions) -> None:
-    from anchorite.cli.folders import telling_how_to_go_on
-    from anchorite.cli.progress import TrainingDisplay
+    from anchorite.cli.progress import TrainingDisplay, telling_how_to_go_on
     from anchorite.data import open_dataset
     from anchorite.report import conclude_run, is_concluded
     from anchorite.train import RunFolder
@@ -83,7 +86,7 @@ def _go_on(folder: Path, data: Path | None, reading: ReadingOptions) -> None:
 
     run = RunFolder.open(folder)
     facts = run.read_facts()
-    with TrainingDisplay() as display, telling_how_to_go_on(folder):
+    with TrainingDisplay() as display, telling_how_to_go_on(display):
         if is_concluded(folder):
             display.say(f"{folder}: this run is complete; there is nothing to go on with, and nothing was changed")
         else:

@@ -52,7 +52,7 @@ def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
 
 def is_concluded(run_folder: Path) -> bool:
     """Whether the run came to its end and `conclude_run` did, too: the page is the last that is written."""
-    return RunFolder(run_folder).summary.is_file() and (run_folder / _PAGE).is_file()
+    return "environment" in read_summary(RunFolder(run_folder).summary) and (run_folder / _PAGE).is_file()
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -55,7 +55,10 @@ def _open_file(path: Path, format: FormatName | None, log: ReadingLog, allow_out
     if suffix == ".json" and format in (None, "coco"):
         return read_coco(single_coco(path), path, log, allow_outside)
     wanted = f" as {format}" if format else ""
-    raise InputError(f"{path}: cannot be opened{wanted}; a dataset is a folder, a data.yaml (yolo) or a json (coco)")
+    packed = "; unpack it and name the folder" if suffix in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar") else ""
+    raise InputError(
+        f"{path}: cannot be opened{wanted}; a dataset is a folder, a data.yaml (yolo) or a json (coco){packed}"
+    )
 
 
 def _open_folder(root: Path, format: FormatName | None, log: ReadingLog, allow_outside: bool) -> DatasetIndex:
