@@ -62,3 +62,7 @@ class Listener(Protocol):
 
     def __call__(self, event: Event) -> None:
         """Called in the training thread; what it spends, the run waits."""
+
+
+def ignore(event: Event) -> None:
+    """The listener of those who do not listen."""

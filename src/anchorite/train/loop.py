@@ -18,7 +18,7 @@ from anchorite.evaluate import ValidationResult
 from anchorite.files import write_text_atomically
 from anchorite.model import WeightsInfo, default_anchors, save_weights
 from anchorite.train.checkpoint import Progress, has_checkpoint, load_latest, save_checkpoint
-from anchorite.train.events import EpochDone, Listener, RunFinished, RunStarted, StepDone
+from anchorite.train.events import EpochDone, Listener, RunFinished, RunStarted, StepDone, ignore
 from anchorite.train.preparation import Prepared, prepare
 from anchorite.train.recipe import Recipe
 from anchorite.train.run_folder import RunFolder, format_row
@@ -26,7 +26,7 @@ from anchorite.train.schedule import settings_at
 from anchorite.train.step import TrainingStep
 
 
-def train(recipe: Recipe, dataset: DatasetIndex, out: Path, listener: Listener) -> RunFinished:
+def train(recipe: Recipe, dataset: DatasetIndex, out: Path, listener: Listener = ignore) -> RunFinished:
     """Train a detector in a new folder `out`; events go to the listener.
 
     Leaves best.safetensors (by mAP of the val split), last.safetensors, metrics.csv, recipe.yaml, summary.json and
@@ -46,7 +46,7 @@ def train(recipe: Recipe, dataset: DatasetIndex, out: Path, listener: Listener) 
         return _Run(recipe, dataset, folder, prepared, listener).go(Progress())
 
 
-def resume(out: Path, dataset: DatasetIndex, listener: Listener) -> RunFinished:
+def resume(out: Path, dataset: DatasetIndex, listener: Listener = ignore) -> RunFinished:
     """Continue the run in `out` from its newest whole checkpoint, bit for bit as if it had never stopped.
 
     A run that was stopped within its first epoch, before there was a checkpoint, starts over.
