@@ -63,7 +63,7 @@ def test_a_signal_ends_a_run_cleanly_and_it_can_be_gone_on_with(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == code
     assert errors.splitlines() == [
         f"anchorite: {name}",
@@ -76,7 +76,7 @@ def test_a_signal_ends_a_run_cleanly_and_it_can_be_gone_on_with(
     recipe = out / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("epochs: 40", f"epochs: {done + 1}"))
     again = started("train", "--resume", str(out))
-    output, errors = again.communicate(timeout=100)
+    output, errors = again.communicate(timeout=300)
     assert (again.returncode, errors) == (0, "")
     assert f"resumed after epoch {done} of {done + 1}" in output
     assert len(RunFolder(out).read_rows()) == done + 1
@@ -88,11 +88,11 @@ def test_a_run_that_is_interrupted_before_its_first_checkpoint_starts_over(tmp_p
     process = training(out)
     read_until(process, "run: ")
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "--resume" in errors
     again = started("train", "--resume", str(out))
-    output, errors = again.communicate(timeout=100)
+    output, errors = again.communicate(timeout=300)
     assert (again.returncode, errors) == (0, "")
     assert "starts over" in output or "resumed after epoch" in output
     assert len(RunFolder(out).read_rows()) == 2
@@ -106,7 +106,7 @@ def test_a_full_disk_ends_a_run_with_the_last_checkpoint_whole(tmp_path: Path) -
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
 
     process = training(out, preexec_fn=limit)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 4
     assert errors.startswith(f"anchorite: {out / 'checkpoints'}")
     assert "cannot be written" in errors
@@ -115,7 +115,7 @@ def test_a_full_disk_ends_a_run_with_the_last_checkpoint_whole(tmp_path: Path) -
     assert "Traceback" not in errors
     assert not [path for path in contents(out) if path.name.endswith(".tmp") or path.parent.name == "checkpoints"]
     again = started("train", "--resume", str(out))
-    _, errors = again.communicate(timeout=100)
+    _, errors = again.communicate(timeout=300)
     assert (again.returncode, errors) == (0, "")
 
 
@@ -123,7 +123,7 @@ def test_output_that_nobody_reads_ends_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.run(
-        [*COMMAND, "recipes"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        [*COMMAND, "recipes"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=300
     )
     os.close(writer)
     assert (process.returncode, process.stderr) == (141, "")
@@ -132,7 +132,7 @@ def test_output_that_nobody_reads_ends_quietly() -> None:
 def test_output_on_a_full_disk_is_told() -> None:
     with Path("/dev/full").open("w") as full:
         process = subprocess.run(
-            [*COMMAND, "recipes"], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+            [*COMMAND, "recipes"], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=300
         )
     assert process.returncode == 4
     assert "No space left on device" in process.stderr
@@ -146,7 +146,7 @@ def test_names_that_the_terminal_cannot_spell_are_escaped(tmp_path: Path) -> Non
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     words = ["predict", weights(), str(image), "--out", str(tmp_path / "out")]
     process = subprocess.run(
-        [*COMMAND, *words], env=environment, capture_output=True, text=True, check=False, timeout=100
+        [*COMMAND, *words], env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert (process.returncode, process.stderr) == (0, "")
     assert "\\xfcber.png: " in process.stdout

@@ -47,6 +47,7 @@ def test_a_run_says_what_it_does_line_by_line(
     assert lines[header + 3].startswith("done (complete)")
     folder = Path("runs") / "data-n"
     assert lines[header + 4 :] == [
+        "writing plots, pictures and the report ...",
         f"weights: {folder / 'best.safetensors'}",
         f"report:  {folder / 'report.html'}",
         f"use it:  anchorite predict {folder / 'best.safetensors'} IMAGES",
@@ -170,7 +171,7 @@ def test_missing_splits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert run([*words, str(tmp_path / "unseen")]) == 0
     output = capsys.readouterr().out
     assert "no val split: every epoch replaces best.safetensors" in output
-    assert "no mAP is known" in output.splitlines()[-4]
+    assert "no mAP is known" in output.splitlines()[-5]
     assert json.loads((tmp_path / "unseen" / "summary.json").read_text())["best_map"] is None
     (data / "data.yaml").write_text(config)
     for label in (data / "labels" / "val").iterdir():

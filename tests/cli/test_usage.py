@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anchorite.cli import run
+from anchorite.cli import Terminated, run
 from anchorite.errors import InputError
 from tests.cli.commands import contents, data_folder, finished_run, weights
 
@@ -170,6 +170,19 @@ def test_weights_that_are_none_are_refused(capsys: pytest.CaptureFixture[str], t
 def test_debug_raises_instead() -> None:
     with pytest.raises(InputError):
         run(["train", "nowhere"], debug=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"), [(KeyboardInterrupt(), 130, "interrupted"), (Terminated("and more"), 143, "terminated")]
+)
+def test_interrupts_have_codes_of_their_own(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise error
+
+    monkeypatch.setattr("anchorite.train.built_in_recipes", interrupted)
+    assert refused(capsys, "recipes") == (code, "\n".join(["anchorite: " + said, *error.args, ""]))
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

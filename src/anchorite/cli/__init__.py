@@ -38,7 +38,13 @@ class Terminated(KeyboardInterrupt):
 
 def build_app() -> App:
     """The command tree; commands are import paths, so that help needs neither torch nor matplotlib."""
-    app = App(name="anchorite", help=_HELP, version=__version__, help_format="markdown")
+    app = App(
+        name="anchorite",
+        help=_HELP,
+        version=__version__,
+        help_format="markdown",
+        suppress_keyboard_interrupt=False,  # else it would exit by itself, without a word on how to go on
+    )
     for name, help_text in _COMMANDS.items():
         app.command(f"anchorite.cli.{name}:{name}", help=help_text)
     return app

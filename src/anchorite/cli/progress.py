@@ -121,7 +121,9 @@ class TrainingDisplay:
     def _finish(self, event: RunFinished) -> None:
         known = event.best_epoch is not None
         best = f"best mAP {event.best_map:.4f} at epoch {event.best_epoch}" if known else "no mAP is known"
+        self._bar.update(self._task, visible=False)
         self.say(f"done ({event.reason}) in {_clock(event.seconds)}: {best}")
+        self.say("writing plots, pictures and the report ...")
 
 
 @contextmanager
