@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 SCENE_CLASSES = ("disc", "ring", "square", "triangle", "cross")
 SCENE_SPLITS = ("train", "val", "test")
-MIN_VISIBLE = 0.6  # of a shape's own pixels
+MIN_VISIBLE = 0.7  # of a shape's own pixels
 
-_SMALLEST_SIDE, _LARGEST_SIDE = 0.1, 0.6  # of the image's side
+_SMALLEST_SIDE, _LARGEST_SIDE = 0.15, 0.7  # of the image's side
 _MAX_BOX_IOU = 0.4  # below the usual limit of non-maximum suppression, so that every box can be found
 _SUPERSAMPLING = 4
 _MIN_CONTRAST = 110.0  # Euclidean, in 8-bit RGB, between a shape's colour and what it covers
@@ -123,7 +123,7 @@ def _arrange(random: np.random.Generator, size_px: int) -> tuple[tuple[Shape, ..
     shapes: list[Shape] = []
     coverages: list[Coverage] = []
     owner = np.full((size_px, size_px), -1, np.int16)  # which shape is seen at a pixel
-    wanted = int(random.integers(2, 7))
+    wanted = int(random.integers(2, 5))
     for _ in range(20 * wanted):
         if len(shapes) == wanted:
             break
