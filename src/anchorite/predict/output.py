@@ -143,9 +143,8 @@ def _make_empty(folder: Path, parts: list[str]) -> None:
 
 def _write_image(path: Path, image: NDArray[np.uint8]) -> None:
     # Encoded in memory: OpenCV's own writing neither reports a full disk nor takes every file name.
-    ok, encoded = cv2.imencode(
-        path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    )
+    settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []  # it warns of any other's
+    ok, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
     assert ok, path
     write_atomically(path, lambda temporary: _write_bytes(temporary, encoded.tobytes()))
 
