@@ -37,20 +37,26 @@ def loss_and_gradients(
 def test_equal_loss_and_gradients(
     dtype: torch.dtype, tolerance: float, size: str, num_classes: int, padded: bool
 ) -> None:
+    """The matched-cell head, in either precision, against the dense one in float64 on the same numbers.
+
+    Not float32 against float32: objectness biases are small sums of large terms, where the dense way is 8e-6 off.
+    """
     generator = torch.Generator().manual_seed(3)
     torch.manual_seed(0)
     anchors = default_anchors(size)
-    detector = Detector(size, num_classes, anchors).to(dtype).eval()
+    detector = Detector(size, num_classes, anchors).eval()
     loss = DetectionLoss(anchors, num_classes, LossConfig(label_smoothing=0.1, focal_gamma=1.5))
-    images = torch.rand((2, 3, 128, 192), generator=generator, dtype=torch.float64).to(dtype)
+    images = torch.rand((2, 3, 128, 192), generator=generator)
     targets = Targets.from_rows(random_targets(generator, 2, num_classes, 20), capacity=50 if padded else None)
-    dense, dense_gradients = loss_and_gradients(detector, loss, images, targets, "dense")
-    matched, matched_gradients = loss_and_gradients(detector, loss, images, targets, "matched")
+    dense, dense_gradients = loss_and_gradients(detector.double(), loss, images.double(), targets, "dense")
+    matched, matched_gradients = loss_and_gradients(detector.to(dtype), loss, images.to(dtype), targets, "matched")
     for name in LossTerms._fields:
-        torch.testing.assert_close(getattr(matched, name), getattr(dense, name), rtol=tolerance, atol=0)
+        torch.testing.assert_close(getattr(matched, name).double(), getattr(dense, name), rtol=tolerance, atol=0)
     assert matched_gradients.keys() == dense_gradients.keys() == dict(detector.named_parameters()).keys()
+    largest = max(float(gradient.abs().max()) for gradient in dense_gradients.values())
     for name, gradient in dense_gradients.items():
-        worst = (matched_gradients[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-300)
+        scale = float(gradient.abs().max()) if dtype == torch.float64 else largest
+        worst = float((matched_gradients[name].double() - gradient).abs().max()) / scale
         assert worst <= tolerance, f"{name}: {worst}"
 
 

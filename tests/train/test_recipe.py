@@ -81,6 +81,24 @@ def test_wrong_files_are_explained_with_file_and_line(text: str, words: list[str
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("rows", [[[8, 9, 16.5, 17], [32, 33, 64, 65], [128, 129, 256, 257]]])
+def test_a_table_of_anchors_is_taken_from_yaml_and_written_back(rows: list[list[float]], tmp_path: Path) -> None:
+    recipe = load_recipe("small-data", {"anchors.rows": rows})
+    table = recipe.anchor_table((8, 16, 32))
+    assert table is not None
+    assert table.to_rows() == rows
+    path = tmp_path / "r.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    assert load_recipe(path, parsed := dict([parse_setting(f"anchors.rows={rows}")])) == recipe, parsed
+
+
+@pytest.mark.parametrize("rows", [[[1, 2]], [[1, 2, 3]] * 3, [[1, -2]] * 3, 5])
+def test_a_table_of_anchors_that_does_not_fit_the_model_is_refused(rows: object) -> None:
+    with pytest.raises(InputError, match=r"^--set anchors.rows: "):
+        load_recipe("small-data", {"anchors.rows": rows})
+
+
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"small-data.*did you mean small-data"):
         load_recipe("smal-data")
