@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def test_wrong_words_are_named_with_a_remedy(
         ("--device gpu", ["device gpu", "auto, cpu, cuda or cuda:N"]),
         ("--device cpu --precision fp16", ["precision fp16", "bf16 or fp32"]),
         ("--recipe smal-data", ["--recipe smal-data", "did you mean small-data?"]),
+        ("--set a.b=3", ["--set a.b: no such recipe field"]),
+        ("--seed 9999999999999999999999", ["--seed: must be less than or equal to"]),
         ("--set epoch=3", ["--set epoch", "did you mean epochs?"]),
         ("--set epochs", ["--set epochs", "name=value"]),
         ("--set loss.box_gain=abc", ["--set loss.box_gain", "'abc'"]),
@@ -128,6 +131,8 @@ def test_data_that_is_none_is_refused_with_what_was_looked_for(
         assert (code, said in message) == (2, True), message
     code, message = refused(capsys, "train", data_folder() / "images")
     assert code == 2
+    assert f"There is a data.yaml in {data_folder()}: name that folder" in message
+    code, message = refused(capsys, "train", data_folder().parent)
     assert f"There is a data.yaml in {data_folder()}: name that folder" in message
     code, message = refused(capsys, "train", data_folder(), "--format", "coco")
     assert code == 2
@@ -197,7 +202,8 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_that_runs_out_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for error in (MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")):
+    torchs = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+    for error in (MemoryError(), torchs, OSError(errno.ENOMEM, "Cannot allocate memory")):
 
         def starve(error: BaseException = error) -> None:
             raise error

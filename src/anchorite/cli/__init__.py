@@ -94,11 +94,11 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
         return "\n".join(filter(None, (name, str(error)))), code
     if isinstance(error, BrokenPipeError):
         return "", _OUTPUT_CLOSED
-    if isinstance(error, OSError):
-        return f"{error.filename or 'input/output'}: {error.strerror or error}", StorageError.exit_code
     if is_out_of_memory(error):
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         return f"memory ran out: {first_line}\nuse a smaller --batch or --image-size", InputError.exit_code
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input/output'}: {error.strerror or error}", StorageError.exit_code
     return None
 
 

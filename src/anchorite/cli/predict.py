@@ -69,9 +69,13 @@ def predict(
             num_images += 1
             num_found += len(detections)
     seconds = time.perf_counter() - started
-    print(f"{num_images} images, {num_found} objects in {seconds:.1f} s; written to {folder}")
+    print(f"{_count(num_images, 'image')}, {_count(num_found, 'object')} in {seconds:.1f} s; written to {folder}")
     if num_refused:
         raise InputError(f"predict: {num_refused} of {len(paths)} images could not be read; see the lines above")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _line(detections: Detections) -> str:

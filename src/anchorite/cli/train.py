@@ -104,4 +104,6 @@ def _go_on(folder: Path, data: Path | None, reading: ReadingOptions) -> None:
 
 def _name_of(data: Path) -> str:
     place = data.resolve()
+    if place.name in ("data.yaml", "data.yml"):
+        return place.parent.name
     return place.stem if place.is_file() else place.name

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -31,7 +31,10 @@ class AnchorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    rows: tuple[tuple[float, ...], ...] | None = Field(None, strict=False, description="a table of your own, in pixels")
+    # Lists, as YAML has them, are taken for tuples.
+    rows: Annotated[tuple[Annotated[tuple[float, ...], Field(strict=False)], ...], Field(strict=False)] | None = Field(
+        None, description="a table of your own, in pixels"
+    )
     refit: bool = Field(True, description="fit to the data when the recall falls under the threshold")
     recall_threshold: float = Field(0.98, ge=0, le=1, description="best possible recall under which anchors are fitted")
 
@@ -46,7 +49,7 @@ class Recipe(BaseModel):
     image_size: int = Field(640, ge=32, le=8192, description="longer side of the network input in pixels")
     epochs: int = Field(100, ge=1, description="passes over the training images")
     batch: int = Field(16, ge=1, description="images per batch")
-    seed: int = Field(0, ge=0, description="seed of weights and augmentation")
+    seed: int = Field(0, ge=0, le=1_000_000_000, description="seed of weights and augmentation")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: PrecisionName = Field("auto", description="auto, fp32, bf16 or fp16")
     workers: int | None = Field(None, ge=0, description="loader processes; empty: chosen by the machine")
@@ -74,6 +77,14 @@ class Recipe(BaseModel):
                     f"must be a multiple of {stride}, the coarsest stride of model {info.data['model']}; take {choice}"
                 )
         return image_size
+
+    @field_validator("anchors")
+    @classmethod
+    def _fit_the_levels(cls, anchors: AnchorConfig, info: ValidationInfo) -> AnchorConfig:
+        """A table of anchors must be one for the model's levels; InputError is a ValueError, so it is told as such."""
+        if "model" in info.data and anchors.rows is not None:
+            AnchorSet.from_rows(anchors.rows, default_anchors(info.data["model"]).strides)
+        return anchors
 
     def anchor_table(self, strides: Sequence[int]) -> AnchorSet | None:
         """The recipe's own anchors, or None."""
@@ -199,7 +210,8 @@ def _explain(error: ValidationError, where: str, text: str, overrides: Mapping[s
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
-        place = overrides.get(name) or f"{where}{_line_of(text, name)}: {name}"
+        below = (flag for full, flag in overrides.items() if full.startswith(f"{name}."))
+        place = overrides.get(name) or next(below, f"{where}{_line_of(text, name)}: {name}")
         if problem["type"] == "extra_forbidden":
             lines.append(f"{place}: no such recipe field{_suggest(name, _all_names())}")
         else:

@@ -94,8 +94,9 @@ def _hint(folder: Path, format: FormatName | None) -> str:
     if format is not None:
         return f"\nIt was read as {format} only, as asked for; leave that out and all formats are looked for"
     above = next((parent for parent in folder.resolve().parents[:2] if (parent / "data.yaml").is_file()), None)
-    if above is not None:
-        return f"\nThere is a data.yaml in {above}: name that folder"
+    near = above or next((found.parent for found in sorted(folder.glob("*/data.yaml"))), None)
+    if near is not None:
+        return f"\nThere is a data.yaml in {near}: name that folder"
     if (folder / "labels").is_dir() or any(folder.glob("*/labels")):
         return "\nThere is a labels folder: write a data.yaml with the lines `train: ...` and `names: [...]` beside it"
     return ""
