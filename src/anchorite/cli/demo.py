@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-_NUM_TRAIN, _NUM_VAL, _NUM_TEST = 600, 60, 60
+_NUM_TRAIN, _NUM_VAL, _NUM_TEST = 1000, 60, 60
 _SIZE_PX = 192
 _SEED = 0
 
