@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -119,14 +120,34 @@ def test_a_full_disk_ends_a_run_with_the_last_checkpoint_whole(tmp_path: Path) -
     assert (again.returncode, errors) == (0, "")
 
 
-def test_output_that_nobody_reads_ends_quietly() -> None:
+@pytest.mark.parametrize("word", ["recipes", "--help"])
+def test_output_that_nobody_reads_ends_quietly(word: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.run(
-        [*COMMAND, "recipes"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=300
+        [*COMMAND, word], stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=300
     )
     os.close(writer)
     assert (process.returncode, process.stderr) == (141, "")
+
+
+def test_a_run_whose_output_nobody_reads_any_more_says_how_to_go_on(tmp_path: Path) -> None:
+    process = training(tmp_path / "run", "--epochs", "40")
+    read_until(process, "run: ")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=300) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == f"anchorite: to go on with the run: anchorite train --resume {tmp_path / 'run'}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["recipes"]])
+def test_a_closed_output_is_no_error(words: list[str]) -> None:
+    quoted = shlex.join([*COMMAND, *words])
+    process = subprocess.run(
+        ["sh", "-c", f"exec {quoted} >&-"], stderr=subprocess.PIPE, text=True, check=False, timeout=300
+    )
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_output_on_a_full_disk_is_told() -> None:

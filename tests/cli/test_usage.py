@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from anchorite.cli import Terminated, run
+from anchorite.cli.messages import GO_ON
 from anchorite.errors import InputError
 from tests.cli.commands import contents, data_folder, finished_run, weights
 
@@ -178,7 +179,7 @@ def test_debug_raises_instead() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"), [(KeyboardInterrupt(), 130, "interrupted"), (Terminated("and more"), 143, "terminated")]
+    ("error", "code", "said"), [(KeyboardInterrupt(), 130, "interrupted"), (Terminated(), 143, "terminated")]
 )
 def test_interrupts_have_codes_of_their_own(
     error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -187,7 +188,10 @@ def test_interrupts_have_codes_of_their_own(
         raise error
 
     monkeypatch.setattr("anchorite.train.built_in_recipes", interrupted)
-    assert refused(capsys, "recipes") == (code, "\n".join(["anchorite: " + said, *error.args, ""]))
+    assert refused(capsys, "recipes") == (code, f"anchorite: {said}\n")
+    error.add_note("Traceback (of a worker)")
+    error.add_note(f"{GO_ON} try again")
+    assert refused(capsys, "recipes") == (code, f"anchorite: {said}\n{GO_ON} try again\n")
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,13 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from cyclopts import App, CycloptsError
 
 from anchorite import __version__
-from anchorite.cli.messages import is_out_of_memory, usage_message
+from anchorite.cli.messages import hints, is_out_of_memory, usage_message
 from anchorite.errors import AnchoriteError, InputError, StorageError
 
 _HELP = """Train, check, explain and ship anchor-based YOLO detectors.
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in words
     if debug:
         words.remove("--debug")
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A line is shown when it is printed, also in a pipe, and whatever the terminal cannot spell is escaped.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
@@ -72,13 +75,14 @@ def run(words: list[str], debug: bool = False) -> int:
     try:
         build_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # an error of the output should be told, too
-    except (CycloptsError, AnchoriteError, OSError, KeyboardInterrupt, MemoryError, RuntimeError) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         ended = _ending(error)
         if ended is None or (debug and not isinstance(error, KeyboardInterrupt)):
             raise
         message, code = ended
-        if message:
-            print(f"anchorite: {message}", file=sys.stderr)
+        lines = [line for line in (message, *hints(error)) if line]
+        if lines:
+            print("anchorite: " + "\n".join(lines), file=sys.stderr)
         return code
     return 0
 
@@ -90,9 +94,8 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, AnchoriteError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        name, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
-        return "\n".join(filter(None, (name, str(error)))), code
-    if isinstance(error, BrokenPipeError):
+        return ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+    if isinstance(error, BrokenPipeError | SystemExit):  # the second is how rich reports the first
         return "", _OUTPUT_CLOSED
     if is_out_of_memory(error):
         first_line = (str(error) or type(error).__name__).splitlines()[0]

@@ -15,6 +15,7 @@ _USAGE = {
     "report": "anchorite report RUN",
     "recipes": "anchorite recipes [NAME]",
 }
+GO_ON = "to go on with the run:"  # begins the note that an error takes along out of a run
 _GLOBAL_FLAGS = ("--help", "--version", "--debug")
 
 
@@ -35,6 +36,11 @@ def usage_message(error: CycloptsError) -> str:
     if isinstance(error, MissingArgumentError) and _is_positional(error):
         return f"{command}: {_word(error)} is missing\n{where}"
     return f"{command}: {error}\n{where}"
+
+
+def hints(error: BaseException) -> list[str]:
+    """The notes of an error that are for the user; others hold what only a developer wants."""
+    return [note for note in getattr(error, "__notes__", ()) if note.startswith(GO_ON)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from anchorite.cli.messages import GO_ON
 from anchorite.data import DatasetIndex
 from anchorite.errors import StorageError, WorkerError
 from anchorite.train import EpochDone, Event, RunFinished, RunStarted, StepDone
@@ -73,7 +74,10 @@ class TrainingDisplay:
 
     def say(self, text: str) -> None:
         """One line, above the bar where there is one."""
-        self.console.print(text, markup=False)
+        if self._bar.disable:
+            print(text)  # not by rich, which would end the process where nobody reads its output any more
+        else:
+            self.console.print(text, markup=False)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepDone):
@@ -131,10 +135,9 @@ def telling_how_to_go_on(display: TrainingDisplay) -> Iterator[None]:
     """Add to whatever ends a started run from outside how to go on with it."""
     try:
         yield
-    except (KeyboardInterrupt, StorageError, WorkerError) as error:
+    except (KeyboardInterrupt, StorageError, WorkerError, OSError) as error:
         if display.run_folder is not None:
-            hint = f"to go on with the run: anchorite train --resume {shlex.quote(str(display.run_folder))}"
-            error.args = ("\n".join(filter(None, (str(error), hint))),)
+            error.add_note(f"{GO_ON} anchorite train --resume {shlex.quote(str(display.run_folder))}")
         raise
 
 
