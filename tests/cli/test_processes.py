@@ -7,6 +7,7 @@ import resource
 import shlex
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,6 @@ def test_a_signal_ends_a_run_cleanly_and_it_can_be_gone_on_with(
     else:
         process.send_signal(number)
     _, errors = process.communicate(timeout=300)
-    if process.returncode == 0:
-        # To be mended: an interrupt that Python raises inside a destructor is dropped, and the run goes on to its end.
-        pytest.skip("Python dropped the signal in a destructor (docs/LOG.md, known gaps)")
     assert process.returncode == code
     assert errors.splitlines() == [
         f"anchorite: {name}",
@@ -174,3 +172,26 @@ def test_names_that_the_terminal_cannot_spell_are_escaped(tmp_path: Path) -> Non
     )
     assert (process.returncode, process.stderr) == (0, "")
     assert "\\xfcber.png: " in process.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_inside_a_destructor_is_not_lost(number: str, code: int) -> None:
+    script = f"""
+import signal, time
+import anchorite.cli as cli
+class Closing:
+    def __del__(self):
+        signal.raise_signal(signal.{number})
+def run(words, debug):
+    try:
+        Closing()
+        for _ in range(400):
+            time.sleep(0.05)
+        return 0
+    except KeyboardInterrupt as error:
+        return cli._ending(error)[1]
+cli.run = run
+cli.main([])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (code, "")

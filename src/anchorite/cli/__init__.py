@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import io
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 
@@ -63,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         # A line is shown when it is printed, also in a pipe, and whatever the terminal cannot spell is escaped.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _send_again
     code = run(words, debug)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not break into the way out
@@ -103,6 +106,16 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, OSError):
         return f"{error.filename or 'input/output'}: {error.strerror or error}", StorageError.exit_code
     return None
+
+
+def _send_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Send an interrupt again that Python raised inside a destructor, where it would be reported and forgotten."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = signal.SIGTERM if isinstance(unraisable.exc_value, Terminated) else signal.SIGINT
+    # A moment later, from a thread: sent from here, it would be raised in here and lost once more.
+    threading.Timer(0.05, _thread.interrupt_main, [number]).start()
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
