@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,16 @@ def data_folder() -> Path:
     folder = Path(mkdtemp()) / "it's data \u00fc"
     write_scenes(folder, 10, 4, 2, seed=5, size_px=64)
     return folder
+
+
+def outside_config(folder: Path) -> Path:
+    """A data.yaml in a new folder of its own, whose images are those of `data_folder`."""
+    config = folder / "config" / "data.yaml"
+    config.parent.mkdir()
+    text = (data_folder() / "data.yaml").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("path:")]
+    config.write_text("\n".join([f"path: {json.dumps(str(data_folder()))}", *lines]), encoding="utf-8")
+    return config
 
 
 @cache

@@ -40,8 +40,11 @@ def test_the_overview_names_every_command_and_how_to_begin() -> None:
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
-        ("train", "--recipe --out --resume --set --format --skip-bad --model --image-size --epochs --batch --device"),
-        ("validate", "--split --image-size --batch --device --precision --out --json --format --skip-bad"),
+        ("train", "--recipe --out --resume --set --format --skip-bad --allow-outside --model --image-size --epochs"),
+        (
+            "validate",
+            "--split --image-size --batch --device --precision --out --json --format --skip-bad --allow-outside",
+        ),
         ("predict", "--confidence --iou-limit --max-detections --out --recursive --without --image-size --device"),
     ],
 )

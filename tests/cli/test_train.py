@@ -14,7 +14,7 @@ import torch
 
 from anchorite.cli import run
 from anchorite.train import RunFolder
-from tests.cli.commands import contents, data_folder, finished_run, quick_recipe, weights
+from tests.cli.commands import contents, data_folder, finished_run, outside_config, quick_recipe, weights
 from tests.cli.test_usage import refused
 
 pytestmark = pytest.mark.slow
@@ -139,6 +139,20 @@ def test_a_run_on_data_with_bad_rows_is_resumed_without_saying_so_again(tmp_path
     assert run(words) == 2
     assert not folder.exists()
     assert run([*words, "--skip-bad"]) == 0
+    (folder / "summary.json").unlink()
+    assert run(["train", "--resume", str(folder)]) == 0
+
+
+def test_a_run_on_data_that_leads_outside_is_resumed_without_saying_so_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config, folder = outside_config(tmp_path), tmp_path / "run"
+    words = ["train", str(config), "--recipe", quick_recipe(), "--out", str(folder), "--epochs", "1"]
+    code, message = refused(capsys, *words)
+    assert code == 2
+    assert "leads out of the dataset" in message
+    assert "--allow-outside" in message
+    assert run([*words, "--allow-outside"]) == 0
     (folder / "summary.json").unlink()
     assert run(["train", "--resume", str(folder)]) == 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anchorite.cli import run
-from tests.cli.commands import contents, data_folder, weights
+from tests.cli.commands import contents, data_folder, outside_config, weights
 from tests.cli.test_usage import refused
 
 pytestmark = pytest.mark.slow
@@ -59,3 +59,13 @@ def test_what_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str], tmp_pa
     code, message = refused(capsys, "validate", weights(), data)
     assert code == 2
     assert "5 and 6 of them" in message
+
+
+def test_data_that_leads_outside_needs_leave(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = outside_config(tmp_path)
+    capsys.readouterr()
+    code, message = refused(capsys, "validate", weights(), config)
+    assert code == 2
+    assert "--allow-outside" in message
+    assert run(["validate", weights(), str(config), "--allow-outside"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["all", "4"]

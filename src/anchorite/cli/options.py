@@ -23,6 +23,9 @@ class ReadingOptions:
         Literal["yolo", "coco", "voc"] | None, Parameter(help="Label format, if looking guesses wrong.")
     ] = None
     skip_bad: Annotated[bool, Parameter(negative="", help="Drop malformed label rows instead of refusing.")] = False
+    allow_outside: Annotated[
+        bool, Parameter(negative="", help="Follow paths and links that lead out of the dataset; for data you trust.")
+    ] = False
 
 
 @Parameter(name="*")

@@ -70,7 +70,7 @@ def _start(
     folder = out or free_folder(Path("runs") / f"{_name_of(data)}-{chosen.model}")
     refuse_taken(folder)
     with TrainingDisplay() as display, telling_how_to_go_on(display):
-        dataset = open_dataset(data, reading.format, skip_bad=reading.skip_bad)
+        dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
         display.dataset(dataset)
         start_run(chosen, dataset, folder, display)
         conclude_run(folder, dataset)
@@ -94,6 +94,7 @@ def _go_on(folder: Path, data: Path | None, reading: ReadingOptions) -> None:
                 data or Path(facts["data"]),
                 reading.format or facts["format"],
                 skip_bad=reading.skip_bad or facts.get("skip_bad", False),
+                allow_outside=reading.allow_outside or facts.get("allow_outside", False),
             )
             display.dataset(dataset)
             if not run.summary.is_file():

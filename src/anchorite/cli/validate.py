@@ -53,7 +53,7 @@ def validate(
             f"--image-size {size}: must be a multiple of {stride}, the coarsest stride of {weights}; "
             f"take {-(-size // stride) * stride}"
         )
-    dataset = open_dataset(data, reading.format, skip_bad=reading.skip_bad)
+    dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
     if dataset.class_names != info.class_names:
         raise InputError(
             f"{weights} and {data} have other classes: {_first_difference(info.class_names, dataset.class_names)}; "

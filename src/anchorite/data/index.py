@@ -49,7 +49,8 @@ class Adjustment:
 class DatasetIndex:
     """A dataset as read: class names and the records of each split ("train", "val", "test").
 
-    root: the folder (or file) the user named; format: "yolo", "coco" or "voc"; adjustments: see Adjustment.
+    root: the folder (or file) the user named; format: "yolo", "coco" or "voc"; adjustments: see Adjustment;
+    allow_outside: the user gave leave to follow paths out of the dataset.
     """
 
     root: Path
@@ -57,3 +58,4 @@ class DatasetIndex:
     class_names: tuple[str, ...]
     splits: dict[str, tuple[Record, ...]]
     adjustments: tuple[Adjustment, ...] = field(default=())
+    allow_outside: bool = False

@@ -38,6 +38,7 @@ def train(recipe: Recipe, dataset: DatasetIndex, out: Path, listener: Listener =
         "data": str(dataset.root.resolve()),
         "format": dataset.format,
         "skip_bad": any(adjustment.kind == "skipped-bad" for adjustment in dataset.adjustments),
+        "allow_outside": dataset.allow_outside,
         "class_names": list(dataset.class_names),
         "anchors": anchors.to_rows(),
     }
