@@ -11,7 +11,17 @@ from safetensors.torch import load
 
 from anchorite.errors import DivergedError, InputError, StorageError
 from anchorite.model import load_weights
-from anchorite.train import EpochDone, RunFinished, RunFolder, RunStarted, StepDone, load_recipe, resume, train
+from anchorite.train import (
+    EpochDone,
+    RunFinished,
+    RunFolder,
+    RunStarted,
+    StepDone,
+    StoreProgress,
+    load_recipe,
+    resume,
+    train,
+)
 from anchorite.train.checkpoint import load_latest
 from anchorite.train.preparation import class_counts, prepare, sides_at_network_size
 from tests.train.runs import Recorder, scenes, small_recipe
@@ -46,6 +56,12 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     rows = RunFolder(out).read_rows()
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert set(DETERMINED) <= set(rows[0])
+    decoded = [
+        StoreProgress(split, done, total)
+        for split, total in (("train", 10), ("val", 4))
+        for done in range(1, total + 1)
+    ]
+    assert recorder.events[: len(decoded) + 1] == [*decoded, *recorder.of(RunStarted)]
     started = recorder.of(RunStarted)
     assert len(started) == 1
     assert any("precision fp32: as asked for" in text for text in started[0].decisions)

@@ -16,9 +16,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from anchorite.cli.messages import GO_ON
 from anchorite.data import DatasetIndex
 from anchorite.errors import StorageError, WorkerError
-from anchorite.train import EpochDone, Event, RunFinished, RunStarted, StepDone
+from anchorite.train import EpochDone, Event, RunFinished, RunStarted, StepDone, StoreProgress
 
 _HEADER = f"{'epoch':>9} {'box':>8} {'object':>8} {'class':>8} {'img/s':>7} {'mAP50':>7} {'mAP':>7} {'best':>5}  left"
+_FEWEST_TOLD = 200  # images: decoding fewer is over before a line would be read
 
 
 class TrainingDisplay:
@@ -84,10 +85,26 @@ class TrainingDisplay:
             self._step(event)
         elif isinstance(event, EpochDone):
             self._epoch(event)
+        elif isinstance(event, StoreProgress):
+            self._store(event)
         elif isinstance(event, RunStarted):
             self._start(event)
         else:
             self._finish(event)
+
+    def _store(self, event: StoreProgress) -> None:
+        """On a terminal the bar; elsewhere a line at each quarter."""
+        done, total = event.num_done, event.num_images
+        self._bar.update(
+            self._task,
+            description=f"decoding {event.split}",
+            completed=done,
+            total=total,
+            visible=done < total,
+            note=f"{done}/{total} images",
+        )
+        if self._bar.disable and total >= _FEWEST_TOLD and 4 * done // total > 4 * (done - 1) // total:
+            self.say(f"decoded {done} of {total} {event.split} images")
 
     def _start(self, event: RunStarted) -> None:
         self.run_folder = event.folder

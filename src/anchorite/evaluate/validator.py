@@ -32,13 +32,15 @@ from anchorite.metrics import Found, Truth, coco_metrics
 from anchorite.model import Detector
 from anchorite.predict import RawDetections, detections_from_logits
 
+Progress = Callable[[int, int], None]
 Criterion = Callable[[Sequence[Tensor], Targets], LossTerms]
 
 
 class Validator:
     """The images and labels of a split, decoded and resized once, for detectors with these classes.
 
-    image_size: long side of the network input in pixels; store_mode: where decoded images are kept (see ImageStore).
+    image_size: long side of the network input in pixels; store_mode: where decoded images are kept (see ImageStore);
+    progress: called with (images done, images in all) while they are decoded.
     Raises InputError when there are no records, and what building an ImageStore raises.
     """
 
@@ -50,6 +52,7 @@ class Validator:
         batch_size: int = 16,
         store_mode: StoreMode = "auto",
         cache_dir: Path | None = None,
+        progress: Progress | None = None,
     ) -> None:
         if not records or batch_size < 1:
             raise InputError(
@@ -63,7 +66,7 @@ class Validator:
             Truth(record.boxes_xyxy, record.class_ids, record.ignored, record.areas) for record in self.records
         )
         self._store = ImageStore(self.records, image_size, store_mode, cache_dir)
-        self._store.build()
+        self._store.build(progress)
 
     def __len__(self) -> int:
         """Number of images."""

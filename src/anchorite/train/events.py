@@ -10,6 +10,15 @@ from anchorite.evaluate import ValidationResult
 
 
 @dataclass(frozen=True)
+class StoreProgress:
+    """While the image store of a split is built, after each image, before the run starts. Counts are of images."""
+
+    split: str
+    num_done: int
+    num_images: int
+
+
+@dataclass(frozen=True)
 class RunStarted:
     """Once, before the first step. decisions: what was chosen automatically, each with its reason."""
 
@@ -54,7 +63,7 @@ class RunFinished:
     seconds: float
 
 
-Event = RunStarted | StepDone | EpochDone | RunFinished
+Event = StoreProgress | RunStarted | StepDone | EpochDone | RunFinished
 
 
 class Listener(Protocol):

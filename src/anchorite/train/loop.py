@@ -32,7 +32,7 @@ def train(recipe: Recipe, dataset: DatasetIndex, out: Path, listener: Listener =
     Leaves best.safetensors (by mAP of the val split), last.safetensors, metrics.csv, recipe.yaml, summary.json and
     checkpoints. Raises InputError (exit 2), StorageError (4) or DivergedError (3).
     """
-    prepared = prepare(recipe, dataset)
+    prepared = prepare(recipe, dataset, listener=listener)
     anchors = prepared.trainee.detector.anchors
     facts = {
         "data": str(dataset.root.resolve()),
@@ -61,7 +61,7 @@ def resume(out: Path, dataset: DatasetIndex, listener: Listener = ignore) -> Run
             f"the run's are {facts['class_names']}; resume with the run's data"
         )
     anchors = AnchorSet.from_rows(facts["anchors"], default_anchors(recipe.model).strides)
-    prepared = prepare(recipe, dataset, anchors)
+    prepared = prepare(recipe, dataset, anchors, listener)
     if len(folder.read_rows()) <= 1 and not has_checkpoint(folder.checkpoints):
         progress, said = Progress(), ["stopped before its first checkpoint: starts over"]
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from anchorite.evaluate import Validator
 from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, default_anchors, to_channels_last
 from anchorite.train.average import WeightAverage
+from anchorite.train.events import Listener, StoreProgress, ignore
 from anchorite.train.optimizer import build_optimizer
 from anchorite.train.recipe import Recipe
 from anchorite.train.step import Trainee
@@ -33,10 +35,13 @@ class Prepared:
     decisions: tuple[str, ...]
 
 
-def prepare(recipe: Recipe, dataset: DatasetIndex, anchors: AnchorSet | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe, dataset: DatasetIndex, anchors: AnchorSet | None = None, listener: Listener = ignore
+) -> Prepared:
     """Build network, loss, optimizer, loaders for a run; `anchors` overrides the choice (a resumed run's own).
 
-    Raises InputError when the data set has no training image or the recipe does not fit the machine.
+    The listener hears how the decoding of the images goes on. Raises InputError when the data set has no training
+    image or the recipe does not fit the machine.
     """
     records = dataset.splits.get("train", ())
     if not records:
@@ -54,7 +59,7 @@ def prepare(recipe: Recipe, dataset: DatasetIndex, anchors: AnchorSet | None = N
     decisions.append(_describe_gains(trainee.criterion))
     workers = default_workers(device) if recipe.workers is None else recipe.workers
     store = ImageStore(records, recipe.image_size, mode=recipe.store)
-    store.build()
+    store.build(_tell(listener, "train"))
     samples = TrainSamples(store, records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs)
     loader = make_loader(
         samples,
@@ -67,12 +72,9 @@ def prepare(recipe: Recipe, dataset: DatasetIndex, anchors: AnchorSet | None = N
         ),
     )
     decisions.append(f"images in store: {store.mode}; {workers} loader processes")
-    held_out = dataset.splits.get("val", ())
-    validator = Validator(held_out, dataset.class_names, recipe.image_size, recipe.batch) if held_out else None
-    if validator is None:
-        decisions.append("no val split: every epoch replaces best.safetensors, and no mAP is known")
-    elif not class_counts(held_out, len(dataset.class_names)).any():
-        decisions.append("the val split has no labels: every epoch replaces best.safetensors, and no mAP is known")
+    validator, lack = _build_validator(recipe, dataset, listener)
+    if lack is not None:
+        decisions.append(f"{lack}: every epoch replaces best.safetensors, and no mAP is known")
     return Prepared(trainee, loader, validator, device, precision, tuple(decisions))
 
 
@@ -113,6 +115,11 @@ def default_workers(device: torch.device) -> int:
     return 0 if device.type == "cpu" else min(8, max(1, cores - 1))
 
 
+def _tell(listener: Listener, split: str) -> Callable[[int, int], None]:
+    """What an image store calls with (images done, images in all)."""
+    return lambda num_done, num_images: listener(StoreProgress(split, num_done, num_images))
+
+
 def _build_trainee(
     recipe: Recipe, dataset: DatasetIndex, anchors: AnchorSet, device: torch.device, precision: Precision
 ) -> Trainee:
@@ -132,6 +139,18 @@ def _build_trainee(
         average=WeightAverage(detector, recipe.average),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.scaled),
     )
+
+
+def _build_validator(recipe: Recipe, dataset: DatasetIndex, listener: Listener) -> tuple[Validator | None, str | None]:
+    """The validator of the val split, if there is one, and what is missing there, if anything is."""
+    records = dataset.splits.get("val", ())
+    if not records:
+        return None, "no val split"
+    validator = Validator(
+        records, dataset.class_names, recipe.image_size, recipe.batch, progress=_tell(listener, "val")
+    )
+    is_labelled = class_counts(records, len(dataset.class_names)).any()
+    return validator, None if is_labelled else "the val split has no labels"
 
 
 def class_counts(records: tuple[Record, ...], num_classes: int) -> np.ndarray:

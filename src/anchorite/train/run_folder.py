@@ -80,7 +80,7 @@ class RunFolder:
         return load_recipe(self.recipe)
 
     def read_facts(self) -> dict[str, Any]:
-        """What else the run was started with: path, format and classes of the data set, how it was read, and the anchors."""
+        """What else the run was started with: path, format, classes of the data set, how it was read, and anchors."""
         try:
             facts = json.loads(self.run.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
