@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,12 @@ def test_a_data_set_without_training_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no training images"):
         train(small_recipe(), nothing, tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()
+
+
+def test_the_recipes_store_is_that_of_both_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    prepare(small_recipe(store="disk"), scenes())
+    assert len(list(tmp_path.glob("*/images-*.bin"))) == 2
 
 
 def test_gradients_accumulate_over_batches() -> None:

@@ -39,9 +39,9 @@ def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
     records = dataset.splits.get("val", ())
     if records:
         detector, info = load_weights(folder.best)
-        result: ValidationResult = Validator(records, info.class_names, recipe.image_size, recipe.batch).run(
-            detector, recipe.validation, device, choose_precision(recipe.precision, device).dtype
-        )
+        validator = Validator(records, info.class_names, recipe.image_size, recipe.batch, recipe.store)
+        precision = choose_precision(recipe.precision, device)
+        result: ValidationResult = validator.run(detector, recipe.validation, device, precision.dtype)
         result.save_plots(run_folder / "plots")
         save_predictions(run_folder / "predictions", Predictor(detector, info, str(device)), records)
         facts["best_validation"] = result.to_json()

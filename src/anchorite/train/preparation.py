@@ -147,7 +147,12 @@ def _build_validator(recipe: Recipe, dataset: DatasetIndex, listener: Listener) 
     if not records:
         return None, "no val split"
     validator = Validator(
-        records, dataset.class_names, recipe.image_size, recipe.batch, progress=_tell(listener, "val")
+        records,
+        dataset.class_names,
+        recipe.image_size,
+        recipe.batch,
+        recipe.store,
+        progress=_tell(listener, "val"),
     )
     is_labelled = class_counts(records, len(dataset.class_names)).any()
     return validator, None if is_labelled else "the val split has no labels"
