@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from anchorite.cli import build_app
+from anchorite.data.index import Adjustment, AdjustmentKind
 from anchorite.train import Recipe, built_in_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +46,13 @@ def allowed(field: FieldInfo) -> str:
         return "true, false"
     limits = [(sign, getattr(limit, key)) for key, sign in BOUNDS for limit in field.metadata if hasattr(limit, key)]
     return ", ".join(f"{sign} {value:g}" for sign, value in limits)
+
+
+def test_every_kind_of_adjustment_is_explained() -> None:
+    page = read("docs/data.md")
+    for kind in get_args(AdjustmentKind):
+        assert f'"{kind}"' in str(Adjustment.__doc__)
+        assert f"| {kind} |" in page or f"`{kind}`" in page
 
 
 def table_rows() -> dict[str, str]:

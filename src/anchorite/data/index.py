@@ -7,9 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+AdjustmentKind = Literal[
+    "clipped",
+    "dropped-empty",
+    "dropped-duplicate",
+    "skipped-bad",
+    "repeated-image",
+    "no-labels",
+    "unused-label",
+    "ignored-file",
+    "ignored-key",
+    "relocated",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +49,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """What reading did to one label that is well-formed but not usable as it stands.
+    """What reading did to a label, file or setting that is well-formed but not usable as it stands.
 
-    kind: "clipped" (reached outside the image), "dropped-empty" (no area), "dropped-duplicate", or "skipped-bad" (a
-    malformed row dropped because the user asked for it). origin: "file:line". detail: the values, readable.
+    Of labels: "clipped" (reached outside the image), "dropped-empty" (no area), "dropped-duplicate", "skipped-bad" (a
+    malformed row or unreadable image left out because the user asked for it). Of files: "repeated-image" (listed twice
+    in a split, read once), "no-labels" (no image of a split has a label file), "unused-label" (label files without an
+    image), "ignored-file" (belongs to no split, or an image without the labels that its format demands). Of settings:
+    "ignored-key" (noted and not obeyed), "relocated" (a path that was found elsewhere in the dataset).
+    origin: "file:line", or the file or folder. detail: the values, readable.
     """
 
-    kind: str
+    kind: AdjustmentKind
     origin: str
     detail: str
 

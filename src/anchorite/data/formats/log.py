@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anchorite.data.index import Adjustment
+from anchorite.data.index import Adjustment, AdjustmentKind
 from anchorite.errors import InputError
 
 MAX_LISTED = 20
@@ -28,7 +28,7 @@ class ReadingLog:
         """The adjustments so far, in reading order."""
         return tuple(self._adjustments)
 
-    def adjusted(self, kind: str, origin: str, detail: str) -> None:
+    def adjusted(self, kind: AdjustmentKind, origin: str, detail: str) -> None:
         """Record what was done to a label that is well-formed but not usable as it stands."""
         self._adjustments.append(Adjustment(kind, origin, detail))
 
