@@ -5,8 +5,12 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import anchorite
+from anchorite import report, train
 
 _SCRIPT = """
 import sys
@@ -24,11 +28,26 @@ def _fresh(*words: str) -> tuple[str, float]:
     return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "validate", "predict", "report", "recipes"])
+@pytest.mark.parametrize("command", ["", "demo", "train", "validate", "predict", "report", "recipes", "benchmark"])
 def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
     output, seconds = _fresh(*command.split(), "--help")
     assert output.splitlines()[-1] == "loaded:"
     assert seconds < 0.6
+
+
+@pytest.mark.parametrize("words", ["recipes", "recipes small-data", "report RUN"])
+def test_what_only_reads_and_writes_text_does_not_wait_for_torch(words: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("epochs: 3\n", encoding="utf-8")
+    output, _ = _fresh(*words.replace("RUN", str(tmp_path)).split())
+    assert len(output.splitlines()) > 1
+    assert "torch" not in output.splitlines()[-1]
+
+
+def test_every_name_of_a_room_is_there() -> None:
+    for room in (anchorite, report, train):
+        assert [name for name in room.__all__ if getattr(room, name, None) is None] == []
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            room.nothing  # noqa: B018
 
 
 def test_the_overview_names_every_command_and_how_to_begin() -> None:

@@ -30,6 +30,7 @@ _COMMANDS = {
     "validate": "Measure weights on a labelled split: COCO mAP in all, by size and by class.",
     "predict": "Find objects in images: draws them, and writes them as JSON and YOLO txt.",
     "report": "Write the report page of a run anew.",
+    "benchmark": "Measure speed and memory against plain yardsticks and physical floors.",
     "recipes": "List the built-in recipes, or print one as YAML to start your own from.",
 }
 _OUTPUT_CLOSED = 128 + 13  # as the shell reports a program that wrote into a pipe which `head` had left

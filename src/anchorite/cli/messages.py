@@ -14,6 +14,7 @@ _USAGE = {
     "predict": "anchorite predict WEIGHTS SOURCE...",
     "report": "anchorite report RUN",
     "recipes": "anchorite recipes [NAME]",
+    "benchmark": "anchorite benchmark [NAME]",
 }
 GO_ON = "to go on with the run:"  # begins the note that an error takes along out of a run
 _GLOBAL_FLAGS = ("--help", "--version", "--debug")

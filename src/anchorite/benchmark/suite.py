@@ -1,0 +1,34 @@
+"""Running benchmarks and putting them into one report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from anchorite.benchmark.loss_benchmark import benchmark_loss
+from anchorite.benchmark.machine import BusyMeter, busy_warning, machine
+from anchorite.benchmark.results import Outcome, Report
+from anchorite.benchmark.settings import Settings
+
+Listener = Callable[[str], None]
+
+
+def benchmarks() -> dict[str, Callable[[Settings], Outcome]]:
+    """Every benchmark by its name, in the order in which all of them run."""
+    return {"loss": benchmark_loss}
+
+
+def run_benchmarks(names: Sequence[str], settings: Settings, command: str, listener: Listener = print) -> Report:
+    """Run the named benchmarks, one after another; the listener is told what runs."""
+    facts = machine(settings.device)
+    outcomes: list[Outcome] = []
+    warnings = ["quick: sizes and rounds are too small to say anything about speed"] if settings.quick else []
+    for name in names:
+        listener(f"benchmark {name} ...")
+        others = BusyMeter()
+        outcomes.append(benchmarks()[name](settings))
+        busy = others.cores()
+        outcomes[-1].facts["cores_used_by_others"] = round(busy, 2)
+        warning = busy_warning(busy)
+        if warning is not None:
+            warnings.append(f"{name}: {warning}")
+    return Report(command, facts, tuple(outcomes), tuple(warnings))
