@@ -9,54 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from anchorite.errors import InputError
-
-OBJECTNESS = 4
-"""Place of the objectness among a place's logits; the box lies before it, the classes behind."""
+from anchorite.model.matched import OBJECTNESS, MatchedCellLogits
 
 _OBJECTS_PER_IMAGE = 8
 _REFERENCE_SIDE_PX = 640
-
-
-@dataclass(frozen=True)
-class MatchedCellLogits:
-    """One level's logits, computed only where asked: objectness everywhere, all of them at matched places.
-
-    feature: (B, C, H, W), best in channels_last memory, where its rows are gathered without a copy of the map;
-    weight: (A * (5 + K), C, 1, 1); bias: (A * (5 + K),); num_anchors: A.
-    Neither the map of A * (5 + K) channels nor its gradient ever exists. Values and gradients are those of the dense
-    logits to rounding. Under autocast both answers have autocast's type (bfloat16, say), as the dense logits do.
-    """
-
-    feature: Tensor
-    weight: Tensor
-    bias: Tensor
-    num_anchors: int
-
-    def objectness(self) -> Tensor:
-        """(B, A, H, W) objectness logits of every place."""
-        weight = self.weight.unflatten(0, (self.num_anchors, -1))[:, OBJECTNESS]
-        bias = self.bias.unflatten(0, (self.num_anchors, -1))[:, OBJECTNESS]
-        return functional.conv2d(self.feature, weight, bias)
-
-    def at(self, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """(P, 5 + K) logits at the places given by four (P,) int64 tensors, each in its range (not checked)."""
-        channels, height, width = self.feature.shape[1:]
-        cells = self.feature.permute(0, 2, 3, 1).reshape(-1, channels)
-        # An embedding look-up, because several candidates share a cell and its backward adds them up in a fixed order
-        # on every device; those of index_select (on CUDA) and of plain indexing (on the CPU, too) do not.
-        found = functional.embedding((image * height + row) * width + column, cells)
-        # All A anchors of each cell in one product, then the one asked for: at the sizes that occur this costs less
-        # than gathering a weight per place, and it needs neither a sort nor a shape that depends on the data.
-        of_all_anchors = functional.linear(found, self.weight.flatten(1), self.bias)
-        places = torch.arange(anchor.shape[0], device=anchor.device) * self.num_anchors + anchor
-        return of_all_anchors.view(-1, self.bias.shape[0] // self.num_anchors).index_select(0, places)
 
 
 class Head(nn.Module):

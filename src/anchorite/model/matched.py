@@ -1,0 +1,156 @@
+"""One level's logits, computed only where they are asked for, and their gradients, each written once.
+
+Legend: B images, A anchors, K classes, C channels, H, W cells of a level, N = B * H * W cells, P matched places.
+
+Autograd alone would make three full maps for the gradient of a level's feature: one for the objectness, one of zeros
+with the matched cells filled in, and their sum. Here the second stays a handful of rows (a sparse gradient) and is
+added into the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+OBJECTNESS = 4
+"""Place of the objectness among a place's logits; the box lies before it, the classes behind."""
+
+
+@dataclass(frozen=True)
+class MatchedCellLogits:
+    """One level's logits, computed only where asked: objectness everywhere, all of them at matched places.
+
+    feature: (B, C, H, W), best in channels_last memory, where its rows are gathered without a copy of the map;
+    weight: (A * (5 + K), C, 1, 1); bias: (A * (5 + K),); num_anchors: A.
+    Neither the map of A * (5 + K) channels nor its gradient ever exists. Values and gradients are those of the dense
+    logits to rounding. Under autocast both answers have autocast's type (bfloat16, say), as the dense logits do.
+    On the CPU the gradients are written by hand (no second derivatives); elsewhere, and while a compiler traces, the
+    same is said in operators whose shapes do not depend on the data.
+    """
+
+    feature: Tensor
+    weight: Tensor
+    bias: Tensor
+    num_anchors: int
+
+    def objectness(self) -> Tensor:
+        """(B, A, H, W) objectness logits of every place."""
+        if self._by_hand:
+            return self._objectness_and_cells[0]
+        weight = self.weight.unflatten(0, (self.num_anchors, -1))[:, OBJECTNESS]
+        bias = self.bias.unflatten(0, (self.num_anchors, -1))[:, OBJECTNESS]
+        return functional.conv2d(self.feature, weight, bias)
+
+    def at(self, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """(P, 5 + K) logits at the places given by four (P,) int64 tensors, each in its range (not checked)."""
+        channels, height, width = self.feature.shape[1:]
+        cell = (image * height + row) * width + column
+        if self._by_hand:
+            _, weight, bias = self._in_one_type
+            return ReadPlaces.apply(self._objectness_and_cells[1], weight, bias, cell, anchor)
+        cells = self.feature.permute(0, 2, 3, 1).reshape(-1, channels)
+        # An embedding look-up, because several candidates share a cell and its backward adds them up in a fixed order
+        # on every device; those of index_select (on CUDA) and of plain indexing (on the CPU, too) do not.
+        found = functional.embedding(cell, cells)
+        # All A anchors of each cell in one product, then the one asked for: it needs neither a sort nor a shape that
+        # depends on the data.
+        of_all_anchors = functional.linear(found, self.weight.flatten(1), self.bias)
+        places = torch.arange(anchor.shape[0], device=anchor.device) * self.num_anchors + anchor
+        return of_all_anchors.view(-1, self.bias.shape[0] // self.num_anchors).index_select(0, places)
+
+    @property
+    def _by_hand(self) -> bool:
+        return self.feature.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    @cached_property
+    def _in_one_type(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The feature, weight (A, 5 + K, C) and bias (A, 5 + K), in the type that autocast would compute in."""
+        device, dtype = self.feature.device.type, self.feature.dtype
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        weight = self.weight.flatten(1).unflatten(0, (self.num_anchors, -1))
+        bias = self.bias.unflatten(0, (self.num_anchors, -1))
+        return self.feature.to(dtype), weight.to(dtype), bias.to(dtype)
+
+    @cached_property
+    def _objectness_and_cells(self) -> tuple[Tensor, Tensor]:
+        feature, weight, bias = self._in_one_type
+        answer: tuple[Tensor, Tensor] = ReadCells.apply(feature, weight[:, OBJECTNESS], bias[:, OBJECTNESS])
+        return answer
+
+
+class ReadCells(torch.autograd.Function):
+    """Objectness everywhere, and the level's cells for `ReadPlaces` to pick from."""
+
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, A, H, W) objectness and (N, C) cells, of feature (B, C, H, W), weight (A, C), bias (A,)."""
+        batch, channels, height, width = feature.shape
+        cells = feature.permute(0, 2, 3, 1).reshape(-1, channels)
+        ctx.save_for_backward(cells, weight)
+        ctx.grid = (batch, height, width)
+        ctx.set_materialize_grads(False)
+        objectness = torch.addmm(bias, cells, weight.t())
+        return objectness.view(batch, height, width, -1).permute(0, 3, 1, 2), cells
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_objectness: Tensor | None, of_cells: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of feature, weight and bias; of_cells is sparse, the rows of the cells that were picked."""
+        cells, weight = ctx.saved_tensors
+        num_anchors, channels = weight.shape
+        batch, height, width = ctx.grid
+        if of_objectness is None:
+            of_feature, of_weight, of_bias = torch.zeros_like(cells), None, None
+        else:
+            by_cell = of_objectness.permute(0, 2, 3, 1).reshape(-1, num_anchors)
+            of_feature = by_cell @ weight
+            of_weight, of_bias = by_cell.t() @ cells, by_cell.sum(dim=0)
+        if of_cells is not None:
+            of_feature.index_add_(0, of_cells._indices()[0], of_cells._values())
+        return of_feature.view(batch, height, width, channels).permute(0, 3, 1, 2), of_weight, of_bias
+
+
+class ReadPlaces(torch.autograd.Function):
+    """All logits of single places; of an anchor's row of candidates at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, weight: Tensor, bias: Tensor, cell: Tensor, anchor: Tensor) -> Tensor:
+        """(P, 5 + K) logits of cells (N, C), weight (A, 5 + K, C), bias (A, 5 + K), at cell (P,) and anchor (P,)."""
+        found = cells.index_select(0, cell)
+        runs = _runs(anchor)
+        logits = cells.new_empty((cell.shape[0], weight.shape[1]))
+        for which, rows in runs:
+            torch.addmm(bias[which], found[rows], weight[which].t(), out=logits[rows])
+        ctx.save_for_backward(found, weight, cell)
+        ctx.runs, ctx.num_cells = runs, cells.shape[0]
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_logits: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Gradients of cells (sparse), weight and bias."""
+        found, weight, cell = ctx.saved_tensors
+        of_found = torch.empty_like(found)
+        of_weight, of_bias = torch.zeros_like(weight), torch.zeros_like(weight[..., 0])
+        for which, rows in ctx.runs:
+            torch.mm(of_logits[rows], weight[which], out=of_found[rows])
+            of_weight[which].addmm_(of_logits[rows].t(), found[rows])
+            of_bias[which] += of_logits[rows].sum(dim=0)
+        shape = (ctx.num_cells, found.shape[1])
+        of_cells = torch.sparse_coo_tensor(cell[None], of_found, shape, check_invariants=False)
+        return of_cells, of_weight, of_bias, None, None
+
+
+def _runs(anchor: Tensor) -> list[tuple[int, slice]]:
+    """Stretches of equal anchors; candidates in canonical order have at most 5 * A of them."""
+    which, lengths = torch.unique_consecutive(anchor, return_counts=True)
+    ends = lengths.cumsum(0).tolist()
+    starts = [0, *ends][: len(ends)]
+    return [(w, slice(start, end)) for w, start, end in zip(which.tolist(), starts, ends, strict=True)]
