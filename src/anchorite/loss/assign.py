@@ -1,4 +1,4 @@
-"""Assignment: which anchors and cells answer for which object (spec/objective.md, section 3). No gradient.
+"""Assignment: which anchors and cells answer for which object (docs/objective.md, section 3). No gradient.
 
 Legend: L levels, A anchors, T targets (rows), H, W grid rows and columns, P candidates of a level.
 """
@@ -13,11 +13,6 @@ from torch import Tensor
 
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import Targets
-
-# The cells that may answer, as (x, y) shifts of the centre before it is cut to a cell, in canonical order:
-# centre, left, up, right, down. The cell is trunc(centre - shift).
-_SHIFTS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))
-
 
 @dataclass(frozen=True)
 class Assignment:
@@ -38,44 +33,50 @@ class Assignment:
     valid: Tensor
 
 
-@torch.no_grad()
 def assign(
     targets: Targets, anchors: AnchorSet, grid_sizes: Sequence[tuple[int, int]], ratio_limit: float = 4.0
 ) -> list[Assignment]:
     """The candidates of each level, one `Assignment` a level.
 
     grid_sizes: (H, W) of each level. Decided in float64 whatever the type of the targets, so that every device and
-    precision assigns alike. Source: spec/objective.md, section 3.
+    precision assigns alike. Source: docs/objective.md, section 3.
+    """
+    return assign_to(targets, anchors.cells(torch.float64, targets.rows.device), grid_sizes, ratio_limit)
+
+
+@torch.no_grad()
+def assign_to(
+    targets: Targets, anchors_cells: Tensor, grid_sizes: Sequence[tuple[int, int]], ratio_limit: float
+) -> list[Assignment]:
+    """`assign` for anchors (L, A, 2) float64 in cells that lie on the device already.
+
+    For padded targets nothing here depends on the data but the numbers themselves: no shape, no branch, and no constant
+    that would have to travel from the host.
     """
     rows = targets.rows.double()
-    anchors_cells = anchors.cells(torch.float64, rows.device)
-    valid = targets.valid
     return [
-        _assign_level(rows, valid, anchors_cells[level], height, width, ratio_limit)
-        for level, (height, width) in enumerate(grid_sizes)
+        _assign_level(rows, targets.valid, anchors_of_level, height, width, ratio_limit)
+        for anchors_of_level, (height, width) in zip(anchors_cells, grid_sizes, strict=True)
     ]
 
 
 def _assign_level(
     rows: Tensor, valid: Tensor | None, anchors_cells: Tensor, height: int, width: int, ratio_limit: float
 ) -> Assignment:
-    scaled = rows[:, 2:] * _grid_scale(height, width, rows)
-    centres, sides = scaled[:, :2], scaled[:, 2:]
-    shapes_match = _shapes_match(sides, anchors_cells, ratio_limit)
+    x, y, w, h = rows[:, 2] * width, rows[:, 3] * height, rows[:, 4] * width, rows[:, 5] * height
+    shapes_match = _shapes_match(torch.stack([w, h], dim=1), anchors_cells, ratio_limit)
     if valid is not None:
         shapes_match = shapes_match & valid
-    candidates = _cells_answer(centres, height, width)[:, None, :] & shapes_match
+    candidates = _cells_answer(x, y, height, width)[:, None, :] & shapes_match
     if valid is None:
         shift, anchor, target = candidates.nonzero(as_tuple=True)
         mask = torch.ones_like(shift, dtype=torch.bool)
     else:
         shift, anchor, target = _every_index(candidates)
         mask = candidates.flatten()
-    shifts = torch.tensor(_SHIFTS, dtype=rows.dtype, device=rows.device)
-    cells = (centres[target] - shifts[shift]).trunc()
-    column = cells[:, 0].clamp(0, width - 1)
-    row = cells[:, 1].clamp(0, height - 1)
-    box = torch.cat([centres[target] - torch.stack([column, row], dim=1), sides[target]], dim=1)
+    columns, rows_of_cells = _cells(x, y, height, width)
+    cell = shift * x.shape[0] + target
+    column, row = columns.flatten()[cell], rows_of_cells.flatten()[cell]
     return Assignment(
         image=rows[target, 0].long(),
         anchor=anchor,
@@ -83,7 +84,7 @@ def _assign_level(
         column=column.long(),
         target=target,
         class_index=rows[target, 1].long(),
-        box=box,
+        box=torch.stack([x[target] - column, y[target] - row, w[target], h[target]], dim=1),
         valid=mask,
     )
 
@@ -94,22 +95,17 @@ def _shapes_match(sides: Tensor, anchors_cells: Tensor, ratio_limit: float) -> T
     return torch.maximum(ratio, 1 / ratio).amax(dim=-1) < ratio_limit
 
 
-def _cells_answer(centres: Tensor, height: int, width: int) -> Tensor:
-    """(5, T) bool: which of the five cells answer for a centre, by the neighbour rule."""
-    from_start = centres
-    from_end = _grid_sides(height, width, centres) - centres
-    near_start = (from_start % 1 < 0.5) & (from_start > 1)
-    near_end = (from_end % 1 < 0.5) & (from_end > 1)
-    holds_centre = torch.ones_like(near_start[:, 0])
-    return torch.stack([holds_centre, near_start[:, 0], near_start[:, 1], near_end[:, 0], near_end[:, 1]])
+def _cells_answer(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
+    """(5, T) bool: which of the five cells answer for a centre: its own, left, up, right, down."""
+    nearer = [(side % 1 < 0.5) & (side > 1) for side in (x, y, width - x, height - y)]
+    return torch.stack([torch.ones_like(nearer[0]), *nearer])
 
 
-def _grid_sides(height: int, width: int, like: Tensor) -> Tensor:
-    return torch.tensor([width, height], dtype=like.dtype, device=like.device)
-
-
-def _grid_scale(height: int, width: int, like: Tensor) -> Tensor:
-    return torch.tensor([width, height, width, height], dtype=like.dtype, device=like.device)
+def _cells(x: Tensor, y: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Columns and rows, each (5, T), of the five cells: the centre moved by half a cell, cut, and held in the grid."""
+    columns = torch.stack([x, x - 0.5, x, x + 0.5, x])
+    rows = torch.stack([y, y, y - 0.5, y, y + 0.5])
+    return columns.trunc_().clamp_(0, width - 1), rows.trunc_().clamp_(0, height - 1)
 
 
 def _every_index(candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:

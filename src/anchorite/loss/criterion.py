@@ -1,4 +1,4 @@
-"""`DetectionLoss`: the objective of spec/objective.md over all levels.
+"""`DetectionLoss`: the objective of docs/objective.md over all levels.
 
 Legend: L levels, A anchors, B images, K classes, P candidates.
 """
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from anchorite.anchors import AnchorSet, decode_boxes
 from anchorite.boxes import Targets, paired_iou
 from anchorite.errors import InputError
-from anchorite.loss.assign import Assignment, assign
+from anchorite.loss.assign import Assignment, assign_to
 from anchorite.loss.config import LossConfig
 from anchorite.loss.logits import LevelLogits, as_level_logits
-from anchorite.loss.terms import bce_with_focus, class_targets, masked_mean, objectness_targets
+from anchorite.loss.terms import bce_with_focus, class_targets, objectness_targets, share_of_each, weighted_sum
 
 _BALANCE_OF_THREE = (4.0, 1.0, 0.4)
 _BALANCE_OF_FIVE = (4.0, 1.0, 0.25, 0.06, 0.02)
@@ -49,7 +49,7 @@ class DetectionLoss(nn.Module):
 
     Called with one entry of logits a level (a dense tensor (B, A, 5 + K, H, W), or anything that answers
     `objectness()` and `at(...)`) and the batch's Targets; returns LossTerms. The loss is computed in float32 under
-    any autocast, in float64 for float64 logits. Source: spec/objective.md, section 4.
+    any autocast, in float64 for float64 logits. Source: docs/objective.md, section 4.
     """
 
     def __init__(self, anchors: AnchorSet, num_classes: int, config: LossConfig | None = None) -> None:
@@ -64,6 +64,12 @@ class DetectionLoss(nn.Module):
             raise InputError(f"class_weights has {len(weights)} numbers for {num_classes} classes")
         self.register_buffer("balance", torch.tensor(initial_balance(anchors.num_levels), dtype=torch.float64))
         self.balance: Tensor
+        # Constants live on the device: made anew in each step, they would have to be copied there, and waited for.
+        self.register_buffer("_anchors_cells", anchors.cells(torch.float64), persistent=False)
+        self._anchors_cells: Tensor
+        of_classes = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+        self.register_buffer("_class_weights", of_classes, persistent=False)
+        self._class_weights: Tensor | None
         # Level against which automatic balance is normalised: stride 16, or the nearest to it (the finer of two).
         self._pivot = min(range(anchors.num_levels), key=lambda level: abs(anchors.strides[level] - 16))
 
@@ -75,47 +81,64 @@ class DetectionLoss(nn.Module):
         # The head answers under the caller's autocast; every term after that is computed without it.
         maps = [level.objectness() for level in levels]
         grid_sizes = [(int(objectness.shape[2]), int(objectness.shape[3])) for objectness in maps]
-        found = assign(targets, self.anchors, grid_sizes, self.config.ratio_limit)
+        found = assign_to(targets, self._anchors_cells, grid_sizes, self.config.ratio_limit)
         matched = [level.at(f.image, f.anchor, f.row, f.column) for level, f in zip(levels, found, strict=True)]
         with torch.autocast(device_type=maps[0].device.type, enabled=False):
-            return self._terms([_in_loss_precision(m) for m in maps], [_in_loss_precision(m) for m in matched], found)
+            maps = [_in_loss_precision(objectness) for objectness in maps]
+            return self._terms(maps, _in_loss_precision(torch.cat(matched)), found)
 
-    def _terms(self, maps: list[Tensor], matched: list[Tensor], found: list[Assignment]) -> LossTerms:
-        """The loss from objectness maps (B, A, H, W) and logits at matched places (P, 5 + K), a pair a level."""
+    def _terms(self, maps: list[Tensor], logits: Tensor, found: list[Assignment]) -> LossTerms:
+        """The loss from objectness maps (B, A, H, W), one a level, and the logits (P, 5 + K) of all levels' candidates.
+
+        Levels are put behind each other, because each operator costs more than its work at these sizes.
+        """
         config = self.config
-        anchors_cells = self.anchors.cells(maps[0].dtype, maps[0].device)
-        box_by_level, objectness_by_level, class_by_level = [], [], []
-        for level, (objectness, logits, candidates) in enumerate(zip(maps, matched, found, strict=True)):
-            boxes_cells = decode_boxes(logits[:, :4], anchors_cells[level][candidates.anchor])
-            iou = paired_iou(boxes_cells, candidates.box.to(logits.dtype), config.box_iou)
-            box_by_level.append(masked_mean(1 - iou, candidates.valid))
-            class_by_level.append(self._class_term(logits[:, 5:], candidates))
-            goals = objectness_targets(
-                candidates, iou.detach(), _shape4(objectness), config.objectness_iou_ratio, config.collision
-            )
-            loss = bce_with_focus(objectness, goals, config.objectness_pos_weight, config.focal_gamma)
-            objectness_by_level.append(loss.mean())
-        per_level = torch.stack(objectness_by_level)
+        valid = torch.cat([level.valid for level in found])
+        shares = torch.cat([share_of_each(level.valid, logits.dtype) for level in found])
+        # split, not slices: its backward writes the gradient of the logits once.
+        box_logits, _, class_logits = logits.split((4, 1, self.num_classes), dim=1)
+        iou = self._iou(box_logits, found)
+        box = config.box_gain * weighted_sum(1 - iou, shares, valid)
+        per_level = self._objectness_by_level(maps, iou.detach(), found)
         # A copy: the backward pass needs the weights as they were, not as automatic balance leaves them.
         balance = self.balance.to(per_level.dtype, copy=True)
-        box = config.box_gain * torch.stack(box_by_level).sum()
-        objectness_loss = config.objectness_gain * (balance * per_level).sum()
-        classification = config.class_gain * torch.stack(class_by_level).sum()
-        total = (box + objectness_loss + classification) * maps[0].shape[0]
+        objectness = config.objectness_gain * (balance * per_level).sum()
+        class_index = torch.cat([level.class_index for level in found])
+        classification = config.class_gain * self._class_term(class_logits, class_index, shares, valid)
+        total = (box + objectness + classification) * maps[0].shape[0]
         if config.automatic_balance and self.training:
             self._follow(per_level.detach())
-        return LossTerms(total, box.detach(), objectness_loss.detach(), classification.detach())
+        return LossTerms(total, box.detach(), objectness.detach(), classification.detach())
 
-    def _class_term(self, class_logits: Tensor, candidates: Assignment) -> Tensor:
-        """Mean over candidates and classes of the class loss of one level; 0 for a single class."""
+    def _iou(self, box_logits: Tensor, found: list[Assignment]) -> Tensor:
+        """(P,) IoU of each candidate's predicted box with its target."""
+        anchors_cells = self._anchors_cells.to(box_logits.dtype)
+        sides = torch.cat([of_level[level.anchor] for of_level, level in zip(anchors_cells, found, strict=True)])
+        goals = torch.cat([level.box for level in found]).to(box_logits.dtype)
+        return paired_iou(decode_boxes(box_logits, sides), goals, self.config.box_iou)
+
+    def _objectness_by_level(self, maps: list[Tensor], iou: Tensor, found: list[Assignment]) -> Tensor:
+        """(L,) objectness losses, without balance and gain."""
+        config = self.config
+        losses = []
+        ious = iou.split([level.valid.shape[0] for level in found])
+        for objectness, iou_of_level, level in zip(maps, ious, found, strict=True):
+            shape = _shape4(objectness)
+            goals = objectness_targets(level, iou_of_level, shape, config.objectness_iou_ratio, config.collision)
+            loss = bce_with_focus(objectness, goals, config.objectness_pos_weight, config.focal_gamma)
+            losses.append(loss.mean())
+        return torch.stack(losses)
+
+    def _class_term(self, class_logits: Tensor, class_index: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
+        """Sum over levels of the mean over candidates and classes of the class loss; 0 for a single class."""
         config = self.config
         if self.num_classes == 1:
             return class_logits.new_zeros(())
-        goals = class_targets(candidates.class_index, self.num_classes, config.label_smoothing, class_logits.dtype)
+        goals = class_targets(class_index, self.num_classes, config.label_smoothing, class_logits.dtype)
         loss = bce_with_focus(class_logits, goals, config.class_pos_weight, config.focal_gamma)
-        if config.class_weights is not None:
-            loss = loss * class_logits.new_tensor(config.class_weights)
-        return masked_mean(loss, candidates.valid)
+        if self._class_weights is not None:
+            loss = loss * self._class_weights.to(loss.dtype)
+        return weighted_sum(loss.mean(dim=1), shares, valid)
 
     @torch.no_grad()
     def _follow(self, per_level: Tensor) -> None:

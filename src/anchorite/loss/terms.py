@@ -1,4 +1,4 @@
-"""The terms of the objective as pure functions, each to be read beside its formula (spec/objective.md, section 4).
+"""The terms of the objective as pure functions, each to be read beside its formula (docs/objective.md, section 4).
 
 Legend: B images, A anchors, K classes, H, W grid rows and columns, P candidates.
 """
@@ -78,9 +78,12 @@ def objectness_targets(
     return targets[:num_places].view(shape)
 
 
-def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of values (P, ...) over the valid rows; 0 without any, with a gradient of 0."""
-    mask = valid.view(-1, *[1] * (values.ndim - 1))
-    count = valid.sum() * (values[0].numel() if values.shape[0] else 1)
-    # where, not a product: a masked row may hold anything, and 0 * inf is not 0.
-    return torch.where(mask, values, 0).sum() / count.clamp(min=1)
+def share_of_each(valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """(P,) the weight of each candidate of a level in the level's mean: 1 / n for n valid ones."""
+    return valid.to(dtype) / valid.sum().clamp(min=1)
+
+
+def weighted_sum(values: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
+    """Sum of weights * values, each (P,), over the valid ones."""
+    # where, not the weight alone: a masked candidate may hold anything, and 0 * inf is not 0.
+    return (torch.where(valid, values, 0) * weights).sum()
