@@ -42,7 +42,7 @@ def test_same_loss_and_gradients(num_classes: int, objects: int) -> None:
 def test_same_without_objects_and_with_an_image_that_has_none() -> None:
     for rows in (torch.zeros((0, 6)), torch.tensor([[2.0, 1.0, 0.99, 0.01, 0.02, 0.015]])):
         for ours, dense in zip(*both(Targets.from_rows(rows.double()), 4), strict=True):
-            assert (ours - dense).abs().max() <= TOLERANCE * max(1.0, float(ours.abs().max()))
+            assert (ours - dense).abs().max() <= TOLERANCE * max(1.0, ours.abs().max().item())
 
 
 def test_same_where_many_objects_contend_for_few_places() -> None:

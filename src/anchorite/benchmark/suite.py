@@ -8,13 +8,14 @@ from anchorite.benchmark.loss_benchmark import benchmark_loss
 from anchorite.benchmark.machine import BusyMeter, busy_warning, machine
 from anchorite.benchmark.results import Outcome, Report
 from anchorite.benchmark.settings import Settings
+from anchorite.benchmark.step_benchmark import benchmark_step
 
 Listener = Callable[[str], None]
 
 
 def benchmarks() -> dict[str, Callable[[Settings], Outcome]]:
     """Every benchmark by its name, in the order in which all of them run."""
-    return {"loss": benchmark_loss}
+    return {"loss": benchmark_loss, "step": benchmark_step}
 
 
 def run_benchmarks(names: Sequence[str], settings: Settings, command: str, listener: Listener = print) -> Report:
