@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import cv2
 import pytest
 from PIL import Image
 
-from anchorite.data.headers import read_header
+from anchorite.data.headers import parse_header, read_header
 from anchorite.errors import InputError
 from tests.data.format_samples import write_image, write_text
 from tests.shared import shared_path
@@ -19,6 +20,15 @@ from tests.shared import shared_path
 def test_the_size_of_each_kind(tmp_path: Path, suffix: str) -> None:
     header = read_header(write_image(tmp_path / f"a{suffix}", 37, 21))
     assert (header.width, header.height, header.orientation) == (37, 21, 1)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])
+def test_bytes_give_the_same_header_and_a_part_of_it_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = write_image(tmp_path / f"a{suffix}", 37, 21)
+    data = path.read_bytes()
+    assert parse_header(io.BytesIO(data)) == read_header(path)
+    with pytest.raises(InputError, match="cut short"):
+        parse_header(io.BytesIO(data[:16]))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])

@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data import headers
-from anchorite.data.headers import ImageHeader
+from anchorite.data.headers import ImageHeader, parse_header
 from anchorite.errors import InputError, StorageError
 
 MAX_PIXELS = 200_000_000
@@ -77,9 +76,7 @@ def _unreadable(error: OSError, name: str) -> InputError | StorageError:
 def _checked_header(data: bytes, name: str, max_pixels: int) -> ImageHeader:
     """The header of an image file, or InputError when there is none or decoding would take too much memory."""
     try:
-        header = headers._parse(io.BytesIO(data))
-    except (struct.error, IndexError) as error:
-        raise InputError(f"{name}: the image is cut short within its header. Copy it again or remove it") from error
+        header = parse_header(io.BytesIO(data))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     width, height = header.stored_width, header.stored_height

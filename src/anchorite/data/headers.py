@@ -52,18 +52,27 @@ def read_header(path: Path) -> ImageHeader:
     """
     try:
         with path.open("rb") as file:
-            header = _parse(file)
+            header = parse_header(file)
     except FileNotFoundError as error:
         raise InputError(f"{path}: the image does not exist") from error
     except OSError as error:
         raise InputError(f"{path}: the image cannot be read: {error.strerror or error}") from error
-    except (struct.error, IndexError) as error:
-        raise InputError(f"{path}: the image is cut short within its header; replace the file") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if header.stored_width < 1 or header.stored_height < 1:
         raise InputError(f"{path}: the header claims {header.stored_width}x{header.stored_height} pixels")
     return header
+
+
+def parse_header(file: BinaryIO) -> ImageHeader:
+    """The header of an open image file, from its beginning; a size of nought is passed on.
+
+    Raises InputError, which names no file, when it is of another kind or is cut short within the header.
+    """
+    try:
+        return _parse(file)
+    except (struct.error, IndexError) as error:
+        raise InputError("the image is cut short within its header; copy it again or remove it") from error
 
 
 def _parse(file: BinaryIO) -> ImageHeader:

@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-
 AdjustmentKind = Literal[
     "clipped",
     "dropped-empty",
