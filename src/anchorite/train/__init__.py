@@ -1,10 +1,18 @@
 """Training: the recipe, one step, the loop, precision, the average, the optimizer and checkpoints."""
 
-from anchorite.devices import choose_device, choose_precision
-from anchorite.train.events import EpochDone, Event, Listener, RunFinished, RunStarted, StepDone, StoreProgress
-from anchorite.train.loop import resume, train
-from anchorite.train.recipe import Recipe, built_in_recipes, load_recipe, parse_setting
-from anchorite.train.run_folder import RunFolder
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from anchorite.train.built_in import built_in_recipes
+
+if TYPE_CHECKING:
+    from anchorite.devices import choose_device, choose_precision
+    from anchorite.train.events import EpochDone, Event, Listener, RunFinished, RunStarted, StepDone, StoreProgress
+    from anchorite.train.loop import resume, train
+    from anchorite.train.recipe import Recipe, load_recipe, parse_setting
+    from anchorite.train.run_folder import RunFolder
 
 __all__ = [
     "EpochDone",
@@ -24,3 +32,21 @@ __all__ = [
     "resume",
     "train",
 ]
+
+_LATE = {
+    "anchorite.devices": ("choose_device", "choose_precision"),
+    "anchorite.train.events": (
+        "EpochDone", "Event", "Listener", "RunFinished", "RunStarted", "StepDone", "StoreProgress"
+    ),
+    "anchorite.train.loop": ("resume", "train"),
+    "anchorite.train.recipe": ("Recipe", "load_recipe", "parse_setting"),
+    "anchorite.train.run_folder": ("RunFolder",),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; `anchorite recipes` must not wait for it.
+    for module, names in _LATE.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

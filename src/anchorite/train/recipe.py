@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +19,7 @@ from anchorite.evaluate import ValidationConfig
 from anchorite.loss import LossConfig
 from anchorite.model import default_anchors
 from anchorite.train.average import AverageConfig
+from anchorite.train.built_in import built_in_recipes
 from anchorite.train.optimizer import OptimizerConfig
 
 ModelSize = Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"]
@@ -93,15 +93,6 @@ class Recipe(BaseModel):
     def to_yaml(self) -> str:
         """The whole recipe as YAML that `load_recipe` reads back to an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def built_in_recipes() -> dict[str, str]:
-    """Names and YAML texts of the recipes that come with the package."""
-    folder = resources.files("anchorite.train") / "recipes"
-    texts = {
-        entry.name: entry.read_text(encoding="utf-8") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    }
-    return {name.removesuffix(".yaml"): texts[name] for name in sorted(texts)}
 
 
 def load_recipe(
