@@ -1,4 +1,4 @@
-"""The detector as spec/models.md lists it, part by part, on a state dict with the foreign names; slow and obvious."""
+"""The detector as specified, part by part, on a state dict with the foreign names; slow and obvious."""
 
 from __future__ import annotations
 

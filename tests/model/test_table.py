@@ -10,7 +10,7 @@ from anchorite.errors import InputError
 from anchorite.model import SIZES, Detector, default_anchors, fold_batch_norm
 from anchorite.model.table import plan
 
-# spec/models.md: parameters in training, parameters folded, GFLOPs at 640, all for K = 80.
+# The detector family's table: parameters in training, parameters folded, GFLOPs at 640, all for K = 80.
 TABLE = {
     "n": (1_872_157, 1_867_405, 4.5),
     "s": (7_235_389, 7_225_885, 16.5),

@@ -55,6 +55,15 @@ def test_every_kind_of_adjustment_is_explained() -> None:
         assert f"| {kind} |" in page or f"`{kind}`" in page
 
 
+def test_sections_that_the_code_cites_exist() -> None:
+    cited: set[tuple[str, str]] = set()
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        cited |= set(re.findall(r"\b(docs/[\w-]+\.md)(?:, section (\d+))?", path.read_text(encoding="utf-8")))
+    assert ("docs/objective.md", "3") in cited
+    assert [page for page, _ in cited if not (ROOT / page).is_file()] == []
+    assert [(page, number) for page, number in cited if number and f"\n## {number}. " not in read(page)] == []
+
+
 def table_rows() -> dict[str, str]:
     """By field, how its row of the table in docs/recipes.md begins."""
     return {

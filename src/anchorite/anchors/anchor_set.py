@@ -21,7 +21,7 @@ class AnchorSet:
     """Anchor sizes and strides of L levels, fine to coarse; immutable and hashable.
 
     sizes_px: L rows of A (width, height) pairs in pixels of the network input; strides: L strides in pixels.
-    Source: spec/objective.md, section 1.
+    Source: docs/objective.md, section 1.
     """
 
     sizes_px: tuple[tuple[tuple[float, float], ...], ...]
@@ -66,7 +66,7 @@ class AnchorSet:
 
     @classmethod
     def coco_p6(cls) -> AnchorSet:
-        """The default 4 x 6 table for P3-P6 (spec/models.md)."""
+        """The default 4 x 6 table for P3-P6 (docs/objective.md, section 1)."""
         rows = [
             [19, 27, 44, 40, 38, 94],
             [96, 68, 86, 152, 180, 137],

@@ -1,4 +1,4 @@
-"""The codec between logits and boxes; decode exists here and nowhere else (spec/objective.md, section 2).
+"""The codec between logits and boxes; decode exists here and nowhere else (docs/objective.md, section 2).
 
 Legend: B images, A anchors, K classes, H, W grid rows and columns.
 """

@@ -21,7 +21,7 @@ _KMEANS_ROUNDS = 30
 def best_possible_recall(wh_px: Sides, anchors: AnchorSet, ratio_limit: float = 4.0) -> float:
     """Share of boxes (N, 2) that at least one anchor of any level matches by the ratio test; 1 for no boxes.
 
-    The ratio test is that of spec/objective.md, section 3; a box that no anchor matches is never learned.
+    The ratio test is that of docs/objective.md, section 3; a box that no anchor matches is never learned.
     """
     if len(wh_px) == 0:
         return 1.0

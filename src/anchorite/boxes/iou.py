@@ -1,6 +1,6 @@
 """The IoU family for matched pairs of boxes, differentiable and finite for degenerate sides.
 
-Source: spec/objective.md, section 4 (IoU; GIoU arXiv:1902.09630; DIoU and CIoU arXiv:1911.08287).
+Source: docs/objective.md, section 4 (IoU; GIoU arXiv:1902.09630; DIoU and CIoU arXiv:1911.08287).
 """
 
 from __future__ import annotations

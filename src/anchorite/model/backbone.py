@@ -1,7 +1,6 @@
 """The backbone: a stem and stages, each of which halves the resolution.
 
 Legend: B images, C channels, H, W of the network input. P3 is the map of stride 8, P4 of 16, and so on.
-Source: spec "The detector family", backbone.
 """
 
 from __future__ import annotations

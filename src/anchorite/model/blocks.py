@@ -3,7 +3,6 @@
 Legend: B images, C channels, H, W. Every block maps (B, C_in, H, W) to (B, C_out, H / stride, W / stride).
 Weights start as torch starts a convolution (uniform within 1 / sqrt(fan in)): batch normalisation follows every
 convolution and takes their scale out, so the choice only sets how fast they turn at first.
-Source: spec "The detector family", parts.
 """
 
 from __future__ import annotations

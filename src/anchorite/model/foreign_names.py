@@ -1,7 +1,4 @@
-"""How the original family names, by the number of the part in its list, the tensors that we name by their role.
-
-Source: spec "The detector family", foreign checkpoints.
-"""
+"""How the original family names, by the number of the part in its list, the tensors that we name by their role."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The neck: carries what coarse maps know down to the fine ones, and back up again.
 
 Legend: B images, C_l channels, H_l, W_l cells of level l; levels P3 up to the last, fine to coarse.
-Source: spec "The detector family", neck.
 """
 
 from __future__ import annotations

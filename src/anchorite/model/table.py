@@ -1,7 +1,6 @@
 """The sizes of the detector family and the widths and depths that follow from them.
 
 P3, P4, ... name levels by the power of two of their stride: P3 has stride 8, P6 has stride 64.
-Source: spec "The detector family".
 """
 
 from __future__ import annotations

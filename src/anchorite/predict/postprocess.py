@@ -45,7 +45,7 @@ def detections_from_logits(logits: Sequence[Tensor], anchors: AnchorSet, config:
     """The detections of each of B images.
 
     logits: L dense levels (B, A, 5 + K, H, W) of any floating type; everything is computed in float32. Candidates of
-    equal score rank by level, anchor, row, column and class, on every device. Source: spec/objective.md, section 2.
+    equal score rank by level, anchor, row, column and class, on every device. Source: docs/objective.md, section 2.
     """
     anchors_cells = anchors.cells(device=logits[0].device)
     levels = [
