@@ -223,11 +223,9 @@ def test_agrees_with_the_predictor(records):
     info = WeightsInfo("n", CLASS_NAMES, detector.anchors, SIZE)
     config = ValidationConfig(max_detections=10)
     founds = Validator(records, CLASS_NAMES, SIZE, batch_size=1).run(detector, config).founds
-    predicted = list(
-        Predictor(detector, info, device="cpu", precision="fp32").stream(
-            [record.path for record in records], config.predict_config()
-        )
-    )
+    predictor = Predictor(detector, info, device="cpu", precision="fp32")
+    stream = predictor.stream([record.path for record in records], config.predict_config())
+    predicted = [detections for _, detections in stream]
     assert sum(map(len, founds)) > 30
     for found, detections in zip(founds, predicted, strict=True):
         assert len(found) == len(detections)

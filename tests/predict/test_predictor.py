@@ -11,6 +11,7 @@ from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
 from anchorite.model import Detector, WeightsInfo, save_weights
 from anchorite.predict import PredictConfig, Predictor, detections_from_logits, load
+from anchorite.predict.config import Limits
 from tests.predict.fakes import SquareFinder, plant, silent_logits
 
 P5 = AnchorSet.coco_p5()
@@ -134,7 +135,14 @@ def test_stream_expands_folders_and_reads_no_more_than_a_batch_ahead(predictor, 
     for name in "abc":
         cv2.imwrite(str(tmp_path / f"{name}.png"), picture(100, 100, (20, 20, 60, 60)))
     found = list(predictor.stream([str(tmp_path), tmp_path / "[ab].png", picture(64, 64, (8, 8, 40, 40))]))
-    assert [Path(detections.source).name for detections in found] == ["a.png", "b.png", "c.png", "a.png", "b.png", ""]
+    assert [Path(detections.source).name for _, detections in found] == [
+        "a.png",
+        "b.png",
+        "c.png",
+        "a.png",
+        "b.png",
+        "",
+    ]
     taken = 0
 
     def endless():
@@ -144,14 +152,15 @@ def test_stream_expands_folders_and_reads_no_more_than_a_batch_ahead(predictor, 
             yield picture(64, 64, (8, 8, 40, 40))
 
     stream = predictor.stream(endless(), batch_size=4)
-    assert len(next(stream)) == 1
+    _, first = next(stream)
+    assert len(first) == 1
     assert taken == 8
     stream.close()
 
 
-def test_stream_with_images_hands_over_the_frame_of_the_boxes(predictor):
+def test_stream_hands_over_the_frame_of_the_boxes(predictor):
     image = picture(90, 120, (10, 20, 50, 70))
-    ((same, found),) = predictor.stream_with_images(image, PredictConfig())
+    ((same, found),) = predictor.stream(image, PredictConfig())
     assert np.array_equal(same, image)
     assert found.image_size == (90, 120)
 
@@ -193,9 +202,13 @@ def test_pillow_modes_without_a_fixed_range_are_refused(predictor):
         predictor.predict(pillow.new("I;16", (8, 8)))
 
 
-@pytest.mark.parametrize("settings", [{"image_size": 16}, {"batch_size": 0}, {"confidence": 2.0}])
-def test_settings_out_of_range_are_refused(predictor, settings):
-    with pytest.raises(ValueError, match=r"size|confidence"):
+def test_every_limit_can_be_given_by_name():
+    assert Limits.__annotations__.keys() == PredictConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize("settings", [{"image_size": 16}, {"batch_size": 0}, {"confidence": 2.0}, {"confidense": 0.5}])
+def test_settings_out_of_range_or_unknown_are_refused(predictor, settings):
+    with pytest.raises(ValueError, match=r"size|confiden[cs]e"):
         predictor.predict(picture(64, 64, (8, 8, 40, 40)), **settings)
 
 

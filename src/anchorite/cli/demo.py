@@ -51,7 +51,7 @@ def demo(
     validator = Validator(dataset.splits["test"], dataset.class_names, info.image_size)
     result = validator.run(detector, ValidationConfig(), chosen_device)
     with PredictionWriter(folder / "predictions", info.class_names) as writer:
-        for image, detections in load(weights, device).stream_with_images([folder / "data" / "images" / "test"]):
+        for image, detections in load(weights, device).stream([folder / "data" / "images" / "test"]):
             writer.add(image, detections)
     print(f"\nOn {len(dataset.splits['test'])} test images that training never saw:\n{result.table()}")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Where to look:")

@@ -30,6 +30,19 @@ class ReadingOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class RunningOptions:
+    """How a detector is run over labelled images."""
+
+    image_size: Annotated[
+        int | None, Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: the training size.")
+    ] = None
+    batch: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Images per batch.")] = 16
+    device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Parameter(help="Number format.")] = "auto"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class RecipeOptions:
     """The recipe fields that are set most often; all others by --set."""
 

@@ -63,7 +63,7 @@ def predict(
             print(f"anchorite: {error}", file=sys.stderr)
             writer.add_unreadable(error)
 
-        for image, detections in predictor.stream_with_images(paths, config, image_size, batch, pass_over):
+        for image, detections in predictor.stream(paths, config, image_size, batch, pass_over):
             writer.add(image, detections)
             print(_line(detections))
             num_images += 1

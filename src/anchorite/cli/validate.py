@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import AT_LEAST_ONE, ReadingOptions
+from anchorite.cli.options import ReadingOptions, RunningOptions
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex, Record
@@ -18,12 +18,7 @@ def validate(
     data: Annotated[Path, Parameter(help="Folder of labelled images, data.yaml or COCO json.")],
     *,
     split: Annotated[str, Parameter(help="Split to validate on.")] = "val",
-    image_size: Annotated[
-        int | None, Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: the training size.")
-    ] = None,
-    batch: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Images per batch.")] = 16,
-    device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Parameter(help="Number format.")] = "auto",
+    running: RunningOptions | None = None,
     out: Annotated[Path | None, Parameter(help="New folder for curves and confusion matrix as PNG.")] = None,
     json: Annotated[bool, Parameter(negative="", help="Print the result as JSON, and nothing else.")] = False,
     reading: ReadingOptions | None = None,
@@ -38,16 +33,16 @@ def validate(
     from anchorite.model import load_weights
     from anchorite.train import choose_device, choose_precision
 
-    reading = reading or ReadingOptions()
+    reading, running = reading or ReadingOptions(), running or RunningOptions()
     if weights.is_dir() and data.suffix == ".safetensors":
         raise InputError(f"validate: the weights come first, then the data: anchorite validate {data} {weights}")
     if out is not None:
         refuse_taken(out)
-    chosen_device = choose_device(device)
-    dtype = choose_precision(precision, chosen_device).dtype
+    chosen_device = choose_device(running.device)
+    dtype = choose_precision(running.precision, chosen_device).dtype
     detector, info = load_weights(weights)
     stride = detector.strides[-1]
-    size = image_size or info.image_size
+    size = running.image_size or info.image_size
     if size % stride:
         raise InputError(
             f"--image-size {size}: must be a multiple of {stride}, the coarsest stride of {weights}; "
@@ -60,7 +55,7 @@ def validate(
             "validate on data with the same classes in the same order"
         )
     records = _records(dataset, split)
-    result = Validator(records, dataset.class_names, size, batch).run(
+    result = Validator(records, dataset.class_names, size, running.batch).run(
         detector, ValidationConfig(), chosen_device, autocast_dtype=dtype
     )
     print(json_format.dumps(result.to_json()) if json else result.table())

@@ -156,6 +156,7 @@ def ahead(make: Callable[[threading.Event], Generator[Item, None, None]], depth:
                 continue
 
     def produce() -> None:
+        """What the thread does: hand over each item, then the error that ended them, or None."""
         last: BaseException | None = None
         items = make(stop)
         try:

@@ -114,7 +114,7 @@ def _evaluate(
         _coco_dataset(COCO(), len(truths), num_classes, _truth_annotations(truths)),
         _coco_dataset(COCO(), len(truths), num_classes, _found_annotations(founds)),
         iouType="bbox",
-        print_function=_say_nothing,
+        print_function=lambda *_: None,  # the library would report its progress on stdout
         separate_eval=True,
     )
     assert tuple(evaluation.params.areaRngLbl) == _AREA_NAMES
@@ -217,7 +217,3 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _none_for_nan(value: Any) -> Any:
     return None if isinstance(value, float) and np.isnan(value) else value
-
-
-def _say_nothing(*_: object) -> None:
-    """Take the library's progress reports."""

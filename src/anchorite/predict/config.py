@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -22,3 +24,14 @@ class PredictConfig(BaseModel):
     class_agnostic: bool = False
     multi_label: bool = False
     max_candidates: int = Field(default=10_000, ge=1)
+
+
+class Limits(TypedDict, total=False):
+    """The fields of PredictConfig as keywords, where a call gives them one by one."""
+
+    confidence: float
+    iou_limit: float
+    max_detections: int
+    class_agnostic: bool
+    multi_label: bool
+    max_candidates: int

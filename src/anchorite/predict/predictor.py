@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from anchorite.data.letterbox import LetterboxTransform, letterbox, rectangular_
 from anchorite.devices import PrecisionName, choose_device, choose_precision
 from anchorite.errors import AnchoriteError, InputError
 from anchorite.model import Detector, WeightsInfo, fold_batch_norm, load_weights, to_channels_last
-from anchorite.predict.config import PredictConfig
+from anchorite.predict.config import Limits, PredictConfig
 from anchorite.predict.postprocess import RawDetections, detections_from_logits
 from anchorite.predict.sources import each_source, expand_sources, read_image, source_name
 
@@ -57,29 +57,16 @@ class Predictor:
         )
 
     def predict(
-        self,
-        images: Any,
-        confidence: float = 0.25,
-        iou_limit: float = 0.45,
-        max_detections: int = 300,
-        class_agnostic: bool = False,
-        multi_label: bool = False,
-        image_size: int | None = None,
-        batch_size: int = 8,
+        self, images: Any, image_size: int | None = None, batch_size: int = 8, **limits: Unpack[Limits]
     ) -> list[Detections]:
         """The detections of one image or of every image of an iterable, in their order.
 
         An image is an array (H, W, 3) of uint8 in RGB order (OpenCV reads BGR: turn it), a Pillow image or the path of
-        a file; sizes may differ. image_size: long side the network sees, by default that of the weights. The other
-        settings are those of PredictConfig. Raises InputError for anything that is no image.
+        a file; sizes may differ. image_size: long side the network sees, by default that of the weights. limits: the
+        fields of PredictConfig by name, as in confidence=0.4. Raises InputError for anything that is no image, and
+        pydantic's ValidationError, a ValueError, for a limit out of range.
         """
-        config = PredictConfig(
-            confidence=confidence,
-            iou_limit=iou_limit,
-            max_detections=max_detections,
-            class_agnostic=class_agnostic,
-            multi_label=multi_label,
-        )
+        config = PredictConfig(**limits)
         found = self._run(each_source(images), config, image_size, batch_size, on_unreadable=None)
         return [detections for _, detections in found]
 
@@ -90,24 +77,13 @@ class Predictor:
         image_size: int | None = None,
         batch_size: int = 8,
         on_unreadable: OnUnreadable | None = None,
-    ) -> Iterator[Detections]:
+    ) -> Iterator[tuple[NDArray[np.uint8], Detections]]:
         """`predict` for more images than fit in memory: yields as it goes, reading one batch ahead.
 
-        Paths may be folders and patterns too, as on the command line. With `on_unreadable`, an image that cannot be
-        read is handed to it as the error and left out; without, the error is raised.
+        Each image (H, W, 3) uint8 RGB comes with its detections: it is the frame of their boxes. Paths may be folders
+        and patterns too, as on the command line. With `on_unreadable`, an image that cannot be read is handed to it as
+        the error and left out; without, the error is raised.
         """
-        for _, detections in self.stream_with_images(sources, config, image_size, batch_size, on_unreadable):
-            yield detections
-
-    def stream_with_images(
-        self,
-        sources: Any,
-        config: PredictConfig | None = None,
-        image_size: int | None = None,
-        batch_size: int = 8,
-        on_unreadable: OnUnreadable | None = None,
-    ) -> Iterator[tuple[NDArray[np.uint8], Detections]]:
-        """`stream`, each with its image (H, W, 3) uint8 RGB: the frame of the boxes."""
         expanded = _expanded(each_source(sources), on_unreadable)
         yield from self._run(expanded, config or PredictConfig(), image_size, batch_size, on_unreadable)
 

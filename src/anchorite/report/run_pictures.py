@@ -32,7 +32,7 @@ def save_predictions(folder: Path, predictor: Predictor, records: Sequence[Recor
     chosen = np.linspace(0, len(records) - 1, min(_MAX_PICTURES, len(records))).round().astype(int)
     sources = [records[index].path for index in chosen.tolist()]
     paths = []
-    for number, (image, detections) in enumerate(predictor.stream_with_images(sources), 1):
+    for number, (image, detections) in enumerate(predictor.stream(sources), 1):
         path = folder / f"{number:02d}-{_plain(Path(detections.source).stem)}.jpg"
         content = _jpeg(draw(image, detections))
         write_atomically(path, lambda temporary, content=content: _write_bytes(temporary, content))  # type: ignore[misc]

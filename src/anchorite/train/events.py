@@ -74,4 +74,4 @@ class Listener(Protocol):
 
 
 def ignore(event: Event) -> None:
-    """The listener of those who do not listen."""
+    """The listener of those who do not listen: nothing is to be done with an event."""

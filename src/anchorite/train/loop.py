@@ -89,6 +89,7 @@ class _Run:
         self.started = time.perf_counter()
 
     def go(self, progress: Progress) -> RunFinished:
+        """Train, validate and save, epoch by epoch, to the last one or until patience runs out."""
         recipe, prepared = self.recipe, self.prepared
         self._forget_rows_after(progress.epoch)
         self.listener(

@@ -104,6 +104,7 @@ class _YoloReader:
         self._folders = Folders()
 
     def read_split(self, sources: Iterable[SplitSource]) -> tuple[Record, ...]:
+        """The records of a split's folders and lists, in their order, each image once."""
         records: list[Record] = []
         first_origins: dict[Path, str] = {}
         num_labelled = 0
