@@ -68,3 +68,37 @@ def batch_for(
     pixels = torch.randint(0, 256, (batch, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
     targets = targets_for(batch, objects, num_classes, device, seed)
     return Batch(pixels.permute(0, 3, 1, 2).to(device), targets, torch.arange(batch))
+
+
+@torch.no_grad()
+def find_objects(detector: Detector, images: Tensor, per_image: int, confidence: float) -> None:
+    """Make a detector of random weights find things: as many places of `images` as asked for reach the confidence.
+
+    images: (B, 3, H, W) in 0..1. Normalisation takes its statistics from the images, one class of each anchor becomes
+    likely, and the objectness is shifted until, over all images, `per_image` places an image score `confidence`. It
+    stays in evaluation mode.
+    """
+    norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    detector.train()
+    detector(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    detector.eval()
+    for predictor in predictors_of(detector):
+        assert predictor.bias is not None
+        by_anchor = predictor.bias.view(detector.head.num_anchors, -1)
+        by_anchor[:, 5:] = -8.0
+        for anchor in range(len(by_anchor)):
+            by_anchor[anchor, 5 + anchor % detector.num_classes] = 4.0
+    needed = []
+    for level in detector(images):
+        best = level[:, :, 5:].amax(dim=2).sigmoid()
+        enough = torch.logit((confidence / best).clamp(max=1 - 1e-6))
+        needed.append((enough - level[:, :, 4]).flatten())
+    shift = torch.cat(needed).kthvalue(per_image * len(images)).values + 1e-4  # a hair, for rounding
+    for predictor in predictors_of(detector):
+        assert predictor.bias is not None
+        predictor.bias.view(detector.head.num_anchors, -1)[:, 4] += shift

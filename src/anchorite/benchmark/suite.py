@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from anchorite.benchmark.epoch_benchmark import benchmark_epoch
+from anchorite.benchmark.loader_benchmark import benchmark_loader
 from anchorite.benchmark.loss_benchmark import benchmark_loss
 from anchorite.benchmark.machine import BusyMeter, busy_warning, machine
+from anchorite.benchmark.predict_benchmark import benchmark_predict
 from anchorite.benchmark.results import Outcome, Report
 from anchorite.benchmark.settings import Settings
 from anchorite.benchmark.step_benchmark import benchmark_step
@@ -15,7 +18,13 @@ Listener = Callable[[str], None]
 
 def benchmarks() -> dict[str, Callable[[Settings], Outcome]]:
     """Every benchmark by its name, in the order in which all of them run."""
-    return {"loss": benchmark_loss, "step": benchmark_step}
+    return {
+        "loss": benchmark_loss,
+        "step": benchmark_step,
+        "loader": benchmark_loader,
+        "epoch": benchmark_epoch,
+        "predict": benchmark_predict,
+    }
 
 
 def run_benchmarks(names: Sequence[str], settings: Settings, command: str, listener: Listener = print) -> Report:

@@ -12,7 +12,7 @@ from anchorite.benchmark.subjects import detector_of
 from anchorite.benchmark.timing import synchronise
 from anchorite.data import Batch
 from anchorite.devices import Precision
-from anchorite.loss import DetectionLoss
+from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.train import load_recipe
 from anchorite.train.average import WeightAverage
 from anchorite.train.optimizer import build_optimizer
@@ -41,10 +41,10 @@ def training_step(
     return TrainingStep(trainee, precision, recipe.optimizer.clip_norm, device)
 
 
-def whole_step(step: TrainingStep, batch: Batch) -> Callable[[], object]:
+def whole_step(step: TrainingStep, batch: Batch) -> Callable[[], LossTerms]:
     """A function that accumulates one batch and applies it."""
 
-    def run() -> object:
+    def run() -> LossTerms:
         terms = step.accumulate(batch)
         step.apply(_SMALL_RATE)
         return terms

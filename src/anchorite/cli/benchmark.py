@@ -11,7 +11,10 @@ from anchorite.cli.options import AT_LEAST_ONE
 
 
 def benchmark(
-    which: Annotated[Literal["all", "loss", "step"], Parameter(help="Which benchmark; all of them take minutes.")] = "all",
+    which: Annotated[
+        Literal["all", "loss", "step", "loader", "epoch", "predict"],
+        Parameter(help="Which benchmark; all of them take minutes."),
+    ] = "all",
     *,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
     data: Annotated[Path | None, Parameter(help="Dataset with images; default: scenes drawn for the purpose.")] = None,
