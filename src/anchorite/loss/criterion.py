@@ -17,7 +17,7 @@ from anchorite.errors import InputError
 from anchorite.loss.assign import Assignment, assign_to
 from anchorite.loss.config import LossConfig
 from anchorite.loss.logits import LevelLogits, as_level_logits
-from anchorite.loss.terms import bce_with_focus, class_targets, objectness_targets, share_of_each, weighted_sum
+from anchorite.loss.terms import bce_sum, class_targets, objectness_targets, share_of_each, weighted_sum
 
 _BALANCE_OF_THREE = (4.0, 1.0, 0.4)
 _BALANCE_OF_FIVE = (4.0, 1.0, 0.25, 0.06, 0.02)
@@ -104,7 +104,7 @@ class DetectionLoss(nn.Module):
         balance = self.balance.to(per_level.dtype, copy=True)
         objectness = config.objectness_gain * (balance * per_level).sum()
         class_index = torch.cat([level.class_index for level in found])
-        classification = config.class_gain * self._class_term(class_logits, class_index, shares, valid)
+        classification = config.class_gain * self._class_term(class_logits, class_index, shares)
         total = (box + objectness + classification) * maps[0].shape[0]
         if config.automatic_balance and self.training:
             self._follow(per_level.detach())
@@ -123,22 +123,25 @@ class DetectionLoss(nn.Module):
         losses = []
         ious = iou.split([level.valid.shape[0] for level in found])
         for objectness, iou_of_level, level in zip(maps, ious, found, strict=True):
-            shape = _shape4(objectness)
-            goals = objectness_targets(level, iou_of_level, shape, config.objectness_iou_ratio, config.collision)
-            loss = bce_with_focus(objectness, goals, config.objectness_pos_weight, config.focal_gamma)
-            losses.append(loss.mean())
+            # Cell by cell, which is how a channels_last head leaves its answer: no copy there.
+            by_place = objectness.permute(0, 2, 3, 1)
+            goals = objectness_targets(
+                level, iou_of_level, _shape4(by_place), config.objectness_iou_ratio, config.collision
+            )
+            answers, share = by_place.flatten(), 1 / goals.shape[0]
+            losses.append(bce_sum(answers, goals, share, config.objectness_pos_weight, config.focal_gamma))
         return torch.stack(losses)
 
-    def _class_term(self, class_logits: Tensor, class_index: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
+    def _class_term(self, class_logits: Tensor, class_index: Tensor, shares: Tensor) -> Tensor:
         """Sum over levels of the mean over candidates and classes of the class loss; 0 for a single class."""
         config = self.config
         if self.num_classes == 1:
             return class_logits.new_zeros(())
         goals = class_targets(class_index, self.num_classes, config.label_smoothing, class_logits.dtype)
-        loss = bce_with_focus(class_logits, goals, config.class_pos_weight, config.focal_gamma)
+        weights = shares[:, None] / self.num_classes
         if self._class_weights is not None:
-            loss = loss * self._class_weights.to(loss.dtype)
-        return weighted_sum(loss.mean(dim=1), shares, valid)
+            weights = weights * self._class_weights.to(weights.dtype)
+        return bce_sum(class_logits, goals, weights, config.class_pos_weight, config.focal_gamma)
 
     @torch.no_grad()
     def _follow(self, per_level: Tensor) -> None:

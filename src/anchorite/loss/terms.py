@@ -5,8 +5,11 @@ Legend: B images, A anchors, K classes, H, W grid rows and columns, P candidates
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from anchorite.loss.assign import Assignment
@@ -28,6 +31,36 @@ def bce_with_focus(logits: Tensor, targets: Tensor, pos_weight: float, focal_gam
     return loss * balance * _power(distance, focal_gamma)
 
 
+def bce_sum(
+    logits: Tensor, targets: Tensor, weights: Tensor | float, pos_weight: float = 1, focal_gamma: float = 0
+) -> Tensor:
+    """Sum of weights * `bce_with_focus`; weights, a number or a tensor that broadcasts, get no gradient.
+
+    Without options the gradient is one pass over the logits, with nothing kept for it but logits and targets.
+    """
+    if pos_weight == 1 and focal_gamma == 0 and not torch.compiler.is_compiling():
+        total: Tensor = _BceSum.apply(logits, targets, weights)
+        return total
+    return (bce_with_focus(logits, targets, pos_weight, focal_gamma) * weights).sum()
+
+
+class _BceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+        weighted = isinstance(weights, Tensor)
+        ctx.save_for_backward(logits, targets, *([weights] if weighted else []))
+        ctx.weight = None if weighted else weights
+        loss = binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return loss.mul_(weights).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_total: Tensor) -> tuple[Tensor, None, None]:
+        logits, targets, *weights = ctx.saved_tensors
+        factor = (weights[0] if weights else ctx.weight) * of_total
+        return logits.sigmoid().sub_(targets).mul_(factor), None, None
+
+
 def _power(base: Tensor, exponent: float) -> Tensor:
     """base ** exponent with a zero, not an infinite, gradient at base = 0 for exponents under 1."""
     if exponent >= 1:
@@ -43,24 +76,23 @@ def smoothed_targets(label_smoothing: float) -> tuple[float, float]:
 def class_targets(class_index: Tensor, num_classes: int, label_smoothing: float, dtype: torch.dtype) -> Tensor:
     """(P, K) targets of the class term: the positive one at each candidate's class."""
     positive, negative = smoothed_targets(label_smoothing)
-    is_class = class_index[:, None] == torch.arange(num_classes, device=class_index.device)
-    return is_class.to(dtype) * (positive - negative) + negative
+    targets = torch.full((class_index.shape[0], num_classes), negative, dtype=dtype, device=class_index.device)
+    return targets.scatter_(1, class_index[:, None], positive)
 
 
 def objectness_targets(
     assignment: Assignment, iou: Tensor, shape: tuple[int, int, int, int], gr: float, collision: str
 ) -> Tensor:
-    """(B, A, H, W) targets of the objectness term: (1 - gr) + gr * max(iou, 0) at matched places, else 0.
+    """(B * H * W * A,) targets of the objectness term: (1 - gr) + gr * max(iou, 0) at matched places, else 0.
 
-    iou: (P,) without gradient. Where several candidates hit a place, the last in canonical order wins, or, for
-    collision "best", the one with the highest IoU (the last of equals). The winner is found by a maximum over
-    candidate numbers, which no order of execution can change.
+    iou: (P,) without gradient; shape: (B, H, W, A). Where several candidates hit a place, the last in canonical order
+    wins, or, for collision "best", the one with the highest IoU (the last of equals). The winner is found by a maximum
+    over candidate numbers, which no order of execution can change.
     """
-    _, num_anchors, height, width = shape
-    places = ((assignment.image * num_anchors + assignment.anchor) * height + assignment.row) * width + (
-        assignment.column
-    )
-    num_places = shape[0] * num_anchors * height * width
+    batch, height, width, num_anchors = shape
+    cells = (assignment.image * height + assignment.row) * width + assignment.column
+    places = cells * num_anchors + assignment.anchor
+    num_places = batch * height * width * num_anchors
     # Masked candidates write to one spare place behind the map, which is cut off again.
     places = torch.where(assignment.valid, places, num_places)
     contends = assignment.valid
@@ -75,7 +107,7 @@ def objectness_targets(
     values = (1 - gr) + gr * iou.clamp(min=0)
     targets = iou.new_zeros(num_places + 1)
     targets.scatter_(0, torch.where(wins, places, num_places), values)
-    return targets[:num_places].view(shape)
+    return targets[:num_places]
 
 
 def share_of_each(valid: Tensor, dtype: torch.dtype) -> Tensor:
