@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -56,3 +60,28 @@ def test_what_is_not_there_is_refused() -> None:
         with pytest.raises(InputError, match=f"device {name}"):
             choose_device(name)
     assert choose_device("cpu") == CPU
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+def test_freed_memory_comes_back_without_page_faults() -> None:
+    script = """
+import resource, sys, torch
+from anchorite.devices import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def fill() -> None:
+    # Larger than what glibc keeps of its own accord, which is 32 MiB.
+    blocks = [torch.empty(40 * 2**20, dtype=torch.uint8).fill_(number) for number in range(4)]
+    while blocks:
+        blocks.pop()
+fill()
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        mode: int(subprocess.run([sys.executable, "-c", script, mode], capture_output=True, check=True).stdout)
+        for mode in ("keep", "leave")
+    }
+    assert faults["keep"] < 100 < faults["leave"]

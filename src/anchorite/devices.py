@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from anchorite.errors import InputError
+
+# Options of glibc's mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_NEVER_TRIM = 2**31 - 1
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -78,3 +84,15 @@ def _fast_bf16_of_cpu() -> str:
     if torch.cpu._is_avx512_bf16_supported():
         return "AVX512-BF16"
     return ""
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees for its next allocations; whether the C library can (glibc).
+
+    A training step frees and takes the same blocks again. Left alone, glibc hands the large ones back to the system,
+    which clears every page of them anew: 12 600 page faults in a step of size n (320 px, batch 16), 7 % of its time.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    return bool(library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM))

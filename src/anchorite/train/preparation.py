@@ -11,7 +11,7 @@ import torch
 
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
 from anchorite.data import DatasetIndex, ImageStore, Loader, LoaderConfig, Record, TrainSamples, make_loader
-from anchorite.devices import Precision, choose_device, choose_precision
+from anchorite.devices import Precision, choose_device, choose_precision, keep_freed_memory
 from anchorite.errors import InputError
 from anchorite.evaluate import Validator
 from anchorite.loss import DetectionLoss
@@ -52,6 +52,8 @@ def prepare(
     device = choose_device(recipe.device)
     precision = choose_precision(recipe.precision, device)
     decisions = [f"device {device}", f"precision {precision.name}: {precision.reason}"]
+    if device.type == "cpu" and keep_freed_memory():
+        decisions.append("memory: freed blocks stay with the process, for the next step")
     torch.manual_seed(recipe.seed)
     chosen, sentence = choose_anchors(recipe, records) if anchors is None else (anchors, "anchors of the run")
     decisions.append(sentence)
