@@ -85,8 +85,8 @@ def _per_core(
     taken = interleaved(works, settings.rounds_or(_ROUNDS), clock=time.thread_time)
     floor = _floor(batch, size, settings.rounds_or(_ROUNDS))
     compared = [
-        faster("single pass", "two stages, decoding", taken, f"{size} px, one core", FASTER_THAN_DECODING),
-        faster("single pass", "two stages, from memory", taken, f"{size} px, one core", FASTER_THAN_STORED),
+        faster("single pass", "two stages, decoding", taken, f"{size} px, against decoding", FASTER_THAN_DECODING),
+        faster("single pass", "two stages, from memory", taken, f"{size} px, against memory", FASTER_THAN_STORED),
     ]
     speeds = [Figure.per_second(f"{size} px, one core, {name}", sample, batch) for name, sample in taken.items()]
     return [replace(one, floor=floor) for one in compared], speeds

@@ -11,13 +11,14 @@ import torch
 @dataclass(frozen=True)
 class Settings:
     """rounds: None for each benchmark's own number. data: a dataset, or None for drawn scenes. quick: small sizes and
-    few rounds, which prove that everything runs and nothing about speed.
+    few rounds, which prove that everything runs and nothing about speed. out: a folder for pictures, or None for none.
     """
 
     device: torch.device
     rounds: int | None = None
     data: Path | None = None
     quick: bool = False
+    out: Path | None = None
 
     def rounds_or(self, usual: int) -> int:
         """The number asked for, else 2 when quick, else the usual one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from anchorite.benchmark.epoch_benchmark import benchmark_epoch
+from anchorite.benchmark.growth_benchmark import benchmark_growth
 from anchorite.benchmark.loader_benchmark import benchmark_loader
 from anchorite.benchmark.loss_benchmark import benchmark_loss
 from anchorite.benchmark.machine import BusyMeter, busy_warning, machine
@@ -17,13 +18,14 @@ Listener = Callable[[str], None]
 
 
 def benchmarks() -> dict[str, Callable[[Settings], Outcome]]:
-    """Every benchmark by its name, in the order in which all of them run."""
+    """Every benchmark by its name, in the order in which they run."""
     return {
         "loss": benchmark_loss,
         "step": benchmark_step,
         "loader": benchmark_loader,
         "epoch": benchmark_epoch,
         "predict": benchmark_predict,
+        "growth": benchmark_growth,
     }
 
 

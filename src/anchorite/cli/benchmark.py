@@ -12,8 +12,8 @@ from anchorite.cli.options import AT_LEAST_ONE
 
 def benchmark(
     which: Annotated[
-        Literal["all", "loss", "step", "loader", "epoch", "predict"],
-        Parameter(help="Which benchmark; all of them take minutes."),
+        Literal["all", "loss", "step", "loader", "epoch", "predict", "growth"],
+        Parameter(help="Which benchmark; all of them, but for growth, take minutes."),
     ] = "all",
     *,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -22,6 +22,7 @@ def benchmark(
     rounds: Annotated[
         int | None, Parameter(validator=AT_LEAST_ONE, help="Rounds of each measurement; default: enough for each.")
     ] = None,
+    out: Annotated[Path | None, Parameter(help="New or empty folder for the curves of growth as PNG.")] = None,
     quick: Annotated[
         bool, Parameter(negative="", help="Small sizes, two rounds: shows that it runs, not how fast.")
     ] = False,
@@ -34,11 +35,14 @@ def benchmark(
     from anchorite.benchmark.results import to_lines
     from anchorite.benchmark.settings import Settings
     from anchorite.benchmark.suite import benchmarks, run_benchmarks
+    from anchorite.cli.folders import refuse_taken
     from anchorite.devices import choose_device
     from anchorite.files import write_text_atomically
 
-    names = list(benchmarks()) if which == "all" else [which]
-    settings = Settings(choose_device(device), rounds, data, quick)
+    if out is not None:
+        refuse_taken(out)
+    names = [name for name in benchmarks() if name != "growth"] if which == "all" else [which]
+    settings = Settings(choose_device(device), rounds, data, quick, out)
     command = shlex.join(["anchorite", *sys.argv[1:]])
     report = run_benchmarks(names, settings, command)
     for outcome in report.outcomes:

@@ -1,0 +1,43 @@
+"""Curves of growth as pictures; apart from the rest, so that only who plots loads matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from anchorite.benchmark.growth_benchmark import Curve
+
+
+def plot_curves(curves: Sequence[Curve], folder: Path) -> list[Path]:
+    """Write FOLDER/growth-NAME.png for each curve, with medians, quartiles and a thin line of proportional growth."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_plot(curve, folder / f"growth-{curve.name}.png") for curve in curves]
+
+
+def _plot(curve: Curve, path: Path) -> Path:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for line, points in curve.lines.items():
+        amounts = sorted(points)
+        medians = [1000 * points[amount].median for amount in amounts]
+        (drawn,) = axes.plot(amounts, medians, marker="o", label=line)
+        lower, upper = zip(*(points[amount].quartiles for amount in amounts), strict=True)
+        axes.fill_between(
+            amounts, [1000 * one for one in lower], [1000 * one for one in upper], alpha=0.2, color=drawn.get_color()
+        )
+        first = next(number for number, amount in enumerate(amounts) if amount > 0)
+        proportional = [medians[first] * amount / amounts[first] for amount in amounts[first:]]
+        axes.plot(amounts[first:], proportional, linestyle=":", linewidth=0.8, color=drawn.get_color())
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_yscale("log")
+    axes.set_xlabel(curve.variable)
+    axes.set_ylabel("milliseconds")
+    axes.set_title("dotted: growth in proportion", fontsize="small", loc="right")
+    axes.grid(visible=True, which="both", alpha=0.2)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    return path
