@@ -74,11 +74,12 @@ def fill() -> None:
     blocks = [torch.empty(40 * 2**20, dtype=torch.uint8).fill_(number) for number in range(4)]
     while blocks:
         blocks.pop()
-fill()
-fill()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-fill()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+faults = []
+for _ in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    fill()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
     faults = {
         mode: int(subprocess.run([sys.executable, "-c", script, mode], capture_output=True, check=True).stdout)
