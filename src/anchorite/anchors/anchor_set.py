@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from anchorite.errors import InputError
@@ -87,11 +88,15 @@ class AnchorSet:
         """L rows of 2A pixel numbers: the table that `from_rows` reads."""
         return [[side for pair in row for side in pair] for row in self.sizes_px]
 
-    def pixels(self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
+    def pixels(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> Float[Tensor, "L A 2"]:
         """(L, A, 2) widths and heights in pixels of the network input."""
         return torch.tensor(self.sizes_px, dtype=dtype, device=device)
 
-    def cells(self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
+    def cells(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> Float[Tensor, "L A 2"]:
         """(L, A, 2) widths and heights in cells of their own level: pixels / stride."""
         strides = torch.tensor(self.strides, dtype=torch.float64).view(-1, 1, 1)
         # Divided in float64, so that every dtype gets the correctly rounded quotient.

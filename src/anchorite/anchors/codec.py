@@ -1,15 +1,18 @@
 """The codec between logits and boxes; decode exists here and nowhere else (docs/objective.md, section 2).
 
-Legend: B images, A anchors, K classes, H, W grid rows and columns.
+Legend: B images, A anchors, K classes, C = 5 + K channels, H, W grid rows and columns.
 """
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def decode_boxes(box_logits: Tensor, anchors_cells: Tensor) -> Tensor:
+def decode_boxes(
+    box_logits: Float[Tensor, "*batch 4"], anchors_cells: Float[Tensor, "*#batch 2"]
+) -> Float[Tensor, "*batch 4"]:
     """Boxes (..., 4) in cells from logits tx, ty, tw, th (..., 4) and anchors (..., 2) in cells.
 
     The centre is relative to the cell's corner, -0.5 to 1.5; the sides are 0 to 4 anchors.
@@ -20,14 +23,18 @@ def decode_boxes(box_logits: Tensor, anchors_cells: Tensor) -> Tensor:
     return torch.cat([centres, sides], dim=-1)
 
 
-def encode_boxes(boxes_cells: Tensor, anchors_cells: Tensor) -> Tensor:
+def encode_boxes(
+    boxes_cells: Float[Tensor, "*batch 4"], anchors_cells: Float[Tensor, "*#batch 2"]
+) -> Float[Tensor, "*batch 4"]:
     """Logits (..., 4) whose decoding is the given boxes; infinite at the ends of the decode range."""
     centres = (boxes_cells[..., :2] + 0.5) / 2
     sides = (boxes_cells[..., 2:] / anchors_cells).sqrt() / 2
     return torch.logit(torch.cat([centres, sides], dim=-1))
 
 
-def decode_level(logits: Tensor, anchors_cells: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def decode_level(
+    logits: Float[Tensor, "B A C H W"], anchors_cells: Float[Tensor, "A 2"], stride: int
+) -> tuple[Float[Tensor, "B A*H*W 4"], Float[Tensor, "B A*H*W C-4"]]:
     """Boxes (B, A*H*W, 4) as cxcywh in pixels, and the other 1 + K logits (B, A*H*W, 1 + K), of one level.
 
     logits: (B, A, 5 + K, H, W); anchors_cells: (A, 2). Places are ordered by anchor, row, column.

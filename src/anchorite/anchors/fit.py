@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from anchorite.anchors.anchor_set import AnchorSet
@@ -18,7 +19,7 @@ Sides = NDArray[np.float64]
 _KMEANS_ROUNDS = 30
 
 
-def best_possible_recall(wh_px: Sides, anchors: AnchorSet, ratio_limit: float = 4.0) -> float:
+def best_possible_recall(wh_px: Float64[Sides, "N 2"], anchors: AnchorSet, ratio_limit: float = 4.0) -> float:
     """Share of boxes (N, 2) that at least one anchor of any level matches by the ratio test; 1 for no boxes.
 
     The ratio test is that of docs/objective.md, section 3; a box that no anchor matches is never learned.
@@ -28,13 +29,13 @@ def best_possible_recall(wh_px: Sides, anchors: AnchorSet, ratio_limit: float = 
     return float((_agreement(wh_px, _flat(anchors)).max(axis=1) > 1 / ratio_limit).mean())
 
 
-def mean_agreement(wh_px: Sides, anchors: AnchorSet, ratio_limit: float = 4.0) -> float:
+def mean_agreement(wh_px: Float64[Sides, "N 2"], anchors: AnchorSet, ratio_limit: float = 4.0) -> float:
     """Mean over boxes of the best anchor's agreement min(r, 1/r) in 0..1, counted as 0 where none matches."""
     return _fitness(wh_px, _flat(anchors), ratio_limit)
 
 
 def fit_anchors(
-    wh_px: Sides,
+    wh_px: Float64[Sides, "N 2"],
     strides: Sequence[int],
     num_anchors: int = 3,
     ratio_limit: float = 4.0,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -29,9 +30,9 @@ class Detections:
     int64; class_names: K names; image_size: (height, width) of the original image; source: where the image came from.
     """
 
-    boxes_xyxy: Tensor
-    scores: Tensor
-    class_ids: Tensor
+    boxes_xyxy: Float[Tensor, "N 4"]
+    scores: Float[Tensor, " N"]
+    class_ids: Int64[Tensor, " N"]
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
     source: str = field(default="")

@@ -9,6 +9,7 @@ import math
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from anchorite.boxes.frames import cxcywh_to_xyxy
@@ -16,7 +17,12 @@ from anchorite.boxes.frames import cxcywh_to_xyxy
 IouKind = Literal["iou", "giou", "diou", "ciou"]
 
 
-def paired_iou(boxes_a_cxcywh: Tensor, boxes_b_cxcywh: Tensor, kind: IouKind = "ciou", eps: float = 1e-7) -> Tensor:
+def paired_iou(
+    boxes_a_cxcywh: Float[Tensor, "*batch 4"],
+    boxes_b_cxcywh: Float[Tensor, "*batch 4"],
+    kind: IouKind = "ciou",
+    eps: float = 1e-7,
+) -> Float[Tensor, "*batch"]:
     """IoU, GIoU, DIoU or CIoU (...) of the boxes (..., 4) at equal positions, in any common unit.
 
     Gradients reach both arguments. The weight alpha of CIoU's shape term carries no gradient.

@@ -15,6 +15,7 @@ Legend: N boxes, M boxes of a block.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from anchorite.boxes.pairwise import pairwise_overlap_xyxy
@@ -24,7 +25,13 @@ _BLOCK_CPU = 128
 _BLOCK_ACCELERATOR = 2048
 
 
-def nms(boxes_xyxy: Tensor, scores: Tensor, class_ids: Tensor | None, iou_limit: float, max_detections: int) -> Tensor:
+def nms(
+    boxes_xyxy: Float[Tensor, "N 4"],
+    scores: Float[Tensor, " N"],
+    class_ids: Int[Tensor, " N"] | None,
+    iou_limit: float,
+    max_detections: int,
+) -> Int64[Tensor, " kept"]:
     """Indices (int64) of the boxes to keep, best first, at most `max_detections`.
 
     boxes_xyxy: (N, 4) in any unit; scores: (N,); class_ids: (N,), boxes of different classes never suppress each other,

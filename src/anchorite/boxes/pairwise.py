@@ -6,10 +6,13 @@ Legend: N boxes, M boxes.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def pairwise_overlap_xyxy(boxes_xyxy: Tensor, others_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+def pairwise_overlap_xyxy(
+    boxes_xyxy: Float[Tensor, "N 4"], others_xyxy: Float[Tensor, "M 4"]
+) -> tuple[Float[Tensor, "N M"], Float[Tensor, "N M"]]:
     """Areas of intersection and of union, each (N, M), of boxes (N, 4) with boxes (M, 4).
 
     Inverted boxes have no area.
@@ -19,7 +22,7 @@ def pairwise_overlap_xyxy(boxes_xyxy: Tensor, others_xyxy: Tensor) -> tuple[Tens
     return overlap, union
 
 
-def pairwise_iou_xyxy(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
+def pairwise_iou_xyxy(boxes_xyxy: Float[Tensor, "N 4"], others_xyxy: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
     """Intersection over union (N, M) of boxes (N, 4) with boxes (M, 4); 0 where both boxes are empty."""
     overlap, union = pairwise_overlap_xyxy(boxes_xyxy, others_xyxy)
     return torch.where(union > 0, overlap / union, 0.0)

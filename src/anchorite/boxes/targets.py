@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from anchorite.errors import InputError
@@ -22,8 +23,8 @@ class Targets:
     the unused rows, so that no shape depends on the data.
     """
 
-    rows: Tensor
-    valid: Tensor | None = None
+    rows: Float[Tensor, "T 6"]
+    valid: Bool[Tensor, " T"] | None = None
 
     @classmethod
     def from_rows(cls, rows: Tensor, capacity: int | None = None) -> Targets:

@@ -1,6 +1,6 @@
 """The confusion matrix of a detector: which class is taken for which, missed, or seen where there is nothing.
 
-Legend: K classes, N detections, T labelled boxes.
+Legend: K classes, K1 = K + 1 with the background, N detections, T labelled boxes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from anchorite.metrics.matching import match_in_order, order_by_overlap, overlapping_pairs
@@ -23,12 +24,12 @@ class Confusion:
     detections of `confidence` or more, matched at IoU `iou_limit` or more.
     """
 
-    counts: NDArray[np.int64]
+    counts: Int64[NDArray[np.int64], "K1 K1"]
     class_names: tuple[str, ...]
     confidence: float
     iou_limit: float
 
-    def shares(self) -> NDArray[np.float64]:
+    def shares(self) -> Float64[NDArray[np.float64], "K1 K1"]:
         """The counts (K + 1, K + 1) as shares of their row; rows without any box are nan."""
         totals = self.counts.sum(axis=1, keepdims=True)
         shares = np.full(self.counts.shape, np.nan)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from anchorite.metrics.matching import match_in_order, order_by_score, overlapping_pairs
@@ -30,18 +31,18 @@ class Curves:
 
     class_names: tuple[str, ...]
     iou_limit: float
-    confidences: NDArray[np.float64]
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
-    f1: NDArray[np.float64]
-    recalls: NDArray[np.float64]
-    envelope: NDArray[np.float64]
+    confidences: Float64[NDArray[np.float64], " G"]
+    precision: Float64[NDArray[np.float64], "K G"]
+    recall: Float64[NDArray[np.float64], "K G"]
+    f1: Float64[NDArray[np.float64], "K G"]
+    recalls: Float64[NDArray[np.float64], " R"]
+    envelope: Float64[NDArray[np.float64], "K R"]
 
-    def average_precision(self) -> NDArray[np.float64]:
+    def average_precision(self) -> Float64[NDArray[np.float64], " K"]:
         """AP (K,) of each class at this IoU, from all detections (COCO's numbers stop at 100 an image and class)."""
         return np.asarray(self.envelope.mean(axis=1))
 
-    def mean_f1(self) -> NDArray[np.float64]:
+    def mean_f1(self) -> Float64[NDArray[np.float64], " G"]:
         """F1 (G,) averaged over the classes with labelled boxes; nan where there is none."""
         return mean_of_defined(self.f1)
 
@@ -92,7 +93,7 @@ def detection_curves(
     return Curves(tuple(class_names), iou_limit, confidences, precision, recall, f1, recalls, envelope)
 
 
-def mean_of_defined(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def mean_of_defined(rows: Float64[NDArray[np.float64], "K columns"]) -> Float64[NDArray[np.float64], " columns"]:
     """The mean (columns,) of rows (K, columns) over those that are not nan; nan where all are."""
     defined = ~np.isnan(rows)
     return _ratio_or_nan(np.where(defined, rows, 0).sum(axis=0), defined.sum(axis=0))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64
 from numpy.typing import NDArray
 
 from anchorite.metrics.values import Found, Truth
@@ -22,10 +23,10 @@ class Pairs:
     lies in an ignored box: their intersection is the limit or more of the detection's own area, as for COCO's crowds.
     """
 
-    found: NDArray[np.int64]
-    truth: NDArray[np.int64]
-    iou: NDArray[np.float64]
-    in_ignored: NDArray[np.bool_]
+    found: Int64[NDArray[np.int64], " Q"]
+    truth: Int64[NDArray[np.int64], " Q"]
+    iou: Float64[NDArray[np.float64], " Q"]
+    in_ignored: Bool[NDArray[np.bool_], " N"]
 
 
 def overlapping_pairs(
@@ -54,7 +55,9 @@ def overlapping_pairs(
     return Pairs(*(np.concatenate(part) for part in parts))
 
 
-def match_in_order(pairs: Pairs, order: NDArray[np.int64], num_found: int, num_truths: int) -> NDArray[np.int64]:
+def match_in_order(
+    pairs: Pairs, order: Int64[NDArray[np.int64], " Q"], num_found: int, num_truths: int
+) -> Int64[NDArray[np.int64], " N"]:
     """Match greedily, trying the pairs in `order` (Q,); a detection and a labelled box match once.
 
     Returns (N,) the labelled box of each detection, -1 for none.
@@ -68,7 +71,7 @@ def match_in_order(pairs: Pairs, order: NDArray[np.int64], num_found: int, num_t
     return np.asarray(match_of_found, dtype=np.int64)
 
 
-def order_by_score(pairs: Pairs, scores: NDArray[np.floating]) -> NDArray[np.int64]:
+def order_by_score(pairs: Pairs, scores: Float[NDArray[np.floating], " N"]) -> Int64[NDArray[np.int64], " Q"]:
     """COCO's order: the best detection (of equals the earlier) chooses first, and takes the box it overlaps most.
 
     scores: (N,). Of equal overlaps the later box goes first, as in COCO's tools.
@@ -76,7 +79,7 @@ def order_by_score(pairs: Pairs, scores: NDArray[np.floating]) -> NDArray[np.int
     return np.lexsort((-pairs.truth, -pairs.iou, pairs.found, -scores[pairs.found]))
 
 
-def order_by_overlap(pairs: Pairs, scores: NDArray[np.floating]) -> NDArray[np.int64]:
+def order_by_overlap(pairs: Pairs, scores: Float[NDArray[np.floating], " N"]) -> Int64[NDArray[np.int64], " Q"]:
     """The largest overlap first, then the best score, then the earlier detection and the earlier box."""
     return np.lexsort((pairs.truth, pairs.found, -scores[pairs.found], -pairs.iou))
 

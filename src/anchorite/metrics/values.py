@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64
 from numpy.typing import NDArray
 
 from anchorite.errors import InputError
@@ -23,10 +24,10 @@ class Truth:
     annotated area where there is one, else the box's). Raises InputError when lengths differ or a value is not finite.
     """
 
-    boxes_xyxy: NDArray[np.float64]
-    class_ids: NDArray[np.int64]
-    ignored: NDArray[np.bool_]
-    areas: NDArray[np.float64]
+    boxes_xyxy: Float64[NDArray[np.float64], "N 4"]
+    class_ids: Int64[NDArray[np.int64], " N"]
+    ignored: Bool[NDArray[np.bool_], " N"]
+    areas: Float64[NDArray[np.float64], " N"]
 
     def __post_init__(self) -> None:
         _check_rows("truth", self.boxes_xyxy, (self.class_ids, self.ignored, self.areas))
@@ -44,9 +45,9 @@ class Found:
     Raises InputError when lengths differ or a value is not finite.
     """
 
-    boxes_xyxy: NDArray[np.floating]
-    scores: NDArray[np.floating]
-    class_ids: NDArray[np.int64]
+    boxes_xyxy: Float[NDArray[np.floating], "N 4"]
+    scores: Float[NDArray[np.floating], " N"]
+    class_ids: Int64[NDArray[np.int64], " N"]
 
     def __post_init__(self) -> None:
         _check_rows("found", self.boxes_xyxy, (self.scores, self.class_ids))

@@ -5,6 +5,7 @@ Legend: B images, C channels, H, W of the network input. P3 is the map of stride
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from anchorite.model.blocks import ConvBlock, CrossStage, PyramidPool
@@ -19,7 +20,7 @@ class Stage(nn.Module):
         self.downsample = ConvBlock(in_channels, out_channels, kernel=3, stride=2)
         self.cross_stage = CrossStage(out_channels, out_channels, repeats, shortcut=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H//2 W//2"]:
         """(B, C_out, H / 2, W / 2)."""
         return self.cross_stage(self.downsample(x))
 
@@ -40,7 +41,7 @@ class Backbone(nn.Module):
             width = plan.widths[level]
         self.pool = PyramidPool(width, width)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         """The maps (B, C_l, H / s_l, W / s_l) of `images` (B, 3, H, W), fine to coarse."""
         maps: list[Tensor] = []
         x = self.stem(images)

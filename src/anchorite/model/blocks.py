@@ -8,6 +8,7 @@ convolution and takes their scale out, so the choice only sets how fast they tur
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
@@ -34,7 +35,7 @@ class ConvBlock(nn.Module):
         )
         self.norm: nn.Module = nn.BatchNorm2d(out_channels, eps=NORM_EPSILON, momentum=NORM_MOMENTUM)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out _ _"]:
         """(B, C_out, H / stride, W / stride) activations."""
         # In place only where nothing is recorded: autograd would copy the input first, which costs more than it saves.
         return functional.silu(self.norm(self.convolution(x)), inplace=not torch.is_grad_enabled())
@@ -49,7 +50,7 @@ class Bottleneck(nn.Module):
         self.look = ConvBlock(channels, channels, kernel=3)
         self.shortcut = shortcut
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """(B, C, H, W) as it came in."""
         return x + self.look(self.mix(x)) if self.shortcut else self.look(self.mix(x))
 
@@ -70,7 +71,7 @@ class CrossStage(nn.Module):
         self.bottlenecks = nn.Sequential(*(Bottleneck(half, shortcut) for _ in range(repeats)))
         self.merge = ConvBlock(2 * half, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
         """(B, C_out, H, W)."""
         deep, direct = self.entry(x).chunk(2, dim=1)
         return self.merge(torch.cat([self.bottlenecks(deep), direct], dim=1))
@@ -85,7 +86,7 @@ class PyramidPool(nn.Module):
         self.narrow = ConvBlock(in_channels, half)
         self.combine = ConvBlock(4 * half, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
         """(B, C_out, H, W)."""
         within_1 = self.narrow(x)
         within_5 = _largest_around(within_1)
@@ -110,7 +111,7 @@ class _Doubled(torch.autograd.Function):
         return functional.avg_pool2d(gradients[0], kernel_size=2, divisor_override=1)
 
 
-def doubled(x: Tensor) -> Tensor:
+def doubled(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C 2*H 2*W"]:
     """(B, C, 2H, 2W) of (B, C, H, W): nearest-neighbour upsampling."""
     if torch.is_grad_enabled() and x.requires_grad:
         return _Doubled.apply(x)

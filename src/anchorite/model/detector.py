@@ -6,6 +6,7 @@ Legend: B images, L levels, A anchors per level, K classes, C_l channels, H, W o
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from anchorite.anchors import AnchorSet
@@ -40,7 +41,7 @@ class Detector(nn.Module):
         self.neck = Neck(parts)
         self.head = Head(parts.output_widths, num_classes, anchors.num_anchors, anchors.strides)
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def features(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         """L maps (B, C_l, H_l, W_l), fine to coarse, of floating point images (B, 3, H, W) in 0..1.
 
         Fastest with images and weights in channels_last memory. Raises InputError when H or W is not a positive
@@ -56,7 +57,7 @@ class Detector(nn.Module):
             )
         return self.neck(self.backbone(images))
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B A 5+{self.num_classes} _ _"]]:
         """All logits of every level, each (B, A, 5 + K, H_l, W_l), of images as `features` takes them."""
         return self.head.dense(self.features(images))
 

@@ -6,6 +6,7 @@ Legend: B images, C_l channels, H_l, W_l cells of level l; levels P3 up to the l
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from anchorite.model.blocks import ConvBlock, CrossStage, doubled
@@ -36,7 +37,7 @@ class Neck(nn.Module):
             self.downsample[f"p{finer}"] = ConvBlock(width, width, kernel=3, stride=2)
             self.bottom_up[f"p{coarser}"] = CrossStage(2 * width, widths[coarser], repeats, shortcut=False)
 
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+    def forward(self, maps: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B _ _ _"]]:
         """Maps (B, C_l, H_l, W_l), fine to coarse, of maps of the same shapes."""
         first_level = self._finer_and_coarser[0][0]
         narrowed: dict[int, Tensor] = {}

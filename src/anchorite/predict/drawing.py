@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from anchorite.boxes import Detection, Detections
@@ -73,7 +74,7 @@ class Label:
     pen: _Pen
 
 
-def draw(image: NDArray[np.uint8], detections: Detections) -> NDArray[np.uint8]:
+def draw(image: UInt8[NDArray[np.uint8], "H W 3"], detections: Detections) -> UInt8[NDArray[np.uint8], "H W 3"]:
     """A copy of an RGB image (H, W, 3) with boxes and "name score" labels; the best detections lie on top.
 
     The detections' boxes are in pixels of this image. A class name that cannot be written in ASCII, not even without

@@ -18,6 +18,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from anchorite.boxes import Detections, xyxy_to_cxcywh
@@ -57,7 +58,7 @@ class PredictionWriter:
     ) -> None:
         self.finish()
 
-    def add(self, image: NDArray[np.uint8], detections: Detections) -> None:
+    def add(self, image: UInt8[NDArray[np.uint8], "H W 3"], detections: Detections) -> None:
         """Write one image's results; image: (H, W, 3) uint8 RGB, the frame of the boxes."""
         source = Path(detections.source or "image")
         name = self._unused_name(_file_name(source.stem))

@@ -4,7 +4,8 @@ Decoding and class scores are worked out only at places whose objectness reaches
 that: a score is objectness times a class probability of at most 1, so it never exceeds the objectness, not even by
 rounding.
 
-Legend: B images, L levels, A anchors, K classes, H, W grid rows and columns, P places or candidates, N detections.
+Legend: B images, L levels, A anchors, K classes, C = 5 + K channels, H, W grid rows and columns, P places or
+candidates, N detections.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from anchorite.anchors import AnchorSet, decode_boxes
@@ -28,9 +30,9 @@ class RawDetections:
     boxes_xyxy: (N, 4) float32 in pixels, not clipped; scores: (N,) float32; class_ids: (N,) int64.
     """
 
-    boxes_xyxy: Tensor
-    scores: Tensor
-    class_ids: Tensor
+    boxes_xyxy: Float32[Tensor, "N 4"]
+    scores: Float32[Tensor, " N"]
+    class_ids: Int64[Tensor, " N"]
 
     def __len__(self) -> int:
         return self.scores.shape[0]
@@ -41,7 +43,9 @@ class RawDetections:
 
 
 @torch.no_grad()
-def detections_from_logits(logits: Sequence[Tensor], anchors: AnchorSet, config: PredictConfig) -> list[RawDetections]:
+def detections_from_logits(
+    logits: Sequence[Float[Tensor, "B A C _ _"]], anchors: AnchorSet, config: PredictConfig
+) -> list[RawDetections]:
     """The detections of each of B images.
 
     logits: L dense levels (B, A, 5 + K, H, W) of any floating type; everything is computed in float32. Candidates of

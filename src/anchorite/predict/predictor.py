@@ -15,6 +15,7 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -77,7 +78,7 @@ class Predictor:
         image_size: int | None = None,
         batch_size: int = 8,
         on_unreadable: OnUnreadable | None = None,
-    ) -> Iterator[tuple[NDArray[np.uint8], Detections]]:
+    ) -> Iterator[tuple[UInt8[NDArray[np.uint8], "H W 3"], Detections]]:
         """`predict` for more images than fit in memory: yields as it goes, reading one batch ahead.
 
         Each image (H, W, 3) uint8 RGB comes with its detections: it is the frame of their boxes. Paths may be folders

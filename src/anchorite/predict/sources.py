@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from anchorite.data.decode import decode_image
@@ -64,7 +65,7 @@ def source_name(source: Any) -> str:
     return str(getattr(source, "filename", "") or "")
 
 
-def read_image(source: Any) -> NDArray[np.uint8]:
+def read_image(source: Any) -> UInt8[NDArray[np.uint8], "H W 3"]:
     """The image (H, W, 3) uint8 RGB behind a path, an array or a Pillow image.
 
     A file is turned as its EXIF orientation says; a Pillow image is taken as its pixels lie, so that boxes fit what the
