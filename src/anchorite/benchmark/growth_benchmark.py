@@ -83,7 +83,7 @@ def _from_least_to_most(curve: Curve, line: str, points: Mapping[int, Sample]) -
 
 
 def _curves_of_work(settings: Settings) -> list[Curve]:
-    """Step at 320 px, head and loss at 640 px; 16 images, 80 classes, 8 objects each, but for what the curve is over."""
+    """Step at 320 px, head and loss at 640 px; 16 images, 80 classes, 8 objects, but for what the curve is over."""
     if settings.quick:
         batches, sizes, classes, objects = [1, 2], [64, 96], [1, 5], [0, 3]
         step, loss = _Work(2, 64), _Work(2, 64)

@@ -30,13 +30,21 @@ def _plot(curve: Curve, path: Path) -> Path:
             amounts, [1000 * one for one in lower], [1000 * one for one in upper], alpha=0.2, color=drawn.get_color()
         )
         first = next(number for number, amount in enumerate(amounts) if amount > 0)
-        proportional = [medians[first] * amount / amounts[first] for amount in amounts[first:]]
+        power = 2 if curve.name == "size" else 1  # the pixels of an image grow with the square of its side
+        proportional = [medians[first] * (amount / amounts[first]) ** power for amount in amounts[first:]]
         axes.plot(amounts[first:], proportional, linestyle=":", linewidth=0.8, color=drawn.get_color())
     axes.set_xscale("symlog", linthresh=1)
     axes.set_yscale("log")
+    every = sorted({amount for points in curve.lines.values() for amount in points})
+    axes.set_xticks(every, [str(amount) for amount in every])
+    axes.minorticks_off()
     axes.set_xlabel(curve.variable)
     axes.set_ylabel("milliseconds")
-    axes.set_title("dotted: growth in proportion", fontsize="small", loc="right")
+    axes.set_title(
+        "dotted: in proportion to the pixels" if curve.name == "size" else "dotted: in proportion",
+        fontsize="small",
+        loc="right",
+    )
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()
     figure.savefig(path, dpi=110)

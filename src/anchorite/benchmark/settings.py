@@ -12,6 +12,8 @@ import torch
 class Settings:
     """rounds: None for each benchmark's own number. data: a dataset, or None for drawn scenes. quick: small sizes and
     few rounds, which prove that everything runs and nothing about speed. out: a folder for pictures, or None for none.
+    plain_memory: leave the C library's allocator as it is. Otherwise freed memory is kept, as every training process of
+    ours does it, for ours and the yardsticks alike.
     """
 
     device: torch.device
@@ -19,6 +21,7 @@ class Settings:
     data: Path | None = None
     quick: bool = False
     out: Path | None = None
+    plain_memory: bool = False
 
     def rounds_or(self, usual: int) -> int:
         """The number asked for, else 2 when quick, else the usual one."""

@@ -13,6 +13,7 @@ from anchorite.benchmark.predict_benchmark import benchmark_predict
 from anchorite.benchmark.results import Outcome, Report
 from anchorite.benchmark.settings import Settings
 from anchorite.benchmark.step_benchmark import benchmark_step
+from anchorite.devices import keep_freed_memory
 
 Listener = Callable[[str], None]
 
@@ -32,6 +33,8 @@ def benchmarks() -> dict[str, Callable[[Settings], Outcome]]:
 def run_benchmarks(names: Sequence[str], settings: Settings, command: str, listener: Listener = print) -> Report:
     """Run the named benchmarks, one after another; the listener is told what runs."""
     facts = machine(settings.device)
+    is_kept = settings.device.type == "cpu" and not settings.plain_memory and keep_freed_memory()
+    facts["freed_memory"] = "kept, for ours and the yardsticks alike" if is_kept else "left to the allocator"
     outcomes: list[Outcome] = []
     warnings = ["quick: sizes and rounds are too small to say anything about speed"] if settings.quick else []
     for name in names:

@@ -23,6 +23,9 @@ def benchmark(
         int | None, Parameter(validator=AT_LEAST_ONE, help="Rounds of each measurement; default: enough for each.")
     ] = None,
     out: Annotated[Path | None, Parameter(help="New or empty folder for the curves of growth as PNG.")] = None,
+    plain_memory: Annotated[
+        bool, Parameter(negative="", help="Leave the C library's allocator as it is, which training does not.")
+    ] = False,
     quick: Annotated[
         bool, Parameter(negative="", help="Small sizes, two rounds: shows that it runs, not how fast.")
     ] = False,
@@ -42,7 +45,7 @@ def benchmark(
     if out is not None:
         refuse_taken(out)
     names = [name for name in benchmarks() if name != "growth"] if which == "all" else [which]
-    settings = Settings(choose_device(device), rounds, data, quick, out)
+    settings = Settings(choose_device(device), rounds, data, quick, out, plain_memory)
     command = shlex.join(["anchorite", *sys.argv[1:]])
     report = run_benchmarks(names, settings, command)
     for outcome in report.outcomes:
