@@ -14,6 +14,7 @@ from torch import Tensor
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import Targets
 
+
 @dataclass(frozen=True)
 class Assignment:
     """The candidates of one level in canonical order: by shift (centre, left, up, right, down), anchor, object.

@@ -1,4 +1,4 @@
-"""`LossConfig`: the options of the objective, with the defaults of spec/objective.md."""
+"""`LossConfig`: the options of the objective, with the defaults of docs/objective.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LossConfig(BaseModel):
     class_weights: tuple[float, ...] | None = Field(None, strict=False, description="K weights of the class term")
 
     def scaled(self, num_levels: int, num_classes: int, image_size: int) -> LossConfig:
-        """The same options with the gains a trainer derives (spec/objective.md, section 4, "Gain scaling").
+        """The same options with the gains a trainer derives (docs/objective.md, section 4, "Gain scaling").
 
         box * 3/L; class * K/80 * 3/L; objectness * (image_size/640)^2 * 3/L.
         """

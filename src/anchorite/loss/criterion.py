@@ -6,6 +6,7 @@ Legend: L levels, A anchors, B images, K classes, P candidates.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -83,7 +84,7 @@ class DetectionLoss(nn.Module):
         grid_sizes = [(int(objectness.shape[2]), int(objectness.shape[3])) for objectness in maps]
         found = assign_to(targets, self._anchors_cells, grid_sizes, self.config.ratio_limit)
         matched = [level.at(f.image, f.anchor, f.row, f.column) for level, f in zip(levels, found, strict=True)]
-        with torch.autocast(device_type=maps[0].device.type, enabled=False):
+        with _without_autocast(maps[0].device.type):
             maps = [_in_loss_precision(objectness) for objectness in maps]
             return self._terms(maps, _in_loss_precision(torch.cat(matched)), found)
 
@@ -100,8 +101,11 @@ class DetectionLoss(nn.Module):
         iou = self._iou(box_logits, found)
         box = config.box_gain * weighted_sum(1 - iou, shares, valid)
         per_level = self._objectness_by_level(maps, iou.detach(), found)
-        # A copy: the backward pass needs the weights as they were, not as automatic balance leaves them.
-        balance = self.balance.to(per_level.dtype, copy=True)
+        # A copy: the backward pass needs the weights as they were, not as automatic balance leaves them. Made by a
+        # product, because torch.compile makes any cheaper copy a second time in the backward pass, from the changed
+        # buffer; results of products it keeps.
+        identity = torch.eye(per_level.shape[0], dtype=self.balance.dtype, device=self.balance.device)
+        balance = (identity @ self.balance[:, None])[:, 0].to(per_level.dtype)
         objectness = config.objectness_gain * (balance * per_level).sum()
         class_index = torch.cat([level.class_index for level in found])
         classification = config.class_gain * self._class_term(class_logits, class_index, shares)
@@ -151,6 +155,12 @@ class DetectionLoss(nn.Module):
         gains = torch.where(losses > torch.finfo(torch.float32).tiny, _BALANCE_GAIN / losses, 0.0)
         raised = self.balance * _BALANCE_KEEP + gains
         self.balance.copy_(raised / raised[self._pivot])
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def _in_loss_precision(logits: Tensor) -> Tensor:

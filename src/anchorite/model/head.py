@@ -2,7 +2,7 @@
 
 Legend: B images, L levels, A anchors per level, K classes, C_l channels, H_l, W_l cells, P matched places.
 The convolution's channels are ordered anchor-major: channel = anchor * (5 + K) + logit; logits are
-tx, ty, tw, th, objectness, class 0 .. K-1. Source: spec "The training objective", section 2.
+tx, ty, tw, th, objectness, class 0 .. K-1. Source: docs/objective.md, section 2.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class MatchedCellLogits:
     def _in_one_type(self) -> tuple[Tensor, Tensor, Tensor]:
         """The feature, weight (A, 5 + K, C) and bias (A, 5 + K), in the type that autocast would compute in."""
         device, dtype = self.feature.device.type, self.feature.dtype
-        if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
         weight = self.weight.flatten(1).unflatten(0, (self.num_anchors, -1))
         bias = self.bias.unflatten(0, (self.num_anchors, -1))

@@ -1,0 +1,108 @@
+"""The padded path: what an accelerator runs must not depend on the data but for the numbers themselves.
+
+It is run on torch's meta device, where tensors have no numbers, so that whatever would have to look at one fails; and
+every operator is recorded on its way.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from anchorite.boxes import Targets
+from anchorite.loss import DetectionLoss, LossConfig
+from anchorite.model import Detector, MatchedCellLogits, default_anchors
+
+NUM_CLASSES, CAPACITY = 5, 12
+CONFIGS = {
+    "plain": LossConfig(),
+    "automatic balance": LossConfig(automatic_balance=True, collision="best", objectness_iou_ratio=0.5),
+    "weights": LossConfig(class_weights=(1.0, 2.0, 1.0, 0.5, 1.0), class_pos_weight=2.0, label_smoothing=0.1),
+    "focal": LossConfig(focal_gamma=1.5, objectness_pos_weight=0.5, box_iou="giou"),
+}
+# What waits for the device, has a shape that depends on the data, or brings a constant from the host.
+FORBIDDEN = ("nonzero", "_local_scalar_dense", "item", "masked_select", "lift_fresh", "unique", "is_nonzero", "equal")
+
+
+class Recorder(TorchDispatchMode):
+    """The names of all operators that ran, and whether one mixed the host's tensors with the device's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.mixed: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
+        self.names.append(name)
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs or {}))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        by_mask = name.startswith("index") and any(tensor.dtype == torch.bool for tensor in tensors)
+        if by_mask or len({tensor.device.type for tensor in tensors}) > 1:
+            self.mixed.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def run_on(device: str, config: LossConfig, padded: bool = True) -> Recorder:
+    """Record forward and backward of head and loss."""
+    detector = Detector("n", NUM_CLASSES, default_anchors("n")).to(device)
+    criterion = DetectionLoss(detector.anchors, NUM_CLASSES, config).to(device)
+    features = [
+        torch.empty(2, channels, side, side, device=device, requires_grad=True)
+        for channels, side in ((64, 8), (128, 4), (256, 2))
+    ]
+    targets = Targets.from_rows(torch.rand(7, 6), capacity=CAPACITY if padded else None).to(device)
+    with Recorder() as recorder:
+        criterion(detector.head.matched(features), targets).total.backward()
+    return recorder
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_the_padded_path_asks_the_device_for_nothing(config: LossConfig) -> None:
+    recorder = run_on("meta", config)
+    assert len(recorder.names) > 200
+    assert not [name for name in recorder.names if name.split(".")[0] in FORBIDDEN]
+    assert not recorder.mixed
+
+
+def test_the_recorder_sees_what_is_forbidden() -> None:
+    with pytest.raises(Exception, match="nonzero"):
+        run_on("meta", LossConfig(), padded=False)
+    with Recorder() as recorder:
+        torch.tensor([1.0, 2.0])[torch.tensor([True, False])]
+    assert "lift_fresh" in recorder.names
+    assert "index" in recorder.mixed
+
+
+@pytest.mark.slow
+def test_the_padded_path_compiles_whole_to_the_same_loss_and_gradients() -> None:
+    # In a process of its own: the checks of shapes that tests put around functions cannot be compiled.
+    done = subprocess.run([sys.executable, "-m", "tests.loss.compiled", "aot_eager"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["aot_eager:", "equal"]
+
+
+def test_the_device_path_of_the_head_gives_the_gradients_of_the_cpu_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    detector = Detector("n", NUM_CLASSES, default_anchors("n")).double()
+    criterion = DetectionLoss(detector.anchors, NUM_CLASSES)
+    values = [
+        torch.randn(2, channels, side, side, dtype=torch.float64) for channels, side in ((64, 8), (128, 4), (256, 2))
+    ]
+    rows = torch.rand(40, 6, dtype=torch.float64)
+    rows[:, 0] = rows[:, 0].round()
+    rows[:, 1] = (rows[:, 1] * 4).round()
+    answers = []
+    for by_hand in (True, False):
+        monkeypatch.setattr(MatchedCellLogits, "_by_hand", by_hand)
+        features = [value.clone().requires_grad_() for value in values]
+        loss = criterion(detector.head.matched(features), Targets.from_rows(rows)).total
+        answers.append([loss.detach(), *torch.autograd.grad(loss, [*features, *detector.head.parameters()])])
+    for found, expected in zip(*answers, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
