@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import numpy as np
 import pytest
 import torch
 
-from anchorite.benchmark.memory import can_measure_cpu, peak_extra_bytes
+from anchorite.benchmark.memory import can_measure_cpu, in_fresh_process, peak_extra_bytes
 from anchorite.benchmark.timing import Sample, interleaved, rotated, round_ratios
 
 
@@ -70,3 +71,8 @@ def test_cuda_peak_and_times() -> None:
     assert peak is not None
     assert peak >= 4 << 20
     assert interleaved({"ones": lambda: torch.ones(10, device="cuda")}, 2, device="cuda")["ones"].median > 0
+
+
+def test_a_fresh_process_answers() -> None:
+    assert in_fresh_process(os.getpid) != os.getpid()
+    assert in_fresh_process(divmod, 7, 2) == (3, 1)

@@ -31,6 +31,7 @@ from anchorite.data import (
 from anchorite.devices import choose_precision
 
 _ROUNDS, _READING_ROUNDS = 7, 3
+_ONE_ROUND_FROM = 50_000  # images, because reading so many takes long
 _CLASSES, _OBJECTS = 80, 8
 _MOST_LINKS = 10_000  # to one file; file systems stop somewhere above
 _THUMBNAIL_HW = (24, 32)
@@ -140,7 +141,8 @@ def _curve_of_dataset(settings: Settings) -> Curve:
                 "opening a filled store": partial(_opened, records, Path(folder) / "cache"),
                 "making ready to train": partial(_first_batch, store),
             }
-            for line, sample in interleaved(functions, settings.rounds_or(_READING_ROUNDS), warm_up=1).items():
+            rounds, warm_up = (1, 0) if amount > _ONE_ROUND_FROM else (settings.rounds_or(_READING_ROUNDS), 1)
+            for line, sample in interleaved(functions, rounds, warm_up).items():
                 lines.setdefault(line, {})[amount] = sample
     return Curve("dataset", "images", lines)
 

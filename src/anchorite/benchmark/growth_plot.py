@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def plot_curves(curves: Sequence[Curve], folder: Path) -> list[Path]:
-    """Write FOLDER/growth-NAME.png for each curve, with medians, quartiles and a thin line of proportional growth."""
+    """Write FOLDER/growth-NAME.png for each curve, with medians and quartiles; dotted, what proportional growth would be."""
     folder.mkdir(parents=True, exist_ok=True)
     return [_plot(curve, folder / f"growth-{curve.name}.png") for curve in curves]
 
@@ -29,10 +29,11 @@ def _plot(curve: Curve, path: Path) -> Path:
         axes.fill_between(
             amounts, [1000 * one for one in lower], [1000 * one for one in upper], alpha=0.2, color=drawn.get_color()
         )
-        first = next(number for number, amount in enumerate(amounts) if amount > 0)
-        power = 2 if curve.name == "size" else 1  # the pixels of an image grow with the square of its side
-        proportional = [medians[first] * (amount / amounts[first]) ** power for amount in amounts[first:]]
-        axes.plot(amounts[first:], proportional, linestyle=":", linewidth=0.8, color=drawn.get_color())
+        if curve.name in ("batch", "size", "dataset"):
+            power = 2 if curve.name == "size" else 1  # the pixels of an image grow with the square of its side
+            proportional = [medians[0] * (amount / amounts[0]) ** power for amount in amounts]
+            axes.plot(amounts, proportional, linestyle=":", linewidth=0.8, color=drawn.get_color())
+            axes.set_title("dotted: in proportion", fontsize="small", loc="right")
     axes.set_xscale("symlog", linthresh=1)
     axes.set_yscale("log")
     every = sorted({amount for points in curve.lines.values() for amount in points})
@@ -40,11 +41,6 @@ def _plot(curve: Curve, path: Path) -> Path:
     axes.minorticks_off()
     axes.set_xlabel(curve.variable)
     axes.set_ylabel("milliseconds")
-    axes.set_title(
-        "dotted: in proportion to the pixels" if curve.name == "size" else "dotted: in proportion",
-        fontsize="small",
-        loc="right",
-    )
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()
     figure.savefig(path, dpi=110)

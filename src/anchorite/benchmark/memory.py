@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # what the kernel takes for "forget the high-water mark", man 5 proc
@@ -30,6 +35,13 @@ def peak_extra_bytes(function: Callable[[], object], device: torch.device | str 
     if not can_measure_cpu():
         return None
     return _resident_peak(function)
+
+
+def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """What a function of a module returns when a new process calls it, whose memory nothing has been done to yet."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as process:
+        return process.submit(function, *arguments).result()
 
 
 def can_measure_cpu() -> bool:
