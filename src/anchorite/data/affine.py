@@ -30,6 +30,14 @@ class Warp(NamedTuple):
     seen: Rectangle
     crop: Rectangle | None
 
+    @property
+    def averages(self) -> bool:
+        """Whether the source shrinks so much, to under a quarter, that its areas are averaged."""
+        if self.crop is None:
+            return False
+        (left, top, right, bottom), (x0, y0, x1, y1) = self.seen, self.crop
+        return (right - left) * (bottom - top) * 4 < (x1 - x0) * (y1 - y0)
+
 
 def scaling(scale_x: float, scale_y: float, shift_x: float = 0.0, shift_y: float = 0.0) -> Map:
     """The map x * scale + shift, for both axes."""
@@ -94,8 +102,7 @@ def draw_warped(image: NDArray[np.uint8], warp: Warp, canvas: NDArray[np.uint8])
         return
     x0, y0, x1, y1 = warp.crop
     width, height = right - left, bottom - top
-    shrinks_much = width * height * 4 < (x1 - x0) * (y1 - y0)
-    method = cv2.INTER_AREA if shrinks_much else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if warp.averages else cv2.INTER_LINEAR
     flip_x, flip_y = warp.map[0, 0] < 0, warp.map[1, 1] < 0
     if not flip_x and not flip_y:
         cv2.resize(image[y0:y1, x0:x1], (width, height), dst=target, interpolation=method)

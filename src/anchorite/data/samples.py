@@ -5,7 +5,7 @@ sample can be made again alone. A mosaic never exists at double size: its four t
 virtual canvas twice as wide, the global map is composed with each tile's placement, and each tile is drawn once,
 straight onto the final canvas.
 
-Legend: N boxes, S side of the canvas in pixels.
+Legend: N boxes of a sample, T of several samples, S side of the canvas in pixels.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anchorite.data.affine import Map, Warp, draw_warped, map_boxes, plan_warp, scaling, turning, visible_boxes
+from anchorite.data.affine import Map, map_boxes, plan_warp, scaling, turning, visible_boxes
 from anchorite.data.augment_config import AugmentConfig
-from anchorite.data.colour import Jitter, jitter_colours
+from anchorite.data.colour import Jitter
 from anchorite.data.index import Record
-from anchorite.data.letterbox import FILL, letterbox_transform
+from anchorite.data.letterbox import letterbox_transform
+from anchorite.data.plans import SamplePlan, Tile, paint
 from anchorite.data.store import ImageStore
 
 MIXUP_CONCENTRATION = 32.0  # of the Beta distribution: blends stay near half and half
-_NO_ROWS = np.zeros((0, 5), np.float32)
+_NO_ROWS = np.zeros((0, 6), np.float32)
 
 
 class SampleKey(NamedTuple):
@@ -159,55 +159,62 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
 
     def draw(self, key: SampleKey, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Draw a sample over all of `canvas` (S, S, 3) uint8; its rows (N, 5) are class, cx, cy, w, h in 0..1."""
-        config = self.config
+        plan = self.plan(key)
+        paint(plan, self.store, canvas)
+        return self.rows([plan])[:, 1:]
+
+    def plan(self, key: SampleKey) -> SamplePlan:
+        """What a sample will show, from its random numbers alone: no pixel is touched."""
+        config, size = self.config, self.side(key)
         rng = sample_rng(self.seed, key.epoch, key.record_index)
         is_open = self.has_mosaic(key.epoch)
         mosaic, mixup, other_mosaic, other, *jitter = rng.random(7).tolist()
-        rows = self._draw_scene(self._scene(rng, key.record_index, is_open and mosaic < config.mosaic), canvas)
+        layers, share = [self._tiles(rng, key.record_index, is_open and mosaic < config.mosaic, size)], 1.0
         if is_open and mixup < config.mixup:
-            second = np.empty_like(canvas)
-            scene = self._scene(rng, int(other * len(self)), other_mosaic < config.mosaic)
-            rows = np.concatenate([rows, self._draw_scene(scene, second)])
+            layers.append(self._tiles(rng, int(other * len(self)), other_mosaic < config.mosaic, size))
             share = float(rng.beta(MIXUP_CONCENTRATION, MIXUP_CONCENTRATION))
-            cv2.addWeighted(canvas, share, second, 1.0 - share, 0.0, dst=canvas)
         hue, saturation, value = (2.0 * number - 1.0 for number in jitter)
         gains = Jitter(hue * config.hue, 1.0 + saturation * config.saturation, 1.0 + value * config.value)
-        jitter_colours(canvas, gains)
-        return rows
+        return SamplePlan(size, tuple(layers), share, gains)
 
-    def _scene(self, rng: np.random.Generator, index: int, is_mosaic: bool) -> Scene:
-        return draw_scene(rng, index, len(self), self.config, is_mosaic)
-
-    def _draw_scene(self, scene: Scene, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
-        size = canvas.shape[0]
-        canvas.fill(FILL)
+    def _tiles(self, rng: np.random.Generator, index: int, is_mosaic: bool, size: int) -> tuple[Tile, ...]:
+        """The tiles of one canvas that can be seen, in the order of drawing."""
+        scene = draw_scene(rng, index, len(self), self.config, is_mosaic)
         whole = global_map(scene, size)
         sizes_hw = [self.store.sizes_hw[index] for index in scene.indices]
-        shown: list[tuple[int, Warp]] = []
-        for index, placement in zip(scene.indices, tile_placements(scene, sizes_hw, size), strict=True):
-            warp = plan_warp(whole @ placement, self.store.sizes_hw[index], size)
-            if warp is not None:
-                draw_warped(self.store.image(index), warp, canvas)
-                shown.append((index, warp))
-        return self._rows(shown, size)
+        warps = [
+            plan_warp(whole @ placement, size_hw, size)
+            for size_hw, placement in zip(sizes_hw, tile_placements(scene, sizes_hw, size), strict=True)
+        ]
+        return tuple(Tile(index, warp) for index, warp in zip(scene.indices, warps, strict=True) if warp is not None)
 
-    def _rows(self, shown: list[tuple[int, Warp]], size: int) -> NDArray[np.float32]:
-        """The targets of the records shown on a canvas, each cut to what is seen of its tile."""
-        counts = [self._starts[index + 1] - self._starts[index] for index, _ in shown]
+    def rows(self, plans: Sequence[SamplePlan]) -> NDArray[np.float32]:
+        """The targets (T, 6) of plans of one size, each cut to what is seen of its tile: its plan, class, box in 0..1.
+
+        Their order is that of the plans, layers, tiles and labels.
+        """
+        shown = [(place, tile) for place, plan in enumerate(plans) for layer in plan.layers for tile in layer]
+        counts = [self._starts[tile.index + 1] - self._starts[tile.index] for _, tile in shown]
         if not sum(counts):
             return _NO_ROWS
-        rows = np.concatenate([np.arange(self._starts[index], self._starts[index + 1]) for index, _ in shown])
-        maps = np.stack([warp.map for _, warp in shown]).repeat(counts, axis=0)
-        seen_xyxy = np.array([warp.seen for _, warp in shown], np.float64).repeat(counts, axis=0)
+        labels = np.concatenate(
+            [np.arange(self._starts[tile.index], self._starts[tile.index + 1]) for _, tile in shown]
+        )
+        maps = np.stack([tile.warp.map for _, tile in shown]).repeat(counts, axis=0)
+        seen_xyxy = np.array([tile.warp.seen for _, tile in shown], np.float64).repeat(counts, axis=0)
+        places = np.array([place for place, _ in shown]).repeat(counts)
         config = self.config
-        boxes = map_boxes(maps, self._boxes_xyxy[rows])
+        boxes = map_boxes(maps, self._boxes_xyxy[labels])
         cut_xyxy, keep = visible_boxes(boxes, seen_xyxy, config.min_visible, config.min_side_px)
-        return _as_rows(self._class_ids[rows[keep]], cut_xyxy[keep], size)
+        return _as_rows(places[keep], self._class_ids[labels[keep]], cut_xyxy[keep], plans[0].size)
 
 
-def _as_rows(class_ids: NDArray[np.float64], boxes_xyxy: NDArray[np.float64], size: int) -> NDArray[np.float32]:
-    rows = np.empty((len(boxes_xyxy), 5), np.float32)
-    rows[:, 0] = class_ids
-    rows[:, 1:3] = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / (2 * size)
-    rows[:, 3:5] = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) / size
+def _as_rows(
+    places: NDArray[np.int64], class_ids: NDArray[np.float64], boxes_xyxy: NDArray[np.float64], size: int
+) -> NDArray[np.float32]:
+    rows = np.empty((len(boxes_xyxy), 6), np.float32)
+    rows[:, 0] = places
+    rows[:, 1] = class_ids
+    rows[:, 2:4] = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / (2 * size)
+    rows[:, 4:6] = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) / size
     return rows
