@@ -42,3 +42,9 @@ def test_warm_up_takes_at_most_half_of_a_short_run() -> None:
 
 def test_accumulation_reaches_about_the_nominal_batch() -> None:
     assert [OptimizerConfig(nominal_batch=64).accumulation(batch) for batch in (1, 16, 24, 64, 128)] == [64, 4, 3, 1, 1]
+
+
+def test_biases_start_fast_with_sgd_and_at_rest_with_adamw() -> None:
+    for name, first in (("sgd", 0.1), ("adamw", 0.0)):
+        config = OptimizerConfig(name=name, warmup_epochs=2)
+        assert settings_at(0, num_steps=20, steps_per_epoch=5, config=config).bias_rate == first

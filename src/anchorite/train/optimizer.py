@@ -23,9 +23,18 @@ class OptimizerConfig(BaseModel):
     weight_decay: float = Field(0.0005, ge=0, allow_inf_nan=False, description="decay of convolution weights alone")
     warmup_epochs: float = Field(3.0, ge=0, allow_inf_nan=False, description="length of the warm-up in epochs")
     warmup_momentum: float = Field(0.8, ge=0, lt=1, description="momentum at the start of the warm-up")
-    warmup_bias_rate: float = Field(0.1, ge=0, allow_inf_nan=False, description="rate of biases at its start")
+    warmup_bias_rate: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="rate of biases at its start; null: 0.1 for sgd, 0 for adamw"
+    )
     nominal_batch: int = Field(64, ge=1, description="images per optimizer step; smaller batches are accumulated")
     clip_norm: float = Field(10.0, ge=0, allow_inf_nan=False, description="largest gradient norm; 0 is no clipping")
+
+    @property
+    def first_bias_rate(self) -> float:
+        """The rate of biases at the start of the warm-up. Steps of AdamW are as long as its rate, so it starts at 0."""
+        if self.warmup_bias_rate is not None:
+            return self.warmup_bias_rate
+        return 0.1 if self.name == "sgd" else 0.0
 
     def accumulation(self, batch: int) -> int:
         """Batches per optimizer step, so that about `nominal_batch` images make one."""
@@ -44,8 +53,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
         {"params": biases, "weight_decay": 0.0},
     ]
     if config.name == "adamw":
-        return AdamW(groups, lr=config.rate, betas=(config.momentum, 0.999), foreach=True)
-    return SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=config.momentum > 0, foreach=True)
+        return AdamW(groups, lr=config.rate, betas=(config.momentum, 0.999), fused=True)
+    return SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -76,5 +85,10 @@ def apply_settings(optimizer: Optimizer, rate: float, bias_rate: float, momentum
 
 @torch.no_grad()
 def clip_gradients(parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
-    """Scale all gradients so that their common norm is at most `limit`; the norm before (scalar)."""
-    return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"), foreach=True)
+    """Scale all gradients so that their common norm is at most `limit` (0: as they are); the norm before (scalar)."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    # Looking at the norm costs nothing on the CPU and saves a pass in most steps; elsewhere it would wait for the device.
+    if limit > 0 and not (norm.device.type == "cpu" and bool(norm <= limit)):
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
+    return norm

@@ -21,7 +21,7 @@ def settings_at(step: int, num_steps: int, steps_per_epoch: int, config: Optimiz
     """The settings of optimizer step `step` (0-based) of `num_steps`.
 
     The rate decays from config.rate to config.rate * config.final_rate by a cosine or a line; during the warm-up the
-    rate rises from 0, the rate of biases falls from config.warmup_bias_rate, and the momentum rises from
+    rate rises from 0, the rate of biases moves from config.first_bias_rate, and the momentum rises from
     config.warmup_momentum, all linearly to where the decay stands. The warm-up never takes more than half the run.
     """
     decayed = config.rate * decay_factor(step / max(num_steps - 1, 1), config.final_rate, config.decay)
@@ -31,7 +31,7 @@ def settings_at(step: int, num_steps: int, steps_per_epoch: int, config: Optimiz
     share = step / warmup_steps
     return Settings(
         rate=decayed * share,
-        bias_rate=config.warmup_bias_rate + (decayed - config.warmup_bias_rate) * share,
+        bias_rate=config.first_bias_rate + (decayed - config.first_bias_rate) * share,
         momentum=config.warmup_momentum + (config.momentum - config.warmup_momentum) * share,
     )
 
