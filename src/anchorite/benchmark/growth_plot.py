@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def plot_curves(curves: Sequence[Curve], folder: Path) -> list[Path]:
-    """Write FOLDER/growth-NAME.png for each curve, with medians and quartiles; dotted, what proportional growth would be."""
+    """Write FOLDER/growth-NAME.png for each curve, medians with quartiles; dotted: proportional growth."""
     folder.mkdir(parents=True, exist_ok=True)
     return [_plot(curve, folder / f"growth-{curve.name}.png") for curve in curves]
 
