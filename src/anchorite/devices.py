@@ -18,6 +18,7 @@ _NEVER_TRIM = 2**31 - 1
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+CompileName = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,17 @@ def _fast_bf16_of_cpu() -> str:
     if torch.cpu._is_avx512_bf16_supported():
         return "AVX512-BF16"
     return ""
+
+
+def choose_compile(name: CompileName, device: torch.device, one_size: bool) -> tuple[bool, str]:
+    """Whether torch.compile is to fuse the step, and why. one_size: all batches have the same height and width."""
+    if name != "auto":
+        return name == "on", "as asked for"
+    if device.type == "cpu":
+        return False, "on a CPU it takes minutes to compile and gains nothing over oneDNN's bf16 in channels_last"
+    if not one_size:
+        return False, "each size of multi-scale training would be compiled anew"
+    return True, "on a GPU it fuses normalisation and activation, and the terms of the loss"
 
 
 def keep_freed_memory() -> bool:

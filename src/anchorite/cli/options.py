@@ -59,6 +59,9 @@ class RecipeOptions:
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="Number format of the convolutions.")
     ] = None
+    compile: Annotated[
+        Literal["auto", "on", "off"] | None, Parameter(help="torch.compile for the step; auto: by device.")
+    ] = None
     workers: Annotated[int | None, Parameter(help="Loader processes; 0 for none.")] = None
 
     def given(self) -> dict[str, Any]:

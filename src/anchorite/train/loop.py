@@ -8,17 +8,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from anchorite.anchors import AnchorSet
 from anchorite.data import DatasetIndex
-from anchorite.errors import DivergedError, InputError
+from anchorite.errors import InputError
 from anchorite.evaluate import ValidationResult
 from anchorite.files import write_text_atomically
 from anchorite.model import WeightsInfo, default_anchors, save_weights
 from anchorite.train.checkpoint import Progress, has_checkpoint, load_latest, save_checkpoint
 from anchorite.train.events import EpochDone, Listener, RunFinished, RunStarted, StepDone, ignore
+from anchorite.train.loss_watch import LossWatch
 from anchorite.train.preparation import Prepared, prepare
 from anchorite.train.recipe import Recipe
 from anchorite.train.run_folder import RunFolder, format_row
@@ -82,7 +82,14 @@ class _Run:
         self.folder = folder
         self.prepared = prepared
         self.listener = listener
-        self.step = TrainingStep(prepared.trainee, prepared.precision, recipe.optimizer.clip_norm, prepared.device)
+        self.step = TrainingStep(
+            prepared.trainee, prepared.precision, recipe.optimizer.clip_norm, prepared.device, prepared.compiled
+        )
+        self.watch = LossWatch(
+            prepared.device,
+            f"the last good state is in {folder.checkpoints}. "
+            "Lower optimizer.rate, or lengthen optimizer.warmup_epochs",
+        )
         self.info = WeightsInfo(recipe.model, dataset.class_names, prepared.trainee.detector.anchors, recipe.image_size)
         self.accumulation = recipe.optimizer.accumulation(recipe.batch)
         self.steps_per_epoch = math.ceil(len(prepared.loader) / self.accumulation)
@@ -121,7 +128,7 @@ class _Run:
         self.prepared.trainee.detector.train()
         loader, recipe = self.prepared.loader, self.recipe
         loader.set_epoch(epoch)
-        sums = torch.zeros(3, dtype=torch.float64)
+        self.watch.start(epoch)
         started, images, waited = time.perf_counter(), 0, 0.0
         num_batches = len(loader)
         step_number = progress.optimizer_steps
@@ -129,8 +136,7 @@ class _Run:
         asked = time.perf_counter()
         for number, batch in enumerate(loader, 1):
             waited += time.perf_counter() - asked
-            terms = self.step.accumulate(batch)
-            sums += self._checked(torch.stack(terms[1:]), epoch, number)
+            self.watch.take(self.step.accumulate(batch))
             if number % self.accumulation == 0 or number == num_batches:
                 total_steps = self.steps_per_epoch * recipe.epochs
                 settings = settings_at(step_number, total_steps, self.steps_per_epoch, recipe.optimizer)
@@ -139,10 +145,10 @@ class _Run:
                 step_number += 1
             images += len(batch.indices)
             spent = time.perf_counter() - started
-            self._tell_step(epoch, number, sums / number, images / spent, first)
+            self._tell_step(epoch, number, self.watch.means, images / spent, first)
             asked = time.perf_counter()
+        box, objectness, classification = self.watch.finish().tolist()
         seconds = time.perf_counter() - started
-        box, objectness, classification = (sums / num_batches).tolist()
         return {
             "epoch": epoch + 1,
             "train/box": box,
@@ -153,17 +159,6 @@ class _Run:
             "seconds/train": seconds,
             "seconds/data_wait": waited,
         }
-
-    def _checked(self, terms: Tensor, epoch: int, number: int) -> Tensor:
-        values = terms.double().cpu()
-        if not bool(values.isfinite().all()):
-            box, objectness, classification = values.tolist()
-            raise DivergedError(
-                f"training diverged: epoch {epoch + 1}, batch {number}: box {box}, objectness {objectness}, "
-                f"classification {classification}; the last good state is in {self.folder.checkpoints}. "
-                "Lower optimizer.rate, or lengthen optimizer.warmup_epochs"
-            )
-        return values
 
     def _tell_step(self, epoch: int, number: int, means: Tensor, speed: float, first: int) -> None:
         per_epoch = len(self.prepared.loader)

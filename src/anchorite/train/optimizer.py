@@ -88,7 +88,7 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float) -> torch.Tensor
     """Scale all gradients so that their common norm is at most `limit` (0: as they are); the norm before (scalar)."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients, foreach=True)
-    # Looking at the norm costs nothing on the CPU and saves a pass in most steps; elsewhere it would wait for the device.
+    # On the CPU a look at the norm saves a pass in most steps; elsewhere it would wait for the device.
     if limit > 0 and not (norm.device.type == "cpu" and bool(norm <= limit)):
         nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
     return norm

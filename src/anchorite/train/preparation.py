@@ -11,7 +11,7 @@ import torch
 
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
 from anchorite.data import DatasetIndex, ImageStore, Loader, LoaderConfig, Record, TrainSamples, make_loader
-from anchorite.devices import Precision, choose_device, choose_precision, keep_freed_memory
+from anchorite.devices import Precision, choose_compile, choose_device, choose_precision, keep_freed_memory
 from anchorite.errors import InputError
 from anchorite.evaluate import Validator
 from anchorite.loss import DetectionLoss
@@ -32,6 +32,7 @@ class Prepared:
     validator: Validator | None
     device: torch.device
     precision: Precision
+    compiled: bool
     decisions: tuple[str, ...]
 
 
@@ -51,7 +52,12 @@ def prepare(
         )
     device = choose_device(recipe.device)
     precision = choose_precision(recipe.precision, device)
-    decisions = [f"device {device}", f"precision {precision.name}: {precision.reason}"]
+    compiled, why = choose_compile(recipe.compile, device, one_size=recipe.multi_scale == 0)
+    decisions = [
+        f"device {device}",
+        f"precision {precision.name}: {precision.reason}",
+        f"torch.compile {'on' if compiled else 'off'}: {why}",
+    ]
     if device.type == "cpu" and keep_freed_memory():
         decisions.append("memory: freed blocks stay with the process, for the next step")
     torch.manual_seed(recipe.seed)
@@ -77,7 +83,7 @@ def prepare(
     validator, lack = _build_validator(recipe, dataset, listener)
     if lack is not None:
         decisions.append(f"{lack}: every epoch replaces best.safetensors, and no mAP is known")
-    return Prepared(trainee, loader, validator, device, precision, tuple(decisions))
+    return Prepared(trainee, loader, validator, device, precision, compiled, tuple(decisions))
 
 
 def choose_anchors(recipe: Recipe, records: tuple[Record, ...]) -> tuple[AnchorSet, str]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from anchorite.anchors import AnchorSet
 from anchorite.data import AugmentConfig
-from anchorite.devices import PrecisionName
+from anchorite.devices import CompileName, PrecisionName
 from anchorite.errors import InputError
 from anchorite.evaluate import ValidationConfig
 from anchorite.loss import LossConfig
@@ -52,6 +52,7 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0, le=1_000_000_000, description="seed of weights and augmentation")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: PrecisionName = Field("auto", description="auto, fp32, bf16 or fp16")
+    compile: CompileName = Field("auto", description="torch.compile for the step: auto (by device), on or off")
     workers: int | None = Field(None, ge=0, description="loader processes; empty: chosen by the machine")
     store: Literal["auto", "ram", "disk", "none"] = Field("auto", description="where decoded images are kept")
     multi_scale: float = Field(0.0, ge=0, le=0.5, description="batches of sizes 1 - x to 1 + x of image_size")

@@ -1,0 +1,49 @@
+"""A training step compiled whole, against the same in eager mode: python -m tests.train.compiled BACKEND
+
+Exits with an error where the compiler has to break the graph or a number differs. In float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import torch
+
+from anchorite.boxes import Targets
+from anchorite.data import Batch
+from anchorite.devices import Precision
+from anchorite.loss import DetectionLoss
+from anchorite.model import Detector, default_anchors
+from anchorite.train.average import AverageConfig, WeightAverage
+from anchorite.train.optimizer import OptimizerConfig, build_optimizer
+from anchorite.train.schedule import Settings
+from anchorite.train.step import Trainee, TrainingStep
+
+CPU = torch.device("cpu")
+
+
+def losses_and_weights(compiled: bool) -> list[torch.Tensor]:
+    """The losses of two steps, then the weights."""
+    torch.manual_seed(0)
+    detector = Detector("n", 4, default_anchors("n")).train()
+    criterion = DetectionLoss(detector.anchors, 4)
+    optimizer = build_optimizer(detector, OptimizerConfig())
+    average = WeightAverage(detector, AverageConfig())
+    trainee = Trainee(detector, criterion, optimizer, average, torch.amp.GradScaler("cpu", enabled=False))
+    step = TrainingStep(trainee, Precision("fp32", None, False, "test"), 10.0, CPU, compiled)
+    rows = torch.tensor([[0, 1, 0.5, 0.5, 0.3, 0.4], [1, 2, 0.3, 0.6, 0.1, 0.2], [1, 3, 0.7, 0.2, 0.6, 0.5]])
+    losses = []
+    for number in range(2):
+        images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+        batch = Batch(images, Targets.from_rows(rows[: 3 - number]), torch.arange(2))
+        losses.append(step.accumulate(batch).total)
+        step.apply(Settings(rate=0.01, bias_rate=0.01, momentum=0.9))
+    return [*losses, *detector.parameters()]
+
+
+if __name__ == "__main__":
+    torch.compile = functools.partial(torch.compile, backend=sys.argv[1])  # type: ignore[assignment]
+    for expected, found in zip(losses_and_weights(False), losses_and_weights(True), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    print(f"{sys.argv[1]}: equal")
