@@ -54,5 +54,9 @@ def _jitter_strip(
 
 def hue_table(shift: float) -> NDArray[np.uint8]:
     """The table (256,) uint8 that shifts OpenCV's hues by a fraction of the colour circle."""
-    steps = round(shift * NUM_HUES)
-    return ((np.arange(256) + steps) % NUM_HUES).astype(np.uint8)
+    return ((np.arange(256) + hue_steps(shift)) % NUM_HUES).astype(np.uint8)
+
+
+def hue_steps(shift: float) -> int:
+    """A shift of the hue, a fraction of the colour circle, in OpenCV's half degrees."""
+    return round(shift * NUM_HUES)

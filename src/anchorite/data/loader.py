@@ -46,6 +46,19 @@ class LoaderConfig(BaseModel):
     num_ranks: Annotated[int, Field(ge=1)] = 1
 
 
+def epoch_batches(samples: TrainSamples, config: LoaderConfig) -> EpochBatches:
+    """Which samples make which batch; InputError when there would be none."""
+    return EpochBatches(
+        len(samples),
+        samples.image_size,
+        config.batch_size,
+        samples.seed,
+        drop_last=config.drop_last,
+        multi_scale=(config.multi_scale, config.size_step),
+        rank=(config.rank, config.num_ranks),
+    )
+
+
 def make_loader(samples: TrainSamples, config: LoaderConfig, capacity: int | None = None) -> Loader:
     """The batches of `samples`, shuffled by (samples.seed, epoch).
 
@@ -64,15 +77,7 @@ class Loader:
 
     def __init__(self, samples: TrainSamples, config: LoaderConfig, capacity: int | None) -> None:
         self.samples, self.config, self.capacity = samples, config, capacity
-        self.batches = EpochBatches(
-            len(samples),
-            samples.image_size,
-            config.batch_size,
-            samples.seed,
-            drop_last=config.drop_last,
-            multi_scale=(config.multi_scale, config.size_step),
-            rank=(config.rank, config.num_ranks),
-        )
+        self.batches = epoch_batches(samples, config)
         self._pool: WorkerPool | None = None
         if config.workers:
             side = largest_side(samples.image_size, config.multi_scale, config.size_step)

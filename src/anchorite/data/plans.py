@@ -20,9 +20,9 @@ from anchorite.data.store import ImageStore
 
 
 class Tile(NamedTuple):
-    """One source image on a canvas: the index of its record, and how it gets there."""
+    """One image on a canvas: source, the index of its record, and how it gets there."""
 
-    index: int
+    source: int
     warp: Warp
 
 
@@ -52,4 +52,4 @@ def paint(plan: SamplePlan, store: ImageStore, canvas: NDArray[np.uint8]) -> Non
 def _paint_layer(tiles: tuple[Tile, ...], store: ImageStore, canvas: NDArray[np.uint8]) -> None:
     canvas.fill(FILL)
     for tile in tiles:
-        draw_warped(store.image(tile.index), tile.warp, canvas)
+        draw_warped(store.image(tile.source), tile.warp, canvas)

@@ -87,9 +87,10 @@ class EpochBatches:
         return per_rank // self.batch_size if self.drop_last else -(-per_rank // self.batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        return self._keys(self.epoch, self.start_batch)  # bound now: a later set_epoch leaves this pass alone
+        return self.of_epoch(self.epoch, self.start_batch)  # bound now: a later set_epoch leaves this pass alone
 
-    def _keys(self, epoch: int, start_batch: int) -> Iterator[list[SampleKey]]:
+    def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[list[SampleKey]]:
+        """The sample keys of an epoch's batches from one of them on, whatever `set_epoch` said."""
         number, num_ranks = self.rank
         order = epoch_order(self.num_samples, self.seed, epoch)
         order = np.resize(order, -(-len(order) // num_ranks) * num_ranks)[number::num_ranks]

@@ -194,11 +194,11 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
         Their order is that of the plans, layers, tiles and labels.
         """
         shown = [(place, tile) for place, plan in enumerate(plans) for layer in plan.layers for tile in layer]
-        counts = [self._starts[tile.index + 1] - self._starts[tile.index] for _, tile in shown]
+        counts = [self._starts[tile.source + 1] - self._starts[tile.source] for _, tile in shown]
         if not sum(counts):
             return _NO_ROWS
         labels = np.concatenate(
-            [np.arange(self._starts[tile.index], self._starts[tile.index + 1]) for _, tile in shown]
+            [np.arange(self._starts[tile.source], self._starts[tile.source + 1]) for _, tile in shown]
         )
         maps = np.stack([tile.warp.map for _, tile in shown]).repeat(counts, axis=0)
         seen_xyxy = np.array([tile.warp.seen for _, tile in shown], np.float64).repeat(counts, axis=0)

@@ -112,9 +112,20 @@ class ImageStore:
         return resized(image, self.sizes_hw[index])
 
     def _fill(self, pixels: NDArray[np.uint8], progress: Progress | None) -> None:
+        def keep(index: int, image: NDArray[np.uint8]) -> None:
+            pixels[self._starts[index] : self._starts[index + 1]] = image.reshape(-1)
+
+        self.decode_all(keep, progress)
+
+    def decode_all(self, keep: Callable[[int, NDArray[np.uint8]], None], progress: Progress | None = None) -> None:
+        """Decode and resize every image, on all cores; `keep` gets each one's index and pixels, from several threads.
+
+        Raises InputError naming the images that cannot be decoded, once all others are done.
+        """
+
         def fill_one(index: int) -> AnchoriteError | None:
             try:
-                pixels[self._starts[index] : self._starts[index + 1]] = self._decode(index).reshape(-1)
+                keep(index, self._decode(index))
             except AnchoriteError as error:
                 return error
             return None
