@@ -3,6 +3,8 @@
 from anchorite.data.augment_config import AugmentConfig
 from anchorite.data.batches import Batch
 from anchorite.data.decode import decode_image
+from anchorite.data.device_loader import Capacity, DeviceLoader
+from anchorite.data.device_store import DeviceStore, choose_place
 from anchorite.data.formats import open_dataset
 from anchorite.data.index import Adjustment, DatasetIndex, Record
 from anchorite.data.letterbox import LetterboxTransform, letterbox, letterbox_transform, rectangular_size
@@ -15,7 +17,10 @@ __all__ = [
     "Adjustment",
     "AugmentConfig",
     "Batch",
+    "Capacity",
     "DatasetIndex",
+    "DeviceLoader",
+    "DeviceStore",
     "ImageStore",
     "LetterboxTransform",
     "LetterboxedBatch",
@@ -25,6 +30,7 @@ __all__ = [
     "SampleKey",
     "StoreMode",
     "TrainSamples",
+    "choose_place",
     "decode_image",
     "letterbox",
     "letterbox_transform",

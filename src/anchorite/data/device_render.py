@@ -54,7 +54,7 @@ def render(
     if jitters:
         hue, saturation, value = (colours[:, column, None, None] for column in (1, 2, 3))
         channels = jittered(channels, hue, saturation, value)
-    return torch.stack(channels, dim=-1).to(torch.uint8).permute(0, 3, 1, 2)
+    return torch.stack([channel.to(torch.uint8) for channel in channels], dim=-1).permute(0, 3, 1, 2)
 
 
 def _layer(pixels: Tensor, starts: Tensor, tiles: Tensor, widths: Tensor, size: int, taps: int) -> Channels:
@@ -149,27 +149,34 @@ def blended(first: Channels, second: Channels, share: Tensor) -> Channels:
 
 
 def jittered(channels: Channels, hue: Tensor, saturation: Tensor, value: Tensor) -> Channels:
-    """Colours with the hue (in half degrees) shifted, saturation and value scaled, saturating; rounded as uint8 HSV is.
+    """Colours with the hue (in half degrees) shifted, saturation and value scaled, saturating.
 
-    hue, saturation, value: (B, 1, 1) of each image.
+    hue, saturation, value: (B, 1, 1) of each image. Rounded at each step as OpenCV rounds uint8 images, whose quotients
+    are tables of 4096ths, and which drops the fraction on the way back.
     """
     red, green, blue = channels
     brightest = torch.maximum(torch.maximum(red, green), blue)
     spread = brightest - torch.minimum(torch.minimum(red, green), blue)
-    chroma = (spread * 255 / brightest.clamp_min(1) + 0.5).floor()
+    chroma = _by_4096ths(spread, 255, brightest)
     sixths = torch.where(
         brightest == red,
         green - blue,
         torch.where(brightest == green, blue - red + 2 * spread, red - green + 4 * spread),
     )
-    angle = (sixths * 30 / spread.clamp_min(1) + 0.5).floor() + hue
-    angle = (angle - 180 * (angle / 180).floor()) / 30  # in sixths of the circle
-    chroma = (chroma * saturation).round().clamp_max(255)
-    brightest = (brightest * value).round().clamp_max(255)
-    spread = brightest * chroma / 255
+    angle = _by_4096ths(sixths, 30, spread) + hue
+    angle = (angle - 180 * (angle / 180).floor()) * (1 / 30)  # in sixths of the circle
+    chroma = (chroma * saturation).round().clamp_max(255) * (1 / 255)
+    brightest = (brightest * value).round().clamp_max(255) * (1 / 255)
     changed = []
     for turn in (5, 3, 1):  # each channel is a trapezium of the angle
         along = angle + turn
         along = along - 6 * (along / 6).floor()
-        changed.append((brightest - spread * torch.minimum(along, 4 - along).clamp(0, 1)).round())
+        lack = torch.minimum(along, 4 - along).clamp(0, 1)
+        changed.append((brightest * (1 - chroma * lack) * 255).floor())
     return changed[0], changed[1], changed[2]
+
+
+def _by_4096ths(number: Tensor, factor: int, divisor: Tensor) -> Tensor:
+    """number * factor / divisor (0 divides as 1) to the nearest whole number, the quotient first to 4096ths."""
+    quotient = (factor * 4096 / divisor.clamp_min(1)).round()
+    return ((number * quotient + 2048) / 4096).floor()

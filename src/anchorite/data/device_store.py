@@ -74,7 +74,8 @@ class DeviceStore:
     """The images of `records`, resized so that the longer side is `long_side` pixels, for painting on `device`.
 
     place: "device" keeps them there; "host" in this machine's memory (pinned for a CUDA device), from where each batch
-    copies those it shows. Call `build` once before use. The first pixel is not an image's: it has the canvas's colour.
+    copies those it shows; it may be set until `build` is called, once, before use. The first pixel is not an image's:
+    it has the canvas's colour.
     """
 
     def __init__(

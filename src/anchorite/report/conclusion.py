@@ -39,7 +39,7 @@ def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
     records = dataset.splits.get("val", ())
     if records:
         detector, info = load_weights(folder.best)
-        validator = Validator(records, info.class_names, recipe.image_size, recipe.batch, recipe.store)
+        validator = Validator(records, info.class_names, recipe.image_size, recipe.batch, recipe.image_store)
         precision = choose_precision(recipe.precision, device)
         result: ValidationResult = validator.run(detector, recipe.validation, device, precision.dtype)
         result.save_plots(run_folder / "plots")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
-from anchorite.data import DatasetIndex, ImageStore, Loader, LoaderConfig, Record, TrainSamples, make_loader
+from anchorite.data import DatasetIndex, DeviceLoader, Loader, Record
 from anchorite.devices import Precision, choose_compile, choose_device, choose_precision, keep_freed_memory
 from anchorite.errors import InputError
 from anchorite.evaluate import Validator
@@ -18,6 +17,7 @@ from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, default_anchors, to_channels_last
 from anchorite.train.average import WeightAverage
 from anchorite.train.events import Listener, StoreProgress, ignore
+from anchorite.train.loading import build_loader
 from anchorite.train.optimizer import build_optimizer
 from anchorite.train.recipe import Recipe
 from anchorite.train.step import Trainee
@@ -28,7 +28,7 @@ class Prepared:
     """What a run works with. decisions: one sentence for each value that was chosen, not given."""
 
     trainee: Trainee
-    loader: Loader
+    loader: Loader | DeviceLoader
     validator: Validator | None
     device: torch.device
     precision: Precision
@@ -65,21 +65,8 @@ def prepare(
     decisions.append(sentence)
     trainee = _build_trainee(recipe, dataset, chosen, device, precision)
     decisions.append(_describe_gains(trainee.criterion))
-    workers = default_workers(device) if recipe.workers is None else recipe.workers
-    store = ImageStore(records, recipe.image_size, mode=recipe.store)
-    store.build(_tell(listener, "train"))
-    samples = TrainSamples(store, records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs)
-    loader = make_loader(
-        samples,
-        LoaderConfig(
-            batch_size=recipe.batch,
-            workers=workers,
-            multi_scale=recipe.multi_scale,
-            size_step=chosen.strides[-1],
-            pin_memory=device.type == "cuda",
-        ),
-    )
-    decisions.append(f"images in store: {store.mode}; {workers} loader processes")
+    loader, sentences = build_loader(recipe, records, device, chosen.strides[-1], _tell(listener, "train"))
+    decisions += sentences
     validator, lack = _build_validator(recipe, dataset, listener)
     if lack is not None:
         decisions.append(f"{lack}: every epoch replaces best.safetensors, and no mAP is known")
@@ -115,12 +102,6 @@ def sides_at_network_size(records: tuple[Record, ...], image_size: int) -> np.nd
         boxes_xyxy = record.boxes_xyxy[~record.ignored]
         sides.append((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * (image_size / max(record.width, record.height)))
     return np.concatenate(sides)
-
-
-def default_workers(device: torch.device) -> int:
-    """Loader processes when the recipe names none: none beside a CPU's convolutions, up to 8 beside a GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if device.type == "cpu" else min(8, max(1, cores - 1))
 
 
 def _tell(listener: Listener, split: str) -> Callable[[int, int], None]:
@@ -159,7 +140,7 @@ def _build_validator(recipe: Recipe, dataset: DatasetIndex, listener: Listener) 
         dataset.class_names,
         recipe.image_size,
         recipe.batch,
-        recipe.store,
+        recipe.image_store,
         progress=_tell(listener, "val"),
     )
     is_labelled = class_counts(records, len(dataset.class_names)).any()

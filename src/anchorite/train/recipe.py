@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from anchorite.anchors import AnchorSet
-from anchorite.data import AugmentConfig
+from anchorite.data import AugmentConfig, StoreMode
 from anchorite.devices import CompileName, PrecisionName
 from anchorite.errors import InputError
 from anchorite.evaluate import ValidationConfig
@@ -54,7 +54,7 @@ class Recipe(BaseModel):
     precision: PrecisionName = Field("auto", description="auto, fp32, bf16 or fp16")
     compile: CompileName = Field("auto", description="torch.compile for the step: auto (by device), on or off")
     workers: int | None = Field(None, ge=0, description="loader processes; empty: chosen by the machine")
-    store: Literal["auto", "ram", "disk", "none"] = Field("auto", description="where decoded images are kept")
+    store: Literal["auto", "device", "ram", "disk", "none"] = Field("auto", description="where decoded images are kept")
     multi_scale: float = Field(0.0, ge=0, le=0.5, description="batches of sizes 1 - x to 1 + x of image_size")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better mAP; 0 never")
     class_bias_from_data: bool = Field(True, description="start class biases from the classes' frequencies")
@@ -86,6 +86,11 @@ class Recipe(BaseModel):
         if "model" in info.data and anchors.rows is not None:
             AnchorSet.from_rows(anchors.rows, default_anchors(info.data["model"]).strides)
         return anchors
+
+    @property
+    def image_store(self) -> StoreMode:
+        """How images are kept that the processor draws: validation's always, training's where not on the device."""
+        return "auto" if self.store == "device" else self.store
 
     def anchor_table(self, strides: Sequence[int]) -> AnchorSet | None:
         """The recipe's own anchors, or None."""

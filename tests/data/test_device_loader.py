@@ -1,0 +1,196 @@
+"""Batches made on the device: the same samples, targets and order as those of the processor's loader."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anchorite.data import device_loader
+from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.batches import Batch
+from anchorite.data.device_loader import CAPACITY_STEP, Capacity, DeviceLoader, choose_capacity
+from anchorite.data.loader import LoaderConfig, epoch_batches, make_loader
+from anchorite.errors import InputError
+from tests.data.device_cases import EVERYTHING, SIZE, STRAIGHT, TURNED, Case, make_case, needs_cuda
+
+
+def sha(batches: list[Batch]) -> str:
+    state = hashlib.sha256()
+    for batch in batches:
+        for tensor in (batch.images, batch.targets.rows, batch.targets.valid, batch.indices):
+            assert tensor is not None
+            state.update(str(tensor.shape).encode() + tensor.contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
+def batches_of(case: Case, epochs: range = range(2), **options: Any) -> list[Batch]:
+    batches = []
+    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4, **options)) as loader:
+        for epoch in epochs:
+            loader.set_epoch(epoch)
+            batches += list(loader)
+    return batches
+
+
+def ordinary_batches(case: Case, epochs: range = range(2), **options: Any) -> list[Batch]:
+    batches = []
+    with make_loader(case.samples, LoaderConfig(batch_size=4, **options)) as loader:
+        for epoch in epochs:
+            loader.set_epoch(epoch)
+            batches += list(loader)
+    return batches
+
+
+@pytest.mark.parametrize(
+    "config", [AugmentConfig(), STRAIGHT, TURNED, EVERYTHING], ids=["default", "straight", "turned", "all"]
+)
+@pytest.mark.parametrize("multi_scale", [0.0, 0.5])
+def test_targets_and_order_are_equal_to_the_processors(
+    tmp_path: Path, config: AugmentConfig, multi_scale: float
+) -> None:
+    case = make_case(tmp_path, config, num_records=11)
+    epochs, num_plans = range(8), 0
+    ours = batches_of(case, epochs, multi_scale=multi_scale)
+    expected = ordinary_batches(case, epochs, multi_scale=multi_scale)
+    for batch, other in zip(ours, expected, strict=True):
+        assert torch.equal(batch.targets.compact().rows, other.targets.rows)
+        assert torch.equal(batch.indices, other.indices)
+        assert batch.images.shape == other.images.shape
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert (batch.images.int() - other.images.int()).abs().float().mean() < 1.5
+        num_plans += len(batch.indices)
+    assert num_plans == 88
+    assert [len(batch.indices) for batch in ours[:3]] == [4, 4, 3], "the rest of an epoch is a smaller batch"
+    assert len({batch.images.shape[-1] for batch in ours}) == (
+        1 if not multi_scale else len({b.images.shape[-1] for b in expected})
+    )
+
+
+def test_the_last_epochs_are_letterboxed_images(tmp_path: Path) -> None:
+    config = AugmentConfig(
+        **{**AugmentConfig.none().model_dump(), "mosaic": 1.0, "mixup": 1.0, "close_mosaic_epochs": 1}
+    )
+    case = make_case(tmp_path, config, num_epochs=2)
+    mosaics, closed = batches_of(case, range(1)), batches_of(case, range(1, 2))
+    for batch, other in zip(closed, ordinary_batches(case, range(1, 2)), strict=True):
+        assert torch.equal(batch.images, other.images)
+        assert torch.equal(batch.targets.compact().rows, other.targets.rows)
+    assert sum(len(b.targets.compact()) for b in mosaics) > sum(len(b.targets.compact()) for b in closed)
+
+
+def test_batches_are_the_same_every_time_and_wherever_images_lie(tmp_path: Path) -> None:
+    device = make_case(tmp_path, EVERYTHING, 11)
+    expected = sha(batches_of(device))
+    assert sha(batches_of(device, prefetch=1)) == expected
+    host = make_case(tmp_path, EVERYTHING, 11, place="host")
+    assert sha(batches_of(host)) == expected
+    assert sha(batches_of(device, range(1, 3))) != expected
+
+
+def test_an_epoch_can_begin_at_any_batch_and_be_left_early(tmp_path: Path) -> None:
+    case = make_case(tmp_path, EVERYTHING, 11)
+    whole = batches_of(case, range(1))
+    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4)) as loader:
+        assert len(loader) == 3
+        iterator = iter(loader)
+        next(iterator)
+        iterator.close()  # type: ignore[attr-defined]
+        assert not any(thread.name == "anchorite-batches" for thread in threading.enumerate())
+        assert sha(list(loader)) == sha(whole)
+        loader.set_epoch(0, start_batch=1)
+        assert sha(list(loader)) == sha(whole[1:])
+    assert len(DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4, drop_last=True))) == 2
+
+
+def test_targets_are_padded_and_none_is_lost(tmp_path: Path) -> None:
+    case = make_case(tmp_path, STRAIGHT, 11)
+    config = LoaderConfig(batch_size=4)
+    chosen = choose_capacity(case.samples, epoch_batches(case.samples, config))
+    counts = [len(batch.targets.rows) for batch in ordinary_batches(case, range(1))]
+    assert chosen.num_rows % CAPACITY_STEP == 0
+    assert chosen.num_rows >= max(counts)
+    assert f"at most {max(counts)} in 3 batches" in chosen.reason
+    for batch in batches_of(case):
+        assert len(batch.targets) == chosen.num_rows
+        assert batch.targets.is_padded
+    tight = Capacity(64, "given")
+    assert [tight.rows_for(number) for number in (0, 64, 65, 128, 129)] == [64, 64, 128, 128, 192]
+
+
+def test_a_batch_with_more_targets_than_rows_gets_more_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_loader, "CAPACITY_STEP", 2)
+    case = make_case(tmp_path, STRAIGHT, 11)
+    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4), Capacity(2, "given")) as loader:
+        batches = list(loader)
+    expected = ordinary_batches(case, range(1))
+    assert max(len(batch.targets) for batch in batches) > 2
+    for batch, other in zip(batches, expected, strict=True):
+        assert torch.equal(batch.targets.compact().rows, other.targets.rows)
+        assert len(batch.targets) - len(other.targets) in (0, 1)
+
+
+def test_background_images_alone_have_no_valid_target(tmp_path: Path) -> None:
+    from tests.data.device_cases import case_of
+    from tests.data.test_samples import make_records
+
+    empty = [record for record in make_records(tmp_path, 9) if not len(record.boxes_xyxy)]
+    for batch in batches_of(case_of(empty, EVERYTHING)):
+        assert batch.targets.valid is not None
+        assert not batch.targets.valid.any()
+        assert np.unique(batch.images.numpy()).size > 10
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    case = make_case(tmp_path, STRAIGHT, 3)
+    with pytest.raises(InputError, match="no batch"):
+        DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4, drop_last=True))
+
+
+@pytest.mark.slow
+def test_compiled_painting_fills_up_and_cuts_off_the_last_batch(tmp_path: Path) -> None:
+    case = make_case(tmp_path, STRAIGHT, 5)
+    config = LoaderConfig(batch_size=4)
+    with DeviceLoader(case.samples, case.store, config, compiled=True) as loader:
+        assert loader.painting == "by a compiled kernel"
+        compiled = list(loader)
+    for batch, other in zip(compiled, batches_of(case, range(1)), strict=True):
+        assert batch.images.shape == other.images.shape
+        assert (batch.images.int() - other.images.int()).abs().max() <= 1
+        assert torch.equal(batch.targets.rows, other.targets.rows)
+
+
+def test_a_compiler_that_fails_is_told_and_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(_function: object) -> Any:
+        def fail(*_: object) -> None:
+            raise RuntimeError("no C++ compiler\nand a long story")
+
+        return fail
+
+    monkeypatch.setattr(device_loader.torch, "compile", no_compiler)
+    case = make_case(tmp_path, STRAIGHT, 5)
+    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4), compiled=True) as loader:
+        assert loader.painting == "operator by operator, as compiling failed: RuntimeError: no C++ compiler"
+        assert sha(list(loader)) == sha(batches_of(case, range(1)))
+
+
+def test_on_cuda_batches_lie_there_with_equal_targets(tmp_path: Path) -> None:
+    needs_cuda()
+    from anchorite.data.device_store import DeviceStore
+
+    case = make_case(tmp_path, EVERYTHING, 11)
+    for place in ("device", "host"):
+        store = DeviceStore(case.store.images.records, SIZE, "cuda", place)  # type: ignore[arg-type]
+        store.build()
+        for compiled in (False, True):
+            loader = DeviceLoader(case.samples, store, LoaderConfig(batch_size=4), compiled=compiled)
+            for batch, other in zip(loader, batches_of(case, range(1)), strict=True):
+                assert batch.images.device.type == "cuda"
+                assert torch.equal(batch.targets.rows.cpu(), other.targets.rows)
+                assert ((batch.images.cpu().int() - other.images.int()).abs() > 1).float().mean() < 1e-3
