@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from anchorite.benchmark.datasets import dataset_for, described, split_of
+from anchorite.benchmark.device_loader import device_loader_figures
 from anchorite.benchmark.results import Comparison, Figure, Floor, Outcome, faster
 from anchorite.benchmark.settings import Settings
 from anchorite.benchmark.timing import Sample, interleaved
@@ -41,6 +42,9 @@ def benchmark_loader(settings: Settings) -> Outcome:
             comparisons += more
             figures += speeds
             figures += [_delivered(settings, samples, workers) for workers in _WORKERS]
+            if settings.device.type == "cuda":
+                epochs = settings.rounds_or(_EPOCHS)
+                figures += device_loader_figures(records, config, size, _batch(settings), settings.device, epochs)
         facts = {"data": described(dataset, settings), "batch": _batch(settings), "recipe": "small-data, mosaic 1.0"}
     return Outcome("loader", tuple(comparisons), tuple(figures), facts)
 

@@ -100,7 +100,7 @@ class DeviceLoader:
     def _try_compiled(self) -> None:
         """Compile now, on the first batch, so that a compiler that is missing or fails is known before training."""
         try:
-            self._finished(self._planned(next(self.batches.of_epoch(0))))
+            self._finished(self.planned(next(self.batches.of_epoch(0))))
             self.painting = "by a compiled kernel"
         except Exception as error:  # compilers fail in many ways, and none of them must keep a run from starting
             self._compiled = None
@@ -121,13 +121,14 @@ class DeviceLoader:
     def _made(self, batches: Iterator[list[SampleKey]]) -> Generator[Batch, None, None]:
         def plan(_stop: object) -> Generator[PlannedBatch, None, None]:
             for keys in batches:
-                yield self._planned(keys)
+                yield self.planned(keys)
 
         with closing(ahead(plan, self.config.prefetch)) as planned_batches:  # type: ignore[type-var]
             for planned in planned_batches:
                 yield self._finished(planned)
 
-    def _planned(self, keys: list[SampleKey]) -> PlannedBatch:
+    def planned(self, keys: list[SampleKey]) -> PlannedBatch:
+        """A batch as the thread hands it over, before any pixel is touched."""
         plans = [self.samples.plan(key) for key in keys]
         # A compiled kernel is made for one B: the last, smaller batch is filled up, and cut off again.
         num_images = self.config.batch_size if self._compiled is not None else None

@@ -1,0 +1,23 @@
+"""The figures of the device's loader: one a place and way of painting, each of whole epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from anchorite.benchmark.device_loader import device_loader_figures
+from anchorite.data.augment_config import AugmentConfig
+from tests.data.test_samples import make_records
+
+
+def test_every_place_is_measured_and_planning_apart(tmp_path: Path) -> None:
+    records = make_records(tmp_path)
+    figures = device_loader_figures(records, AugmentConfig(), 64, 4, torch.device("cpu"), 2, compiled=(False,))
+    assert [figure.name for figure in figures] == [
+        "64 px, images on the device, painted operator by operator",
+        "64 px, images on the host, painted operator by operator",
+        "64 px, planning",
+    ]
+    assert all(figure.value > 0 for figure in figures)
+    assert figures[2].value > figures[0].value
