@@ -26,6 +26,7 @@ DRAWN = slice(10, 14)  # lowest x and y, and the bounds of x and y, that are dra
 HELD = slice(14, 18)  # lowest x and y, highest x and y: coordinates are held in this range
 REACH = slice(18, 20)  # half the width and height, in source pixels, of the area averaged; 0 to interpolate instead
 NUM_COLUMNS = 20
+MOSAIC_TILES = 4
 _EVERYWHERE = (-math.inf, -math.inf, math.inf, math.inf)
 # OpenCV counts in 32nds of a pixel: nearest to 0 lies what is less than a 64th away.
 _EDGE = 1 / 64
@@ -58,7 +59,8 @@ def plan_batch(
     """
     num_images = num_images or len(plans)
     num_layers = max(len(plan.layers) for plan in plans)
-    num_tiles = max(1, *(len(layer) for plan in plans for layer in plan.layers))
+    # One or a mosaic's four, nothing between, so that few shapes occur and few kernels are compiled.
+    num_tiles = MOSAIC_TILES if any(len(layer) > 1 for plan in plans for layer in plan.layers) else 1
     shape = (num_images, num_layers, num_tiles)
     sources, widths = np.full(shape, -1, np.int64), np.zeros(shape, np.int64)
     numbers = np.zeros((*shape, NUM_COLUMNS))
