@@ -83,16 +83,14 @@ class DetectionLoss(nn.Module):
         maps = [level.objectness() for level in levels]
         grid_sizes = [(int(objectness.shape[2]), int(objectness.shape[3])) for objectness in maps]
         found = assign_to(targets, self._anchors_cells, grid_sizes, self.config.ratio_limit)
-        matched = [level.at(f.image, f.anchor, f.row, f.column) for level, f in zip(levels, found, strict=True)]
+        # All levels behind each other, because each operator costs more than its work at these sizes.
+        picked = torch.cat([of.at(f.image, f.anchor, f.row, f.column) for of, f in zip(levels, found, strict=True)])
         with _without_autocast(maps[0].device.type):
             maps = [_in_loss_precision(objectness) for objectness in maps]
-            return self._terms(maps, _in_loss_precision(torch.cat(matched)), found)
+            return self._terms(maps, _in_loss_precision(picked), found)
 
     def _terms(self, maps: list[Tensor], logits: Tensor, found: list[Assignment]) -> LossTerms:
-        """The loss from objectness maps (B, A, H, W), one a level, and the logits (P, 5 + K) of all levels' candidates.
-
-        Levels are put behind each other, because each operator costs more than its work at these sizes.
-        """
+        """The loss from objectness maps (B, A, H, W), one a level, and the logits (P, 5 + K) of all candidates."""
         config = self.config
         valid = torch.cat([level.valid for level in found])
         shares = torch.cat([share_of_each(level.valid, logits.dtype) for level in found])

@@ -132,22 +132,23 @@ class ReadPlaces(torch.autograd.Function):
         logits = cells.new_empty((cell.shape[0], weight.shape[1]))
         for which, rows in enumerate(by_anchor):
             torch.addmm(bias[which], found[rows], weight[which].t(), out=logits[rows])
-        ctx.save_for_backward(found, weight, cell, order)
-        ctx.by_anchor, ctx.num_cells = by_anchor, cells.shape[0]
+        # The cells themselves, which are alive anyway, not the rows found: with a hundred objects an image those weigh
+        # as much as a level's feature, and to pick them again takes little.
+        ctx.save_for_backward(cells, weight, cell, order)
+        ctx.by_anchor = by_anchor
         return logits.index_select(0, order.argsort())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_logits: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Gradients of cells (sparse), weight and bias."""
-        found, weight, cell, order = ctx.saved_tensors
-        of_logits = of_logits.index_select(0, order)
+        cells, weight, cell, order = ctx.saved_tensors
+        of_logits, found = of_logits.index_select(0, order), cells.index_select(0, cell)
         of_found, of_weight = torch.empty_like(found), torch.empty_like(weight)
         of_bias = weight.new_empty(weight.shape[:2])
         for which, rows in enumerate(ctx.by_anchor):
             torch.mm(of_logits[rows], weight[which], out=of_found[rows])
             torch.mm(of_logits[rows].t(), found[rows], out=of_weight[which])
             torch.sum(of_logits[rows], dim=0, out=of_bias[which])
-        shape = (ctx.num_cells, found.shape[1])
-        of_cells = torch.sparse_coo_tensor(cell[None], of_found, shape, check_invariants=False)
+        of_cells = torch.sparse_coo_tensor(cell[None], of_found, cells.shape, check_invariants=False)
         return of_cells, of_weight, of_bias, None, None
