@@ -13,6 +13,6 @@ settings.load_profile("anchorite")
 
 # In tests, every call of the heart's rooms is held to the shapes and types that its signature states. A whole number
 # passes for a float (is_pep484_tower), as it does for type checkers.
-CHECKED_ROOMS = ("anchorite.boxes", "anchorite.anchors")
+CHECKED_ROOMS = ("anchorite.boxes", "anchorite.anchors", "anchorite.loss")
 assert not any(room in sys.modules for room in CHECKED_ROOMS), "imported too early to be checked"
 install_import_hook(CHECKED_ROOMS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -11,6 +11,7 @@ from jaxtyping import TypeCheckError
 
 from anchorite.anchors import AnchorSet, decode_boxes, decode_level
 from anchorite.boxes import Targets, cxcywh_to_xyxy, nms, paired_iou, pairwise_iou_xyxy
+from anchorite.loss.terms import bce_sum, class_targets, weighted_sum
 
 BOXES, ANCHORS = torch.zeros(3, 4), torch.ones(3, 2)
 
@@ -28,6 +29,9 @@ BOXES, ANCHORS = torch.zeros(3, 4), torch.ones(3, 2)
         lambda: decode_level(torch.zeros(1, 2, 6, 4, 4), ANCHORS, 8),
         lambda: Targets(torch.zeros(2, 5)),
         lambda: Targets(torch.zeros(2, 6), torch.ones(3, dtype=torch.bool)),
+        lambda: class_targets(torch.zeros(3), 5, 0.0, torch.float32),
+        lambda: bce_sum(BOXES, BOXES[:2], 1.0),
+        lambda: weighted_sum(BOXES[:, 0], torch.zeros(2), torch.ones(3, dtype=torch.bool)),
         lambda: AnchorSet.coco_p5().pixels("float32"),  # type: ignore[arg-type]
     ],
 )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from anchorite.anchors import AnchorSet
@@ -24,14 +25,14 @@ class Assignment:
     P is the number of candidates and all are valid; for padded targets P = 5 * A * T and the rest is masked.
     """
 
-    image: Tensor
-    anchor: Tensor
-    row: Tensor
-    column: Tensor
-    target: Tensor
-    class_index: Tensor
-    box: Tensor
-    valid: Tensor
+    image: Int64[Tensor, " P"]
+    anchor: Int64[Tensor, " P"]
+    row: Int64[Tensor, " P"]
+    column: Int64[Tensor, " P"]
+    target: Int64[Tensor, " P"]
+    class_index: Int64[Tensor, " P"]
+    box: Float64[Tensor, "P 4"]
+    valid: Bool[Tensor, " P"]
 
 
 def assign(
@@ -47,7 +48,7 @@ def assign(
 
 @torch.no_grad()
 def assign_to(
-    targets: Targets, anchors_cells: Tensor, grid_sizes: Sequence[tuple[int, int]], ratio_limit: float
+    targets: Targets, anchors_cells: Float64[Tensor, "L A 2"], grid_sizes: Sequence[tuple[int, int]], ratio_limit: float
 ) -> list[Assignment]:
     """`assign` for anchors (L, A, 2) float64 in cells that lie on the device already.
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from anchorite.anchors import AnchorSet, decode_boxes
@@ -32,10 +33,10 @@ class LossTerms(NamedTuple):
     without B.
     """
 
-    total: Tensor
-    box: Tensor
-    objectness: Tensor
-    classification: Tensor
+    total: Float[Tensor, ""]
+    box: Float[Tensor, ""]
+    objectness: Float[Tensor, ""]
+    classification: Float[Tensor, ""]
 
 
 def initial_balance(num_levels: int) -> tuple[float, ...]:

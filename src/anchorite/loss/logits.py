@@ -6,18 +6,26 @@ Legend: B images, A anchors, K classes, H, W grid rows and columns, P candidates
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
+@runtime_checkable
 class LevelLogits(Protocol):
     """Logits of one level, however they are held."""
 
-    def objectness(self) -> Tensor:
+    def objectness(self) -> Float[Tensor, "B A H W"]:
         """(B, A, H, W) objectness logits, everywhere."""
 
-    def at(self, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def at(
+        self,
+        image: Int64[Tensor, " P"],
+        anchor: Int64[Tensor, " P"],
+        row: Int64[Tensor, " P"],
+        column: Int64[Tensor, " P"],
+    ) -> Float[Tensor, "P logits"]:
         """(P, 5 + K) logits at the given places, index tensors (P,) int64."""
 
 
@@ -27,11 +35,17 @@ class DenseLogits:
 
     logits: Tensor
 
-    def objectness(self) -> Tensor:
+    def objectness(self) -> Float[Tensor, "B A H W"]:
         """(B, A, H, W) objectness logits, a view."""
         return self.logits[:, :, 4]
 
-    def at(self, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def at(
+        self,
+        image: Int64[Tensor, " P"],
+        anchor: Int64[Tensor, " P"],
+        row: Int64[Tensor, " P"],
+        column: Int64[Tensor, " P"],
+    ) -> Float[Tensor, "P logits"]:
         """(P, 5 + K) logits at the given places."""
         batch, num_anchors, channels, height, width = self.logits.shape
         by_place = self.logits.permute(0, 1, 3, 4, 2).reshape(batch * num_anchors * height * width, channels)

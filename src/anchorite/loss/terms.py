@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -15,7 +16,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from anchorite.loss.assign import Assignment
 
 
-def bce_with_focus(logits: Tensor, targets: Tensor, pos_weight: float, focal_gamma: float) -> Tensor:
+def bce_with_focus(
+    logits: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"], pos_weight: float, focal_gamma: float
+) -> Float[Tensor, "*shape"]:
     """Binary cross-entropy of each element, times the focal factor if gamma > 0; targets may be soft.
 
     The factor is (t*0.25 + (1-t)*0.75) * (1 - p_t)^gamma, p_t = t*p + (1-t)*(1-p) (focal loss: arXiv:1708.02002).
@@ -32,8 +35,12 @@ def bce_with_focus(logits: Tensor, targets: Tensor, pos_weight: float, focal_gam
 
 
 def bce_sum(
-    logits: Tensor, targets: Tensor, weights: Tensor | float, pos_weight: float = 1, focal_gamma: float = 0
-) -> Tensor:
+    logits: Float[Tensor, "*shape"],
+    targets: Float[Tensor, "*shape"],
+    weights: Tensor | float,
+    pos_weight: float = 1,
+    focal_gamma: float = 0,
+) -> Float[Tensor, ""]:
     """Sum of weights * `bce_with_focus`; weights, a number or a tensor that broadcasts, get no gradient.
 
     Without options the gradient is one pass over the logits, with nothing kept for it but logits and targets.
@@ -73,7 +80,9 @@ def smoothed_targets(label_smoothing: float) -> tuple[float, float]:
     return 1 - label_smoothing / 2, label_smoothing / 2
 
 
-def class_targets(class_index: Tensor, num_classes: int, label_smoothing: float, dtype: torch.dtype) -> Tensor:
+def class_targets(
+    class_index: Int64[Tensor, " P"], num_classes: int, label_smoothing: float, dtype: torch.dtype
+) -> Float[Tensor, "P K"]:
     """(P, K) targets of the class term: the positive one at each candidate's class."""
     positive, negative = smoothed_targets(label_smoothing)
     targets = torch.full((class_index.shape[0], num_classes), negative, dtype=dtype, device=class_index.device)
@@ -81,8 +90,8 @@ def class_targets(class_index: Tensor, num_classes: int, label_smoothing: float,
 
 
 def objectness_targets(
-    assignment: Assignment, iou: Tensor, shape: tuple[int, int, int, int], gr: float, collision: str
-) -> Tensor:
+    assignment: Assignment, iou: Float[Tensor, " P"], shape: tuple[int, int, int, int], gr: float, collision: str
+) -> Float[Tensor, " places"]:
     """(B * H * W * A,) targets of the objectness term: (1 - gr) + gr * max(iou, 0) at matched places, else 0.
 
     iou: (P,) without gradient; shape: (B, H, W, A). Where several candidates hit a place, the last in canonical order
@@ -110,12 +119,14 @@ def objectness_targets(
     return targets[:num_places]
 
 
-def share_of_each(valid: Tensor, dtype: torch.dtype) -> Tensor:
+def share_of_each(valid: Bool[Tensor, " P"], dtype: torch.dtype) -> Float[Tensor, " P"]:
     """(P,) the weight of each candidate of a level in the level's mean: 1 / n for n valid ones."""
     return valid.to(dtype) / valid.sum().clamp(min=1)
 
 
-def weighted_sum(values: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
+def weighted_sum(
+    values: Float[Tensor, " P"], weights: Float[Tensor, " P"], valid: Bool[Tensor, " P"]
+) -> Float[Tensor, ""]:
     """Sum of weights * values, each (P,), over the valid ones."""
     # where, not the weight alone: a masked candidate may hold anything, and 0 * inf is not 0.
     return (torch.where(valid, values, 0) * weights).sum()
