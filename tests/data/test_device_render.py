@@ -251,9 +251,9 @@ def test_cuda_paints_the_same_and_never_waits(tmp_path: Path) -> None:
 def test_few_shapes_occur_however_many_tiles_are_seen(tmp_path: Path) -> None:
     case = make_case(tmp_path, STRAIGHT.model_copy(update={"translation": 0.6}))
     plans = [case.samples.plan(key) for key in keys_of(case, 10)]
-    assert {len(plan.layers[0]) for plan in plans} >= {3, 4}, "some tiles lie outside of the canvas"
+    assert {len(plan.layers[0]) for plan in plans} >= {1, 2, 4}, "some tiles lie outside of the canvas"
     shapes = {plan_batch([plan], case.store.images.sizes_hw).tiles.shape for plan in plans}
-    assert shapes == {(1, 1, 4, 20)}
+    assert shapes == {(1, 1, 1, 20), (1, 1, 4, 20)}
     single = make_case(tmp_path, AugmentConfig.none())
     plan = plan_batch([single.samples.plan(key) for key in keys_of(single, 1)], single.store.images.sizes_hw)
     assert plan.tiles.shape == (6, 1, 1, 20)

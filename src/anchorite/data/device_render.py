@@ -163,8 +163,7 @@ def jittered(channels: Channels, hue: Tensor, saturation: Tensor, value: Tensor)
         green - blue,
         torch.where(brightest == green, blue - red + 2 * spread, red - green + 4 * spread),
     )
-    angle = _by_4096ths(sixths, 30, spread) + hue
-    angle = (angle - 180 * (angle / 180).floor()) * (1 / 30)  # in sixths of the circle
+    angle = (_by_4096ths(sixths, 30, spread) + hue) * (1 / 30)  # in sixths of the circle
     chroma = (chroma * saturation).round().clamp_max(255) * (1 / 255)
     brightest = (brightest * value).round().clamp_max(255) * (1 / 255)
     changed = []
