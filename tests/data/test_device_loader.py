@@ -124,6 +124,14 @@ def test_targets_are_padded_and_none_is_lost(tmp_path: Path) -> None:
     assert [tight.rows_for(number) for number in (0, 64, 65, 128, 129)] == [64, 64, 128, 128, 192]
 
 
+def test_the_capacity_leaves_a_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_loader, "CAPACITY_STEP", 1)
+    case = make_case(tmp_path, STRAIGHT, 11)
+    fullest = max(len(batch.targets.rows) for batch in ordinary_batches(case, range(1)))
+    chosen = choose_capacity(case.samples, epoch_batches(case.samples, LoaderConfig(batch_size=4)))
+    assert chosen.num_rows == fullest * 5 // 4
+
+
 def test_a_batch_with_more_targets_than_rows_gets_more_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_loader, "CAPACITY_STEP", 2)
     case = make_case(tmp_path, STRAIGHT, 11)
@@ -164,6 +172,25 @@ def test_compiled_painting_fills_up_and_cuts_off_the_last_batch(tmp_path: Path) 
         assert batch.images.shape == other.images.shape
         assert (batch.images.int() - other.images.int()).abs().max() <= 1
         assert torch.equal(batch.targets.rows, other.targets.rows)
+
+
+def test_a_kernel_for_one_batch_size_serves_the_last_batch_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def only_watch(function: Any) -> Any:
+        def call(pixels: torch.Tensor, starts: torch.Tensor, *others: Any) -> torch.Tensor:
+            seen.append(len(starts))
+            return function(pixels, starts, *others)
+
+        return call
+
+    monkeypatch.setattr(device_loader.torch, "compile", only_watch)
+    case = make_case(tmp_path, STRAIGHT, 11)
+    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4), compiled=True) as loader:
+        assert loader.painting == "by a compiled kernel"
+        batches = list(loader)
+    assert set(seen) == {4}
+    assert sha(batches) == sha(batches_of(case, range(1)))
 
 
 def test_a_compiler_that_fails_is_told_and_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
