@@ -60,8 +60,9 @@ STILL = {f"augment__{name}": 0.0 for name in ("mosaic", "mixup", "hue", "saturat
 @pytest.mark.parametrize(
     ("overrides", "tolerances"),
     [
-        # Without augmentation every pixel is equal; padded targets round otherwise than compact ones.
-        ({**STILL, "augment__flip_horizontal": 0.0}, (1e-4, 1e-3)),
+        # Without augmentation every pixel is equal, but padded targets round otherwise than compact ones: told by the
+        # first epoch. Later ones tell only how fast two runs part that differ by rounding (1.3e-3 by step 4 on BCCD).
+        ({**STILL, "augment__flip_horizontal": 0.0, "epochs": 1}, (2e-5, 2e-5)),
         # With it, pixels differ by a level here and there, which a network of batches of 4 soon makes more of.
         ({}, (0.02, 0.12)),
     ],
@@ -73,7 +74,7 @@ def test_training_with_images_on_the_device_learns_the_same(
     losses = {}
     for store in ("ram", "device"):
         recorder = Recorder()
-        train(small_recipe(store=store, epochs=4, **overrides), scenes(), tmp_path / store, recorder)
+        train(small_recipe(**{"store": store, "epochs": 4, **overrides}), scenes(), tmp_path / store, recorder)
         (started,) = recorder.of(RunStarted)
         assert any(f"images in store: {store}" in decision for decision in started.decisions)
         rows = [done.row for done in recorder.of(EpochDone)]
