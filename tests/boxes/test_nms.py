@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorite.boxes.nms import nms
+from anchorite.boxes.nms import nms, nms_of_sorted
 from anchorite.boxes.pairwise import pairwise_iou_xyxy
 from tests.boxes.slow_nms import slow_nms
 
@@ -119,6 +121,72 @@ def test_boxes_of_no_area_suppress_nothing_but_are_kept():
 def test_nothing_in_nothing_out():
     for class_ids in (None, torch.zeros(0, dtype=torch.int64)):
         assert nms(torch.zeros(0, 4), torch.zeros(0), class_ids, 0.5, 10).tolist() == []
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Blocks and windows so small that a few boxes take many of them."""
+    module = sys.modules["anchorite.boxes.nms"]
+    monkeypatch.setattr(module, "_SETTLED_CPU", 30)
+    monkeypatch.setattr(module, "_WINDOW_CPU", 17)
+    monkeypatch.setattr(module, "_PAIRS_CPU", 50)
+
+
+def batch_case(seed: int, spread: float = 500.0):
+    """Four images of up to 90 boxes, some of none, best first; beyond an image's count lies what must not be read."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes, classes = torch.full((4, 90, 4), torch.nan), torch.full((4, 90), 99)
+    counts = torch.randint(0, 91, (4,), generator=generator)
+    counts[seed % 4] = 0
+    for image, count in enumerate(counts.tolist()):
+        found, scores, class_ids = random_case(seed + image, count, num_classes=70, num_spots=3)
+        order = scores.sort(descending=True, stable=True).indices
+        boxes[image, :count] = found[order] * (spread / 500)
+        classes[image, :count] = class_ids[order] // 20 * 20  # of numbers far apart, yet few
+    return boxes, classes, counts
+
+
+def check_batch(boxes, classes, counts, iou_limit, max_detections):
+    kept = nms_of_sorted(boxes, classes, counts, iou_limit, max_detections)
+    for image, count in enumerate(counts.tolist()):
+        rows = boxes[image, :count].double().tolist()
+        labels = None if classes is None else classes[image, :count].tolist()
+        expected = slow_nms(rows, [1.0 - 0.001 * i for i in range(count)], labels, iou_limit, max_detections)
+        assert kept[image].nonzero()[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("max_detections", [7, 300])
+def test_a_batch_equals_the_slow_loop_image_by_image(small_steps, seed, max_detections):
+    boxes, classes, counts = batch_case(seed)
+    check_batch(boxes.nan_to_num(777.0), classes, counts, 0.3, max_detections)
+    check_batch(boxes.nan_to_num(777.0), None, counts, 0.3, max_detections)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1.0, 1e6, 1e18])
+def test_boxes_of_any_unit_are_compared_exactly(small_steps, scale):
+    # Coordinates whose areas leave float32, or whose digits are lost where classes are shifted apart.
+    for seed in range(3):
+        boxes, classes, counts = batch_case(seed, spread=scale)
+        check_batch(boxes.nan_to_num(0.0), classes, counts, 0.3, 300)
+
+
+def test_coordinates_that_are_not_numbers_beyond_the_counts_do_no_harm(small_steps):
+    boxes, classes, counts = batch_case(3)
+    check_batch(boxes, classes, counts, 0.3, 300)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_close_calls_between_blocks_are_decided_exactly(small_steps, agnostic):
+    # Pairs with an IoU of exactly 1/2 or a float32 step beside it, so far apart in score that no block holds both.
+    heights = torch.tensor([0.5, 0.50000006, 0.49999997]).repeat(10)
+    left = torch.arange(30.0) * 8
+    tall = torch.stack([left, torch.zeros(30), left + 1, torch.ones(30)], dim=1)
+    low = torch.stack([left, torch.zeros(30), left + 1, heights], dim=1)
+    boxes = torch.cat([tall, low])[None]
+    classes = torch.full((1, 60), 6999)
+    kept = nms_of_sorted(boxes, None if agnostic else classes, torch.tensor([60]), 0.5, 300)[0, 30:]
+    assert kept.tolist() == [True, False, True] * 10
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

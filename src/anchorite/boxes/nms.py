@@ -1,28 +1,38 @@
-"""Greedy non-maximum suppression, exact and deterministic, in plain tensor operations.
+"""Greedy non-maximum suppression, exact and deterministic, of a whole batch at once in plain tensor operations.
 
 The rule: go through the boxes from the best score to the worst (equal scores: lower index first) and keep a box unless
-it overlaps one already kept, of the same class, by more than the limit. Whether a box stays depends only on boxes in
-front of it, so the list is worked off in blocks: strike out what the kept ones suppress, settle the block among itself,
-keep its survivors; stop as soon as enough are kept. A block costs two matrices of overlaps, not one step per kept box.
+it overlaps one already kept, of the same class, by more than the limit. All images advance together, a block of their
+best undecided boxes at a time: settle the block among itself, strike out what its survivors suppress, close the gaps,
+until nothing is undecided or enough are kept.
 
-Classes are compared as numbers. Shifting the boxes of each class far apart would save that, but costs float32
-coordinates the digits that decide close calls. Overlaps are float64 for the same reason: products of float32 sides
-are exact there, so CPU and CUDA decide alike.
+What is struck out is decided by float32 arithmetic where that is beyond doubt, and by float64 in the rare close calls.
+Products of float32 sides are exact in float64, so CPU and CUDA decide alike. For the float32 part boxes of different
+classes are shifted apart, on a square lattice that keeps the shifts short; what that costs in digits counts as doubt.
 
-Legend: N boxes, M boxes of a block.
+Legend: B images, P boxes of an image, best first, R of them undecided, M boxes of a block, S survivors.
 """
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
+
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from anchorite.boxes.pairwise import pairwise_overlap_xyxy
 
-# Boxes of a block: on the CPU arithmetic costs, on an accelerator each round trip does.
-_BLOCK_CPU = 128
-_BLOCK_ACCELERATOR = 2048
+# Pairs within the blocks of a batch: on the CPU arithmetic costs, on an accelerator each round trip does.
+_SETTLED_CPU, _SETTLED_ACCELERATOR = 2**16, 2**24
+# Boxes looked ahead at: those far behind are often never reached, since enough are kept before.
+_WINDOW_CPU, _WINDOW_ACCELERATOR = 1024, 8192
+# Pairs compared at a time: on the CPU what stays in its cache.
+_PAIRS_CPU, _PAIRS_ACCELERATOR = 2**19, 2**26
+_ROUNDS_AT_A_TIME = 2
+# Of the largest coordinate, what float32 may lose of a side: rounding of two shifted edges, and of the area after that.
+_LOST = 2.0**-20
+_LATTICE_COLUMNS = 32
 
 
 def nms(
@@ -38,37 +48,177 @@ def nms(
     or None for one pool. A box goes when its IoU with a kept one is above `iou_limit` (equal stays).
     """
     order = torch.sort(scores, descending=True, stable=True).indices
-    boxes_xyxy = boxes_xyxy.double()
-    kept = order[:0]
-    for block in order.split(_BLOCK_CPU if scores.device.type == "cpu" else _BLOCK_ACCELERATOR):
-        if kept.numel() >= max_detections:
+    classes = None if class_ids is None else class_ids[order][None]
+    counts = torch.full((1,), len(order), device=order.device)
+    return order[nms_of_sorted(boxes_xyxy[order][None], classes, counts, iou_limit, max_detections)[0]]
+
+
+def nms_of_sorted(
+    boxes_xyxy: Float[Tensor, "B P 4"],
+    class_ids: Int[Tensor, "B P"] | None,
+    counts: Int64[Tensor, " B"],
+    iou_limit: float,
+    max_detections: int,
+) -> Bool[Tensor, "B P"]:
+    """Which boxes to keep (B, P) of each image, by the rule of `nms`.
+
+    boxes_xyxy: (B, P, 4), the first counts (B,) of each image in falling order of score, the others never looked at.
+    """
+    num_images, num_boxes = boxes_xyxy.shape[:2]
+    # One more column, where answers about nothing go.
+    kept = torch.zeros(num_images, num_boxes + 1, dtype=torch.bool, device=boxes_xyxy.device)
+    is_cpu = kept.device.type == "cpu"
+    block_length = math.isqrt((_SETTLED_CPU if is_cpu else _SETTLED_ACCELERATOR) // max(1, num_images)) + 1
+    field = _Field(boxes_xyxy, class_ids, iou_limit)
+    columns = torch.arange(num_boxes, device=kept.device).expand(num_images, -1)
+    window = _WINDOW_CPU if is_cpu else _WINDOW_ACCELERATOR
+    for start in range(0, num_boxes, window):
+        ahead = columns[:, start : start + window]
+        is_open = (ahead < counts[:, None]) & (kept[:, :-1].sum(dim=1, keepdim=True) < max_detections)
+        if not is_open.any():
             break
-        free = block[~_suppresses(boxes_xyxy, class_ids, kept, block, iou_limit).any(dim=0)]
-        survivors = free[_settle(_suppresses(boxes_xyxy, class_ids, free, free, iou_limit))]
-        kept = torch.cat([kept, survivors])
-    return kept[:max_detections]
+        if start:
+            is_open &= ~field.struck_out(_packed(columns[:, :start], kept[:, :start])[0], ahead)
+        _decide(field, *_packed(ahead, is_open), kept, max_detections, block_length)
+    kept = kept[:, :-1]
+    return kept & (kept.cumsum(dim=1) <= max_detections)
 
 
-def _suppresses(boxes_xyxy: Tensor, class_ids: Tensor | None, over: Tensor, under: Tensor, iou_limit: float) -> Tensor:
-    """Whether each box of the indices `over` (N,) overlaps each of `under` (M,) too much: (N, M) bool."""
-    overlap, union = pairwise_overlap_xyxy(boxes_xyxy[over], boxes_xyxy[under])
-    too_much = overlap > union.mul_(iou_limit)
-    if class_ids is None:
-        return too_much
-    return too_much & (class_ids[over][:, None] == class_ids[under])
+def _decide(
+    field: _Field, columns: Tensor, counts: Tensor, kept: Tensor, max_detections: int, block_length: int
+) -> None:
+    """Write into `kept` (B, P + 1) which of the first counts (B,) of `columns` (B, R) stay; no others suppress them."""
+    while columns.shape[1]:
+        places = torch.arange(columns.shape[1], device=kept.device)
+        block, rest = columns[:, :block_length], columns[:, block_length:]
+        is_survivor = field.settled(block) & (places[:block_length] < counts[:, None])
+        kept.scatter_(1, torch.where(is_survivor, block, kept.shape[1] - 1), True)
+        if not rest.shape[1]:
+            return
+        is_open = (places[block_length:] < counts[:, None]) & (kept[:, :-1].sum(dim=1, keepdim=True) < max_detections)
+        is_open &= ~field.struck_out(_packed(block, is_survivor)[0], rest)
+        columns, counts = _packed(rest, is_open)
 
 
-def _settle(suppresses: Tensor) -> Tensor:
-    """Which boxes (M,) survive, given whom each would suppress (M, M), in order of score.
+class _Field:
+    """The boxes (B, P, 4) of a batch, prepared for comparing them; `columns` (B, N) below choose among each image's."""
+
+    def __init__(self, boxes_xyxy: Tensor, class_ids: Tensor | None, iou_limit: float) -> None:
+        self.exact_xyxy = boxes_xyxy.double()
+        self.class_ids = class_ids
+        self.iou_limit = iou_limit
+
+    def settled(self, columns: Tensor) -> Tensor:
+        """Which boxes survive the better ones among the same columns, (B, M)."""
+        boxes_xyxy = self.exact_xyxy.gather(1, columns[..., None].expand(-1, -1, 4))
+        classes = None if self.class_ids is None else self.class_ids.gather(1, columns)
+        place = torch.arange(columns.shape[1], device=columns.device)
+        return _greedy(self._suppresses(boxes_xyxy, classes, boxes_xyxy, classes) & (place[:, None] < place))
+
+    def struck_out(self, survivors: Tensor, rest: Tensor) -> Tensor:
+        """Whether each of the columns `rest` (B, R) overlaps one of `survivors` (B, S) too much."""
+        over, under = self._sketched(survivors), self._sketched(rest)
+        step = max(1, self._scratch.shape[1] // max(1, rest.numel()))
+        most = torch.full(rest.shape, -torch.inf, device=rest.device)
+        for start in range(0, survivors.shape[1], step):
+            part = slice(start, start + step)
+            most = torch.maximum(most, _largest_excess(over[:, :, part], under, self._scratch))
+        excess, doubt = most - under[4], under[5]
+        result = excess > doubt
+        image, place = (~result & ~(excess < -doubt)).nonzero(as_tuple=True)
+        if image.numel():
+            result[image, place] = self._exactly_struck_out(image, survivors[image], rest[image, place])
+        return result
+
+    def _exactly_struck_out(self, image: Tensor, survivors: Tensor, columns: Tensor) -> Tensor:
+        """`struck_out` in float64 of single boxes: columns (N,) of the images (N,), survivors (N, S)."""
+        image, columns = image[:, None], columns[:, None]
+        over_classes = under_classes = None
+        if self.class_ids is not None:
+            over_classes, under_classes = self.class_ids[image, survivors], self.class_ids[image, columns]
+        over_xyxy, under_xyxy = self.exact_xyxy[image, survivors], self.exact_xyxy[image, columns]
+        return self._suppresses(over_xyxy, over_classes, under_xyxy, under_classes)[:, :, 0].any(dim=1)
+
+    def _suppresses(
+        self, over: Tensor, over_classes: Tensor | None, under: Tensor, under_classes: Tensor | None
+    ) -> Tensor:
+        """Whether each box of `over` (B, N, 4) overlaps each of `under` (B, M, 4) too much: (B, N, M)."""
+        overlap, union = pairwise_overlap_xyxy(over, under)
+        too_much = overlap > union.mul_(self.iou_limit)
+        if over_classes is None or under_classes is None:
+            return too_much
+        return too_much & (over_classes[:, :, None] == under_classes[:, None])
+
+    def _sketched(self, columns: Tensor) -> Tensor:
+        return self._sketch.gather(2, columns.expand(6, -1, -1))
+
+    @cached_property
+    def _scratch(self) -> Tensor:
+        pairs = _PAIRS_CPU if self.exact_xyxy.device.type == "cpu" else _PAIRS_ACCELERATOR
+        return self.exact_xyxy.new_empty((3, max(pairs, self.exact_xyxy[..., 0].numel())), dtype=torch.float32)
+
+    @cached_property
+    def _sketch(self) -> Tensor:
+        """The boxes for comparing them in float32, (6, B, P): right, -left, bottom, -top, share and doubt.
+
+        IoU > t where an intersection exceeds t / (1 + t) of both areas together: each box has its share of that. doubt:
+        how far an overlap has to be from that limit for float32 to be believed.
+        """
+        left, top, right, bottom = self.exact_xyxy.unbind(dim=2)
+        width, height = (right - left).clamp(min=0), (bottom - top).clamp(min=0)
+        area = width * height
+        if self.class_ids is not None:
+            extent = self.exact_xyxy.amax() - self.exact_xyxy.amin() + 1
+            row = self.class_ids.div(_LATTICE_COLUMNS, rounding_mode="floor")
+            shift_x, shift_y = (self.class_ids - _LATTICE_COLUMNS * row) * extent, row * extent
+            left, top, right, bottom = left + shift_x, top + shift_y, right + shift_x, bottom + shift_y
+        edges = torch.stack([right, -left, bottom, -top])
+        lost = _LOST * edges.abs().amax()
+        doubt = lost * (width + height + lost)
+        share = area * (self.iou_limit / (1 + self.iou_limit))
+        return torch.cat([edges, share[None], doubt[None]]).float()
+
+
+def _largest_excess(over: Tensor, under: Tensor, scratch: Tensor) -> Tensor:
+    """The most by which an overlap exceeds the better box's share of the limit, for each box of `under`: (B, R).
+
+    over, under: sketches (6, B, S) and (6, B, R); scratch: (3, at least B * S * R).
+    """
+    right, left, bottom, top, share, _ = over[..., None].unbind()
+    under_right, under_left, under_bottom, under_top, _, _ = under[:, :, None].unbind()
+    shape = (*over.shape[1:], under.shape[2])
+    width, height, other = (buffer[: math.prod(shape)].view(shape) for buffer in scratch)
+    torch.minimum(right, under_right, out=width).add_(torch.minimum(left, under_left, out=other))
+    torch.minimum(bottom, under_bottom, out=height).add_(torch.minimum(top, under_top, out=other)).clamp_(min=0)
+    return torch.addcmul(-share, width, height, out=width).amax(dim=1)
+
+
+def _packed(columns: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """The chosen of `columns` (B, R), in their order and without gaps, and how many an image has, (B,).
+
+    Column 0 fills up the shorter rows: the best box of an image, which is always kept, so that it does no harm to
+    compare others with it once more.
+    """
+    places = chosen.cumsum(dim=1)
+    counts = places[:, -1]
+    length = int(counts.max())
+    packed = columns.new_zeros(len(columns), length + 1)
+    # Whatever is not chosen goes into the last column, which is dropped.
+    packed.scatter_(1, torch.where(chosen, places - 1, length), columns)
+    return packed[:, :length], counts
+
+
+def _greedy(suppresses: Tensor) -> Tensor:
+    """Which boxes (B, M) survive, given whom each would suppress (B, M, M), better before worse.
 
     Repeats "a box survives if no survivor in front suppresses it", starting from all. Box 1 is right at once, box i
     at the latest in round i, so the fixed point is the greedy answer; real images take about as many rounds as their
     longest chain of overlaps, a handful.
     """
-    suppresses = suppresses.triu(diagonal=1)
-    survives = ~suppresses.any(dim=0)
-    survives_before = torch.ones_like(survives)
-    while not torch.equal(survives, survives_before):
-        survives_before = survives
-        survives = ~(suppresses & survives[:, None]).any(dim=0)
-    return survives
+    suppresses = suppresses.view(torch.uint8)  # the largest of bytes is found several times faster than any of bools
+    survives = 1 - suppresses.amax(dim=1)
+    while True:
+        for _ in range(_ROUNDS_AT_A_TIME):
+            before, survives = survives, 1 - (suppresses * survives[:, :, None]).amax(dim=1)
+        if torch.equal(survives, before):
+            return survives.bool()
