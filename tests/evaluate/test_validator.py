@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.boxes import Targets
+from anchorite.boxes import Targets, clip_xyxy
+from anchorite.data.letterbox import letterbox_transform
 from anchorite.errors import DivergedError, InputError
 from anchorite.evaluate import ValidationConfig, Validator
+from anchorite.evaluate.validator import _as_founds
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector, WeightsInfo, default_anchors
-from anchorite.predict import PredictConfig, Predictor
+from anchorite.model.fold import is_folded
+from anchorite.predict import BatchDetections, PredictConfig, Predictor
 from tests.evaluate.scenes import ANCHORS, CLASS_NAMES, ColourDetector, make_record, make_records
 
 SIZE = 320
@@ -78,6 +81,57 @@ def test_validation_config_decides_what_is_kept(validator):
     assert defaults.predict_config() == PredictConfig(
         confidence=0.001, iou_limit=defaults.iou_limit, max_detections=300, multi_label=True
     )
+
+
+def test_inputs_are_rectangles_unless_squares_are_asked_for(validator, records):
+    for config, expected in (
+        (ValidationConfig(), {(224, 320), (320, 192), (320, 320), (288, 320), (320, 224)}),
+        (ValidationConfig(rectangular=False), {(320, 320)}),
+    ):
+        shapes: list[tuple[int, int]] = []
+        result = validator.run(ColourDetector(lambda images, seen=shapes: seen.append(images.shape[2:])), config)
+        assert {tuple(shape) for shape in shapes} == expected
+        assert result.metrics.map == pytest.approx(1.0)
+
+
+def test_boxes_of_a_batch_move_back_as_each_transform_moves_them(tmp_path):
+    rng = np.random.default_rng(0)
+    counts = [3, 0, 40, 1]
+    transforms = [letterbox_transform(hw, (320, 256)) for hw in ((480, 640), (97, 61), (1000, 333), (320, 256))]
+    lows = rng.uniform(-30, 280, (sum(counts), 2))
+    boxes = torch.from_numpy(np.concatenate([lows, lows + rng.uniform(0, 90, lows.shape)], axis=1)).float()
+    scores, class_ids = torch.rand(sum(counts)), torch.arange(sum(counts))
+    founds = _as_founds(BatchDetections(boxes, scores, class_ids, torch.tensor(counts)), transforms)
+    dropped = 0
+    for found, transform, boxes_xyxy, of_image in zip(
+        founds, transforms, boxes.split(counts), class_ids.split(counts), strict=True
+    ):
+        height, width = transform.source_size_hw
+        expected = clip_xyxy(transform.to_source(boxes_xyxy.double()), width, height)
+        inside = (expected[:, 2:] > expected[:, :2]).all(dim=1)
+        np.testing.assert_array_equal(found.boxes_xyxy, expected[inside].numpy())
+        np.testing.assert_array_equal(found.class_ids, of_image[inside].numpy())
+        np.testing.assert_array_equal(found.scores, scores[of_image[inside]].double().numpy())
+        dropped += int((~inside).sum())
+    assert dropped > 0
+
+
+def test_what_runs_is_folded_and_finds_the_same_and_the_detector_stays_as_it_was(records, monkeypatch):
+    torch.manual_seed(0)
+    detector = Detector("n", 3, default_anchors("n")).train()
+    detector(torch.rand(4, 3, 64, 64))  # statistics that are not those of the start
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    validator = Validator(records, CLASS_NAMES, SIZE)
+    config = ValidationConfig(confidence=1e-5, max_detections=30)
+    folded = validator.run(detector, config)
+    assert not is_folded(detector)
+    assert detector.training
+    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
+    monkeypatch.setattr("anchorite.evaluate.validator.fold_batch_norm", lambda detector: detector)
+    plain = validator.run(detector, config)
+    assert sum(map(len, plain.founds)) > 100
+    for one, other in zip(folded.founds, plain.founds, strict=True):
+        np.testing.assert_allclose(np.sort(one.scores), np.sort(other.scores), rtol=1e-3)
 
 
 def test_losses_are_means_over_images(tmp_path):

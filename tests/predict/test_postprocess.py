@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from anchorite.anchors import AnchorSet, decode_level
 from anchorite.predict.config import PredictConfig
-from anchorite.predict.postprocess import detections_from_logits
+from anchorite.predict.postprocess import _least_logit, batch_detections, detections_from_logits
 from tests.boxes.slow_nms import slow_nms
 from tests.predict.fakes import plant, silent_logits
 
@@ -91,6 +91,40 @@ def test_the_cap_keeps_the_best_candidates(max_candidates):
 def test_low_precision_logits_are_decoded_in_float32():
     logits = random_logits(2, 3, dtype=torch.bfloat16)
     check_equals_plain(logits, P5, PredictConfig(confidence=0.2))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_logits_with_many_ties_rank_as_the_plain_implementation_ranks_them(seed, multi_label):
+    # Whole numbers: scores repeat by the hundred, and are equal in bfloat16 and float32.
+    logits = [level.round().to(torch.bfloat16) for level in random_logits(seed, 3)]
+    config = PredictConfig(confidence=0.001, multi_label=multi_label, iou_limit=0.4, max_candidates=120)
+    check_equals_plain(logits, P5, config)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1e-30, 1e-3, 0.5, 0.999, 1 - 1e-9, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_place_that_reaches_the_confidence_is_left_out(confidence, dtype):
+    tiny = torch.logspace(-12, 0, 1001)
+    ranges = [torch.linspace(low, high, 10_001) for low, high in ((-80, 80), (-7, -6.8), (6.8, 7), (9, 18))]
+    logits = torch.cat([tiny, -tiny, *ranges]).to(dtype)
+    reaches = logits.float().sigmoid() >= confidence
+    assert (logits >= _least_logit(confidence))[reaches].all()
+    assert not (logits >= _least_logit(confidence))[logits.float().sigmoid() < confidence * 0.3].any()
+
+
+def test_a_batch_is_its_images_one_after_another():
+    logits = random_logits(7, 3, num_images=5)
+    for level in logits:
+        level[2, :, 4] = -30.0  # nothing in this one
+    config = PredictConfig(confidence=0.1, max_candidates=60)
+    batch = batch_detections(logits, P5, config)
+    singles = [detections_from_logits([level[i : i + 1] for level in logits], P5, config)[0] for i in range(5)]
+    assert batch.counts.tolist() == [len(one) for one in singles]
+    assert batch.counts[2] == 0
+    for of_batch, single in zip(batch.cpu().split(), singles, strict=True):
+        torch.testing.assert_close(of_batch.boxes_xyxy, single.boxes_xyxy)
+        assert of_batch.class_ids.tolist() == single.class_ids.tolist()
 
 
 def test_channels_last_views_give_the_same_bits():

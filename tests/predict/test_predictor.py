@@ -177,6 +177,8 @@ def test_an_unreadable_image_is_raised_or_reported_and_the_others_go_on(predicto
     errors: list[Exception] = []
     assert len(list(predictor.stream(sources, on_unreadable=errors.append))) == 2
     assert sorted(Path(str(error).split(":")[0]).name for error in errors) == ["bad.jpg", "missing.jpg"]
+    assert list(predictor.stream(bad, on_unreadable=errors.append)) == []
+    assert "bad.jpg" in str(errors[2])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ class ValidationConfig(BaseModel):
 
     confidence: least score. iou_limit: of two boxes that overlap by more than this, the weaker one goes.
     max_detections: most boxes of an image (COCO's numbers use the best 100 of each class). class_agnostic: boxes of
-    different classes compete too. multi_label: a place answers for every class above the confidence.
+    different classes compete too. multi_label: a place answers for every class above the confidence. rectangular: each
+    image in the smallest network input that holds it, else in a square one, which computes on padding.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -22,7 +23,8 @@ class ValidationConfig(BaseModel):
     max_detections: int = Field(default=300, ge=1)
     class_agnostic: bool = False
     multi_label: bool = True
+    rectangular: bool = True
 
     def predict_config(self) -> PredictConfig:
         """The same limits as prediction takes them."""
-        return PredictConfig(**self.model_dump())
+        return PredictConfig(**self.model_dump(exclude={"rectangular"}))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anchorite.boxes import Targets, clip_xyxy
+from anchorite.boxes import Targets
 from anchorite.data import (
     ImageStore,
     LetterboxedBatch,
@@ -29,8 +29,9 @@ from anchorite.evaluate.stopwatch import Stopwatch
 from anchorite.evaluate.targets import batch_targets
 from anchorite.loss import LossTerms
 from anchorite.metrics import Found, Truth, coco_metrics
-from anchorite.model import Detector
-from anchorite.predict import RawDetections, detections_from_logits
+from anchorite.model import Detector, fold_batch_norm, to_channels_last
+from anchorite.model.fold import is_folded
+from anchorite.predict import BatchDetections, batch_detections
 
 Progress = Callable[[int, int], None]
 Criterion = Callable[[Sequence[Tensor], Targets], LossTerms]
@@ -82,8 +83,9 @@ class Validator:
     ) -> ValidationResult:
         """Measure a detector on every image, boxes in pixels of the original images.
 
-        device: where to run, by default where the detector is; detector and criterion are moved there. They come back
-        in the mode (training or not) they came in. autocast_dtype: None for none. With `criterion`, the losses are
+        What runs is a copy with its batch normalisation folded. device: where to run, by default where the detector
+        is; detector and criterion are moved there. They come back in the mode (training or not) they came in.
+        autocast_dtype: None for none. With `criterion`, the losses are
         measured too, each image with the same weight. Raises InputError when the detector's classes do not fit or the
         image size is no multiple of its coarsest stride, DivergedError naming an image when its output is not finite.
         """
@@ -92,19 +94,23 @@ class Validator:
         device = _device_of(detector) if device is None else torch.device(device)
         for module in modules:
             module.to(device)
-        predict_config = (config or ValidationConfig()).predict_config()
-        batches = letterboxed_batches(self._store, self.image_size, self.batch_size, detector.strides[-1])
+        config = config or ValidationConfig()
+        predict_config = config.predict_config()
+        network = _made_fast(detector, autocast_dtype)
+        batches = letterboxed_batches(
+            self._store, self.image_size, self.batch_size, detector.strides[-1], config.rectangular
+        )
         found_by_index: dict[int, Found] = {}
         sums = torch.zeros(3, dtype=torch.float64)
         stopwatch = Stopwatch()
         with torch.inference_mode(), _evaluating(modules):
             for batch in stopwatch.waiting("data", batches):
                 with stopwatch("forward"):
-                    logits = _forward(detector, batch.images, device, autocast_dtype)
+                    logits = _forward(network, batch.images, device, autocast_dtype)
                     self._check_finite(logits, batch)  # also waits for the device
                 with stopwatch("nms"):
-                    raw = [one.cpu() for one in detections_from_logits(logits, detector.anchors, predict_config)]
-                    found_by_index |= self._found_in_source(raw, batch)
+                    raw = batch_detections(logits, detector.anchors, predict_config).cpu()
+                    found_by_index |= dict(zip(batch.indices.tolist(), _as_founds(raw, batch.transforms), strict=True))
                 if criterion is not None:
                     with stopwatch("loss"):
                         terms = criterion(logits, batch_targets(self.records, batch).to(device))
@@ -124,40 +130,52 @@ class Validator:
 
     def _check_finite(self, logits: Sequence[Tensor], batch: LetterboxedBatch) -> None:
         """Nothing found must mean that nothing was seen."""
-        is_finite = torch.stack([level.flatten(1).isfinite().all(dim=1) for level in logits]).all(dim=0)
-        for index, fine in zip(batch.indices.tolist(), is_finite.tolist(), strict=True):
+        # A maximum passes on what is not a number, and needs no map of answers as isfinite does.
+        most = torch.stack([level.abs().amax(dim=(1, 2, 3, 4)) for level in logits]).amax(dim=0)
+        for index, fine in zip(batch.indices.tolist(), most.isfinite().tolist(), strict=True):
             if not fine:
                 raise DivergedError(
                     f"{self.records[index].path}: the network's output for this image is not finite: its training "
                     "diverged or its weights are damaged. Use earlier weights, or try float32"
                 )
 
-    def _found_in_source(self, raw: Sequence[RawDetections], batch: LetterboxedBatch) -> dict[int, Found]:
-        """By record, what was found, in pixels of the original image."""
-        found = {}
-        for index, one, transform in zip(batch.indices.tolist(), raw, batch.transforms, strict=True):
-            found[index] = _as_found(one, transform)
-        return found
 
+def _as_founds(raw: BatchDetections, transforms: Sequence[LetterboxTransform]) -> list[Found]:
+    """Boxes moved back and clipped to their images, as prediction does; those wholly in the padding are dropped.
 
-def _as_found(raw: RawDetections, transform: LetterboxTransform) -> Found:
-    """Boxes moved back and clipped to the image, as prediction does; those wholly in the padding are dropped."""
-    height, width = transform.source_size_hw
-    boxes_xyxy = clip_xyxy(transform.to_source(raw.boxes_xyxy.double()), width, height)
-    inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
-    return Found(
-        boxes_xyxy[inside].numpy(), raw.scores[inside].numpy().astype(np.float64), raw.class_ids[inside].numpy()
+    All images of a batch at once: what differs from one to the next is a row of numbers.
+    """
+    rows = np.array(
+        [(*one.pad_left_top, *one.scale_xy, *one.source_size_hw[::-1]) for one in transforms], dtype=np.float64
     )
+    counts = raw.counts.numpy()
+    image = np.repeat(np.arange(len(counts)), counts)
+    pads, scales, ends = (np.tile(part, 2)[image] for part in np.split(rows, 3, axis=1))
+    boxes_xyxy = np.clip((raw.boxes_xyxy.numpy().astype(np.float64) - pads) / scales, 0, ends)
+    inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
+    splits = np.bincount(image[inside], minlength=len(counts)).cumsum()[:-1]
+    columns = (boxes_xyxy, raw.scores.numpy().astype(np.float64), raw.class_ids.numpy())
+    parts = (np.split(column[inside], splits) for column in columns)
+    return [Found(*of_image) for of_image in zip(*parts, strict=True)]
+
+
+def _made_fast(detector: Detector, autocast_dtype: torch.dtype | None) -> Detector:
+    """A detector that answers alike: folded, and its weights in the number format they would be converted to anyway."""
+    if is_folded(detector):
+        return detector
+    network = fold_batch_norm(detector)
+    to_channels_last(network)
+    return network if autocast_dtype is None else network.to(dtype=autocast_dtype)
 
 
 def _forward(
-    detector: Detector, images: Tensor, device: torch.device, autocast_dtype: torch.dtype | None
+    network: Detector, images: Tensor, device: torch.device, autocast_dtype: torch.dtype | None
 ) -> list[Tensor]:
     """Logits of L levels, each (B, A, 5 + K, H, W), of uint8 images (B, 3, H, W)."""
     is_reduced = autocast_dtype not in (None, torch.float32)
     precision = torch.autocast(device.type, autocast_dtype) if is_reduced else nullcontext()
     with precision:
-        logits: list[Tensor] = detector(images.to(device, non_blocking=True).float() / 255)
+        logits: list[Tensor] = network(images.to(device, non_blocking=True).float() / 255)
     return logits
 
 

@@ -1,17 +1,19 @@
-"""From a detector's dense logits to boxes in pixels of the network input.
+"""From a detector's dense logits to boxes in pixels of the network input, a batch at a time.
 
-Decoding and class scores are worked out only at places whose objectness reaches the confidence. Nothing is lost by
-that: a score is objectness times a class probability of at most 1, so it never exceeds the objectness, not even by
-rounding.
+Class scores are worked out only at places whose objectness reaches the confidence, and boxes only for the best
+candidates of each image. Nothing is lost by that: a score is objectness times a class probability of at most 1, so it
+never exceeds the objectness, not even by rounding.
 
 Legend: B images, L levels, A anchors, K classes, C = 5 + K channels, H, W grid rows and columns, P places or
-candidates, N detections.
+candidates of the whole batch, R of the image that has most of them, N detections.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from anchorite.anchors import AnchorSet, decode_boxes
 from anchorite.boxes import cxcywh_to_xyxy
-from anchorite.boxes.nms import nms
+from anchorite.boxes.nms import nms_of_sorted
 from anchorite.predict.config import PredictConfig
 
 
@@ -37,9 +39,38 @@ class RawDetections:
     def __len__(self) -> int:
         return self.scores.shape[0]
 
-    def cpu(self) -> RawDetections:
+
+@dataclass(frozen=True)
+class BatchDetections:
+    """What was found in a batch, image after image, each best first; as `RawDetections`, which `split` makes of it.
+
+    boxes_xyxy: (N, 4); scores: (N,); class_ids: (N,); counts: (B,) int64, how many of them each image has.
+    """
+
+    boxes_xyxy: Float32[Tensor, "N 4"]
+    scores: Float32[Tensor, " N"]
+    class_ids: Int64[Tensor, " N"]
+    counts: Int64[Tensor, " B"]
+
+    def cpu(self) -> BatchDetections:
         """The same detections in host memory."""
-        return RawDetections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.class_ids.cpu())
+        return BatchDetections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.class_ids.cpu(), self.counts.cpu())
+
+    def split(self) -> list[RawDetections]:
+        """The detections of each image."""
+        counts = self.counts.tolist()
+        parts = (self.boxes_xyxy.split(counts), self.scores.split(counts), self.class_ids.split(counts))
+        return [RawDetections(*of_image) for of_image in zip(*parts, strict=True)]
+
+
+class _Places(NamedTuple):
+    """Where objects may be: image (P,), logits (P, C) float32, and grid (P, 5): column, row, anchor width and height in
+    cells, stride.
+    """
+
+    image: Tensor
+    logits: Tensor
+    grid: Tensor
 
 
 @torch.no_grad()
@@ -51,47 +82,80 @@ def detections_from_logits(
     logits: L dense levels (B, A, 5 + K, H, W) of any floating type; everything is computed in float32. Candidates of
     equal score rank by level, anchor, row, column and class, on every device. Source: docs/objective.md, section 2.
     """
+    return batch_detections(logits, anchors, config).split()
+
+
+@torch.no_grad()
+def batch_detections(
+    logits: Sequence[Float[Tensor, "B A C _ _"]], anchors: AnchorSet, config: PredictConfig
+) -> BatchDetections:
+    """`detections_from_logits` with all images in one."""
+    places = _likely_places(logits, anchors, config.confidence)
+    place, scores, class_ids = _candidates(places.logits, config)
+    order, first, counts = _by_image(places.image[place], scores, len(logits[0]), config.max_candidates)
+    # A table (B, R): beyond the end of its image's list, a row goes on with whatever follows.
+    table = first[:, None] + torch.arange(int(counts.max()), device=first.device)
+    chosen = order[table.clamp(max=len(order) - 1)]
+    place, scores, class_ids = place[chosen], scores[chosen], class_ids[chosen]
+    boxes_xyxy = _boxes_xyxy(places.logits[:, :4][place], places.grid[place])
+    classes = None if config.class_agnostic else class_ids
+    kept = nms_of_sorted(boxes_xyxy, classes, counts, config.iou_limit, config.max_detections)
+    return BatchDetections(boxes_xyxy[kept], scores[kept], class_ids[kept], kept.sum(dim=1))
+
+
+def _likely_places(logits: Sequence[Tensor], anchors: AnchorSet, confidence: float) -> _Places:
+    """All places whose objectness may reach the confidence, by level, image, anchor, row and column."""
+    least = _least_logit(confidence)
     anchors_cells = anchors.cells(device=logits[0].device)
-    levels = [
-        _level_candidates(level, anchors_cells[number], anchors.strides[number], config)
-        for number, level in enumerate(logits)
-    ]
-    images, boxes_xyxy, scores, class_ids = (torch.cat(parts) for parts in zip(*levels, strict=True))
-    by_image = images.argsort(stable=True)
-    counts = images.bincount(minlength=logits[0].shape[0]).tolist()
-    found = []
-    for chosen in by_image.split(counts):
-        chosen = _best(chosen, scores, config.max_candidates)
-        classes = None if config.class_agnostic else class_ids[chosen]
-        kept = nms(boxes_xyxy[chosen], scores[chosen], classes, config.iou_limit, config.max_detections)
-        chosen = chosen[kept]
-        found.append(RawDetections(boxes_xyxy[chosen], scores[chosen], class_ids[chosen]))
-    return found
+    levels = []
+    for number, level in enumerate(logits):
+        image, anchor, row, column = (level[:, :, 4] >= least).nonzero(as_tuple=True)
+        num_anchors, channels, height, width = level.shape[1:]
+        # Where the memory is channels_last, as convolutions leave it, a place is a row of it.
+        by_place = level.permute(0, 3, 4, 1, 2).reshape(-1, channels)
+        at_places = by_place[((image * height + row) * width + column) * num_anchors + anchor].float()
+        cell, stride = torch.stack([column, row], dim=1), torch.full_like(column, anchors.strides[number])
+        grid = torch.cat([cell, anchors_cells[number][anchor], stride[:, None]], dim=1)
+        levels.append(_Places(image, at_places, grid))
+    return _Places(*(torch.cat(parts) for parts in zip(*levels, strict=True)))
 
 
-def _level_candidates(
-    logits: Tensor, anchors_cells: Tensor, stride: int, config: PredictConfig
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image (P,), box_xyxy in pixels (P, 4), score (P,) and class (P,) of all that reaches the confidence."""
-    objectness = logits[:, :, 4].float().sigmoid()
-    image, anchor, row, column = (objectness >= config.confidence).nonzero(as_tuple=True)
-    at_places = logits[image, anchor, :, row, column].float()
-    scores = at_places[:, 5:].sigmoid() * objectness[image, anchor, row, column, None]
+def _least_logit(confidence: float) -> float:
+    """A little less than any logit, as rounded as bfloat16, whose sigmoid in float32 reaches the confidence."""
+    if confidence <= 0:
+        return -math.inf
+    logit = math.log(confidence / (1 - confidence)) if confidence < 1 else math.inf
+    logit = min(logit, 10.0)  # float32 knows no probabilities between 1 - 2^-24 and 1
+    return logit - 0.01 - abs(logit) / 64
+
+
+def _candidates(logits: Tensor, config: PredictConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Place (P,), score (P,) and class (P,) of all that reaches the confidence, of the logits (places, C)."""
+    objectness, classes = logits[:, 4:5].sigmoid(), logits[:, 5:]
     if config.multi_label:
+        scores = classes.sigmoid() * objectness
         place, class_ids = (scores >= config.confidence).nonzero(as_tuple=True)
-    else:
-        # By logit: probabilities of confident classes round to the same 1.0.
-        best = at_places[:, 5:].argmax(dim=1)
-        place = (scores.gather(1, best[:, None])[:, 0] >= config.confidence).nonzero()[:, 0]
-        class_ids = best[place]
-    boxes_cells = decode_boxes(at_places[place, :4], anchors_cells[anchor[place]])
-    corners = torch.stack([column[place], row[place]], dim=-1)
-    boxes_cxcywh = torch.cat([boxes_cells[:, :2] + corners, boxes_cells[:, 2:]], dim=-1) * stride
-    return image[place], cxcywh_to_xyxy(boxes_cxcywh), scores[place, class_ids], class_ids
+        return place, scores[place, class_ids], class_ids
+    # By logit: probabilities of confident classes round to the same 1.0.
+    best, class_ids = classes.max(dim=1)
+    scores = best.sigmoid() * objectness[:, 0]
+    place = (scores >= config.confidence).nonzero()[:, 0]
+    return place, scores[place], class_ids[place]
 
 
-def _best(candidates: Tensor, scores: Tensor, limit: int) -> Tensor:
-    """The `limit` candidates of the highest scores (P,), equal ones in their order."""
-    if candidates.numel() <= limit:
-        return candidates
-    return candidates[torch.sort(scores[candidates], descending=True, stable=True).indices[:limit]]
+def _by_image(image: Tensor, scores: Tensor, num_images: int, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Candidates (P,) in the order of their images, then from the best to the worst, equal ones as they came.
+
+    Returns that order (P,), and for each image (B,) where it begins in it and how many it has, at most `limit`.
+    """
+    # One number for both: scores are not negative, and the bits of such floats rise with their values.
+    key, order = ((image + 1 << 32) - scores.view(torch.int32)).sort(stable=True)
+    bounds = torch.searchsorted(key, torch.arange(num_images + 1, device=key.device) << 32, right=True)
+    return order, bounds[:-1], bounds.diff().clamp(max=limit)
+
+
+def _boxes_xyxy(box_logits: Tensor, grid: Tensor) -> Tensor:
+    """Boxes (..., 4) in pixels, of their logits (..., 4) and their places in the grid (..., 5)."""
+    cell, anchor_cells, stride = grid[..., :2], grid[..., 2:4], grid[..., 4:]
+    boxes_cells = decode_boxes(box_logits, anchor_cells)
+    return cxcywh_to_xyxy(torch.cat([boxes_cells[..., :2] + cell, boxes_cells[..., 2:]], dim=-1) * stride)

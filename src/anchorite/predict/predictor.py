@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
@@ -25,7 +26,7 @@ from anchorite.devices import PrecisionName, choose_device, choose_precision
 from anchorite.errors import AnchoriteError, InputError
 from anchorite.model import Detector, WeightsInfo, fold_batch_norm, load_weights, to_channels_last
 from anchorite.predict.config import Limits, PredictConfig
-from anchorite.predict.postprocess import RawDetections, detections_from_logits
+from anchorite.predict.postprocess import RawDetections, batch_detections
 from anchorite.predict.sources import each_source, expand_sources, read_image, source_name
 
 OnUnreadable = Callable[[AnchoriteError], None]
@@ -105,12 +106,19 @@ class Predictor:
                 f"the least are {stride} (the coarsest stride of the network) and 1"
             )
         remaining = iter(sources)
+        prepare = partial(_prepare, long_side=long_side, stride=stride)
+        window = list(islice(remaining, batch_size))
+        if len(window) == 1 < batch_size:
+            # Nothing to be ahead of: waking a thread takes longer than it would save.
+            yield from self._detect(_readable([partial(prepare, window[0])], on_unreadable), config)
+            return
         with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1, _MOST_READERS)) as readers:
-            ahead: list[Future[_Prepared]] = []
-            while window := list(islice(remaining, batch_size)):
-                reading = [readers.submit(_prepare, source, long_side, stride) for source in window]
+            ahead: list[Callable[[], _Prepared]] = []
+            while window:
+                reading: list[Callable[[], _Prepared]] = [readers.submit(prepare, source).result for source in window]
                 yield from self._detect(_readable(ahead, on_unreadable), config)
                 ahead = reading
+                window = list(islice(remaining, batch_size))
             yield from self._detect(_readable(ahead, on_unreadable), config)
 
     def _detect(
@@ -122,7 +130,8 @@ class Predictor:
             by_size.setdefault(prepared.transform.size_hw, []).append(index)
         found: dict[int, RawDetections] = {}
         for indices in by_size.values():
-            batch = np.stack([window[index].letterboxed for index in indices])
+            letterboxed = [window[index].letterboxed for index in indices]
+            batch = np.stack(letterboxed) if len(letterboxed) > 1 else letterboxed[0][None]
             found.update(zip(indices, self._detect_batch(batch, config), strict=True))
         for index, prepared in enumerate(window):
             yield prepared.image, self._in_source_pixels(found[index], prepared)
@@ -131,13 +140,16 @@ class Predictor:
     def _detect_batch(self, batch: NDArray[np.uint8], config: PredictConfig) -> list[RawDetections]:
         """Raw detections of letterboxed images (B, H, W, 3) of one size."""
         # Interleaved pixels seen as (B, 3, H, W) lie in channels_last memory already.
-        images = torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device).to(self.dtype) / 255
+        images = torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device).to(self.dtype).div_(255)
         logits = self.detector(images)
         self._check_finite(logits)
-        return [raw.cpu() for raw in detections_from_logits(logits, self.detector.anchors, config)]
+        return batch_detections(logits, self.detector.anchors, config).cpu().split()
 
     def _check_finite(self, logits: Sequence[Tensor]) -> None:
         """Nothing found must mean that nothing is there."""
+        # A sum passes on what is not finite, and needs no map of answers; one that overflows is looked into.
+        if bool(torch.stack([level[:, :, 4].sum(dtype=torch.float32) for level in logits]).isfinite().all()):
+            return
         if all(bool(level[:, :, 4].isfinite().all()) for level in logits):
             return
         if self.dtype == torch.float16:
@@ -182,11 +194,11 @@ def _prepare(source: Any, long_side: int, stride: int) -> _Prepared:
     return _Prepared(image, letterboxed, transform, source_name(source))
 
 
-def _readable(reading: Iterable[Future[_Prepared]], on_unreadable: OnUnreadable | None) -> list[_Prepared]:
+def _readable(reading: Iterable[Callable[[], _Prepared]], on_unreadable: OnUnreadable | None) -> list[_Prepared]:
     prepared = []
-    for future in reading:
+    for read in reading:
         try:
-            prepared.append(future.result())
+            prepared.append(read())
         except AnchoriteError as error:
             if on_unreadable is None:
                 raise
