@@ -159,7 +159,7 @@ def _truth_annotations(truths: Sequence[Truth]) -> list[dict[str, Any]]:
 
 def _found_annotations(founds: Sequence[Found]) -> list[dict[str, Any]]:
     annotations: list[dict[str, Any]] = []
-    for image, found in enumerate(founds):
+    for image, found in enumerate(map(_counted, founds)):
         boxes_xywh = _boxes_xywh(found.boxes_xyxy)
         for class_id, box_xywh, score in zip(found.class_ids.tolist(), boxes_xywh, found.scores.tolist(), strict=True):
             annotations.append(
@@ -174,6 +174,15 @@ def _found_annotations(founds: Sequence[Found]) -> list[dict[str, Any]]:
                 }
             )
     return annotations
+
+
+def _counted(found: Found) -> Found:
+    """The best 100 detections of each class, which are all that COCO's numbers look at, in the order given."""
+    order = np.lexsort((-found.scores, found.class_ids))
+    class_ids = found.class_ids[order]
+    rank = np.arange(len(order)) - np.searchsorted(class_ids, class_ids)
+    kept = np.sort(order[rank < _MAX_DETECTIONS[-1]])
+    return Found(found.boxes_xyxy[kept], found.scores[kept], found.class_ids[kept])
 
 
 def _boxes_xywh(boxes_xyxy: NDArray[np.floating]) -> list[list[float]]:
