@@ -1,0 +1,53 @@
+"""What only a GPU can show: that a step never waits for it, and can be captured whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from anchorite.benchmark.subjects import targets_for
+from anchorite.benchmark.training_subjects import training_step, whole_step
+from anchorite.data import Batch
+from anchorite.devices import Precision
+from anchorite.train.step import with_fixed_capacity
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[[], object]]:
+    """A whole step of size n on a batch that lies on the device, warmed up on a stream of its own."""
+    device = torch.device("cuda")
+    step = training_step("n", 4, 128, device, Precision("bf16", torch.bfloat16, False, "test"))
+    images = torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    targets = with_fixed_capacity(targets_for(4, 8, 4, torch.device("cpu"))).to(device)
+    do = whole_step(step, Batch(images, targets, torch.arange(4)))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            do()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    yield do
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_whole_step_never_waits_for_the_device(run: Callable[[], object]) -> None:
+    torch.cuda.set_sync_debug_mode("error")
+    run()
+
+
+def test_a_whole_step_is_captured_in_a_graph(run: Callable[[], object]) -> None:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        terms = run()
+    totals = []
+    for _ in range(3):
+        graph.replay()
+        totals.append(float(terms.total))  # type: ignore[attr-defined]
+    assert all(torch.tensor(totals).isfinite())
+    assert len(set(totals)) == 3, "each replay moves the weights, and so the loss"
