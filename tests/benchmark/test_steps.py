@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from anchorite.benchmark.bare_step import bare_step, to_contiguous
+from anchorite.benchmark.memory import in_fresh_process
 from anchorite.benchmark.subjects import batch_for, detector_of, targets_for
+from anchorite.benchmark.training_memory import peak_of_step
 from anchorite.benchmark.training_subjects import PARTS, PartsClock, training_step, whole_step
 from anchorite.devices import Precision
 
@@ -64,3 +66,12 @@ def test_targets_lie_inside_their_images(objects: int) -> None:
     assert bool((low >= -1e-6).all())
     assert bool((high <= 1 + 1e-6).all())
     assert bool(((rows[:, 1] >= 0) & (rows[:, 1] < 10)).all())
+
+
+@pytest.mark.slow
+def test_a_step_with_dense_logits_takes_more_memory() -> None:
+    peaks = [in_fresh_process(peak_of_step, CPU, 8, 640, dense) for dense in (False, True)]
+    if None in peaks:
+        pytest.skip("this system does not tell a process its peak memory")
+    # The dense map of 8 * 3 * (6400 + 1600 + 400) places and 85 logits, in bf16 at the least.
+    assert peaks[1] - peaks[0] > 8 * 3 * 8400 * 85 * 2

@@ -14,6 +14,7 @@ from anchorite.benchmark.results import Comparison, Figure, Floor, Outcome, cost
 from anchorite.benchmark.settings import Settings
 from anchorite.benchmark.subjects import batch_for, detector_of
 from anchorite.benchmark.timing import Sample, interleaved
+from anchorite.benchmark.training_memory import training_memory
 from anchorite.benchmark.training_subjects import PARTS, PartsClock, training_step, whole_step
 from anchorite.data import Batch
 from anchorite.devices import Precision, choose_precision
@@ -30,6 +31,7 @@ def benchmark_step(settings: Settings) -> Outcome:
     comparisons: list[Comparison] = []
     for num_classes in (3, 80):
         comparisons += _against_bare(settings, precision, num_classes)
+    comparisons += training_memory(settings)
     facts = {
         "batch": _sizes(settings)[0],
         "image_size": _sizes(settings)[1],
