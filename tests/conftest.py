@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from hypothesis import settings
@@ -10,6 +11,10 @@ from jaxtyping import install_import_hook
 # A busy machine must not fail a property: speed is not what these tests are about.
 settings.register_profile("anchorite", deadline=None)
 settings.load_profile("anchorite")
+
+# A shell starts background jobs with interrupts ignored, and so would be the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In tests, every call of the heart's rooms is held to the shapes and types that its signature states. A whole number
 # passes for a float (is_pep484_tower), as it does for type checkers.
