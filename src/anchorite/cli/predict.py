@@ -36,6 +36,7 @@ def predict(
     import time
 
     from anchorite.cli.folders import refuse_taken
+    from anchorite.devices import keep_freed_memory
     from anchorite.errors import InputError
     from anchorite.predict import PredictionWriter, expand_sources, fresh_folder, load
 
@@ -46,6 +47,7 @@ def predict(
     refuse_taken(folder)
     # A source that is mistyped should cost neither the loading nor half of the results.
     paths = expand_sources(sources, recursive)
+    keep_freed_memory()
     predictor = load(weights, device)
     stride = predictor.detector.strides[-1]
     if image_size is not None and image_size < stride:

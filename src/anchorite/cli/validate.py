@@ -28,6 +28,7 @@ def validate(
 
     from anchorite.cli.folders import refuse_taken
     from anchorite.data import open_dataset
+    from anchorite.devices import keep_freed_memory
     from anchorite.errors import InputError
     from anchorite.evaluate import ValidationConfig, Validator
     from anchorite.model import load_weights
@@ -40,6 +41,7 @@ def validate(
         refuse_taken(out)
     chosen_device = choose_device(running.device)
     dtype = choose_precision(running.precision, chosen_device).dtype
+    keep_freed_memory()
     detector, info = load_weights(weights)
     stride = detector.strides[-1]
     size = running.image_size or info.image_size
