@@ -10,6 +10,7 @@ import pytest
 
 from anchorite.data import colour
 from anchorite.data.colour import Jitter, jitter_colours
+from tests.data.colour_cases import JITTERS
 
 
 def picture(height: int = 50, width: int = 70) -> np.ndarray:
@@ -25,18 +26,7 @@ def by_definition(image: np.ndarray, jitter: Jitter) -> np.ndarray:
     return changed
 
 
-@pytest.mark.parametrize(
-    "jitter",
-    [
-        Jitter(0.1, 1.0, 1.0),
-        Jitter(-0.25, 1.0, 1.0),
-        Jitter(0.0, 0.4, 1.0),
-        Jitter(0.0, 1.6, 1.0),
-        Jitter(0.0, 1.0, 0.6),
-        Jitter(0.0, 1.0, 1.4),
-        Jitter(0.5, 1.3, 0.7),
-    ],
-)
+@pytest.mark.parametrize("jitter", JITTERS)
 def test_pixels_change_as_hsv_is_defined(jitter: Jitter) -> None:
     image = picture()
     expected = by_definition(image, jitter).astype(int)

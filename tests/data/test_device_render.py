@@ -18,6 +18,7 @@ from anchorite.data.device_plan import plan_batch
 from anchorite.data.device_render import blended, jittered, render
 from anchorite.data.letterbox import FILL
 from anchorite.data.plans import SamplePlan, Tile
+from tests.data.colour_cases import JITTERS
 from tests.data.device_cases import (
     COLOURLESS,
     EVERYTHING,
@@ -116,17 +117,7 @@ def colours() -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (50, 128, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(
-    "jitter",
-    [
-        Jitter(0.1, 1.0, 1.0),
-        Jitter(-0.25, 1.0, 1.0),
-        Jitter(0.0, 0.4, 1.0),
-        Jitter(0.0, 1.6, 1.0),
-        Jitter(0.0, 1.0, 0.6),
-        Jitter(0.5, 1.3, 1.4),
-    ],
-)
+@pytest.mark.parametrize("jitter", JITTERS)
 def test_colours_are_jittered_as_opencvs_uint8_hsv(jitter: Jitter) -> None:
     expected, source = colours(), torch.from_numpy(colours()).float()
     jitter_colours(expected, jitter)
