@@ -128,9 +128,9 @@ class DetectionLoss(nn.Module):
         for objectness, iou_of_level, level in zip(maps, ious, found, strict=True):
             # Cell by cell, which is how a channels_last head leaves its answer: no copy there.
             by_place = objectness.permute(0, 2, 3, 1)
-            goals = objectness_targets(
-                level, iou_of_level, _shape4(by_place), config.objectness_iou_ratio, config.collision
-            )
+            batch, height, width, num_anchors = by_place.shape
+            shape = (batch, height, width, num_anchors)
+            goals = objectness_targets(level, iou_of_level, shape, config.objectness_iou_ratio, config.collision)
             answers, share = by_place.flatten(), 1 / goals.shape[0]
             losses.append(bce_sum(answers, goals, share, config.objectness_pos_weight, config.focal_gamma))
         return torch.stack(losses)
@@ -164,8 +164,3 @@ def _without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 def _in_loss_precision(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _shape4(maps: Tensor) -> tuple[int, int, int, int]:
-    batch, num_anchors, height, width = maps.shape
-    return batch, num_anchors, height, width

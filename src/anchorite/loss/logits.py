@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+Indices = Int64[Tensor, " P"]
+
 
 @runtime_checkable
 class LevelLogits(Protocol):
@@ -19,13 +21,7 @@ class LevelLogits(Protocol):
     def objectness(self) -> Float[Tensor, "B A H W"]:
         """(B, A, H, W) objectness logits, everywhere."""
 
-    def at(
-        self,
-        image: Int64[Tensor, " P"],
-        anchor: Int64[Tensor, " P"],
-        row: Int64[Tensor, " P"],
-        column: Int64[Tensor, " P"],
-    ) -> Float[Tensor, "P logits"]:
+    def at(self, image: Indices, anchor: Indices, row: Indices, column: Indices) -> Float[Tensor, "P logits"]:
         """(P, 5 + K) logits at the given places, index tensors (P,) int64."""
 
 
@@ -39,13 +35,7 @@ class DenseLogits:
         """(B, A, H, W) objectness logits, a view."""
         return self.logits[:, :, 4]
 
-    def at(
-        self,
-        image: Int64[Tensor, " P"],
-        anchor: Int64[Tensor, " P"],
-        row: Int64[Tensor, " P"],
-        column: Int64[Tensor, " P"],
-    ) -> Float[Tensor, "P logits"]:
+    def at(self, image: Indices, anchor: Indices, row: Indices, column: Indices) -> Float[Tensor, "P logits"]:
         """(P, 5 + K) logits at the given places."""
         batch, num_anchors, channels, height, width = self.logits.shape
         by_place = self.logits.permute(0, 1, 3, 4, 2).reshape(batch * num_anchors * height * width, channels)

@@ -18,6 +18,7 @@ from anchorite.data import (
     make_loader,
 )
 from anchorite.data.store import Progress
+from anchorite.devices import choose_compile
 from anchorite.errors import InputError
 from anchorite.train.recipe import Recipe
 
@@ -49,7 +50,8 @@ def _on_device(
         store.images, store.images.records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs
     )
     config = LoaderConfig(batch_size=recipe.batch, multi_scale=recipe.multi_scale, size_step=size_step)
-    compiled = recipe.compile == "on" or (recipe.compile == "auto" and store.device.type == "cuda")
+    # Multi-scale is a reason against compiling the step, which is large; not against compiling the little there is here.
+    compiled, _ = choose_compile(recipe.compile, store.device, one_size=True)
     loader = DeviceLoader(samples, store, config, compiled=compiled)
     unused = "" if recipe.workers in (None, 0) else f"; workers {recipe.workers} not needed"
     sentence = f"images in store: device; {reason}; batches painted there, {loader.painting}{unused}"

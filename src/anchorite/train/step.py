@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,10 @@ class TrainingStep:
 
     def accumulate(self, batch: Batch) -> LossTerms:
         """Add the gradients of one batch; its loss, detached."""
-        targets = with_fixed_capacity(batch.targets) if self._static else batch.targets
-        images = batch.images.to(self.device, non_blocking=True)
-        targets = targets.to(self.device, non_blocking=True)
-        terms = self._forward(images, targets.rows, targets.valid)
+        if self._static:
+            batch = replace(batch, targets=with_fixed_capacity(batch.targets))
+        batch = batch.to(self.device, non_blocking=True)
+        terms = self._forward(batch.images, batch.targets.rows, batch.targets.valid)
         self.trainee.scaler.scale(terms.total).backward()
         return LossTerms(*(term.detach() for term in terms))
 
