@@ -38,7 +38,7 @@ def run() -> Iterator[Callable[[], object]]:
 
 def test_a_whole_step_never_waits_for_the_device(run: Callable[[], object]) -> None:
     torch.cuda.set_sync_debug_mode("error")
-    run()
+    run()  # raises at the first thing that waits
 
 
 def test_a_whole_step_is_captured_in_a_graph(run: Callable[[], object]) -> None:
