@@ -50,7 +50,7 @@ def _on_device(
         store.images, store.images.records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs
     )
     config = LoaderConfig(batch_size=recipe.batch, multi_scale=recipe.multi_scale, size_step=size_step)
-    # Multi-scale is a reason against compiling the step, which is large; not against compiling the little there is here.
+    # Multi-scale is a reason against compiling the step, which is large, not against compiling the little here.
     compiled, _ = choose_compile(recipe.compile, store.device, one_size=True)
     loader = DeviceLoader(samples, store, config, compiled=compiled)
     unused = "" if recipe.workers in (None, 0) else f"; workers {recipe.workers} not needed"
