@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from anchorite.data import colour
-from anchorite.data.colour import Jitter, jitter_colours
+from anchorite.data.colour import NO_JITTER, Jitter, jitter_colours
+from anchorite.data.scratch import Scratch
 from tests.data.colour_cases import JITTERS
 
 
@@ -65,3 +66,14 @@ def test_a_view_into_a_batch_is_changed_in_place() -> None:
     assert np.array_equal(batch[0], picture(40, 40))
     assert batch[1].max() <= 128
     assert cv2.cvtColor(batch[1], cv2.COLOR_RGB2HSV)[..., 2].max() == 128
+
+
+def test_the_result_can_go_elsewhere_and_memory_be_used_again() -> None:
+    scratch = Scratch()
+    for size in ((50, 70), (20, 30), (60, 80)):  # fits, fits with room, does not fit
+        for jitter in (Jitter(0.1, 1.2, 0.8), NO_JITTER):
+            in_place, source, out = picture(*size), picture(*size), np.zeros((*size, 3), np.uint8)
+            jitter_colours(in_place, jitter)
+            jitter_colours(source, jitter, out, scratch)
+            assert np.array_equal(out, in_place)
+            assert np.array_equal(source, picture(*size))

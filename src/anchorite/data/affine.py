@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anchorite.data.scratch import Scratch
+
 Map = NDArray[np.float64]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
@@ -93,7 +95,9 @@ def _snap_axis(
     return snapped, (seen[0] if scale > 0 else seen[1]) - snapped * crop_start, seen, (crop_start, crop_stop)
 
 
-def draw_warped(image: NDArray[np.uint8], warp: Warp, canvas: NDArray[np.uint8]) -> None:
+def draw_warped(
+    image: NDArray[np.uint8], warp: Warp, canvas: NDArray[np.uint8], scratch: Scratch | None = None
+) -> None:
     """Write the warped image into the part of the canvas (H, W, 3) that it covers; the rest stays."""
     left, top, right, bottom = warp.seen
     target = canvas[top:bottom, left:right]
@@ -107,7 +111,8 @@ def draw_warped(image: NDArray[np.uint8], warp: Warp, canvas: NDArray[np.uint8])
     if not flip_x and not flip_y:
         cv2.resize(image[y0:y1, x0:x1], (width, height), dst=target, interpolation=method)
         return
-    upright = cv2.resize(image[y0:y1, x0:x1], (width, height), interpolation=method)
+    upright = (scratch or Scratch()).array("upright", height, width, 3)
+    cv2.resize(image[y0:y1, x0:x1], (width, height), dst=upright, interpolation=method)
     cv2.flip(upright, -1 if flip_x and flip_y else int(flip_x), dst=target)
 
 

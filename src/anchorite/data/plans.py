@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data.affine import Warp, draw_warped
-from anchorite.data.colour import Jitter, jitter_colours
+from anchorite.data.colour import NO_JITTER, Jitter, jitter_colours
 from anchorite.data.letterbox import FILL
+from anchorite.data.scratch import Scratch
 from anchorite.data.store import ImageStore
 
 
@@ -39,17 +40,20 @@ class SamplePlan(NamedTuple):
     jitter: Jitter
 
 
-def paint(plan: SamplePlan, store: ImageStore, canvas: NDArray[np.uint8]) -> None:
-    """Paint a planned sample over all of `canvas` (S, S, 3)."""
-    _paint_layer(plan.layers[0], store, canvas)
+def paint(plan: SamplePlan, store: ImageStore, canvas: NDArray[np.uint8], scratch: Scratch | None = None) -> None:
+    """Paint a planned sample over all of `canvas` (S, S, 3); `scratch` serves from sample to sample."""
+    scratch = scratch or Scratch()
+    # What is worked on stays in the processor's cache; the canvas, new in every batch, is written once.
+    draft = canvas if plan.jitter == NO_JITTER else scratch.array("draft", *canvas.shape)
+    _paint_layer(plan.layers[0], store, draft, scratch)
     for layer in plan.layers[1:]:
-        second = np.empty_like(canvas)
-        _paint_layer(layer, store, second)
-        cv2.addWeighted(canvas, plan.share, second, 1.0 - plan.share, 0.0, dst=canvas)
-    jitter_colours(canvas, plan.jitter)
+        second = scratch.array("layer", *canvas.shape)
+        _paint_layer(layer, store, second, scratch)
+        cv2.addWeighted(draft, plan.share, second, 1.0 - plan.share, 0.0, dst=draft)
+    jitter_colours(draft, plan.jitter, canvas, scratch)
 
 
-def _paint_layer(tiles: tuple[Tile, ...], store: ImageStore, canvas: NDArray[np.uint8]) -> None:
+def _paint_layer(tiles: tuple[Tile, ...], store: ImageStore, canvas: NDArray[np.uint8], scratch: Scratch) -> None:
     canvas.fill(FILL)
     for tile in tiles:
-        draw_warped(store.image(tile.source), tile.warp, canvas)
+        draw_warped(store.image(tile.source), tile.warp, canvas, scratch)

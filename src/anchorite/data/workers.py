@@ -35,7 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data.memory import SharedBytes
+from anchorite.data.plans import paint
 from anchorite.data.samples import SampleKey, TrainSamples
+from anchorite.data.scratch import Scratch
 from anchorite.errors import WorkerError
 
 StartMethod = Literal["fork", "spawn"]
@@ -74,16 +76,16 @@ def draw_batch(
 
     `note` is called with the index of the record in hand.
     """
-    rows = [np.zeros((0, 6), np.float32)]
+    plans, scratch = [], Scratch()
     for place, key in enumerate(keys):
         if note is not None:
             note(key.record_index)
         try:
-            drawn = samples.draw(key, pixels[place])
+            plans.append(samples.plan(key))
+            paint(plans[-1], samples.store, pixels[place], scratch)
         except Exception as error:
             return Failure(f"{type(error).__name__}: {error}", traceback.format_exc(), samples.paths[key.record_index])
-        rows.append(np.column_stack([np.full(len(drawn), place, np.float32), drawn]))
-    return np.concatenate(rows)
+    return samples.rows(plans)
 
 
 def _work(orders: Any, samples: TrainSamples, memory: SharedBytes, slot_bytes: int, board: SharedBytes) -> None:
