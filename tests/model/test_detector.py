@@ -130,6 +130,25 @@ def test_folding_keeps_the_outputs_and_the_original() -> None:
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), folded.parameters(), strict=True))
 
 
+def test_a_folded_copy_shares_neither_tensors_nor_hooks_with_the_original() -> None:
+    original = Detector("n", 2, default_anchors("n")).train()
+    calls: list[str] = []
+    original.neck.register_forward_hook(lambda *_: calls.append("original"))
+    folded = fold_batch_norm(original)
+    before = [parameter.clone() for parameter in folded.parameters()]
+    with torch.no_grad():
+        for tensor in original.state_dict().values():
+            tensor.fill_(7)
+    folded(torch.rand(1, 3, 64, 64))
+    assert calls == []
+    assert original.training
+    assert original.neck.training
+    assert all(torch.equal(a, b) for a, b in zip(folded.parameters(), before, strict=True))
+    folded.neck.register_forward_hook(lambda *_: calls.append("folded"))
+    original(torch.rand(2, 3, 64, 64))
+    assert calls == ["original"]
+
+
 def test_folding_in_float32_adds_no_more_than_rounding() -> None:
     original = Detector("n", 4, default_anchors("n")).eval()
     randomise_norms(original, seed=4)
