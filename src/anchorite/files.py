@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from anchorite.errors import StorageError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], num_bytes: int | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place, durable on return.
 
-    Raises StorageError naming the path and the free space when the disk or a permission refuses; whatever stood at
-    `path` before is then untouched and the temporary file is gone.
+    num_bytes: how large the file will be about, to be told. Raises StorageError naming the path, the bytes needed and
+    the free space when the disk or a permission refuses; whatever stood at `path` before is then untouched and the
+    temporary file is gone.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -23,12 +25,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
         _flush_to_disk(path.parent)
     except OSError as error:
+        needed = "" if num_bytes is None else f"{num_bytes / 1e6:.1f} MB needed, "
         raise StorageError(
-            f"{path}: cannot be written: {error.strerror or error}; {_free_space(path.parent)}. "
+            f"{path}: cannot be written: {error.strerror or error}; {needed}{_free_space(path.parent)}. "
             "Free some space or choose another folder with --out"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that has become read-only; the error above says so
+            temporary.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -50,6 +54,6 @@ def _flush_to_disk(path: Path) -> None:
 
 def _free_space(folder: Path) -> str:
     try:
-        return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free there"
+        return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free there"
     except OSError:
         return "the folder cannot be read"

@@ -204,11 +204,18 @@ def test_missing_splits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
 
 def test_divergence_has_a_code_of_its_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     wild = ["--set", "optimizer.rate=1e30", "--set", "optimizer.clip_norm=0.0", "--set", "optimizer.warmup_epochs=0.0"]
-    words = ["train", str(data_folder()), "--recipe", quick_recipe(), "--epochs", "3", "--out", str(tmp_path / "run")]
-    assert run([*words, *wild]) == 3
-    message = capsys.readouterr().err
-    assert "training diverged: epoch" in message
-    assert "optimizer.rate" in message
+    words = ["train", str(data_folder()), "--recipe", quick_recipe(), "--epochs", "3"]
+    # Two steps an epoch: the validation finds out first; ten: the steps themselves.
+    for name, more, found in (("a", [], "in validation"), ("b", ["--batch", "1"], "5 times in a row")):
+        steps = ["--set", "optimizer.nominal_batch=1"] if more else []
+        assert run([*words, "--out", str(tmp_path / name), *wild, *more, *steps]) == 3
+        message = capsys.readouterr().err
+        assert "training diverged: epoch" in message
+        assert found in message
+        assert "optimizer.rate" in message
+    assert list((tmp_path / "b").glob("post-mortem-*.json"))
+    assert run(["runs", str(tmp_path / "b")]) == 0
+    assert "post-mortem: " in capsys.readouterr().out
 
 
 def test_a_path_with_spaces_is_quoted_where_it_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from anchorite.train import Recipe, built_in_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-COMMANDS = ("demo", "train", "validate", "predict", "report", "recipes", "benchmark")
+COMMANDS = ("demo", "train", "validate", "predict", "inspect", "runs", "report", "import", "recipes", "benchmark")
 BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
 
 

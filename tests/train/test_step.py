@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 
@@ -10,10 +9,11 @@ import pytest
 import torch
 
 from anchorite.boxes import Targets
+from anchorite.data import Batch
 from anchorite.devices import choose_compile
-from anchorite.errors import DivergedError
 from anchorite.loss import LossTerms
-from anchorite.train.loss_watch import LossWatch
+from anchorite.train.loss_watch import LossWatch, Skipped
+from anchorite.train.progress import PartialEpoch
 from anchorite.train.step import with_fixed_capacity
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -32,42 +32,71 @@ def test_capacity_is_a_power_of_two_that_holds_every_target(count: int, capacity
     assert with_fixed_capacity(padded) is padded
 
 
+def watch_with(lag: int) -> tuple[LossWatch, list[Skipped]]:
+    skipped: list[Skipped] = []
+    watch = LossWatch(CPU, skipped.append)
+    watch.lag = lag
+    return watch, skipped
+
+
+BATCH = Batch(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), Targets.from_rows(torch.zeros(0, 6)), torch.tensor([7]))
+FINE, BAD = torch.tensor(1.0), torch.tensor(float("nan"))
+
+
 @pytest.mark.parametrize("lag", [0, 2])
 def test_the_watch_takes_means_over_all_batches_however_late_it_looks(lag: int) -> None:
-    watch = LossWatch(CPU, "")
-    watch.lag = lag
+    watch, skipped = watch_with(lag)
     for box in (1.0, 2.0, 6.0):
-        watch.take(terms(box))
+        watch.take(terms(box), BATCH)
+        watch.take_step(FINE)
     assert watch.means.tolist() == ([3.0, 2.0, 3.0] if lag == 0 else [1.0, 2.0, 3.0])
     assert watch.finish().tolist() == [3.0, 2.0, 3.0]
     watch.start(epoch=1)
     assert watch.finish().tolist() == [0.0, 0.0, 0.0]
+    assert skipped == []
 
 
 @pytest.mark.parametrize("lag", [0, 2])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_the_watch_names_the_batch_that_diverged(lag: int, bad: float) -> None:
-    watch = LossWatch(CPU, "rest a while")
-    watch.lag = lag
+def test_the_watch_names_the_step_that_was_skipped_and_leaves_its_batch_out(lag: int, bad: float) -> None:
+    watch, skipped = watch_with(lag)
     watch.start(epoch=4)
-    watch.take(terms(1.0))
-    found = None
-    for box in (bad, 1.0, 1.0):
-        try:
-            watch.take(terms(box))
-        except DivergedError as error:
-            found = str(error)
-            break
-    assert found is not None
-    assert re.fullmatch(f"training diverged: epoch 5, batch 2: box {bad}, .*; rest a while", found)
+    for box, norm, fault in ((1.0, FINE, None), (bad, BAD, "the box loss"), (3.0, BAD, None), (2.0, FINE, None)):
+        watch.take(terms(box), BATCH)
+        watch.take_step(norm, fault)
+    watch.take(terms(6.0), BATCH)
+    watch.take_step(BAD)
+    assert watch.finish().tolist() == [3.0, 2.0, 3.0]
+    assert [(one.epoch, one.batch, one.in_a_row) for one in skipped] == [(5, 2, 1), (5, 3, 2), (5, 5, 1)]
+    assert skipped[0].fault == "the box loss"
+    assert skipped[0].terms[1:] == (2.0, 3.0)
+    assert skipped[0].batches == (BATCH,)
+    assert watch.num_skipped == 3
 
 
-def test_a_batch_that_is_still_under_way_at_the_end_is_looked_at() -> None:
-    watch = LossWatch(CPU, "")
-    watch.lag = 2
-    watch.take(terms(float("nan")))
-    with pytest.raises(DivergedError, match="batch 1"):
-        watch.finish()
+def test_a_step_of_several_batches_is_skipped_with_all_of_them() -> None:
+    watch, skipped = watch_with(0)
+    watch.take(terms(1.0), BATCH)
+    watch.take(terms(2.0), BATCH)
+    watch.take_step(BAD)
+    assert [len(one.batches) for one in skipped] == [2]
+
+
+def test_a_step_that_is_still_under_way_at_the_end_is_looked_at() -> None:
+    watch, skipped = watch_with(2)
+    watch.take(terms(float("nan")), BATCH)
+    watch.take_step(BAD)
+    assert skipped == []
+    watch.finish()
+    assert [one.batch for one in skipped] == [1]
+
+
+def test_a_watch_goes_on_within_an_epoch() -> None:
+    watch, _ = watch_with(0)
+    watch.start(2, PartialEpoch(batches=3, images=9, loss_sums=(2.0, 4.0, 6.0), finite_batches=2, skipped=1))
+    watch.take(terms(4.0), BATCH)
+    assert watch.finish().tolist() == [2.0, 2.0, 3.0]
+    assert (watch.num_batches, watch.num_skipped) == (4, 1)
 
 
 def test_compiling_is_for_gpus_with_one_size() -> None:

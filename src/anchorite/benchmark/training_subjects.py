@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from anchorite.benchmark.subjects import detector_of
 from anchorite.benchmark.timing import synchronise
@@ -88,7 +89,7 @@ class PartsClock:
 
         return mark
 
-    def _timed_update(self) -> None:
+    def _timed_update(self, is_fine: Tensor | None = None) -> None:
         start = self._now()
-        self._update()
+        self._update(is_fine)
         self._marks["average"] = self._now() - start

@@ -29,10 +29,14 @@ _COMMANDS = {
     "train": "Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC).",
     "validate": "Measure weights on a labelled split: COCO mAP in all, by size and by class.",
     "predict": "Find objects in images: draws them, and writes them as JSON and YOLO txt.",
+    "inspect": "Look for everything that is wrong with a dataset, and write a corrected copy on request.",
+    "runs": "Show a run's state, its checkpoints, each verified, and what a resume would do.",
     "report": "Write the report page of a run anew.",
     "benchmark": "Measure speed and memory against plain yardsticks and physical floors.",
+    "import": "Turn a checkpoint of the original family into weights, without running anything of it.",
     "recipes": "List the built-in recipes, or print one as YAML to start your own from.",
 }
+_MODULES = {"import": "import_weights"}  # where module and function cannot be called like the command
 _OUTPUT_CLOSED = 128 + 13  # as the shell reports a program that wrote into a pipe which `head` had left
 
 
@@ -50,7 +54,8 @@ def build_app() -> App:
         suppress_keyboard_interrupt=False,  # else it would exit by itself, without a word on how to go on
     )
     for name, help_text in _COMMANDS.items():
-        app.command(f"anchorite.cli.{name}:{name}", help=help_text)
+        module = _MODULES.get(name, name)
+        app.command(f"anchorite.cli.{module}:{module}", name=name, help=help_text)
     return app
 
 

@@ -12,7 +12,10 @@ _USAGE = {
     "train": "anchorite train DATA",
     "validate": "anchorite validate WEIGHTS DATA",
     "predict": "anchorite predict WEIGHTS SOURCE...",
+    "inspect": "anchorite inspect DATA",
+    "runs": "anchorite runs [RUN]",
     "report": "anchorite report RUN",
+    "import": "anchorite import SOURCE OUT",
     "recipes": "anchorite recipes [NAME]",
     "benchmark": "anchorite benchmark [NAME]",
 }

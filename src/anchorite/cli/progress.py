@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from anchorite.cli.messages import GO_ON
 from anchorite.data import DatasetIndex
 from anchorite.errors import StorageError, WorkerError
-from anchorite.train import EpochDone, Event, RunFinished, RunStarted, StepDone, StoreProgress
+from anchorite.train import EpochDone, Event, RunFinished, RunStarted, StepDone, StepSkipped, StoreProgress
 
 _HEADER = f"{'epoch':>9} {'box':>8} {'object':>8} {'class':>8} {'img/s':>7} {'mAP50':>7} {'mAP':>7} {'best':>5}  left"
 _FEWEST_TOLD = 200  # images: decoding fewer is over before a line would be read
@@ -85,6 +85,8 @@ class TrainingDisplay:
             self._step(event)
         elif isinstance(event, EpochDone):
             self._epoch(event)
+        elif isinstance(event, StepSkipped):
+            self._skipped(event)
         elif isinstance(event, StoreProgress):
             self._store(event)
         elif isinstance(event, RunStarted):
@@ -127,6 +129,15 @@ class TrainingDisplay:
             total=self._num_batches,
             visible=True,
             note=note,
+        )
+
+    def _skipped(self, event: StepSkipped) -> None:
+        facts = event.facts
+        images = facts["images"]
+        named = ", ".join(Path(image).name for image in images[:3]) + (", ..." if len(images) > 3 else "")
+        self.say(
+            f"epoch {facts['epoch']}, batch {facts['batch']}: {facts['not_finite']} is not finite; the step was not "
+            f"taken. Its {len(images)} images ({named}) are listed in skipped.jsonl"
         )
 
     def _epoch(self, event: EpochDone) -> None:

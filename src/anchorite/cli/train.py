@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -17,6 +17,10 @@ def train(
     out: Annotated[Path | None, Parameter(help="New folder for the run. Default: runs/DATA-MODEL, -2, -3, ...")] = None,
     resume: Annotated[
         Path | None, Parameter(help="Folder of a run to go on with; DATA only where the data has moved.")
+    ] = None,
+    allow: Annotated[
+        list[Literal["data", "recipe"]] | None,
+        Parameter(negative="", help="With --resume: what may have changed since the run was started."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -37,7 +41,9 @@ def train(
                 f"{', '.join(refused)} with --resume: a run goes on as it was started; "
                 f"leave {'it' if len(refused) == 1 else 'them'} out, or start a new run without --resume"
             )
-        _go_on(resume, data, reading)
+        _go_on(resume, data, reading, allow or [])
+    elif allow:
+        raise InputError("--allow is for --resume: a new run has nothing to differ from; leave it out")
     elif data is None:
         raise InputError("train: DATA is missing: anchorite train DATA, or anchorite train --resume RUN")
     else:
@@ -77,7 +83,7 @@ def _start(
     display.where_to_look(folder)
 
 
-def _go_on(folder: Path, data: Path | None, reading: ReadingOptions) -> None:
+def _go_on(folder: Path, data: Path | None, reading: ReadingOptions, allow: list[Literal["data", "recipe"]]) -> None:
     from anchorite.cli.progress import TrainingDisplay, telling_how_to_go_on
     from anchorite.data import open_dataset
     from anchorite.report import conclude_run, is_concluded
@@ -98,7 +104,7 @@ def _go_on(folder: Path, data: Path | None, reading: ReadingOptions) -> None:
             )
             display.dataset(dataset)
             if not run.summary.is_file():
-                resume_run(folder, dataset, display)
+                resume_run(folder, dataset, display, allow)
             conclude_run(folder, dataset)
     display.where_to_look(folder)
 

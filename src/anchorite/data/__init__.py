@@ -5,6 +5,7 @@ from anchorite.data.batches import Batch
 from anchorite.data.decode import decode_image
 from anchorite.data.device_loader import Capacity, DeviceLoader
 from anchorite.data.device_store import DeviceStore, choose_place
+from anchorite.data.fingerprint import dataset_fingerprint, split_fingerprints
 from anchorite.data.formats import open_dataset
 from anchorite.data.index import Adjustment, DatasetIndex, Record
 from anchorite.data.letterbox import LetterboxTransform, letterbox, letterbox_transform, rectangular_size
@@ -31,6 +32,7 @@ __all__ = [
     "StoreMode",
     "TrainSamples",
     "choose_place",
+    "dataset_fingerprint",
     "decode_image",
     "letterbox",
     "letterbox_transform",
@@ -38,4 +40,5 @@ __all__ = [
     "make_loader",
     "open_dataset",
     "rectangular_size",
+    "split_fingerprints",
 ]

@@ -9,7 +9,16 @@ from anchorite.train.built_in import built_in_recipes
 
 if TYPE_CHECKING:
     from anchorite.devices import choose_device, choose_precision
-    from anchorite.train.events import EpochDone, Event, Listener, RunFinished, RunStarted, StepDone, StoreProgress
+    from anchorite.train.events import (
+        EpochDone,
+        Event,
+        Listener,
+        RunFinished,
+        RunStarted,
+        StepDone,
+        StepSkipped,
+        StoreProgress,
+    )
     from anchorite.train.loop import resume, train
     from anchorite.train.recipe import Recipe, load_recipe, parse_setting
     from anchorite.train.run_folder import RunFolder
@@ -23,6 +32,7 @@ __all__ = [
     "RunFolder",
     "RunStarted",
     "StepDone",
+    "StepSkipped",
     "StoreProgress",
     "built_in_recipes",
     "choose_device",
@@ -36,7 +46,8 @@ __all__ = [
 _LATE = {
     "anchorite.devices": ("choose_device", "choose_precision"),
     "anchorite.train.events": (
-        "EpochDone", "Event", "Listener", "RunFinished", "RunStarted", "StepDone", "StoreProgress"
+        "EpochDone", "Event", "Listener", "RunFinished", "RunStarted", "StepDone", "StepSkipped",
+        "StoreProgress",
     ),
     "anchorite.train.loop": ("resume", "train"),
     "anchorite.train.recipe": ("Recipe", "load_recipe", "parse_setting"),

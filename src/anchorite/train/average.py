@@ -35,12 +35,17 @@ class WeightAverage(Generic[Network]):
         self._pairs = _matching(self.model, model)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the model's weights as they are now."""
+    def update(self, is_fine: Tensor | None = None) -> None:
+        """Take in the model's weights as they are now, unless is_fine, a scalar bool on their device, is false."""
         self.updates += 1
         keep = decay_after(self.updates, self.config)
         averaged, current = self._pairs
-        torch._foreach_lerp_(averaged, current, 1 - keep)
+        if is_fine is None:
+            torch._foreach_lerp_(averaged, current, 1 - keep)
+            return
+        steps = torch._foreach_sub(current, averaged)
+        torch._foreach_mul_(steps, is_fine * (1 - keep))
+        torch._foreach_add_(averaged, steps)
 
 
 def decay_after(updates: int, config: AverageConfig) -> float:

@@ -1,13 +1,16 @@
 """Checkpoints: everything that a run needs to go on bit for bit, as safetensors and JSON, without pickle.
 
-A checkpoint is `epoch-0007.safetensors` with its manifest `epoch-0007.json`. The manifest is written last and holds
-the SHA-256 of the tensors: a checkpoint without a manifest, or with another hash, does not count.
+A checkpoint after epoch 7 is `epoch-0007.safetensors` with its manifest `epoch-0007.json`; one within epoch 8 is
+`epoch-0007-batch-00012`. The manifest is written last and holds the SHA-256 of the tensors and of itself: a checkpoint
+without a manifest, or of which any bit has changed, does not count.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,63 +22,106 @@ from torch import Tensor
 
 from anchorite.errors import StorageError
 from anchorite.files import write_atomically, write_text_atomically
+from anchorite.train.progress import Progress
 from anchorite.train.step import Trainee
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEEP = 2
+_NAME = re.compile(r"epoch-([0-9]+)(?:-batch-([0-9]+))?\.json")
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run is: epochs and optimizer steps done, and what early stopping knows."""
+class FoundCheckpoint:
+    """A checkpoint as it lies in the folder. progress: how far it is; fault: why it cannot be used, None if it can."""
 
-    epoch: int = 0
-    optimizer_steps: int = 0
-    best_map: float = -1.0
-    best_epoch: int | None = None
+    path: Path
+    progress: Progress | None
+    fault: str | None
 
 
-def save_checkpoint(folder: Path, trainee: Trainee, progress: Progress) -> None:
-    """Write the checkpoint of progress.epoch, durable on return; older ones but the previous are removed after."""
-    stem = f"epoch-{progress.epoch:04d}"
-    path = folder / f"{stem}.safetensors"
+def save_checkpoint(folder: Path, trainee: Trainee, progress: Progress) -> Path:
+    """Write the checkpoint of `progress`, durable on return; older ones but the previous are removed after."""
+    path = folder / f"{progress.stem}.safetensors"
     tensors = _gather(trainee)
-    write_atomically(path, lambda temporary: _write(temporary, tensors))
-    manifest = {
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    write_atomically(path, lambda temporary: _write(temporary, tensors), num_bytes)
+    body = {
         "format_version": FORMAT_VERSION,
-        "sha256": _sha256(path),
+        "tensors_sha256": _sha256_of_file(path),
         "progress": asdict(progress),
         "average_updates": trainee.average.updates,
         "scaler": trainee.scaler.state_dict(),
+        "environment": environment(trainee),
     }
-    write_text_atomically(path.with_suffix(".json"), json.dumps(manifest, indent=1) + "\n")
+    write_text_atomically(path.with_suffix(".json"), _signed(body))
     for old in _manifests(folder)[:-_KEEP]:
         # The manifest goes first, so that a crash in between leaves tensors that do not count, not the reverse.
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
+    return path
 
 
 def load_latest(folder: Path, trainee: Trainee) -> tuple[Progress, list[str]]:
-    """Restore the newest checkpoint that is whole; its progress, and a line on each newer one that is damaged.
+    """Restore the newest checkpoint that is whole; its progress, and what the user should know of it.
 
+    That is a line on each newer one that is damaged, and one where the machine differs from that of the checkpoint.
     Raises StorageError when there is none that can be used; nothing is deleted.
     """
-    damaged: list[str] = []
+    said: list[str] = []
     for manifest_path in reversed(_manifests(folder)):
         try:
             manifest, tensors = _read(manifest_path)
+            progress = Progress.from_json(manifest["progress"])
         except (OSError, ValueError, KeyError) as error:
-            damaged.append(f"{manifest_path.with_suffix('.safetensors')}: damaged, passed over: {error}")
+            said.append(f"{manifest_path.with_suffix('.safetensors')}: damaged, passed over: {_reason(error)}")
             continue
         _restore(trainee, tensors, manifest)
-        return Progress(**manifest["progress"]), damaged
-    found = "\n".join(damaged) or "there is none"
-    raise StorageError(f"{folder}: no checkpoint to resume from: {found}")
+        return progress, said + _other_environment(manifest["environment"], environment(trainee))
+    found = "\n".join(said) or "there is none"
+    raise StorageError(
+        f"{folder}: no checkpoint to resume from: {found}\nnothing was deleted or started; start a new run with --out"
+    )
+
+
+def found_checkpoints(folder: Path) -> Iterator[FoundCheckpoint]:
+    """Every checkpoint of the folder, newest first, read whole and verified."""
+    for manifest_path in reversed(_manifests(folder)):
+        path, progress, fault = manifest_path.with_suffix(".safetensors"), None, None
+        try:
+            progress = Progress.from_json(_read(manifest_path)[0]["progress"])
+        except (OSError, ValueError, KeyError) as error:
+            fault = _reason(error)
+        yield FoundCheckpoint(path, progress, fault)
 
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether any checkpoint was ever finished in the folder."""
     return bool(_manifests(folder))
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What a crash left half done: temporary files, and tensors whose manifest was never written."""
+    stray = [*folder.glob(".*.tmp")]
+    return stray + [path for path in folder.glob("epoch-*.safetensors") if not path.with_suffix(".json").is_file()]
+
+
+def environment(trainee: Trainee) -> dict[str, str]:
+    """What the bits of a run depend on beside recipe and data."""
+    device = next(trainee.detector.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = str(torch.get_num_threads()) if device.type == "cpu" else "any"
+    return {"torch": torch.__version__, "device": name, "threads": threads}
+
+
+def _other_environment(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
+    return [f"not bit for bit as it would have been: {'; '.join(changed)}"] if changed else []
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing from its manifest"
+    return str(error)
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -86,19 +132,46 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _manifests(folder: Path) -> list[Path]:
-    return sorted(folder.glob("epoch-*.json"))
+    """From the oldest point of the run to the newest."""
+    points = {}
+    for path in folder.glob("epoch-*.json"):
+        if match := _NAME.fullmatch(path.name):
+            points[int(match[1]), int(match[2] or 0)] = path
+    return [points[point] for point in sorted(points)]
+
+
+def _signed(body: dict[str, Any]) -> str:
+    """The text of a manifest: its body, and the SHA-256 of that."""
+    digest = hashlib.sha256(json.dumps(body, indent=1).encode()).hexdigest()
+    return json.dumps({"body": body, "sha256": digest}, indent=1) + "\n"
 
 
 def _read(manifest_path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    if manifest["format_version"] != FORMAT_VERSION:
-        version = manifest["format_version"]
-        raise ValueError(f"format version {version}; this anchorite reads version {FORMAT_VERSION}")
+    body = _read_manifest(manifest_path)
     # Read once: what is hashed is what is used, and nothing stays mapped to a file that may be replaced.
     content = manifest_path.with_suffix(".safetensors").read_bytes()
-    if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
+    if hashlib.sha256(content).hexdigest() != body["tensors_sha256"]:
         raise ValueError("its SHA-256 is not that of the manifest")
-    return manifest, load(content)
+    return body, load(content)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    text = path.read_bytes()
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its manifest {path.name} is no JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"its manifest {path.name} is no mapping")
+    inner = manifest.get("body")
+    version = (inner if isinstance(inner, dict) else manifest).get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"format version {version}; this anchorite reads version {FORMAT_VERSION}")
+    # Compared as written, so that no changed bit passes, be it in a space.
+    if _signed(manifest["body"]).encode() != text:
+        raise ValueError(f"the SHA-256 of its manifest {path.name} is not the one in it")
+    body: dict[str, Any] = manifest["body"]
+    return body
 
 
 def _gather(trainee: Trainee) -> dict[str, Tensor]:
@@ -111,6 +184,10 @@ def _gather(trainee: Trainee) -> dict[str, Tensor]:
         tensors |= {f"{part}.{name}": tensor for name, tensor in state.items()}
     for number, state in trainee.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items() if tensor is not None}
+    # Between the batches that make up one optimizer step, what has been gathered for it.
+    for name, parameter in trainee.detector.named_parameters():
+        if parameter.grad is not None:
+            tensors[f"gradient.{name}"] = parameter.grad
     # Strides (channels_last) are not part of the file format, so every tensor is stored in plain order.
     return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
 
@@ -129,6 +206,10 @@ def _restore(trainee: Trainee, tensors: dict[str, Tensor], manifest: dict[str, A
     groups = trainee.optimizer.state_dict()["param_groups"]
     trainee.optimizer.load_state_dict({"state": state, "param_groups": groups})
     _match_memory_formats(trainee.optimizer)
+    gradients = _part(tensors, "gradient")
+    for name, parameter in trainee.detector.named_parameters():
+        gathered = gradients.get(name)
+        parameter.grad = None if gathered is None else torch.empty_like(parameter).copy_(gathered)
 
 
 def _match_memory_formats(optimizer: torch.optim.Optimizer) -> None:
@@ -144,6 +225,6 @@ def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
-def _sha256(path: Path) -> str:
+def _sha256_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

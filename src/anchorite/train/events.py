@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from anchorite.evaluate import ValidationResult
 
@@ -43,6 +43,13 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class StepSkipped:
+    """A step was not taken. facts: epoch, batch, what was not finite, images, how many in a row; plain types."""
+
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class EpochDone:
     """After each epoch's validation. row: what metrics.csv holds; improved: best.safetensors was replaced."""
 
@@ -63,7 +70,7 @@ class RunFinished:
     seconds: float
 
 
-Event = StoreProgress | RunStarted | StepDone | EpochDone | RunFinished
+Event = StoreProgress | RunStarted | StepDone | StepSkipped | EpochDone | RunFinished
 
 
 class Listener(Protocol):

@@ -57,6 +57,9 @@ class Recipe(BaseModel):
     store: Literal["auto", "device", "ram", "disk", "none"] = Field("auto", description="where decoded images are kept")
     multi_scale: float = Field(0.0, ge=0, le=0.5, description="batches of sizes 1 - x to 1 + x of image_size")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better mAP; 0 never")
+    checkpoint_minutes: float = Field(
+        10.0, ge=0, allow_inf_nan=False, description="a checkpoint within an epoch after so long; 0: at its end alone"
+    )
     class_bias_from_data: bool = Field(True, description="start class biases from the classes' frequencies")
     anchors: AnchorConfig = AnchorConfig()
     loss: LossConfig = LossConfig()

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,25 +59,71 @@ class RunFolder:
             raise InputError(
                 f"--out {path}: exists already; choose another folder, or continue it with --resume {path}"
             )
-        folder = cls(path)
+        # Filled beside its place and moved there whole: at no moment is there half a run folder.
+        draft = cls(path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.new"))
         try:
-            folder.checkpoints.mkdir(parents=True)
+            draft.checkpoints.mkdir(parents=True)
+            write_text_atomically(draft.recipe, recipe.to_yaml())
+            write_text_atomically(draft.run, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            draft.path.replace(path)
         except OSError as error:
             raise StorageError(f"--out {path}: cannot be made: {error.strerror}; choose another folder") from error
-        write_text_atomically(folder.recipe, recipe.to_yaml())
-        write_text_atomically(folder.run, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-        return folder
+        finally:
+            shutil.rmtree(draft.path, ignore_errors=True)
+        return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """An existing run folder; InputError when it is none."""
+    def open(cls, path: Path, said: str = "--resume") -> RunFolder:
+        """An existing run folder; InputError when it is none. said: how the user named it."""
         folder = cls(path)
         missing = [file.name for file in (folder.recipe, folder.run) if not file.is_file()]
         if missing:
             raise InputError(
-                f"--resume {path}: not a run folder (no {' and no '.join(missing)}); name a runs/NAME folder"
+                f"{said} {path}: not a run folder (no {' and no '.join(missing)}); name a runs/NAME folder"
             )
         return folder
+
+    @property
+    def skipped(self) -> Path:
+        return self.path / "skipped.jsonl"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; InputError when one does.
+
+        Also finds out, before any work is done, whether the folder can be written: StorageError when it cannot. The
+        lock goes with the process, however it ends.
+        """
+        path = self.path / ".lock"
+        try:
+            file = path.open("a+")
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: cannot be written: {error.strerror or error}; nothing was trained. Change its "
+                "permissions, or copy the run to a place that can be written"
+            ) from error
+        with file:
+            _lock(file.fileno(), self.path)
+            yield
+
+    def is_held(self) -> bool:
+        """Whether another process is training in this folder; False where that cannot be told."""
+        try:
+            with (self.path / ".lock").open("r+") as file:
+                _lock(file.fileno(), self.path)
+        except InputError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def append_skipped(self, facts: dict[str, Any]) -> None:
+        """Add a line to the log of skipped steps."""
+        try:
+            with self.skipped.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(facts, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self.skipped}: cannot be written: {error.strerror or error}") from error
 
     def read_recipe(self) -> Recipe:
         """The recipe this run was started with."""
@@ -105,6 +155,23 @@ class RunFolder:
         write_text_atomically(self.metrics, text.getvalue())
 
 
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: no lock
+        return
+    try:
+        # Of the process, not of the open file, which worker processes inherit and may hold a moment longer.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise InputError(f"{folder}: another process is training in this folder; wait for it, or end it") from error
+    except OSError:  # a file system without locks
+        return
+
+
 def format_row(row: dict[str, float]) -> dict[str, str]:
     """Numbers as text, short and without loss of meaning."""
-    return {name: str(int(value)) if name == "epoch" else f"{value:.6g}" for name, value in row.items()}
+    return {
+        name: str(int(value)) if name in ("epoch", "train/skipped_steps") else f"{value:.6g}"
+        for name, value in row.items()
+    }

@@ -14,6 +14,7 @@ from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector
 from anchorite.train.average import WeightAverage
+from anchorite.train.finite import Lasting, first_gradient_not_finite, first_not_finite
 from anchorite.train.optimizer import apply_settings, clip_gradients
 from anchorite.train.schedule import Settings
 
@@ -36,26 +37,48 @@ class TrainingStep:
 
     The convolutions run in `precision`, the loss in float32; images are normalised on the device. compiled: fuse
     forward pass and loss, and the backward pass, by torch.compile.
+
+    What is not finite changes nothing that lasts: neither weights nor the average, the running statistics or the
+    balance. on_host: decide that by looking (the default on a CPU); else the device decides, and is not waited for.
+    fault: after a batch or step that was left out, what was the first thing that was not finite, where that is known.
     """
 
     def __init__(
-        self, trainee: Trainee, precision: Precision, clip_norm: float, device: torch.device, compiled: bool = False
+        self,
+        trainee: Trainee,
+        precision: Precision,
+        clip_norm: float,
+        device: torch.device,
+        compiled: bool = False,
+        on_host: bool | None = None,
     ) -> None:
         self.trainee = trainee
         self.precision = precision
         self.clip_norm = clip_norm
         self.device = device
+        self.on_host = device.type == "cpu" if on_host is None else on_host
+        self.fault: str | None = None
         self._parameters: list[nn.Parameter] = list(trainee.detector.parameters())
+        self._lasting = Lasting(trainee.detector, trainee.criterion)
         self._static = compiled or device.type == "cuda"
         self._forward = torch.compile(self._terms, fullgraph=True) if compiled else self._terms
+        self._is_finite: Tensor | None = None  # of all losses since the last apply, on the device
 
     def accumulate(self, batch: Batch) -> LossTerms:
-        """Add the gradients of one batch; its loss, detached."""
+        """Add the gradients of one batch, unless its loss is not finite; its loss, detached."""
         if self._static:
             batch = replace(batch, targets=with_fixed_capacity(batch.targets))
         batch = batch.to(self.device, non_blocking=True)
+        self._lasting.keep()
         terms = self._forward(batch.images, batch.targets.rows, batch.targets.valid)
-        self.trainee.scaler.scale(terms.total).backward()
+        if self.on_host and not bool(terms.total.isfinite()):
+            self.fault = first_not_finite(terms)
+            self._lasting.put_back()
+        else:
+            self.trainee.scaler.scale(terms.total).backward()
+        if not self.on_host:
+            finite = terms.total.detach().isfinite()
+            self._is_finite = finite if self._is_finite is None else self._is_finite & finite
         return LossTerms(*(term.detach() for term in terms))
 
     def _terms(self, images: Tensor, rows: Tensor, valid: Tensor | None) -> LossTerms:
@@ -67,16 +90,45 @@ class TrainingStep:
         return terms
 
     def apply(self, settings: Settings) -> Tensor:
-        """Move the weights by the gradients gathered so far, at the given settings; the gradient norm (scalar)."""
+        """Move the weights by the gradients gathered so far, at the given settings; the gradient norm (scalar).
+
+        A norm that is not finite says that there was nothing to be gathered or something not finite, and no step.
+        """
         trainee = self.trainee
         apply_settings(trainee.optimizer, settings.rate, settings.bias_rate, settings.momentum)
         trainee.scaler.unscale_(trainee.optimizer)
         norm = clip_gradients(self._parameters, self.clip_norm)
+        norm = self._step_by_looking(norm) if self.on_host else self._step_without_looking(norm)
+        trainee.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _step_by_looking(self, norm: Tensor) -> Tensor:
+        trainee = self.trainee
+        if all(parameter.grad is None for parameter in self._parameters):
+            return norm.new_full((), torch.nan)  # every batch was left out, and `fault` tells why
+        fault = None if bool(norm.isfinite()) else first_gradient_not_finite(trainee.detector)
+        fault = fault or self._lasting.first_not_finite()
+        if fault is not None:
+            self.fault = fault
+            self._lasting.put_back()
+            return norm.new_full((), torch.nan)
         trainee.scaler.step(trainee.optimizer)
         trainee.scaler.update()
-        trainee.optimizer.zero_grad(set_to_none=True)
         trainee.average.update()
         return norm
+
+    def _step_without_looking(self, norm: Tensor) -> Tensor:
+        trainee = self.trainee
+        assert self._is_finite is not None, "accumulate a batch before applying"
+        is_fine = norm.isfinite() & self._is_finite & self._lasting.are_finite()
+        self._is_finite = None
+        if not trainee.scaler.is_enabled():  # which does the same by itself
+            trainee.optimizer.found_inf = (~is_fine).float()  # type: ignore[attr-defined]
+        trainee.scaler.step(trainee.optimizer)
+        trainee.scaler.update()
+        self._lasting.put_back_unless(is_fine)
+        trainee.average.update(is_fine)
+        return torch.where(is_fine, norm, torch.nan)
 
 
 def with_fixed_capacity(targets: Targets) -> Targets:

@@ -1,0 +1,113 @@
+"""kill -9 at any moment of a run and inside a save: rows 4 and 5 of the faults to be survived."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from anchorite.train import RunFolder
+from anchorite.train.checkpoint import found_checkpoints, leftovers, load_latest, save_checkpoint
+from anchorite.train.progress import PartialEpoch, Progress
+from tests.faults.forked import BATCHES, EPOCHS, Forker, forker
+from tests.train.runs import scenes, small_recipe
+
+pytestmark = pytest.mark.slow
+
+NUM_KILLS, NUM_SAVES_KILLED = 100, 200  # of runs many more in tests/faults/soak.py
+LONGEST_S, LONGEST_SAVE_S = 1.6, 0.12
+DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", "train/skipped_steps", "rate")
+
+
+def outcome(run: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
+    """The bits of all tensors at the end, of the best weights, and the metrics that a run determines."""
+    tensors = load_file(run / "checkpoints" / f"epoch-{EPOCHS:04d}.safetensors")
+    bits = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    bits["best"] = (run / "best.safetensors").read_bytes()
+    rows = RunFolder(run).read_rows()
+    names = [name for name in rows[-1] if name in DETERMINED or name.startswith("val/")]
+    timed = ("second", "images_per")
+    return bits, [{name: row[name] for name in names if not any(word in name for word in timed)} for row in rows]
+
+
+def point_of(run: Path) -> int:
+    """Batches done, as the newest checkpoint says; each found one has to be whole."""
+    found = list(found_checkpoints(run / "checkpoints")) if run.exists() else []
+    assert [one.fault for one in found if one.fault is not None] == []
+    if not found or found[0].progress is None:
+        return 0
+    return found[0].progress.epoch * BATCHES + found[0].progress.partial.batches
+
+
+def kill_and_go_on(forked: Forker, folder: Path, moments: random.Random) -> bool:
+    """Run until killed at a random moment; whether the run came to its end before."""
+    number = forked.start("train", folder)
+    time.sleep(moments.uniform(0, LONGEST_S))
+    with suppress(ProcessLookupError):  # it has finished
+        os.kill(number, signal.SIGKILL)
+    code = forked.wait()
+    assert code in (0, -signal.SIGKILL), "a resume failed"
+    done = (folder / "done").read_text().split() if (folder / "done").exists() else []
+    # Checkpoints are taken after every batch, so that no batch told of is ever done again.
+    assert point_of(folder / "run") >= int(done[-1] if done else 0)
+    return code == 0
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_it_never_had_been(tmp_path: Path) -> None:
+    moments = random.Random(0)
+    with forker(tmp_path) as forked:
+        (tmp_path / "straight").mkdir()
+        forked.start("train", tmp_path / "straight")
+        assert forked.wait() == 0
+        expected = outcome(tmp_path / "straight" / "run")
+        kills = runs = 0
+        points: set[int] = set()
+        while kills < NUM_KILLS:
+            folder = tmp_path / f"killed-{runs}"
+            folder.mkdir()
+            while kills < NUM_KILLS and not kill_and_go_on(forked, folder, moments):
+                kills += 1
+                points.add(point_of(folder / "run"))
+            forked.start("train", folder)
+            assert forked.wait() == 0
+            assert outcome(folder / "run") == expected
+            assert leftovers(folder / "run" / "checkpoints") == []
+            assert list(folder.rglob("*.tmp")) == []
+            runs += 1
+    assert len(points) > EPOCHS * BATCHES / 2, "the kills should fall all over the run"
+
+
+def test_no_kill_inside_a_save_leaves_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
+    moments = random.Random(1)
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    inside = 0
+    with forker(tmp_path) as forked:
+        for _ in range(NUM_SAVES_KILLED):
+            (folder / "told").unlink(missing_ok=True)
+            number = forked.start("save", folder)
+            while not (folder / "told").exists():
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, LONGEST_SAVE_S))
+            os.kill(number, signal.SIGKILL)
+            assert forked.wait() == -signal.SIGKILL
+            told = (folder / "told").read_text().split("\n")[:-1]
+            inside += told[-1].startswith("begun")
+            finished = [int(line.split()[1]) for line in told if line.startswith("done")]
+            found = list(found_checkpoints(folder))
+            assert [one.fault for one in found if one.fault] == []
+            newest = found[0].progress.partial.batches if found and found[0].progress else 0
+            assert newest >= max(finished, default=0)
+    assert inside > NUM_SAVES_KILLED / 2, "most kills should fall inside a save"
+    from anchorite.train.preparation import prepare
+
+    trainee = prepare(small_recipe(), scenes()).trainee
+    progress, _ = load_latest(folder, trainee)
+    save_checkpoint(folder, trainee, Progress(partial=PartialEpoch(batches=progress.partial.batches + 1)))
+    assert len(list(found_checkpoints(folder))) == 2
