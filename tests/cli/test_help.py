@@ -28,7 +28,9 @@ def _fresh(*words: str) -> tuple[str, float]:
     return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "validate", "predict", "report", "recipes", "benchmark"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "train", "validate", "predict", "report", "import", "recipes", "benchmark"]
+)
 def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
     output, seconds = _fresh(*command.split(), "--help")
     assert output.splitlines()[-1] == "loaded:"
@@ -52,7 +54,17 @@ def test_every_name_of_a_room_is_there() -> None:
 
 def test_the_overview_names_every_command_and_how_to_begin() -> None:
     output, _ = _fresh("--help")
-    for word in ("demo", "train", "validate", "predict", "report", "recipes", "anchorite train DATA", "--debug"):
+    for word in (
+        "demo",
+        "train",
+        "validate",
+        "predict",
+        "report",
+        "import",
+        "recipes",
+        "anchorite train DATA",
+        "--debug",
+    ):
         assert word in output
 
 

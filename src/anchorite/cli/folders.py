@@ -18,7 +18,7 @@ def free_folder(wanted: Path) -> Path:
     return path
 
 
-def refuse_taken(folder: Path) -> None:
+def refuse_taken(folder: Path, flag: str = "--out") -> None:
     """Raise at once, before minutes of work, what making and filling `folder` would raise later.
 
     InputError when there is something in it, StorageError when it could not be made.
@@ -27,10 +27,10 @@ def refuse_taken(folder: Path) -> None:
         is_run = (folder / "recipe.yaml").is_file()
         other = f"go on with that run by --resume {shlex.quote(str(folder))}, or name" if is_run else "name"
         raise InputError(
-            f"--out {folder}: exists already, and nothing is ever overwritten; {other} a new or an empty folder"
+            f"{flag} {folder}: exists already, and nothing is ever overwritten; {other} a new or an empty folder"
         )
     parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not parent.is_dir():
-        raise StorageError(f"--out {folder}: cannot be made: {parent} is a file; name another folder")
+        raise StorageError(f"{flag} {folder}: cannot be made: {parent} is a file; name another folder")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise StorageError(f"--out {folder}: cannot be made: no permission to write in {parent}; name another folder")
+        raise StorageError(f"{flag} {folder}: cannot be made: no permission to write in {parent}; name another folder")

@@ -15,10 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.headers import ImageHeader, parse_header
+from anchorite.data.headers import MAX_PIXELS, ImageHeader, open_regular, parse_header
 from anchorite.errors import InputError, StorageError
 
-MAX_PIXELS = 200_000_000
 DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _ENTROPY_LOOKAHEAD = bytes(8)  # libjpeg fills a 64-bit register before it decodes the last block
@@ -62,9 +61,12 @@ def apply_orientation(image: NDArray[np.uint8], orientation: int) -> NDArray[np.
 
 def _read_file(path: Path, name: str) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise _unreadable(error, name) from error
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def _unreadable(error: OSError, name: str) -> InputError | StorageError:

@@ -6,6 +6,8 @@ the PNG specification (IHDR, eXIf), RFC 9649 (WebP), TIFF 6.0 section 2, Exif 2.
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +18,12 @@ from anchorite.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
+MAX_PIXELS = 200_000_000
+MAX_FILE_BYTES = 2_000_000_000  # no image of so many pixels is larger, but a file of holes may be
+
 _TAG_WIDTH, _TAG_HEIGHT, _TAG_ORIENTATION = 256, 257, 274
 _MAX_CHUNKS = 4096
+_NO_SIZE = "a TIFF without width or height, or with two of them; replace the file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +50,35 @@ class ImageHeader:
         return self.stored_width if self.is_turned else self.stored_height
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """An image file opened for reading bytes.
+
+    Raises InputError, which names no file, for a pipe or device, which would block or never end, and for a file of
+    more than `MAX_FILE_BYTES`; OSError as `open` does.
+    """
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - Path.open takes no opener
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise InputError("not a regular file; remove it")
+    if status.st_size > MAX_FILE_BYTES:
+        file.close()
+        raise InputError(f"{status.st_size / 1e6:.0f} MB, more than the {MAX_FILE_BYTES // 1_000_000} MB of any image")
+    return file
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else opening a pipe waits for its other end
+
+
 def read_header(path: Path) -> ImageHeader:
     """The header of an image file.
 
-    Raises InputError, whose message names the path, when the file cannot be read, is of another kind or is cut short
-    within the header. Damage behind the header is the decoder's to find.
+    Raises InputError, whose message names the path, when the file cannot be read, is of another kind, is cut short
+    within the header or claims more than `MAX_PIXELS`. Damage behind the header is the decoder's to find.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             header = parse_header(file)
     except FileNotFoundError as error:
         raise InputError(f"{path}: the image does not exist") from error
@@ -61,6 +88,11 @@ def read_header(path: Path) -> ImageHeader:
         raise InputError(f"{path}: {error}") from error
     if header.stored_width < 1 or header.stored_height < 1:
         raise InputError(f"{path}: the header claims {header.stored_width}x{header.stored_height} pixels")
+    if header.stored_width * header.stored_height > MAX_PIXELS:
+        raise InputError(
+            f"{path}: {header.stored_width}x{header.stored_height} pixels are more than the limit of "
+            f"{MAX_PIXELS // 1_000_000} million; shrink the image or remove it"
+        )
     return header
 
 
@@ -95,7 +127,7 @@ def _parse(file: BinaryIO) -> ImageHeader:
 def _parse_jpeg(file: BinaryIO) -> ImageHeader:
     orientation = 1
     file.seek(2)
-    while True:
+    for _ in range(_MAX_CHUNKS):
         marker = _next_jpeg_marker(file)
         if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # these stand alone, without a length
             continue
@@ -109,15 +141,17 @@ def _parse_jpeg(file: BinaryIO) -> ImageHeader:
             orientation = _exif_orientation(file.read(length - 2)) if length > 2 else 1
         else:
             file.seek(max(length - 2, 0), 1)
+    raise InputError("a JPEG without a frame header; replace the file")
 
 
 def _next_jpeg_marker(file: BinaryIO) -> int:
     if file.read(1)[0] != 0xFF:
         raise InputError("a damaged JPEG header; replace the file")
-    marker = 0xFF
-    while marker == 0xFF:  # any number of fill bytes may precede a marker
+    for _ in range(_MAX_CHUNKS):  # any number of fill bytes may precede a marker, but nobody writes so many
         marker = file.read(1)[0]
-    return marker
+        if marker != 0xFF:
+            return marker
+    raise InputError("a damaged JPEG header; replace the file")
 
 
 def _parse_png(file: BinaryIO) -> ImageHeader:
@@ -194,9 +228,10 @@ def _parse_tiff(file: BinaryIO) -> ImageHeader:
         file.seek(offset)
         return file.read(length)
 
-    tags = _first_directory(read_at)
-    if _TAG_WIDTH not in tags or _TAG_HEIGHT not in tags:
-        raise InputError("a TIFF without width or height; replace the file")
+    tags, repeated = _first_directory(read_at)
+    # Of two widths the decoder might take the one that this program has not looked at.
+    if not {_TAG_WIDTH, _TAG_HEIGHT} <= tags.keys() - repeated:
+        raise InputError(_NO_SIZE)
     orientation = tags.get(_TAG_ORIENTATION, 1)
     return ImageHeader(tags[_TAG_WIDTH], tags[_TAG_HEIGHT], orientation if 1 <= orientation <= 8 else 1)
 
@@ -211,21 +246,25 @@ def _tiff_orientation(data: bytes) -> int:
     if not data.startswith((b"II*\0", b"MM\0*")):
         return 1
     try:
-        orientation = _first_directory(lambda offset, length: data[offset : offset + length]).get(_TAG_ORIENTATION, 1)
+        tags, _ = _first_directory(lambda offset, length: data[offset : offset + length])
     except struct.error:
         return 1
+    orientation = tags.get(_TAG_ORIENTATION, 1)
     return orientation if 1 <= orientation <= 8 else 1
 
 
-def _first_directory(read_at: Callable[[int, int], bytes]) -> dict[int, int]:
-    """The whole-number tags of a TIFF's first directory that hold a single value."""
+def _first_directory(read_at: Callable[[int, int], bytes]) -> tuple[dict[int, int], set[int]]:
+    """The whole-number tags of a TIFF's first directory that hold a single value, and which tags stand there twice."""
     order = "<" if read_at(0, 2) == b"II" else ">"
     (offset,) = struct.unpack(order + "I", read_at(4, 4))
     (num_entries,) = struct.unpack(order + "H", read_at(offset, 2))
     tags: dict[int, int] = {}
+    seen: set[int] = set()
+    repeated: set[int] = set()
     for index in range(min(num_entries, _MAX_CHUNKS)):
         entry = read_at(offset + 2 + 12 * index, 12)
         tag, kind, count = struct.unpack_from(order + "HHI", entry)
+        (repeated if tag in seen else seen).add(tag)
         if count == 1 and kind in (3, 4):
             (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), entry, 8)
-    return tags
+    return tags, repeated

@@ -55,12 +55,18 @@ class Adjustment:
     in a split, read once), "no-labels" (no image of a split has a label file), "unused-label" (label files without an
     image), "ignored-file" (belongs to no split, or an image without the labels that its format demands). Of settings:
     "ignored-key" (noted and not obeyed), "relocated" (a path that was found elsewhere in the dataset).
-    origin: "file:line", or the file or folder. detail: the values, readable.
+    origin: "file:line", or the file or folder. detail: the values, readable. Where they are known: split; image;
+    class_name and box_xyxy, in pixels as the label file has it; files, where there are several.
     """
 
     kind: AdjustmentKind
     origin: str
     detail: str
+    split: str | None = None
+    image: Path | None = None
+    class_name: str | None = None
+    box_xyxy: tuple[float, float, float, float] | None = None
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

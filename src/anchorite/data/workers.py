@@ -13,10 +13,13 @@ Legend: B images, S side of the canvas in pixels, T targets of a batch.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import multiprocessing
 import os
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
@@ -25,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,6 +47,7 @@ from anchorite.errors import WorkerError
 StartMethod = Literal["fork", "spawn"]
 POLL_S = 0.5  # how soon a waiting thread sees that it shall stop
 PARENT_POLL_S = 5.0  # how soon an idle worker sees that its parent is gone
+_PR_SET_PDEATHSIG = 1
 CLOSE_S = 2.0  # how long a worker gets to leave by itself
 
 
@@ -88,9 +93,16 @@ def draw_batch(
     return samples.rows(plans)
 
 
-def _work(orders: Any, samples: TrainSamples, memory: SharedBytes, slot_bytes: int, board: SharedBytes) -> None:
-    """The life of a worker: draw what is ordered into the slot that is named, until the parent closes or is gone."""
+def _work(
+    orders: Any, samples: TrainSamples, memory: SharedBytes, slot_bytes: int, board: SharedBytes, is_bound: bool
+) -> None:
+    """The life of a worker: draw what is ordered into the slot that is named, until the parent closes or is gone.
+
+    is_bound: whether the system may end it together with the thread that made it.
+    """
     _become_quiet()
+    if is_bound and (bind := _process_control()) is not None:
+        bind(_PR_SET_PDEATHSIG, signal.SIGKILL)  # reaches even a stopped process, which cannot look for its parent
     parent, in_hand = os.getppid(), board.array.view(np.int64)
 
     def note(index: int) -> None:
@@ -117,6 +129,20 @@ def _become_quiet() -> None:
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _limit_waiting(orders: Any, seconds: float) -> None:
+    """Let reading an answer that has begun fail with BlockingIOError after some seconds of silence."""
+    if sys.platform != "win32":  # whose pipes are no sockets
+        with socket.socket(fileno=os.dup(orders.fileno())) as pipe:
+            limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) + 1)
+            pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+
+@cache
+def _process_control() -> Callable[[int, int], int] | None:
+    """Linux's prctl; looked up before a fork, after which no library may be opened."""
+    return ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
 
 
 @dataclass
@@ -155,14 +181,18 @@ class WorkerPool:
         if self._workers:
             return
         context: Any = multiprocessing.get_context(self._start_method)
+        # Bound to a thread that ends before the process, they would end too early.
+        is_bound = threading.current_thread() is threading.main_thread()
+        _process_control()
         for number in range(self._num_workers):
             ours, theirs = context.Pipe()
             memory, board = SharedBytes(self.depth * self._slot_bytes), SharedBytes(8)
             board.array.view(np.int64)[0] = -1
-            arguments = (theirs, self.samples, memory, self._slot_bytes, board)
+            arguments = (theirs, self.samples, memory, self._slot_bytes, board, is_bound)
             process = context.Process(target=_work, args=arguments, name=f"anchorite-data-{number}", daemon=True)
             process.start()
             theirs.close()
+            _limit_waiting(ours, self.timeout_s)
             self._workers.append(_Worker(process, ours, memory, board))
 
     def run(self, batches: Iterable[list[SampleKey]], stop: threading.Event) -> Iterator[Drawn]:
@@ -171,10 +201,10 @@ class WorkerPool:
         Raises WorkerError, and ends all workers, when one raises, dies or hangs.
         """
         self.start()
-        self._settle(stop)
         under_way: deque[tuple[_Worker, int, list[SampleKey]]] = deque()
         coming = enumerate(batches)
         try:
+            self._settle(stop)
             while not stop.is_set():
                 while len(under_way) < len(self._workers) * self.depth:
                     number, keys = next(coming, (0, None))
@@ -217,14 +247,13 @@ class WorkerPool:
         while not stop.is_set():
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                raise WorkerError(
-                    f"a data worker (process {worker.process.pid}) gave no batch for {self.timeout_s:g} s"
-                    f"{self._in_hand(worker)}. Look at that file and at the storage, or raise timeout_s"
-                )
+                raise self._silence(worker)
             ready = connection.wait([worker.orders, worker.process.sentinel], min(POLL_S, remaining))
             if worker.orders in ready:
                 try:
                     reply: NDArray[np.float32] | Failure = worker.orders.recv()
+                except BlockingIOError as error:  # it stopped in the middle of its answer
+                    raise self._silence(worker) from error
                 except (EOFError, OSError) as error:
                     raise self._death(worker) from error
                 worker.num_waiting -= 1
@@ -232,6 +261,12 @@ class WorkerPool:
             if ready:
                 raise self._death(worker)
         return None
+
+    def _silence(self, worker: _Worker) -> WorkerError:
+        return WorkerError(
+            f"a data worker (process {worker.process.pid}) gave no batch for {self.timeout_s:g} s"
+            f"{self._in_hand(worker)}. Look at that file and at the storage, or raise timeout_s"
+        )
 
     def _death(self, worker: _Worker) -> WorkerError:
         worker.process.join(CLOSE_S)

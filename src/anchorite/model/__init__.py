@@ -1,20 +1,46 @@
-"""The detector: blocks, backbone, neck and head of ten sizes, folding, and weight files."""
+"""The detector: blocks, backbone, neck and head of ten sizes, folding, weight files, and foreign checkpoints."""
 
-from anchorite.model.detector import Detector, to_channels_last
-from anchorite.model.fold import fold_batch_norm
-from anchorite.model.head import Head, MatchedCellLogits
-from anchorite.model.table import SIZES, default_anchors
-from anchorite.model.weights import WeightsInfo, load_weights, save_weights
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anchorite.model.detector import Detector, to_channels_last
+    from anchorite.model.fold import fold_batch_norm
+    from anchorite.model.foreign.checkpoint import ImportedCheckpoint, import_checkpoint
+    from anchorite.model.head import Head, MatchedCellLogits
+    from anchorite.model.table import SIZES, default_anchors
+    from anchorite.model.weights import WeightsInfo, load_weights, save_weights
 
 __all__ = [
     "SIZES",
     "Detector",
     "Head",
+    "ImportedCheckpoint",
     "MatchedCellLogits",
     "WeightsInfo",
     "default_anchors",
     "fold_batch_norm",
+    "import_checkpoint",
     "load_weights",
     "save_weights",
     "to_channels_last",
 ]
+
+_LATE = {
+    "anchorite.model.detector": ("Detector", "to_channels_last"),
+    "anchorite.model.fold": ("fold_batch_norm",),
+    "anchorite.model.foreign.checkpoint": ("ImportedCheckpoint", "import_checkpoint"),
+    "anchorite.model.head": ("Head", "MatchedCellLogits"),
+    "anchorite.model.table": ("SIZES", "default_anchors"),
+    "anchorite.model.weights": ("WeightsInfo", "load_weights", "save_weights"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # The process that reads foreign checkpoints must do without torch, which takes seconds and gigabytes of addresses.
+    for module, names in _LATE.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,6 +41,20 @@ def foreign_anchors_name(size: str) -> str:
     return f"model.{_head_index(size)}.anchors"
 
 
+def foreign_sources(size: str) -> dict[int, list[int] | int]:
+    """By number of a foreign part, the numbers of those it takes its input from; -1 is the one before it."""
+    last, indices = plan(size).last_level, _part_indices(size)
+    sources: dict[int, list[int] | int] = dict.fromkeys(range(_head_index(size)), -1)
+    outputs = [indices[f"neck.top_down.p{FIRST_LEVEL}"]]
+    for level in range(FIRST_LEVEL, last):
+        # The concatenation lies between the upsampling or the downsampling, and the merge.
+        sources[indices[f"neck.top_down.p{level}"] - 1] = [-1, indices[f"backbone.stage{level}.cross_stage"]]
+        sources[indices[f"neck.bottom_up.p{level + 1}"] - 1] = [-1, indices[f"neck.lateral.p{level + 1}"]]
+        outputs.append(indices[f"neck.bottom_up.p{level + 1}"])
+    sources[_head_index(size)] = outputs
+    return sources
+
+
 def _places(inner: list[str]) -> tuple[str, ...]:
     """Where a convolution block lies within its foreign part; ours is `inner`."""
     match inner:

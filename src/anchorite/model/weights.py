@@ -7,6 +7,7 @@ any is read. Legend: K classes, L levels, A anchors per level.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def save_weights(path: Path, detector: Detector, info: WeightsInfo) -> None:
     text = json.dumps(header.model_dump(), ensure_ascii=True)
     stored = save({name: _as_stored(tensor) for name, tensor in detector.state_dict().items()}, {_METADATA_KEY: text})
     # Written by Python: safetensors would report a full disk by an error of its own that names neither path nor space.
-    write_atomically(path, lambda temporary: _write_bytes(temporary, stored))
+    write_atomically(path, lambda temporary: _write_bytes(temporary, stored), len(stored))
 
 
 def load_weights(path: Path) -> tuple[Detector, WeightsInfo]:
@@ -140,7 +141,8 @@ def _refuse_pickle(path: Path) -> None:
     if start.startswith(_PICKLE_STARTS) or path.suffix.lower() in _PICKLE_SUFFIXES:
         raise UnsafeFileError(
             f"{path}: by content or name a pickle, which could run code when read, so it stays unread; "
-            "use a .safetensors file written by anchorite, or import the checkpoint into one first"
+            "use a .safetensors file written by anchorite, or make one of a checkpoint of the original family by "
+            f"anchorite import {shlex.quote(str(path))} {shlex.quote(path.stem + '.safetensors')}"
         )
 
 

@@ -22,7 +22,7 @@ from anchorite.data.formats.coco_config import (
 )
 from anchorite.data.formats.geometry import RawBox, build_record, read_image_header, sizes_agree
 from anchorite.data.formats.log import ReadingLog
-from anchorite.data.formats.paths import Fence, Folders, is_image_name
+from anchorite.data.formats.paths import Fence, Folders, is_image_name, without_links
 from anchorite.data.formats.text import shorten
 from anchorite.data.index import DatasetIndex, Record
 from anchorite.errors import InputError
@@ -41,10 +41,13 @@ def read_coco(files: Sequence[CocoFile], root: Path, log: ReadingLog, allow_outs
     folders = Folders()
     splits: dict[str, tuple[Record, ...]] = {}
     for file in files:
+        log.split = file.split
         places = _image_places(file, root)
-        fence = Fence([root if root.is_dir() else file.path.parent, *places], allow_outside)
+        home = file.path.parent
+        fence = Fence([root if root.is_dir() else home, *without_links(places, home)], allow_outside)
         content = contents.pop(file.path)  # the largest thing in memory goes as soon as it is read
         splits[file.split] = _read_split(file.path, content, categories, _ImageFinder(places, fence, folders), log)
+    log.split = None
     log.raise_if_bad(root)
     return DatasetIndex(root, "coco", categories.names, splits, log.adjustments)
 
@@ -113,8 +116,14 @@ def _has_id(image: object) -> bool:
 def _origin(path: Path, index: int, annotation: object) -> str:
     annotation_id = annotation.get("id") if isinstance(annotation, dict) else None
     if isinstance(annotation_id, int | str):
-        return f"{path}: annotation id {annotation_id}"
+        return f"{path}: annotation id {_shown(annotation_id)}"
     return f"{path}: annotations[{index}]"
+
+
+def _shown(some_id: ImageId) -> str:
+    """An id as shown in a message: as it stands if it is short and printable."""
+    text = str(some_id)
+    return text if text.isprintable() and len(text) <= 40 else shorten(some_id)
 
 
 def _read_images(path: Path, items: Iterable[Any], log: ReadingLog) -> dict[ImageId, Json]:
@@ -126,15 +135,17 @@ def _read_images(path: Path, items: Iterable[Any], log: ReadingLog) -> dict[Imag
             log.bad(where, f"must be an object with a number or text as id ({shorten(image)})")
             continue
         image_id, name = image["id"], image.get("file_name")
-        where = f"{path}: image id {image_id}"
+        where = f"{path}: image id {_shown(image_id)}"
         if not isinstance(name, str) or not is_image_name(PurePosixPath(name).name) or "\0" in name:
             log.bad(where, f"file_name must name an image ({shorten(name)})")
         elif image_id in images:
             log.bad(where, f"the id stands twice, for {shorten(images[image_id]['file_name'])} and {shorten(name)}")
         elif name in ids_by_name:
-            log.bad(where, f"{shorten(name)} is listed already, as image id {ids_by_name[name]}")
+            log.bad(where, f"{shorten(name)} is listed already, as image id {_shown(ids_by_name[name])}")
         elif _claimed_size(image) is None:
-            log.bad(where, f"width and height must be whole numbers ({image.get('width')!r}, {image.get('height')!r})")
+            log.bad(
+                where, f"width and height must be whole numbers ({shorten([image.get('width'), image.get('height')])})"
+            )
         else:
             images[image_id] = image
             ids_by_name[name] = image_id
@@ -152,7 +163,7 @@ def _claimed_size(image: Json) -> tuple[int, int] | None:
 def _read_image(
     path: Path, image: Json, boxes: list[RawBox], categories: Categories, finder: _ImageFinder, log: ReadingLog
 ) -> Record | None:
-    origin = f"{path}: image id {image['id']}"
+    origin = f"{path}: image id {_shown(image['id'])}"
     image_path = finder.find(image["file_name"])
     if image_path is None:
         looked = ", ".join(str(place) for place in finder.places)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anchorite.data.formats.log import ReadingLog
-from anchorite.data.formats.paths import assign_splits, split_of
+from anchorite.data.formats.paths import Fence, assign_splits, split_of
 from anchorite.data.formats.text import decode_utf8, is_class_name, read_limited, shorten
 from anchorite.errors import InputError
 
@@ -34,11 +34,19 @@ class Categories(NamedTuple):
     names: tuple[str, ...]
 
 
-def find_coco(folder: Path, log: ReadingLog) -> tuple[CocoFile, ...]:
+def find_coco(folder: Path, log: ReadingLog, fence: Fence) -> tuple[CocoFile, ...]:
     """The jsons of a folder: annotations/instances_*.json, a json in each split's folder, or json files named by split.
 
-    None is found unless its place says that it is COCO, or its content does.
+    None is found unless its place says that it is COCO, or its content does. Raises InputError when one that is found
+    is a link that leads out of the fence.
     """
+    files = _find_files(folder, log, fence)
+    for file in files:
+        fence.check(file.path)
+    return files
+
+
+def _find_files(folder: Path, log: ReadingLog, fence: Fence) -> tuple[CocoFile, ...]:
     instances = [path for base in (folder / "annotations", folder) for path in sorted(base.glob("instances_*.json"))]
     if instances:
         return _by_split({path.stem.removeprefix("instances_"): path for path in instances}, log)
@@ -49,7 +57,8 @@ def find_coco(folder: Path, log: ReadingLog) -> tuple[CocoFile, ...]:
     if exported:
         return _by_split(exported, log)
     for base in (folder / "annotations", folder):
-        jsons = {path.stem: path for path in sorted(base.glob("*.json")) if _looks_like_coco(path)}
+        candidates = [path for path in sorted(base.glob("*.json")) if not fence.refusal(path)]
+        jsons = {path.stem: path for path in candidates if _looks_like_coco(path)}
         if jsons:
             return _by_split(jsons, log)
     return ()
@@ -115,8 +124,8 @@ def agree_on_categories(contents: Mapping[Path, Json]) -> Categories:
         for category_id, name in categories.items():
             if names.setdefault(category_id, name) != name:
                 raise InputError(
-                    f"{path}: category {category_id} is {shorten(name)}, but in {first_file[category_id]} it is "
-                    f"{shorten(names[category_id])}; give all splits the same categories"
+                    f"{path}: category {shorten(category_id)} is {shorten(name)}, but in {first_file[category_id]} "
+                    f"it is {shorten(names[category_id])}; give all splits the same categories"
                 )
             first_file.setdefault(category_id, path)
             ids_here.setdefault(name, set()).add(category_id)
@@ -152,12 +161,14 @@ def _read_categories(content: Json, path: Path) -> dict[int, str]:
             raise InputError(f"{where}: must be an object with a whole number as id; got {shorten(category)}")
         category_id, name = category["id"], category.get("name")
         if not isinstance(name, str) or not is_class_name(name):
-            raise InputError(f"{where}: category {category_id} must have a text as name; got {shorten(name)}")
+            raise InputError(f"{where}: category {shorten(category_id)} must have a text as name; got {shorten(name)}")
         if category_id in names:
-            raise InputError(f"{where}: the category id {category_id} stands twice; give each category its own")
+            raise InputError(
+                f"{where}: the category id {shorten(category_id)} stands twice; give each category its own"
+            )
         names[category_id] = name
     return names
 
 
 def _listed(ids: set[int]) -> str:
-    return ", ".join(str(category_id) for category_id in sorted(ids))
+    return ", ".join(shorten(category_id) for category_id in sorted(ids)[:5])

@@ -38,13 +38,13 @@ def read_image_header(path: Path, fence: Fence, log: ReadingLog) -> ImageHeader 
     """The header of an image inside the fence, or None with the reason in the log."""
     refusal = fence.refusal(path)
     if refusal:
-        log.bad(str(path), refusal)
+        log.bad(str(path), refusal, path)
         return None
     try:
         return read_header(path)
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        log.bad(str(path), reason)
+        log.bad(str(path), reason, path)
         return None
 
 
@@ -83,20 +83,23 @@ def build_record(
     for box in boxes:
         name = class_names[box.class_id]
         box_xyxy = _clip(box.box_xyxy, header.width, header.height)
+        known = {"image": path, "class_name": name, "box_xyxy": box.box_xyxy}
         if box_xyxy[2] <= box_xyxy[0] or box_xyxy[3] <= box_xyxy[1]:
             log.adjusted(
                 "dropped-empty",
                 box.origin,
                 f"{name} {_show(box.box_xyxy)} has no area within {header.width}x{header.height}",
+                **known,
             )
             continue
         key = (box.class_id, box.ignored, *box_xyxy)
         if key in seen:
-            log.adjusted("dropped-duplicate", box.origin, f"{name} {_show(box.box_xyxy)} repeats {seen[key]}")
+            log.adjusted("dropped-duplicate", box.origin, f"{name} {_show(box.box_xyxy)} repeats {seen[key]}", **known)
             continue
         seen[key] = box.origin
         if max(abs(a - b) for a, b in zip(box_xyxy, box.box_xyxy, strict=True)) > REPORTED_CLIP_PX:
-            log.adjusted("clipped", box.origin, f"{name} {_show(box.box_xyxy)} -> {_show(box_xyxy)} in {path.name}")
+            detail = f"{name} {_show(box.box_xyxy)} -> {_show(box_xyxy)} in {path.name}"
+            log.adjusted("clipped", box.origin, detail, **known)
         kept.append(box._replace(box_xyxy=box_xyxy))
     return _as_record(path, header, kept)
 

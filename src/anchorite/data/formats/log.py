@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from anchorite.data.formats.text import printable
 from anchorite.data.index import Adjustment, AdjustmentKind
 from anchorite.errors import InputError
 
 MAX_LISTED = 20
+_LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
 
 
 class ReadingLog:
     """Collects the bad rows and the adjustments of one dataset.
 
     With `skip_bad`, whatever is bad is left out and becomes an Adjustment("skipped-bad"); otherwise it is counted, and
-    `raise_if_bad` ends the reading.
+    `raise_if_bad` ends the reading. `split` is the one being read, as the readers set it.
     """
 
     def __init__(self, skip_bad: bool) -> None:
         self.skip_bad = skip_bad
+        self.split: str | None = None
         self.num_bad = 0
         self._listed: list[str] = []
         self._adjustments: list[Adjustment] = []
@@ -28,18 +32,19 @@ class ReadingLog:
         """The adjustments so far, in reading order."""
         return tuple(self._adjustments)
 
-    def adjusted(self, kind: AdjustmentKind, origin: str, detail: str) -> None:
-        """Record what was done to a label that is well-formed but not usable as it stands."""
-        self._adjustments.append(Adjustment(kind, origin, detail))
+    def adjusted(self, kind: AdjustmentKind, origin: str, detail: str, **known: Any) -> None:
+        """Record what was done to a label that is well-formed but not usable; `known`: more fields of Adjustment."""
+        origin, detail = printable(origin, _LONGEST_ORIGIN), printable(detail)
+        self._adjustments.append(Adjustment(kind, origin, detail, split=self.split, **known))
 
-    def bad(self, origin: str, reason: str) -> None:
+    def bad(self, origin: str, reason: str, image: Path | None = None) -> None:
         """Record a malformed row, annotation or image, which the caller then leaves out."""
         if self.skip_bad:
-            self.adjusted("skipped-bad", origin, reason)
+            self.adjusted("skipped-bad", origin, reason, image=image)
             return
         self.num_bad += 1
         if len(self._listed) < MAX_LISTED:
-            self._listed.append(f"{origin}: {reason}")
+            self._listed.append(f"{printable(origin, _LONGEST_ORIGIN)}: {printable(reason)}")
 
     def raise_if_bad(self, root: Path) -> None:
         """Raise one InputError with the first 20 bad rows and their total count, if there is any."""

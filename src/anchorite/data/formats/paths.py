@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from anchorite.data.formats.log import ReadingLog
+from anchorite.data.formats.text import printable
 from anchorite.data.headers import IMAGE_SUFFIXES
 from anchorite.errors import InputError
 
@@ -89,9 +90,16 @@ class Fence:
         if self.allow_outside or self._is_inside(path):
             return None
         return (
-            f"leads out of the dataset, to {_real_path(path)}; move it inside, or pass --allow-outside "
+            f"leads out of the dataset, to {printable(str(_real_path(path)))}; move it inside, or pass --allow-outside "
             "(allow_outside=True) if you trust the dataset"
         )
+
+    def check(self, path: Path) -> Path:
+        """`path` itself, or InputError when it may not be read."""
+        refusal = self.refusal(path)
+        if refusal:
+            raise InputError(f"{path}: {refusal}")
+        return path
 
     def _is_inside(self, path: Path) -> bool:
         if path.name in ("", "..") or os.path.islink(path):  # noqa: PTH114 - Path.is_symlink raises for long names
@@ -104,6 +112,13 @@ class Fence:
     def _leads_inside(self, path: Path) -> bool:
         real = _real_path(path)
         return any(real.is_relative_to(root) for root in self._roots)
+
+
+def without_links(folders: Iterable[Path], root: Path) -> list[Path]:
+    """Those of some folders in, above or beside `root` that no link on the way from it leads to."""
+    real_root = _real_path(root)
+    ways = {folder: os.path.relpath(folder, root) for folder in folders}
+    return [folder for folder, way in ways.items() if str(_real_path(folder)) == os.path.normpath(real_root / way)]
 
 
 def _real_path(path: Path) -> Path:
@@ -160,9 +175,7 @@ def walk_images(folder: Path, fence: Fence) -> Iterator[Path]:
                 continue
             is_folder = path.is_dir() if entry.is_symlink() else entry.is_dir()  # only Path takes a circle of links
             if is_folder:
-                refusal = fence.refusal(path)
-                if refusal:
-                    raise InputError(f"{path}: {refusal}")
+                fence.check(path)
                 real = _real_path(path) if entry.is_symlink() else path
                 if real not in seen:  # a link may lead back up
                     seen.add(real)

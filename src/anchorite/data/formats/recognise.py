@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from anchorite.data.formats.coco import read_coco
 from anchorite.data.formats.coco_config import find_coco, single_coco
 from anchorite.data.formats.log import ReadingLog
-from anchorite.data.formats.paths import exists
+from anchorite.data.formats.paths import Fence, exists
 from anchorite.data.formats.voc import read_voc
 from anchorite.data.formats.voc_layout import find_voc
 from anchorite.data.formats.yolo import find_yolo, read_yolo
@@ -63,16 +63,17 @@ def _open_file(path: Path, format: FormatName | None, log: ReadingLog, allow_out
 
 
 def _open_folder(root: Path, format: FormatName | None, log: ReadingLog, allow_outside: bool) -> DatasetIndex:
+    fence = Fence([root], allow_outside)
     if format in (None, "yolo"):
-        yaml_path = find_yolo(root)
+        yaml_path = find_yolo(root, fence)
         if yaml_path is not None:
             return read_yolo(yaml_path, root, log, allow_outside)
     if format in (None, "coco"):
-        files = find_coco(root, log)
+        files = find_coco(root, log, fence)
         if files:
             return read_coco(files, root, log, allow_outside)
     if format in (None, "voc"):
-        layout = find_voc(root, log)
+        layout = find_voc(root, log, fence)
         if layout is not None:
             return read_voc(layout, root, log, allow_outside)
     wanted = [_LOOKED_FOR[format]] if format else list(_LOOKED_FOR.values())

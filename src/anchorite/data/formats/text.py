@@ -14,7 +14,8 @@ from unicodedata import category
 from anchorite.errors import InputError
 
 _INTEGER = re.compile(r"[0-9]{1,18}")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# Only one way to match each text, so that a megabyte of digits costs no more than reading it.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 def read_limited(path: Path, max_bytes: int) -> bytes:
@@ -61,7 +62,17 @@ def is_class_name(name: object) -> bool:
     return isinstance(name, str) and bool(name.strip()) and not any(category(c) in ("Cc", "Cs") for c in name)
 
 
+def printable(words: str, max_length: int = 1000) -> str:
+    """Words of a message, what is not printable escaped, and cut to a length: file names may come from strangers."""
+    if not words.isprintable():
+        words = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
+    return words if len(words) <= max_length else words[: max_length - 3] + "..."
+
+
 def shorten(value: object, max_length: int = 60) -> str:
     """A value as shown in a message: printable ASCII, and cut to a length."""
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except RecursionError:  # a json may nest as deep as Python reads, and then no deeper call is left to show it
+        text = f"a {type(value).__name__} nested very deep"
     return text if len(text) <= max_length else text[: max_length - 3] + "..."

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from anchorite.data.formats.geometry import RawBox, build_record, read_image_header, sizes_agree
 from anchorite.data.formats.log import ReadingLog
-from anchorite.data.formats.paths import Fence, Folders, exists
+from anchorite.data.formats.paths import Fence, Folders, exists, without_links
 from anchorite.data.formats.text import is_class_name, plain_number, shorten
 from anchorite.data.formats.voc_layout import VocItem, VocLayout, read_class_list
 from anchorite.data.formats.xml_tree import XmlElement, read_xml
@@ -43,17 +43,21 @@ def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool
     Raises InputError for bad objects, files and images after all have been read.
     """
     image_folders = [folder for folders in layout.image_folders.values() for folder in folders]
-    fence = Fence([root, *image_folders], allow_outside)
+    fence = Fence([root, *without_links(image_folders, root)], allow_outside)
     known_names = read_class_list(layout.class_list) if layout.class_list else None
-    annotations = {split: _read_annotations(items, fence, known_names, log) for split, items in layout.splits.items()}
+    annotations: dict[str, list[_Annotation]] = {}
+    for split, items in layout.splits.items():
+        log.split = split
+        annotations[split] = _read_annotations(items, fence, known_names, log)
     class_names = known_names or tuple(
         sorted({thing.class_name for split in annotations.values() for one in split for thing in one.objects})
     )
     folders = Folders()
-    splits = {
-        split: _read_images(annotations[split], layout.image_folders[split], class_names, folders, fence, log)
-        for split in annotations
-    }
+    splits: dict[str, tuple[Record, ...]] = {}
+    for split, image_folders_of_split in layout.image_folders.items():
+        log.split = split
+        splits[split] = _read_images(annotations[split], image_folders_of_split, class_names, folders, fence, log)
+    log.split = None
     log.raise_if_bad(root)
     if not class_names:
         raise InputError(f"{root}: no xml names an object, so there are no classes")
@@ -200,4 +204,5 @@ def _note_unlabelled(splits: dict[str, tuple[Record, ...]], folders: Folders, lo
         unlabelled = sorted(name for name in names if folder / name not in used)
         if unlabelled:
             listed = ", ".join(unlabelled[:5]) + (", ..." if len(unlabelled) > 5 else "")
-            log.adjusted("ignored-file", str(folder), f"{len(unlabelled)} images in no split, or without xml: {listed}")
+            detail = f"{len(unlabelled)} images in no split, or without xml: {listed}"
+            log.adjusted("ignored-file", str(folder), detail, files=tuple(folder / name for name in unlabelled))

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from anchorite.data.formats.log import ReadingLog
-from anchorite.data.formats.paths import SPLITS, assign_splits, is_image_name, split_of
-from anchorite.data.formats.text import decode_utf8, read_limited, shorten
+from anchorite.data.formats.paths import SPLITS, Fence, assign_splits, is_image_name, split_of
+from anchorite.data.formats.text import decode_utf8, is_class_name, read_limited, shorten
 from anchorite.errors import InputError
 
 _MAX_LIST_BYTES = 64_000_000
@@ -34,23 +34,28 @@ class VocLayout(NamedTuple):
     class_list: Path | None
 
 
-def find_voc(folder: Path, log: ReadingLog) -> VocLayout | None:
-    """The layout of a folder, or of the folder `voc` in it; None when neither holds VOC annotations."""
+def find_voc(folder: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
+    """The layout of a folder, or of the folder `voc` in it; None when neither holds VOC annotations.
+
+    Raises InputError when a list in it is a link that leads out of the fence.
+    """
     for base in (folder, folder / "voc"):
-        if base.is_dir():
-            layout = _with_image_sets(base, log) or _plain_folders(base, log)
+        if base.is_dir() and not fence.refusal(base):
+            layout = _with_image_sets(base, log, fence) or _plain_folders(base, log, fence)
             if layout is not None:
                 return layout
     return None
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:
-    """Class names, one a line; InputError as file:line for a name that stands twice."""
+    """Class names, one a line; InputError as file:line for a name that stands twice or holds a control character."""
     lines: dict[str, int] = {}
     for number, line in enumerate(decode_utf8(read_limited(path, _MAX_LIST_BYTES), path).splitlines(), start=1):
         name = line.strip()
         if name in lines:
             raise InputError(f"{path}:{number}: the class name {shorten(name)} stands twice (line {lines[name]})")
+        if name and not is_class_name(name):
+            raise InputError(f"{path}:{number}: {shorten(name)} cannot name a class; give it a word")
         if name:
             lines[name] = number
     if not lines:
@@ -58,7 +63,7 @@ def read_class_list(path: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _with_image_sets(base: Path, log: ReadingLog) -> VocLayout | None:
+def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
     xml_folder = next((base / name for name in _XML_FOLDERS if (base / name).is_dir()), None)
     lists = {path.stem: path for path in sorted((base / "ImageSets" / "Main").glob("*.txt"))}
     # VOC itself adds lists like cat_train.txt, one a class, which repeat the images of the split with a flag.
@@ -66,9 +71,10 @@ def _with_image_sets(base: Path, log: ReadingLog) -> VocLayout | None:
     lists = {stem: path for stem, path in lists.items() if not stem.endswith("_trainval")}
     if xml_folder is None or not lists:
         return None
-    splits = {split: _listed_items(path, xml_folder) for split, path in assign_splits(lists, log).items()}
+    chosen = assign_splits(lists, log)
+    splits = {split: _listed_items(fence.check(path), xml_folder) for split, path in chosen.items()}
     image_folders = _existing([base / name for name in _IMAGE_FOLDERS] + [xml_folder])
-    return VocLayout(splits, dict.fromkeys(splits, image_folders), _class_list([base]))
+    return VocLayout(splits, dict.fromkeys(splits, image_folders), _class_list([base], fence))
 
 
 def _listed_items(path: Path, xml_folder: Path) -> tuple[VocItem, ...]:
@@ -85,16 +91,16 @@ def _listed_items(path: Path, xml_folder: Path) -> tuple[VocItem, ...]:
     return tuple(items)
 
 
-def _plain_folders(base: Path, log: ReadingLog) -> VocLayout | None:
+def _plain_folders(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
     for home in (base, *(base / name for name in _XML_FOLDERS)):
         if not home.is_dir():
             continue
         named = {child.name: child for child in sorted(home.iterdir()) if split_of(child.name) and child.is_dir()}
         xml_folders = {name: found for name, child in named.items() if (found := _xml_folder(child)) is not None}
         if xml_folders:
-            return _layout(assign_splits(xml_folders, log), base)
+            return _layout(assign_splits(xml_folders, log), base, fence)
         if any(home.glob("*.xml")):
-            return _layout({split_of(home.absolute().name) or "train": home}, base)
+            return _layout({split_of(home.absolute().name) or "train": home}, base, fence)
     return None
 
 
@@ -104,14 +110,14 @@ def _xml_folder(folder: Path) -> Path | None:
     return next((candidate for candidate in candidates if any(candidate.glob("*.xml"))), None)
 
 
-def _layout(xml_folders: dict[str, Path], base: Path) -> VocLayout:
+def _layout(xml_folders: dict[str, Path], base: Path, fence: Fence) -> VocLayout:
     splits: dict[str, tuple[VocItem, ...]] = {}
     image_folders: dict[str, tuple[Path, ...]] = {}
     for split in (split for split in SPLITS if split in xml_folders):
         folder = xml_folders[split]
         splits[split] = tuple(VocItem(path, str(path)) for path in sorted(folder.glob("*.xml")))
         image_folders[split] = _existing(_near_folders(folder, split, base))
-    return VocLayout(splits, image_folders, _class_list([base, base / ".."]))
+    return VocLayout(splits, image_folders, _class_list([base, base / ".."], fence))
 
 
 def _near_folders(xml_folder: Path, split: str, base: Path) -> list[Path]:
@@ -134,5 +140,9 @@ def _existing(folders: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(folder for folder in dict.fromkeys(folders) if folder.is_dir())
 
 
-def _class_list(folders: Iterable[Path]) -> Path | None:
-    return next((folder / name for folder in folders for name in _CLASS_LISTS if (folder / name).is_file()), None)
+def _class_list(folders: Iterable[Path], fence: Fence) -> Path | None:
+    """The first list of class names; one above the dataset is taken too, but none through a link that leads out."""
+    for path in (folder / name for folder in folders for name in _CLASS_LISTS):
+        if path.is_file():
+            return fence.check(path) if path.is_symlink() else path
+    return None

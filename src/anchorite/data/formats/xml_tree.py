@@ -11,6 +11,7 @@ from anchorite.errors import InputError
 
 _MAX_BYTES = 16_000_000
 _MAX_DEPTH = 32
+_MAX_ELEMENTS = 500_000
 
 
 @dataclass(slots=True)
@@ -35,25 +36,32 @@ class XmlElement:
 def read_xml(path: Path) -> XmlElement:
     """The root element of an XML file.
 
-    Raises InputError naming file and line for malformed XML, a DOCTYPE (and with it every entity) and deep nesting.
+    Raises InputError naming file and line for malformed XML, a DOCTYPE (and with it every entity), deep nesting
+    and more elements than any annotation needs.
     """
     data = read_limited(path, _MAX_BYTES)
     parser = expat.ParserCreate()
     top = XmlElement("", 0)
-    open_elements = [top]
+    open_elements: list[tuple[XmlElement, list[str]]] = [(top, [])]
+    num_elements = 0
 
     def start(tag: str, _: dict[str, str]) -> None:
+        nonlocal num_elements
+        num_elements += 1
         if len(open_elements) > _MAX_DEPTH:
             raise InputError(f"{path}:{parser.CurrentLineNumber}: nested deeper than {_MAX_DEPTH} levels")
+        if num_elements > _MAX_ELEMENTS:
+            raise InputError(f"{path}:{parser.CurrentLineNumber}: more than {_MAX_ELEMENTS} elements")
         element = XmlElement(tag, parser.CurrentLineNumber)
-        open_elements[-1].children.append(element)
-        open_elements.append(element)
+        open_elements[-1][0].children.append(element)
+        open_elements.append((element, []))
 
     def end(_: str) -> None:
-        open_elements.pop()
+        element, texts = open_elements.pop()
+        element.text = "".join(texts)  # once: a text may come in a million pieces
 
     def characters(text: str) -> None:
-        open_elements[-1].text += text
+        open_elements[-1][1].append(text)
 
     def refuse_doctype(*_: object) -> None:
         raise InputError(f"{path}:{parser.CurrentLineNumber}: a DOCTYPE is not read; remove it")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from anchorite.data.formats.text import decode_utf8, read_limited, shorten
+from anchorite.data.formats.text import decode_utf8, printable, read_limited, shorten
 from anchorite.errors import InputError
 
 _MAX_BYTES = 1_000_000
@@ -33,9 +33,13 @@ def read_yaml_mapping(path: Path) -> dict[str, yaml.Node]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: not valid YAML: {error.problem or error.context}") from error
+        raise InputError(f"{where}: not valid YAML: {printable(str(error.problem or error.context), 200)}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {shorten(str(error), 120)}") from error
+    except InputError:
+        raise
+    except (ValueError, OverflowError) as error:  # "\\UFFFFFFFF", which is no character; a version of 5000 digits
+        raise InputError(f"{path}: not readable as YAML: {shorten(str(error), 120)}") from error
     if not isinstance(document, yaml.MappingNode):
         raise InputError(
             f"{path}: not a mapping; a data.yaml has lines such as `train: images/train` and `names: [...]`"
@@ -68,7 +72,9 @@ def _refuse_bombs(text: str, path: Path) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.AliasEvent) and event.anchor in collections:
-            raise InputError(f"{path}:{line}: the alias *{event.anchor} repeats a collection; write it out")
+            raise InputError(
+                f"{path}:{line}: the alias *{printable(event.anchor, 60)} repeats a collection; write it out"
+            )
 
 
 def _check_nodes(node: yaml.Node, path: Path) -> None:

@@ -30,12 +30,16 @@ RANGE_TOLERANCE = 1e-4
 YoloRow = tuple[int, float, float, float, float]
 
 
-def find_yolo(folder: Path) -> Path | None:
-    """The data.yaml of a folder: a file of that name, else the only *.yaml with names and a train split."""
+def find_yolo(folder: Path, fence: Fence) -> Path | None:
+    """The data.yaml of a folder: a file of that name, else the only *.yaml with names and a train split.
+
+    Raises InputError when it is a link that leads out of the fence.
+    """
     for name in ("data.yaml", "data.yml"):
         if (folder / name).is_file():
-            return folder / name
-    fitting = [path for path in sorted(folder.glob("*.y*ml")) if _is_yolo_yaml(path)]
+            return fence.check(folder / name)
+    candidates = [path for path in sorted(folder.glob("*.y*ml")) if not fence.refusal(path)]
+    fitting = [path for path in candidates if _is_yolo_yaml(path)]
     if len(fitting) > 1:
         listed = ", ".join(path.name for path in fitting)
         raise InputError(f"{folder}: several files could be the data.yaml ({listed}); name the one to use")
@@ -60,7 +64,8 @@ def read_yolo(yaml_path: Path, root: Path, log: ReadingLog, allow_outside: bool 
     fence = Fence([yaml_path.parent], allow_outside)
     config = read_yolo_config(yaml_path, fence, log)
     reader = _YoloReader(config, yaml_path.parent, fence, log)
-    splits = {split: reader.read_split(sources) for split, sources in config.splits.items()}
+    splits = {split: reader.read_split(split, sources) for split, sources in config.splits.items()}
+    log.split = None
     log.raise_if_bad(root)
     return DatasetIndex(root, "yolo", config.class_names, splits, log.adjustments)
 
@@ -103,8 +108,9 @@ class _YoloReader:
         self._log = log
         self._folders = Folders()
 
-    def read_split(self, sources: Iterable[SplitSource]) -> tuple[Record, ...]:
+    def read_split(self, split: str, sources: Iterable[SplitSource]) -> tuple[Record, ...]:
         """The records of a split's folders and lists, in their order, each image once."""
+        self._log.split = split
         records: list[Record] = []
         first_origins: dict[Path, str] = {}
         num_labelled = 0
@@ -114,7 +120,8 @@ class _YoloReader:
             label_paths: set[Path] = set()
             for image, origin in images:
                 if image in first_origins:
-                    self._log.adjusted("repeated-image", origin, f"{image} stands in {first_origins[image]} already")
+                    detail = f"{image} stands in {first_origins[image]} already"
+                    self._log.adjusted("repeated-image", origin, detail, image=image)
                     continue
                 first_origins[image] = origin
                 label_path = self._label_path(image)
@@ -180,19 +187,19 @@ class _YoloReader:
             return None
         boxes: list[RawBox] | None = []
         if self._folders.has(label_path):
-            boxes = self._read_labels(label_path, header)
+            boxes = self._read_labels(label_path, image, header)
         if boxes is None:
             return None
         return build_record(image, header, boxes, self._config.class_names, self._log)
 
-    def _read_labels(self, path: Path, header: ImageHeader) -> list[RawBox] | None:
+    def _read_labels(self, path: Path, image: Path, header: ImageHeader) -> list[RawBox] | None:
         refusal = self._fence.refusal(path)
         try:
             if refusal:
                 raise InputError(refusal)
             lines = read_limited(path, _MAX_LABEL_BYTES).removeprefix(_BOM).split(b"\n")
         except InputError as error:
-            self._log.bad(str(path), str(error).removeprefix(f"{path}: "))
+            self._log.bad(str(path), str(error).removeprefix(f"{path}: "), image)
             return None
         boxes: list[RawBox] = []
         for number, line in enumerate(lines, start=1):
@@ -201,7 +208,7 @@ class _YoloReader:
             origin = f"{path}:{number}"
             row = parse_row(line, len(self._config.class_names))
             if isinstance(row, str):
-                self._log.bad(origin, row)
+                self._log.bad(origin, row, image)
             else:
                 boxes.append(RawBox(row[0], _to_pixels(row, header), origin))
         return boxes
@@ -214,7 +221,9 @@ class _YoloReader:
             unused = sorted(path.name for path in texts - label_paths if path.name != "classes.txt")
             if unused:
                 listed = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
-                self._log.adjusted("unused-label", str(folder), f"{len(unused)} label files without image: {listed}")
+                detail = f"{len(unused)} label files without image: {listed}"
+                files = tuple(folder / name for name in unused)
+                self._log.adjusted("unused-label", str(folder), detail, files=files)
 
 
 def _to_pixels(row: YoloRow, header: ImageHeader) -> tuple[float, float, float, float]:

@@ -12,7 +12,7 @@ import yaml
 
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, exists, split_of
-from anchorite.data.formats.text import is_class_name, plain_integer, shorten
+from anchorite.data.formats.text import is_class_name, plain_integer, printable, shorten
 from anchorite.data.formats.yaml_nodes import kind_of, line_of, read_yaml_mapping
 from anchorite.errors import InputError
 
@@ -50,7 +50,9 @@ def read_yolo_config(path: Path, fence: Fence, log: ReadingLog) -> YoloConfig:
         if split is None or kind_of(node) == "null":
             continue
         if split in splits:
-            raise InputError(f"{path}:{line_of(node)}: {key}: names the {split} split a second time; remove one")
+            raise InputError(
+                f"{path}:{line_of(node)}: {printable(key, 60)}: names the {split} split a second time; remove one"
+            )
         items = node.value if isinstance(node, yaml.SequenceNode) else [node]
         splits[split] = tuple(_source(item, key, path, folder, fence, log) for item in items)
     if not splits:
@@ -91,7 +93,7 @@ def _class_name(node: yaml.Node, path: Path) -> str:
     if kind_of(node) != "str":
         raise InputError(
             f"{where}: YAML reads the class name {shorten(node.value)} as {kind_of(node)}; put it in quotes: "
-            f'"{node.value}"'
+            f'"{printable(node.value, 60)}"'
         )
     if not is_class_name(node.value):
         raise InputError(f"{where}: {shorten(node.value)} cannot name a class; give it a word")
@@ -133,13 +135,15 @@ def _folder(nodes: dict[str, yaml.Node], path: Path, fence: Fence) -> Path:
     if node is None or kind_of(node) == "null":
         return path.parent
     origin = f"{path}:{line_of(node)}"
-    folder = path.parent / _text(node, "path", origin)
+    text = _text(node, "path", origin)
+    folder, shown = path.parent / text, printable(text, 100)
     refusal = fence.refusal(folder)
     if refusal:
-        raise InputError(f"{origin}: path: {node.value} {refusal}; without path, the yaml's own folder is taken")
+        raise InputError(f"{origin}: path: {shown} {refusal}; without path, the yaml's own folder is taken")
     if not exists(folder) or not folder.is_dir():
         raise InputError(
-            f"{origin}: path: {node.value} is not a folder (looked at {folder}); correct or remove the line"
+            f"{origin}: path: {shown} is not a folder (looked at {printable(str(folder), 300)}); "
+            "correct or remove the line"
         )
     return folder
 
@@ -147,23 +151,24 @@ def _folder(nodes: dict[str, yaml.Node], path: Path, fence: Fence) -> Path:
 def _source(node: yaml.Node, key: str, path: Path, folder: Path, fence: Fence, log: ReadingLog) -> SplitSource:
     origin = f"{path}:{line_of(node)}"
     text = _text(node, key, origin)
-    target = folder / text
+    target, shown = folder / text, printable(text, 100)
+    key = printable(key, 60)
     refusal = fence.refusal(target)
     if refusal or not exists(target):
         inside = path.parent / _without_leading_parents(text)
         if inside not in (target, path.parent) and exists(inside) and not fence.refusal(inside):
             # A common exporter writes ../train/images for the train/images that lies beside its data.yaml.
-            log.adjusted("relocated", origin, f"{key}: {text} does not lie in the dataset; took {inside}")
+            log.adjusted("relocated", origin, f"{key}: {shown} does not lie in the dataset; took {inside}")
             return SplitSource(inside, origin)
     if refusal:
-        raise InputError(f"{origin}: {key}: {text} {refusal}")
+        raise InputError(f"{origin}: {key}: {shown} {refusal}")
     if not exists(target):
         raise InputError(
-            f"{origin}: {key}: {text} does not exist (looked at {target}); correct the path or remove the line. "
-            "A download: key is never run"
+            f"{origin}: {key}: {shown} does not exist (looked at {printable(str(target), 300)}); "
+            "correct the path or remove the line. A download: key is never run"
         )
     if target.is_file() and target.suffix.lower() != ".txt":
-        raise InputError(f"{origin}: {key}: {text} is neither a folder of images nor a .txt list of them")
+        raise InputError(f"{origin}: {key}: {shown} is neither a folder of images nor a .txt list of them")
     return SplitSource(target, origin)
 
 

@@ -1,0 +1,215 @@
+"""Loader processes that are killed, stopped or raise, at any moment: the run ends with exit 6 and leaves nothing."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import random
+import signal
+import struct
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anchorite.cli import run
+from anchorite.data import workers
+from anchorite.data.loader import Loader, LoaderConfig, make_loader
+from anchorite.errors import WorkerError
+from tests.cli.commands import data_folder, quick_recipe, started
+from tests.cli.test_processes import members_of_session
+from tests.data.test_loader import is_running, make_samples, wait_for_end, worker_processes
+from tests.faults.watch import unchanged
+
+TIMEOUT_S = 1.0
+
+
+def descriptors() -> Counter[str]:
+    """The kinds of this process's open files; memory files among them."""
+    kinds: Counter[str] = Counter()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            kinds[str(entry.readlink()).split(":")[0]] += 1
+        except OSError:
+            continue  # that of the listing itself
+    return kinds
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """Holds the block to leave no process, open file, thread or shared memory behind."""
+    gc.collect()
+    before = descriptors(), shared_memory(), threading.active_count()
+    yield
+    gc.collect()
+    assert multiprocessing.active_children() == []
+    assert (descriptors(), shared_memory(), threading.active_count()) == before
+
+
+def at_a_moment(rng: random.Random, processes: list[int], number: signal.Signals) -> threading.Timer:
+    """Sends a signal to one of the processes, some time from now."""
+    victim = rng.choice(processes)
+    timer = threading.Timer(rng.random() * 0.2, os.kill, [victim, number])
+    timer.start()
+    return timer
+
+
+def run_for_long(loader: Loader) -> None:
+    for epoch in range(10_000):
+        loader.set_epoch(epoch)
+        list(loader)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGSEGV])
+def test_a_signal_at_any_moment_ends_the_pass_in_time_and_leaves_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    samples = make_samples(tmp_path, 40)
+    with nothing_left():
+        for seed in range(6):
+            rng = random.Random(seed)
+            loader = make_loader(samples, LoaderConfig(batch_size=2, workers=2, timeout_s=TIMEOUT_S))
+            iterator = iter(loader)
+            next(iterator)
+            processes = worker_processes(loader)
+            timer = at_a_moment(rng, processes, number)
+            began = time.monotonic()
+            with pytest.raises(WorkerError, match=r"a data worker \(process \d+\) .* while working on .*\.png"):
+                run_for_long(loader)
+            assert time.monotonic() - began < TIMEOUT_S + 15
+            timer.join()
+            del iterator
+            wait_for_end(processes)
+            loader.close()
+        del loader, timer
+    assert not any(map(is_running, processes))
+
+
+def _stops_in_mid_answer(orders: Any, *_: object) -> None:
+    orders.recv()
+    os.write(orders.fileno(), struct.pack("!i", 1_000_000) + b"the beginning of an answer")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_worker_that_stops_in_the_middle_of_its_answer_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_work", _stops_in_mid_answer)
+    samples = make_samples(tmp_path)
+    with nothing_left():
+        with make_loader(samples, LoaderConfig(workers=1, timeout_s=TIMEOUT_S)) as loader:
+            began = time.monotonic()
+            with pytest.raises(WorkerError, match="gave no batch for 1 s"):
+                list(loader)
+            assert time.monotonic() - began < TIMEOUT_S + 15
+        del loader
+
+
+def test_a_worker_that_dies_between_two_passes_is_noticed_and_all_are_ended(tmp_path: Path) -> None:
+    with make_loader(make_samples(tmp_path, 40), LoaderConfig(batch_size=2, workers=2)) as loader:
+        next(iter(loader))  # and no more of it: answers are still under way
+        processes = worker_processes(loader)
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="killed by signal 9"):
+            list(loader)
+        wait_for_end(processes)
+
+
+def test_a_worker_that_hangs_ends_training_with_its_exit_code(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anchorite.train.loading.LoaderConfig", partial(LoaderConfig, timeout_s=TIMEOUT_S))
+    words = ["train", data_folder(), "--recipe", quick_recipe(), "--workers", "2", "--epochs", "5000"]
+    stopper = threading.Thread(target=_stop_a_child, daemon=True)
+    with unchanged(data_folder()):
+        stopper.start()
+        code = run([str(word) for word in [*words, "--out", tmp_path / "run"]])
+    message = capsys.readouterr().err
+    assert code == 6
+    assert "gave no batch for 1 s while working on " in message
+    assert f"anchorite train --resume {tmp_path / 'run'}" in message
+    assert "Traceback" not in message
+    assert multiprocessing.active_children() == []
+
+
+def _stop_a_child() -> None:
+    while not (children := multiprocessing.active_children()):
+        time.sleep(0.02)
+    time.sleep(1)
+    os.kill(int(children[0].pid or 0), signal.SIGSTOP)
+
+
+def training(out: Path, *more: str) -> subprocess.Popen[str]:
+    words = ["--recipe", quick_recipe(), "--workers", "2", "--epochs", "100000", "--out", str(out)]
+    return started("train", str(data_folder()), *words, *more)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_worker_of_a_real_run_is_killed_at_any_moment(seed: int, tmp_path: Path) -> None:
+    before = shared_memory()
+    with unchanged(data_folder()):
+        process = training(tmp_path / "run")
+        wait_until(lambda: len(members_of_session(process.pid)) == 2)
+        time.sleep(random.Random(seed).choice((0.0, 0.01, 0.3, 2.0)))
+        os.kill(random.Random(seed).choice(members_of_session(process.pid)), signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 6
+    assert "was killed by signal 9" in errors
+    assert ".jpg" in errors or "before its first sample" in errors
+    assert "Traceback" not in errors
+    assert members_of_session(process.pid) == []
+    assert shared_memory() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped_first", [False, True])
+def test_no_worker_outlives_a_real_run_that_is_killed(stopped_first: bool, tmp_path: Path) -> None:
+    before = shared_memory()
+    process = training(tmp_path / "run")
+    wait_until(lambda: (tmp_path / "run" / "metrics.csv").exists())
+    children = members_of_session(process.pid)
+    assert len(children) == 2
+    if stopped_first:
+        os.kill(children[0], signal.SIGSTOP)
+    process.kill()
+    process.communicate(timeout=60)
+    wait_until(lambda: members_of_session(process.pid) == [])
+    assert shared_memory() == before
+
+
+@pytest.mark.slow
+def test_an_image_that_spoils_during_a_run_is_named(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    subprocess.run(["cp", "-r", str(data_folder()), str(data)], check=True)
+    words = ["--recipe", quick_recipe(), "--workers", "2", "--epochs", "100000", "--set", "store=none"]
+    process = started("train", str(data), *words, "--out", str(tmp_path / "run"))
+    wait_until(lambda: (tmp_path / "run" / "metrics.csv").exists())
+    image = sorted((data / "images" / "train").iterdir())[3]
+    image.write_bytes(b"spoilt")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 6
+    assert f".jpg: no training sample can be made of it: InputError: {image}: not a JPEG" in errors
+    assert "Traceback" not in errors
+    assert members_of_session(process.pid) == []

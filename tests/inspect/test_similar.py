@@ -1,0 +1,113 @@
+"""Which pictures are taken for the same view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from anchorite.inspect import similar
+from anchorite.inspect.pictures import look_at, thumbnail
+from anchorite.inspect.similar import SAME_VIEW, Details, similar_pairs
+from tests.inspect.samples import texture, write_picture, write_texture
+
+SIDE = 480
+
+
+def scene(seed: int) -> NDArray[np.uint8]:
+    """A picture of SIDE pixels with spots of 32 px, as large in its thumbnail as a cell is in a microscope's."""
+    return np.asarray(cv2.resize(texture(seed, 120, 120), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def agreement(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    return Details(np.stack([thumbnail(one), thumbnail(other)])).agreement(0, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_copy_that_was_worked_on_is_recognised(seed: int) -> None:
+    image = scene(seed)
+    rng = np.random.default_rng(seed)
+    copies = {
+        "half": cv2.resize(image, (SIDE // 2, SIDE // 2), interpolation=cv2.INTER_AREA),
+        "darker": np.clip(image * 0.6 + 20, 0, 255).astype(np.uint8),
+        "noise": np.clip(image + rng.normal(0, 15, image.shape), 0, 255).astype(np.uint8),
+        "jpeg": cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 15])[1], cv2.IMREAD_COLOR),
+    }
+    for name, copy in copies.items():
+        assert agreement(image, copy) > 0.95, name
+
+
+@pytest.mark.parametrize(("right", "down"), [(0, 40), (70, 0), (-60, 90), (130, -120)])
+def test_a_view_that_moved_is_recognised_up_to_a_third_of_the_side(right: int, down: int) -> None:
+    wide = np.asarray(cv2.resize(texture(3, 240, 240), (960, 960), interpolation=cv2.INTER_LINEAR), np.uint8)
+    one, other = wide[240:720, 240:720], wide[240 + down : 720 + down, 240 + right : 720 + right]
+    assert agreement(one, other) > SAME_VIEW
+    assert agreement(other, one) > SAME_VIEW
+
+
+def test_other_pictures_are_not() -> None:
+    thumbnails = np.stack([thumbnail(scene(seed)) for seed in range(40)])
+    assert similar_pairs(thumbnails, np.zeros(40, np.int64)) == []
+
+
+def test_what_two_pictures_share_in_light_alone_does_not_count() -> None:
+    light = cv2.GaussianBlur(np.random.default_rng(0).normal(0, 1, (SIDE, SIDE)), (0, 0), 120)
+    light = 90 * light / np.abs(light).max()
+    one, other = (np.clip(scene(seed) * 0.2 + light[..., None] + 100, 0, 255).astype(np.uint8) for seed in (1, 2))
+    raw = np.corrcoef(thumbnail(one).ravel(), thumbnail(other).ravel())[0, 1]
+    assert raw > 0.8
+    assert agreement(one, other) < 0.5
+
+
+def test_flat_pictures_are_left_alone() -> None:
+    thumbnails = np.full((5, 64, 64), 114, np.uint8)
+    assert similar_pairs(thumbnails, np.arange(5)) == []
+
+
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_both_quick_passes_find_the_pair_among_many(exhaustive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exhaustive:
+        monkeypatch.setattr(similar, "MAX_EXHAUSTIVE", 0)
+        monkeypatch.setattr(similar, "_BLOCK_NUMBERS", 100)  # blocks of two rows
+    images = [scene(seed) for seed in range(30)]
+    images[21] = cv2.GaussianBlur(np.roll(images[4], 6, axis=1), (0, 0), 1.5)
+    pairs = similar_pairs(np.stack([thumbnail(image) for image in images]), np.arange(30) % 2)
+    assert [(pair.first, pair.second) for pair in pairs] == [(4, 21)]
+
+
+def test_the_frames_of_a_still_camera_do_not_flood_the_list() -> None:
+    rng = np.random.default_rng(0)
+    base = scene(0)
+    frames = [np.clip(base + rng.normal(0, 4, base.shape), 0, 255).astype(np.uint8) for _ in range(60)]
+    split_ids = np.arange(60) % 3
+    pairs = similar_pairs(np.stack([thumbnail(frame) for frame in frames]), split_ids)
+    named = {end for pair in pairs for end in (pair.first, pair.second)}
+    across = {end for p in pairs if split_ids[p.first] != split_ids[p.second] for end in (p.first, p.second)}
+    assert len(pairs) <= 120
+    assert named == across == set(range(60))
+
+
+def test_beyond_the_limit_only_splits_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    thumbnails = np.stack([thumbnail(scene(seed)) for seed in (1, 1, 2, 2)])
+    split_ids = np.array([0, 0, 0, 1])
+    assert {(pair.first, pair.second) for pair in similar_pairs(thumbnails, split_ids)} == {(0, 1), (2, 3)}
+    monkeypatch.setattr(similar, "MAX_WITHIN_SPLITS", 3)
+    assert {(pair.first, pair.second) for pair in similar_pairs(thumbnails, split_ids)} == {(2, 3)}
+
+
+def test_the_hash_is_of_the_pixels_and_damage_is_named(tmp_path: Path) -> None:
+    one = write_texture(tmp_path / "a.png", 1)
+    same = write_picture(tmp_path / "b.bmp", texture(1))  # another file, the same pixels
+    other = write_texture(tmp_path / "c.png", 2)
+    cut = tmp_path / "d.png"
+    cut.write_bytes(one.read_bytes()[:-40])
+    reports: list[tuple[int, int]] = []
+    pictures = look_at([one, same, other, cut], lambda done, total: reports.append((done, total)))
+    assert pictures[0].digest == pictures[1].digest != pictures[2].digest
+    assert [picture.error is None for picture in pictures] == [True, True, True, False]
+    assert "truncated or damaged" in str(pictures[3].error)
+    assert str(cut) not in str(pictures[3].error)
+    assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]
