@@ -11,12 +11,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test clean
+.PHONY: help demo check test lock clean
 
 help:
 	@echo "make demo    train a detector on synthetic scenes, in minutes on two CPU cores"
 	@echo "make check   formatting, lint, types, import directions"
 	@echo "make test    check, then every test"
+	@echo "make lock    write requirements.lock anew: versions and SHA-256 of all runtime dependencies"
 	@echo "make clean   remove caches, build output and .demo/; runs/ and $(VENV)/ stay"
 	@echo "PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS='-k loss' the tests."
 
@@ -36,6 +37,9 @@ check: $(VENV)/.installed-dev
 test: check
 	@echo "== pytest"
 	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q --durations=15 $(PYTEST_ARGS)
+
+lock: $(BIN)/pip
+	$(BIN)/python tools/lock_requirements.py
 
 clean:
 	rm -rf .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks

@@ -29,7 +29,7 @@ def _fresh(*words: str) -> tuple[str, float]:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "train", "validate", "predict", "report", "import", "recipes", "benchmark"]
+    "command", ["", "demo", "train", "validate", "predict", "inspect", "report", "import", "recipes", "benchmark"]
 )
 def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
     output, seconds = _fresh(*command.split(), "--help")

@@ -1,20 +1,17 @@
-"""Images that are damaged, dangerous or odd: named, or decoded alike everywhere; caches and stores that lie in wait."""
+"""Images that are damaged, dangerous or odd: named, or decoded alike everywhere."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,14 +19,14 @@ import pytest
 from PIL import Image
 
 from anchorite.cli import run
-from anchorite.data import DatasetIndex, ImageStore, decode_image, letterboxed_batches, open_dataset, store
+from anchorite.data import DatasetIndex, ImageStore, decode_image, letterboxed_batches, open_dataset
 from anchorite.data.headers import MAX_FILE_BYTES, read_header
 from anchorite.errors import InputError
 from anchorite.predict.sources import read_image
-from tests.cli.commands import data_folder, finished_run, quick_recipe, weights
+from tests.cli.commands import data_folder, quick_recipe, weights
 from tests.data.format_samples import write_image, write_text
 from tests.data.test_decode import KINDS, PICTURE, as_pillow_sees, encoded, worst_difference
-from tests.faults.watch import unchanged, watched
+from tests.faults.watch import unchanged
 
 WIDTH, HEIGHT = 64, 48
 UPRIGHT = PICTURE.resize((WIDTH, HEIGHT))
@@ -105,6 +102,11 @@ def test_a_bad_image_is_named_by_every_command(
         assert f"{image}: " in message
         assert reason in message
         assert not (tmp_path / "run").exists()
+    with unchanged(data):
+        assert run(["inspect", str(data)]) == 2
+        shown = "".join(capsys.readouterr())
+        assert image.name in shown
+        assert "Traceback" not in shown
     data, image = data_with(tmp_path / "b", "val", content)
     with unchanged(data):
         message = failing(capsys, "validate", weights(), data)
@@ -270,69 +272,3 @@ def test_a_tiff_that_states_two_widths_is_refused(widths: list[tuple[int, int]],
     with pytest.raises(InputError, match=r"a\.tif: a TIFF without width or height, or with two of them"):
         read_header(path)
     assert read_header(write_text(tmp_path / "b.tif", tiff_that_says([(3, 10)]))).width == 10
-
-
-class Bait:
-    """Unpickled, it leaves a mark."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
-
-
-@pytest.mark.slow
-def test_a_pickle_where_a_cache_could_be_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark, cache = tmp_path / "executed", tmp_path / "temporary"
-    cache.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(cache))
-    data = Path(shutil.copytree(data_folder(), tmp_path / "data"))
-    bait = pickle.dumps(Bait(mark))
-    names = ("labels.cache", "labels/train.cache", "images/train.cache", "train.cache", "data.pkl", "data.yaml.cache")
-    for name in (*names, "images/train/scene_00000.npy", "labels/train/scene_00000.pkl", ".cache/images.pickle"):
-        write_text(data / name, bait)
-    words = ["train", str(data), "--recipe", quick_recipe(), "--epochs", "1", "--set", "store=disk"]
-    with unchanged(data), watched() as deeds:
-        assert run([*words, "--out", str(tmp_path / "first")]) == 0
-        (folder,) = cache.iterdir()
-        planted = sorted(folder.glob("images-*.bin"))
-        assert planted
-        for path in planted:
-            path.write_bytes(bait.ljust(path.stat().st_size, b"\0"))
-        assert run([*words, "--out", str(tmp_path / "second")]) == 0
-    assert {str(path) for path in planted} <= deeds.opened, "the planted cache was not even looked at"
-    assert deeds.unpickled == set()
-    assert not mark.exists()
-    pickle.loads(bait)
-    assert mark.exists(), "the bait does not work"
-
-
-@pytest.mark.slow
-def test_a_pickle_in_the_place_of_a_checkpoint_is_never_unpickled(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    mark = tmp_path / "executed"
-    folder = Path(shutil.copytree(finished_run(), tmp_path / "run"))
-    (folder / "summary.json").unlink()
-    for path in (folder / "checkpoints").glob("*.safetensors"):
-        path.write_bytes(pickle.dumps(Bait(mark)))
-    with watched() as deeds:
-        assert run(["train", "--resume", str(folder)]) == 4
-    assert "damaged" in capsys.readouterr().err
-    assert deeds.unpickled == set()
-    assert not mark.exists()
-
-
-def test_a_store_larger_than_free_memory_is_declined_before_anything_is_allocated(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    needed = 10 * 64 * 64 * 3
-    monkeypatch.setattr(store, "spendable_memory", lambda: needed - 1)
-    monkeypatch.setattr(store, "SharedBytes", lambda _: pytest.fail("allocated"))
-    monkeypatch.setattr(store, "decode_image", lambda _: pytest.fail("decoded"))
-    words = ["train", data_folder(), "--recipe", quick_recipe(), "--set", "store=ram", "--out", tmp_path / "run"]
-    message = failing(capsys, *words)
-    assert "10 images at 64 px take" in message
-    assert "nothing was allocated" in message
-    assert not (tmp_path / "run").exists()

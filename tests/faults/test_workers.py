@@ -51,11 +51,13 @@ def shared_memory() -> set[str]:
 def nothing_left() -> Iterator[None]:
     """Holds the block to leave no process, open file, thread or shared memory behind."""
     gc.collect()
-    before = descriptors(), shared_memory(), threading.active_count()
+    before, num_threads, memory = descriptors(), threading.active_count(), shared_memory()
     yield
     gc.collect()
     assert multiprocessing.active_children() == []
-    assert (descriptors(), shared_memory(), threading.active_count()) == before
+    assert not descriptors() - before  # an earlier test's may have been closed meanwhile
+    assert threading.active_count() <= num_threads
+    assert shared_memory() <= memory
 
 
 def at_a_moment(rng: random.Random, processes: list[int], number: signal.Signals) -> threading.Timer:
@@ -73,7 +75,7 @@ def run_for_long(loader: Loader) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_at_any_moment_ends_the_pass_in_time_and_leaves_nothing(
     number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -82,8 +84,7 @@ def test_a_signal_at_any_moment_ends_the_pass_in_time_and_leaves_nothing(
         for seed in range(6):
             rng = random.Random(seed)
             loader = make_loader(samples, LoaderConfig(batch_size=2, workers=2, timeout_s=TIMEOUT_S))
-            iterator = iter(loader)
-            next(iterator)
+            next(iter(loader))  # and no more of it: one pass at a time
             processes = worker_processes(loader)
             timer = at_a_moment(rng, processes, number)
             began = time.monotonic()
@@ -91,7 +92,6 @@ def test_a_signal_at_any_moment_ends_the_pass_in_time_and_leaves_nothing(
                 run_for_long(loader)
             assert time.monotonic() - began < TIMEOUT_S + 15
             timer.join()
-            del iterator
             wait_for_end(processes)
             loader.close()
         del loader, timer
@@ -194,8 +194,12 @@ def test_no_worker_outlives_a_real_run_that_is_killed(stopped_first: bool, tmp_p
     if stopped_first:
         os.kill(children[0], signal.SIGSTOP)
     process.kill()
+    try:
+        wait_until(lambda: members_of_session(process.pid) == [])
+    finally:
+        for child in members_of_session(process.pid):
+            os.kill(child, signal.SIGKILL)
     process.communicate(timeout=60)
-    wait_until(lambda: members_of_session(process.pid) == [])
     assert shared_memory() == before
 
 

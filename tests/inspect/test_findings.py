@@ -181,3 +181,12 @@ def test_every_kind_has_a_heading_of_its_own() -> None:
 def test_a_name_with_a_line_break_cannot_forge_a_line(tmp_path: Path) -> None:
     folder = yolo_folder(tmp_path, {"train": {"a\nERRORS: 0 b": "0 0.5 0.5 0 0\n"}})
     assert not any(line.startswith("ERRORS: 0") for line in report_text(inspected(folder)).splitlines())
+
+
+def test_the_documentation_names_every_kind_under_its_severity() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    section = page.partition("## Inspecting a dataset")[2]
+    errors, _, rest = section.partition("**Warnings**")
+    warnings, _, notes = rest.partition("**Notes**")
+    parts = {"error": errors, "warning": warnings, "note": notes}
+    assert [name for name, kind in KINDS.items() if f"`{name}`" not in parts[kind.severity]] == []

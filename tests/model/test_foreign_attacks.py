@@ -332,6 +332,13 @@ def laughs(path: Path) -> Path:
     return with_pickle(path, b"\x80\x02}" + text("model") + inner + b"s.")
 
 
+def wide(path: Path) -> Path:
+    """A model of 1001 tensors that are none."""
+    tensors = b"".join(text(str(number)) + b"N" for number in range(1001))
+    layer = b"cmodels.common\nConv\n)\x81}" + text("_buffers") + b"}(" + tensors + b"usb"
+    return with_pickle(path, b"\x80\x02}" + text("model") + layer + b"s.")
+
+
 def itself(path: Path) -> Path:
     """A model that is a layer of its own."""
     inner = b"cmodels.common\nConv\n)\x81q\x05}" + text("_modules") + b"}" + text("a") + b"h\x05ssb"
@@ -353,6 +360,7 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "many objects": (many_objects, "not a dict with a model"),
     "large pickle": (large_pickle, "its data.pkl takes 17825800 bytes, more than the 16777216 that are read"),
     "layers in layers": (laughs, "its layers go on beyond"),
+    "a wide layer": (wide, "one of its layers holds 1001 others or tensors"),
     "a layer in itself": (itself, "its layers go on beyond 20000 or 12 deep"),
     "many records": (many_records, "holds 20002 records, more than the 20000"),
 }

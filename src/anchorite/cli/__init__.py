@@ -29,7 +29,7 @@ _COMMANDS = {
     "train": "Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC).",
     "validate": "Measure weights on a labelled split: COCO mAP in all, by size and by class.",
     "predict": "Find objects in images: draws them, and writes them as JSON and YOLO txt.",
-    "inspect": "Look for everything that is wrong with a dataset, and write a corrected copy on request.",
+    "inspect": "List what is wrong with a dataset (exit 2: labels or images get lost, or leak); correct it in a copy.",
     "runs": "Show a run's state, its checkpoints, each verified, and what a resume would do.",
     "report": "Write the report page of a run anew.",
     "benchmark": "Measure speed and memory against plain yardsticks and physical floors.",

@@ -40,7 +40,7 @@ def inspect(
         bool, Parameter(negative="", help="Follow paths and links that lead out of the dataset; for data you trust.")
     ] = False,
 ) -> None:
-    """Look for everything that is wrong with a dataset: labels, images, leaks between splits, boxes no anchor matches.
+    """List what is wrong with a dataset (exit 2: labels or images get lost, or leak); correct it in a copy.
 
     Every image is decoded once. Nothing is ever written into DATA. Exit code 0: no error (there may be warnings);
     2: errors, that is, labels or images are refused, dropped or ignored, or an image stands in two splits.

@@ -71,8 +71,5 @@ def printable(words: str, max_length: int = 1000) -> str:
 
 def shorten(value: object, max_length: int = 60) -> str:
     """A value as shown in a message: printable ASCII, and cut to a length."""
-    try:
-        text = ascii(value)
-    except RecursionError:  # a json may nest as deep as Python reads, and then no deeper call is left to show it
-        text = f"a {type(value).__name__} nested very deep"
+    text = ascii(value)
     return text if len(text) <= max_length else text[: max_length - 3] + "..."

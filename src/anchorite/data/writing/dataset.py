@@ -20,7 +20,8 @@ Progress = Callable[[int, int], None]
 _IMAGE_PATHS = {"yolo": yolo.image_path, "coco": coco.image_path, "voc": voc.image_path}
 _LABEL_WRITERS = {"yolo": yolo.write_yolo_labels, "coco": coco.write_coco_labels, "voc": voc.write_voc_labels}
 _STAGE = ".unfinished"
-_TOLERANCE = 1e-6  # of the image's side; YOLO's numbers are rounded
+# Of the image's side: YOLO's numbers are rounded, COCO's second corner is a sum.
+_TOLERANCES = {"yolo": 1e-6, "coco": 1e-14, "voc": 0.0}
 
 
 def refuse_inside_dataset(folder: Path, dataset: DatasetIndex) -> None:
@@ -134,10 +135,10 @@ def _difference(
 
 def _is_same(record: Record, copy: Record, format: FormatName) -> bool:
     kept = ~record.ignored if format == "yolo" else np.ones_like(record.ignored)
-    boxes, tolerance = record.boxes_xyxy[kept], _TOLERANCE * max(record.width, record.height)
+    boxes, tolerance = record.boxes_xyxy[kept], _TOLERANCES[format] * max(record.width, record.height)
     return (
         boxes.shape == copy.boxes_xyxy.shape
         and np.array_equal(record.class_ids[kept], copy.class_ids)
         and np.array_equal(record.ignored[kept], copy.ignored)
-        and bool((np.abs(boxes - copy.boxes_xyxy) <= (tolerance if format == "yolo" else 0)).all())
+        and bool((np.abs(boxes - copy.boxes_xyxy) <= tolerance).all())
     )

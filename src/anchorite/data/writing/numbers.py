@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-_RELATIVE_TOLERANCE = 1e-9
+_RELATIVE_TOLERANCE = 1e-10
 
 
 def shortest_close(value: float) -> str:
-    """A plain decimal within a billionth of `value`, of six decimals where they suffice: undoes rounding errors."""
+    """A plain decimal within 1e-10 of `value`, of six decimals where they suffice: undoes rounding errors."""
     return _spelled(_shortest(value, lambda rounded: abs(rounded - value) <= _RELATIVE_TOLERANCE * abs(value), 6))
 
 
@@ -28,7 +28,10 @@ def json_text(content: object) -> str:
 
 
 def side_between(low: float, high: float) -> float:
-    """The side s, as short as can be, for which low + s is exactly `high` in floating point."""
+    """The side s, as short as can be, for which low + s is exactly `high` in floating point.
+
+    Where `high` came of such a sum there is one; for a few other pairs there is none, and the sum is off by rounding.
+    """
     side = high - low
     for candidate in (side, math.nextafter(side, 0), math.nextafter(side, math.inf)):
         if low + candidate == high:
