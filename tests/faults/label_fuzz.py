@@ -70,6 +70,8 @@ class YoloLabels:
             return True
         if not all(_PLAIN.fullmatch(column) for column in columns[1:] if len(column) < 400):
             return True
+        if not set("".join(columns[1:])) <= set("0123456789.eE+-"):  # float() takes underscores, of any length
+            return True
         try:
             values = [float(column) for column in columns[1:]]
         except ValueError:

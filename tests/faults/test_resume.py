@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,14 @@ def test_a_run_interrupted_in_validation_begins_again_there(tmp_path: Path, monk
     resume(tmp_path / "broken", scenes(), recorder)
     assert [event.epoch for event in recorder.of(StepDone)] == [2, 2, 2]
     assert_equal(tmp_path / "straight", tmp_path / "broken", 2)
+
+
+def test_no_thread_outlives_an_interrupt(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(small_recipe(), scenes(), tmp_path / "run", InterruptAt(1, 1))
+    # While the error is held, so are all frames that it came through, and what they iterate over.
+    assert caught.value is not None
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("anchorite")] == []
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ class DeviceLoader:
         """Batches of a whole epoch."""
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         return self._made(iter(self.batches))
 
     def _made(self, batches: Iterator[list[SampleKey]]) -> Generator[Batch, None, None]:

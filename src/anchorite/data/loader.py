@@ -99,7 +99,7 @@ class Loader:
         """Batches of a whole epoch."""
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         if self._pool is not None:
             self._pool.start()  # from this thread: forking is safest where the fewest threads run
         batches = iter(self.batches)
@@ -143,7 +143,7 @@ class Loader:
         self.close()
 
 
-def ahead(make: Callable[[threading.Event], Generator[Item, None, None]], depth: int) -> Iterator[Item]:
+def ahead(make: Callable[[threading.Event], Generator[Item, None, None]], depth: int) -> Generator[Item, None, None]:
     """The items of `make(stop)`, made by a thread up to `depth` ahead of their use; exceptions surface in their turn.
 
     Leaving early sets `stop` and waits for the item being made. OpenCV and torch release the interpreter lock, so the

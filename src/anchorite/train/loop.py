@@ -148,8 +148,9 @@ class _Run:
         self.watch.start(self.progress.epoch, begun)
         started = asked = time.perf_counter()
         images, waited = begun.images, begun.waited
+        batches = iter(loader)
         try:
-            for number, batch in enumerate(loader, begun.batches + 1):
+            for number, batch in enumerate(batches, begun.batches + 1):
                 waited += time.perf_counter() - asked
                 with HeldInterrupts():
                     self._take(batch, number)
@@ -163,6 +164,8 @@ class _Run:
         except KeyboardInterrupt:
             self._save()
             raise
+        finally:
+            batches.close()  # its thread, too, before Python may end and tear the thread out of what it calls
         box, objectness, classification = self.watch.finish().tolist()
         seconds = begun.seconds + time.perf_counter() - started
         return {
