@@ -67,7 +67,7 @@ def test_a_signal_ends_a_run_cleanly_and_it_can_be_gone_on_with(
     else:
         process.send_signal(number)
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == code
+    assert process.returncode == code, errors
     assert errors.splitlines() == [
         f"anchorite: {name}",
         f"to go on with the run: anchorite train --resume '{out}'",

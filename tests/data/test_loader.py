@@ -336,3 +336,17 @@ def test_background_images_alone_make_a_batch_without_targets(tmp_path: Path) ->
     assert batch.targets.rows.shape == (0, 6)
     assert batch.targets.rows.dtype == torch.float32
     assert np.unique(batch.images.numpy()).size > 10
+
+
+def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted_start(thread: threading.Thread) -> None:
+        start(thread)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
+    items = ahead(lambda _stop: (number for number in range(1000)), 1)
+    with pytest.raises(KeyboardInterrupt):
+        next(items)
+    assert "anchorite-batches" not in [thread.name for thread in threading.enumerate()]

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from anchorite.data import DatasetIndex
 from anchorite.errors import InputError, StorageError
+from anchorite.interrupts import HeldInterrupts
 from anchorite.model import load_weights
 from anchorite.train import RunFolder, RunStarted, StepDone, resume, train
 from anchorite.train.checkpoint import found_checkpoints
-from anchorite.train.interrupts import HeldInterrupts
 from tests.train.runs import Recorder, scenes, small_recipe
 
 TIMED = ("seconds", "images_per_second")

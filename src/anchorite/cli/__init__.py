@@ -76,10 +76,6 @@ def main(arguments: list[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not break into the way out
     _give_up_broken_stdout()
-    if code in (130, 143) and threading.active_count() > 1:
-        # A second Ctrl-C left a thread behind, and Python would end the process by a signal where that is in C++.
-        sys.stderr.flush()
-        os._exit(code)
     sys.exit(code)
 
 

@@ -18,6 +18,7 @@ from anchorite.data.batches import Batch
 from anchorite.data.sampler import EpochBatches, largest_side
 from anchorite.data.samples import SampleKey, TrainSamples
 from anchorite.data.workers import Drawn, Failure, WorkerPool, draw_batch
+from anchorite.interrupts import HeldInterrupts
 
 Item = TypeVar("Item")
 
@@ -101,7 +102,8 @@ class Loader:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         if self._pool is not None:
-            self._pool.start()  # from this thread: forking is safest where the fewest threads run
+            with HeldInterrupts():  # a pool is whole or not there
+                self._pool.start()  # from this thread: forking is safest where the fewest threads run
         batches = iter(self.batches)
         return ahead(lambda stop: self._drawn(batches, stop), self.config.prefetch)
 
@@ -134,7 +136,8 @@ class Loader:
     def close(self) -> None:
         """End the worker processes."""
         if self._pool is not None:
-            self._pool.close()
+            with HeldInterrupts():
+                self._pool.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -176,12 +179,15 @@ def ahead(make: Callable[[threading.Event], Generator[Item, None, None]], depth:
         hand_over(last)
 
     thread = threading.Thread(target=produce, name="anchorite-batches", daemon=True)
-    thread.start()
     try:
+        with HeldInterrupts():  # in the midst of a start, an interrupt would leave a thread that nobody ends
+            thread.start()
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
     finally:
         stop.set()
-        thread.join()
+        with HeldInterrupts():
+            if thread.is_alive():
+                thread.join()

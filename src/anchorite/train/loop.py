@@ -14,11 +14,11 @@ from anchorite.data import Batch, DatasetIndex
 from anchorite.errors import DivergedError
 from anchorite.evaluate import ValidationResult
 from anchorite.files import write_text_atomically
+from anchorite.interrupts import HeldInterrupts
 from anchorite.model import WeightsInfo, default_anchors, save_weights
 from anchorite.train.checkpoint import has_checkpoint, leftovers, load_latest, save_checkpoint
 from anchorite.train.differences import Change, noted_facts, refuse_changes
 from anchorite.train.events import EpochDone, Listener, RunFinished, RunStarted, StepDone, StepSkipped, ignore
-from anchorite.train.interrupts import HeldInterrupts
 from anchorite.train.loss_watch import LossWatch, Skipped
 from anchorite.train.post_mortem import facts_of, write_post_mortem
 from anchorite.train.preparation import Prepared, prepare
