@@ -34,12 +34,21 @@ check: $(VENV)/.installed-dev
 	@echo "== lint-imports"
 	@$(BIN)/lint-imports
 
-test: check
+test: check $(VENV)/.browser
 	@echo "== pytest"
 	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q --durations=15 $(PYTEST_ARGS)
 
 lock: $(BIN)/pip
 	$(BIN)/python tools/lock_requirements.py
+
+# Pages are tested in Chromium, and that is a package of the system's, not of Python's.
+$(VENV)/.browser: | $(BIN)/pip
+	@command -v chromium >/dev/null || { \
+	  echo "== installing chromium, which the tests of pages need"; \
+	  as=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  $$as apt-get update -qq && $$as apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
+	  { echo "chromium could not be installed; install it yourself, or leave its tests out: make test PYTEST_ARGS='-m \"not browser\"'"; exit 2; }
+	@touch $@
 
 clean:
 	rm -rf .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -21,3 +23,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 CHECKED_ROOMS = ("anchorite.boxes", "anchorite.anchors", "anchorite.loss")
 assert not any(room in sys.modules for room in CHECKED_ROOMS), "imported too early to be checked"
 install_import_hook(CHECKED_ROOMS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+# pages.py imports playwright, which a run without tests of pages need not have.
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """Chromium without a window, for the whole session; see tests/pages.py for the pages it opens."""
+    from tests.pages import launched
+
+    with launched() as chromium:
+        yield chromium
