@@ -24,6 +24,7 @@ CHECKED_ROOMS = ("anchorite.boxes", "anchorite.anchors", "anchorite.loss")
 assert not any(room in sys.modules for room in CHECKED_ROOMS), "imported too early to be checked"
 install_import_hook(CHECKED_ROOMS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+
 # pages.py imports playwright, which a run without tests of pages need not have.
 @pytest.fixture(scope="session")
 def browser() -> Iterator[object]:

@@ -54,4 +54,4 @@ def opened(
         yield page
     finally:
         context.close()
-    assert complaints == []
+    assert not complaints, complaints
