@@ -15,6 +15,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from anchorite.loss.assign import Assignment
 
+_ELEMENTS_AT_A_TIME = 2**16
+
 
 def bce_with_focus(
     logits: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"], pos_weight: float, focal_gamma: float
@@ -51,14 +53,24 @@ def bce_sum(
     return (bce_with_focus(logits, targets, pos_weight, focal_gamma) * weights).sum()
 
 
+def _parts(logits: Tensor) -> list[slice]:
+    """Slices of the first dimension, each of about `_ELEMENTS_AT_A_TIME` elements; one where there is nothing."""
+    rows = max(1, _ELEMENTS_AT_A_TIME * logits.shape[0] // max(1, logits.numel()))
+    return [slice(start, start + rows) for start in range(0, max(1, logits.shape[0]), rows)]
+
+
 class _BceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
         weighted = isinstance(weights, Tensor)
         ctx.save_for_backward(logits, targets, *([weights] if weighted else []))
         ctx.weight = None if weighted else weights
-        loss = binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return loss.mul_(weights).sum()
+        # A part at a time: what lies between would weigh several times the logits, and it stays in the cache this way.
+        sums = []
+        for part in _parts(logits):
+            loss = binary_cross_entropy_with_logits(logits[part], targets[part], reduction="none")
+            sums.append(loss.mul_(weights[part] if weighted else weights).sum())
+        return torch.stack(sums).sum()
 
     @staticmethod
     @once_differentiable

@@ -143,12 +143,12 @@ class ReadPlaces(torch.autograd.Function):
     def backward(ctx: Any, of_logits: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Gradients of cells (sparse), weight and bias."""
         cells, weight, cell, order = ctx.saved_tensors
-        of_logits, found = of_logits.index_select(0, order), cells.index_select(0, cell)
-        of_found, of_weight = torch.empty_like(found), torch.empty_like(weight)
+        found, of_weight = cells.index_select(0, cell), torch.empty_like(weight)
         of_bias = weight.new_empty(weight.shape[:2])
         for which, rows in enumerate(ctx.by_anchor):
-            torch.mm(of_logits[rows], weight[which], out=of_found[rows])
-            torch.mm(of_logits[rows].t(), found[rows], out=of_weight[which])
-            torch.sum(of_logits[rows], dim=0, out=of_bias[which])
-        of_cells = torch.sparse_coo_tensor(cell[None], of_found, cells.shape, check_invariants=False)
+            of_anchor = of_logits.index_select(0, order[rows])
+            torch.mm(of_anchor.t(), found[rows], out=of_weight[which])
+            torch.sum(of_anchor, dim=0, out=of_bias[which])
+            torch.mm(of_anchor, weight[which], out=found[rows])  # in place of what was found, not needed any more
+        of_cells = torch.sparse_coo_tensor(cell[None], found, cells.shape, check_invariants=False)
         return of_cells, of_weight, of_bias, None, None
