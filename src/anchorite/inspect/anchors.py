@@ -7,7 +7,7 @@ Legend: N boxes, L levels, M anchors of all levels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,6 +53,11 @@ def network_sides(record: Record, image_size: int) -> NDArray[np.float64]:
     return np.asarray(sides * (image_size / max(record.width, record.height)), np.float64)
 
 
+def training_sides(records: Iterable[Record], image_size: int) -> NDArray[np.float64]:
+    """(N, 2) `network_sides` of all boxes of some records that are trained on."""
+    return np.concatenate([np.zeros((0, 2)), *(network_sides(one, image_size)[~one.ignored] for one in records)])
+
+
 def levels_that_match(wh_px: NDArray[np.float64], anchors: AnchorSet, image_size: int) -> NDArray[np.bool_]:
     """(L, N) bool: on which levels an anchor answers for each of N boxes (N, 2), as the loss assigns them."""
     matched = np.zeros((anchors.num_levels, len(wh_px)), np.bool_)
@@ -67,7 +72,7 @@ def levels_that_match(wh_px: NDArray[np.float64], anchors: AnchorSet, image_size
 
 def anchor_fit(records: tuple[Record, ...], anchors: AnchorSet, image_size: int) -> AnchorFit:
     """The fit of anchors to all training boxes of some records."""
-    wh_px = np.concatenate([np.zeros((0, 2)), *(network_sides(one, image_size)[~one.ignored] for one in records)])
+    wh_px = training_sides(records, image_size)
     matched = levels_that_match(wh_px, anchors, image_size)
     quantiles = np.quantile(wh_px, (0.05, 0.5, 0.95), axis=0) if len(wh_px) else None
     return AnchorFit(

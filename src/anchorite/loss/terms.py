@@ -69,7 +69,7 @@ class _BceSum(torch.autograd.Function):
         sums = []
         for part in _parts(logits):
             loss = binary_cross_entropy_with_logits(logits[part], targets[part], reduction="none")
-            sums.append(loss.mul_(weights[part] if weighted else weights).sum())
+            sums.append(loss.mul_(weights[part] if isinstance(weights, Tensor) else weights).sum())
         return torch.stack(sums).sum()
 
     @staticmethod

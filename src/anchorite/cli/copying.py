@@ -1,0 +1,55 @@
+"""What commands that write a copy of a dataset share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anchorite.cli.options import ReadingOptions
+
+if TYPE_CHECKING:
+    from anchorite.data import DatasetIndex
+    from anchorite.data.formats import FormatName
+
+_MOST_NOTES = 10
+
+
+def read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetIndex:
+    """The dataset, and before that a look at `out`: InputError when it is taken or lies in the dataset."""
+    from anchorite.cli.folders import refuse_taken
+    from anchorite.data import open_dataset
+    from anchorite.data.writing import refuse_inside_dataset
+
+    refuse_taken(out, "OUT")
+    dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
+    refuse_inside_dataset(out, dataset)
+    print(f"data: {dataset.root} ({dataset.format}), {len(dataset.class_names)} classes; {_counted(dataset)}")
+    for kind, number in Counter(adjustment.kind for adjustment in dataset.adjustments).items():
+        print(f"  {kind}: {number}")
+    return dataset
+
+
+def write_copy(dataset: DatasetIndex, out: Path, format: FormatName, heading: str) -> None:
+    """Write and tell; what reading changed stands in changes.txt, too."""
+    from anchorite.cli.counting import counting
+    from anchorite.data.writing import write_dataset
+    from anchorite.inspect import printable
+
+    changed = [f"{one.kind:<18} {one.origin}: {one.detail}" for one in dataset.adjustments]
+    extra = "\n".join([heading, *map(printable, changed)]) if changed else ""
+    with counting("copied") as progress:
+        notes = write_dataset(dataset, out, format, extra=extra, progress=progress)
+    for note in notes[:_MOST_NOTES]:
+        print(f"  {printable(note)}")
+    if len(notes) > _MOST_NOTES:
+        print(f"  and {len(notes) - _MOST_NOTES} more")
+    listed = f"; {out / 'changes.txt'} lists what is not in it" if changed or notes else ""
+    print(f"{format} copy: {out}, {_counted(dataset)}; read back and the same{listed}")
+
+
+def _counted(dataset: DatasetIndex) -> str:
+    return ", ".join(
+        f"{name} {len(records)} images / {sum(len(record.class_ids) for record in records)} boxes"
+        for name, records in dataset.splits.items()
+    )

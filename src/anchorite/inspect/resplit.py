@@ -1,0 +1,139 @@
+"""Splits made anew: every class in its share in each, and images of one view never in two.
+
+Iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011, "On the stratification of multi-label data"), of groups of
+images instead of single ones. Legend: N images, G groups, S splits, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anchorite.data import DatasetIndex, Record
+from anchorite.errors import InputError
+from anchorite.inspect.images import same_pixels, see_images
+from anchorite.inspect.pictures import Progress
+from anchorite.inspect.similar import similar_pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Resplit:
+    """A dataset with new splits. groups: how many groups of two or more images of one view were kept together, and of
+    how many images."""
+
+    dataset: DatasetIndex
+    num_groups: int
+    num_grouped_images: int
+
+
+def resplit(
+    dataset: DatasetIndex,
+    shares: Mapping[str, float],
+    seed: int = 0,
+    keep: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Resplit:
+    """All images of the splits that are not in `keep`, dealt to splits in the given shares of images, which sum to 1.
+
+    Every image is decoded once, to find those of one view; progress is called with (images decoded, images in all). An
+    image that stands in several of these splits is taken once. The order of images within a split is that of the
+    dataset. The same input and seed give the same splits. Raises InputError where an image cannot be decoded, or where
+    there are too few groups of images for every split to get one.
+    """
+    pooled = {split: records for split, records in dataset.splits.items() if split not in keep}
+    pool = replace(dataset, splits=pooled)
+    seen = list({image.record.path: image for image in see_images(pool, progress)}.values())
+    for image in seen:
+        if image.picture.error is not None:
+            raise InputError(
+                f"{image.record.path}: {image.picture.error}; remove it, or correct the dataset by "
+                "`anchorite inspect --fix`"
+            )
+    number_of = {image.record.path: number for number, image in enumerate(seen)}
+    alike = [[number_of[image.record.path] for image in group] for group in same_pixels(seen)]
+    pairs = [(group[0], number) for group in alike for number in group]
+    if len(seen) > 1:
+        thumbnails = np.stack([image.picture.thumbnail for image in seen])
+        pairs += [(pair.first, pair.second) for pair in similar_pairs(thumbnails, np.zeros(len(seen), np.int64))]
+    groups = connected(len(seen), pairs)
+    counts = [np.bincount(image.record.class_ids, minlength=len(dataset.class_names)) for image in seen]
+    table = np.array(counts, np.float64).reshape(len(seen), len(dataset.class_names))
+    owner = stratified(groups, table, list(shares.values()), seed)
+    splits = {
+        name: tuple(image.record for image, split in zip(seen, owner, strict=True) if split == number)
+        for number, name in enumerate(shares)
+    }
+    empty = [name for name, records in splits.items() if not records]
+    if empty:
+        raise InputError(
+            f"{dataset.root}: {len(groups)} groups of unlike images are too few for a split {empty[0]} of "
+            f"{shares[empty[0]]:.0%}; give it a larger share or leave it out"
+        )
+    kept: dict[str, tuple[Record, ...]] = {name: dataset.splits[name] for name in keep}
+    several = [group for group in groups if len(group) > 1]
+    return Resplit(replace(dataset, splits=splits | kept), len(several), sum(map(len, several)))
+
+
+def connected(num_items: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The connected groups of items 0 to num_items - 1 under pairs of them, each rising, ordered by their first."""
+    parent = list(range(num_items))
+
+    def root(item: int) -> int:
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    for first, second in pairs:
+        low, high = sorted((root(first), root(second)))
+        parent[high] = low
+    groups: dict[int, list[int]] = {}
+    for item in range(num_items):
+        groups.setdefault(root(item), []).append(item)
+    return list(groups.values())
+
+
+def stratified(
+    groups: Sequence[Sequence[int]], counts: NDArray[np.float64], shares: Sequence[float], seed: int
+) -> NDArray[np.int64]:
+    """The split (N,) of each image: images of a group in the same, each class of `counts` (N, K) in its share.
+
+    The rarest class that is left goes first, to the split that lacks most of it; images without boxes go last. A split
+    that has its share of images gets no more while another lacks some.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = np.array([len(group) for group in groups], np.float64)
+    of_group = np.array([counts[list(group)].sum(axis=0) for group in groups]).reshape(len(groups), counts.shape[1])
+    part = np.array(shares, np.float64)
+    lacking = part[:, None] * of_group.sum(axis=0)  # (S, K) boxes that each split has yet to get
+    lacking_images = part * sizes.sum()
+    chance = rng.permutation(len(groups))
+    owner_of_group = np.full(len(groups), -1)
+
+    def give(group: int, wish: NDArray[np.float64]) -> None:
+        open_splits = lacking_images > 0.5
+        allowed = open_splits if open_splits.any() else part > 0
+        split = int(np.lexsort((rng.permutation(len(part)), lacking_images, np.where(allowed, wish, -np.inf)))[-1])
+        owner_of_group[group] = split
+        lacking[split] -= of_group[group]
+        lacking_images[split] -= sizes[group]
+
+    while True:
+        waiting = owner_of_group < 0
+        left = of_group[waiting].sum(axis=0)
+        if not (left > 0).any():
+            break
+        rarest = int(np.where(left > 0, left, np.inf).argmin())
+        having = np.flatnonzero(waiting & (of_group[:, rarest] > 0))
+        # The largest first, while there is room to make up for them.
+        for group in having[np.lexsort((chance[having], -of_group[having, rarest]))]:
+            give(int(group), lacking[:, rarest])
+    for group in np.flatnonzero(owner_of_group < 0)[np.argsort(chance[owner_of_group < 0])]:
+        give(int(group), lacking_images)
+    owner = np.empty(len(counts), np.int64)
+    for group, members in enumerate(groups):
+        owner[list(members)] = owner_of_group[group]
+    return owner
