@@ -1,0 +1,97 @@
+"""`anchorite tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from anchorite.cli.options import AT_LEAST_ONE, ReadingOptions, RecipeOptions
+
+if TYPE_CHECKING:
+    from anchorite.tune import Study, TrialDone
+
+
+def tune(
+    data: Annotated[Path | None, Parameter(help="Folder of labelled images, data.yaml or COCO json.")] = None,
+    *,
+    trials: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Trials in all, the recipe as it is included.")] = 20,
+    recipe: Annotated[str | None, Parameter(help="Built-in recipe or YAML file to start from.")] = None,
+    space: Annotated[
+        Path | None, Parameter(help="YAML: recipe field to {low, high, log} or {choices}. Default: eight fields.")
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="New folder for the study. Default: runs/tune-DATA, -2, ...")] = None,
+    resume: Annotated[Path | None, Parameter(help="Folder of a study to go on with.")] = None,
+    settings: Annotated[
+        list[str] | None, Parameter("--set", negative="", help="Any recipe field, the same in all trials.")
+    ] = None,
+    reading: Annotated[ReadingOptions | None, Parameter(name="*")] = None,
+    fields: Annotated[RecipeOptions | None, Parameter(name="*")] = None,
+) -> None:
+    """Search recipe fields for a higher mAP on val; the result is a recipe file.
+
+    Trial 0 is the recipe as it is. Trials that do worse than most are cut short. A study that was interrupted goes on
+    by --resume, its unfinished trial from its newest checkpoint. Needs optuna: pip install 'anchorite[hpo]'.
+    """
+    from anchorite.data import open_dataset
+    from anchorite.errors import InputError
+    from anchorite.tune import Study
+
+    reading, fields = reading or ReadingOptions(), fields or RecipeOptions()
+    if resume is not None:
+        given = {"--recipe": recipe, "--out": out, "--space": space, "--set": settings, **fields.flags_given()}
+        refused = [flag for flag, value in given.items() if value is not None]
+        if refused:
+            raise InputError(f"{', '.join(refused)} with --resume: a study goes on as it was started; leave it out")
+        study = Study.open(resume)
+    elif data is None:
+        raise InputError("tune: DATA is missing: anchorite tune DATA, or anchorite tune --resume FOLDER")
+    else:
+        study = _new(data, recipe, space, out, settings or [], fields)
+    dataset = open_dataset(
+        data or Path(study.facts["data"]), reading.format, reading.skip_bad, allow_outside=reading.allow_outside
+    )
+    _search(study, dataset, trials)
+
+
+def _new(
+    data: Path, recipe: str | None, space: Path | None, out: Path | None, settings: list[str], fields: RecipeOptions
+) -> Study:
+    from anchorite.cli.folders import free_folder, refuse_taken
+    from anchorite.cli.train import _name_of
+    from anchorite.train import parse_setting
+    from anchorite.tune import Study, default_space, read_space
+
+    folder = out or free_folder(Path("runs") / f"tune-{_name_of(data)}")
+    refuse_taken(folder)
+    overrides = {**fields.given(), **dict(parse_setting(text) for text in settings)}
+    searched = default_space() if space is None else read_space(space)
+    return Study.create(folder, data, recipe, overrides, searched, overrides.get("seed", 0))
+
+
+def _search(study: Study, dataset: object, trials: int) -> None:
+    import shlex
+
+    from anchorite.cli.messages import GO_ON
+
+    print(f"study: {study.folder}; searched: {', '.join(study.space)}")
+    try:
+        study.search(dataset, trials, _tell)  # type: ignore[arg-type]
+    except KeyboardInterrupt as error:
+        error.add_note(f"{GO_ON} anchorite tune --resume {shlex.quote(str(study.folder))} --trials {trials}")
+        raise
+    best = study.folder / "best.yaml"
+    print(f"best recipe: {best}\nuse it: anchorite train DATA --recipe {shlex.quote(str(best))}")
+
+
+def _tell(done: TrialDone) -> None:
+    values = ", ".join(f"{name} {_shown(value)}" for name, value in done.values.items())
+    mark = "  best so far" if done.is_best else ""
+    spent = f"{done.epochs} epochs, {done.seconds:.0f} s"
+    print(f"trial {done.number}: mAP {done.best_map:.4f}, {done.outcome}, {spent}{mark}")
+    print(f"  {values}")
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

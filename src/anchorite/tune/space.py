@@ -1,0 +1,125 @@
+"""What is searched: recipe fields by dotted name, each with a range or a list of choices."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from anchorite.errors import InputError
+from anchorite.plain_yaml import read_yaml_text, yaml_value
+from anchorite.train import Recipe, load_recipe
+
+
+class Range(BaseModel):
+    """Numbers from low to high, both included; whole ones where both are. log: equal ratios are equally likely."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _rises(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"low must be under high, not {self.low:g} and {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"with log, low must be above 0, not {self.low:g}")
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether only whole numbers are meant."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies in the range."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and self.low <= value <= self.high and (isinstance(value, int) or not self.is_whole)
+
+    def ends(self) -> tuple[Any, ...]:
+        """The extreme values, to try them on a recipe."""
+        return (self.low, self.high)
+
+
+class Choice(BaseModel):
+    """One of some values: numbers, names, yes and no."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    choices: list[bool | int | float | str] = Field(min_length=2)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is among the choices."""
+        return value in self.choices
+
+    def ends(self) -> tuple[Any, ...]:
+        """All values."""
+        return tuple(self.choices)
+
+
+Space = dict[str, Range | Choice]
+
+_DEFAULT: Space = {
+    "optimizer.rate": Range(low=0.005, high=0.05, log=True),
+    "optimizer.weight_decay": Range(low=0.0001, high=0.005, log=True),
+    "loss.box_gain": Range(low=0.03, high=0.3, log=True),
+    "loss.class_gain": Range(low=0.5, high=10.0, log=True),
+    "loss.label_smoothing": Range(low=0.0, high=0.1),
+    "augment.scale": Range(low=0.1, high=0.9),
+    "augment.mosaic": Range(low=0.0, high=1.0),
+    "augment.value": Range(low=0.0, high=0.6),
+}
+
+
+def default_space() -> Space:
+    """The space searched where none is given: rate, decay, gains, smoothing and the strength of augmentation."""
+    return dict(_DEFAULT)
+
+
+def read_space(path: Path) -> Space:
+    """A space from YAML: `name: {low: 0.01, high: 0.1, log: true}` or `name: {choices: [...]}`; InputError by name."""
+    values = yaml_value(read_yaml_text(path), str(path))
+    if not isinstance(values, dict) or not values:
+        raise InputError(f"{path}: a space is a mapping of recipe fields to {{low, high}} or {{choices}}")
+    space: Space = {}
+    for name, given in values.items():
+        kind: TypeAdapter[Any] = TypeAdapter(Choice if isinstance(given, dict) and "choices" in given else Range)
+        try:
+            space[str(name)] = kind.validate_python(given)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(str(part) for part in problem["loc"])
+            reason = problem["msg"].removeprefix("Value error, ")
+            raise InputError(f"{path}: {name}{f', {field}' if field else ''}: {reason}") from None
+    return space
+
+
+def refuse_impossible(space: Space, make_recipe: Callable[[Mapping[str, Any]], Recipe]) -> None:
+    """Try every end of every range on the recipe, so that no trial can fail by a value that it does not allow."""
+    for name, dimension in space.items():
+        for value in dimension.ends():
+            try:
+                make_recipe({name: value})
+            except InputError as error:
+                raise InputError(f"space: {name}: {str(error).removeprefix(f'--set {name}: ')}") from None
+
+
+def recipe_value(recipe: Recipe, name: str) -> Any:
+    """The recipe's value of a field by dotted name; InputError where there is none."""
+    found: Any = recipe.model_dump(mode="json")
+    for part in name.split("."):
+        if not isinstance(found, dict) or part not in found:
+            close = difflib.get_close_matches(part, list(found) if isinstance(found, dict) else [], n=1)
+            raise InputError(f"space: {name}: no such recipe field{f'; did you mean {close[0]}?' if close else ''}")
+        found = found[part]
+    return found
+
+
+def with_values(source: str | None, overrides: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Recipe]:
+    """What makes a trial's recipe of its values: the source with the user's overrides, then those."""
+    return lambda values: load_recipe(source, {**overrides, **values})

@@ -1,0 +1,231 @@
+"""A study: trials of recipe values, each a run of its own, remembered in SQLite so that it can be gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from anchorite.data import DatasetIndex
+from anchorite.errors import DivergedError, InputError, StorageError
+from anchorite.files import write_text_atomically
+from anchorite.train import EpochDone, Event, Listener, Recipe, resume, train
+from anchorite.tune.space import Choice, Range, Space, recipe_value, refuse_impossible, with_values
+
+if TYPE_CHECKING:
+    import optuna
+
+_FACTS, _DATABASE = "study.json", "study.db"
+_STARTUP = 5  # trials drawn at random, and never cut short, before the search knows anything
+
+
+@dataclass(frozen=True)
+class TrialDone:
+    """A trial that is over. outcome: "complete", "cut short" (worse than most at the same epoch) or "diverged"."""
+
+    number: int
+    outcome: str
+    values: dict[str, Any]
+    best_map: float
+    epochs: int
+    seconds: float
+    is_best: bool
+
+
+class _CutShort(Exception):
+    """A trial that does worse than most did at the same epoch."""
+
+
+class Study:
+    """Trials in a folder: study.json (what is searched), study.db (optuna's memory), trials/NUMBER (runs), best.yaml.
+
+    Trial 0 is the recipe as it stands, so that there is something to compare with.
+    """
+
+    def __init__(self, folder: Path, facts: dict[str, Any], space: Space) -> None:
+        self.folder, self.facts, self.space = folder, facts, space
+        self.make_recipe = with_values(facts["recipe"], facts["overrides"])
+
+    @classmethod
+    def create(
+        cls, folder: Path, data: Path, recipe: str | None, overrides: Mapping[str, Any], space: Space, seed: int
+    ) -> Study:
+        """A new study. Raises InputError for a space that the recipe does not allow, before anything is written."""
+        make_recipe = with_values(recipe, overrides)
+        base = make_recipe({})
+        for name in space:
+            recipe_value(base, name)
+        refuse_impossible(space, make_recipe)
+        if recipe is not None and Path(recipe).is_file():
+            recipe = str(Path(recipe).resolve())
+        facts = {
+            "data": str(data.resolve()),
+            "recipe": recipe,
+            "overrides": dict(overrides),
+            "seed": seed,
+            "space": {name: dimension.model_dump(mode="json") for name, dimension in space.items()},
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be made: {error.strerror or error}; name another folder") from error
+        write_text_atomically(folder / _FACTS, json.dumps(facts, indent=1) + "\n")
+        return cls(folder, facts, space)
+
+    @classmethod
+    def open(cls, folder: Path) -> Study:
+        """The study in a folder; InputError when there is none."""
+        try:
+            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+            space: Space = {
+                name: (Choice if "choices" in given else Range).model_validate(given)
+                for name, given in facts["space"].items()
+            }
+            return cls(folder, facts, space)
+        except FileNotFoundError:
+            raise InputError(f"{folder}: no study (there is no {_FACTS}); name the folder of one") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder / _FACTS}: cannot be read as a study: {error}") from None
+
+    def search(
+        self,
+        dataset: DatasetIndex,
+        num_trials: int,
+        tell: Callable[[TrialDone], None],
+        listener: Listener = lambda event: None,
+    ) -> Recipe:
+        """Run trials until the study has `num_trials` that are over; the best recipe, which best.yaml holds as well.
+
+        A trial that was interrupted is gone on with, from its newest checkpoint. tell hears of each trial, listener of
+        each event within. Raises InputError without a split val or without optuna, and what training raises.
+        """
+        if not dataset.splits.get("val"):
+            raise InputError(f"{dataset.root}: a study compares by mAP on the split val, and there is none")
+        optuna = _optuna()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = self._study(optuna)
+        self._take_up_interrupted(optuna, study)
+        if not study.trials:
+            base = {name: recipe_value(self.make_recipe({}), name) for name in self.space}
+            # A value outside what is searched cannot be told to the sampler; the trial is run all the same.
+            known = all(dimension.holds(base[name]) for name, dimension in self.space.items())
+            study.enqueue_trial(base if known else {}, user_attrs={"is_base": True, "is_known": known})
+        while len(over := self._over(optuna, study)) < num_trials:
+            trial = study.ask()
+            done = self._run(optuna, study, trial, dataset, listener, number=len(over))
+            self._write_best(study, num_over=len(over) + 1)
+            tell(done)
+        return self._write_best(study, num_over=len(over))
+
+    def _study(self, optuna: ModuleType) -> optuna.Study:
+        storage = f"sqlite:///{(self.folder / _DATABASE).resolve()}"
+        epochs = self.make_recipe({}).epochs
+        study = optuna.create_study(
+            study_name="anchorite",
+            storage=storage,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=_pruner(optuna, epochs),
+        )
+        # Another stream of random numbers after each interruption, the same for the same history.
+        study.sampler = optuna.samplers.TPESampler(
+            seed=self.facts["seed"] + len(study.trials), n_startup_trials=_STARTUP
+        )
+        return study
+
+    def _take_up_interrupted(self, optuna: ModuleType, study: optuna.Study) -> None:
+        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            if set(trial.params) == set(self.space) or trial.user_attrs.get("is_known") is False:
+                study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+
+    @staticmethod
+    def _over(optuna: ModuleType, study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+        return study.get_trials(states=(optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED))
+
+    def _run(
+        self,
+        optuna: ModuleType,
+        study: optuna.Study,
+        trial: optuna.Trial,
+        dataset: DatasetIndex,
+        listener: Listener,
+        number: int,
+    ) -> TrialDone:
+        is_unknown = trial.user_attrs.get("is_known") is False
+        chosen = {} if is_unknown else {name: _suggested(trial, name, one) for name, one in self.space.items()}
+        recipe = self.make_recipe(chosen)
+        folder = self.folder / "trials" / (trial.user_attrs.get("folder") or f"{trial.number:04d}")
+        trial.set_user_attr("folder", folder.name)
+        best, epochs, started = 0.0, 0, time.perf_counter()
+
+        def hear(event: Event) -> None:
+            nonlocal best, epochs
+            listener(event)
+            if isinstance(event, EpochDone) and event.validation is not None:
+                score = event.validation.metrics.map
+                best, epochs = max(best, score), event.epoch
+                trial.report(best, event.epoch)
+                if trial.should_prune():
+                    raise _CutShort
+
+        outcome, state = "complete", optuna.trial.TrialState.COMPLETE
+        try:
+            if (folder / "recipe.yaml").is_file():
+                finished = resume(folder, dataset, hear)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything in it
+                folder.parent.mkdir(exist_ok=True)
+                finished = train(recipe, dataset, folder, hear)
+            best = finished.best_map if finished.best_epoch is not None else 0.0
+        except _CutShort:
+            outcome, state = "cut short", optuna.trial.TrialState.PRUNED
+        except DivergedError:
+            outcome, state = "diverged", optuna.trial.TrialState.PRUNED
+        trial.set_user_attr("outcome", outcome)
+        study.tell(trial, best if outcome == "complete" else None, state=state)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # 22 MB each that nobody goes on from
+        is_best = outcome == "complete" and study.best_trial.number == trial.number
+        values = {name: recipe_value(recipe, name) for name in self.space}
+        return TrialDone(number, outcome, values, best, epochs, time.perf_counter() - started, is_best)
+
+    def _write_best(self, study: optuna.Study, num_over: int) -> Recipe:
+        """The recipe of the best complete trial, which is written to best.yaml with what it was better than."""
+        complete = [trial for trial in study.trials if trial.value is not None and trial.state.name == "COMPLETE"]
+        if not complete:
+            return self.make_recipe({})
+        best, base = max(complete, key=lambda trial: trial.value or 0.0), complete[0]
+        recipe = self.make_recipe(best.params).model_copy(update={"name": "tuned"})
+        text = (
+            f"# The best of {num_over} trials by mAP on val: {best.value:.4f}, against {base.value:.4f} of the recipe "
+            f"as it was (trial {base.number}).\n# Chosen on val, so val flatters it: measure it on test.\n"
+        )
+        write_text_atomically(self.folder / "best.yaml", text + recipe.to_yaml())
+        return recipe
+
+
+def _optuna() -> ModuleType:
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("tune needs optuna, which is not installed: pip install 'anchorite[hpo]'") from None
+    module: ModuleType = optuna
+    return module
+
+
+def _pruner(optuna: ModuleType, epochs: int) -> Any:
+    """Cut short what is under the median of earlier trials, after a third of the epochs."""
+    return optuna.pruners.MedianPruner(n_startup_trials=_STARTUP, n_warmup_steps=max(1, epochs // 3))
+
+
+def _suggested(trial: optuna.Trial, name: str, dimension: Any) -> Any:
+    if isinstance(dimension, Choice):
+        return trial.suggest_categorical(name, dimension.choices)
+    if dimension.is_whole:
+        return trial.suggest_int(name, dimension.low, dimension.high, log=dimension.log)
+    return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)

@@ -1,0 +1,45 @@
+"""`anchorite tune` from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anchorite.cli import run
+from anchorite.train import load_recipe
+from tests.cli.commands import data_folder, quick_recipe
+
+
+@pytest.mark.slow
+def test_a_study_ends_with_a_recipe_that_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("optimizer.rate: {low: 0.001, high: 0.02, log: true}\n")
+    folder = tmp_path / "study"
+    words = ["tune", str(data_folder()), "--recipe", quick_recipe(), "--space", str(space), "--out", str(folder)]
+    assert run([*words, "--trials", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "trial 0: mAP" in out
+    assert "trial 1: mAP" in out
+    assert f"best recipe: {folder / 'best.yaml'}" in out
+    assert load_recipe(folder / "best.yaml").image_size == 64
+    assert run(["tune", "--resume", str(folder), "--trials", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "trial 2: mAP" in out
+    assert "trial 1: mAP" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tune"], "DATA is missing"),
+        (["tune", "--resume", "nowhere", "--epochs", "3"], "--epochs with --resume"),
+        (["tune", "--resume", "nowhere"], "no study"),
+        (["tune", "data", "--space", "nowhere.yaml", "--out", "nowhere"], "nowhere.yaml"),
+    ],
+)
+def test_wrong_uses_are_told(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
