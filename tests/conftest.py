@@ -26,9 +26,9 @@ install_import_hook(CHECKED_ROOMS, "beartype.beartype(conf=beartype.BeartypeConf
 
 
 # pages.py imports playwright, which a run without tests of pages need not have.
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open no other event loop can run in this thread
 def browser() -> Iterator[object]:
-    """Chromium without a window, for the whole session; see tests/pages.py for the pages it opens."""
+    """Chromium without a window; see tests/pages.py for the pages it opens."""
     from tests.pages import launched
 
     with launched() as chromium:
