@@ -50,6 +50,7 @@ def serve(
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(128)  # whoever reads the address that is printed can connect at once
     except OSError as error:
         listening.close()
         reason = error.strerror or str(error)
