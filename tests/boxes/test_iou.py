@@ -163,3 +163,22 @@ def test_value_holds_down_to_the_smallest_numbers(dtype: torch.dtype, scale: flo
     box, target = torch.tensor([0.0, 0.0, scale, 3 * scale], dtype=dtype), torch.tensor([0.0, 0.0, 2.0, 1.0])
     v = 4 / math.pi**2 * (math.atan2(2, 1) - math.atan2(1, 3)) ** 2
     assert paired_iou(box, target.to(dtype)).item() == pytest.approx(-v * v / (v + 1 + 1e-7), abs=1e-6)
+
+
+def test_boxes_equal_but_for_rounding_are_finite_in_float32() -> None:
+    # Corners are rounded, and so the intersection can come out larger than both areas: an IoU above 1.
+    a = torch.tensor([[0.46875, 0.6875, 1.6874998807907104, 1.6249998807907104]])
+    assert paired_iou(a, torch.tensor([[0.46875, 0.6875, 1.6875, 1.625]])).isfinite().all()
+    generator = torch.Generator().manual_seed(0)
+    centre, sides = (
+        torch.rand(200_000, 2, generator=generator) * 3,
+        torch.rand(200_000, 2, generator=generator) * 2 + 0.5,
+    )
+    goals = torch.cat([centre, sides], dim=1)
+    nudged = (goals * (1 + torch.randint(-3, 4, goals.shape, generator=generator) * 6e-8)).requires_grad_()
+    values = paired_iou(nudged, goals)
+    assert values.isfinite().all()
+    assert ((values > 1 - 1e-4) & (values < 1 + 1e-5)).all()
+    values.sum().backward()
+    assert nudged.grad is not None
+    assert nudged.grad.isfinite().all()

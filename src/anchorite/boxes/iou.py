@@ -45,7 +45,8 @@ def paired_iou(
         return diou
     shape = (4 / math.pi**2) * (_aspect_angle(boxes_b_cxcywh) - _aspect_angle(boxes_a_cxcywh)).square()
     with torch.no_grad():
-        alpha = shape / (shape - iou + (1 + eps))
+        # 1 - IoU is negative by rounding where boxes are all but equal; eps must not be used up by that.
+        alpha = shape / (shape + (1 - iou).clamp(min=0) + eps)
     return diou - shape * alpha
 
 
