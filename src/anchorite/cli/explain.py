@@ -1,0 +1,106 @@
+"""`anchorite explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from anchorite.cli.options import AT_LEAST_ONE, ReadingOptions
+
+if TYPE_CHECKING:
+    from anchorite.data import DatasetIndex
+
+
+def explain(
+    data: Annotated[Path, Parameter(help="Folder of labelled images, data.yaml or COCO json.")],
+    *,
+    split: Annotated[str, Parameter(help="Split whose images are shown.")] = "val",
+    image: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="Images to show, by file name or stem; default: the most instructive 12."),
+    ] = None,
+    weights: Annotated[
+        Path | None, Parameter(help="Weights, such as runs/NAME/best.safetensors: adds predictions and loss.")
+    ] = None,
+    recipe: Annotated[
+        str | None, Parameter(help="Recipe with model, anchors and loss; default: that beside the weights.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: of the weights, or of the recipe."),
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="New .html file; default: explain.html, or a number behind it.")] = None,
+    reading: ReadingOptions | None = None,
+) -> None:
+    """Show on one page which anchors and cells answer for which box and why, and what each box costs."""
+    from anchorite.cli.counting import counting
+    from anchorite.data import open_dataset
+    from anchorite.data.writing import refuse_inside_dataset
+    from anchorite.files import write_text_atomically
+    from anchorite.report.explain import choose_images, choose_setting, find_images
+    from anchorite.report.explain import explain as explained
+
+    reading = reading or ReadingOptions()
+    page = out or _free_name()
+    _refuse_taken(page)
+    dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
+    refuse_inside_dataset(page, dataset)
+    _make_folder(page)
+    _require_images(dataset, split)
+    setting = choose_setting(dataset, weights, recipe, image_size)
+    records = dataset.splits[split]
+    if image:
+        chosen, how = find_images(dataset, split, image), "images: named by --image"
+    else:
+        chosen = choose_images(records, setting)
+        how = (
+            f"images: {len(chosen)} of the {len(records)} of split {split}, in turn the ones with most boxes that "
+            "nothing answers for, most places claimed by several boxes, and most boxes; --image names others"
+        )
+    root = dataset.root.resolve()
+    title = f"{root.name if root.is_dir() else root.parent.name}, {split}"
+    notes = [how, f"network input: longer side {setting.image_size} px, letterboxed as validation does"]
+    with counting("explained") as progress:
+        done = explained(records, chosen, setting, title, notes, skip_unreadable=reading.skip_bad, progress=progress)
+    write_text_atomically(page, done.page)
+    for note in [*notes, *setting.sentences, *(f"left out: {reason}" for reason in done.left_out)]:
+        print(note)
+    print(f"{page}: {len(done.facts['images'])} images, {page.stat().st_size / 1e6:.1f} MB")
+
+
+def _free_name() -> Path:
+    """explain.html, or with a number where that is taken."""
+    page, number = Path("explain.html"), 2
+    while page.exists() or page.is_symlink():
+        page, number = Path(f"explain-{number}.html"), number + 1
+    return page
+
+
+def _refuse_taken(page: Path) -> None:
+    """Refuse, before anything is read, a name that is taken or no page's."""
+    from anchorite.errors import InputError
+
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out {page}: the page is one HTML file; name it {page.with_suffix('.html').name}")
+    if page.exists() or page.is_symlink():
+        raise InputError(f"--out {page}: exists already, and nothing is ever overwritten; name a new file")
+
+
+def _make_folder(page: Path) -> None:
+    from anchorite.errors import StorageError
+
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--out {page}: its folder cannot be made: {error.strerror or error}") from error
+
+
+def _require_images(dataset: DatasetIndex, split: str) -> None:
+    from anchorite.errors import InputError
+
+    if not dataset.splits.get(split):
+        there = ", ".join(f"{name} ({len(images)} images)" for name, images in dataset.splits.items() if images)
+        what = "is empty" if split in dataset.splits else "is not there"
+        raise InputError(f"--split {split}: {what}; the splits of {dataset.root} are {there or 'all empty'}")

@@ -1,0 +1,218 @@
+// Lists, controls and keys: everything that changes the state, and who draws what when it did.
+
+const byId = (id) => document.getElementById(id);
+
+// Images -----------------------------------------------------------------------------------------------------------
+
+function makeImageList() {
+  byId("images").replaceChildren(...facts.images.map((image, number) =>
+    make("li", {}, make("button", { type: "button", click: () => change({ image: number }) },
+      make("img", { src: image.uri, alt: "", loading: "lazy" }),
+      make("span", { class: "name" }, image.name),
+      make("span", { class: "badges" })))));
+}
+
+function drawImageList() {
+  [...byId("images").children].forEach((item, number) => {
+    const button = item.firstChild, { unmatched, collisions } = found[number], image = facts.images[number];
+    button.setAttribute("aria-current", String(number === state.image));
+    const badges = [make("span", {}, counted(image.targets.length, "box", "boxes"))];
+    if (unmatched.length) badges.push(make("span", { class: "bad" }, `${unmatched.length} unmatched`));
+    if (collisions.length) badges.push(make("span", {}, counted(collisions.length, "collision")));
+    if (image.costs) badges.push(make("span", {}, `loss ${short(image.costs.terms.total)}`));
+    button.lastChild.replaceChildren(...badges);
+  });
+}
+
+function drawHeading() {
+  const image = imageNow(), [width, height] = image.source;
+  byId("image-name").textContent = image.name;
+  byId("image-note").textContent = `Image ${state.image + 1} of ${facts.images.length}, here for: ${image.reason}. ${width} x ${height} px, ` +
+    `letterboxed to ${image.width} x ${image.height}.`;
+}
+
+// Summary of all images ---------------------------------------------------------------------------------------------
+
+function drawSummary() {
+  const boxes = facts.images.reduce((sum, image) => sum + image.targets.length, 0);
+  const sum = (count) => found.reduce((total, one) => total + count(one), 0);
+  const unmatched = sum((one) => one.unmatched.length);
+  const tiles = [
+    ["Boxes", String(boxes), counted(facts.images.length, "image")],
+    ["Matched", String(boxes - unmatched), boxes ? percent((boxes - unmatched) / boxes) : ""],
+    ["Unmatched", String(unmatched), unmatched ? "never learned" : "all are learned"],
+    ...facts.levels.map((level, number) => [`Places on ${level.name}`, String(sum((one) => one.levels[number].length)),
+      `${sum((one) => new Set(one.levels[number].map((place) => place.target)).size)} boxes`]),
+    ["Collisions", String(sum((one) => one.collisions.length)), "places of several boxes"],
+  ];
+  byId("summary").replaceChildren(...tiles.map(([label, value, note]) => make("li", { "data-label": label },
+    make("span", { class: "label" }, label), make("span", { class: "value" }, value), make("span", { class: "note" }, note))));
+  byId("moved").hidden = isOriginal();
+}
+
+// Boxes and collisions of the image ---------------------------------------------------------------------------------
+
+function drawBoxes() {
+  const image = imageNow(), now = foundNow();
+  const costs = image.costs ? costsOfBoxes(image) : null;
+  const order = image.targets.map((_, number) => number);
+  if (costs) order.sort((a, b) => costs[b].total - costs[a].total || a - b);
+  const most = costs ? Math.max(...costs.map((one) => one.total), 0) : 0;
+  const rows = order.map((number) => {
+    const target = image.targets[number], { w, h } = inPixels(target, image), places = now.ofBox[number];
+    const cells = [
+      make("td", {}, make("button", { type: "button", class: "link", "data-number": number, "aria-pressed": "false",
+        click: () => change({ object: state.object === number ? null : number, hovered: null, place: null }) }, objectName(number))),
+      make("td", { class: "number" }, `${px(w)} x ${px(h)}`),
+      ...facts.levels.map((_, level) => make("td", { class: "number" }, String(places.filter((one) => one.level === level).length || "-"))),
+    ];
+    if (costs) {
+      const cost = costs[number];
+      cells.push(make("td", { class: "number" }, cost.places ? cost.iou.toFixed(2) : "-"),
+        make("td", { class: "number" }, percent(cost.total / image.costs.terms.total), costBar(cost, most)));
+    }
+    return make("tr", { class: places.length ? "" : "fails", "data-number": number,
+      pointerenter: (event) => { if (event.pointerType === "mouse") change({ hovered: number }); },
+      pointerleave: (event) => { if (event.pointerType === "mouse") change({ hovered: null }); } }, cells);
+  });
+  const heads = ["Box", "Size, px", ...facts.levels.map((level) => level.name)];
+  if (costs) heads.push(`Mean ${iouName}`, "Share of loss");
+  byId("boxes").replaceChildren(rows.length ? table("Boxes of this image", heads, rows) : make("p", { class: "note" }, "This image has no boxes."));
+  byId("collisions").replaceChildren(...collisionLines(now.collisions));
+  markShown();
+}
+
+// One line for boxes that meet, with the places where they do.
+function collisionLines(collisions) {
+  if (collisions.length === 0) return [make("p", { class: "note" }, "No place is claimed by more than one box.")];
+  const rule = facts.loss?.collision === "best" ? "the one whose predicted box overlaps most" : "the last in canonical order";
+  const groups = new Map();
+  for (const claim of collisions) {
+    const key = [...claim.targets].sort((a, b) => a - b).join();
+    groups.set(key, [...(groups.get(key) ?? []), claim]);
+  }
+  const rows = [...groups].map(([key, claims]) => make("tr", {},
+    make("td", {}, key.split(",").flatMap((number, at) => [at ? ", " : "", make("button", { type: "button", class: "link",
+      click: () => change({ object: Number(number), hovered: null, place: null }) }, objectName(Number(number)))])),
+    ...facts.levels.map((_, level) => make("td", {}, claims.filter((claim) => claim.level === level)
+      .map((claim) => `${claim.anchor + 1} (${claim.column}, ${claim.row})`).join("; ") || "-"))));
+  return [
+    make("p", { class: "note" }, "Places (anchor and cell) that several boxes claim. Each of these boxes adds box and class loss " +
+      `there; for objectness one counts: ${rule}.`),
+    table("Collisions", ["Boxes", ...facts.levels.map((level) => level.name)], rows, "wrap")];
+}
+
+function markShown() {
+  const shown = boxShown();
+  for (const row of byId("boxes").querySelectorAll("tbody tr")) row.classList.toggle("shown", Number(row.dataset.number) === shown);
+  for (const button of byId("boxes").querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(Number(button.dataset.number) === state.object));
+  }
+}
+
+// Controls ----------------------------------------------------------------------------------------------------------
+
+function makeControls() {
+  const choices = [["All levels", null], ...facts.levels.map((level, number) => [level.name, number])];
+  byId("levels").replaceChildren(...choices.map(([text, level]) => make("button", { type: "button", "data-level": String(level),
+    click: () => change({ level }) }, text)));
+  for (const input of [byId("limit"), byId("limit-number")]) {
+    input.addEventListener("input", () => {
+      const limit = Number(input.value);
+      if (input.value !== "" && limit > 1 && limit <= 1000) change({ limit });
+    });
+  }
+  for (const button of document.querySelectorAll(".reset")) {
+    button.addEventListener("click", () => change({ limit: original.limit, anchors: copyOf(original.anchors) }));
+  }
+  byId("anchor-table").replaceChildren(...facts.levels.map(anchorEditors));
+}
+
+// Two numbers and two sliders an anchor; the sliders are of logarithms, from 1/8 of the stride to 32 times it.
+function anchorEditors(level, number) {
+  const set = (index, side, value) => {
+    if (!(Number.isFinite(value) && value > 0)) return;
+    const anchors = copyOf(state.anchors);
+    anchors[number][index][side] = value;
+    change({ anchors });
+  };
+  const editor = (index, side) => {
+    const label = `${level.name} anchor ${index + 1}, ${side ? "height" : "width"} in pixels`;
+    return make("span", { class: "editor" },
+      make("input", { type: "number", min: "0.5", step: "any", "aria-label": label, "data-anchor": `${number},${index},${side}`,
+        input: (event) => set(index, side, event.target.valueAsNumber) }),
+      make("input", { type: "range", min: "-3", max: "5", step: "0.01", "aria-label": `${label}, slider`, "data-anchor": `${number},${index},${side}`,
+        input: (event) => set(index, side, Math.round(10 * level.stride * 2 ** Number(event.target.value)) / 10) }));
+  };
+  return make("fieldset", {}, make("legend", {}, `${level.name}, stride ${level.stride} px`),
+    level.anchors.map((_, index) => make("div", { class: "anchor" }, make("i", { class: `swatch anchor-${index % 6}` }),
+      editor(index, 0), " x ", editor(index, 1))));
+}
+
+// Inputs follow the state, but not the one that is being typed into.
+function drawControls() {
+  const show = (input, value) => { if (document.activeElement !== input || Number(input.value) !== value) input.value = String(value); };
+  for (const button of byId("levels").children) button.setAttribute("aria-pressed", String(button.dataset.level === String(state.level)));
+  show(byId("limit"), state.limit);
+  show(byId("limit-number"), state.limit);
+  for (const input of byId("anchor-table").querySelectorAll("input")) {
+    const [number, index, side] = input.dataset.anchor.split(",").map(Number), value = state.anchors[number][index][side];
+    if (input.type === "number") show(input, value);
+    else if (document.activeElement !== input) input.value = String(Math.log2(value / facts.levels[number].stride));
+  }
+  for (const button of document.querySelectorAll(".reset")) button.disabled = isOriginal();
+  for (const note of document.querySelectorAll(".stale")) note.hidden = isOriginal();
+}
+
+// Keys: left and right for images; up and down for boxes, from the picture or the list of boxes.
+function onKey(event) {
+  if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, .scroll:focus")) return;
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (event.key === "Escape") change({ object: null, hovered: null, place: null });
+  else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
+    change({ image: (state.image + step + facts.images.length) % facts.images.length });
+    byId("images").children[state.image].scrollIntoView({ block: "nearest", inline: "nearest" });
+    if (event.target.closest("#images")) byId("images").children[state.image].firstChild.focus();
+  } else if (step && event.target.closest("#stage, #boxes")) {
+    const order = [...byId("boxes").querySelectorAll("tbody tr")].map((row) => Number(row.dataset.number));
+    if (!order.length) return;
+    const at = order.indexOf(state.object);
+    const next = order[at < 0 ? (step > 0 ? 0 : order.length - 1) : (at + step + order.length) % order.length];
+    change({ object: next, hovered: null, place: null });
+    if (event.target.closest("#boxes")) byId("boxes").querySelector(`button[data-number="${next}"]`).focus();
+  } else return;
+  event.preventDefault();
+}
+
+listeners.push((keys, rule) => {
+  const image = keys.has("image");
+  if (rule || image) {
+    drawImageList();
+    drawBoxes();
+  }
+  if (rule) drawSummary();
+  if (image) {
+    drawHeading();
+    drawPicture();
+  } else drawOverlays();
+  if (image || rule || ["object", "hovered", "level"].some((key) => keys.has(key))) drawObject();
+  if (image) drawCosts();
+  else if ((keys.has("object") || keys.has("hovered")) && imageNow().costs) drawPlaceCosts(imageNow().costs);
+  markShown();
+  drawControls();
+});
+
+assignAll();
+makeImageList();
+makeControls();
+stage.addEventListener("click", () => change({ object: null, place: null }));
+document.addEventListener("keydown", onKey);
+document.getElementById("page").hidden = false;
+drawImageList();
+drawHeading();
+drawSummary();
+drawPicture();
+drawBoxes();
+drawObject();
+drawCosts();
+drawControls();

@@ -1,0 +1,126 @@
+// The picture of the chosen image: boxes, the grid of a level, the cells that answer, and where the centre falls.
+
+const stage = document.getElementById("stage");
+const legend = document.getElementById("legend");
+let layers = {};
+
+function drawPicture() {
+  const image = imageNow();
+  layers = {};
+  for (const name of ["grid", "cells", "centre", "place", "boxes"]) layers[name] = makeSvg("g", { class: name });
+  const photo = makeSvg("image", { href: image.uri, width: image.width, height: image.height, preserveAspectRatio: "none" });
+  stage.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
+  stage.setAttribute("aria-label", `${image.name}, ${counted(image.targets.length, "box", "boxes")}. ` +
+    "Arrow up and down select a box, left and right an image, Escape selects nothing.");
+  stage.replaceChildren(photo, ...Object.values(layers));
+  // Large boxes first, so that a small one inside a large one can be reached.
+  const order = image.targets.map((target, number) => ({ number, ...inPixels(target, image) }))
+    .sort((a, b) => b.w * b.h - a.w * a.h);
+  for (const [left, top, right, bottom] of image.ignored) {
+    layers.boxes.append(makeSvg("rect", { class: "ignored", x: left, y: top, width: right - left, height: bottom - top }));
+  }
+  for (const { number, cx, cy, w, h } of order) {
+    const place = { x: cx - w / 2, y: cy - h / 2, width: w, height: h };
+    const enter = (event) => { if (event.pointerType === "mouse") change({ hovered: number }); };
+    const leave = (event) => { if (event.pointerType === "mouse") change({ hovered: null }); };
+    const select = (event) => {
+      event.stopPropagation();
+      change({ object: state.object === number ? null : number, hovered: null, place: null });
+    };
+    layers.boxes.append(makeSvg("g", { class: "box", "data-number": number, pointerenter: enter, pointerleave: leave, click: select },
+      makeSvg("rect", { class: "halo", ...place }), makeSvg("rect", { class: "edge", ...place })));
+  }
+  drawOverlays();
+}
+
+function drawOverlays() {
+  const shown = boxShown(), now = foundNow();
+  for (const group of layers.boxes.querySelectorAll(".box")) {
+    const number = Number(group.dataset.number);
+    group.classList.toggle("unmatched", now.ofBox[number].length === 0);
+    group.classList.toggle("shown", number === shown);
+    group.classList.toggle("faded", shown !== null && number !== shown);
+  }
+  drawGrid();
+  drawCells(shown);
+  drawCentre(shown);
+  drawPlace();
+  drawLegend(shown);
+}
+
+function drawGrid() {
+  layers.grid.replaceChildren();
+  if (state.level === null) return;
+  const { width, height } = imageNow(), { stride } = facts.levels[state.level];
+  let path = "";
+  for (let x = stride; x < width; x += stride) path += `M${x} 0V${height}`;
+  for (let y = stride; y < height; y += stride) path += `M0 ${y}H${width}`;
+  layers.grid.append(makeSvg("path", { d: path }));
+}
+
+// Of all boxes, or of the shown one: on one level a stripe an anchor in each cell, on all levels whole cells.
+function drawCells(shown) {
+  const now = foundNow(), drawn = [];
+  const candidates = (shown === null ? now.levels.flat() : now.ofBox[shown])
+    .filter((one) => state.level === null || one.level === state.level);
+  const seen = new Set();
+  const order = state.level === null ? [...candidates].sort((a, b) => b.level - a.level) : candidates;
+  for (const one of order) {
+    const { stride, anchors } = facts.levels[one.level];
+    const stripe = state.level === null ? 0 : one.anchor;
+    const key = `${one.level},${one.row},${one.column},${stripe}`;
+    if (seen.has(key)) continue;
+    seen.add(key);
+    const width = state.level === null ? stride : stride / anchors.length;
+    drawn.push(makeSvg("rect", {
+      class: state.level === null ? `cell level-${one.level}` : `cell anchor-${one.anchor % 6}`,
+      x: one.column * stride + stripe * width, y: one.row * stride, width, height: stride,
+    }));
+  }
+  layers.cells.classList.toggle("overview", shown === null);
+  layers.cells.replaceChildren(...drawn);
+}
+
+// The centre of the shown box and, on a chosen level, the half-cell lines that decide for neighbours.
+function drawCentre(shown) {
+  layers.centre.replaceChildren();
+  if (shown === null) return;
+  const image = imageNow(), { cx, cy } = inPixels(image.targets[shown], image);
+  if (state.level !== null) {
+    const { stride } = facts.levels[state.level];
+    const held = (value, end) => Math.min(Math.max(Math.trunc(value / stride), 0), end / stride - 1) * stride;
+    const x = held(cx, image.width), y = held(cy, image.height);
+    layers.centre.append(
+      makeSvg("rect", { class: "own", x, y, width: stride, height: stride }),
+      makeSvg("path", { class: "halves", d: `M${x + stride / 2} ${y}V${y + stride}M${x} ${y + stride / 2}H${x + stride}` }));
+  }
+  const radius = Math.max(image.width, image.height) / 160;
+  layers.centre.append(makeSvg("circle", { cx, cy, r: radius }));
+}
+
+// A predicted box under the pointer, with its cell.
+function drawPlace() {
+  layers.place.replaceChildren();
+  if (state.place === null) return;
+  const { box: [cx, cy, w, h], level, row, column } = state.place, { stride } = facts.levels[level];
+  layers.place.append(
+    makeSvg("rect", { class: "source", x: column * stride, y: row * stride, width: stride, height: stride }),
+    makeSvg("rect", { class: "halo", x: cx - w / 2, y: cy - h / 2, width: w, height: h }),
+    makeSvg("rect", { class: "edge", x: cx - w / 2, y: cy - h / 2, width: w, height: h }));
+}
+
+function drawLegend(shown) {
+  const key = (kind, text) => make("span", { class: "key" }, make("i", { class: `swatch ${kind}` }), text);
+  const parts = [];
+  if (state.level === null) {
+    facts.levels.forEach((level, number) => parts.push(key(`level-${number}`, `cell of ${level.name} (${level.stride} px)`)));
+  } else {
+    state.anchors[state.level].forEach(([w, h], number) =>
+      parts.push(key(`anchor-${number % 6}`, `anchor ${number + 1} (${px(w)} x ${px(h)} px)`)));
+  }
+  if (state.level !== null && shown !== null) parts.push(key("halves", "half-cell lines of the cell with the centre"));
+  if (foundNow().unmatched.length) parts.push(key("unmatched", "box that nothing answers for"));
+  if (imageNow().ignored.length) parts.push(key("ignored", "ignored by training (crowd, difficult)"));
+  if (state.place !== null) parts.push(key("predicted", "predicted box and its cell"));
+  legend.replaceChildren(...parts);
+}
