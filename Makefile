@@ -11,12 +11,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test lock clean
+.PHONY: help demo check test docs lock clean
 
 help:
 	@echo "make demo    train a detector on synthetic scenes, in minutes on two CPU cores"
 	@echo "make check   formatting, lint, types, import directions"
 	@echo "make test    check, then every test"
+	@echo "make docs    the documentation as a site, from disk without a network: docs/_build/index.html"
 	@echo "make lock    write requirements.lock anew: versions and SHA-256 of all runtime dependencies"
 	@echo "make clean   remove caches, build output and .demo/; runs/ and $(VENV)/ stay"
 	@echo "PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS='-k loss' the tests."
@@ -38,6 +39,12 @@ test: check $(VENV)/.browser
 	@echo "== pytest"
 	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q --durations=15 $(PYTEST_ARGS)
 
+# Strict: a reference or link that leads nowhere is an error. Fresh, because what was left over would hide one.
+docs: $(VENV)/.installed-dev
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build
+	@echo "docs/_build/index.html"
+
 lock: $(BIN)/pip
 	$(BIN)/python tools/lock_requirements.py
 
@@ -51,7 +58,7 @@ $(VENV)/.browser: | $(BIN)/pip
 	@touch $@
 
 clean:
-	rm -rf .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
+	rm -rf .demo build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip is the last thing that venv puts there: where it is missing, an earlier attempt was cut short.

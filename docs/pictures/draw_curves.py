@@ -100,11 +100,7 @@ def draw_precision(numbers: dict[str, Any]) -> Figure:
     styles = {"float64": (FAINT, 5.0, "-"), "float32": (ACCENT, 1.6, "-"), "bf16": (SECOND, 1.6, "-")}
     for name, values in numbers["losses"].items():
         colour, width, line = styles[name]
-        known = [float("nan") if value is None else value for value in values]
-        box.plot(numbers["moved"], known, line, color=colour, linewidth=width, label=name, drawstyle="default")
-    lost = [place for place, value in zip(numbers["moved"], numbers["losses"]["bf16"], strict=True) if value is None]
-    if lost:
-        box.plot(lost, [0.0] * len(lost), "x", color=SECOND, label="bf16: not a number", clip_on=False)
+        box.plot(numbers["moved"], values, line, color=colour, linewidth=width, label=name)
     box.set_xlabel("the box is off by so many cells (sides of 4 cells)")
     box.set_title("1 - CIoU")
     box.grid(linewidth=0.5)

@@ -6,7 +6,6 @@ tests/docs/test_pictures.py computes them anew.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -146,9 +145,9 @@ PICTURES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def rounded(value: Any) -> Any:
-    """The same with every float to six digits, and None for NaN: the numbers as numbers.json has them."""
+    """The same with every float to six digits: the numbers as numbers.json has them."""
     if isinstance(value, float):
-        return None if math.isnan(value) else float(f"{value:.6g}")
+        return float(f"{value:.6g}")
     if isinstance(value, dict):
         return {str(key): rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -9,6 +9,13 @@ import cv2
 import numpy as np
 import yaml
 
+from anchorite.data import Record
+from anchorite.evaluate import ValidationResult
+from anchorite.evaluate.stopwatch import ValidationSpeed
+from anchorite.metrics import Found, Truth, coco_metrics
+from anchorite.report.run_validation import save_details
+from anchorite.train import Recipe
+
 EVIL = "<script>alert('x')</script>"
 
 
@@ -65,3 +72,67 @@ def write_pictures(folder: Path, num_predictions: int, side: int) -> None:
     for index in range(num_predictions):
         noise = random.integers(0, 256, size=(side, side, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / "predictions" / f"scene_{index:02d}.jpg"), noise)
+
+
+def make_full_run(folder: Path, num_epochs: int = 6, concluded: bool = True) -> Path:
+    """A run folder as a real one, in classes disc and EVIL; once concluded with its validation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(epochs=num_epochs, batch=16, image_size=320)
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    facts = {
+        "data": "/data/set",
+        "format": "yolo",
+        "anchors": [[10.0, 13.0], [30.0, 61.0], [116.0, 90.0]],
+        "class_names": ["disc", EVIL],
+        "splits": {"train": {"images": 237, "boxes": 426, "fingerprint": "a"}, "val": {"images": 4, "boxes": 5}},
+    }
+    (folder / "run.json").write_text(json.dumps(facts))
+    _write_real_metrics(folder, num_epochs)
+    if concluded:
+        _conclude(folder, num_epochs)
+    return folder
+
+
+def _write_real_metrics(folder: Path, num_epochs: int) -> None:
+    lines = ["epoch,train/box,seconds/train,seconds/data_wait,val/map,val/map50,val/ar_1,val/seconds_forward"]
+    lines += [f"{e},{1 / e:.4f},10,2.5,{e / 10:.2f},{e / 8:.3f},{e / 20:.2f},3" for e in range(1, num_epochs + 1)]
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+
+
+def _conclude(folder: Path, num_epochs: int) -> None:
+    """Two images: on the first nothing is found of its box, on the second all is right."""
+    truths = (_truth([[10, 10, 50, 40]], [1]), _truth([[20, 20, 60, 60]], [0]))
+    founds = (Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)), _found([[20, 20, 60, 60]], [0.9], [0]))
+    names = ("disc", EVIL)
+    speed = ValidationSpeed(*(0.0 for _ in ValidationSpeed._fields))
+    result = ValidationResult(coco_metrics(truths, founds, names), None, truths, founds, names, speed)
+    records = []
+    for number, truth in enumerate(truths):
+        path = folder / f"image-{number}.png"
+        cv2.imwrite(str(path), np.full((80, 100, 3), 90, np.uint8))
+        records.append(Record(path, 100, 80, truth.boxes_xyxy, truth.class_ids, truth.ignored, truth.areas, ("",)))
+    save_details(folder, result, records)
+    summary = {
+        "reason": "complete",
+        "seconds": num_epochs * 14.0,
+        "best_validation": result.to_json(),
+        "environment": {"torch": "2.13.0", "device": "cpu"},
+        "dataset": {
+            "path": "/data/set",
+            "format": "yolo",
+            "adjusted_labels": {"clipped": 3},
+            "splits": [{"split": "train", "images": 237, "boxes": 426, "images_without_boxes": 11}],
+            "boxes_by_class": [{"class": "disc", "train": 400}, {"class": EVIL, "train": 26}],
+        },
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def _truth(boxes: list[list[float]], class_ids: list[int]) -> Truth:
+    boxes_xyxy = np.array(boxes, np.float64)
+    areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
+    return Truth(boxes_xyxy, np.array(class_ids, np.int64), np.zeros(len(boxes), np.bool_), areas)
+
+
+def _found(boxes: list[list[float]], scores: list[float], class_ids: list[int]) -> Found:
+    return Found(np.array(boxes, np.float64), np.array(scores), np.array(class_ids, np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -18,6 +19,7 @@ from anchorite.report.curves import (
     format_number,
     make_curve,
 )
+from anchorite.report.overlay import Line, make_overlay
 
 
 def _runs(path: str) -> list[list[tuple[float, float]]]:
@@ -38,7 +40,9 @@ def test_a_straight_series_is_drawn_from_corner_to_corner() -> None:
     assert [tick.label for tick in curve.y_ticks] == ["0", "1", "2", "3", "4"]
     assert [tick.label for tick in curve.x_ticks] == ["1", "2", "3", "4", "5"]
     assert curve.last == "4"
-    assert [point.label for point in curve.points][1] == "epoch 2: 1"
+    hover = json.loads(curve.hover)
+    assert hover["at"][1] == [left + (right - left) / 4, "2"]
+    assert hover["lines"] == [["rate", [[float(y), str(i)] for i, (_, y) in enumerate(run)]]]
 
 
 def test_missing_values_break_the_line_and_a_lone_value_is_a_dot() -> None:
@@ -50,21 +54,21 @@ def test_missing_values_break_the_line_and_a_lone_value_is_a_dot() -> None:
     assert third[0] == third[1]
     assert curve.note == "2 without a number"
     assert curve.last == "5"
-    assert len(curve.points) == 4
+    assert [value and value[1] for value in json.loads(curve.hover)["lines"][0][1]] == ["1", "2", None, "3", None, "5"]
 
 
 def test_the_best_of_a_score_is_its_first_highest_value() -> None:
     curve = make_curve("map", [0, 1, 2, 3], [0.1, 0.75, 0.75, math.nan], mark_highest=True)
     assert curve.note == "best 0.75 at epoch 1, 1 without a number"
     assert curve.best is not None
-    assert curve.best.label == "epoch 1: 0.75"
+    assert (curve.best.x, curve.best.y) == tuple(_runs(curve.path)[0][1])
     assert make_curve("box", [0, 1], [0.1, 0.2]).best is None
 
 
 @pytest.mark.parametrize("values", [[], [math.nan, math.inf]])
 def test_a_series_without_numbers_is_an_empty_chart(values: list[float]) -> None:
     curve = make_curve("map", list(range(len(values))), values, mark_highest=True)
-    assert (curve.path, curve.last, curve.points, curve.best) == ("", "-", (), None)
+    assert (curve.path, curve.last, curve.hover, curve.best) == ("", "-", "", None)
 
 
 def test_a_long_series_is_thinned_but_keeps_its_peaks() -> None:
@@ -77,7 +81,8 @@ def test_a_long_series_is_thinned_but_keeps_its_peaks() -> None:
         assert min(y for _, y in run) == PLOT_TOP
         assert run[0][0] == PLOT_LEFT + 4
         assert run[-1][0] == PLOT_RIGHT - 4
-        assert curve.points == ()
+        assert (curve.hover == "") == brief
+        assert brief or len(json.loads(curve.hover)["at"]) <= limit
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=30))
@@ -89,8 +94,7 @@ def test_every_series_stays_inside_the_chart_between_increasing_ticks(values: li
     assert heights == sorted(heights, reverse=True)
     assert len(heights) <= 7
     assert "nan" not in curve.path
-    if curve.points:
-        assert len(heights) >= 3
+    assert not curve.path or len(heights) >= 3
 
 
 @pytest.mark.parametrize(
@@ -99,3 +103,19 @@ def test_every_series_stays_inside_the_chart_between_increasing_ticks(values: li
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert format_number(value) == text
+
+
+def test_lines_of_different_lengths_share_their_axes() -> None:
+    chart = make_overlay("map", [Line("short", [1, 2], [0.0, 1.0]), Line("long", [1, 2, 3], [0.5, math.nan, 2.0])])
+    assert chart is not None
+    left, right = PLOT_LEFT + 4, PLOT_RIGHT - 4
+    short, long = (_runs(stroke.path) for stroke in chart.strokes)
+    assert short == [[(left, PLOT_BOTTOM), ((left + right) / 2, (PLOT_TOP + PLOT_BOTTOM) / 2)]]
+    assert long[1][0] == (right, PLOT_TOP)
+    hover = json.loads(chart.hover)
+    assert [label for _, label in hover["at"]] == ["1", "2", "3"]
+    assert [[value and value[1] for value in values] for _, values in hover["lines"]] == [
+        ["0", "1", None],
+        ["0.5", None, "2"],
+    ]
+    assert make_overlay("map", [Line("none", [1, 2], [math.nan, math.inf])]) is None

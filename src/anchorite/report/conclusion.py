@@ -21,6 +21,7 @@ from anchorite.predict import Predictor
 from anchorite.report.run_files import read_summary
 from anchorite.report.run_pictures import save_predictions
 from anchorite.report.run_report import write_run_report
+from anchorite.report.run_validation import save_details
 from anchorite.train import RunFolder
 
 _PAGE = "report.html"
@@ -29,8 +30,9 @@ _PAGE = "report.html"
 def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
     """Write what only the finished run can say, and return the path of its page.
 
-    plots/*.png and predictions/*.jpg show the best weights on the val split (without one there are neither), and
-    summary.json gets the sections best_validation, environment and dataset. What stood there before is replaced.
+    plots/*.png, predictions/*.jpg, examples/*.jpg and validation.json show the best weights on the val split (without
+    one there is none of them), and summary.json gets the sections best_validation, environment and dataset. What stood
+    there before is replaced.
     """
     folder = RunFolder(run_folder)
     recipe = folder.read_recipe()
@@ -43,6 +45,7 @@ def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
         precision = choose_precision(recipe.precision, device)
         result: ValidationResult = validator.run(detector, recipe.validation, device, precision.dtype)
         result.save_plots(run_folder / "plots")
+        save_details(run_folder, result, records)
         save_predictions(run_folder / "predictions", Predictor(detector, info, str(device)), records)
         facts["best_validation"] = result.to_json()
     summary = read_summary(folder.summary) | facts

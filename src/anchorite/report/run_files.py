@@ -1,4 +1,4 @@
-"""Reading what a run left in its folder: recipe.yaml, metrics.csv and summary.json, as far as the run got."""
+"""Reading what a run left in its folder: recipe, metrics, summary and the like, as far as the run got."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,55 @@ _MAX_BYTES = 20_000_000
 _MAX_SETTINGS = 5000
 
 
-def read_recipe(path: Path) -> list[tuple[str, str]]:
-    """The settings of a recipe as (dotted key, value); empty without a file. InputError names file and line."""
+@dataclass(frozen=True)
+class RunFiles:
+    """The small files of a run folder, each read once, when it is asked for; empty where it is absent.
+
+    Reading raises InputError naming the file, and the line where there is one, when it is malformed.
+    """
+
+    folder: Path
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """recipe.yaml, nested as written."""
+        return read_recipe(self.folder / "recipe.yaml")
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """run.json: what the run was started with besides its recipe."""
+        return read_summary(self.folder / "run.json")
+
+    @cached_property
+    def metrics(self) -> dict[str, list[float]]:
+        """metrics.csv by column."""
+        return read_metrics(self.folder / "metrics.csv")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json."""
+        return read_summary(self.folder / "summary.json")
+
+    @cached_property
+    def validation(self) -> dict[str, Any]:
+        """validation.json."""
+        return read_summary(self.folder / "validation.json")
+
+    @cached_property
+    def epochs(self) -> list[float]:
+        """The epoch of each row of the metrics; 1, 2, 3 ... where the file does not say."""
+        num_rows = max((len(values) for values in self.metrics.values()), default=0)
+        epochs = self.metrics.get("epoch", [])
+        if epochs and all(math.isfinite(epoch) for epoch in epochs):
+            return epochs
+        return [float(row + 1) for row in range(num_rows)]
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The settings of a recipe; empty without a file. InputError names file and line."""
     text = _read_text(path)
     if text is None:
-        return []
+        return {}
     try:
         recipe = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -34,7 +80,7 @@ def read_recipe(path: Path) -> list[tuple[str, str]]:
         raise InputError(f"{path}: not valid YAML: {error}; correct it or remove it") from error
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: must be a mapping of settings, not {type(recipe).__name__}; correct it or remove it")
-    return flatten(recipe)
+    return recipe
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
@@ -54,7 +100,7 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The mapping of summary.json; empty where the file is absent. InputError names file and line."""
+    """The mapping of a JSON file; empty where the file is absent. InputError names file and line."""
     text = _read_text(path)
     if text is None:
         return {}

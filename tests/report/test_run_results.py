@@ -1,0 +1,136 @@
+"""What the page draws of a validation: the right images, the right cells, the right shares of the time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from anchorite.report import write_run_report
+from anchorite.report.run_examples import read_examples
+from anchorite.report.run_facts import data_facts, environment, time_split
+from anchorite.report.run_files import RunFiles
+from anchorite.report.run_results import coco_table, confusion_table, validation_charts
+from anchorite.report.run_validation import Verdict, choose_examples
+from tests.report.fake_run import EVIL, make_full_run
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> RunFiles:
+    return RunFiles(make_full_run(tmp_path / "run"))
+
+
+def test_the_worst_come_first_and_no_image_twice() -> None:
+    verdicts = [Verdict(3, 0, 0, 0), Verdict(0, 1, 0, 0), Verdict(5, 0, 0, 0), Verdict(1, 1, 0, 0), Verdict(0, 2, 1, 0)]
+    assert choose_examples(verdicts) == ([4, 1, 3], [2, 0])
+    assert choose_examples([]) == ([], [])
+    worst, best = choose_examples([Verdict(1, 0, 0, 0)] * 40)
+    assert len({*worst, *best}) == 12
+
+
+def test_examples_show_labels_and_what_was_found(files: RunFiles) -> None:
+    found = read_examples(files, 1_000_000)
+    assert found is not None
+    worst, best = found.images
+    assert (worst.kind, worst.words, [box.words for box in worst.labels], worst.found) == (
+        "worst",
+        "1 missed",
+        [EVIL],
+        (),
+    )
+    assert (best.kind, best.words, [box.words for box in best.found]) == ("best", "1 right", ["disc 0.90"])
+    box = best.found[0]
+    assert (box.x, box.y, box.width, box.height) == (20, 20, 40, 40)
+    assert read_examples(files, 10) is None
+
+
+def test_only_pictures_of_the_folder_are_shown(files: RunFiles, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes((files.folder / "examples" / "best-01.jpg").read_bytes())
+    details = json.loads((files.folder / "validation.json").read_text())
+    details["examples"]["images"][0]["file"] = "../../secret.jpg"
+    (files.folder / "validation.json").write_text(json.dumps(details))
+    found = read_examples(RunFiles(files.folder), 1_000_000)
+    assert found is not None
+    assert [one.kind for one in found.images] == ["best"]
+
+
+def test_the_matrix_tells_in_words_what_a_count_is(files: RunFiles) -> None:
+    matrix = confusion_table(files.validation)
+    assert matrix is not None
+    assert matrix.names == ("disc", EVIL, "background")
+    assert [[cell.count for cell in row] for row in matrix.rows] == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+    assert matrix.rows[0][0].words == "disc: 1 of 1 found"
+    assert matrix.rows[1][2].words == f"{EVIL}: 1 of 1 missed"
+    assert matrix.rows[2][0].words == "0 x disc found where nothing is labelled"
+
+
+def test_of_many_classes_those_with_most_errors_are_in_the_matrix() -> None:
+    counts = [[0] * 81 for _ in range(81)]
+    counts[70][3] = 5
+    names = [f"c{i}" for i in range(80)]
+    matrix = confusion_table({"class_names": names, "confusion": {"counts": counts, "confidence": 0.25}})
+    assert matrix is not None
+    assert len(matrix.names) == 25
+    assert {"c70", "c3", "background"} <= set(matrix.names)
+    assert "24 of 80 classes" in matrix.note
+
+
+def test_curves_have_a_line_a_labelled_class_and_their_mean(files: RunFiles) -> None:
+    precision, f1 = validation_charts(files.validation)
+    assert [(one.name, one.note) for one in precision.strokes] == [
+        ("disc", "1.000"),
+        (EVIL, "0.000"),
+        ("mean of classes", "0.500"),
+    ]
+    assert f1.strokes[-1].style == "strong"
+
+
+def test_the_twelve_numbers_are_of_the_best_and_of_the_last_epoch(files: RunFiles) -> None:
+    (files.folder / "metrics.csv").write_text("epoch,val/map,val/map50\n1,0.2,0.5\n2,0.4,0.6\n3,0.3,nan\n")
+    table = coco_table(RunFiles(files.folder))
+    assert table is not None
+    assert (table["best"], table["last"]) == ("2", "3")
+    assert [row[:3] for row in table["rows"]] == [("mAP", "0.4000", "0.3000"), ("mAP50", "0.6000", "-")]
+
+
+def test_the_time_is_split_into_parts_of_a_whole(files: RunFiles) -> None:
+    shares = time_split(files)  # 6 epochs of 10 s, 2.5 of them waiting, 3 s validation each, in 84 s
+    assert [(one.name, one.seconds) for one in shares] == [
+        ("training steps", "45 s"),
+        ("waiting for data", "15 s"),
+        ("validation", "18 s"),
+        ("all else", "6 s"),
+    ]
+    assert sum(one.percent for one in shares) == pytest.approx(100)
+    (files.folder / "summary.json").write_text('{"seconds": 12}')  # of a run that was resumed: the last part alone
+    assert [one.name for one in time_split(RunFiles(files.folder))][-1] == "validation"
+
+
+def test_data_and_environment_are_told_while_the_run_goes_on(tmp_path: Path) -> None:
+    files = RunFiles(make_full_run(tmp_path / "run", concluded=False))
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "epoch-0001.json").write_text('{"body": {"environment": {"torch": "2.13"}}}')
+    data = data_facts(files)
+    assert data is not None
+    assert [(row["split"], row["images"], row["boxes"]) for row in data["splits"]] == [
+        ("train", 237, 426),
+        ("val", 4, 5),
+    ]
+    assert environment(files) == [("torch", "2.13")]
+    done = data_facts(RunFiles(make_full_run(tmp_path / "done")))
+    assert done is not None
+    assert done["adjusted"] == [("clipped", "3")]
+    assert [(row["name"], row["counts"]) for row in done["classes"]] == [("disc", ["400"]), (EVIL, ["26"])]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{}", '{"class_names": 3}', '{"class_names": ["a"], "examples": {"images": [1]}, "confusion": {"counts": [[1]]}}'],
+)
+def test_details_of_another_shape_leave_the_rest_of_the_page(files: RunFiles, content: str) -> None:
+    (files.folder / "validation.json").write_text(content)
+    page = write_run_report(files.folder).read_text()
+    assert "Effective settings" in page
+    assert "Confusion matrix" not in page
