@@ -179,3 +179,10 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         tell(30, 400)
     assert "decoded" in sys.stdout.getvalue()  # type: ignore[attr-defined]
     assert "of 400 images" not in sys.stdout.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_log_hears_of_the_comparison_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with counting("decoded") as tell:
+        for done in range(1, 205):
+            tell(done, 204, verb="compared")
+    assert capsys.readouterr().out.splitlines() == [f"compared {done} of 204 images" for done in (51, 102, 153, 204)]

@@ -73,9 +73,21 @@ def test_a_run_leaves_pictures_and_facts_and_shows_them() -> None:
     assert sum(row["train"] for row in dataset["boxes_by_class"]) == dataset["splits"][0]["boxes"] > 0
     assert summary["best_validation"]["images"] == 4
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for shown in ("pr_curve.png", "confusion_matrix.png", pictures[0].name, torch.__version__, "boxes_by_class"):
+    for shown in (
+        "Precision over recall",
+        "Confusion matrix",
+        pictures[0].name,
+        torch.__version__,
+        "Boxes of each class",
+    ):
         assert shown in page
-    assert page.count("data:image/") == 3 + 4
+    assert sorted(path.name for path in (folder / "examples").iterdir()) == [
+        "best-01.jpg",
+        "best-02.jpg",
+        "worst-01.jpg",
+        "worst-02.jpg",
+    ]
+    assert page.count("data:image/") == 4 + 4
 
 
 def test_a_complete_run_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,7 +179,7 @@ def test_bad_images_are_collected(tmp_path: Path) -> None:
         (b"\xff\xfe{", ":1: not UTF-8"),
         (b"[" * 100_000, "JSON"),
         (b'{"a": ' + b"1" * 10_000 + b"}", "not readable as JSON"),
-        (b"[]", "is an object with"),
+        (b"[]", "a JSON object"),
         (b"{}", "categories must be a list"),
         (b'{"categories": [], "images": [], "annotations": []}', "categories is empty"),
         (b'{"categories": [{"id": "1", "name": "a"}]}', "categories[0]: must be an object with a whole number"),

@@ -173,3 +173,33 @@ def test_cards_opens_at_its_voc_folder_and_at_one_json() -> None:
     index = open_dataset(root / "annotations" / "instances_val.json")
     assert {split: len(records) for split, records in index.splits.items()} == {"val": 59}
     assert sum(len(records) for records in open_dataset(root / "annotations").splits.values()) == 363
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [('{"images": [],\n "annotations" [1]}', ":2:16: not valid JSON: "), ("[" * 100_000, ": not readable as JSON: ")],
+)
+@pytest.mark.parametrize("name", ["labels.json", "train.json", "annotations/labels.json"])
+def test_a_lone_broken_json_is_named_with_line_and_column(name: str, text: str, place: str, tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "a.png")
+    path = write_text(tmp_path / name, text)
+    for data in (path, tmp_path):
+        with pytest.raises(InputError) as caught:
+            open_dataset(data)
+        assert f"{path}{place}" in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+
+def test_a_broken_json_hides_no_dataset_but_loses_no_split(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "a.png")
+    coco_json(tmp_path / "train.json", [])
+    write_text(tmp_path / "notes.json", "{")
+    assert list(open_dataset(tmp_path).splits) == ["train"]
+    broken = write_text(tmp_path / "val.json", '{"images": [')
+    with pytest.raises(InputError, match=r"val\.json:1:13: not valid JSON"):
+        open_dataset(tmp_path)
+    broken.rename(tmp_path / "voc.json")
+    (tmp_path / "train.json").unlink()
+    write_image(tmp_path / "train" / "a.png")
+    write_text(tmp_path / "train" / "a.xml", voc_xml(voc_object("dog", 1, 1, 5, 5)))
+    assert open_dataset(tmp_path).format == "voc"

@@ -226,7 +226,7 @@ def test_a_killed_worker_is_noticed_at_once_and_its_sample_named(tmp_path: Path)
 
 def test_a_worker_that_hangs_is_given_up_after_the_timeout(tmp_path: Path) -> None:
     samples = make_samples(tmp_path, 40)
-    with make_loader(samples, LoaderConfig(batch_size=2, workers=2, timeout_s=1.0)) as loader:
+    with make_loader(samples, LoaderConfig(batch_size=2, workers=2, worker_timeout_s=1.0)) as loader:
         iterator = iter(loader)
         next(iterator)
         processes = worker_processes(loader)
@@ -350,3 +350,42 @@ def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         next(items)
     assert "anchorite-batches" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_second_pass_ends_the_first_and_says_so(workers: int, tmp_path: Path) -> None:
+    samples = make_samples(tmp_path, 40)
+    with make_loader(samples, LoaderConfig(batch_size=2, workers=workers)) as loader:
+        expected = sha(list(loader))
+        first, second = iter(loader), iter(loader)
+        begun = [next(first), next(first)]
+        assert sha([next(second), *second]) == expected
+        with pytest.raises(InputError, match="this pass ended when another over the same loader began"):
+            next(first)
+        assert sha(begun) == sha(list(loader)[:2])
+        with pytest.raises(InputError, match="another over the same loader"):
+            list(zip(loader, loader, strict=True))
+        assert sum(thread.name == "anchorite-batches" for thread in threading.enumerate()) == 0
+        assert sha(list(loader)) == expected
+
+
+def test_a_pass_in_the_hands_of_another_thread_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+    with make_loader(make_samples(tmp_path), LoaderConfig(batch_size=4)) as loader:
+        expected, found = sha(list(loader)), []
+        draw = loader._drawn
+
+        def slowly(*arguments: Any) -> Iterator[Batch]:
+            let_go.wait(30)
+            yield from draw(*arguments)
+
+        monkeypatch.setattr(loader, "_drawn", slowly)
+        reader = threading.Thread(target=lambda: found.extend(loader))
+        reader.start()
+        while loader._under_way is None or not loader._under_way.gi_running:
+            time.sleep(0.005)
+        with pytest.raises(InputError, match="another thread is in a pass over this loader"):
+            next(iter(loader))
+        let_go.set()
+        reader.join()
+        assert sha(found) == expected

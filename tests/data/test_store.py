@@ -205,3 +205,66 @@ def test_shared_bytes_are_written_by_a_child_and_read_here() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert shared.array.tolist() == [0, 0, 0, 77, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["ram", "disk", "none"])
+def test_with_skip_bad_the_images_that_cannot_be_decoded_are_left_out(
+    mode: store.StoreMode, records: list[Record], tmp_path: Path
+) -> None:
+    content = records[0].path.read_bytes()
+    records[0].path.write_bytes(content[: len(content) // 2])
+    records[3].path.write_bytes(b"")
+    whole = ImageStore([records[1], records[2], records[4]], 64, "ram")
+    whole.build()
+    for _ in range(2):  # the second finds the first one's file
+        images = ImageStore(records, 64, mode, tmp_path / "cache", skip_bad=True)
+        images.build()
+        assert images.records == whole.records
+        assert len(images) == 3
+        assert [one.record for one in images.left_out] == [records[0], records[3]]
+        assert ["truncated" in one.reason or "empty" in one.reason for one in images.left_out] == [True, True]
+        for index in range(3):
+            assert np.array_equal(images.image(index), whole.image(index))
+            assert images.scale(index) == whole.scale(index)
+    with pytest.raises(InputError, match=r"(?s)image 0\.png: .*image 3\.png: "):
+        ImageStore(records, 64, mode if mode == "disk" else "ram", tmp_path / "cache").build()
+
+
+def test_a_disk_store_without_bad_images_decodes_only_these_again(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records[2].path.write_bytes(b"no image")
+    ImageStore(records, 64, "disk", tmp_path / "cache", skip_bad=True).build()
+    decoded, decode = [], ImageStore._decode
+
+    def counted(self: ImageStore, index: int) -> np.ndarray:
+        decoded.append(index)
+        return decode(self, index)
+
+    monkeypatch.setattr(ImageStore, "_decode", counted)
+    ImageStore(records, 64, "disk", tmp_path / "cache", skip_bad=True).build()
+    assert decoded == [2]
+
+
+def test_a_cache_that_lacks_an_image_which_can_be_decoded_is_made_anew(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: ImageStore, index: int) -> np.ndarray:
+        raise InputError("for a moment")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageStore, "_decode", failing)
+        ImageStore(records, 64, "disk", tmp_path / "cache", skip_bad=True).build()
+    images = ImageStore(records, 64, "disk", tmp_path / "cache", skip_bad=True)
+    images.build()
+    assert len(images) == 5
+    assert images.image(0).any()
+
+
+def test_skip_bad_does_not_hide_a_disk_that_fails(records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: ImageStore, index: int) -> np.ndarray:
+        raise StorageError(f"{self.records[index].path}: cannot be read: Input/output error")
+
+    monkeypatch.setattr(ImageStore, "_decode", failing)
+    with pytest.raises(StorageError, match=r"image 4\.png: cannot be read"):
+        ImageStore(records, 64, "ram", skip_bad=True).build()

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -14,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def test_a_signal_at_any_moment_ends_the_pass_in_time_and_leaves_nothing(
     with nothing_left():
         for seed in range(6):
             rng = random.Random(seed)
-            loader = make_loader(samples, LoaderConfig(batch_size=2, workers=2, timeout_s=TIMEOUT_S))
+            loader = make_loader(samples, LoaderConfig(batch_size=2, workers=2, worker_timeout_s=TIMEOUT_S))
             next(iter(loader))  # and no more of it: one pass at a time
             processes = worker_processes(loader)
             timer = at_a_moment(rng, processes, number)
@@ -110,7 +110,7 @@ def test_a_worker_that_stops_in_the_middle_of_its_answer_is_given_up(
     monkeypatch.setattr(workers, "_work", _stops_in_mid_answer)
     samples = make_samples(tmp_path)
     with nothing_left():
-        with make_loader(samples, LoaderConfig(workers=1, timeout_s=TIMEOUT_S)) as loader:
+        with make_loader(samples, LoaderConfig(workers=1, worker_timeout_s=TIMEOUT_S)) as loader:
             began = time.monotonic()
             with pytest.raises(WorkerError, match="gave no batch for 1 s"):
                 list(loader)
@@ -130,10 +130,10 @@ def test_a_worker_that_dies_between_two_passes_is_noticed_and_all_are_ended(tmp_
 
 
 def test_a_worker_that_hangs_ends_training_with_its_exit_code(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("anchorite.train.loading.LoaderConfig", partial(LoaderConfig, timeout_s=TIMEOUT_S))
     words = ["train", data_folder(), "--recipe", quick_recipe(), "--workers", "2", "--epochs", "5000"]
+    words += ["--set", f"worker_timeout_s={TIMEOUT_S}"]
     stopper = threading.Thread(target=_stop_a_child, daemon=True)
     with unchanged(data_folder()):
         stopper.start()
@@ -217,3 +217,30 @@ def test_an_image_that_spoils_during_a_run_is_named(tmp_path: Path) -> None:
     assert f".jpg: no training sample can be made of it: InputError: {image}: not a JPEG" in errors
     assert "Traceback" not in errors
     assert members_of_session(process.pid) == []
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_real_run_that_hangs_ends_it_after_the_time_of_the_recipe(tmp_path: Path) -> None:
+    before = shared_memory()
+    with unchanged(data_folder()):
+        process = training(tmp_path / "run", "--set", f"worker_timeout_s={TIMEOUT_S}")
+        wait_until(lambda: (tmp_path / "run" / "metrics.csv").exists())
+        os.kill(members_of_session(process.pid)[0], signal.SIGSTOP)
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < TIMEOUT_S + 15
+    assert process.returncode == 6
+    named = re.search(r"gave no batch for 1 s while working on (.*\.jpg)\. Look .* or raise worker_timeout_s", errors)
+    assert named is not None
+    assert Path(named[1]).is_file()
+    assert "Traceback" not in errors
+    assert members_of_session(process.pid) == []
+    assert shared_memory() == before
+    # The field may be changed in the run's own recipe, and the run goes on.
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("worker_timeout_s: 1.0", "worker_timeout_s: 60.0"))
+    process = started("train", "--resume", str(tmp_path / "run"))
+    rows = (tmp_path / "run" / "metrics.csv").read_text().count("\n")
+    wait_until(lambda: (tmp_path / "run" / "metrics.csv").read_text().count("\n") > rows)
+    process.kill()
+    process.communicate(timeout=60)

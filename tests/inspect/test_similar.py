@@ -111,3 +111,63 @@ def test_the_hash_is_of_the_pixels_and_damage_is_named(tmp_path: Path) -> None:
     assert "truncated or damaged" in str(pictures[3].error)
     assert str(cut) not in str(pictures[3].error)
     assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def slow_pairs(thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64]) -> set[tuple[int, int]]:
+    """The pairs by the definition: every pair at every shift, one multiplication after the other."""
+
+    def standardised(thumbnail: NDArray[np.uint8]) -> NDArray[np.float64]:
+        small = cv2.resize(thumbnail, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64)
+        small -= cv2.blur(small, (9, 9), borderType=cv2.BORDER_REFLECT)
+        small -= small.mean()
+        return small / np.linalg.norm(small)
+
+    details, pictures = Details(thumbnails), [standardised(one) for one in thumbnails]
+    close: dict[int, list[tuple[float, int]]] = {}
+    for first, one in enumerate(pictures):
+        for second in range(first + 1, len(pictures)):
+            shifted = (np.roll(pictures[second], (y, x), (0, 1)) for y in range(-10, 11) for x in range(-10, 11))
+            score = max(float((one * other).sum()) for other in shifted)
+            if score >= 0.3:
+                close.setdefault(first, []).append((score, second))
+    agreed: list[tuple[float, int, int]] = []
+    for first, scored in close.items():
+        for across in (False, True):
+            kind = [pair for pair in scored if (split_ids[first] != split_ids[pair[1]]) == across]
+            for _, second in sorted(kind, reverse=True)[:20]:
+                agreed.append((details.agreement(first, second), first, second))
+    best: dict[tuple[int, bool], None] = {}
+    kept = set()
+    for value, first, second in sorted(agreed, key=lambda pair: (-pair[0], pair[1:])):
+        ends = [(end, bool(split_ids[first] != split_ids[second])) for end in (first, second)]
+        if value >= SAME_VIEW:
+            if any(end not in best for end in ends):
+                kept.add((first, second))
+            best.update(dict.fromkeys(ends))
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_pairs_are_those_of_the_slow_definition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    wide = [cv2.resize(texture(100 * seed + k, 40, 40), (160, 160), interpolation=cv2.INTER_LINEAR) for k in range(5)]
+    views = []
+    for _ in range(26):
+        y, x = rng.integers(0, 40, 2)
+        view = wide[int(rng.integers(len(wide)))][y : y + 120, x : x + 120]
+        views.append(thumbnail(np.clip(view + rng.normal(0, 6, view.shape), 0, 255).astype(np.uint8)))
+    thumbnails, split_ids = np.stack(views), rng.integers(0, 3, len(views))
+    expected = slow_pairs(thumbnails, split_ids)
+    assert len(expected) > 5
+    assert {(pair.first, pair.second) for pair in similar_pairs(thumbnails, split_ids)} == expected
+
+
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_the_search_tells_how_far_it_is(exhaustive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exhaustive:
+        monkeypatch.setattr(similar, "MAX_EXHAUSTIVE", 0)
+        monkeypatch.setattr(similar, "_BLOCK_NUMBERS", 20)
+    thumbnails = np.stack([*(thumbnail(scene(seed)) for seed in range(6)), np.full((64, 64), 9, np.uint8)])
+    heard: list[tuple[int, int]] = []
+    similar_pairs(thumbnails, np.zeros(7, np.int64), lambda done, total: heard.append((done, total)))
+    assert heard == [(done, 6) for done in range(1, 7)]

@@ -194,3 +194,51 @@ def test_info_of_another_detector_is_a_broken_invariant(saved: tuple, tmp_path: 
         save_weights(tmp_path / "x", detector, WeightsInfo("n", ("a",), info.anchors, 640))
     with pytest.raises(AssertionError):
         save_weights(tmp_path / "x", detector, WeightsInfo("n", NAMES, default_anchors("n"), 640))
+
+
+HUGE: list[dict] = [
+    {"image_size": 8193},
+    {"image_size": 10**4000},
+    {"format_version": 10**4000},
+    {"format_version": "9" * 1_000_000},
+    {"size": "n" * 1_000_000},
+    {"class_names": ["a" * 1_000_000] * 4},
+    {"class_names": list(range(200_000))},
+    {"class_names": [str(number) for number in range(100_001)]},
+    {"anchors": [[1.0, 2.0]] * 100_000},
+    {"anchors": [[1.0, 2.0] * 100_000] * 3},
+    {"anchors": [[1e300, 1e300]] * 3},
+    {"strides": [10**4000, 16, 32]},
+    {"strides": [8] * 100_000},
+    {"x" * 1_000_000: 1},
+    {f"field {number}": number for number in range(10_000)},
+]
+
+
+@pytest.mark.parametrize("fields", HUGE, ids=range(len(HUGE)))
+def test_a_header_of_huge_values_is_refused_in_a_short_message(saved: tuple, tmp_path: Path, fields: dict) -> None:
+    path = rewrite(saved[0], tmp_path / "huge.safetensors", **fields)
+    with pytest.raises(InputError, match="huge") as caught:
+        load_weights(path)
+    assert len(str(caught.value)) < 1500 + len(str(path))
+    assert str(caught.value).isprintable()
+
+
+def test_names_of_a_stranger_are_shown_shortened(saved: tuple, tmp_path: Path) -> None:
+    path = tmp_path / "strange.safetensors"
+    save_file({"a": torch.zeros(2)}, path, {f"\x1b{'k' * 100_000} {number}": "" for number in range(20)})
+    with pytest.raises(InputError, match="no metadata 'anchorite'") as caught:
+        load_weights(path)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+    odd = rewrite(saved[0], path, lambda tensors: tensors.update({"\x1b" + "t" * 100_000: torch.zeros(1)}))
+    with pytest.raises(InputError, match="is unknown") as caught:
+        load_weights(odd)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
+def test_names_that_could_not_be_read_again_are_refused_before_any_training() -> None:
+    for names in ((), ("a" * 10_001,), ("a",) * 100_001):
+        with pytest.raises(InputError, match="a weight file has 1 to 100000 classes"):
+            WeightsInfo("n", names, default_anchors("n"), 640)

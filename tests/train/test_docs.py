@@ -20,7 +20,7 @@ from anchorite.train import Recipe, built_in_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-COMMANDS = ("demo", "train", "validate", "predict", "inspect", "runs", "report", "import", "recipes", "benchmark")
+COMMANDS = tuple(sorted(name for name in build_app() if not name.startswith("-")))
 BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
 
 
@@ -101,8 +101,8 @@ def test_the_section_of_a_command_has_its_flags_and_no_other(command: str) -> No
 
 
 def test_each_command_has_a_section() -> None:
-    names = {name for name in build_app() if not name.startswith("-")}
-    assert names == set(COMMANDS) == set(re.findall(r"^## (\w+)$", read("docs/command-line.md"), re.MULTILINE))
+    assert len(COMMANDS) > 10
+    assert set(COMMANDS) == set(re.findall(r"^## (\w+)$", read("docs/command-line.md"), re.MULTILINE))
 
 
 def resolves(dotted: str) -> bool:
@@ -125,9 +125,9 @@ def test_names_of_the_package_exist(page: Path) -> None:
     assert sorted(name for name in names if not resolves(name)) == []
 
 
-def test_recipe_fields_in_the_readme_exist() -> None:
+def test_recipe_fields_beside_those_of_others_exist() -> None:
     groups = "|".join(name for name, field in Recipe.model_fields.items() if isinstance(field.default, BaseModel))
-    named = set(re.findall(rf"`((?:{groups})\.\w+)`", read("README.md")))
+    named = set(re.findall(rf"`((?:{groups})\.\w+)`", read("docs/other-trainers.md")))
     assert len(named) > 30
     assert named <= dict(recipe_fields()).keys()
 

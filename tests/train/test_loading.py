@@ -10,7 +10,7 @@ import torch
 from anchorite.data import DeviceLoader, Loader, device_store
 from anchorite.errors import InputError
 from anchorite.train import EpochDone, RunStarted, train
-from anchorite.train.loading import build_loader
+from anchorite.train.loading import build_loader, keep_images
 from tests.train.runs import Recorder, scenes, small_recipe
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ TERMS = ("box", "objectness", "classification")
 
 def built(**overrides: object) -> tuple[Loader | DeviceLoader, list[str]]:
     recipe = small_recipe(**overrides)
-    return build_loader(recipe, scenes().splits["train"], CPU, 32, lambda *_: None)
+    return build_loader(recipe, keep_images(recipe, scenes().splits["train"], CPU, lambda *_: None), CPU, 32)
 
 
 def test_a_cpu_trains_with_the_processors_loader_unless_told_otherwise() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,63 @@ def test_a_table_of_anchors_that_does_not_fit_the_model_is_refused(rows: object)
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"small-data.*did you mean small-data"):
         load_recipe("smal-data")
+
+
+BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))])
+HOSTILE: dict[str, tuple[str | bytes, str]] = {
+    "no character": ('name: "\\UFFFFFFFF"\n', "not readable as YAML"),
+    "a version of 5000 digits": ("%YAML " + "9" * 5000 + ".1\n---\nname: x\n", "not readable as YAML"),
+    "a number of 5000 digits": ("epochs: " + "9" * 5000 + "\n", "r.yaml:1: "),
+    "alias bomb": (f"{BOMB}\n", "r.yaml:2: the alias \\*a0 repeats a collection"),
+    "deep nesting": ("epochs: " + "[" * 50_000, "nested deeper than 16"),
+    "deep blocks": ("".join(" " * n + "a:\n" for n in range(900)), "nested deeper than 16"),
+    "no text": (b"name: \xff\xfe\n", "r.yaml:1: not UTF-8 text"),
+    "duplicate keys": ("epochs: 3\nbatch: 2\nepochs: 4\n", "r.yaml:3: the key 'epochs' stands twice"),
+    "duplicate keys within": ("loss:\n  box_gain: 1\n  box_gain: 2\n", "r.yaml:3: the key 'box_gain' stands twice"),
+    "a list as key": ("? [a, b]\n: 1\n", "r.yaml:1: a key must be a plain word"),
+    "a number as key": ("1: 2\n", "r.yaml:1: 1: no such recipe field"),
+    "no date": ("name: 2001-99-99\n", "r.yaml:1: '2001-99-99' is no timestamp"),
+    "no bool": ("epochs: !!bool maybe\n", "r.yaml:1: 'maybe' is no bool"),
+    "no number": ("epochs: !!int ''\n", "r.yaml:1: '' is no int"),
+    "a scalar called a list": ("epochs: !!seq x\n", "r.yaml:1: 'x' is no seq"),
+    "a set": ("epochs: !!set {1, 2}\n", "r.yaml:1: the tag .* is not read"),
+    "a new object": ("name: !!python/object/new:os.system ['touch pwned']\n", "r.yaml:1: the tag .* is not read"),
+    "a long value": ("epochs: " + "x" * 100_000 + "\n", "r.yaml:1: epochs: must be a valid integer"),
+    "a long key": ("x" * 900 + ": 1\n", "no such recipe field"),
+    "many keys": ("".join(f"key_{number}: 1\n" for number in range(5_000)), "and 4980 more"),
+    "two documents": ("epochs: 3\n---\nepochs: 4\n", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_recipe_is_refused_with_its_line_in_a_short_message(
+    content: str | bytes, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=reason) as caught:
+        load_recipe(path)
+    assert len(str(caught.value)) < 20 * (300 + len(str(path)))
+    assert all(line.isprintable() for line in str(caught.value).splitlines())
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_recipe_of_100_mb_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.touch()
+    os.truncate(path, 100_000_000)
+    with pytest.raises(InputError, match=r"r\.yaml: 100\.0 MB, more than the 1 MB"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("value", ['"\\UFFFFFFFF"', "[" * 5_000, "&a [*a]", "!!python/name:os.system", "9" * 5_000])
+def test_a_hostile_setting_is_refused_in_a_short_message(value: str) -> None:
+    with pytest.raises(InputError, match=r"^--set epochs") as caught:
+        parse_setting(f"epochs={value}")
+    assert len(str(caught.value)) < 400
+
+
+def test_a_mark_before_the_text_and_windows_lines_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xef\xbb\xbfepochs: 3\r\nbatch: 2\r\n")
+    assert (load_recipe(path).epochs, load_recipe(path).batch) == (3, 2)

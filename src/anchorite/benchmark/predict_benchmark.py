@@ -50,9 +50,10 @@ def _one_image(settings: Settings, dataset: DatasetIndex, record: Record, image_
     find_objects(detector, pixels.float() / 255, min(_FOUND, image_size), PredictConfig().confidence)
     info = WeightsInfo("n", dataset.class_names, detector.anchors, image_size)
     predictor = Predictor(detector, info, str(settings.device))
-    folded = fold_batch_norm(detector).to(dtype=predictor.dtype)
+    dtype = next(predictor.detector.parameters()).dtype
+    folded = fold_batch_norm(detector).to(dtype=dtype)
     to_channels_last(folded)
-    ready = pixels.to(predictor.dtype) / 255
+    ready = pixels.to(dtype) / 255
 
     @torch.inference_mode()
     def forward() -> object:

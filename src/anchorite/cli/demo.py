@@ -7,6 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from anchorite.cli.options import QUIET_HELP, WHOLE
+
 _NUM_TRAIN, _NUM_VAL, _NUM_TEST = 1000, 60, 60
 _SIZE_PX = 192
 _SEED = 0
@@ -17,14 +19,18 @@ def demo(
     out: Annotated[
         Path | None, Parameter(help="New folder for data, run and predictions. Default: runs/demo, -2, -3, ...")
     ] = None,
-    epochs: Annotated[int | None, Parameter(help="Passes over the training images; default: the recipe's.")] = None,
+    epochs: Annotated[
+        int | None, WHOLE, Parameter(help="Passes over the training images; default: the recipe's.")
+    ] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    quiet: Annotated[bool, Parameter(negative="", help=QUIET_HELP)] = False,
 ) -> None:
     """Train a detector on synthetic scenes, validate it, draw its boxes and write a report."""
     import time
 
     from anchorite.cli.folders import free_folder, refuse_taken
     from anchorite.cli.progress import TrainingDisplay, telling_how_to_go_on
+    from anchorite.cli.screens import choose_screen
     from anchorite.data import open_dataset
     from anchorite.data.scenes import write_scenes
     from anchorite.evaluate import ValidationConfig, Validator
@@ -40,7 +46,7 @@ def demo(
     folder = out or free_folder(Path("runs/demo"))
     refuse_taken(folder)
     run = folder / "run"
-    with TrainingDisplay() as display, telling_how_to_go_on(display):
+    with TrainingDisplay(choose_screen(quiet)) as display, telling_how_to_go_on(display):
         display.say(f"drawing {_NUM_TRAIN + _NUM_VAL + _NUM_TEST} synthetic scenes into {folder / 'data'}")
         dataset = open_dataset(write_scenes(folder / "data", _NUM_TRAIN, _NUM_VAL, _NUM_TEST, _SEED, _SIZE_PX))
         display.dataset(dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -65,7 +66,7 @@ def inspect(
         if folder is not None:
             refuse_inside_dataset(folder, dataset)
     with counting("decoded") as progress:
-        inspection = inspect_dataset(dataset, anchors, image_size, progress)
+        inspection = inspect_dataset(dataset, anchors, image_size, progress, partial(progress, verb="compared"))
     print(summary_text(inspection), end="")
     if out is not None:
         _write_report(inspection, out)

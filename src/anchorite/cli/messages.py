@@ -14,7 +14,7 @@ _USAGE = {
     "predict": "anchorite predict WEIGHTS SOURCE...",
     "inspect": "anchorite inspect DATA",
     "runs": "anchorite runs [RUN]",
-    "report": "anchorite report RUN",
+    "report": "anchorite report RUN [RUN...]",
     "import": "anchorite import SOURCE OUT",
     "recipes": "anchorite recipes [NAME]",
     "benchmark": "anchorite benchmark [NAME]",
@@ -28,8 +28,11 @@ def usage_message(error: CycloptsError) -> str:
     command = " ".join(error.command_chain or ())
     if isinstance(error, UnknownCommandError):
         word = (error.unused_tokens or [""])[0]
+        if word in ("help", "version"):
+            return f"{word}: no such command; write anchorite --{word}"
         if not word.startswith("-"):
-            return f"{error}\nsee anchorite --help"
+            first = str(error).partition(" Available commands:")[0]
+            return f"{first}\nall commands: anchorite --help"
         close = difflib.get_close_matches(word, _GLOBAL_FLAGS, n=1)
         meant = f" Did you mean {close[0]}?" if close else " The command comes first: anchorite COMMAND ..."
         return f"Unknown option: {word}.{meant}\nsee anchorite --help"

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 if TYPE_CHECKING:
     from anchorite.predict import PredictConfig
 
 AT_LEAST_ONE = Number(gte=1)
+
+
+def _whole(_type: Any, tokens: Sequence[Token]) -> int:
+    """An int of exactly what was written; what is not whole would be rounded without a word otherwise."""
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no whole number; write one such as 10") from None
+
+
+WHOLE = Parameter(converter=_whole, n_tokens=1)
+QUIET_HELP = "Print nothing on stdout but the final results; errors go to stderr as ever."
 
 
 @Parameter(name="*")
@@ -22,10 +36,32 @@ class ReadingOptions:
     format: Annotated[
         Literal["yolo", "coco", "voc"] | None, Parameter(help="Label format, if looking guesses wrong.")
     ] = None
-    skip_bad: Annotated[bool, Parameter(negative="", help="Drop malformed label rows instead of refusing.")] = False
+    skip_bad: Annotated[bool, Parameter(negative="", help="Leave out malformed label rows and unreadable images.")] = (
+        False
+    )
     allow_outside: Annotated[
         bool, Parameter(negative="", help="Follow paths and links that lead out of the dataset; for data you trust.")
     ] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class OutputOptions:
+    """How much is printed, and for whom. Errors go to stderr in any case."""
+
+    quiet: Annotated[bool, Parameter(negative="", help=QUIET_HELP)] = False
+    json_lines: Annotated[
+        bool, Parameter(negative="", help="Print one JSON object a line for programs, and nothing else on stdout.")
+    ] = False
+
+    def check(self) -> None:
+        """InputError where both are asked for."""
+        if self.quiet and self.json_lines:
+            from anchorite.errors import InputError
+
+            raise InputError(
+                "--quiet and --json-lines: choose one; with --json-lines there is nothing on stdout to quiet"
+            )
 
 
 @Parameter(name="*")
@@ -34,9 +70,11 @@ class RunningOptions:
     """How a detector is run over labelled images."""
 
     image_size: Annotated[
-        int | None, Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: the training size.")
+        int | None,
+        WHOLE,
+        Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: the training size."),
     ] = None
-    batch: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Images per batch.")] = 16
+    batch: Annotated[int, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Images per batch.")] = 16
     device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto"
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Parameter(help="Number format.")] = "auto"
 
@@ -50,11 +88,11 @@ class RecipeOptions:
         Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"] | None, Parameter(help="Size of the network.")
     ] = None
     image_size: Annotated[
-        int | None, Parameter(help="Longer side of the network input in pixels, a multiple of 32.")
+        int | None, WHOLE, Parameter(help="Longer side of the network input in pixels, a multiple of 32.")
     ] = None
-    epochs: Annotated[int | None, Parameter(help="Passes over the training images.")] = None
-    batch: Annotated[int | None, Parameter(help="Images per batch.")] = None
-    seed: Annotated[int | None, Parameter(help="Seed of weights and augmentation.")] = None
+    epochs: Annotated[int | None, WHOLE, Parameter(help="Passes over the training images.")] = None
+    batch: Annotated[int | None, WHOLE, Parameter(help="Images per batch.")] = None
+    seed: Annotated[int | None, WHOLE, Parameter(help="Seed of weights and augmentation.")] = None
     device: Annotated[str | None, Parameter(help="auto, cpu, cuda or cuda:N.")] = None
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="Number format of the convolutions.")
@@ -62,7 +100,7 @@ class RecipeOptions:
     compile: Annotated[
         Literal["auto", "on", "off"] | None, Parameter(help="torch.compile for the step; auto: by device.")
     ] = None
-    workers: Annotated[int | None, Parameter(help="Loader processes; 0 for none.")] = None
+    workers: Annotated[int | None, WHOLE, Parameter(help="Loader processes; 0 for none.")] = None
 
     def given(self) -> dict[str, Any]:
         """The fields that were set."""
@@ -81,7 +119,7 @@ class LimitOptions:
 
     confidence: Annotated[float, Parameter(help="Least score of a detection.")] = 0.25
     iou_limit: Annotated[float, Parameter(help="Overlap at which the weaker of two boxes goes.")] = 0.45
-    max_detections: Annotated[int, Parameter(help="Most detections per image.")] = 300
+    max_detections: Annotated[int, WHOLE, Parameter(help="Most detections per image.")] = 300
     class_agnostic: Annotated[bool, Parameter(negative="", help="Boxes of all classes suppress each other.")] = False
     multi_label: Annotated[bool, Parameter(negative="", help="A place may answer for several classes.")] = False
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import ReadingOptions, RecipeOptions
+from anchorite.cli.options import OutputOptions, ReadingOptions, RecipeOptions
+
+if TYPE_CHECKING:
+    from anchorite.cli.progress import Display
+    from anchorite.data import DatasetIndex
+    from anchorite.train import Event, Listener, Recipe
 
 
 def train(
@@ -28,11 +33,14 @@ def train(
     ] = None,
     reading: Annotated[ReadingOptions | None, Parameter(name="*")] = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*")] = None,
+    output: Annotated[OutputOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC, recognised by looking)."""
     from anchorite.errors import InputError
 
     reading, fields = reading or ReadingOptions(), fields or RecipeOptions()
+    output = output or OutputOptions()
+    output.check()
     if resume is not None:
         changes = {"--recipe": recipe, "--out": out, "--set": settings, **fields.flags_given()}
         refused = [flag for flag, value in changes.items() if value is not None]
@@ -41,13 +49,13 @@ def train(
                 f"{', '.join(refused)} with --resume: a run goes on as it was started; "
                 f"leave {'it' if len(refused) == 1 else 'them'} out, or start a new run without --resume"
             )
-        _go_on(resume, data, reading, allow or [])
+        _go_on(resume, data, reading, allow or [], output)
     elif allow:
         raise InputError("--allow is for --resume: a new run has nothing to differ from; leave it out")
     elif data is None:
         raise InputError("train: DATA is missing: anchorite train DATA, or anchorite train --resume RUN")
     else:
-        _start(data, out, recipe, settings or [], reading, fields)
+        _start(data, out, recipe, settings or [], reading, fields, output)
 
 
 def _start(
@@ -57,13 +65,14 @@ def _start(
     settings: list[str],
     reading: ReadingOptions,
     fields: RecipeOptions,
+    output: OutputOptions,
 ) -> None:
     from anchorite.cli.folders import free_folder, refuse_taken
-    from anchorite.cli.progress import TrainingDisplay, telling_how_to_go_on
+    from anchorite.cli.progress import choose_display, telling_how_to_go_on
     from anchorite.data import open_dataset
     from anchorite.errors import InputError
     from anchorite.report import conclude_run
-    from anchorite.train import choose_device, choose_precision, load_recipe, parse_setting
+    from anchorite.train import RunFolder, choose_device, choose_precision, load_recipe, parse_setting
     from anchorite.train import train as start_run
 
     given, values = fields.given(), dict(parse_setting(text) for text in settings)
@@ -72,19 +81,46 @@ def _start(
         raise InputError(f"{', '.join(twice)}: two values for the same field; leave one out")
     chosen = load_recipe(recipe, {**given, **values}, flags=given.keys())
     # What reading and decoding the data would only delay is refused first.
-    choose_precision(chosen.precision, choose_device(chosen.device))
+    device = choose_device(chosen.device)
+    choose_precision(chosen.precision, device)
     folder = out or free_folder(Path("runs") / f"{_name_of(data)}-{chosen.model}")
     refuse_taken(folder)
-    with TrainingDisplay() as display, telling_how_to_go_on(display):
+    with choose_display(output) as display, telling_how_to_go_on(display):
         dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
         display.dataset(dataset)
-        start_run(chosen, dataset, folder, display)
-        conclude_run(folder, dataset)
-    display.where_to_look(folder)
+        listener = _with_hints(display, folder, dataset, chosen, device.type)
+        start_run(chosen, dataset, folder, listener)
+        conclude_run(folder, RunFolder(folder).as_trained(dataset))
+    display.finished(folder)
 
 
-def _go_on(folder: Path, data: Path | None, reading: ReadingOptions, allow: list[Literal["data", "recipe"]]) -> None:
-    from anchorite.cli.progress import TrainingDisplay, telling_how_to_go_on
+def _with_hints(display: Display, folder: Path, dataset: DatasetIndex, recipe: Recipe, device_type: str) -> Listener:
+    """The display; for somebody's first run with hints on the data now, and with the others when the run starts."""
+    from anchorite.cli.first_run import data_hints, is_first_run, machine_hints, running_hints
+    from anchorite.train import RunStarted
+
+    if not is_first_run(folder):
+        return display
+    for hint in data_hints(dataset, recipe):
+        display.hint(*hint)
+
+    def listen(event: Event) -> None:
+        display(event)
+        if isinstance(event, RunStarted):
+            for hint in machine_hints(recipe, device_type) + running_hints(event.folder):
+                display.hint(*hint)
+
+    return listen
+
+
+def _go_on(
+    folder: Path,
+    data: Path | None,
+    reading: ReadingOptions,
+    allow: list[Literal["data", "recipe"]],
+    output: OutputOptions,
+) -> None:
+    from anchorite.cli.progress import choose_display, telling_how_to_go_on
     from anchorite.data import open_dataset
     from anchorite.report import conclude_run, is_concluded
     from anchorite.train import RunFolder
@@ -92,7 +128,7 @@ def _go_on(folder: Path, data: Path | None, reading: ReadingOptions, allow: list
 
     run = RunFolder.open(folder)
     facts = run.read_facts()
-    with TrainingDisplay() as display, telling_how_to_go_on(display):
+    with choose_display(output) as display, telling_how_to_go_on(display):
         if is_concluded(folder):
             display.say(f"{folder}: this run is complete; there is nothing to go on with, and nothing was changed")
         else:
@@ -105,8 +141,8 @@ def _go_on(folder: Path, data: Path | None, reading: ReadingOptions, allow: list
             display.dataset(dataset)
             if not run.summary.is_file():
                 resume_run(folder, dataset, display, allow)
-            conclude_run(folder, dataset)
-    display.where_to_look(folder)
+            conclude_run(folder, run.as_trained(dataset))
+    display.finished(folder)
 
 
 def _name_of(data: Path) -> str:

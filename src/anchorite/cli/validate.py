@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import ReadingOptions, RunningOptions
+from anchorite.cli.options import OutputOptions, ReadingOptions, RunningOptions
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex, Record
 
+_NUM_TOLD = 20  # of what was left out
+
 
 def validate(
-    weights: Annotated[Path, Parameter(help="Weights, such as runs/NAME/best.safetensors.")],
+    weights: Annotated[Path, Parameter(help="Weights, or an export of them (.onnx, .xml).")],
     data: Annotated[Path, Parameter(help="Folder of labelled images, data.yaml or COCO json.")],
     *,
     split: Annotated[str, Parameter(help="Split to validate on.")] = "val",
@@ -22,19 +26,23 @@ def validate(
     out: Annotated[Path | None, Parameter(help="New folder for curves and confusion matrix as PNG.")] = None,
     json: Annotated[bool, Parameter(negative="", help="Print the result as JSON, and nothing else.")] = False,
     reading: ReadingOptions | None = None,
+    output: OutputOptions | None = None,
 ) -> None:
     """Measure weights on a labelled split: COCO mAP in all, by size and by class."""
-    import json as json_format
-
+    from anchorite.cli.counting import counting, hint
     from anchorite.cli.folders import refuse_taken
-    from anchorite.data import open_dataset
+    from anchorite.data import open_dataset, without_images
     from anchorite.devices import keep_freed_memory
     from anchorite.errors import InputError
     from anchorite.evaluate import ValidationConfig, Validator
+    from anchorite.export import is_export, load_export
     from anchorite.model import load_weights
     from anchorite.train import choose_device, choose_precision
 
-    reading, running = reading or ReadingOptions(), running or RunningOptions()
+    reading, running, output = reading or ReadingOptions(), running or RunningOptions(), output or OutputOptions()
+    output.check()
+    if json and output.json_lines:
+        raise InputError("--json and --json-lines: choose one; both print the result as one line of JSON")
     if weights.is_dir() and data.suffix == ".safetensors":
         raise InputError(f"validate: the weights come first, then the data: anchorite validate {data} {weights}")
     if out is not None:
@@ -42,8 +50,11 @@ def validate(
     chosen_device = choose_device(running.device)
     dtype = choose_precision(running.precision, chosen_device).dtype
     keep_freed_memory()
-    detector, info = load_weights(weights)
-    stride = detector.strides[-1]
+    network = load_export(weights, running.device) if is_export(weights) else load_weights(weights)
+    info = network[1] if isinstance(network, tuple) else network.info
+    if not isinstance(network, tuple) and running.precision != "auto":
+        raise InputError(f"--precision {running.precision}: {weights} runs in the one it was exported in; leave it out")
+    stride = info.anchors.strides[-1]
     size = running.image_size or info.image_size
     if size % stride:
         raise InputError(
@@ -57,14 +68,40 @@ def validate(
             "validate on data with the same classes in the same order"
         )
     records = _records(dataset, split)
-    result = Validator(records, dataset.class_names, size, running.batch).run(
-        detector, ValidationConfig(), chosen_device, autocast_dtype=dtype
-    )
-    print(json_format.dumps(result.to_json()) if json else result.table())
+    with counting("decoded", shown=not (output.quiet or output.json_lines or json), in_logs=False) as progress:
+        validator = Validator(
+            records, dataset.class_names, size, running.batch, progress=progress, skip_bad=dataset.skip_bad
+        )
+    dataset = without_images(dataset, split, validator.left_out)
+    if not output.quiet:
+        _tell_skipped(dataset, split)
+    if isinstance(network, tuple):
+        result = validator.run(network[0], ValidationConfig(), chosen_device, autocast_dtype=dtype)
+    else:
+        result = validator.run_exported(network)
     if out is not None:
         result.save_plots(out)
-        if not json:
-            print(f"plots: {out}")
+    if json or output.json_lines:
+        facts = {"weights": weights, "data": data, "split": split, "image_size": size, "plots": out}
+        _print_json(result.to_json(), facts if output.json_lines else None, dataset)
+        return
+    print(result.table())
+    if out is not None:
+        print(f"plots: {out}")
+    if not output.quiet:
+        hint("to see what it finds in images of yours:", f"anchorite predict {shlex.quote(str(weights))} IMAGES")
+
+
+def _print_json(result: dict[str, Any], facts: dict[str, Any] | None, dataset: DatasetIndex) -> None:
+    """The result alone, or with `facts` as an event of --json-lines."""
+    import json
+
+    from anchorite.cli.json_lines import dataset_facts, write_line
+
+    if facts is None:
+        print(json.dumps(result))
+    else:
+        write_line("validated", {**facts, **result, "adjustments": dataset_facts(dataset)["adjustments"]})
 
 
 def _records(dataset: DatasetIndex, split: str) -> tuple[Record, ...]:
@@ -76,6 +113,17 @@ def _records(dataset: DatasetIndex, split: str) -> tuple[Record, ...]:
         what = "is empty" if split in dataset.splits else "is not there"
         raise InputError(f"--split {split}: {what}; the splits of {dataset.root} are {there or 'all empty'}")
     return records
+
+
+def _tell_skipped(dataset: DatasetIndex, split: str) -> None:
+    """What was left out, beside the output proper, which may be JSON."""
+    skipped = [one for one in dataset.adjustments if one.kind == "skipped-bad" and one.split in (split, None)]
+    if skipped:
+        print(f"labels skipped-bad: {len(skipped)}", file=sys.stderr)
+        for one in skipped[:_NUM_TOLD]:
+            print(f"  {one.origin}: {one.detail}", file=sys.stderr)
+        if len(skipped) > _NUM_TOLD:
+            print(f"  and {len(skipped) - _NUM_TOLD} more", file=sys.stderr)
 
 
 def _first_difference(known: tuple[str, ...], given: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ from anchorite.data.device_loader import Capacity, DeviceLoader
 from anchorite.data.device_store import DeviceStore, choose_place
 from anchorite.data.fingerprint import dataset_fingerprint, split_fingerprints
 from anchorite.data.formats import open_dataset
-from anchorite.data.index import Adjustment, DatasetIndex, Record
+from anchorite.data.index import Adjustment, DatasetIndex, LeftOut, Record, without_images
 from anchorite.data.letterbox import LetterboxTransform, letterbox, letterbox_transform, rectangular_size
 from anchorite.data.letterboxed import LetterboxedBatch, letterboxed_batches
 from anchorite.data.loader import Loader, LoaderConfig, make_loader
@@ -23,6 +23,7 @@ __all__ = [
     "DeviceLoader",
     "DeviceStore",
     "ImageStore",
+    "LeftOut",
     "LetterboxTransform",
     "LetterboxedBatch",
     "Loader",
@@ -41,4 +42,5 @@ __all__ = [
     "open_dataset",
     "rectangular_size",
     "split_fingerprints",
+    "without_images",
 ]

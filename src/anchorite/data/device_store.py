@@ -75,17 +75,23 @@ class DeviceStore:
 
     place: "device" keeps them there; "host" in this machine's memory (pinned for a CUDA device), from where each batch
     copies those it shows; it may be set until `build` is called, once, before use. The first pixel is not an image's:
-    it has the canvas's colour.
+    it has the canvas's colour. skip_bad: as of an ImageStore, which `images` is.
     """
 
     def __init__(
-        self, records: Sequence[Record], long_side: int, device: torch.device | str, place: Place = "device"
+        self,
+        records: Sequence[Record],
+        long_side: int,
+        device: torch.device | str,
+        place: Place = "device",
+        skip_bad: bool = False,
     ) -> None:
-        self.images = ImageStore(records, long_side, "none")
+        self.images = ImageStore(records, long_side, "none", skip_bad=skip_bad)
         self.device, self.place = torch.device(device), place
-        areas = [height * width for height, width in self.images.sizes_hw]
-        self._starts = np.cumsum([1, *areas], dtype=np.int64)
-        self._largest = max(areas, default=0)
+        self._areas = np.array([height * width for height, width in self.images.sizes_hw], np.int64)
+        ends = 1 + np.cumsum([0, *self._areas], dtype=np.int64)
+        self._starts, self._num_pixels = ends[:-1], int(ends[-1])
+        self._largest = int(self._areas.max(initial=0))
         self._pixels: Tensor | None = None
 
     def __len__(self) -> int:
@@ -94,11 +100,11 @@ class DeviceStore:
     @property
     def num_bytes(self) -> int:
         """Bytes that all images take together."""
-        return int(self._starts[-1]) * _BYTES_A_PIXEL
+        return self._num_pixels * _BYTES_A_PIXEL
 
     def build(self, progress: Progress | None = None) -> None:
         """Decode everything now, on all cores, as `ImageStore.build` does; raises what that raises."""
-        num_pixels, is_cuda = int(self._starts[-1]), self.device.type == "cuda"
+        num_pixels, is_cuda = self._num_pixels, self.device.type == "cuda"
         if self.place == "device":
             pixels = torch.empty(num_pixels, dtype=torch.int32, device=self.device)
         else:
@@ -106,9 +112,10 @@ class DeviceStore:
         pixels[0] = _FILL_PIXEL
 
         def keep(index: int, image: NDArray[np.uint8]) -> None:
-            pixels[self._starts[index] : self._starts[index + 1]].copy_(packed(image))
+            pixels[self._starts[index] :][: self._areas[index]].copy_(packed(image))
 
-        self.images.decode_all(keep, progress)
+        kept = self.images.decode_all(keep, progress)
+        self._starts, self._areas = self._starts[kept], self._areas[kept]
         self._pixels = pixels
 
     def stage(self, indices: Sequence[int]) -> Staged:
@@ -127,7 +134,7 @@ class DeviceStore:
         starts = np.where(chosen < 0, 0, 1 + np.arange(len(indices), dtype=np.int64) * self._largest)
         for start, index in zip(starts.tolist(), indices, strict=True):
             if index >= 0:
-                image = self._pixels[self._starts[index] : self._starts[index + 1]]
+                image = self._pixels[self._starts[index] :][: self._areas[index]]
                 buffer[start : start + len(image)].copy_(image, non_blocking=True)
         return Staged(buffer, starts)
 

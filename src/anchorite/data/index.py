@@ -5,9 +5,10 @@ Legend: N boxes of an image, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,8 @@ class DatasetIndex:
     """A dataset as read: class names and the records of each split ("train", "val", "test").
 
     root: the folder (or file) the user named; format: "yolo", "coco" or "voc"; adjustments: see Adjustment;
-    allow_outside: the user gave leave to follow paths out of the dataset.
+    allow_outside: the user gave leave to follow paths out of the dataset; skip_bad: and to leave out what is bad, which
+    for images that turn out damaged only when they are decoded is yet to be done.
     """
 
     root: Path
@@ -83,3 +85,23 @@ class DatasetIndex:
     splits: dict[str, tuple[Record, ...]]
     adjustments: tuple[Adjustment, ...] = field(default=())
     allow_outside: bool = False
+    skip_bad: bool = False
+
+
+class LeftOut(NamedTuple):
+    """A record whose image cannot be decoded, and why."""
+
+    record: Record
+    reason: str
+
+
+def without_images(dataset: DatasetIndex, split: str, left_out: Sequence[LeftOut]) -> DatasetIndex:
+    """The dataset without these images of a split; each becomes an Adjustment("skipped-bad")."""
+    if not left_out:
+        return dataset
+    gone: Collection[Path] = {one.record.path for one in left_out}
+    kept = tuple(record for record in dataset.splits[split] if record.path not in gone)
+    noted = [
+        Adjustment("skipped-bad", str(one.record.path), one.reason, split, image=one.record.path) for one in left_out
+    ]
+    return replace(dataset, splits={**dataset.splits, split: kept}, adjustments=(*dataset.adjustments, *noted))

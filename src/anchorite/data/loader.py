@@ -18,6 +18,7 @@ from anchorite.data.batches import Batch
 from anchorite.data.sampler import EpochBatches, largest_side
 from anchorite.data.samples import SampleKey, TrainSamples
 from anchorite.data.workers import Drawn, Failure, WorkerPool, draw_batch
+from anchorite.errors import InputError
 from anchorite.interrupts import HeldInterrupts
 
 Item = TypeVar("Item")
@@ -28,8 +29,8 @@ class LoaderConfig(BaseModel):
 
     workers: processes; 0 draws in a thread of this process. drop_last: leave out an epoch's last, smaller batch.
     multi_scale m: each batch has a canvas side of its own, a multiple of `size_step` pixels within 1 - m to 1 + m of
-    the usual one. prefetch: batches drawn ahead, a worker. timeout_s: how long a batch may take before its worker
-    counts as hung. rank, num_ranks: this process and how many share an epoch; batch_size is that of one rank.
+    the usual one. prefetch: batches drawn ahead, a worker. worker_timeout_s: how long a batch may take before its
+    worker counts as hung. rank, num_ranks: this process and how many share an epoch; batch_size is that of one rank.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -40,7 +41,7 @@ class LoaderConfig(BaseModel):
     multi_scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     size_step: Annotated[int, Field(ge=1)] = 32
     prefetch: Annotated[int, Field(ge=1)] = 2
-    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    worker_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     pin_memory: bool = False
     start_method: Literal["fork", "spawn"] | None = None
     rank: Annotated[int, Field(ge=0)] = 0
@@ -72,7 +73,8 @@ def make_loader(samples: TrainSamples, config: LoaderConfig, capacity: int | Non
 class Loader:
     """Iterate it for the batches of an epoch; `set_epoch` first, for another order than the last. Close it at the end.
 
-    While iterating, raises WorkerError when a sample cannot be made or a worker dies or hangs, naming the sample, and
+    One pass at a time: a new one ends the one before it, which raises InputError when it is asked for more. While
+    iterating, raises WorkerError when a sample cannot be made or a worker dies or hangs, naming the sample, and
     InputError when a batch has more targets than the capacity.
     """
 
@@ -80,6 +82,7 @@ class Loader:
         self.samples, self.config, self.capacity = samples, config, capacity
         self.batches = epoch_batches(samples, config)
         self._pool: WorkerPool | None = None
+        self._under_way: Generator[Batch, None, None] | None = None
         if config.workers:
             side = largest_side(samples.image_size, config.multi_scale, config.size_step)
             self._pool = WorkerPool(
@@ -88,7 +91,7 @@ class Loader:
                 config.batch_size,
                 side,
                 config.prefetch,
-                config.timeout_s,
+                config.worker_timeout_s,
                 config.start_method,
             )
 
@@ -104,8 +107,25 @@ class Loader:
         if self._pool is not None:
             with HeldInterrupts():  # a pool is whole or not there
                 self._pool.start()  # from this thread: forking is safest where the fewest threads run
-        batches = iter(self.batches)
-        return ahead(lambda stop: self._drawn(batches, stop), self.config.prefetch)
+        return self._one_pass(iter(self.batches))
+
+    def _one_pass(self, batches: Iterator[list[SampleKey]]) -> Generator[Batch, None, None]:
+        """A pass that has the workers, whose slots hold the batches of one alone, to itself."""
+        before, mine = self._under_way, ahead(lambda stop: self._drawn(batches, stop), self.config.prefetch)
+        if before is not None:
+            try:
+                before.close()
+            except ValueError as error:  # it is being asked for a batch right now
+                raise InputError("another thread is in a pass over this loader; give each thread its own") from error
+        self._under_way = mine
+        try:
+            yield from mine
+            if self._under_way is not mine:
+                raise InputError("this pass ended when another over the same loader began; give each its own loader")
+        finally:
+            mine.close()
+            if self._under_way is mine:
+                self._under_way = None
 
     def _drawn(self, batches: Iterator[list[SampleKey]], stop: threading.Event) -> Generator[Batch, None, None]:
         if self._pool is None:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data.decode import decode_image
-from anchorite.data.index import Record
+from anchorite.data.index import LeftOut, Record
 from anchorite.data.letterbox import fitted_size, resized
 from anchorite.data.memory import SharedBytes, spendable_memory
 from anchorite.errors import AnchoriteError, InputError, StorageError
@@ -27,7 +27,7 @@ from anchorite.files import write_atomically
 
 StoreMode = Literal["auto", "ram", "disk", "none"]
 Progress = Callable[[int, int], None]
-_LAYOUT_VERSION = 1
+_LAYOUT_VERSION = 2
 _MAX_NAMED = 10  # unreadable images named in one message
 
 
@@ -37,17 +37,26 @@ class ImageStore:
     mode: "ram" keeps them in memory that workers share, "disk" in a file of `cache_dir` (by default a private folder
     of the system's temporary one), keyed by the images' paths, sizes and times, "none" decodes every time, and "auto"
     is "ram" where it fits and else "none". Call `build` once before use; `mode` then says what was chosen.
+    skip_bad: leave out images that cannot be decoded, instead of raising: `build` then decodes every image once in mode
+    "none" too, `records` afterwards holds those that remain, and `left_out` the others.
     """
 
     def __init__(
-        self, records: Sequence[Record], long_side: int, mode: StoreMode = "auto", cache_dir: Path | None = None
+        self,
+        records: Sequence[Record],
+        long_side: int,
+        mode: StoreMode = "auto",
+        cache_dir: Path | None = None,
+        skip_bad: bool = False,
     ) -> None:
         self.records = tuple(records)
+        self.left_out: tuple[LeftOut, ...] = ()
         self.long_side = long_side
         self.mode: StoreMode = mode
         self.sizes_hw = [fitted_size((record.height, record.width), long_side) for record in self.records]
-        self._starts = np.cumsum([0, *(height * width * 3 for height, width in self.sizes_hw)], dtype=np.int64)
-        self._cache_dir = cache_dir
+        ends = np.cumsum([0, *(height * width * 3 for height, width in self.sizes_hw)], dtype=np.int64)
+        self._starts, self._num_bytes = ends[:-1], int(ends[-1])
+        self._cache_dir, self._skip_bad = cache_dir, skip_bad
         self._shared: SharedBytes | None = None
         self._file: Path | None = None
         self._pixels: NDArray[np.uint8] | None = None
@@ -57,15 +66,15 @@ class ImageStore:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that all resized images take together."""
-        return int(self._starts[-1])
+        """Bytes that all resized images take together, those left out later included."""
+        return self._num_bytes
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as stored: (h, w, 3) uint8 RGB, read-only where it is a view of the store."""
         if self.mode == "none":
             return self._decode(index)
         assert self._pixels is not None, "build() the store before asking for images"
-        return self._pixels[self._starts[index] : self._starts[index + 1]].reshape(*self.sizes_hw[index], 3)
+        return self._view(self._pixels, index)
 
     def scale(self, index: int) -> tuple[float, float]:
         """Stored pixels an original pixel of image `index`, along x and y."""
@@ -87,6 +96,8 @@ class ImageStore:
             self._shared, self._pixels = shared, _read_only(shared.array)
         elif self.mode == "disk":
             self._open_file(progress)
+        elif self._skip_bad:
+            self.decode_all(lambda *_: None, progress)
 
     def _choose_memory(self) -> None:
         spendable = spendable_memory()
@@ -111,15 +122,20 @@ class ImageStore:
             )
         return resized(image, self.sizes_hw[index])
 
-    def _fill(self, pixels: NDArray[np.uint8], progress: Progress | None) -> None:
+    def _view(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
+        height, width = self.sizes_hw[index]
+        return pixels[self._starts[index] :][: height * width * 3].reshape(height, width, 3)
+
+    def _fill(self, pixels: NDArray[np.uint8], progress: Progress | None) -> list[int]:
         def keep(index: int, image: NDArray[np.uint8]) -> None:
-            pixels[self._starts[index] : self._starts[index + 1]] = image.reshape(-1)
+            self._view(pixels, index)[:] = image
 
-        self.decode_all(keep, progress)
+        return self.decode_all(keep, progress)
 
-    def decode_all(self, keep: Callable[[int, NDArray[np.uint8]], None], progress: Progress | None = None) -> None:
+    def decode_all(self, keep: Callable[[int, NDArray[np.uint8]], None], progress: Progress | None = None) -> list[int]:
         """Decode and resize every image, on all cores; `keep` gets each one's index and pixels, from several threads.
 
+        Returns the indices of the images that remain, counted as before: all, unless some were left out by skip_bad.
         Raises InputError naming the images that cannot be decoded, once all others are done.
         """
 
@@ -130,37 +146,77 @@ class ImageStore:
                 return error
             return None
 
-        failures: list[AnchoriteError] = []
+        failures: dict[int, AnchoriteError] = {}
+        num_images = len(self)
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV releases the interpreter lock while it decodes
-            for done, failure in enumerate(pool.map(fill_one, range(len(self))), start=1):
+            for index, failure in enumerate(pool.map(fill_one, range(num_images))):
                 if failure is not None:
-                    failures.append(failure)
+                    failures[index] = failure
                 if progress is not None:
-                    progress(done, len(self))
-        if failures:
-            more = len(failures) - _MAX_NAMED
-            lines = [str(failure) for failure in failures[:_MAX_NAMED]] + ([f"and {more} more"] if more > 0 else [])
-            raise type(failures[0])("\n".join(lines))
+                    progress(index + 1, num_images)
+        self._leave_out(failures)
+        return [index for index in range(num_images) if index not in failures]
+
+    def _leave_out(self, failures: Mapping[int, AnchoriteError]) -> None:
+        """Go on without the images that cannot be decoded; raise where that is not wanted, or the disk is to blame."""
+        refused = [one for one in failures.values() if not (self._skip_bad and isinstance(one, InputError))]
+        if refused:
+            more = len(refused) - _MAX_NAMED
+            lines = [str(failure) for failure in refused[:_MAX_NAMED]] + ([f"and {more} more"] if more > 0 else [])
+            if isinstance(refused[0], InputError):
+                lines.append("replace or remove them, or pass --skip-bad (skip_bad=True) to go on without them")
+            raise type(refused[0])("\n".join(lines))
+        kept = [index for index in range(len(self)) if index not in failures]
+        self.left_out = tuple(
+            LeftOut(self.records[index], str(failure).removeprefix(f"{self.records[index].path}: "))
+            for index, failure in failures.items()
+        )
+        self.records = tuple(self.records[index] for index in kept)
+        self.sizes_hw = [self.sizes_hw[index] for index in kept]
+        self._starts = self._starts[kept]
 
     def _open_file(self, progress: Progress | None) -> None:
         folder = private_cache_folder() if self._cache_dir is None else self._cache_dir
         refuse_dataset_folder(folder, self.records)
         file = folder / f"images-{self.key()}.bin"
-        if not (file.is_file() and file.stat().st_size == max(1, self.num_bytes)):
+        failures = self._failures_of(file)
+        if failures is None:
             _make_folder(folder)
-            _check_space(folder, self.num_bytes)
+            _check_space(folder, self._file_bytes)
             write_atomically(file, lambda temporary: self._write_file(temporary, progress))
+        else:
+            self._leave_out(failures)
         self._file = file
         self._pixels = np.memmap(file, np.uint8, mode="r")
+
+    @property
+    def _file_bytes(self) -> int:
+        """Length of a cache file: the pixels, and behind them a byte an image, 0 where it could not be decoded."""
+        return max(1, self._num_bytes + len(self))
+
+    def _failures_of(self, file: Path) -> dict[int, AnchoriteError] | None:
+        """Why images are missing from a cache file; None when it is not there, or lacks one that can be decoded now."""
+        if not (file.is_file() and file.stat().st_size == self._file_bytes):
+            return None
+        failures: dict[int, AnchoriteError] = {}
+        for index in np.flatnonzero(np.memmap(file, np.uint8, mode="r")[self._num_bytes :] == 0).tolist():
+            try:
+                self._decode(index)
+            except AnchoriteError as error:
+                failures[index] = error
+            else:
+                return None
+        return failures
 
     def _write_file(self, path: Path, progress: Progress | None) -> None:
         with path.open("wb") as stream:
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, but a fatal signal in a mapped page
-                os.posix_fallocate(stream.fileno(), 0, max(1, self.num_bytes))
+                os.posix_fallocate(stream.fileno(), 0, self._file_bytes)
             else:
-                stream.truncate(max(1, self.num_bytes))
+                stream.truncate(self._file_bytes)
         pixels = np.memmap(path, np.uint8, mode="r+")
-        self._fill(pixels, progress)
+        kept = self._fill(pixels, progress)
+        pixels[self._num_bytes :][kept] = 1
         pixels.flush()
 
     def key(self) -> str:

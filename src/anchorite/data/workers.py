@@ -265,7 +265,7 @@ class WorkerPool:
     def _silence(self, worker: _Worker) -> WorkerError:
         return WorkerError(
             f"a data worker (process {worker.process.pid}) gave no batch for {self.timeout_s:g} s"
-            f"{self._in_hand(worker)}. Look at that file and at the storage, or raise timeout_s"
+            f"{self._in_hand(worker)}. Look at that file and at the storage, or raise worker_timeout_s"
         )
 
     def _death(self, worker: _Worker) -> WorkerError:

@@ -5,7 +5,7 @@ Legend: B images, L levels, A anchors per level, K classes, N detections of an i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from anchorite.loss import LossTerms
 from anchorite.metrics import Found, Truth, coco_metrics
 from anchorite.model import Detector, fold_batch_norm, to_channels_last
 from anchorite.model.fold import is_folded
-from anchorite.predict import BatchDetections, batch_detections
+from anchorite.predict import BatchDetections, Runtime, batch_detections
 
 Progress = Callable[[int, int], None]
 Criterion = Callable[[Sequence[Tensor], Targets], LossTerms]
@@ -41,7 +41,8 @@ class Validator:
     """The images and labels of a split, decoded and resized once, for detectors with these classes.
 
     image_size: long side of the network input in pixels; store_mode: where decoded images are kept (see ImageStore);
-    progress: called with (images done, images in all) while they are decoded.
+    progress: called with (images done, images in all) while they are decoded; skip_bad: go on without those that cannot
+    be, which `left_out` then names.
     Raises InputError when there are no records, and what building an ImageStore raises.
     """
 
@@ -54,20 +55,25 @@ class Validator:
         store_mode: StoreMode = "auto",
         cache_dir: Path | None = None,
         progress: Progress | None = None,
+        skip_bad: bool = False,
     ) -> None:
         if not records or batch_size < 1:
             raise InputError(
                 f"validation needs images and a batch of at least one; got {len(records)} images, batch {batch_size}"
             )
-        self.records = tuple(records)
         self.class_names = tuple(class_names)
         self.image_size = image_size
         self.batch_size = batch_size
+        self._store = ImageStore(records, image_size, store_mode, cache_dir, skip_bad)
+        self._store.build(progress)
+        self.records, self.left_out = self._store.records, self._store.left_out
+        if not self.records:
+            raise InputError(
+                f"none of the {len(records)} images to validate on can be decoded: {self.left_out[0].reason}"
+            )
         self.truths = tuple(
             Truth(record.boxes_xyxy, record.class_ids, record.ignored, record.areas) for record in self.records
         )
-        self._store = ImageStore(self.records, image_size, store_mode, cache_dir)
-        self._store.build(progress)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -89,7 +95,7 @@ class Validator:
         measured too, each image with the same weight. Raises InputError when the detector's classes do not fit or the
         image size is no multiple of its coarsest stride, DivergedError naming an image when its output is not finite.
         """
-        self._check_fit(detector)
+        self._check_fit(detector.num_classes)
         modules = [module for module in (detector, criterion) if isinstance(module, nn.Module)]
         device = _device_of(detector) if device is None else torch.device(device)
         for module in modules:
@@ -115,23 +121,49 @@ class Validator:
                     with stopwatch("loss"):
                         terms = criterion(logits, batch_targets(self.records, batch).to(device))
                         sums += torch.stack(terms[1:]).double().cpu() * len(batch.indices)
+        losses = None if criterion is None else ValidationLosses(*(sums / len(self)).tolist())
+        return self._result(found_by_index, losses, stopwatch)
+
+    def run_exported(self, runtime: Runtime, config: ValidationConfig | None = None) -> ValidationResult:
+        """`run` for a network that something else than torch runs; raises what `run` raises, and what it does."""
+        self._check_fit(len(runtime.info.class_names))
+        if runtime.fixed_side not in (None, self.image_size):
+            raise InputError(f"image size {self.image_size}: the export takes {runtime.fixed_side} px alone")
+        config = config or ValidationConfig()
+        rectangular = config.rectangular and runtime.fixed_side is None
+        stride = runtime.info.anchors.strides[-1]
+        batches = letterboxed_batches(self._store, self.image_size, self.batch_size, stride, rectangular)
+        found_by_index: dict[int, Found] = {}
+        stopwatch = Stopwatch()
+        for batch in stopwatch.waiting("data", batches):
+            with stopwatch("forward"):
+                outputs = runtime.outputs(batch.images)
+                self._check_finite(outputs, batch)
+            with stopwatch("nms"):
+                raw = runtime.detections(outputs, config.predict_config()).cpu()
+                found_by_index |= dict(zip(batch.indices.tolist(), _as_founds(raw, batch.transforms), strict=True))
+        return self._result(found_by_index, None, stopwatch)
+
+    def _result(
+        self, found_by_index: Mapping[int, Found], losses: ValidationLosses | None, stopwatch: Stopwatch
+    ) -> ValidationResult:
         founds = tuple(found_by_index[index] for index in range(len(self)))
         with stopwatch("metrics"):
             metrics = coco_metrics(self.truths, founds, self.class_names)
-        losses = None if criterion is None else ValidationLosses(*(sums / len(self)).tolist())
         return ValidationResult(metrics, losses, self.truths, founds, self.class_names, stopwatch.speed(len(self)))
 
-    def _check_fit(self, detector: Detector) -> None:
-        if detector.num_classes != len(self.class_names):
+    def _check_fit(self, num_classes: int) -> None:
+        if num_classes != len(self.class_names):
             raise InputError(
-                f"the detector knows {detector.num_classes} classes, the dataset has {len(self.class_names)}; "
+                f"the detector knows {num_classes} classes, the dataset has {len(self.class_names)}; "
                 "validate on data with the classes it was trained for"
             )
 
-    def _check_finite(self, logits: Sequence[Tensor], batch: LetterboxedBatch) -> None:
+    def _check_finite(self, outputs: Sequence[Tensor], batch: LetterboxedBatch) -> None:
         """Nothing found must mean that nothing was seen."""
         # A maximum passes on what is not a number, and needs no map of answers as isfinite does.
-        most = torch.stack([level.abs().amax(dim=(1, 2, 3, 4)) for level in logits]).amax(dim=0)
+        maxima = [one.abs().amax(dim=tuple(range(1, one.ndim))) for one in outputs if one.ndim > 1]
+        most = torch.stack(maxima).amax(dim=0)
         for index, fine in zip(batch.indices.tolist(), most.isfinite().tolist(), strict=True):
             if not fine:
                 raise DivergedError(

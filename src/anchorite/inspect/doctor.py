@@ -76,18 +76,23 @@ class Inspection:
 
 
 def inspect_dataset(
-    dataset: DatasetIndex, anchors: AnchorSet, image_size: int, progress: Progress | None = None
+    dataset: DatasetIndex,
+    anchors: AnchorSet,
+    image_size: int,
+    progress: Progress | None = None,
+    comparing: Progress | None = None,
 ) -> Inspection:
     """Inspect a dataset that was opened with skip_bad, so that every malformed row is among its adjustments.
 
-    Anchors and image size are those of the training in mind. progress is called with (images decoded, images in all).
-    Nothing is written.
+    Anchors and image size are those of the training in mind. progress is called with (images decoded, images in all),
+    comparing, after that, with (images compared with all others, images in all). Nothing is written.
     """
     num_classes = len(dataset.class_names)
     balances = tuple(balance(split, records, num_classes) for split, records in dataset.splits.items())
     images = see_images(dataset, progress)
     order = {kind: number for number, kind in enumerate(KINDS)}
-    found = _all_findings(dataset, balances, images, anchors, image_size)
+    found = [*_findings_of_labels(dataset, balances), *picture_findings(images, comparing)]
+    found += [*overlap_findings(dataset), *anchor_findings(dataset, anchors, image_size)]
     return Inspection(
         dataset=dataset,
         balances=balances,
@@ -101,21 +106,12 @@ def inspect_dataset(
     )
 
 
-def _all_findings(
-    dataset: DatasetIndex,
-    balances: tuple[SplitBalance, ...],
-    images: Sequence[SeenImage],
-    anchors: AnchorSet,
-    image_size: int,
-) -> Iterator[Finding]:
+def _findings_of_labels(dataset: DatasetIndex, balances: tuple[SplitBalance, ...]) -> Iterator[Finding]:
     yield from reading_findings(dataset)
     yield from unlisted_findings(dataset)
     yield from name_findings(dataset)
     yield from split_findings(dataset, balances)
     yield from image_findings(dataset)
-    yield from picture_findings(images)
-    yield from overlap_findings(dataset)
-    yield from anchor_findings(dataset, anchors, image_size)
 
 
 def _pixels_fingerprint(images: Sequence[SeenImage]) -> str:

@@ -24,7 +24,7 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "malformed": Kind("error", "refused", "label rows or files that cannot be read; with --skip-bad left out"),
-        "unreadable-image": Kind("error", "refused", "images that cannot be decoded"),
+        "unreadable-image": Kind("error", "refused", "images that cannot be decoded; with --skip-bad left out"),
         "empty-box": Kind("error", "dropped", "boxes without area"),
         "duplicate-box": Kind("error", "dropped", "boxes written twice"),
         "unused-label": Kind("error", "ignored", "label files without an image"),

@@ -42,8 +42,8 @@ def same_pixels(images: Sequence[SeenImage]) -> list[list[SeenImage]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def picture_findings(images: Sequence[SeenImage]) -> Iterator[Finding]:
-    """Damaged images, the same pixels twice, and the same view twice."""
+def picture_findings(images: Sequence[SeenImage], progress: Progress | None = None) -> Iterator[Finding]:
+    """Damaged images, the same pixels twice, and the same view twice; progress is that of `similar_pairs`."""
     for image in images:
         if image.picture.error is not None:
             yield Finding("unreadable-image", image.picture.error, image.split, str(image.record.path))
@@ -59,10 +59,10 @@ def picture_findings(images: Sequence[SeenImage]) -> Iterator[Finding]:
                 str(image.record.path),
                 others=(str(twin.record.path),),
             )
-    yield from _similar_findings(images)
+    yield from _similar_findings(images, progress)
 
 
-def _similar_findings(images: Sequence[SeenImage]) -> Iterator[Finding]:
+def _similar_findings(images: Sequence[SeenImage], progress: Progress | None) -> Iterator[Finding]:
     readable = list(
         {(image.picture.digest, image.split): image for image in images[::-1] if not image.picture.error}.values()
     )
@@ -72,7 +72,7 @@ def _similar_findings(images: Sequence[SeenImage]) -> Iterator[Finding]:
     numbers = {split: number for number, split in enumerate({image.split: None for image in readable})}
     split_ids = np.array([numbers[image.split] for image in readable], np.int64)
     thumbnails = np.stack([image.picture.thumbnail for image in readable])
-    for pair in similar_pairs(thumbnails, split_ids):
+    for pair in similar_pairs(thumbnails, split_ids, progress):
         first, second = readable[pair.first], readable[pair.second]
         if first.picture.digest == second.picture.digest:
             continue

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anchorite.inspect.pictures import Progress
+
 MAX_EXHAUSTIVE = 2_000
 MAX_WITHIN_SPLITS = 100_000
 SAME_VIEW = 0.84
@@ -41,15 +43,19 @@ class SimilarPair(NamedTuple):
     agreement: float
 
 
-def similar_pairs(thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64]) -> list[SimilarPair]:
+def similar_pairs(
+    thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64], progress: Progress | None = None
+) -> list[SimilarPair]:
     """The pairs of N thumbnails (N, 64, 64) that agree by 0.84 or more, the most alike first.
+
+    progress is called with (images compared with all others, images that show something to compare).
 
     Of many alike (the frames of a still camera) each image has its most alike one in its own split and its most alike
     one in another, so that there are at most 2 N pairs.
     """
     details = Details(thumbnails)
     found: list[SimilarPair] = []
-    for first, second in candidate_pairs(thumbnails, split_ids):
+    for first, second in candidate_pairs(thumbnails, split_ids, progress):
         agreement = details.agreement(first, second)
         if agreement >= SAME_VIEW:
             found.append(SimilarPair(first, second, agreement))
@@ -57,8 +63,10 @@ def similar_pairs(thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64]) -
     return _most_alike(found, split_ids)
 
 
-def candidate_pairs(thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """The pairs worth a comparison in detail, first < second."""
+def candidate_pairs(
+    thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64], progress: Progress | None = None
+) -> Iterator[tuple[int, int]]:
+    """The pairs worth a comparison in detail, first < second; progress is called as each image is done with."""
     pictured = np.flatnonzero(thumbnails.reshape(len(thumbnails), -1).std(axis=1) >= _FLAT)
     scored = _by_shift if len(pictured) <= MAX_EXHAUSTIVE else _by_thumbnail
     within = len(pictured) <= MAX_WITHIN_SPLITS
@@ -68,6 +76,8 @@ def candidate_pairs(thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64])
             best = np.argsort(-scores[kind], kind="stable")[:_MOST_CANDIDATES]
             for column in np.sort(columns[kind][best]):
                 yield int(pictured[row]), int(pictured[column])
+        if progress is not None:
+            progress(row + 1, len(pictured))
 
 
 class Details:
@@ -108,8 +118,7 @@ def _by_thumbnail(thumbnails: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[
         block = vectors[start : start + num_rows] @ vectors[start:].T
         for row, scores in enumerate(block):
             columns = np.flatnonzero(scores[row + 1 :] >= _COARSE_LIMIT) + row + 1
-            if len(columns):
-                yield start + row, columns + start, scores[columns]
+            yield start + row, columns + start, scores[columns]
 
 
 def _by_shift(thumbnails: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
@@ -124,8 +133,9 @@ def _by_shift(thumbnails: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.i
         crossed = torch.fft.irfft2(spectra[row + 1 :] * spectra[row].conj(), s=side)
         scores = crossed[:, shifts][:, :, shifts].amax(dim=(1, 2)).numpy()
         columns = np.flatnonzero(scores >= _SPECTRUM_LIMIT)
-        if len(columns):
-            yield row, columns + row + 1, scores[columns]
+        yield row, columns + row + 1, scores[columns]
+    if small:
+        yield len(small) - 1, np.zeros(0, np.int64), np.zeros(0, np.float32)
 
 
 def _most_alike(pairs: list[SimilarPair], split_ids: NDArray[np.int64]) -> list[SimilarPair]:

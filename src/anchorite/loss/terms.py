@@ -43,7 +43,7 @@ def bce_sum(
     pos_weight: float = 1,
     focal_gamma: float = 0,
 ) -> Float[Tensor, ""]:
-    """Sum of weights * `bce_with_focus`; weights, a number or a tensor that broadcasts, get no gradient.
+    """Sum of weights * `bce_with_focus`; weights, a number or a tensor as long as the logits, get no gradient.
 
     Without options the gradient is one pass over the logits, with nothing kept for it but logits and targets.
     """

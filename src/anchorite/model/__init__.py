@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from anchorite.model.foreign.checkpoint import ImportedCheckpoint, import_checkpoint
     from anchorite.model.head import Head, MatchedCellLogits
     from anchorite.model.table import SIZES, default_anchors
-    from anchorite.model.weights import WeightsInfo, load_weights, save_weights
+    from anchorite.model.weights import MAX_IMAGE_SIZE, WeightsInfo, load_weights, save_weights
 
 __all__ = [
+    "MAX_IMAGE_SIZE",
     "SIZES",
     "Detector",
     "Head",
@@ -34,7 +35,7 @@ _LATE = {
     "anchorite.model.foreign.checkpoint": ("ImportedCheckpoint", "import_checkpoint"),
     "anchorite.model.head": ("Head", "MatchedCellLogits"),
     "anchorite.model.table": ("SIZES", "default_anchors"),
-    "anchorite.model.weights": ("WeightsInfo", "load_weights", "save_weights"),
+    "anchorite.model.weights": ("MAX_IMAGE_SIZE", "WeightsInfo", "load_weights", "save_weights"),
 }
 
 

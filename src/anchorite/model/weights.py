@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -24,11 +24,19 @@ from anchorite.errors import AnchoriteError, InputError, StorageError, UnsafeFil
 from anchorite.files import write_atomically
 from anchorite.model.detector import Detector
 from anchorite.model.fold import is_folded
+from anchorite.reading import printable, shorten
 
 FORMAT_VERSION = 1
 """Version of the weight file that this release writes, and the newest that it reads."""
 
+MAX_IMAGE_SIZE = 8192
+"""Longest side in pixels that a detector is trained at."""
+MAX_CLASSES = 100_000
+MAX_NAME_LENGTH = 10_000
+"""Letters of a class name."""
+
 _METADATA_KEY = "anchorite"
+_MAX_HEADER_LETTERS = 64_000_000
 _NUM_SHOWN = 5
 # A zip (what torch.save writes) and the opening of a pickle of protocol 2 to 5.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -48,18 +56,30 @@ class WeightsInfo:
     anchors: AnchorSet
     image_size: int
 
+    def __post_init__(self) -> None:
+        """Raises InputError for what could be written but not read again: found before a run, not at its first save."""
+        longest = max(map(len, self.class_names), default=0)
+        if not 1 <= len(self.class_names) <= MAX_CLASSES or longest > MAX_NAME_LENGTH:
+            raise InputError(
+                f"{len(self.class_names)} classes, the longest name of {longest} letters: a weight file has 1 to "
+                f"{MAX_CLASSES} classes with names of at most {MAX_NAME_LENGTH} letters; shorten or merge them"
+            )
+
+
+_Pixels = Annotated[float, Field(le=1e6, allow_inf_nan=False)]
+
 
 class _Header(BaseModel):
     """The JSON in the file's metadata."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    format_version: int
-    size: str
-    class_names: Annotated[list[str], Field(min_length=1)]
-    anchors: list[list[float]]
-    strides: list[int]
-    image_size: Annotated[int, Field(gt=0)]
+    format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)]
+    size: Annotated[str, Field(max_length=8)]
+    class_names: Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)]
+    anchors: Annotated[list[Annotated[list[_Pixels], Field(max_length=200)]], Field(max_length=8)]
+    strides: Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(max_length=8)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
 
 
 def save_weights(path: Path, detector: Detector, info: WeightsInfo) -> None:
@@ -102,7 +122,8 @@ def load_weights(path: Path) -> tuple[Detector, WeightsInfo]:
             tensors = {name: file.get_tensor(name).clone() for name in detector.state_dict()}
     except SafetensorError as error:
         raise InputError(
-            f"{path}: cut off or no safetensors file ({error}); copy or download it again, or use another one"
+            f"{path}: cut off or no safetensors file ({printable(str(error), 200)}); copy or download it "
+            "again, or use another one"
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -157,42 +178,59 @@ def _unreadable(path: Path, error: OSError) -> AnchoriteError:
 def _read_info(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:
     if _METADATA_KEY not in metadata:
         raise InputError(
-            f"{path}: no metadata {_METADATA_KEY!r}, so not a weight file of anchorite (it has {sorted(metadata)}); "
-            "give a run's best.safetensors or last.safetensors"
+            f"{path}: no metadata {_METADATA_KEY!r}, so not a weight file of anchorite (it has "
+            f"{shorten(sorted(metadata)[:_NUM_SHOWN], 200)}); give a run's best.safetensors or last.safetensors"
         )
+    text = metadata[_METADATA_KEY]
+    if len(text) > _MAX_HEADER_LETTERS:
+        raise InputError(f"{path}: metadata {_METADATA_KEY!r} has {len(text)} letters, more than any weight file's")
     try:
-        fields = json.loads(metadata[_METADATA_KEY])
+        fields = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: metadata {_METADATA_KEY!r} is no JSON: {error}") from error
+        raise InputError(f"{path}: metadata {_METADATA_KEY!r} is no JSON: {shorten(str(error), 200)}") from error
     _check_version(path, fields)
     try:
         header = _Header.model_validate(fields)
         # Not by from_rows, which would turn round what the writer had in an unusual order.
         sizes_px = tuple(tuple(zip(row[::2], row[1::2], strict=True)) for row in header.anchors)
         anchors = AnchorSet(sizes_px, tuple(header.strides))
+        return WeightsInfo(header.size, tuple(header.class_names), anchors, header.image_size)
+    except ValidationError as error:
+        raise InputError(f"{path}: metadata {_METADATA_KEY!r}: {_faults(error)}") from error
     except ValueError as error:
-        raise InputError(f"{path}: metadata {_METADATA_KEY!r}: {error}") from error
-    return WeightsInfo(header.size, tuple(header.class_names), anchors, header.image_size)
+        raise InputError(f"{path}: metadata {_METADATA_KEY!r}: {printable(str(error), 500)}") from error
+
+
+def _faults(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    told = []
+    for problem in problems[:_NUM_SHOWN]:
+        place = ".".join(printable(str(part), 60) for part in problem["loc"]) or "all of it"
+        told.append(f"{place}: {printable(problem['msg'], 200)} (got {shorten(problem['input'])})")
+    more = len(problems) - _NUM_SHOWN
+    return "; ".join(told) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_version(path: Path, fields: Any) -> None:
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise InputError(f"{path}: metadata {_METADATA_KEY!r} has no format version but {version!r}")
+        raise InputError(f"{path}: metadata {_METADATA_KEY!r} has no format version but {shorten(version)}")
     if version > FORMAT_VERSION:
         raise InputError(
-            f"{path}: format version {version}, but this release reads up to {FORMAT_VERSION}; upgrade anchorite"
+            f"{path}: format version {shorten(version)}, but this release reads up to {FORMAT_VERSION}; "
+            "upgrade anchorite"
         )
 
 
 def _check_tensors(path: Path, expected: Mapping[str, Tensor], file: Any) -> None:
     found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
     faults = [f"{name} is missing" for name in expected if name not in found]
-    faults += [f"{name} is unknown" for name in found if name not in expected]
+    faults += [f"{printable(name, 100)} is unknown" for name in found if name not in expected]
     for name in expected.keys() & found.keys():
         shape, dtype = list(expected[name].shape), "F32" if expected[name].is_floating_point() else "I64"
         if found[name].get_shape() != shape or found[name].get_dtype() != dtype:
-            faults.append(f"{name} is {found[name].get_dtype()} {found[name].get_shape()} instead of {dtype} {shape}")
+            is_now = f"{found[name].get_dtype()} {shorten(found[name].get_shape())}"
+            faults.append(f"{name} is {is_now} instead of {dtype} {shape}")
     if faults:
         shown = "; ".join(sorted(faults)[:_NUM_SHOWN])
         raise InputError(f"{path}: {len(faults)} tensors do not fit its detector: {shown}")

@@ -11,7 +11,7 @@ candidates of the whole batch, R of the image that has most of them, N detection
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,6 +73,15 @@ class _Places(NamedTuple):
     grid: Tensor
 
 
+class _Candidates(NamedTuple):
+    """What may be an object: image (P,), score (P,), class (P,), and the boxes (..., 4) of some of them by index."""
+
+    image: Tensor
+    scores: Tensor
+    class_ids: Tensor
+    boxes_of: Callable[[Tensor], Tensor]
+
+
 @torch.no_grad()
 def detections_from_logits(
     logits: Sequence[Float[Tensor, "B A C _ _"]], anchors: AnchorSet, config: PredictConfig
@@ -92,12 +101,39 @@ def batch_detections(
     """`detections_from_logits` with all images in one."""
     places = _likely_places(logits, anchors, config.confidence)
     place, scores, class_ids = _candidates(places.logits, config)
-    order, first, counts = _by_image(places.image[place], scores, len(logits[0]), config.max_candidates)
+
+    def boxes_of(chosen: Tensor) -> Tensor:
+        return _boxes_xyxy(places.logits[:, :4][place[chosen]], places.grid[place[chosen]])
+
+    return _suppressed(_Candidates(places.image[place], scores, class_ids, boxes_of), len(logits[0]), config)
+
+
+@torch.no_grad()
+def decoded_detections(
+    boxes_xyxy: Float32[Tensor, "B N 4"], scores: Float32[Tensor, "B N K"], config: PredictConfig
+) -> BatchDetections:
+    """`batch_detections` for a network that decodes by itself: boxes in pixels, scores = objectness * class."""
+    if config.multi_label:
+        image, place, class_ids = (scores >= config.confidence).nonzero(as_tuple=True)
+        best = scores[image, place, class_ids]
+    else:
+        all_best, all_classes = scores.max(dim=2)
+        image, place = (all_best >= config.confidence).nonzero(as_tuple=True)
+        best, class_ids = all_best[image, place], all_classes[image, place]
+
+    def boxes_of(chosen: Tensor) -> Tensor:
+        return boxes_xyxy[image[chosen], place[chosen]]
+
+    return _suppressed(_Candidates(image, best, class_ids, boxes_of), len(scores), config)
+
+
+def _suppressed(candidates: _Candidates, num_images: int, config: PredictConfig) -> BatchDetections:
+    image, scores, class_ids, boxes_of = candidates
+    order, first, counts = _by_image(image, scores, num_images, config.max_candidates)
     # A table (B, R): beyond the end of its image's list, a row goes on with whatever follows.
     table = first[:, None] + torch.arange(int(counts.max()), device=first.device)
     chosen = order[table.clamp(max=len(order) - 1)]
-    place, scores, class_ids = place[chosen], scores[chosen], class_ids[chosen]
-    boxes_xyxy = _boxes_xyxy(places.logits[:, :4][place], places.grid[place])
+    boxes_xyxy, scores, class_ids = boxes_of(chosen), scores[chosen], class_ids[chosen]
     classes = None if config.class_agnostic else class_ids
     kept = nms_of_sorted(boxes_xyxy, classes, counts, config.iou_limit, config.max_detections)
     return BatchDetections(boxes_xyxy[kept], scores[kept], class_ids[kept], kept.sum(dim=1))

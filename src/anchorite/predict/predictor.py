@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anchorite.boxes import Detections, clip_xyxy
 from anchorite.data.letterbox import LetterboxTransform, letterbox, rectangular_size
-from anchorite.devices import PrecisionName, choose_device, choose_precision
+from anchorite.devices import PrecisionName
 from anchorite.errors import AnchoriteError, InputError
-from anchorite.model import Detector, WeightsInfo, fold_batch_norm, load_weights, to_channels_last
+from anchorite.model import Detector, WeightsInfo, load_weights
 from anchorite.predict.config import Limits, PredictConfig
-from anchorite.predict.postprocess import RawDetections, batch_detections
+from anchorite.predict.postprocess import RawDetections
+from anchorite.predict.runtime import Runtime, TorchRuntime
 from anchorite.predict.sources import each_source, expand_sources, read_image, source_name
 
 OnUnreadable = Callable[[AnchoriteError], None]
@@ -45,17 +45,36 @@ class Predictor:
     def __init__(
         self, detector: Detector, info: WeightsInfo, device: str = "auto", precision: PrecisionName = "auto"
     ) -> None:
-        self.info = info
-        self.device = choose_device(device)
-        self.dtype = _dtype(precision, self.device)
-        self.detector = fold_batch_norm(detector).to(device=self.device, dtype=self.dtype)
-        to_channels_last(self.detector)
+        self.runtime: Runtime = TorchRuntime(detector, info, device, precision)
+
+    @classmethod
+    def of(cls, runtime: Runtime) -> Predictor:
+        """A Predictor whose network is run by something else, such as a loaded export."""
+        predictor = cls.__new__(cls)
+        predictor.runtime = runtime
+        return predictor
+
+    @property
+    def info(self) -> WeightsInfo:
+        """Size, class names, anchors and input size of the network."""
+        return self.runtime.info
+
+    @property
+    def detector(self) -> Detector:
+        """The folded detector that runs in torch."""
+        assert isinstance(self.runtime, TorchRuntime)
+        return self.runtime.detector
+
+    @property
+    def stride(self) -> int:
+        """The coarsest stride of the network: sides of its input are multiples of it."""
+        return self.info.anchors.strides[-1]
 
     def __repr__(self) -> str:
         names = ", ".join(self.info.class_names[:4]) + (", ..." if len(self.info.class_names) > 4 else "")
         return (
             f"Predictor(size {self.info.size}, {len(self.info.class_names)} classes ({names}), "
-            f"{self.info.image_size} px, {self.device} {str(self.dtype).removeprefix('torch.')})"
+            f"{self.info.image_size} px, {self.runtime.name})"
         )
 
     def predict(
@@ -99,14 +118,16 @@ class Predictor:
     ) -> Iterator[tuple[NDArray[np.uint8], Detections]]:
         """Window by window: while the device works on one, threads read and letterbox the next."""
         long_side = self.info.image_size if image_size is None else image_size
-        stride = self.detector.strides[-1]
-        if long_side < stride or batch_size < 1:
+        if long_side < self.stride or batch_size < 1:
             raise InputError(
                 f"image size {long_side} and batch size {batch_size} were asked for; "
-                f"the least are {stride} (the coarsest stride of the network) and 1"
+                f"the least are {self.stride} (the coarsest stride of the network) and 1"
             )
+        fixed_side = self.runtime.fixed_side
+        if fixed_side not in (None, long_side):
+            raise InputError(f"image size {long_side}: this network was exported for {fixed_side} px alone")
         remaining = iter(sources)
-        prepare = partial(_prepare, long_side=long_side, stride=stride)
+        prepare = partial(_prepare, long_side=long_side, stride=fixed_side or self.stride)
         window = list(islice(remaining, batch_size))
         if len(window) == 1 < batch_size:
             # Nothing to be ahead of: waking a thread takes longer than it would save.
@@ -136,25 +157,11 @@ class Predictor:
         for index, prepared in enumerate(window):
             yield prepared.image, self._in_source_pixels(found[index], prepared)
 
-    @torch.inference_mode()
     def _detect_batch(self, batch: NDArray[np.uint8], config: PredictConfig) -> list[RawDetections]:
         """Raw detections of letterboxed images (B, H, W, 3) of one size."""
         # Interleaved pixels seen as (B, 3, H, W) lie in channels_last memory already.
-        images = torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device).to(self.dtype).div_(255)
-        logits = self.detector(images)
-        self._check_finite(logits)
-        return batch_detections(logits, self.detector.anchors, config).cpu().split()
-
-    def _check_finite(self, logits: Sequence[Tensor]) -> None:
-        """Nothing found must mean that nothing is there."""
-        # A sum passes on what is not finite, and needs no map of answers; one that overflows is looked into.
-        if bool(torch.stack([level[:, :, 4].sum(dtype=torch.float32) for level in logits]).isfinite().all()):
-            return
-        if all(bool(level[:, :, 4].isfinite().all()) for level in logits):
-            return
-        if self.dtype == torch.float16:
-            raise InputError('the network overflows in float16; use precision "bf16" or "fp32"')
-        raise InputError("the network's output is not finite: its weights are damaged or its training diverged")
+        outputs = self.runtime.outputs(torch.from_numpy(batch).permute(0, 3, 1, 2))
+        return self.runtime.detections(outputs, config).cpu().split()
 
     def _in_source_pixels(self, raw: RawDetections, prepared: _Prepared) -> Detections:
         """Boxes moved back to the original pixels and clipped to them; those wholly in the padding are dropped."""
@@ -214,10 +221,3 @@ def _expanded(sources: Iterable[Any], on_unreadable: OnUnreadable | None) -> Ite
             if on_unreadable is None:
                 raise
             on_unreadable(error)
-
-
-def _dtype(precision: PrecisionName, device: torch.device) -> torch.dtype:
-    """What weights and images are converted to: the number format asked for; "auto" stays exact on a CPU."""
-    if precision == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    return choose_precision(precision, device).dtype or torch.float32

@@ -14,7 +14,7 @@ CHANGES: tuple[Change, ...] = get_args(Change)
 
 _NUM_SHOWN = 5
 # Fields that change how a run goes on, not what it computes.
-_FREE = frozenset({"name", "workers", "store", "checkpoint_minutes"})
+_FREE = frozenset({"name", "workers", "worker_timeout_s", "store", "checkpoint_minutes"})
 # Without these the tensors of a checkpoint have no place.
 _FIXED = frozenset({"model", "optimizer.name"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 import torch
 
@@ -23,32 +24,63 @@ from anchorite.errors import InputError
 from anchorite.train.recipe import Recipe
 
 
-def build_loader(
-    recipe: Recipe, records: tuple[Record, ...], device: torch.device, size_step: int, progress: Progress
-) -> tuple[Loader | DeviceLoader, list[str]]:
-    """The training loader, its images decoded, and what was decided. size_step: of the sides of multi-scale batches.
+class KeptImages(NamedTuple):
+    """The decoded images that a run trains on, and why they are kept where they are (empty: by default)."""
+
+    store: ImageStore | DeviceStore
+    reason: str
+
+    @property
+    def images(self) -> ImageStore:
+        """The records that remain, and those that were left out."""
+        return self.store if isinstance(self.store, ImageStore) else self.store.images
+
+
+def keep_images(
+    recipe: Recipe, records: tuple[Record, ...], device: torch.device, progress: Progress, skip_bad: bool = False
+) -> KeptImages:
+    """The training images, decoded. skip_bad: without those that cannot be.
 
     On the device when the recipe's store says "device", or "auto" with a CUDA device and they fit there or in memory.
     Raises InputError when they fit nowhere and "device" was asked for, or an image cannot be decoded.
     """
     if recipe.store == "device" or (recipe.store == "auto" and device.type == "cuda"):
-        store = DeviceStore(records, recipe.image_size, device)
-        place, reason = choose_place(store.num_bytes, device)
+        on_device = DeviceStore(records, recipe.image_size, device, skip_bad=skip_bad)
+        place, reason = choose_place(on_device.num_bytes, device)
         if place is not None:
-            store.place = place
-            return _on_device(recipe, store, size_step, progress, reason)
+            on_device.place = place
+            on_device.build(progress)
+            return KeptImages(on_device, reason)
         if recipe.store == "device":
             raise InputError(f"store device: {reason}. Choose a smaller image_size, or store disk or none")
-    return _on_processor(recipe, records, device, size_step, progress)
+    store = ImageStore(records, recipe.image_size, mode=recipe.image_store, skip_bad=skip_bad)
+    store.build(progress)
+    return KeptImages(store, "")
+
+
+def build_loader(
+    recipe: Recipe, kept: KeptImages, device: torch.device, size_step: int
+) -> tuple[Loader | DeviceLoader, list[str]]:
+    """The training loader, and what was decided. size_step: of the sides of multi-scale batches."""
+    images = kept.images
+    samples = TrainSamples(images, images.records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs)
+    if isinstance(kept.store, DeviceStore):
+        return _on_device(recipe, samples, kept.store, size_step, kept.reason)
+    workers = default_workers(device) if recipe.workers is None else recipe.workers
+    config = LoaderConfig(
+        batch_size=recipe.batch,
+        workers=workers,
+        multi_scale=recipe.multi_scale,
+        size_step=size_step,
+        worker_timeout_s=recipe.worker_timeout_s,
+        pin_memory=device.type == "cuda",
+    )
+    return make_loader(samples, config), [f"images in store: {images.mode}; {workers} loader processes"]
 
 
 def _on_device(
-    recipe: Recipe, store: DeviceStore, size_step: int, progress: Progress, reason: str
+    recipe: Recipe, samples: TrainSamples, store: DeviceStore, size_step: int, reason: str
 ) -> tuple[DeviceLoader, list[str]]:
-    store.build(progress)
-    samples = TrainSamples(
-        store.images, store.images.records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs
-    )
     config = LoaderConfig(batch_size=recipe.batch, multi_scale=recipe.multi_scale, size_step=size_step)
     # Multi-scale is a reason against compiling the step, which is large, not against compiling the little here.
     compiled, _ = choose_compile(recipe.compile, store.device, one_size=True)
@@ -56,23 +88,6 @@ def _on_device(
     unused = "" if recipe.workers in (None, 0) else f"; workers {recipe.workers} not needed"
     sentence = f"images in store: device; {reason}; batches painted there, {loader.painting}{unused}"
     return loader, [sentence, loader.capacity.reason]
-
-
-def _on_processor(
-    recipe: Recipe, records: tuple[Record, ...], device: torch.device, size_step: int, progress: Progress
-) -> tuple[Loader, list[str]]:
-    workers = default_workers(device) if recipe.workers is None else recipe.workers
-    store = ImageStore(records, recipe.image_size, mode=recipe.image_store)
-    store.build(progress)
-    samples = TrainSamples(store, records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs)
-    config = LoaderConfig(
-        batch_size=recipe.batch,
-        workers=workers,
-        multi_scale=recipe.multi_scale,
-        size_step=size_step,
-        pin_memory=device.type == "cuda",
-    )
-    return make_loader(samples, config), [f"images in store: {store.mode}; {workers} loader processes"]
 
 
 def default_workers(device: torch.device) -> int:

@@ -24,7 +24,7 @@ from anchorite.train.post_mortem import facts_of, write_post_mortem
 from anchorite.train.preparation import Prepared, prepare
 from anchorite.train.progress import PartialEpoch, Progress
 from anchorite.train.recipe import Recipe
-from anchorite.train.run_folder import RunFolder, format_row
+from anchorite.train.run_folder import RunFolder, format_row, noted_left_out
 from anchorite.train.schedule import Settings, settings_at
 from anchorite.train.step import TrainingStep
 
@@ -38,20 +38,21 @@ def train(recipe: Recipe, dataset: DatasetIndex, out: Path, listener: Listener =
     Leaves best.safetensors (by mAP of the val split), last.safetensors, metrics.csv, recipe.yaml, summary.json and
     checkpoints. Raises InputError (exit 2), StorageError (4) or DivergedError (3).
     """
-    prepared = prepare(recipe, dataset, listener=listener)
-    anchors = prepared.trainee.detector.anchors
+    opened, prepared = dataset, prepare(recipe, dataset, listener=listener)
+    dataset, anchors = prepared.dataset, prepared.trainee.detector.anchors
     facts = {
         "data": str(dataset.root.resolve()),
         "format": dataset.format,
-        "skip_bad": any(adjustment.kind == "skipped-bad" for adjustment in dataset.adjustments),
+        "skip_bad": dataset.skip_bad,
         "allow_outside": dataset.allow_outside,
         "anchors": anchors.to_rows(),
+        "left_out": noted_left_out(opened, dataset),
         **noted_facts(recipe, dataset),
     }
     with prepared.loader:
         folder = RunFolder.create(out, recipe, facts)
         with folder.held():
-            return _Run(recipe, dataset, folder, prepared, listener).go(Progress())
+            return _Run(recipe, folder, prepared, listener).go(Progress())
 
 
 def resume(
@@ -64,14 +65,17 @@ def resume(
     """
     folder = RunFolder.open(out)
     recipe, facts = folder.read_recipe(), folder.read_facts()
-    changes = refuse_changes(facts, recipe, dataset, allow)
+    # Which images of a data set with bad ones are trained on is known only when they have been decoded.
+    changes = refuse_changes(facts, recipe, dataset, {*allow, "data"} if dataset.skip_bad else allow)
     with folder.held():
         anchors = AnchorSet.from_rows(facts["anchors"], default_anchors(recipe.model).strides)
         prepared = prepare(recipe, dataset, anchors, listener)
         with prepared.loader:
+            if dataset.skip_bad:
+                changes = refuse_changes(facts, recipe, prepared.dataset, allow)
             progress, said = _load_progress(folder, recipe, prepared)
             prepared = replace(prepared, decisions=(*changes, *said, *prepared.decisions))
-            return _Run(recipe, dataset, folder, prepared, listener).go(progress)
+            return _Run(recipe, folder, prepared, listener).go(progress)
 
 
 def _load_progress(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> tuple[Progress, list[str]]:
@@ -90,9 +94,7 @@ def _load_progress(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> tup
 class _Run:
     """One run in progress; `go` takes it from a point of progress to its end."""
 
-    def __init__(
-        self, recipe: Recipe, dataset: DatasetIndex, folder: RunFolder, prepared: Prepared, listener: Listener
-    ) -> None:
+    def __init__(self, recipe: Recipe, folder: RunFolder, prepared: Prepared, listener: Listener) -> None:
         self.recipe = recipe
         self.folder = folder
         self.prepared = prepared
@@ -101,10 +103,12 @@ class _Run:
             prepared.trainee, prepared.precision, recipe.optimizer.clip_norm, prepared.device, prepared.compiled
         )
         self.watch = LossWatch(prepared.device, self._skipped)
-        self.records = dataset.splits["train"]
+        self.records = prepared.dataset.splits["train"]
         self.progress = Progress()
         self.saved_at = time.perf_counter()
-        self.info = WeightsInfo(recipe.model, dataset.class_names, prepared.trainee.detector.anchors, recipe.image_size)
+        self.info = WeightsInfo(
+            recipe.model, prepared.dataset.class_names, prepared.trainee.detector.anchors, recipe.image_size
+        )
         self.accumulation = recipe.optimizer.accumulation(recipe.batch)
         self.steps_per_epoch = math.ceil(len(prepared.loader) / self.accumulation)
         self.started = time.perf_counter()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
-from anchorite.data import DatasetIndex, DeviceLoader, Loader, Record
+from anchorite.data import DatasetIndex, DeviceLoader, Loader, Record, without_images
 from anchorite.devices import Precision, choose_compile, choose_device, choose_precision, keep_freed_memory
 from anchorite.errors import InputError
 from anchorite.evaluate import Validator
@@ -17,16 +17,21 @@ from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, default_anchors, to_channels_last
 from anchorite.train.average import WeightAverage
 from anchorite.train.events import Listener, StoreProgress, ignore
-from anchorite.train.loading import build_loader
+from anchorite.train.loading import KeptImages, build_loader, keep_images
 from anchorite.train.optimizer import build_optimizer
 from anchorite.train.recipe import Recipe
 from anchorite.train.step import Trainee
 
+_NUM_NAMED = 3  # images left out, in a sentence
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run works with. decisions: one sentence for each value that was chosen, not given."""
+    """What a run works with. dataset: without the images that were left out because they cannot be decoded; decisions:
+    one sentence for each value that was chosen, not given.
+    """
 
+    dataset: DatasetIndex
     trainee: Trainee
     loader: Loader | DeviceLoader
     validator: Validator | None
@@ -41,15 +46,11 @@ def prepare(
 ) -> Prepared:
     """Build network, loss, optimizer, loaders for a run; `anchors` overrides the choice (a resumed run's own).
 
-    The listener hears how the decoding of the images goes on. Raises InputError when the data set has no training
-    image or the recipe does not fit the machine.
+    The listener hears how the decoding of the images goes on. Images that cannot be decoded are left out first where
+    the data set was opened with skip_bad, so that nothing is chosen by what is not trained on. Raises InputError when
+    the data set has no training image or the recipe does not fit the machine.
     """
-    records = dataset.splits.get("train", ())
-    if not records:
-        there = ", ".join(name for name, images in dataset.splits.items() if images) or "none"
-        raise InputError(
-            f"{dataset.root}: no training images; a data set needs a split train (splits with images: {there})"
-        )
+    _need_training_images(dataset)
     device = choose_device(recipe.device)
     precision = choose_precision(recipe.precision, device)
     compiled, why = choose_compile(recipe.compile, device, one_size=recipe.multi_scale == 0)
@@ -60,17 +61,46 @@ def prepare(
     ]
     if device.type == "cpu" and keep_freed_memory():
         decisions.append("memory: freed blocks stay with the process, for the next step")
+    kept = keep_images(recipe, dataset.splits["train"], device, _tell(listener, "train"), dataset.skip_bad)
+    validator, lack = _build_validator(recipe, dataset, listener)
+    dataset, sentences = _without_undecodable(dataset, kept, validator)
+    decisions += sentences
     torch.manual_seed(recipe.seed)
-    chosen, sentence = choose_anchors(recipe, records) if anchors is None else (anchors, "anchors of the run")
+    chosen, sentence = (
+        choose_anchors(recipe, dataset.splits["train"]) if anchors is None else (anchors, "anchors of the run")
+    )
     decisions.append(sentence)
     trainee = _build_trainee(recipe, dataset, chosen, device, precision)
     decisions.append(_describe_gains(trainee.criterion))
-    loader, sentences = build_loader(recipe, records, device, chosen.strides[-1], _tell(listener, "train"))
+    loader, sentences = build_loader(recipe, kept, device, chosen.strides[-1])
     decisions += sentences
-    validator, lack = _build_validator(recipe, dataset, listener)
     if lack is not None:
         decisions.append(f"{lack}: every epoch replaces best.safetensors, and no mAP is known")
-    return Prepared(trainee, loader, validator, device, precision, compiled, tuple(decisions))
+    return Prepared(dataset, trainee, loader, validator, device, precision, compiled, tuple(decisions))
+
+
+def _need_training_images(dataset: DatasetIndex) -> None:
+    if not dataset.splits.get("train", ()):
+        there = ", ".join(name for name, images in dataset.splits.items() if images) or "none"
+        raise InputError(
+            f"{dataset.root}: no training images; a data set needs a split train (splits with images: {there})"
+        )
+
+
+def _without_undecodable(
+    dataset: DatasetIndex, kept: KeptImages, validator: Validator | None
+) -> tuple[DatasetIndex, list[str]]:
+    """The data set without the images that could not be decoded, and a sentence for each split that had some."""
+    sentences = []
+    for split, left_out in (("train", kept.images.left_out), ("val", validator.left_out if validator else ())):
+        if left_out:
+            named = ", ".join(str(one.record.path) for one in left_out[:_NUM_NAMED])
+            more = f" and {len(left_out) - _NUM_NAMED} more" if len(left_out) > _NUM_NAMED else ""
+            what = f"of {len(dataset.splits[split])} {split} images cannot be decoded and are left out"
+            sentences.append(f"labels skipped-bad: {len(left_out)} {what} ({named}{more})")
+        dataset = without_images(dataset, split, left_out)
+    _need_training_images(dataset)
+    return dataset, sentences
 
 
 def choose_anchors(recipe: Recipe, records: tuple[Record, ...]) -> tuple[AnchorSet, str]:
@@ -142,6 +172,7 @@ def _build_validator(recipe: Recipe, dataset: DatasetIndex, listener: Listener) 
         recipe.batch,
         recipe.image_store,
         progress=_tell(listener, "val"),
+        skip_bad=dataset.skip_bad,
     )
     is_labelled = class_counts(records, len(dataset.class_names)).any()
     return validator, None if is_labelled else "the val split has no labels"

@@ -17,13 +17,16 @@ from anchorite.devices import CompileName, PrecisionName
 from anchorite.errors import InputError
 from anchorite.evaluate import ValidationConfig
 from anchorite.loss import LossConfig
-from anchorite.model import default_anchors
+from anchorite.model import MAX_IMAGE_SIZE, default_anchors
+from anchorite.plain_yaml import read_yaml_text, yaml_value
+from anchorite.reading import printable, shorten
 from anchorite.train.average import AverageConfig
 from anchorite.train.built_in import built_in_recipes
 from anchorite.train.optimizer import OptimizerConfig
 
 ModelSize = Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"]
 DEFAULT_RECIPE = "small-data"
+_MOST_PROBLEMS, _LONGEST_NAME = 20, 200  # told of one recipe
 
 
 class AnchorConfig(BaseModel):
@@ -46,7 +49,7 @@ class Recipe(BaseModel):
 
     name: str = Field("default", description="name of the recipe")
     model: ModelSize = Field("n", description="size of the network")
-    image_size: int = Field(640, ge=32, le=8192, description="longer side of the network input in pixels")
+    image_size: int = Field(640, ge=32, le=MAX_IMAGE_SIZE, description="longer side of the network input in pixels")
     epochs: int = Field(100, ge=1, description="passes over the training images")
     batch: int = Field(16, ge=1, description="images per batch")
     seed: int = Field(0, ge=0, le=1_000_000_000, description="seed of weights and augmentation")
@@ -54,6 +57,12 @@ class Recipe(BaseModel):
     precision: PrecisionName = Field("auto", description="auto, fp32, bf16 or fp16")
     compile: CompileName = Field("auto", description="torch.compile for the step: auto (by device), on or off")
     workers: int | None = Field(None, ge=0, description="loader processes; empty: chosen by the machine")
+    worker_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        le=86_400,
+        description="seconds that a loader process may take for a batch before it counts as hung",
+    )
     store: Literal["auto", "device", "ram", "disk", "none"] = Field("auto", description="where decoded images are kept")
     multi_scale: float = Field(0.0, ge=0, le=0.5, description="batches of sizes 1 - x to 1 + x of image_size")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better mAP; 0 never")
@@ -127,11 +136,8 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     """Name and value of a `--set name=value`; the value is read as YAML."""
     name, sign, value = setting.partition("=")
     if not sign or not name.strip():
-        raise InputError(f"--set {setting}: write name=value, such as --set loss.label_smoothing=0.1")
-    try:
-        return name.strip(), _number_like(yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {setting}: the value is not readable as YAML: {error}") from None
+        raise InputError(f"--set {shorten(setting)}: write name=value, such as --set loss.label_smoothing=0.1")
+    return name.strip(), _number_like(yaml_value(value, f"--set {name.strip()}"))
 
 
 def _number_like(value: Any) -> Any:
@@ -155,19 +161,11 @@ def _recipe_text(source: str) -> tuple[str, str]:
             f"--recipe {source}: neither a file nor a built-in recipe; built in are {', '.join(known)}"
             f"{_suggest(source, list(known))}"
         )
-    try:
-        return path.read_text(encoding="utf-8"), source
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--recipe {source}: cannot be read as UTF-8 text: {error}") from None
+    return read_yaml_text(path), source
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    values = yaml_value(text, where)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -208,14 +206,17 @@ def _suggest(name: str, known: list[str]) -> str:
 def _explain(error: ValidationError, where: str, text: str, overrides: Mapping[str, str]) -> str:
     """One line a problem; overrides: for each overridden field, how the user named it."""
     lines = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
+    problems = error.errors(include_url=False)
+    for problem in problems[:_MOST_PROBLEMS]:
+        name = printable(".".join(str(part) for part in problem["loc"] if isinstance(part, str)), _LONGEST_NAME)
         below = (flag for full, flag in overrides.items() if full.startswith(f"{name}."))
         place = overrides.get(name) or next(below, f"{where}{_line_of(text, name)}: {name}")
         if problem["type"] == "extra_forbidden":
             lines.append(f"{place}: no such recipe field{_suggest(name, _all_names())}")
         else:
-            lines.append(f"{place}: {_expectation(problem)} (got {problem['input']!r})")
+            lines.append(f"{place}: {_expectation(problem)} (got {shorten(problem['input'])})")
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
     return "\n".join(lines)
 
 

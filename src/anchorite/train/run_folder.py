@@ -11,11 +11,54 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anchorite.data import DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
 from anchorite.files import write_text_atomically
+from anchorite.reading import read_json
 from anchorite.train.recipe import Recipe, load_recipe
+
+_MAX_FACTS_BYTES = 64_000_000
+
+
+class _SplitFacts(BaseModel):
+    """What is noted of a split."""
+
+    model_config = ConfigDict(strict=True)
+
+    images: int
+    boxes: int
+    fingerprint: str
+
+
+class _LeftOutFacts(BaseModel):
+    """What is noted of an image that could not be decoded."""
+
+    model_config = ConfigDict(strict=True)
+
+    split: str
+    image: str
+    reason: str
+
+
+class _Facts(BaseModel):
+    """The fields of run.json that a resume works with; earlier releases noted fewer."""
+
+    model_config = ConfigDict(strict=True)
+
+    data: str
+    format: Literal["yolo", "coco", "voc"]
+    class_names: list[str]
+    anchors: list[list[float]]
+    splits: dict[str, _SplitFacts] = {}
+    recipe: dict[str, Any] = {}
+    world_size: int = 1
+    skip_bad: bool = False
+    allow_outside: bool = False
+    left_out: list[_LeftOutFacts] = []
 
 
 @dataclass(frozen=True)
@@ -130,14 +173,33 @@ class RunFolder:
         return load_recipe(self.recipe)
 
     def read_facts(self) -> dict[str, Any]:
-        """What else the run was started with: path, format, classes of the data set, how it was read, and anchors."""
+        """What else the run was started with: path, format, classes of the data set, how it was read, and anchors.
+
+        Raises StorageError when the file is damaged.
+        """
         try:
-            facts = json.loads(self.run.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{self.run}: cannot be read: {error}") from error
-        if not isinstance(facts, dict) or not {"data", "format", "class_names", "anchors"} <= facts.keys():
-            raise StorageError(f"{self.run}: damaged: it must say data, format, class_names and anchors of the run")
+            facts = read_json(self.run, _MAX_FACTS_BYTES)
+            _Facts.model_validate(facts)
+        except ValidationError as error:
+            names = sorted({str(problem["loc"][0]) for problem in error.errors(include_url=False)})
+            raise StorageError(
+                f"{self.run}: damaged: it must say data, format, class_names and anchors of the run; see "
+                f"{', '.join(names)}"
+            ) from None
+        except InputError as error:
+            raise StorageError(f"{error}; the run cannot go on without what it says") from error
         return facts
+
+    def as_trained(self, dataset: DatasetIndex) -> DatasetIndex:
+        """The data set as opened, without the images that the run left out because they could not be decoded."""
+        by_split: dict[str, dict[str, str]] = {}
+        for one in self.read_facts().get("left_out", []):
+            by_split.setdefault(one["split"], {})[one["image"]] = one["reason"]
+        for split, reasons in by_split.items():
+            records = [(record, _place(dataset, record.path)) for record in dataset.splits.get(split, ())]
+            gone = [LeftOut(record, reasons[place]) for record, place in records if place in reasons]
+            dataset = without_images(dataset, split, gone)
+        return dataset
 
     def read_rows(self) -> list[dict[str, str]]:
         """The rows of metrics.csv, none when there is no file yet."""
@@ -153,6 +215,20 @@ class RunFolder:
             writer.writeheader()
             writer.writerows(rows)
         write_text_atomically(self.metrics, text.getvalue())
+
+
+def noted_left_out(opened: DatasetIndex, trained_on: DatasetIndex) -> list[dict[str, str]]:
+    """What run.json notes of the images of a data set that were left out after it was opened."""
+    return [
+        {"split": str(one.split), "image": _place(opened, Path(one.origin)), "reason": one.detail}
+        for one in trained_on.adjustments[len(opened.adjustments) :]
+    ]
+
+
+def _place(dataset: DatasetIndex, image: Path) -> str:
+    """Where an image lies from the data set's folder, which may be moved, as a text that can be written."""
+    home = dataset.root if dataset.root.is_dir() else dataset.root.parent
+    return os.fsencode(os.path.relpath(image, home)).decode("utf-8", "backslashreplace")
 
 
 def _lock(descriptor: int, folder: Path) -> None:

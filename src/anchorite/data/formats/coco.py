@@ -18,14 +18,13 @@ from anchorite.data.formats.coco_config import (
     agree_on_categories,
     is_whole,
     json_list,
-    load_json,
 )
 from anchorite.data.formats.geometry import RawBox, build_record, read_image_header, sizes_agree
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, Folders, is_image_name, without_links
-from anchorite.data.formats.text import shorten
 from anchorite.data.index import DatasetIndex, Record
 from anchorite.errors import InputError
+from anchorite.reading import read_json, shorten
 
 ImageId = int | str
 
@@ -36,7 +35,7 @@ def read_coco(files: Sequence[CocoFile], root: Path, log: ReadingLog, allow_outs
     Raises InputError at once for a json or categories that cannot be read, and for bad annotations and images after all
     have been read.
     """
-    contents = {file.path: load_json(file.path) for file in files}
+    contents = {file.path: read_json(file.path) for file in files}
     categories = agree_on_categories(contents)
     folders = Folders()
     splits: dict[str, tuple[Record, ...]] = {}

@@ -5,16 +5,15 @@ Legend: K classes.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, assign_splits, split_of
-from anchorite.data.formats.text import decode_utf8, is_class_name, read_limited, shorten
+from anchorite.data.formats.text import is_class_name
 from anchorite.errors import InputError
+from anchorite.reading import read_json, shorten
 
 ROBOFLOW_NAME = "_annotations.coco.json"
 Json = dict[str, Any]
@@ -57,11 +56,26 @@ def _find_files(folder: Path, log: ReadingLog, fence: Fence) -> tuple[CocoFile, 
     if exported:
         return _by_split(exported, log)
     for base in (folder / "annotations", folder):
-        candidates = [path for path in sorted(base.glob("*.json")) if not fence.refusal(path)]
-        jsons = {path.stem: path for path in candidates if _looks_like_coco(path)}
+        faults: dict[Path, InputError] = {}
+        jsons = {path.stem: path for path in _loose_jsons(base, fence) if _looks_like_coco(path, faults)}
         if jsons:
-            return _by_split(jsons, log)
+            # A split must not get lost because its json is cut short; other jsons may be anything.
+            jsons |= {path.stem: path for path in faults if split_of(path.stem)}
+            return _by_split(dict(sorted(jsons.items())), log)
     return ()
+
+
+def broken_jsons(folder: Path, fence: Fence) -> list[InputError]:
+    """What is wrong with each json of a folder in which no dataset was found, if it cannot be read at all."""
+    faults: dict[Path, InputError] = {}
+    for base in (folder / "annotations", folder):
+        for path in _loose_jsons(base, fence):
+            _looks_like_coco(path, faults)
+    return list(faults.values())
+
+
+def _loose_jsons(folder: Path, fence: Fence) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.json")) if not fence.refusal(path)]
 
 
 def single_coco(path: Path) -> tuple[CocoFile, ...]:
@@ -74,26 +88,14 @@ def _by_split(paths_by_name: Mapping[str, Path], log: ReadingLog) -> tuple[CocoF
     return tuple(CocoFile(split, path) for split, path in assign_splits(paths_by_name, log).items())
 
 
-def _looks_like_coco(path: Path) -> bool:
+def _looks_like_coco(path: Path, faults: dict[Path, InputError]) -> bool:
+    """Whether a json holds images and annotations; what keeps it from being read is noted."""
     try:
-        content = load_json(path)
-    except InputError:
+        content = read_json(path)
+    except InputError as error:
+        faults[path] = error
         return False
     return "images" in content and "annotations" in content
-
-
-def load_json(path: Path) -> Json:
-    """A JSON object from a file; InputError as file:line:column where it is none."""
-    text = decode_utf8(read_limited(path, sys.maxsize), path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
-    except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
-        raise InputError(f"{path}: not readable as JSON: {shorten(str(error))}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a COCO json is an object with images, annotations and categories")
-    return content
 
 
 def json_list(content: Json, key: str, path: Path) -> list[Any]:

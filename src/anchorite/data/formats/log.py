@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from anchorite.data.formats.text import printable
 from anchorite.data.index import Adjustment, AdjustmentKind
 from anchorite.errors import InputError
+from anchorite.reading import printable
 
 MAX_LISTED = 20
 _LONGEST_ORIGIN = 5000  # a path has up to 4096 letters

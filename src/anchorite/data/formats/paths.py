@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from anchorite.data.formats.log import ReadingLog
-from anchorite.data.formats.text import printable
 from anchorite.data.headers import IMAGE_SUFFIXES
 from anchorite.errors import InputError
+from anchorite.reading import printable
 
 SPLITS = ("train", "val", "test")
 _SPLIT_WORDS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from anchorite.data.formats.coco import read_coco
-from anchorite.data.formats.coco_config import find_coco, single_coco
+from anchorite.data.formats.coco_config import broken_jsons, find_coco, single_coco
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, exists
 from anchorite.data.formats.voc import read_voc
@@ -17,6 +17,8 @@ from anchorite.data.index import DatasetIndex
 from anchorite.errors import InputError
 
 FormatName = Literal["yolo", "coco", "voc"]
+
+_MOST_BROKEN = 5
 
 _LOOKED_FOR = {
     "yolo": "YOLO: data.yaml, or one *.yaml with names and train",
@@ -31,7 +33,8 @@ def open_dataset(
     """Read a dataset: a folder, a data.yaml or a COCO json.
 
     Of several formats in one folder YOLO is preferred, then COCO, then VOC; `format` overrules. skip_bad: leave out
-    malformed rows and unreadable images instead of raising. allow_outside: follow paths and links out of the dataset.
+    malformed rows and unreadable images instead of raising (damage behind an image's header is found, and the image
+    left out, when it is decoded). allow_outside: follow paths and links out of the dataset.
     Returns the index; `adjustments` says what was clipped, dropped, skipped or ignored. Nothing is written.
     Raises InputError when nothing is recognised, or with the first 20 bad rows and their count.
     """
@@ -46,7 +49,7 @@ def open_dataset(
         index = index or _open_folder(root, format, log, allow_outside)
     except OSError as error:
         raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
-    return replace(index, allow_outside=allow_outside)
+    return replace(index, allow_outside=allow_outside, skip_bad=skip_bad)
 
 
 def _open_file(path: Path, format: FormatName | None, log: ReadingLog, allow_outside: bool) -> DatasetIndex:
@@ -76,6 +79,15 @@ def _open_folder(root: Path, format: FormatName | None, log: ReadingLog, allow_o
         layout = find_voc(root, log, fence)
         if layout is not None:
             return read_voc(layout, root, log, allow_outside)
+    broken = broken_jsons(root, fence) if format in (None, "coco") else []
+    if broken:
+        more = len(broken) - _MOST_BROKEN
+        raise InputError(
+            f"{root}: no dataset recognised, and of its json files some cannot be read:\n"
+            + "\n".join(f"  {error}" for error in broken[:_MOST_BROKEN])
+            + (f"\n  and {more} more" if more > 0 else "")
+            + "\nIf these are its COCO labels, export or copy them again"
+        )
     wanted = [_LOOKED_FOR[format]] if format else list(_LOOKED_FOR.values())
     raise InputError(
         f"{root}: no dataset recognised. Looked for:\n"

@@ -13,11 +13,12 @@ from typing import NamedTuple
 from anchorite.data.formats.geometry import RawBox, build_record, read_image_header, sizes_agree
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, Folders, exists, without_links
-from anchorite.data.formats.text import is_class_name, plain_number, shorten
+from anchorite.data.formats.text import is_class_name, plain_number
 from anchorite.data.formats.voc_layout import VocItem, VocLayout, read_class_list
 from anchorite.data.formats.xml_tree import XmlElement, read_xml
 from anchorite.data.index import DatasetIndex, Record
 from anchorite.errors import InputError
+from anchorite.reading import shorten
 
 # What remains of a message when the path is taken off its front.
 _LINE_AND_REASON = re.compile(r"(:[0-9]+)?(?:: )?(.*)", re.DOTALL)

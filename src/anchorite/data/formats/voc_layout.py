@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import SPLITS, Fence, assign_splits, is_image_name, split_of
-from anchorite.data.formats.text import decode_utf8, is_class_name, read_limited, shorten
+from anchorite.data.formats.text import is_class_name
 from anchorite.errors import InputError
+from anchorite.reading import decode_utf8, read_limited, shorten
 
 _MAX_LIST_BYTES = 64_000_000
 _XML_FOLDERS = ("Annotations", "annotations")

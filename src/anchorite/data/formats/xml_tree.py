@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
-from anchorite.data.formats.text import read_limited, shorten
 from anchorite.errors import InputError
+from anchorite.reading import read_limited, shorten
 
 _MAX_BYTES = 16_000_000
 _MAX_DEPTH = 32

@@ -12,12 +12,13 @@ from pathlib import Path
 from anchorite.data.formats.geometry import RawBox, build_record, read_image_header
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, Folders, is_image_name, walk_images
-from anchorite.data.formats.text import plain_integer, plain_number, read_limited, shorten
-from anchorite.data.formats.yaml_nodes import read_yaml_mapping
+from anchorite.data.formats.text import plain_integer, plain_number
 from anchorite.data.formats.yolo_config import SplitSource, YoloConfig, read_yolo_config
 from anchorite.data.headers import ImageHeader
 from anchorite.data.index import DatasetIndex, Record
 from anchorite.errors import InputError
+from anchorite.plain_yaml import read_yaml_mapping
+from anchorite.reading import read_limited, shorten
 
 _MAX_LINE_BYTES = 1_000_000
 _MAX_LABEL_BYTES = 64_000_000

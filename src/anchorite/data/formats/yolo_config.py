@@ -12,9 +12,10 @@ import yaml
 
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, exists, split_of
-from anchorite.data.formats.text import is_class_name, plain_integer, printable, shorten
-from anchorite.data.formats.yaml_nodes import kind_of, line_of, read_yaml_mapping
+from anchorite.data.formats.text import is_class_name, plain_integer
 from anchorite.errors import InputError
+from anchorite.plain_yaml import kind_of, line_of, read_yaml_mapping
+from anchorite.reading import printable, shorten
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,9 @@ _EXACT = {
     ("torch._utils", "_rebuild_parameter"): Kind.PARAMETER,
     ("torch", "Size"): Kind.SIZE,
     ("argparse", "Namespace"): Kind.OBJECT,
+    # What a model is wrapped in for training on several devices: it holds the model as its layer "module".
+    ("torch.nn.parallel.data_parallel", "DataParallel"): Kind.OBJECT,
+    ("torch.nn.parallel.distributed", "DistributedDataParallel"): Kind.OBJECT,
     # A score, a date's text or a path beside the weights, as NumPy, Python 2's protocol and pathlib store them.
     ("numpy", "dtype"): Kind.FORGOTTEN,
     ("numpy.core.multiarray", "scalar"): Kind.FORGOTTEN,
@@ -85,9 +88,12 @@ def allowed_global(module: Any, name: Any) -> Global:
         kind = Kind.OBJECT
     if kind is not None:
         return Global(module, name, kind)
+    # A layer whose forward was replaced by another of its methods is stored with a call of getattr.
+    fused = "; a model that was fused before it was saved asks for it: give the checkpoint from before that"
+    why = fused if name == "getattr" and _BETTER_KNOWN.get(module, module) == "builtins" else ""
     known_as = f" ({shown(f'{_BETTER_KNOWN[module]}.{name}')})" if module in _BETTER_KNOWN else ""
     raise UnsafeFileError(
-        f"asks for {shown(f'{module}.{name}')}{known_as}, which could run code; nothing of it was run"
+        f"asks for {shown(f'{module}.{name}')}{known_as}, which could run code; nothing of it was run{why}"
     )
 
 

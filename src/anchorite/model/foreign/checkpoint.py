@@ -23,9 +23,8 @@ from anchorite.model.foreign.placed import read_tensor
 from anchorite.model.foreign.sandbox import Found, read_in_sandbox
 from anchorite.model.foreign_names import foreign_anchors_name, foreign_names, joined
 from anchorite.model.table import SIZES, plan
-from anchorite.model.weights import WeightsInfo
+from anchorite.model.weights import MAX_IMAGE_SIZE, WeightsInfo
 
-_MAX_IMAGE_SIZE = 8192
 _MAX_CLASSES = 10_000
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
 _NUM_SHOWN = 5
@@ -204,6 +203,6 @@ def _loaded(found: Found, detector: Detector, file: BinaryIO) -> Mapping[str, Te
 
 def _usable_image_size(stored: int | None, stride: int) -> int | None:
     """The stored side where a detector can take it; a multiple of the coarsest stride, as training rounds it up to."""
-    if stored is None or not 0 < stored <= _MAX_IMAGE_SIZE:
+    if stored is None or not 0 < stored <= MAX_IMAGE_SIZE:
         return None
     return -(-stored // stride) * stride

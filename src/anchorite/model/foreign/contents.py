@@ -29,6 +29,7 @@ _SETTINGS = {
     "Upsample": ("size", "scale_factor", "mode"),
     "Concat": ("d",),
 }
+_WRAPPED = "module."  # before the name of each tensor of a wrapped model
 _SOURCES = "f"  # the numbers of the layers that a numbered layer takes its input from
 
 
@@ -50,13 +51,17 @@ def described(checkpoint: Any) -> dict[str, Any]:
 
     Raises InputError when it is none of the family, and UnsafeFileError when it would take too much to go through.
     """
+    if _is_state_dict(checkpoint) and not any(part in checkpoint for part in MODEL_PARTS):
+        raise InputError(_about_state_dict("it", checkpoint))
     if not isinstance(checkpoint, dict):
         raise InputError("no training checkpoint: not a dict with a model; give the .pt file that training wrote")
     part = next((part for part in MODEL_PARTS if checkpoint.get(part) is not None), None)
     if part is None:
         keys = ", ".join(shown(str(key)) for key in list(checkpoint)[:10])
         raise InputError(f"no training checkpoint: no model in it, only {keys or 'nothing'}")
-    model = checkpoint[part]
+    model = _unwrapped(checkpoint[part])
+    if _is_state_dict(model):
+        raise InputError(_about_state_dict(f"its {part}", model))
     if not isinstance(model, Inert):
         raise InputError(f"its {part} is a {type(model).__name__}, not a model of the original family")
     tensors: dict[str, dict[str, Any]] = {}
@@ -78,6 +83,37 @@ def described(checkpoint: Any) -> dict[str, Any]:
         "class_names": _class_names(model.state.get("names")),
         "image_size": _image_size(checkpoint.get("opt")),
     }
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(each, View) for each in value.values())
+
+
+def _about_state_dict(what: str, tensors: dict[Any, View]) -> str:
+    """What a state dict is, what it lacks, and what to give instead."""
+    names = [str(name) for name in tensors]
+    is_wrapped = all(name.startswith(_WRAPPED) for name in names)
+    plain = {name.removeprefix(_WRAPPED) if is_wrapped else name for name in names}
+    is_family = "model.0.conv.weight" in plain
+    said = [f"{what} is a state dict: {len(names)} tensors by name, without class names and the layers' settings"]
+    said += ["its names begin with module., as after training on several devices"] if is_wrapped else []
+    if not is_family:
+        said.append(f"they are not named as the original family does, but {', '.join(map(shown, names[:3]))}")
+    elif "model.0.conv.bias" in plain:
+        said.append("BatchNorm is folded into its convolutions")
+    return f"{'; '.join(said)}. Give the .pt file that training wrote (best.pt, last.pt), which holds the whole model"
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model itself, where it is wrapped for training on several devices as the only layer, "module"."""
+    for _ in range(MAX_DEPTH):
+        if not isinstance(model, Inert) or model.kind.module.partition("parallel")[0] != "torch.nn.":
+            break
+        layers = _part(model, "_modules")
+        if [name for name, _ in layers] != [_WRAPPED[:-1]] or any(True for _ in _own_tensors(model)):
+            break
+        model = layers[0][1]
+    return model
 
 
 def _layers(model: Inert) -> Iterator[tuple[str, Inert]]:

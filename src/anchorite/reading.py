@@ -1,0 +1,69 @@
+"""Reading small files that strangers may have written: up to a limit, as text or JSON, and shown safely in messages."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+from anchorite.errors import InputError
+
+
+def read_limited(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file of at most `max_bytes`; InputError naming the path and the reason otherwise."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or device would block for ever
+            raise InputError(f"{path}: not a regular file")
+        if status.st_size > max_bytes:
+            raise InputError(
+                f"{path}: {status.st_size / 1e6:.1f} MB, more than the {max_bytes / 1e6:.0f} MB such a file may have"
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: the file does not exist") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def decode_utf8(data: bytes, path: Path) -> str:
+    """UTF-8 text, with or without a byte order mark; InputError naming the line of the first bad byte otherwise."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8 text (byte {data[error.start]:#04x})") from error
+
+
+def read_json(path: Path, max_bytes: int = sys.maxsize) -> dict[str, Any]:
+    """The JSON object in a file; InputError as file:line:column where it is none."""
+    text = decode_utf8(read_limited(path, max_bytes), path)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
+    except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
+        raise InputError(f"{path}: not readable as JSON: {shorten(str(error))}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}:1:1: a JSON object {{...}} is wanted, not {type(content).__name__}")
+    return content
+
+
+def printable(words: str, max_length: int = 1000) -> str:
+    """Words of a message, what is not printable escaped, and cut to a length: file names may come from strangers."""
+    if not words.isprintable():
+        words = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words[: max_length + 1])
+    return words if len(words) <= max_length else words[: max_length - 3] + "..."
+
+
+def shorten(value: object, max_length: int = 60) -> str:
+    """A value as shown in a message: printable ASCII, and cut to a length."""
+    text = ascii(value)
+    return text if len(text) <= max_length else text[: max_length - 3] + "..."
+
+
+def one_line(text: str) -> str:
+    """A text that stays one line whatever the names in it hold; bytes that are no text stay as they are."""
+    return "".join(char if char.isprintable() or 0xDC80 <= ord(char) <= 0xDCFF else "?" for char in text)

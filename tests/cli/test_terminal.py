@@ -1,0 +1,88 @@
+"""What a person sees in a terminal, and what a program reads with --json-lines, from real processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from anchorite.cli import run
+from tests.cli.commands import data_folder, quick_recipe, started, weights
+from tests.cli.terminals import SeenScreen, in_terminal
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_run_in_a_terminal_leaves_a_table_and_its_paths(tmp_path: Path) -> None:
+    words = ["train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(tmp_path / "r")]
+    written, code = in_terminal(*words, columns=80, NO_COLOR="1")
+    lines = SeenScreen(80).feed(written).shown()
+    assert code == 0, lines
+    header = lines.index("  epoch      box   object    class   img/s   mAP50     mAP  best     left")
+    assert [line.split()[0] for line in lines[header + 1 : header + 3]] == ["1/2", "2/2"]
+    assert lines[header + 1].split()[-2] == "best"
+    assert lines[header + 3].startswith("done (complete)")
+    text = "\n".join(lines)
+    assert "hint: Ctrl-C stops the run and loses nothing." in text
+    assert "hint: 10 training images are few" in text
+    assert "\x1b[3" not in written.replace("\x1b[3m", "")  # italic is no colour
+    # A run beside one that has ended is not the first.
+    again, _ = in_terminal(*words[:-1], str(tmp_path / "r2"), "--epochs", "1", columns=80)
+    assert "hint:" not in again
+
+
+def test_ctrl_c_in_a_terminal_wipes_the_bar_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    words = ["train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(out), "--epochs", "60"]
+    written, code = in_terminal(*words, columns=120, interrupt_when=lambda text: "best so far" in text)
+    lines = SeenScreen(120).feed(written).shown()
+    assert code == 130
+    end = "\n".join(lines).rstrip().splitlines()[-3:]
+    assert end[0].split()[0].endswith("/60")
+    assert end[1] == "anchorite: interrupted"
+    assert end[2].startswith("to go on with the run: anchorite train --resume ")
+    assert not any("best so far" in line or "^C" in line for line in lines)
+
+
+def test_json_lines_are_complete_and_come_as_they_happen(tmp_path: Path) -> None:
+    words = ["train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(tmp_path / "r"), "--json-lines"]
+    process = started(*words)
+    assert process.stdout is not None
+    events = [json.loads(line) for line in process.stdout]
+    assert process.wait(timeout=300) == 0
+    names = [event["event"] for event in events]
+    assert names[0] == "data"
+    assert [name for name in names if name in ("run_started", "epoch", "run_finished", "finished")] == [
+        "run_started", "epoch", "epoch", "run_finished", "finished"
+    ]  # fmt: skip
+    assert events[0]["splits"]["val"]["images"] == 4
+    assert all(Path(events[-1][name]).is_file() for name in ("best_weights", "last_weights", "report"))
+
+
+def test_validate_and_predict_print_json_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = weights()
+    capsys.readouterr()
+    assert run(["validate", words, str(data_folder()), "--json-lines"]) == 0
+    (one,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (one["event"], one["images"], one["split"]) == ("validated", 4, "val")
+    photos = str(data_folder() / "images" / "val")
+    assert run(["predict", words, photos, "--json-lines", "--out", str(tmp_path / "p")]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events] == ["image"] * 4 + ["predicted"]
+    assert (events[0]["width"], events[0]["height"]) == (64, 64)
+    assert run(["predict", words, photos, "--quiet", "--out", str(tmp_path / "q")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train nowhere --epochs 1.5", "--epochs: '1.5' is no whole number; write one such as 10"),
+        ("train nowhere --quiet --json-lines", "--quiet and --json-lines: choose one"),
+        ("validate w d --json --json-lines", "--json and --json-lines: choose one"),
+    ],
+)
+def test_wrong_uses_say_what_to_do(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words.split()) == 2
+    assert message in capsys.readouterr().err
