@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from anchorite.errors import StorageError
+
+# struct flock of 64-bit systems: its layout, and where l_type is in it.
+_FLOCK_LAYOUTS = {"linux": ("hhqqi", 0), "darwin": ("qqihh", 3)}
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], num_bytes: int | None = None) -> None:
@@ -38,6 +43,24 @@ def write_atomically(path: Path, write: Callable[[Path], None], num_bytes: int |
 def write_text_atomically(path: Path, text: str) -> None:
     """`write_atomically` for a UTF-8 text."""
     write_atomically(path, lambda temporary: _write_text(temporary, text))
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock file; only asked, never taken, so that nothing that starts is refused.
+
+    Not for the process that may hold it itself: closing any handle on such a file gives up the locks of the process.
+    """
+    try:
+        import fcntl
+
+        layout, position = _FLOCK_LAYOUTS[sys.platform]
+        fields = [0] * len(layout)
+        fields[position] = fcntl.F_WRLCK
+        with path.open("rb") as file:
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, *fields))
+        return bool(struct.unpack(layout, answer)[position] != fcntl.F_UNLCK)
+    except (ImportError, KeyError, OSError):  # no POSIX system, none whose layout is known, no file or no such locks
+        return False
 
 
 def _write_text(path: Path, text: str) -> None:

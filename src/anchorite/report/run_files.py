@@ -12,9 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from anchorite.errors import InputError
+from anchorite.plain_yaml import yaml_value
 
 _MAX_BYTES = 20_000_000
 _MAX_SETTINGS = 5000
@@ -69,15 +68,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     text = _read_text(path)
     if text is None:
         return {}
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or "unreadable"
-        raise InputError(f"{where}: not valid YAML: {problem}; correct it or remove it") from error
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}; correct it or remove it") from error
+    recipe = yaml_value(text, str(path))
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: must be a mapping of settings, not {type(recipe).__name__}; correct it or remove it")
     return recipe

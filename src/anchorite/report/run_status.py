@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import struct
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from anchorite.files import is_locked
 from anchorite.report.run_files import RunFiles
 
 State = Literal["running", "finished", "diverged", "interrupted", "stopped"]
-# struct flock of 64-bit systems: its layout, and where l_type is in it.
-_FLOCK_LAYOUTS = {"linux": ("hhqqi", 0), "darwin": ("qqihh", 3)}
 _WATCHED = ("recipe.yaml", "run.json", "metrics.csv", "summary.json", "validation.json", "predictions", "plots")
 
 
@@ -62,21 +59,6 @@ def read_status(files: RunFiles, now: float | None = None) -> RunStatus:
         return RunStatus("interrupted", words, epochs, num_epochs, None)
     words = f"Not being trained; {epochs}{of} epochs are done, and there is no checkpoint."
     return RunStatus("stopped", words, epochs, num_epochs, None)
-
-
-def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock file; only asked, never taken, so that nothing that starts is refused."""
-    try:
-        import fcntl
-
-        layout, position = _FLOCK_LAYOUTS[sys.platform]
-        fields = [0] * len(layout)
-        fields[position] = fcntl.F_WRLCK
-        with path.open("rb") as file:
-            answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, *fields))
-        return bool(struct.unpack(layout, answer)[position] != fcntl.F_UNLCK)
-    except (ImportError, KeyError, OSError):  # no POSIX system, none whose layout is known, no file or no such locks
-        return False
 
 
 def stamp(folder: Path) -> str:

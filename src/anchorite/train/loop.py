@@ -234,10 +234,8 @@ class _Run:
             )
 
     def _after_divergence(self) -> str:
-        return (
-            f"what was saved before in {self.folder.path} is as it was. Start a new run with a lower optimizer.rate or "
-            "a longer optimizer.warmup_epochs"
-        )
+        kept = f"what was saved before in {self.folder.path} is as it was"
+        return f"{kept}. Start a new run with a lower optimizer.rate or a longer optimizer.warmup_epochs"
 
     def _tell_step(self, number: int, speed: float) -> None:
         per_epoch = len(self.prepared.loader)
@@ -265,12 +263,8 @@ class _Run:
 
     def _conclude_epoch(self, row: dict[str, float], validation: ValidationResult | None) -> None:
         """Save weights, metrics and the checkpoint of an epoch."""
-        progress = replace(
-            self.progress,
-            epoch=self.progress.epoch + 1,
-            partial=PartialEpoch(),
-            skipped_in_a_row=self.watch.in_a_row,
-        )
+        epoch, in_a_row = self.progress.epoch + 1, self.watch.in_a_row
+        progress = replace(self.progress, epoch=epoch, partial=PartialEpoch(), skipped_in_a_row=in_a_row)
         averaged = self.prepared.trainee.average.model
         score = validation.metrics.map if validation is not None else math.nan
         # Without a score, be it that the val split is missing or has no labels, the newest weights count as the best.

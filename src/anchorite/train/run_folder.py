@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anchorite.data import DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
-from anchorite.files import write_text_atomically
+from anchorite.files import is_locked, write_text_atomically
 from anchorite.reading import read_json
 from anchorite.train.recipe import Recipe, load_recipe
 
@@ -151,14 +151,7 @@ class RunFolder:
 
     def is_held(self) -> bool:
         """Whether another process is training in this folder; False where that cannot be told."""
-        try:
-            with (self.path / ".lock").open("r+") as file:
-                _lock(file.fileno(), self.path)
-        except InputError:
-            return True
-        except OSError:
-            return False
-        return False
+        return is_locked(self.path / ".lock")
 
     def append_skipped(self, facts: dict[str, Any]) -> None:
         """Add a line to the log of skipped steps."""
