@@ -13,6 +13,8 @@ from anchorite.cli.options import OutputOptions, ReadingOptions, RunningOptions
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex, Record
+    from anchorite.model import Detector, WeightsInfo
+    from anchorite.predict.runtime import Runtime
 
 _NUM_TOLD = 20  # of what was left out
 
@@ -33,34 +35,19 @@ def validate(
     from anchorite.cli.folders import refuse_taken
     from anchorite.data import open_dataset, without_images
     from anchorite.devices import keep_freed_memory
-    from anchorite.errors import InputError
     from anchorite.evaluate import ValidationConfig, Validator
-    from anchorite.export import is_export, load_export
-    from anchorite.model import load_weights
     from anchorite.train import choose_device, choose_precision
 
     reading, running, output = reading or ReadingOptions(), running or RunningOptions(), output or OutputOptions()
     output.check()
-    if json and output.json_lines:
-        raise InputError("--json and --json-lines: choose one; both print the result as one line of JSON")
-    if weights.is_dir() and data.suffix == ".safetensors":
-        raise InputError(f"validate: the weights come first, then the data: anchorite validate {data} {weights}")
+    _refuse(weights, data, json and output.json_lines)
     if out is not None:
         refuse_taken(out)
     chosen_device = choose_device(running.device)
     dtype = choose_precision(running.precision, chosen_device).dtype
     keep_freed_memory()
-    network = load_export(weights, running.device) if is_export(weights) else load_weights(weights)
-    info = network[1] if isinstance(network, tuple) else network.info
-    if not isinstance(network, tuple) and running.precision != "auto":
-        raise InputError(f"--precision {running.precision}: {weights} runs in the one it was exported in; leave it out")
-    stride = info.anchors.strides[-1]
-    size = running.image_size or info.image_size
-    if size % stride:
-        raise InputError(
-            f"--image-size {size}: must be a multiple of {stride}, the coarsest stride of {weights}; "
-            f"take {-(-size // stride) * stride}"
-        )
+    network, info = _loaded(weights, running)
+    size = _side(running.image_size or info.image_size, info, weights)
     dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
     if dataset.class_names != info.class_names:
         raise InputError(
@@ -90,6 +77,43 @@ def validate(
         print(f"plots: {out}")
     if not output.quiet:
         hint("to see what it finds in images of yours:", f"anchorite predict {shlex.quote(str(weights))} IMAGES")
+
+
+def _refuse(weights: Path, data: Path, both_ways: bool) -> None:
+    """What can be told to be wrong before anything is read."""
+    from anchorite.errors import InputError
+
+    if both_ways:
+        raise InputError("--json and --json-lines: choose one; both print the result as one line of JSON")
+    if weights.is_dir() and data.suffix == ".safetensors":
+        raise InputError(f"validate: the weights come first, then the data: anchorite validate {data} {weights}")
+
+
+def _loaded(weights: Path, running: RunningOptions) -> tuple[tuple[Detector, WeightsInfo] | Runtime, WeightsInfo]:
+    """A detector with its header, or the runtime of an export; and what either says of itself."""
+    from anchorite.errors import InputError
+    from anchorite.export import is_export, load_export
+    from anchorite.model import load_weights
+
+    if not is_export(weights):
+        loaded = load_weights(weights)
+        return loaded, loaded[1]
+    if running.precision != "auto":
+        raise InputError(f"--precision {running.precision}: {weights} runs in the one it was exported in; leave it out")
+    network = load_export(weights, running.device)
+    return network, network.info
+
+
+def _side(size: int, info: WeightsInfo, weights: Path) -> int:
+    from anchorite.errors import InputError
+
+    stride = info.anchors.strides[-1]
+    if size % stride:
+        raise InputError(
+            f"--image-size {size}: must be a multiple of {stride}, the coarsest stride of {weights}; "
+            f"take {-(-size // stride) * stride}"
+        )
+    return size
 
 
 def _print_json(result: dict[str, Any], facts: dict[str, Any] | None, dataset: DatasetIndex) -> None:
