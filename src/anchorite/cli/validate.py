@@ -49,11 +49,7 @@ def validate(
     network, info = _loaded(weights, running)
     size = _side(running.image_size or info.image_size, info, weights)
     dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
-    if dataset.class_names != info.class_names:
-        raise InputError(
-            f"{weights} and {data} have other classes: {_first_difference(info.class_names, dataset.class_names)}; "
-            "validate on data with the same classes in the same order"
-        )
+    _refuse_other_classes(weights, info.class_names, data, dataset.class_names)
     records = _records(dataset, split)
     with counting("decoded", shown=not (output.quiet or output.json_lines or json), in_logs=False) as progress:
         validator = Validator(
@@ -102,6 +98,16 @@ def _loaded(weights: Path, running: RunningOptions) -> tuple[tuple[Detector, Wei
         raise InputError(f"--precision {running.precision}: {weights} runs in the one it was exported in; leave it out")
     network = load_export(weights, running.device)
     return network, network.info
+
+
+def _refuse_other_classes(weights: Path, known: tuple[str, ...], data: Path, given: tuple[str, ...]) -> None:
+    from anchorite.errors import InputError
+
+    if given != known:
+        raise InputError(
+            f"{weights} and {data} have other classes: {_first_difference(known, given)}; "
+            "validate on data with the same classes in the same order"
+        )
 
 
 def _side(size: int, info: WeightsInfo, weights: Path) -> int:
