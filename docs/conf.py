@@ -10,7 +10,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import anchorite
 
-ROOMS = ("anchors", "boxes", "data", "evaluate", "inspect", "loss", "metrics", "model", "predict", "report", "train")
+ROOMS = (
+    "anchors",
+    "boxes",
+    "data",
+    "evaluate",
+    "inspect",
+    "loss",
+    "metrics",
+    "model",
+    "predict",
+    "report",
+    "serve",
+    "train",
+    "tune",
+)
 # Rooms that import a name only when it is asked for show autodoc no more than what somebody has asked for.
 for room in (importlib.import_module(f"anchorite.{name}") for name in ROOMS):
     vars(room).update({name: getattr(room, name) for name in room.__all__})
