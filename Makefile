@@ -1,8 +1,9 @@
 # `make` lists the targets. Each works in a fresh clone and needs Python >= 3.11 and a package registry, nothing else.
 
 PYTHON ?= python3
-# Pinned, so that sums are taken in the same order on every machine with two cores or more.
-TEST_THREADS ?= 2
+# Pinned, so that sums are taken in the same order on every machine; a process a core, and each with one thread.
+TEST_THREADS ?= 1
+TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -37,7 +38,7 @@ check: $(VENV)/.installed-dev
 
 test: check $(VENV)/.browser
 	@echo "== pytest"
-	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q --durations=15 $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q --durations=15 -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 # Strict: a reference or link that leads nowhere is an error. Fresh, because what was left over would hide one.
 docs: $(VENV)/.installed-dev

@@ -87,7 +87,7 @@ class Bait:
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
 def test_pickles_are_refused_unread(tmp_path: Path, name: str) -> None:
     torch.save({"model": Bait()}, tmp_path / name)
-    with pytest.raises(UnsafeFileError, match=rf"{name}: by content or name a pickle"):
+    with pytest.raises(UnsafeFileError, match=rf"{name}: by content a zip, as torch.save writes it around a pickle"):
         load_weights(tmp_path / name)
     (tmp_path / name).write_bytes(pickle.dumps(Bait()))
     with pytest.raises(UnsafeFileError, match="pickle"):
@@ -170,9 +170,39 @@ def test_files_cut_off_anywhere_are_refused(saved: tuple, tmp_path: Path) -> Non
 
 
 def test_a_missing_file_or_a_folder_is_a_mistake_in_the_path(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(InputError, match="cannot be read"):
+    for path, said in ((tmp_path / "none.safetensors", "cannot be read"), (tmp_path, "a folder, no weight file")):
+        with pytest.raises(InputError, match=said):
             load_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is empty"),
+        ("Gewichte f\u00fcr Karten\n".encode() * 40, "no safetensors file but a text that begins with 'Gewichte f"),
+        (b'{"weights": [' + b"1, " * 300, "a text that begins with"),
+        (b"<!DOCTYPE html><title>Not found</title>", "a web page, saved in place of a download"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image; the weights come first"),
+        (b"\xff" * 600, "cut off or no safetensors file"),
+        (b"\x10" + bytes(7) + b"junk" * 4, "cut off or no safetensors file"),
+    ],
+)
+def test_what_was_given_instead_of_weights_is_said(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_weights(path)
+    assert str(path) in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_pickle_is_not_to_be_imported_over_itself(tmp_path: Path) -> None:
+    for name, out in (("a.pt", "a.safetensors"), ("b.safetensors", "b-imported.safetensors")):
+        torch.save({"a": torch.zeros(1)}, tmp_path / name)
+        with pytest.raises(UnsafeFileError) as caught:
+            load_weights(tmp_path / name)
+        assert str(caught.value).endswith(f"anchorite import {tmp_path / name} {out}")
 
 
 def test_a_place_that_cannot_be_written_is_a_storage_error(saved: tuple, tmp_path: Path) -> None:

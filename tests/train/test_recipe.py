@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from anchorite.errors import InputError
 from anchorite.train import built_in_recipes, load_recipe, parse_setting
+from anchorite.train.familiar_names import FAMILIAR_NAMES, WITHOUT_FIELD
+from anchorite.train.recipe import field_names
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", sorted(built_in_recipes()))
@@ -98,6 +103,52 @@ def test_a_table_of_anchors_is_taken_from_yaml_and_written_back(rows: list[list[
 def test_a_table_of_anchors_that_does_not_fit_the_model_is_refused(rows: object) -> None:
     with pytest.raises(InputError, match=r"^--set anchors.rows: "):
         load_recipe("small-data", {"anchors.rows": rows})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lr", "did you mean optimizer.rate?"),
+        ("optimizer.lr0", "did you mean optimizer.rate?"),
+        ("lrf", "did you mean optimizer.final_rate?"),
+        ("hsv_h", "did you mean augment.hue?"),
+        ("loss.box", "did you mean loss.box_gain?"),
+        ("FlipLR", "did you mean augment.flip_horizontal?"),
+        ("imgsz", "did you mean image_size?"),
+        ("batch-size", "did you mean batch?"),
+        ("decay", "did you mean optimizer.decay or average.decay?"),
+        ("perspective", "nothing here does what perspective does elsewhere: images are rotated"),
+    ],
+)
+def test_the_names_that_other_trainers_use_lead_to_ours(name: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=re.escape(f"--set {name}: no such recipe field; {said}")):
+        load_recipe("small-data", {name: 0.1})
+    *groups, last = name.split(".")
+    path = tmp_path / "r.yaml"
+    path.write_text("".join(f"{group}:\n" for group in groups) + f"{' ' * len(groups)}{last}: 0.1\n")
+    with pytest.raises(InputError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}:{len(groups) + 1}: {name}: no such recipe field; {said}")
+
+
+def test_what_other_trainers_call_our_fields_is_what_the_documentation_says() -> None:
+    fields = set(field_names())
+    assert set(FAMILIAR_NAMES.values()) <= fields
+    assert not set(WITHOUT_FIELD) & set(FAMILIAR_NAMES)
+    rows = (ROOT / "docs/other-trainers.md").read_text(encoding="utf-8").splitlines()
+    documented = 0
+    for row in (row.split("|") for row in rows if row.startswith("|")):
+        theirs = set(re.findall(r"\w+", row[1])) & FAMILIAR_NAMES.keys()
+        ours = set(re.findall(r"`(\w+\.\w+)`", row[3])) & fields
+        for name in theirs if ours and "`--" not in row[1] else ():
+            assert FAMILIAR_NAMES[name] in ours, name
+            documented += 1
+    assert documented > 20
+
+
+def test_a_group_is_not_set_at_once() -> None:
+    with pytest.raises(InputError, match=r"--set average: this is a group .*: average.decay, average.ramp_steps"):
+        load_recipe("small-data", {"average": 3})
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 
 from anchorite.errors import InputError, StorageError
 
@@ -21,9 +22,12 @@ def free_folder(wanted: Path) -> Path:
 def refuse_taken(folder: Path, flag: str = "--out") -> None:
     """Raise at once, before minutes of work, what making and filling `folder` would raise later.
 
-    InputError when there is something in it, StorageError when it could not be made.
+    InputError when there is something in it, StorageError when it could not be made. It is made and removed again to
+    see that, because permissions alone do not tell: they let root write anywhere, even into /proc.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"{flag} {folder}: a link that leads nowhere; name a new or an empty folder")
+    if folder.exists() and (not folder.is_dir() or _holds_something(folder, flag)):
         is_run = (folder / "recipe.yaml").is_file()
         other = f"go on with that run by --resume {shlex.quote(str(folder))}, or name" if is_run else "name"
         raise InputError(
@@ -32,5 +36,28 @@ def refuse_taken(folder: Path, flag: str = "--out") -> None:
     parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not parent.is_dir():
         raise StorageError(f"{flag} {folder}: cannot be made: {parent} is a file; name another folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise StorageError(f"{flag} {folder}: cannot be made: no permission to write in {parent}; name another folder")
+    made: list[Path] = []
+    try:
+        for place in reversed([folder.absolute(), *folder.absolute().parents]):
+            if not place.exists():
+                with suppress(FileExistsError):  # somebody else was quicker
+                    place.mkdir()
+                    made.append(place)
+        made.append(Path(mkdtemp(prefix=".anchorite-", dir=folder)))
+    except OSError as error:
+        raise StorageError(
+            f"{flag} {folder}: nothing can be made in {parent}: {error.strerror or error}; name another folder"
+        ) from error
+    finally:
+        for place in reversed(made):
+            with suppress(OSError):  # somebody else has put something in
+                place.rmdir()
+
+
+def _holds_something(folder: Path, flag: str) -> bool:
+    try:
+        return any(folder.iterdir())
+    except OSError as error:
+        raise StorageError(
+            f"{flag} {folder}: cannot be read: {error.strerror or error}; name another folder"
+        ) from error

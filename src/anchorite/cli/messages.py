@@ -5,19 +5,52 @@ from __future__ import annotations
 import difflib
 import errno
 
-from cyclopts import CycloptsError, MissingArgumentError, UnknownCommandError, UnusedCliTokensError
+from cyclopts import (
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 _USAGE = {
     "demo": "anchorite demo",
     "train": "anchorite train DATA",
     "validate": "anchorite validate WEIGHTS DATA",
     "predict": "anchorite predict WEIGHTS SOURCE...",
+    "explain": "anchorite explain DATA",
     "inspect": "anchorite inspect DATA",
+    "suspects": "anchorite suspects DATA --weights WEIGHTS",
+    "serve": "anchorite serve WEIGHTS",
+    "tune": "anchorite tune DATA",
+    "anchors": "anchorite anchors DATA",
+    "convert": "anchorite convert DATA OUT --to yolo|coco|voc",
+    "split": "anchorite split DATA OUT",
     "runs": "anchorite runs [RUN]",
     "report": "anchorite report RUN [RUN...]",
+    "export": "anchorite export WEIGHTS",
     "import": "anchorite import SOURCE OUT",
     "recipes": "anchorite recipes [NAME]",
     "benchmark": "anchorite benchmark [NAME]",
+}
+# Flags that other trainers have for what some command here has, too: docs/other-trainers.md.
+_FAMILIAR_FLAGS = {
+    "--agnostic-nms": "--class-agnostic",
+    "--batch-size": "--batch",
+    "--cfg": "--model",
+    "--conf": "--confidence",
+    "--conf-thres": "--confidence",
+    "--exist-ok": "--out",
+    "--half": "--precision",
+    "--hyp": "--recipe",
+    "--img": "--image-size",
+    "--img-size": "--image-size",
+    "--imgsz": "--image-size",
+    "--iou": "--iou-limit",
+    "--iou-thres": "--iou-limit",
+    "--max-det": "--max-detections",
+    "--name": "--out",
+    "--project": "--out",
 }
 GO_ON = "to go on with the run:"  # begins the note that an error takes along out of a run
 _GLOBAL_FLAGS = ("--help", "--version", "--debug")
@@ -41,7 +74,9 @@ def usage_message(error: CycloptsError) -> str:
         extra = " ".join(repr(word) for word in error.unused_tokens or ())
         return f"{command}: {extra} is one word too many; quote a name that has spaces\n{where}"
     if isinstance(error, MissingArgumentError) and _is_positional(error):
-        return f"{command}: {_word(error)} is missing\n{where}"
+        return f"{command}: {_word(error)} is missing{_what_it_is(error)}\n{where}"
+    if isinstance(error, UnknownOptionError) and (meant := _familiar(error)):
+        return f"{command}: {meant}\n{where}"
     return f"{command}: {error}\n{where}"
 
 
@@ -66,4 +101,40 @@ def _is_positional(error: MissingArgumentError) -> bool:
 
 
 def _word(error: MissingArgumentError) -> str:
-    return error.argument.name.lstrip("-").upper() if error.argument is not None else ""
+    """How the command's usage calls what is missing; with its flag where it can be given by that alone."""
+    if error.argument is None:
+        return ""
+    name = error.argument.name.lstrip("-").upper()
+    by_flag = error.argument.field_info.kind is error.argument.field_info.KEYWORD_ONLY
+    return f"{error.argument.name} {name}" if by_flag else name
+
+
+def _what_it_is(error: MissingArgumentError) -> str:
+    """Its help as the end of a sentence."""
+    told = (error.argument.parameter.help or "") if error.argument is not None else ""
+    return f": {told[0].lower()}{told[1:].rstrip('.')}" if told else ""
+
+
+def _familiar(error: UnknownOptionError) -> str:
+    """What a flag of other trainers is called here, if this command has it; else an empty string."""
+    from anchorite.train.familiar_names import FAMILIAR_NAMES, WITHOUT_FIELD
+
+    flag = (error.token.keyword or error.token.value).partition("=")[0]
+    known = {name for argument in error.argument_collection for name in argument.names}
+    name = flag.lstrip("-").replace("-", "_")
+    if _FAMILIAR_FLAGS.get(flag) in known:
+        return f"unknown option {flag}: here it is {_FAMILIAR_FLAGS[flag]}"
+    if "--set" not in known:
+        return ""
+    if name in WITHOUT_FIELD:
+        return f"unknown option {flag}: nothing here does what it does elsewhere: {WITHOUT_FIELD[name]}"
+    field = FAMILIAR_NAMES.get(name) or _field_called(name)
+    return f"unknown option {flag}: it is a field of the recipe: --set {field}=VALUE" if field else ""
+
+
+def _field_called(name: str) -> str:
+    """The recipe field of this very name or last part of a name, if there is one alone."""
+    from anchorite.train.recipe import field_names
+
+    found = [full for full in field_names() if full.rsplit(".", 1)[-1] == name]
+    return found[0] if len(found) == 1 else ""

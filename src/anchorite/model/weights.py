@@ -38,8 +38,12 @@ MAX_NAME_LENGTH = 10_000
 _METADATA_KEY = "anchorite"
 _MAX_HEADER_LETTERS = 64_000_000
 _NUM_SHOWN = 5
-# A zip (what torch.save writes) and the opening of a pickle of protocol 2 to 5.
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_WEIGHTS = (
+    "weights are the best.safetensors or last.safetensors of a run, or what anchorite import makes of a checkpoint"
+)
+_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
+_ZIP_START = b"PK\x03\x04"  # what torch.save writes, with a pickle inside
+_PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -121,10 +125,7 @@ def load_weights(path: Path) -> tuple[Detector, WeightsInfo]:
             # Cloned, because these tensors map the file: whoever cuts it off later would take the process with it.
             tensors = {name: file.get_tensor(name).clone() for name in detector.state_dict()}
     except SafetensorError as error:
-        raise InputError(
-            f"{path}: cut off or no safetensors file ({printable(str(error), 200)}); copy or download it "
-            "again, or use another one"
-        ) from error
+        raise InputError(f"{path}: {_what_else(path, printable(str(error), 200))}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
     detector.load_state_dict(tensors, assign=True)
@@ -154,24 +155,63 @@ def _empty_detector(path: Path, info: WeightsInfo) -> Detector:
 
 
 def _refuse_pickle(path: Path) -> None:
+    start = _start_of(path, 4)
+    if start == _ZIP_START:
+        what = "by content a zip, as torch.save writes it around a pickle"
+    elif start.startswith(_PICKLE_STARTS) or path.suffix.lower() in _PICKLE_SUFFIXES:
+        what = "by content or name a pickle"
+    else:
+        return
+    out = path.stem + ("-imported" if path.suffix == ".safetensors" else "") + ".safetensors"
+    raise UnsafeFileError(
+        f"{path}: {what}, which could run code when read, so it stays unread; "
+        "use a .safetensors file written by anchorite, or make one of a checkpoint of the original family by "
+        f"anchorite import {shlex.quote(str(path))} {shlex.quote(out)}"
+    )
+
+
+def _start_of(path: Path, num_bytes: int) -> bytes:
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            return file.read(num_bytes)
     except OSError as error:
         raise _unreadable(path, error) from error
-    if start.startswith(_PICKLE_STARTS) or path.suffix.lower() in _PICKLE_SUFFIXES:
-        raise UnsafeFileError(
-            f"{path}: by content or name a pickle, which could run code when read, so it stays unread; "
-            "use a .safetensors file written by anchorite, or make one of a checkpoint of the original family by "
-            f"anchorite import {shlex.quote(str(path))} {shlex.quote(path.stem + '.safetensors')}"
-        )
+
+
+def _what_else(path: Path, reason: str) -> str:
+    """What a file is that safetensors cannot read, as far as its start tells, and what to do."""
+    start = _start_of(path, 512)
+    if not start:
+        return f"cut off or no safetensors file (it is empty); copy or download it again; {_WEIGHTS}"
+    if start.startswith(b"version https://git-lfs"):
+        return "no safetensors file but the pointer of Git LFS to one; fetch the file itself by git lfs pull"
+    text = _text_of(start)
+    if text is not None:
+        page = text.lower().startswith(("<!doctype", "<html"))
+        kind = "a web page, saved in place of a download" if page else f"a text that begins with {shorten(text, 40)}"
+        return f"no safetensors file but {kind}; {_WEIGHTS}"
+    if start.startswith(_IMAGE_STARTS):
+        return f"no safetensors file but an image; the weights come first, then the images; {_WEIGHTS}"
+    return f"cut off or no safetensors file ({reason}); copy or download it again; {_WEIGHTS}"
+
+
+def _text_of(start: bytes) -> str | None:
+    """The beginning of a text, or None where bytes are none: UTF-8, cut anywhere, with white space alone as control."""
+    text = start.decode("utf-8", "ignore").strip()
+    # Of fewer than 8 bytes one cannot tell: those are the length of a safetensors header, with zeros in it.
+    is_whole = len(start) >= 8 and len(text.encode()) >= len(start.strip()) - 3
+    return text if is_whole and all(letter.isprintable() or letter.isspace() for letter in text) else None
 
 
 def _unreadable(path: Path, error: OSError) -> AnchoriteError:
-    message = f"{path}: cannot be read: {error.strerror or error}"
-    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+    if isinstance(error, IsADirectoryError):
         inside = path / "best.safetensors"
-        return InputError(f"{message}; give {inside if inside.is_file() else 'the path of a .safetensors file'}")
+        what = inside if inside.is_file() else "the path of a .safetensors file"
+        return InputError(f"{path}: a folder, no weight file; give {what}")
+    message = f"{path}: cannot be read: {error.strerror or error}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        where = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
+        return InputError(f"{message}{where}; give the path of a .safetensors file; nothing is ever downloaded")
     return StorageError(f"{message}; check the permissions and the disk")
 
 

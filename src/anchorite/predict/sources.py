@@ -6,6 +6,9 @@ Legend: H, W image height and width in pixels.
 from __future__ import annotations
 
 import glob
+import re
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,16 +21,21 @@ from anchorite.data.decode import decode_image
 from anchorite.data.headers import IMAGE_SUFFIXES
 from anchorite.errors import InputError, StorageError
 
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp", ".ogv"}
+)
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # a Path has one slash left of two
+_NUM_KINDS = 3  # told of what a folder holds instead of images
 _WANTED = "give numpy arrays (H, W, 3) of uint8 in RGB order, Pillow images or paths"
 
 
 def expand_sources(sources: Iterable[str | Path], recursive: bool = False) -> list[Path]:
     """The image files meant by `sources`, in their order, each file once.
 
-    A file stands for itself, whatever its suffix; a folder for the images in it, sorted by name, with `recursive` also
-    those in its subfolders; anything else is a pattern (*, ?, [..], ** for any depth) for image files and folders.
-    Hidden files, and those without the suffix of an image, are found only by their own name.
-    Raises InputError naming every source that stands for no image, and where it was looked for.
+    A file stands for itself, whatever its suffix (a video is refused); a folder for the images in it, sorted by name,
+    with `recursive` also those in its subfolders; anything else is a pattern (*, ?, [..], ** for any depth) for image
+    files and folders. Hidden files, and those without the suffix of an image, are found only by their own name.
+    Raises InputError naming every source that stands for no image, where it was looked for, and what to do.
     """
     found: dict[Path, Path] = {}
     failures: list[str] = []
@@ -94,7 +102,7 @@ def _is_pillow(source: Any) -> bool:
 
 def _expand(source: Path, recursive: bool) -> list[Path]:
     if source.is_file():
-        return [source]
+        return [] if _is_video(source) else [source]
     if source.is_dir():
         return _images_in(source, recursive)
     paths: list[Path] = []
@@ -127,12 +135,57 @@ def _is_any_depth(pattern: Path) -> bool:
     return "**" in pattern.parts
 
 
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
 def _why_nothing(source: str | Path, recursive: bool) -> str:
     path = Path(source)
     kinds = " ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+    if path.is_file():
+        return f"{path}: {_how_to_read([path])}"
     if path.is_dir():
         deeper = "" if recursive else "; its subfolders are searched with --recursive"
-        return f"{path}: no image in this folder (looked for {kinds}){deeper}"
+        others = [entry for entry in path.iterdir() if entry.is_file()]
+        return f"{path}: no image in this folder (looked for {kinds}){_instead(others)}{deeper}"
     if glob.has_magic(str(path)):
-        return f"{path}: no image matches this pattern (looked from {Path.cwd()} for {kinds})"
-    return f"{path}: no such file or folder (looked from {Path.cwd()})"
+        others = [Path(match) for match in sorted(glob.glob(str(path.expanduser()), recursive=True))]  # noqa: PTH207
+        others = [other for other in others if other.is_file()]
+        return f"{path}: no image matches this pattern (looked from {Path.cwd()} for {kinds}){_instead(others)}"
+    return _why_no_file(source)
+
+
+def _why_no_file(source: str | Path) -> str:
+    """Why a name is no file here: an address, a camera, or a name that does not exist."""
+    address = _ADDRESS.match(str(source))
+    scheme = address[1].lower() if address else ""
+    if scheme == "file":
+        return f"{source}: files are named by their path alone, without file:"
+    if scheme.startswith(("rtsp", "rtmp", "udp", "rtp")):
+        return f"{source}: streams are not read; {_how_to_make_frames(str(source))}"
+    if scheme:
+        return f"{source}: an address, and nothing is ever downloaded; save it as a file first, and name that file"
+    camera = "; cameras are not read: save their images as files" if str(source).isdigit() else ""
+    return f"{Path(source)}: no such file or folder (looked from {Path.cwd()}){camera}"
+
+
+def _instead(others: list[Path]) -> str:
+    """What there is instead of images, as the rest of a sentence."""
+    counts = Counter(other.suffix.lower() or "no suffix" for other in others if not other.name.startswith("."))
+    if not counts:
+        return ""
+    listed = ", ".join(f"{number} of {suffix}" for suffix, number in counts.most_common(_NUM_KINDS))
+    more = " and others" if len(counts) > _NUM_KINDS else ""
+    return f", but files: {listed}{more}; {_how_to_read(others)}"
+
+
+def _how_to_read(others: list[Path]) -> str:
+    """What to do with files that are no images."""
+    video = next((other for other in others if _is_video(other)), None)
+    if video is not None:
+        return f"video is not read yet; {_how_to_make_frames(str(video))}"
+    return "convert photographs among them to JPEG or PNG first"
+
+
+def _how_to_make_frames(video: str) -> str:
+    return f"make images of it, and name their folder: mkdir frames; ffmpeg -i {shlex.quote(video)} frames/%05d.png"

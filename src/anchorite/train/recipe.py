@@ -22,6 +22,7 @@ from anchorite.plain_yaml import read_yaml_text, yaml_value
 from anchorite.reading import printable, shorten
 from anchorite.train.average import AverageConfig
 from anchorite.train.built_in import built_in_recipes
+from anchorite.train.familiar_names import FAMILIAR_NAMES, WITHOUT_FIELD
 from anchorite.train.optimizer import OptimizerConfig
 
 ModelSize = Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"]
@@ -178,28 +179,38 @@ def _set_by_dotted_name(values: dict[str, Any], name: str, value: Any) -> None:
     for group in groups:
         inner = values.setdefault(group, {})
         if not isinstance(inner, dict):
-            raise InputError(f"--set {name}: {group} is a single value, not a group{_suggest(name, _all_names())}")
+            raise InputError(f"--set {name}: {group} is a single value, not a group{suggest_field(name)}")
         values = inner
     values[last] = value
 
 
-def _all_names(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+def field_names(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     """Dotted names of all fields."""
     names = []
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            names += _all_names(inner, f"{prefix}{name}.")
+            names += field_names(inner, f"{prefix}{name}.")
         else:
             names.append(prefix + name)
     return names
 
 
+def suggest_field(name: str) -> str:
+    """What may be meant by a name that is no field, as the end of a message: a field's own last part, the name that
+    other trainers have for one, or the nearest spelling; empty when nothing is like it.
+    """
+    known, last = field_names(), name.rsplit(".", 1)[-1].lower().replace("-", "_")
+    if last in WITHOUT_FIELD:
+        return f"; nothing here does what {last} does elsewhere: {WITHOUT_FIELD[last]}"
+    if last in FAMILIAR_NAMES:
+        return f"; did you mean {FAMILIAR_NAMES[last]}?"
+    same = [full for full in known if full.rsplit(".", 1)[-1] == last]
+    return f"; did you mean {' or '.join(same)}?" if same else _suggest(name, known)
+
+
 def _suggest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not close:
-        last = name.rsplit(".", 1)[-1]
-        close = [full for full in known if full.rsplit(".", 1)[-1] == last][:1]
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -212,19 +223,20 @@ def _explain(error: ValidationError, where: str, text: str, overrides: Mapping[s
         below = (flag for full, flag in overrides.items() if full.startswith(f"{name}."))
         place = overrides.get(name) or next(below, f"{where}{_line_of(text, name)}: {name}")
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{place}: no such recipe field{_suggest(name, _all_names())}")
+            lines.append(f"{place}: no such recipe field{suggest_field(name)}")
         else:
-            lines.append(f"{place}: {_expectation(problem)} (got {shorten(problem['input'])})")
+            lines.append(f"{place}: {_expectation(problem, name)} (got {shorten(problem['input'])})")
     if len(problems) > _MOST_PROBLEMS:
         lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
     return "\n".join(lines)
 
 
-def _expectation(problem: Mapping[str, Any]) -> str:
+def _expectation(problem: Mapping[str, Any], name: str) -> str:
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     if problem["type"] == "model_type":
-        return "this is a group of settings; set them one by one, by its name, a dot and theirs"
+        fields = [field for field in field_names() if field.startswith(f"{name}.")]
+        return f"this is a group of settings; set them one by one: {', '.join(fields)}"
     return str(problem["msg"]).replace("Input should be", "must be")
 
 

@@ -1,0 +1,200 @@
+"""`anchorite export`."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from anchorite.cli.options import AT_LEAST_ONE, LimitOptions
+
+if TYPE_CHECKING:
+    from anchorite.data import Record
+    from anchorite.export import Built, ExportInfo, ExportRequest, Measured
+    from anchorite.model import WeightsInfo
+
+_MOST_COMPARED = 64  # images
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FileOptions:
+    """What the file takes in, and in which number format it computes."""
+
+    image_size: Annotated[
+        int | None, Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: the training size.")
+    ] = None
+    static: Annotated[
+        int | None, Parameter(validator=AT_LEAST_ONE, help="Fix the shape: so many images, square, of --image-size.")
+    ] = None
+    uint8: Annotated[
+        bool, Parameter(negative="", help="Input of bytes, height x width x RGB, as images are decoded.")
+    ] = False
+    half: Annotated[bool, Parameter(negative="", help="Convolutions in float16; input and output stay.")] = False
+    int8: Annotated[bool, Parameter(negative="", help="Convolutions in int8; needs --calibrate.")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ProofOptions:
+    """Images to calibrate, compare and measure on."""
+
+    calibrate: Annotated[Path | None, Parameter(help="Dataset whose training images set int8's scales.")] = None
+    calibration_images: Annotated[
+        int, Parameter(validator=AT_LEAST_ONE, help="Most training images used for that.")
+    ] = 128
+    verify: Annotated[
+        Path | None, Parameter(help="Dataset to compare and measure on; default: drawn scenes, or --calibrate.")
+    ] = None
+    split: Annotated[str, Parameter(help="Split of --verify.")] = "val"
+    skip_bad: Annotated[bool, Parameter(negative="", help="Drop malformed label rows instead of refusing.")] = False
+    allow_outside: Annotated[
+        bool, Parameter(negative="", help="Follow paths and links that lead out of a dataset; for data you trust.")
+    ] = False
+
+    def measured_on(self, info: WeightsInfo) -> tuple[Record, ...]:
+        """The labelled images to compare and measure on; empty where no data was given."""
+        data = self.verify or self.calibrate
+        return () if data is None else self._records(data, self.split, info)
+
+    def calibrated_on(self, info: WeightsInfo) -> tuple[Record, ...]:
+        """The training images that set int8's scales."""
+        return () if self.calibrate is None else self._records(self.calibrate, "train", info)
+
+    def _records(self, data: Path, split: str, info: WeightsInfo) -> tuple[Record, ...]:
+        """The images of a split with the classes of the weights; InputError when it is not there or has others."""
+        from anchorite.data import open_dataset
+        from anchorite.errors import InputError
+
+        dataset = open_dataset(data, None, self.skip_bad, allow_outside=self.allow_outside)
+        if dataset.class_names != info.class_names:
+            raise InputError(
+                f"{data}: has the classes {_shown(dataset.class_names)}, the weights have {_shown(info.class_names)}; "
+                "give data with the same classes in the same order"
+            )
+        records = dataset.splits.get(split, ())
+        if not records:
+            there = ", ".join(name for name, images in dataset.splits.items() if images)
+            raise InputError(f"{data}: has no images in its split {split}; there are {there or 'none at all'}")
+        return records
+
+
+def export(
+    weights: Annotated[Path, Parameter(help="Weights, such as runs/NAME/best.safetensors.")],
+    *,
+    format: Annotated[Literal["onnx", "torch-export", "openvino"], Parameter(help="What to write.")] = "onnx",
+    out: Annotated[Path | None, Parameter(help="New file (.onnx, .pt2 or .xml). Default: beside the weights.")] = None,
+    file: FileOptions | None = None,
+    nms: Annotated[
+        bool, Parameter(negative="", help="Suppression inside, with the limits below: a table of detections comes out.")
+    ] = False,
+    limits: LimitOptions | None = None,
+    proof: ProofOptions | None = None,
+) -> None:
+    """Write weights as ONNX, OpenVINO or torch.export, once their answers have proved to be those of PyTorch."""
+    from anchorite.errors import InputError
+    from anchorite.evaluate import Validator
+    from anchorite.export import ExportRequest, batches_of, build, drawn_batches, export_info, measure, spread, write
+    from anchorite.model import load_weights
+
+    file, proof = file or FileOptions(), proof or ProofOptions()
+    if limits is not None and not nms:
+        raise InputError("--confidence, --iou-limit and the like are built in with --nms; give it, or leave them out")
+    if file.int8 != (proof.calibrate is not None):
+        raise InputError("--int8 and --calibrate DATA belong together; give both or none")
+    suppression = (limits or LimitOptions()).config() if nms else None
+    request = ExportRequest(format, file.image_size, file.half, file.uint8, suppression, file.static, file.int8)
+    target = out or _beside(weights, request)
+    _refuse_unusable(target, request)
+    detector, info = load_weights(weights)
+    described = export_info(info, request)
+    records = proof.measured_on(info)
+    compared = batches_of(spread(records, _MOST_COMPARED), described) if records else drawn_batches(described)
+    calibration = batches_of(spread(proof.calibrated_on(info), proof.calibration_images), described)
+    built = build(detector, info, request, list(compared), calibration, target)
+    measured = None
+    if records:
+        validator = Validator(records, info.class_names, described.weights.image_size)
+        measured = measure(detector, built, validator, str(target))
+    print("\n".join(_lines(built, measured, len(records))))
+    for path in write(target, built):
+        print(f"written:  {path}")
+    if format != "torch-export":
+        print(f"next:     anchorite predict {shlex.quote(str(target))} SOURCE...")
+
+
+def _beside(weights: Path, request: ExportRequest) -> Path:
+    """A name beside the weights that says what is special about the export."""
+    from anchorite.export import SUFFIXES
+
+    special = {
+        "fp16": request.half,
+        "int8": request.int8,
+        "uint8": request.takes_bytes,
+        "nms": request.suppression is not None,
+        f"static{request.fixed_batch}": request.fixed_batch is not None,
+        f"{request.image_size}px": request.image_size is not None,
+    }
+    name = "-".join([weights.stem, *(word for word, is_so in special.items() if is_so)])
+    return weights.with_name(name + SUFFIXES[request.format])
+
+
+def _refuse_unusable(target: Path, request: ExportRequest) -> None:
+    """Raise before the work what would make its result useless, or stop it halfway."""
+    from anchorite.errors import InputError, StorageError
+    from anchorite.export import SUFFIXES, need_packages
+
+    suffix = SUFFIXES[request.format]
+    if target.suffix != suffix:
+        raise InputError(f"--out {target}: a file of format {request.format} ends in {suffix}")
+    others = [target.with_suffix(".bin")] if request.format == "openvino" else []
+    for path in (target, *others):
+        if path.exists() or path.is_symlink():
+            raise InputError(f"{path}: exists already, and nothing is ever overwritten; name a new file with --out")
+    if not target.parent.is_dir():
+        raise StorageError(f"{target}: cannot be made: there is no folder {target.parent}; make it or name another")
+    need_packages(request.format)
+
+
+def _lines(built: Built, measured: Measured | None, num_measured: int) -> list[str]:
+    export, parity = built.export, built.parity
+    info = export.weights
+    shape = "any number of images, sides in multiples of " + str(info.anchors.strides[-1])
+    if export.fixed_shape is not None:
+        shape = " x ".join(map(str, export.fixed_shape)) + " (images, height, width)"
+    inside = "" if export.suppression is None else f"; suppression inside: {_limits(export)}"
+    images = f"{parity.num_images} {'drawn scenes' if measured is None else 'images'}"
+    differences = (
+        f"boxes within {parity.box_px:.2g} px ({parity.box_share:.1g} of their side), scores within {parity.score:.1g}"
+    )
+    lines = [
+        f"network:  size {info.size}, {len(info.class_names)} classes, {info.image_size} px, {export.precision}",
+        f"input:    images, {export.input}; {shape}",
+        f"outputs:  {', '.join(export.outputs)}{inside}",
+        f"compared: with PyTorch on {images}, {parity.num_places} places: {differences}",
+    ]
+    if parity.found is not None:
+        few = "; give --verify DATA to compare some" if parity.found == 0 else ""
+        lines.append(f"          {parity.found} detections of the suppression inside, all as ours{few}")
+    if measured is not None:
+        lines.append(
+            f"measured: on {num_measured} images, mAP50-95 {measured.export_map:.4f} "
+            f"(PyTorch {measured.torch_map:.4f}: {-measured.cost:+.4f}), "
+            f"mAP50 {measured.export_map50:.4f} (PyTorch {measured.torch_map50:.4f})"
+        )
+    return [*lines, f"size:     {built.num_bytes / 1e6:.1f} MB"]
+
+
+def _limits(export: ExportInfo) -> str:
+    limits = export.suppression
+    assert limits is not None
+    flags = [name for name in ("class_agnostic", "multi_label") if getattr(limits, name)]
+    words = [f"confidence {limits.confidence:g}", f"IoU {limits.iou_limit:g}", f"{limits.max_detections} detections"]
+    return ", ".join([*words, *(flag.replace("_", " ") for flag in flags)])
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return repr(list(names[:5])) + (" and more" if len(names) > 5 else "")

@@ -1,0 +1,176 @@
+"""Exporting: build, run at once in the runtime it is for, compare, and only then write.
+
+Legend: B images, H, W of the input in pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from anchorite.errors import InputError
+from anchorite.export.exported import ExportedRuntime
+from anchorite.export.extras import needed, openvino
+from anchorite.export.metadata import ExportInfo
+from anchorite.export.network import DecodedNetwork
+from anchorite.export.onnx_file import onnx_runtime, with_metadata
+from anchorite.export.openvino_file import openvino_pair, openvino_runtime
+from anchorite.export.parity import Parity, compare, compare_found, refuse_difference
+from anchorite.export.quantise import quantised
+from anchorite.export.suppression import refuse_unbuildable, with_suppression
+from anchorite.export.torch_file import program_bytes, program_runtime
+from anchorite.export.tracing import onnx_model, traced
+from anchorite.files import write_atomically
+from anchorite.model import Detector, WeightsInfo
+from anchorite.predict import PredictConfig
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+FormatName = Literal["onnx", "torch-export", "openvino"]
+SUFFIXES: Mapping[FormatName, str] = MappingProxyType({"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"})
+_PACKAGES: Mapping[FormatName, tuple[tuple[str, str], ...]] = MappingProxyType(
+    {
+        "onnx": (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "export")),
+        "torch-export": (),
+        "openvino": (("onnx", "export"), ("onnxscript", "export")),
+    }
+)
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is wanted.
+
+    image_size: that of the weights when None; half: float16 convolutions; takes_bytes: uint8 (B, H, W, 3) goes in;
+    suppression: limits to be built in, or None for boxes and scores of every place; fixed_batch: B where the shape is
+    to be fixed, H = W = image_size; int8: convolutions quantised.
+    """
+
+    format: FormatName = "onnx"
+    image_size: int | None = None
+    half: bool = False
+    takes_bytes: bool = False
+    suppression: PredictConfig | None = None
+    fixed_batch: int | None = None
+    int8: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """An export in memory, compared already.
+
+    files: bytes by suffix, in the order of writing; export: what it says of itself; dense: what runs the same network
+    without suppression, to be measured; parity: how far it is from PyTorch.
+    """
+
+    files: Mapping[str, bytes]
+    export: ExportInfo
+    dense: ExportedRuntime
+    parity: Parity
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files."""
+        return sum(map(len, self.files.values()))
+
+
+def export_info(weights: WeightsInfo, request: ExportRequest) -> ExportInfo:
+    """What the file will say of itself; InputError for wishes that exclude each other or the network."""
+    if request.half and request.int8:
+        raise InputError("--half and --int8 exclude each other; leave one of them out")
+    if request.format == "torch-export" and (request.suppression is not None or request.int8):
+        raise InputError("--nms and --int8 are for onnx and openvino; leave them out for torch-export")
+    if request.suppression is not None:
+        refuse_unbuildable(request.suppression)
+    side, stride = request.image_size or weights.image_size, weights.anchors.strides[-1]
+    if side % stride:
+        raise InputError(
+            f"--image-size {side}: must be a multiple of {stride}, the coarsest stride of these weights; "
+            f"take {-(-side // stride) * stride}"
+        )
+    if request.fixed_batch is not None and request.fixed_batch < 1:
+        raise InputError(f"a fixed batch has at least one image, not {request.fixed_batch}")
+    return ExportInfo(
+        replace(weights, image_size=side),
+        "uint8 NHWC RGB" if request.takes_bytes else "float32 NCHW RGB 0..1",
+        "int8" if request.int8 else "fp16" if request.half else "fp32",
+        None if request.fixed_batch is None else (request.fixed_batch, side, side),
+        request.suppression,
+    )
+
+
+def need_packages(format_name: FormatName) -> None:
+    """Raise InputError, with the remedy, when a package that the format needs is not installed."""
+    for package, extra in _PACKAGES[format_name]:
+        needed(package, extra)
+    if format_name == "openvino":
+        openvino()
+
+
+def build(
+    detector: Detector,
+    weights: WeightsInfo,
+    request: ExportRequest,
+    batches: Sequence[Tensor],
+    calibration: Iterable[Tensor] = (),
+    what: object = "export",
+) -> Built:
+    """The export, built, run at once in its runtime, and compared with PyTorch on uint8 images (B, 3, H, W).
+
+    calibration: images for int8; what: the file's name, for messages. Raises ExportDiffersError when its answers are
+    not those of the detector, InputError when the request makes no sense or a package is missing.
+    """
+    need_packages(request.format)
+    info = export_info(weights, request)
+    dense_info = replace(info, suppression=None)
+    reference = DecodedNetwork(detector).eval()
+    if request.format == "torch-export":
+        content = program_bytes(traced(detector, info), info)
+        runtime = program_runtime(what, content, info)
+        parity = compare(reference, runtime, batches)
+        refuse_difference(parity, info.precision, str(what))
+        return Built({".pt2": content}, info, runtime, parity)
+    model = onnx_model(detector, dense_info)
+    if request.int8:
+        model = quantised(model, calibration, info.takes_bytes)
+    files, dense = _made(model, dense_info, request.format, what)
+    parity = compare(reference, dense, batches)
+    refuse_difference(parity, info.precision, str(what))
+    if request.suppression is not None:
+        model = with_suppression(model, request.suppression, detector.num_classes)
+        files, suppressed = _made(model, info, request.format, what)
+        found = compare_found(dense, suppressed, request.suppression, batches, str(what))
+        parity = replace(parity, found=found)
+    return Built(files, info, dense, parity)
+
+
+def write(path: Path, built: Built) -> list[Path]:
+    """Write the files, PATH's own last, each atomically; their paths. Raises StorageError."""
+    paths = []
+    for suffix, content in built.files.items():
+        target = path.with_suffix(suffix)
+        write_atomically(target, partial(_write_bytes, content), len(content))
+        paths.append(target)
+    return paths
+
+
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def _made(
+    model: ModelProto, info: ExportInfo, format_name: FormatName, what: object
+) -> tuple[Mapping[str, bytes], ExportedRuntime]:
+    """The files, and their very bytes loaded by the runtime they are for."""
+    if format_name == "openvino":
+        xml, binary = openvino_pair(model, info)
+        return {".bin": binary, ".xml": xml}, openvino_runtime(what, xml, binary)
+    content = with_metadata(model, info)
+    return {".onnx": content}, onnx_runtime(what, content, "cpu")

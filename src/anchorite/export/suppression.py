@@ -1,0 +1,151 @@
+"""Suppression inside an ONNX model: from boxes and scores of all places to a table of the best detections.
+
+Legend: B images, N places, K classes, C classes that suppression tells apart, S boxes that survive it in the whole
+batch, M most detections of an image.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from anchorite.errors import InputError
+from anchorite.export.metadata import DENSE_OUTPUTS, SUPPRESSED_OUTPUTS
+from anchorite.predict import PredictConfig
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_PREFIX = "suppression_"
+
+# Which score counts, (B, C, N), and which class a place has, (B, N), by how classes compete.
+_OF_ALL_CLASSES = """
+    competing = Transpose <perm = [0, 2, 1]> (scores)
+"""
+_OF_THE_BEST_CLASS = """
+    best_class = ArgMax <axis = 2, keepdims = 1> (scores)
+    class_numbers = Range (zero_class, num_classes, one_class)
+    is_best = Equal (best_class, class_numbers)
+    only_best = Where (is_best, scores, lowest)
+    competing = Transpose <perm = [0, 2, 1]> (only_best)
+"""
+_OF_ANY_CLASS = """
+    best_class = ArgMax <axis = 2, keepdims = 0> (scores)
+    best_score = ReduceMax <keepdims = 0> (scores, last_axis)
+    competing = Unsqueeze (best_score, middle_axis)
+"""
+# The survivors (S, 3) say image, class and place. Each image picks its M best among them all; M rows of nothing behind
+# them see to it that there always are M. Where an image has fewer, what it picks is worth -1 and becomes zeros.
+_BEST_OF_EACH_IMAGE = """
+    survivors = NonMaxSuppression (boxes, competing, most, iou_limit, least_score)
+    places = Gather <axis = 1> (survivors, image_and_place)
+    survivor_scores = GatherND (competing, survivors)
+    survivor_boxes = GatherND (boxes, places)
+    survivor_classes = {classes}
+    float_classes = Cast <to = 1> (survivor_classes)
+    score_column = Unsqueeze (survivor_scores, last_of_two)
+    class_column = Unsqueeze (float_classes, last_of_two)
+    rows = Concat <axis = 1> (survivor_boxes, score_column, class_column)
+    filled_rows = Concat <axis = 0> (rows, empty_rows)
+    survivor_images = Gather <axis = 1> (survivors, first)
+    filled_images = Concat <axis = 0> (survivor_images, no_image)
+    filled_scores = Concat <axis = 0> (survivor_scores, no_score)
+    shape = Shape <start = 0, end = 1> (boxes)
+    num_images = Squeeze (shape)
+    images = Range (zero, num_images, one)
+    image_column = Unsqueeze (images, last_of_two)
+    is_of_image = Equal (image_column, filled_images)
+    scores_by_image = Where (is_of_image, filled_scores, lowest)
+    best_scores, chosen = TopK <axis = 1, largest = 1, sorted = 1> (scores_by_image, most)
+    chosen_rows = Gather <axis = 0> (filled_rows, chosen)
+    is_there = GreaterOrEqual (best_scores, zero_score)
+    is_there_column = Unsqueeze (is_there, last_axis)
+    detections = Where (is_there_column, chosen_rows, zero_score)
+    ones = Cast <to = 7> (is_there)
+    counts = ReduceSum <keepdims = 0> (ones, last_of_two)
+"""
+_MODEL = """
+<ir_version: {ir_version}, opset_import: ["" : {opset}]>
+suppression (float[batch, places, 4] boxes, float[batch, places, {classes}] scores)
+    => (float[batch, {most}, 6] detections, int64[batch] counts)
+{{{body}}}
+"""
+
+
+def with_suppression(model: ModelProto, limits: PredictConfig, num_classes: int) -> ModelProto:
+    """A model of outputs `boxes` and `scores` followed by suppression: outputs `detections` and `counts`.
+
+    detections: (B, M, 6) float32: x1, y1, x2, y2 in pixels, score, class; the best first, zeros behind the last.
+    counts: (B,) int64. limits: as for prediction, M = max_detections; max_candidates does not apply. Raises InputError
+    for multi_label together with class_agnostic.
+    """
+    import onnx
+
+    tail = suppression_model(limits, num_classes, model.ir_version, model.opset_import[0].version)
+    merged = onnx.compose.merge_models(
+        model,
+        onnx.compose.add_prefix(tail, _PREFIX),
+        io_map=[(name, _PREFIX + name) for name in DENSE_OUTPUTS],
+        name="detector",
+    )
+    merged.producer_name = model.producer_name
+    outputs = {_PREFIX + name: name for name in SUPPRESSED_OUTPUTS}
+    for output in merged.graph.output:
+        output.name = outputs[output.name]
+    for node in merged.graph.node:
+        node.output[:] = [outputs.get(name, name) for name in node.output]
+    onnx.checker.check_model(merged, full_check=True)
+    return merged
+
+
+def refuse_unbuildable(limits: PredictConfig) -> None:
+    """Raise InputError for limits that cannot be built in."""
+    if limits.multi_label and limits.class_agnostic:
+        raise InputError("--multi-label and --class-agnostic cannot both be built in; leave one of them out")
+
+
+def suppression_model(limits: PredictConfig, num_classes: int, ir_version: int, opset: int) -> ModelProto:
+    """The suppression alone, inputs `boxes` (B, N, 4) and `scores` (B, N, K)."""
+    import onnx
+
+    refuse_unbuildable(limits)
+    if limits.class_agnostic:
+        choice, classes = _OF_ANY_CLASS, "GatherND (best_class, places)"
+    else:
+        choice = _OF_ALL_CLASSES if limits.multi_label else _OF_THE_BEST_CLASS
+        classes = "Gather <axis = 1> (survivors, second)"
+    body = choice + _BEST_OF_EACH_IMAGE.format(classes=classes)
+    text = _MODEL.format(ir_version=ir_version, opset=opset, classes=num_classes, most=limits.max_detections, body=body)
+    model = onnx.parser.parse_model(text)
+    named = {name for node in model.graph.node for name in node.input}
+    constants = {name: value for name, value in _constants(limits, num_classes).items() if name in named}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _constants(limits: PredictConfig, num_classes: int) -> dict[str, np.ndarray]:
+    most = limits.max_detections
+    return {
+        "zero": np.array(0, np.int64),
+        "one": np.array(1, np.int64),
+        "zero_class": np.array(0, np.int64),
+        "one_class": np.array(1, np.int64),
+        "num_classes": np.array(num_classes, np.int64),
+        "first": np.array(0, np.int64),
+        "second": np.array(1, np.int64),
+        "image_and_place": np.array([0, 2], np.int64),
+        "last_axis": np.array([2], np.int64),
+        "middle_axis": np.array([1], np.int64),
+        "last_of_two": np.array([1], np.int64),
+        "lowest": np.array(-1, np.float32),
+        "zero_score": np.array(0, np.float32),
+        "most": np.array([most], np.int64),
+        "iou_limit": np.array([limits.iou_limit], np.float32),
+        # The operator keeps what is above its threshold, prediction what reaches it.
+        "least_score": np.nextafter(np.array([limits.confidence], np.float32), np.float32(-1)),
+        "empty_rows": np.zeros((most, 6), np.float32),
+        "no_image": np.full(most, -1, np.int64),
+        "no_score": np.full(most, -1, np.float32),
+    }
