@@ -1,4 +1,4 @@
-"""What a newcomer does wrong first, command by command: what is said, with which exit code, and that nothing is written.
+"""What a newcomer does wrong first, command by command: what is said, the exit code, and that nothing is written.
 
 Wrong spellings of commands, recipes and datasets stand in test_usage.py.
 """
