@@ -1,4 +1,4 @@
-"""What a newcomer does wrong first, command by command: what is said, the exit code, and that nothing is written.
+"""What a newcomer does wrong first, by command: what is said, the exit code, and that nothing is written.
 
 Wrong spellings of commands, recipes and datasets stand in test_usage.py.
 """
@@ -189,7 +189,7 @@ REST = [
     ("tune D --set lr0=0.1", 2, ["lr0: no such recipe field; did you mean optimizer.rate?"]),
     ("serve", 2, ["serve: WEIGHTS is missing", "usage: anchorite serve WEIGHTS"]),
     ("serve W --port 99999", 2, ['"99999" for --port. Must be <= 65535', "usage: anchorite serve WEIGHTS"]),
-    ("split one out", 2, ["one"]),
+    ("split one out", 2, ["one: 1 groups of unlike images are too few for a split val of 20%"]),
     ("split D", 2, ["split: OUT is missing: new folder for the copy", "usage: anchorite split DATA OUT"]),
     ("split D out --val 2", 2, ["--val 2: a share of the images from 0 to under 1"]),
     ("convert D out", 2, ["convert: --to TO is missing: format of the copy", "--to yolo|coco|voc [OPTIONS]"]),
