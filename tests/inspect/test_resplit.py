@@ -77,7 +77,7 @@ def test_kept_splits_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_too_few_images_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     folder = yolo_folder(tmp_path / "data", {"train": {"a": "0 0.5 0.5 0.3 0.3\n", "b": "0 0.5 0.5 0.3 0.3\n"}})
-    with pytest.raises(InputError, match=r"2 groups of unlike images are too few for a split test of 33%"):
+    with pytest.raises(InputError, match=r"2 different views are too few for a split test of 33%"):
         resplit(open_dataset(folder), {"train": 1 / 3, "val": 1 / 3, "test": 1 / 3})
     image = folder / "images/train/b.png"
     image.write_bytes(image.read_bytes()[:-200])

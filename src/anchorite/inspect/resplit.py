@@ -68,9 +68,10 @@ def resplit(
     }
     empty = [name for name, records in splits.items() if not records]
     if empty:
+        views = "1 view is" if len(groups) == 1 else f"{len(groups)} different views are"
         raise InputError(
-            f"{dataset.root}: {len(groups)} groups of unlike images are too few for a split {empty[0]} of "
-            f"{shares[empty[0]]:.0%}; give it a larger share or leave it out"
+            f"{dataset.root}: {views} too few for a split {empty[0]} of {shares[empty[0]]:.0%}; add images, give it a "
+            "larger share, or leave it out"
         )
     kept: dict[str, tuple[Record, ...]] = {name: dataset.splits[name] for name in keep}
     several = [group for group in groups if len(group) > 1]
