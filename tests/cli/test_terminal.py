@@ -35,8 +35,8 @@ def test_a_run_in_a_terminal_leaves_a_table_and_its_paths(tmp_path: Path) -> Non
 def test_ctrl_c_in_a_terminal_wipes_the_bar_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "r"
     words = ["train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(out), "--epochs", "60"]
-    written, code = in_terminal(*words, columns=120, interrupt_when=lambda text: "best so far" in text)
-    lines = SeenScreen(120).feed(written).shown()
+    written, code = in_terminal(*words, columns=200, interrupt_when=lambda text: "best so far" in text)
+    lines = SeenScreen(200).feed(written).shown()
     assert code == 130
     end = "\n".join(lines).rstrip().splitlines()[-3:]
     assert end[0].split()[0].endswith("/60")
