@@ -54,7 +54,7 @@ $(VENV)/.browser: | $(BIN)/pip
 	@command -v chromium >/dev/null || { \
 	  echo "== installing chromium, which the tests of pages need"; \
 	  as=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  $$as apt-get update -qq && $$as apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
+	  $$as apt-get update -qq && $$as env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
 	  { echo "chromium could not be installed; install it yourself, or leave its tests out: make test PYTEST_ARGS='-m \"not browser\"'"; exit 2; }
 	@touch $@
 
