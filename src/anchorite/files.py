@@ -40,9 +40,22 @@ def write_atomically(path: Path, write: Callable[[Path], None], num_bytes: int |
             temporary.unlink(missing_ok=True)
 
 
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """`write_atomically` for a content at hand."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomically(path, write, len(content))
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """`write_atomically` for a UTF-8 text."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
 
 
 def is_locked(path: Path) -> bool:
@@ -61,10 +74,6 @@ def is_locked(path: Path) -> bool:
         return bool(struct.unpack(layout, answer)[position] != fcntl.F_UNLCK)
     except (ImportError, KeyError, OSError):  # no POSIX system, none whose layout is known, no file or no such locks
         return False
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _flush_to_disk(path: Path) -> None:

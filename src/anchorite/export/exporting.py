@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -26,7 +25,7 @@ from anchorite.export.quantise import quantised
 from anchorite.export.suppression import refuse_unbuildable, with_suppression
 from anchorite.export.torch_file import program_bytes, program_runtime
 from anchorite.export.tracing import onnx_model, traced
-from anchorite.files import write_atomically
+from anchorite.files import write_bytes_atomically
 from anchorite.model import Detector, WeightsInfo
 from anchorite.predict import PredictConfig
 
@@ -156,13 +155,9 @@ def write(path: Path, built: Built) -> list[Path]:
     paths = []
     for suffix, content in built.files.items():
         target = path.with_suffix(suffix)
-        write_atomically(target, partial(_write_bytes, content), len(content))
+        write_bytes_atomically(target, content)
         paths.append(target)
     return paths
-
-
-def _write_bytes(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
 
 
 def _made(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from anchorite.anchors import AnchorSet
 from anchorite.errors import AnchoriteError, InputError, StorageError, UnsafeFileError
-from anchorite.files import write_atomically
+from anchorite.files import write_bytes_atomically
 from anchorite.model.detector import Detector
 from anchorite.model.fold import is_folded
 from anchorite.reading import printable, shorten
@@ -107,7 +107,7 @@ def save_weights(path: Path, detector: Detector, info: WeightsInfo) -> None:
     text = json.dumps(header.model_dump(), ensure_ascii=True)
     stored = save({name: _as_stored(tensor) for name, tensor in detector.state_dict().items()}, {_METADATA_KEY: text})
     # Written by Python: safetensors would report a full disk by an error of its own that names neither path nor space.
-    write_atomically(path, lambda temporary: _write_bytes(temporary, stored), len(stored))
+    write_bytes_atomically(path, stored)
 
 
 def load_weights(path: Path) -> tuple[Detector, WeightsInfo]:
@@ -135,10 +135,6 @@ def load_weights(path: Path) -> tuple[Detector, WeightsInfo]:
 def _as_stored(tensor: Tensor) -> Tensor:
     stored = tensor.detach().cpu()
     return (stored.float() if stored.is_floating_point() else stored).contiguous()
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _description(info: WeightsInfo) -> tuple[str, int, AnchorSet]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from anchorite.boxes import Detections, xyxy_to_cxcywh
 from anchorite.errors import AnchoriteError, InputError, StorageError
-from anchorite.files import write_atomically, write_text_atomically
+from anchorite.files import write_bytes_atomically, write_text_atomically
 from anchorite.predict.drawing import draw
 
 _FORMAT_VERSION = 1
@@ -147,11 +147,7 @@ def _write_image(path: Path, image: NDArray[np.uint8]) -> None:
     settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []  # it warns of any other's
     ok, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
     assert ok, path
-    write_atomically(path, lambda temporary: _write_bytes(temporary, encoded.tobytes()))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    write_bytes_atomically(path, encoded.tobytes())
 
 
 def _rounded(entry: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anchorite.data import Record
 from anchorite.errors import StorageError
-from anchorite.files import write_atomically
+from anchorite.files import write_bytes_atomically
 from anchorite.predict import Predictor, draw
 
 _MAX_PICTURES = 12
@@ -34,8 +34,7 @@ def save_predictions(folder: Path, predictor: Predictor, records: Sequence[Recor
     paths = []
     for number, (image, detections) in enumerate(predictor.stream(sources), 1):
         path = folder / f"{number:02d}-{_plain(Path(detections.source).stem)}.jpg"
-        content = _jpeg(draw(image, detections))
-        write_atomically(path, lambda temporary, content=content: _write_bytes(temporary, content))  # type: ignore[misc]
+        write_bytes_atomically(path, _jpeg(draw(image, detections)))
         paths.append(path)
     return paths
 
@@ -54,7 +53,3 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
     )
     assert ok
     return encoded.tobytes()
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

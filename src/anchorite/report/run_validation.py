@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from anchorite.data import Record, decode_image
 from anchorite.errors import StorageError
 from anchorite.evaluate import ValidationResult
-from anchorite.files import write_atomically, write_text_atomically
+from anchorite.files import write_bytes_atomically, write_text_atomically
 from anchorite.metrics import Found, Truth, confusion_matrix, detection_curves
 
 DETAILS, EXAMPLES = "validation.json", "examples"
@@ -161,8 +161,4 @@ def _save_smaller(path: Path, image: NDArray[np.uint8]) -> None:
     bgr = cv2.cvtColor(np.asarray(smaller, np.uint8), cv2.COLOR_RGB2BGR)
     done, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     assert done
-    write_atomically(path, lambda temporary: _write_bytes(temporary, encoded.tobytes()))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    write_bytes_atomically(path, encoded.tobytes())

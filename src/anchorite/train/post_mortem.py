@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save
 
 from anchorite.data import Record
-from anchorite.files import write_atomically, write_text_atomically
+from anchorite.files import write_bytes_atomically, write_text_atomically
 from anchorite.train.loss_watch import Skipped
 
 
@@ -42,10 +42,6 @@ def write_post_mortem(folder: Path, skipped: Skipped, facts: dict[str, Any]) -> 
             "indices": last.indices.cpu(),
         }
     )
-    write_atomically(path.with_suffix(".safetensors"), lambda temporary: _write(temporary, content), len(content))
+    write_bytes_atomically(path.with_suffix(".safetensors"), content)
     write_text_atomically(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
