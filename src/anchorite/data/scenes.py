@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from anchorite.data.scene_drawing import SCENE_CLASSES, SCENE_SPLITS, Scene, draw_scene
 from anchorite.errors import InputError, StorageError
 from anchorite.files import write_text_atomically
+from anchorite.jpeg import encode_jpeg
 
 # Names the settings a folder was filled with. No suffix, so that no dataset format takes it for its own.
 _MARKER = ".anchorite-scenes"
@@ -56,15 +56,12 @@ def _write_scene(folder: Path, split: str, index: int, *, seed: int, size_px: in
     if only_missing and image_path.exists() and label_path.exists():
         return
     scene = draw_scene(seed, split, index, size_px)
-    for path, content in ((image_path, _jpeg(scene)), (label_path, _label_text(scene).encode("ascii"))):
+    for path, content in (
+        (image_path, encode_jpeg(scene.image, _JPEG_QUALITY)),
+        (label_path, _label_text(scene).encode("ascii")),
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-
-
-def _jpeg(scene: Scene) -> bytes:
-    bgr = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    return encoded.tobytes()
 
 
 def _label_text(scene: Scene) -> str:

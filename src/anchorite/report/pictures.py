@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from anchorite.jpeg import encode_jpeg, shrunk
+
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
 _MAX_FILE_BYTES = 20_000_000
 _MAX_RAW_BYTES = 120_000
@@ -47,7 +49,7 @@ def make_gallery(paths: Sequence[Path], max_pictures: int, max_bytes: int) -> Ga
         if len(pictures) == max_pictures:
             left_out.append(f"{path.name} (only {max_pictures} are shown)")
             continue
-        uri = _data_uri(path)
+        uri = _uri_of(path)
         if uri is None:
             left_out.append(f"{path.name} (not a readable PNG or JPEG)")
         elif num_bytes + len(uri) > max_bytes:
@@ -58,7 +60,12 @@ def make_gallery(paths: Sequence[Path], max_pictures: int, max_bytes: int) -> Ga
     return Gallery(tuple(pictures), tuple(left_out))
 
 
-def _data_uri(path: Path) -> str | None:
+def data_uri(kind: str, content: bytes) -> str:
+    """The content of an image file as a data URI; kind: "jpeg" or "png"."""
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
+
+
+def _uri_of(path: Path) -> str | None:
     """The file as a data URI, unchanged if it is small, else decoded and made smaller; None where that fails."""
     try:
         if path.is_symlink() or path.stat().st_size > _MAX_FILE_BYTES:
@@ -74,19 +81,15 @@ def _data_uri(path: Path) -> str | None:
         if smaller is None:
             return None
         kind, content = "jpeg", smaller
-    return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
+    return data_uri(kind, content)
 
 
 def _smaller(content: bytes) -> bytes | None:
     """The picture as a JPEG whose longer side is at most 720 pixels."""
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is None:
             return None
-        shrink = min(1.0, _MAX_SIDE_PX / max(image.shape[:2]))
-        if shrink < 1:
-            image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-        _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+        return encode_jpeg(shrunk(np.asarray(image, np.uint8), _MAX_SIDE_PX), _JPEG_QUALITY)
     except cv2.error:
         return None
-    return encoded.tobytes()

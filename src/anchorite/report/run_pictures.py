@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from anchorite.data import Record
 from anchorite.errors import StorageError
 from anchorite.files import write_bytes_atomically
+from anchorite.jpeg import encode_jpeg, shrunk
 from anchorite.predict import Predictor, draw
 
 _MAX_PICTURES = 12
@@ -34,7 +33,7 @@ def save_predictions(folder: Path, predictor: Predictor, records: Sequence[Recor
     paths = []
     for number, (image, detections) in enumerate(predictor.stream(sources), 1):
         path = folder / f"{number:02d}-{_plain(Path(detections.source).stem)}.jpg"
-        write_bytes_atomically(path, _jpeg(draw(image, detections)))
+        write_bytes_atomically(path, encode_jpeg(shrunk(draw(image, detections), _MAX_SIDE_PX), _JPEG_QUALITY))
         paths.append(path)
     return paths
 
@@ -42,14 +41,3 @@ def save_predictions(folder: Path, predictor: Predictor, records: Sequence[Recor
 def _plain(stem: str) -> str:
     """A file name's stem in letters that every file system takes, and not too long."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)[:_LONGEST_STEM]
-
-
-def _jpeg(image: NDArray[np.uint8]) -> bytes:
-    shrink = _MAX_SIDE_PX / max(image.shape[:2])
-    if shrink < 1:
-        image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA).astype(np.uint8)
-    ok, encoded = cv2.imencode(
-        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    )
-    assert ok
-    return encoded.tobytes()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +18,7 @@ from anchorite.data import Record, decode_image
 from anchorite.errors import StorageError
 from anchorite.evaluate import ValidationResult
 from anchorite.files import write_bytes_atomically, write_text_atomically
+from anchorite.jpeg import encode_jpeg, shrunk
 from anchorite.metrics import Found, Truth, confusion_matrix, detection_curves
 
 DETAILS, EXAMPLES = "validation.json", "examples"
@@ -113,7 +113,8 @@ def _examples(
     for kind, chosen in zip(("worst", "best"), choose_examples(verdicts), strict=True):
         for number, index in enumerate(chosen, 1):
             file = f"{kind}-{number:02d}.jpg"
-            _save_smaller(folder / file, decode_image(records[index].path))
+            picture = shrunk(decode_image(records[index].path), _MAX_SIDE_PX)
+            write_bytes_atomically(folder / file, encode_jpeg(picture, _JPEG_QUALITY))
             truth, found, verdict = result.truths[index], result.founds[index], verdicts[index]
             examples.append(
                 {
@@ -152,13 +153,3 @@ def _found(found: Found, confidence: float) -> list[dict[str, Any]]:
 
 def _rounded(values: NDArray[np.floating[Any]], digits: int = 4) -> list[float | None]:
     return [None if np.isnan(value) else round(float(value), digits) for value in values]
-
-
-def _save_smaller(path: Path, image: NDArray[np.uint8]) -> None:
-    shrink = min(1.0, _MAX_SIDE_PX / max(image.shape[:2]))
-    size = max(1, round(image.shape[1] * shrink)), max(1, round(image.shape[0] * shrink))
-    smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if shrink < 1 else image
-    bgr = cv2.cvtColor(np.asarray(smaller, np.uint8), cv2.COLOR_RGB2BGR)
-    done, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    assert done
-    write_bytes_atomically(path, encoded.tobytes())

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data import decode_image
+from anchorite.jpeg import encode_jpeg, shrunk
+from anchorite.report.pictures import data_uri
 from anchorite.report.suspects.ranking import Suspect
 
 # Longer side in pixels and JPEG quality, from fine to coarse; what fits first is taken.
@@ -72,14 +72,10 @@ def _crops(image: NDArray[np.uint8], suspect: Suspect) -> list[Crop]:
     height, width = image.shape[:2]
     boxes = [box for box in (suspect.label_xyxy, suspect.seen_xyxy) if box is not None]
     left, top, right, bottom = crop_box(boxes, width, height)
-    part = cv2.cvtColor(np.ascontiguousarray(image[top:bottom, left:right]), cv2.COLOR_RGB2BGR)
+    part = np.ascontiguousarray(image[top:bottom, left:right])
     crops = []
     for side, quality in _SIZES:
-        shrink = min(1.0, side / max(part.shape[:2]))
-        size = max(1, round(part.shape[1] * shrink)), max(1, round(part.shape[0] * shrink))
-        smaller = cv2.resize(part, size, interpolation=cv2.INTER_AREA) if shrink < 1 else part
-        done, encoded = cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        assert done
-        uri = "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
-        crops.append(Crop(uri, (left, top, right, bottom), *size))
+        smaller = shrunk(part, side)
+        uri = data_uri("jpeg", encode_jpeg(smaller, quality))
+        crops.append(Crop(uri, (left, top, right, bottom), smaller.shape[1], smaller.shape[0]))
     return crops
