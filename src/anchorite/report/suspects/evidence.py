@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from anchorite.boxes.pairwise import pairwise_iou_xyxy, pairwise_overlap_xyxy
 from anchorite.data import Record
 from anchorite.report.suspects.looks import Look
 
@@ -84,8 +86,8 @@ def weigh(record: Record, looks: Sequence[Look], num_classes: int, image: int = 
 
 def iou_of(boxes_xyxy: NDArray[np.float64], others_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union (N, M) of boxes (N, 4) with others (M, 4)."""
-    common, areas, other_areas = _areas(boxes_xyxy, others_xyxy)
-    return _ratio(common, areas[:, None] + other_areas - common)
+    iou: NDArray[np.float64] = pairwise_iou_xyxy(torch.from_numpy(boxes_xyxy), torch.from_numpy(others_xyxy)).numpy()
+    return iou
 
 
 def _seen(record: Record, look: Look, iou: NDArray[np.float64], num_classes: int) -> NDArray[np.float64]:
@@ -170,23 +172,16 @@ def _explained(
     boxes: NDArray[np.float64], class_ids: NDArray[np.int64], record: Record, iou: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
     """(D,) whether a label lies there, or a part of one of its class is meant, or the place is ignored."""
-    common, own, of_labels = _areas(boxes, record.boxes_xyxy)
-    part = _ratio(common, np.minimum(own[:, None], of_labels)) >= _EXPLAINED_COVER
+    of_detections, of_labels = torch.from_numpy(boxes), torch.from_numpy(record.boxes_xyxy)
+    common = pairwise_overlap_xyxy(of_detections, of_labels)[0].numpy()
+    own, theirs = _areas(boxes), _areas(record.boxes_xyxy)
+    part = (common > 0) & (common >= _EXPLAINED_COVER * np.minimum(own[:, None], theirs))
     same_class = class_ids[:, None] == record.class_ids
-    in_ignored = record.ignored & (_ratio(common, own[:, None]) >= _IN_IGNORED)
+    in_ignored = record.ignored & (common > 0) & (common >= _IN_IGNORED * own[:, None])
     explained: NDArray[np.bool_] = ((iou >= _EXPLAINED_IOU) | (part & same_class) | in_ignored).any(axis=1)
     return explained
 
 
-def _areas(
-    boxes: NDArray[np.float64], others: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Intersections (N, M), areas (N,) and areas of the others (M,)."""
-    sides = np.minimum(boxes[:, None, 2:], others[:, 2:]) - np.maximum(boxes[:, None, :2], others[:, :2])
-    own = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return np.prod(np.maximum(sides, 0), axis=2), own, np.prod(others[:, 2:] - others[:, :2], axis=1)
-
-
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    whole = np.broadcast_to(whole, part.shape)
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+def _areas(boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+    areas: NDArray[np.float64] = np.prod(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], axis=1)
+    return areas
