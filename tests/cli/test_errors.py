@@ -236,6 +236,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
     assert_refused(words.format(place), 4, [f"{place}: nothing can be made in /", "name another folder"], desk, capsys)
 
 
+@pytest.mark.parametrize("words", ["explain D --out {}", "report RUN --out {}"])
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(
+    words: str, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (desk / "RUN").mkdir()
+    (desk / "RUN" / "recipe.yaml").write_text("epochs: 3\n")
+    page = NO_PLACE / "page.html"
+    told = [f"{NO_PLACE}: nothing can be made in /", "name another folder"]
+    assert_refused(words.format(page), 4, told, desk, capsys)
+
+
 def test_looking_whether_a_folder_can_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     before = everything(tmp_path)

@@ -88,14 +88,11 @@ def _advice(default: AnchorTable, fitted: AnchorTable) -> str:
 def _write(out: Path, tables: list[AnchorTable], wh_px: object, image_size: int) -> None:
     import numpy as np
 
-    from anchorite.errors import StorageError
+    from anchorite.cli.folders import make_folder
     from anchorite.files import write_text_atomically
     from anchorite.inspect import save_anchor_plot
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"--out {out}: cannot be made: {error.strerror or error}; name another folder") from error
+    make_folder(out)
     write_text_atomically(out / "anchors.yaml", f"# Fitted at {image_size} px.\n{_recipe_lines(tables[1])}")
     save_anchor_plot(out / "anchors.png", np.asarray(wh_px), tables, image_size)
     print(f"written: {out / 'anchors.yaml'}, {out / 'anchors.png'}")

@@ -36,6 +36,7 @@ def explain(
 ) -> None:
     """Show on one page which anchors and cells answer for which box and why, and what each box costs."""
     from anchorite.cli.counting import counting
+    from anchorite.cli.folders import free_page, make_folder, refuse_taken_page
     from anchorite.data import open_dataset
     from anchorite.data.writing import refuse_inside_dataset
     from anchorite.files import write_text_atomically
@@ -43,11 +44,11 @@ def explain(
     from anchorite.report.explain import explain as explained
 
     reading = reading or ReadingOptions()
-    page = out or _free_name()
-    _refuse_taken(page)
+    page = out or free_page(Path("explain.html"))
+    refuse_taken_page(page)
     dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
     refuse_inside_dataset(page, dataset)
-    _make_folder(page)
+    make_folder(page.parent)
     _require_images(dataset, split)
     setting = choose_setting(dataset, weights, recipe, image_size)
     records = dataset.splits[split]
@@ -68,33 +69,6 @@ def explain(
     for note in [*notes, *setting.sentences, *(f"left out: {reason}" for reason in done.left_out)]:
         print(note)
     print(f"{page}: {len(done.facts['images'])} images, {page.stat().st_size / 1e6:.1f} MB")
-
-
-def _free_name() -> Path:
-    """explain.html, or with a number where that is taken."""
-    page, number = Path("explain.html"), 2
-    while page.exists() or page.is_symlink():
-        page, number = Path(f"explain-{number}.html"), number + 1
-    return page
-
-
-def _refuse_taken(page: Path) -> None:
-    """Refuse, before anything is read, a name that is taken or no page's."""
-    from anchorite.errors import InputError
-
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--out {page}: the page is one HTML file; name it {page.with_suffix('.html').name}")
-    if page.exists() or page.is_symlink():
-        raise InputError(f"--out {page}: exists already, and nothing is ever overwritten; name a new file")
-
-
-def _make_folder(page: Path) -> None:
-    from anchorite.errors import StorageError
-
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"--out {page}: its folder cannot be made: {error.strerror or error}") from error
 
 
 def _require_images(dataset: DatasetIndex, split: str) -> None:

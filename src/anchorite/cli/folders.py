@@ -1,4 +1,4 @@
-"""Folders that commands write into: new or empty ones only, so that nothing is ever overwritten."""
+"""Folders and pages that commands write: new or empty ones only, so that nothing is ever overwritten."""
 
 from __future__ import annotations
 
@@ -33,6 +33,46 @@ def refuse_taken(folder: Path, flag: str = "--out") -> None:
         raise InputError(
             f"{flag} {folder}: exists already, and nothing is ever overwritten; {other} a new or an empty folder"
         )
+    _require_makeable(folder, flag)
+
+
+def make_folder(folder: Path, flag: str = "--out") -> None:
+    """Make a folder, and those above it; StorageError naming the flag where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{flag} {folder}: cannot be made: {error.strerror or error}; name another folder"
+        ) from error
+
+
+def free_page(wanted: Path) -> Path:
+    """`wanted`, a file, or with a number before its suffix where that is taken."""
+    page, number = wanted, 2
+    while page.exists() or page.is_symlink():
+        page, number = wanted.with_stem(f"{wanted.stem}-{number}"), number + 1
+    return page
+
+
+def refuse_taken_page(page: Path) -> None:
+    """`refuse_taken` for a page of HTML, whose name has to say that it is one; its folder need not be there yet."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out {page}: the page is one HTML file; name it {page.with_suffix('.html').name}")
+    if page.exists() or page.is_symlink():
+        raise InputError(f"--out {page}: exists already, and nothing is ever overwritten; name a new file")
+    _require_makeable(page.parent, "--out")
+
+
+def data_name(data: Path) -> str:
+    """What a dataset is called by its path, for the names of folders made from it."""
+    place = data.resolve()
+    if place.name in ("data.yaml", "data.yml"):
+        return place.parent.name
+    return place.stem if place.is_file() else place.name
+
+
+def _require_makeable(folder: Path, flag: str) -> None:
+    """StorageError where a folder could not be made and filled; it is made and removed again to see that."""
     parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not parent.is_dir():
         raise StorageError(f"{flag} {folder}: cannot be made: {parent} is a file; name another folder")

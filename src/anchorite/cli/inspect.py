@@ -107,14 +107,11 @@ def _refuse_folders(out: Path | None, fix: Path | None) -> None:
 def _write_report(inspection: Inspection, out: Path) -> None:
     import json
 
-    from anchorite.errors import StorageError
+    from anchorite.cli.folders import make_folder
     from anchorite.files import write_text_atomically
     from anchorite.inspect import report_text
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"--out {out}: cannot be made: {error.strerror or error}; name another folder") from error
+    make_folder(out)
     text = report_text(inspection).encode("utf-8", "backslashreplace").decode("utf-8")
     write_text_atomically(out / "report.txt", text)
     write_text_atomically(out / "report.json", json.dumps(inspection.to_json(), indent=1) + "\n")

@@ -27,6 +27,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the report page of a run anew, or one that compares runs; or show it live while it trains."""
+    from anchorite.cli.folders import free_page, make_folder, refuse_taken_page
     from anchorite.errors import InputError
     from anchorite.report import write_run_report
 
@@ -41,13 +42,14 @@ def report(
     if port is not None:
         raise InputError(f"--port {port}: is for --serve; add that, or leave it out")
     if out is not None:
-        _refuse_taken(out)
+        refuse_taken_page(out)
+        make_folder(out.parent)
     if len(run) == 1:
         print(write_run_report(run[0], out))
     else:
         from anchorite.report.compare import write_comparison
 
-        page = write_comparison(run, out or _free_name())
+        page = write_comparison(run, out or free_page(Path("comparison.html")))
         print(f"{page}: {len(run)} runs, {page.stat().st_size / 1e6:.1f} MB")
 
 
@@ -63,22 +65,3 @@ def _serve(folder: Path, port: int) -> None:
             if type(error) is not KeyboardInterrupt:  # SIGTERM, which has an exit code of its own
                 raise
             print("ended")
-
-
-def _refuse_taken(page: Path) -> None:
-    from anchorite.errors import InputError, StorageError
-
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--out {page}: the page is one HTML file; name it {page.with_suffix('.html').name}")
-    if page.exists() or page.is_symlink():
-        raise InputError(f"--out {page}: exists already, and nothing is ever overwritten; name a new file")
-    if not page.parent.is_dir():
-        raise StorageError(f"--out {page}: there is no folder {page.parent}; make it, or name another")
-
-
-def _free_name() -> Path:
-    """comparison.html, or with a number where that is taken."""
-    page, number = Path("comparison.html"), 2
-    while page.exists() or page.is_symlink():
-        page, number = Path(f"comparison-{number}.html"), number + 1
-    return page

@@ -93,13 +93,10 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _write(folder: Path, page: str, table: str) -> None:
-    from anchorite.errors import StorageError
+    from anchorite.cli.folders import make_folder
     from anchorite.files import write_text_atomically
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"--out {folder}: cannot be made: {error.strerror or error}; name another folder") from error
+    make_folder(folder)
     write_text_atomically(folder / "suspects.html", page)
     write_text_atomically(folder / "suspects.csv", table)
 

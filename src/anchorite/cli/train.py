@@ -67,7 +67,7 @@ def _start(
     fields: RecipeOptions,
     output: OutputOptions,
 ) -> None:
-    from anchorite.cli.folders import free_folder, refuse_taken
+    from anchorite.cli.folders import data_name, free_folder, refuse_taken
     from anchorite.cli.progress import choose_display, telling_how_to_go_on
     from anchorite.data import open_dataset
     from anchorite.errors import InputError
@@ -83,7 +83,7 @@ def _start(
     # What reading and decoding the data would only delay is refused first.
     device = choose_device(chosen.device)
     choose_precision(chosen.precision, device)
-    folder = out or free_folder(Path("runs") / f"{_name_of(data)}-{chosen.model}")
+    folder = out or free_folder(Path("runs") / f"{data_name(data)}-{chosen.model}")
     refuse_taken(folder)
     with choose_display(output) as display, telling_how_to_go_on(display):
         dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
@@ -143,10 +143,3 @@ def _go_on(
                 resume_run(folder, dataset, display, allow)
             conclude_run(folder, run.as_trained(dataset))
     display.finished(folder)
-
-
-def _name_of(data: Path) -> str:
-    place = data.resolve()
-    if place.name in ("data.yaml", "data.yml"):
-        return place.parent.name
-    return place.stem if place.is_file() else place.name

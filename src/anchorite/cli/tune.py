@@ -58,12 +58,11 @@ def tune(
 def _new(
     data: Path, recipe: str | None, space: Path | None, out: Path | None, settings: list[str], fields: RecipeOptions
 ) -> Study:
-    from anchorite.cli.folders import free_folder, refuse_taken
-    from anchorite.cli.train import _name_of
+    from anchorite.cli.folders import data_name, free_folder, refuse_taken
     from anchorite.train import parse_setting
     from anchorite.tune import Study, default_space, read_space
 
-    folder = out or free_folder(Path("runs") / f"tune-{_name_of(data)}")
+    folder = out or free_folder(Path("runs") / f"tune-{data_name(data)}")
     refuse_taken(folder)
     overrides = {**fields.given(), **dict(parse_setting(text) for text in settings)}
     searched = default_space() if space is None else read_space(space)
