@@ -129,7 +129,7 @@ def test_what_differs_is_not_written(
         ("--half --int8 --calibrate DATA", 2, "exclude each other"),
         ("--format torch-export --nms", 2, "leave them out for torch-export"),
         ("--image-size 100", 2, "take 128"),
-        ("--verify DATA --split none", 2, "no images in its split none; there are train, val, test"),
+        ("--verify DATA --split none", 2, "--split none: is not there; the splits of"),
         ("--out taken.onnx", 2, "exists already, and nothing is ever overwritten"),
         ("--out taken.pt2", 2, "a file of format onnx ends in .onnx"),
         ("--format openvino --out bin.xml", 2, "bin.bin: exists already"),

@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_refused_and_nothing_written(capsys: pytest.Capture
     code, message = refused(capsys, *words, tmp_path / "a", "--split", "valid")
     assert code == 2
     assert "--split valid: is not there; the splits of" in message
-    assert "train, val, test" in message
+    assert "train (10 images), val (4 images), test (2 images)" in message
     code, message = refused(capsys, *words, tmp_path / "a", "--image-size", "100")
     assert code == 2
     assert "--image-size 100: must be a multiple of 32" in message

@@ -33,12 +33,12 @@ def anchors(
     from anchorite.data import open_dataset
     from anchorite.data.writing import refuse_inside_dataset
     from anchorite.errors import InputError
+    from anchorite.evaluate import require_side
     from anchorite.inspect import anchor_table, training_sides
     from anchorite.model import default_anchors
 
     default = default_anchors(model)
-    if image_size % default.strides[-1]:
-        raise InputError(f"--image-size {image_size}: must be a multiple of {default.strides[-1]}, the coarsest stride")
+    require_side(image_size, default.strides[-1], f"--model {model}")
     if out is not None:
         refuse_taken(out)
     reading = reading or ReadingOptions()

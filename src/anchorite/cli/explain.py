@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from anchorite.cli.options import AT_LEAST_ONE, ReadingOptions
-
-if TYPE_CHECKING:
-    from anchorite.data import DatasetIndex
 
 
 def explain(
@@ -39,6 +36,7 @@ def explain(
     from anchorite.cli.folders import free_page, make_folder, refuse_taken_page
     from anchorite.data import open_dataset
     from anchorite.data.writing import refuse_inside_dataset
+    from anchorite.evaluate import require_images
     from anchorite.files import write_text_atomically
     from anchorite.report.explain import choose_images, choose_setting, find_images
     from anchorite.report.explain import explain as explained
@@ -49,9 +47,8 @@ def explain(
     dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
     refuse_inside_dataset(page, dataset)
     make_folder(page.parent)
-    _require_images(dataset, split)
+    records = require_images(dataset, split)
     setting = choose_setting(dataset, weights, recipe, image_size)
-    records = dataset.splits[split]
     if image:
         chosen, how = find_images(dataset, split, image), "images: named by --image"
     else:
@@ -69,12 +66,3 @@ def explain(
     for note in [*notes, *setting.sentences, *(f"left out: {reason}" for reason in done.left_out)]:
         print(note)
     print(f"{page}: {len(done.facts['images'])} images, {page.stat().st_size / 1e6:.1f} MB")
-
-
-def _require_images(dataset: DatasetIndex, split: str) -> None:
-    from anchorite.errors import InputError
-
-    if not dataset.splits.get(split):
-        there = ", ".join(f"{name} ({len(images)} images)" for name, images in dataset.splits.items() if images)
-        what = "is empty" if split in dataset.splits else "is not there"
-        raise InputError(f"--split {split}: {what}; the splits of {dataset.root} are {there or 'all empty'}")

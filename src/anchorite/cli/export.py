@@ -55,31 +55,27 @@ class ProofOptions:
         bool, Parameter(negative="", help="Follow paths and links that lead out of a dataset; for data you trust.")
     ] = False
 
-    def measured_on(self, info: WeightsInfo) -> tuple[Record, ...]:
+    def measured_on(self, weights: Path, info: WeightsInfo) -> tuple[Record, ...]:
         """The labelled images to compare and measure on; empty where no data was given."""
         data = self.verify or self.calibrate
-        return () if data is None else self._records(data, self.split, info)
+        return () if data is None else self._records(data, self.split, "--split", weights, info)
 
-    def calibrated_on(self, info: WeightsInfo) -> tuple[Record, ...]:
+    def calibrated_on(self, weights: Path, info: WeightsInfo) -> tuple[Record, ...]:
         """The training images that set int8's scales."""
-        return () if self.calibrate is None else self._records(self.calibrate, "train", info)
+        return (
+            ()
+            if self.calibrate is None
+            else self._records(self.calibrate, "train", "--calibrate, split", weights, info)
+        )
 
-    def _records(self, data: Path, split: str, info: WeightsInfo) -> tuple[Record, ...]:
+    def _records(self, data: Path, split: str, said: str, weights: Path, info: WeightsInfo) -> tuple[Record, ...]:
         """The images of a split with the classes of the weights; InputError when it is not there or has others."""
         from anchorite.data import open_dataset
-        from anchorite.errors import InputError
+        from anchorite.evaluate import require_classes, require_images
 
         dataset = open_dataset(data, None, self.skip_bad, allow_outside=self.allow_outside)
-        if dataset.class_names != info.class_names:
-            raise InputError(
-                f"{data}: has the classes {_shown(dataset.class_names)}, the weights have {_shown(info.class_names)}; "
-                "give data with the same classes in the same order"
-            )
-        records = dataset.splits.get(split, ())
-        if not records:
-            there = ", ".join(name for name, images in dataset.splits.items() if images)
-            raise InputError(f"{data}: has no images in its split {split}; there are {there or 'none at all'}")
-        return records
+        require_classes(weights, info.class_names, data, dataset.class_names)
+        return require_images(dataset, split, said)
 
 
 def export(
@@ -111,9 +107,9 @@ def export(
     _refuse_unusable(target, request)
     detector, info = load_weights(weights)
     described = export_info(info, request)
-    records = proof.measured_on(info)
+    records = proof.measured_on(weights, info)
     compared = batches_of(spread(records, _MOST_COMPARED), described) if records else drawn_batches(described)
-    calibration = batches_of(spread(proof.calibrated_on(info), proof.calibration_images), described)
+    calibration = batches_of(spread(proof.calibrated_on(weights, info), proof.calibration_images), described)
     built = build(detector, info, request, list(compared), calibration, target)
     measured = None
     if records:
@@ -194,7 +190,3 @@ def _limits(export: ExportInfo) -> str:
     flags = [name for name in ("class_agnostic", "multi_label") if getattr(limits, name)]
     words = [f"confidence {limits.confidence:g}", f"IoU {limits.iou_limit:g}", f"{limits.max_detections} detections"]
     return ", ".join([*words, *(flag.replace("_", " ") for flag in flags)])
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return repr(list(names[:5])) + (" and more" if len(names) > 5 else "")

@@ -50,16 +50,12 @@ def inspect(
     from anchorite.data import open_dataset
     from anchorite.data.writing import refuse_inside_dataset
     from anchorite.errors import InputError
+    from anchorite.evaluate import require_side
     from anchorite.inspect import inspect_dataset, summary_text
     from anchorite.model import default_anchors
 
     anchors = default_anchors(model)
-    stride = anchors.strides[-1]
-    if image_size % stride:
-        raise InputError(
-            f"--image-size {image_size}: must be a multiple of {stride}, the coarsest stride of --model {model}; "
-            f"take {-(-image_size // stride) * stride}"
-        )
+    require_side(image_size, anchors.strides[-1], f"--model {model}")
     _refuse_folders(out, fix)
     dataset = open_dataset(data, format, skip_bad=True, allow_outside=allow_outside)
     for folder in (out, fix):

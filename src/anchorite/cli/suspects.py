@@ -38,7 +38,7 @@ def suspects(
     from anchorite.data import open_dataset
     from anchorite.data.writing import refuse_inside_dataset
     from anchorite.devices import choose_device, choose_precision, keep_freed_memory
-    from anchorite.errors import InputError
+    from anchorite.evaluate import require_classes, require_side
     from anchorite.model import load_weights
     from anchorite.report.suspects import Observer, as_csv, rank_suspects, suspects_page
 
@@ -49,19 +49,9 @@ def suspects(
     dtype = choose_precision(running.precision, device).dtype
     keep_freed_memory()
     detector, info = load_weights(weights)
-    size = running.image_size or info.image_size
-    stride = detector.strides[-1]
-    if size % stride:
-        raise InputError(
-            f"--image-size {size}: must be a multiple of {stride}, the coarsest stride of {weights}; "
-            f"take {-(-size // stride) * stride}"
-        )
+    size = require_side(running.image_size or info.image_size, info.anchors.strides[-1], str(weights))
     dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
-    if dataset.class_names != info.class_names:
-        raise InputError(
-            f"{weights} was trained on the classes {_listed(info.class_names)}, {data} has "
-            f"{_listed(dataset.class_names)}; name weights with the same classes in the same order"
-        )
+    require_classes(weights, info.class_names, data, dataset.class_names)
     splits = _splits(dataset, split)
     refuse_inside_dataset(folder, dataset)
     with counting("looked at") as progress:
@@ -75,21 +65,14 @@ def suspects(
 
 def _splits(dataset: DatasetIndex, wanted: list[str] | None) -> list[str]:
     from anchorite.errors import InputError
+    from anchorite.evaluate import require_images
 
     there = [name for name, records in dataset.splits.items() if records]
     for name in wanted or ():
-        if name not in there:
-            what = "is empty" if name in dataset.splits else "is not there"
-            raise InputError(
-                f"--split {name}: {what}; the splits of {dataset.root} are {', '.join(there) or 'all empty'}"
-            )
+        require_images(dataset, name)
     if not there:
         raise InputError(f"{dataset.root}: has no images to look at; name a data set with labelled images")
     return list(dict.fromkeys(wanted)) if wanted else there
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return repr(list(names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _write(folder: Path, page: str, table: str) -> None:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from anchorite.cli.options import OutputOptions, ReadingOptions, RunningOptions
 
 if TYPE_CHECKING:
-    from anchorite.data import DatasetIndex, Record
+    from anchorite.data import DatasetIndex
     from anchorite.model import Detector, WeightsInfo
     from anchorite.predict.runtime import Runtime
 
@@ -35,7 +35,7 @@ def validate(
     from anchorite.cli.folders import refuse_taken
     from anchorite.data import open_dataset, without_images
     from anchorite.devices import keep_freed_memory
-    from anchorite.evaluate import ValidationConfig, Validator
+    from anchorite.evaluate import ValidationConfig, Validator, require_classes, require_images, require_side
     from anchorite.train import choose_device, choose_precision
 
     reading, running, output = reading or ReadingOptions(), running or RunningOptions(), output or OutputOptions()
@@ -47,10 +47,10 @@ def validate(
     dtype = choose_precision(running.precision, chosen_device).dtype
     keep_freed_memory()
     network, info = _loaded(weights, running)
-    size = _side(running.image_size or info.image_size, info, weights)
+    size = require_side(running.image_size or info.image_size, info.anchors.strides[-1], str(weights))
     dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
-    _refuse_other_classes(weights, info.class_names, data, dataset.class_names)
-    records = _records(dataset, split)
+    require_classes(weights, info.class_names, data, dataset.class_names)
+    records = require_images(dataset, split)
     with counting("decoded", shown=not (output.quiet or output.json_lines or json), in_logs=False) as progress:
         validator = Validator(
             records, dataset.class_names, size, running.batch, progress=progress, skip_bad=dataset.skip_bad
@@ -100,28 +100,6 @@ def _loaded(weights: Path, running: RunningOptions) -> tuple[tuple[Detector, Wei
     return network, network.info
 
 
-def _refuse_other_classes(weights: Path, known: tuple[str, ...], data: Path, given: tuple[str, ...]) -> None:
-    from anchorite.errors import InputError
-
-    if given != known:
-        raise InputError(
-            f"{weights} and {data} have other classes: {_first_difference(known, given)}; "
-            "validate on data with the same classes in the same order"
-        )
-
-
-def _side(size: int, info: WeightsInfo, weights: Path) -> int:
-    from anchorite.errors import InputError
-
-    stride = info.anchors.strides[-1]
-    if size % stride:
-        raise InputError(
-            f"--image-size {size}: must be a multiple of {stride}, the coarsest stride of {weights}; "
-            f"take {-(-size // stride) * stride}"
-        )
-    return size
-
-
 def _print_json(result: dict[str, Any], facts: dict[str, Any] | None, dataset: DatasetIndex) -> None:
     """The result alone, or with `facts` as an event of --json-lines."""
     import json
@@ -134,17 +112,6 @@ def _print_json(result: dict[str, Any], facts: dict[str, Any] | None, dataset: D
         write_line("validated", {**facts, **result, "adjustments": dataset_facts(dataset)["adjustments"]})
 
 
-def _records(dataset: DatasetIndex, split: str) -> tuple[Record, ...]:
-    from anchorite.errors import InputError
-
-    records = dataset.splits.get(split, ())
-    if not records:
-        there = ", ".join(f"{name} ({len(images)} images)" for name, images in dataset.splits.items() if images)
-        what = "is empty" if split in dataset.splits else "is not there"
-        raise InputError(f"--split {split}: {what}; the splits of {dataset.root} are {there or 'all empty'}")
-    return records
-
-
 def _tell_skipped(dataset: DatasetIndex, split: str) -> None:
     """What was left out, beside the output proper, which may be JSON."""
     skipped = [one for one in dataset.adjustments if one.kind == "skipped-bad" and one.split in (split, None)]
@@ -154,14 +121,3 @@ def _tell_skipped(dataset: DatasetIndex, split: str) -> None:
             print(f"  {one.origin}: {one.detail}", file=sys.stderr)
         if len(skipped) > _NUM_TOLD:
             print(f"  and {len(skipped) - _NUM_TOLD} more", file=sys.stderr)
-
-
-def _first_difference(known: tuple[str, ...], given: tuple[str, ...]) -> str:
-    if len(known) != len(given):
-        return f"{len(known)} and {len(given)} of them, {_shown(known)} and {_shown(given)}"
-    number = next(number for number, names in enumerate(zip(known, given, strict=True)) if names[0] != names[1])
-    return f"class {number} is {known[number]!r} and {given[number]!r}"
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return repr(list(names[:5])) + (" and more" if len(names) > 5 else "")

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from anchorite.anchors import AnchorSet
 from anchorite.data import DatasetIndex
-from anchorite.errors import InputError
+from anchorite.evaluate import require_classes, require_side
 from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, WeightsInfo, default_anchors, load_weights
 from anchorite.train import Recipe, load_recipe
 from anchorite.train.preparation import choose_anchors
-
-_NUM_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,16 @@ def choose_setting(
     if weights is None:
         chosen = load_recipe(recipe)
         strides = default_anchors(chosen.model).strides
-        size = _checked_size(image_size or chosen.image_size, strides[-1], f"model {chosen.model}")
+        size = require_side(image_size or chosen.image_size, strides[-1], f"model {chosen.model}")
         sized = chosen.model_copy(update={"image_size": size})
         records = dataset.splits.get("train", ())
         anchors, sentence = choose_anchors(sized, records)
         sentences = (sentence, f"ratio limit {chosen.loss.ratio_limit:g}: recipe {chosen.name}")
         return Setting(dataset.class_names, anchors, size, chosen.loss.ratio_limit, None, None, sentences)
     detector, info = load_weights(weights)
-    _check_classes(weights, info.class_names, dataset)
-    size = _checked_size(image_size or info.image_size, info.anchors.strides[-1], str(weights))
+    remedy = "leave --weights out to see the assignment alone, or explain them on data of their own"
+    require_classes(weights, info.class_names, dataset.root, dataset.class_names, remedy)
+    size = require_side(image_size or info.image_size, info.anchors.strides[-1], str(weights))
     chosen, where = _recipe_of(weights, recipe)
     criterion = _criterion(chosen, info)
     gains = criterion.config
@@ -82,31 +81,3 @@ def _criterion(recipe: Recipe, info: WeightsInfo) -> DetectionLoss:
     num_classes = len(info.class_names)
     config = recipe.loss.scaled(info.anchors.num_levels, num_classes, info.image_size)
     return DetectionLoss(info.anchors, num_classes, config).eval()
-
-
-def _checked_size(image_size: int, stride: int, of_what: str) -> int:
-    if image_size % stride:
-        raise InputError(
-            f"--image-size {image_size}: must be a multiple of {stride}, the coarsest stride of {of_what}; "
-            f"take {-(-image_size // stride) * stride}"
-        )
-    return image_size
-
-
-def _check_classes(weights: Path, known: tuple[str, ...], dataset: DatasetIndex) -> None:
-    given = dataset.class_names
-    if known == given:
-        return
-    if len(known) != len(given):
-        difference = f"{len(known)} and {len(given)} of them, {_shown(known)} and {_shown(given)}"
-    else:
-        number = next(number for number, names in enumerate(zip(known, given, strict=True)) if names[0] != names[1])
-        difference = f"class {number} is {known[number]!r} and {given[number]!r}"
-    raise InputError(
-        f"{weights} and {dataset.root} have other classes: {difference}; explain the weights on data with their own "
-        "classes in the same order, or leave --weights out to see the assignment alone"
-    )
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return repr(list(names[:_NUM_SHOWN])) + (" and more" if len(names) > _NUM_SHOWN else "")
