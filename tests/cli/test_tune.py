@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,25 @@ def test_a_study_ends_with_a_recipe_that_trains(tmp_path: Path, capsys: pytest.C
     out = capsys.readouterr().out
     assert "trial 2: mAP" in out
     assert "trial 1: mAP" not in out
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_with_the_recipe_and_the_reading_it_was_started_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, recipe, space = tmp_path / "data", tmp_path / "mine.yaml", tmp_path / "space.yaml"
+    shutil.copytree(data_folder(), data)
+    with next((data / "labels" / "train").iterdir()).open("a") as file:
+        file.write("0 bad row\n")
+    recipe.write_text(Path(quick_recipe()).read_text())
+    space.write_text("optimizer.rate: {low: 0.001, high: 0.02, log: true}\n")
+    folder = tmp_path / "study"
+    words = ["--recipe", str(recipe), "--space", str(space), "--out", str(folder), "--skip-bad", "--trials", "1"]
+    assert run(["tune", str(data), *words]) == 0
+    recipe.write_text("epochs: 900\nno such field: 3\n")
+    assert run(["tune", "--resume", str(folder), "--trials", "2"]) == 0
+    assert "trial 1: mAP" in capsys.readouterr().out
+    assert load_recipe(folder / "trials" / "0001" / "recipe.yaml").epochs == 2
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
 
 
 def study(folder: Path, space: Any = None, **overrides: object) -> Study:
-    return Study.create(folder, Path("data"), "demo", OVERRIDES | {"epochs": 9} | overrides, space or RATE, seed=1)
+    recipe = load_recipe("demo", OVERRIDES | {"epochs": 9, "seed": 1} | overrides)
+    return Study.create(folder, scenes(), recipe, space or RATE)
 
 
 def test_the_first_trial_is_the_recipe_and_the_best_becomes_a_recipe(runs: FakeRuns, tmp_path: Path) -> None:
@@ -110,6 +111,15 @@ def test_an_interrupted_trial_is_gone_on_with(runs: FakeRuns, tmp_path: Path) ->
     assert len(done) == 6
 
 
+def test_a_study_keeps_the_recipe_and_how_the_data_was_read(tmp_path: Path) -> None:
+    made = study(tmp_path / "s", **{"optimizer.rate": 0.003})
+    again = Study.open(tmp_path / "s")
+    assert again.recipe == made.recipe
+    assert again.space == made.space
+    assert again.facts["data"] == str(scenes().root.resolve())
+    assert (again.facts["format"], again.facts["skip_bad"]) == ("yolo", False)
+
+
 def test_a_first_trial_that_is_interrupted_is_the_recipe_still(runs: FakeRuns, tmp_path: Path) -> None:
     runs.interrupt_in = 0
     with pytest.raises(KeyboardInterrupt):
@@ -148,7 +158,7 @@ def test_a_space_that_no_recipe_allows_is_refused_before_anything_is_written(
 
 def test_the_default_space_fits_the_built_in_recipes(tmp_path: Path) -> None:
     for name in ("small-data", "demo", "from-scratch"):
-        Study.create(tmp_path / name, Path("data"), name, {}, default_space(), seed=0)
+        Study.create(tmp_path / name, scenes(), load_recipe(name), default_space())
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ def anchors(
     """Fit anchors to the training boxes and compare them with the default ones."""
     from anchorite.anchors import fit_anchors
     from anchorite.cli.folders import refuse_taken
-    from anchorite.data import open_dataset
     from anchorite.data.writing import refuse_inside_dataset
     from anchorite.errors import InputError
     from anchorite.evaluate import require_side
@@ -42,7 +41,7 @@ def anchors(
     if out is not None:
         refuse_taken(out)
     reading = reading or ReadingOptions()
-    dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
+    dataset = reading.open(data)
     if out is not None:
         refuse_inside_dataset(out, dataset)
     wh_px = training_sides(dataset.splits.get("train", ()), image_size)

@@ -18,11 +18,10 @@ _MOST_NOTES = 10
 def read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetIndex:
     """The dataset, and before that a look at `out`: InputError when it is taken or lies in the dataset."""
     from anchorite.cli.folders import refuse_taken
-    from anchorite.data import open_dataset
     from anchorite.data.writing import refuse_inside_dataset
 
     refuse_taken(out, "OUT")
-    dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
+    dataset = reading.open(data)
     refuse_inside_dataset(out, dataset)
     print(f"data: {dataset.root} ({dataset.format}), {len(dataset.class_names)} classes; {_counted(dataset)}")
     for kind, number in Counter(adjustment.kind for adjustment in dataset.adjustments).items():

@@ -34,7 +34,6 @@ def explain(
     """Show on one page which anchors and cells answer for which box and why, and what each box costs."""
     from anchorite.cli.counting import counting
     from anchorite.cli.folders import free_page, make_folder, refuse_taken_page
-    from anchorite.data import open_dataset
     from anchorite.data.writing import refuse_inside_dataset
     from anchorite.evaluate import require_images
     from anchorite.files import write_text_atomically
@@ -44,7 +43,7 @@ def explain(
     reading = reading or ReadingOptions()
     page = out or free_page(Path("explain.html"))
     refuse_taken_page(page)
-    dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
+    dataset = reading.open(data)
     refuse_inside_dataset(page, dataset)
     make_folder(page.parent)
     records = require_images(dataset, split)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 if TYPE_CHECKING:
+    from anchorite.data import DatasetIndex
     from anchorite.predict import PredictConfig
+    from anchorite.train import Recipe
 
 AT_LEAST_ONE = Number(gte=1)
 
@@ -42,6 +45,22 @@ class ReadingOptions:
     allow_outside: Annotated[
         bool, Parameter(negative="", help="Follow paths and links that lead out of the dataset; for data you trust.")
     ] = False
+
+    def open(self, data: Path) -> DatasetIndex:
+        """The dataset, read as asked for."""
+        from anchorite.data import open_dataset
+
+        return open_dataset(data, self.format, self.skip_bad, allow_outside=self.allow_outside)
+
+    def open_again(self, facts: Mapping[str, Any], data: Path | None) -> DatasetIndex:
+        """The dataset of a run or study, read as it noted; data: its place where that has changed."""
+        noted = replace(
+            self,
+            format=self.format or facts["format"],
+            skip_bad=self.skip_bad or facts.get("skip_bad", False),
+            allow_outside=self.allow_outside or facts.get("allow_outside", False),
+        )
+        return noted.open(data or Path(facts["data"]))
 
 
 @Parameter(name="*")
@@ -101,15 +120,29 @@ class RecipeOptions:
         Literal["auto", "on", "off"] | None, Parameter(help="torch.compile for the step; auto: by device.")
     ] = None
     workers: Annotated[int | None, WHOLE, Parameter(help="Loader processes; 0 for none.")] = None
+    settings: Annotated[
+        list[str] | None,
+        Parameter("--set", negative="", help="Any recipe field, as in --set loss.label_smoothing=0.1."),
+    ] = None
 
-    def given(self) -> dict[str, Any]:
-        """The fields that were set."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+    def flags_given(self) -> list[str]:
+        """What was set, named as on the command line."""
+        return ["--set"] * bool(self.settings) + [f"--{name.replace('_', '-')}" for name in self._given()]
+
+    def recipe(self, source: str | None) -> Recipe:
+        """A built-in recipe or that of a file with all this set; InputError naming the flag that does not fit."""
+        from anchorite.errors import InputError
+        from anchorite.train import load_recipe, parse_setting
+
+        given, values = self._given(), dict(parse_setting(text) for text in self.settings or ())
+        twice = [f"--{name.replace('_', '-')} and --set {name}" for name in given if name in values]
+        if twice:
+            raise InputError(f"{', '.join(twice)}: two values for the same field; leave one out")
+        return load_recipe(source, {**given, **values}, flags=given.keys())
+
+    def _given(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "settings"}
         return {name: value for name, value in values.items() if value is not None}
-
-    def flags_given(self) -> dict[str, Any]:
-        """The fields that were set, named as on the command line."""
-        return {f"--{name.replace('_', '-')}": value for name, value in self.given().items()}
 
 
 @Parameter(name="*")

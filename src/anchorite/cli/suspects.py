@@ -35,7 +35,6 @@ def suspects(
     """
     from anchorite.cli.counting import counting
     from anchorite.cli.folders import free_folder, refuse_taken
-    from anchorite.data import open_dataset
     from anchorite.data.writing import refuse_inside_dataset
     from anchorite.devices import choose_device, choose_precision, keep_freed_memory
     from anchorite.evaluate import require_classes, require_side
@@ -50,7 +49,7 @@ def suspects(
     keep_freed_memory()
     detector, info = load_weights(weights)
     size = require_side(running.image_size or info.image_size, info.anchors.strides[-1], str(weights))
-    dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
+    dataset = reading.open(data)
     require_classes(weights, info.class_names, data, dataset.class_names)
     splits = _splits(dataset, split)
     refuse_inside_dataset(folder, dataset)

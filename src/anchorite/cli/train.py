@@ -27,10 +27,6 @@ def train(
         list[Literal["data", "recipe"]] | None,
         Parameter(negative="", help="With --resume: what may have changed since the run was started."),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        Parameter("--set", negative="", help="Any recipe field, as in --set loss.label_smoothing=0.1."),
-    ] = None,
     reading: Annotated[ReadingOptions | None, Parameter(name="*")] = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*")] = None,
     output: Annotated[OutputOptions | None, Parameter(name="*")] = None,
@@ -42,8 +38,8 @@ def train(
     output = output or OutputOptions()
     output.check()
     if resume is not None:
-        changes = {"--recipe": recipe, "--out": out, "--set": settings, **fields.flags_given()}
-        refused = [flag for flag, value in changes.items() if value is not None]
+        refused = [flag for flag, value in {"--recipe": recipe, "--out": out}.items() if value is not None]
+        refused += fields.flags_given()
         if refused:
             raise InputError(
                 f"{', '.join(refused)} with --resume: a run goes on as it was started; "
@@ -55,41 +51,32 @@ def train(
     elif data is None:
         raise InputError("train: DATA is missing: anchorite train DATA, or anchorite train --resume RUN")
     else:
-        _start(data, out, recipe, settings or [], reading, fields, output)
+        _start(data, out, fields.recipe(recipe), reading, output)
 
 
 def _start(
     data: Path,
     out: Path | None,
-    recipe: str | None,
-    settings: list[str],
+    recipe: Recipe,
     reading: ReadingOptions,
-    fields: RecipeOptions,
     output: OutputOptions,
 ) -> None:
     from anchorite.cli.folders import data_name, free_folder, refuse_taken
     from anchorite.cli.progress import choose_display, telling_how_to_go_on
-    from anchorite.data import open_dataset
-    from anchorite.errors import InputError
     from anchorite.report import conclude_run
-    from anchorite.train import RunFolder, choose_device, choose_precision, load_recipe, parse_setting
+    from anchorite.train import RunFolder, choose_device, choose_precision
     from anchorite.train import train as start_run
 
-    given, values = fields.given(), dict(parse_setting(text) for text in settings)
-    twice = [f"--{name.replace('_', '-')} and --set {name}" for name in given if name in values]
-    if twice:
-        raise InputError(f"{', '.join(twice)}: two values for the same field; leave one out")
-    chosen = load_recipe(recipe, {**given, **values}, flags=given.keys())
     # What reading and decoding the data would only delay is refused first.
-    device = choose_device(chosen.device)
-    choose_precision(chosen.precision, device)
-    folder = out or free_folder(Path("runs") / f"{data_name(data)}-{chosen.model}")
+    device = choose_device(recipe.device)
+    choose_precision(recipe.precision, device)
+    folder = out or free_folder(Path("runs") / f"{data_name(data)}-{recipe.model}")
     refuse_taken(folder)
     with choose_display(output) as display, telling_how_to_go_on(display):
-        dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
+        dataset = reading.open(data)
         display.dataset(dataset)
-        listener = _with_hints(display, folder, dataset, chosen, device.type)
-        start_run(chosen, dataset, folder, listener)
+        listener = _with_hints(display, folder, dataset, recipe, device.type)
+        start_run(recipe, dataset, folder, listener)
         conclude_run(folder, RunFolder(folder).as_trained(dataset))
     display.finished(folder)
 
@@ -121,7 +108,6 @@ def _go_on(
     output: OutputOptions,
 ) -> None:
     from anchorite.cli.progress import choose_display, telling_how_to_go_on
-    from anchorite.data import open_dataset
     from anchorite.report import conclude_run, is_concluded
     from anchorite.train import RunFolder
     from anchorite.train import resume as resume_run
@@ -132,12 +118,7 @@ def _go_on(
         if is_concluded(folder):
             display.say(f"{folder}: this run is complete; there is nothing to go on with, and nothing was changed")
         else:
-            dataset = open_dataset(
-                data or Path(facts["data"]),
-                reading.format or facts["format"],
-                skip_bad=reading.skip_bad or facts.get("skip_bad", False),
-                allow_outside=reading.allow_outside or facts.get("allow_outside", False),
-            )
+            dataset = reading.open_again(facts, data)
             display.dataset(dataset)
             if not run.summary.is_file():
                 resume_run(folder, dataset, display, allow)

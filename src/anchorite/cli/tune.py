@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from anchorite.cli.options import AT_LEAST_ONE, ReadingOptions, RecipeOptions
 
 if TYPE_CHECKING:
+    from anchorite.data import DatasetIndex
     from anchorite.tune import Study, TrialDone
 
 
@@ -23,9 +24,6 @@ def tune(
     ] = None,
     out: Annotated[Path | None, Parameter(help="New folder for the study. Default: runs/tune-DATA, -2, ...")] = None,
     resume: Annotated[Path | None, Parameter(help="Folder of a study to go on with.")] = None,
-    settings: Annotated[
-        list[str] | None, Parameter("--set", negative="", help="Any recipe field, the same in all trials.")
-    ] = None,
     reading: Annotated[ReadingOptions | None, Parameter(name="*")] = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*")] = None,
 ) -> None:
@@ -34,49 +32,37 @@ def tune(
     Trial 0 is the recipe as it is. Trials that do worse than most are cut short. A study that was interrupted goes on
     by --resume, its unfinished trial from its newest checkpoint. Needs optuna: pip install 'anchorite[hpo]'.
     """
-    from anchorite.data import open_dataset
+    from anchorite.cli.folders import data_name, free_folder, refuse_taken
     from anchorite.errors import InputError
-    from anchorite.tune import Study
+    from anchorite.tune import Study, default_space, read_space
 
     reading, fields = reading or ReadingOptions(), fields or RecipeOptions()
     if resume is not None:
-        given = {"--recipe": recipe, "--out": out, "--space": space, "--set": settings, **fields.flags_given()}
-        refused = [flag for flag, value in given.items() if value is not None]
+        given = {"--recipe": recipe, "--out": out, "--space": space}
+        refused = [flag for flag, value in given.items() if value is not None] + fields.flags_given()
         if refused:
             raise InputError(f"{', '.join(refused)} with --resume: a study goes on as it was started; leave it out")
         study = Study.open(resume)
+        dataset = reading.open_again(study.facts, data)
     elif data is None:
         raise InputError("tune: DATA is missing: anchorite tune DATA, or anchorite tune --resume FOLDER")
     else:
-        study = _new(data, recipe, space, out, settings or [], fields)
-    dataset = open_dataset(
-        data or Path(study.facts["data"]), reading.format, reading.skip_bad, allow_outside=reading.allow_outside
-    )
+        folder = out or free_folder(Path("runs") / f"tune-{data_name(data)}")
+        refuse_taken(folder)
+        chosen, searched = fields.recipe(recipe), default_space() if space is None else read_space(space)
+        dataset = reading.open(data)
+        study = Study.create(folder, dataset, chosen, searched)
     _search(study, dataset, trials)
 
 
-def _new(
-    data: Path, recipe: str | None, space: Path | None, out: Path | None, settings: list[str], fields: RecipeOptions
-) -> Study:
-    from anchorite.cli.folders import data_name, free_folder, refuse_taken
-    from anchorite.train import parse_setting
-    from anchorite.tune import Study, default_space, read_space
-
-    folder = out or free_folder(Path("runs") / f"tune-{data_name(data)}")
-    refuse_taken(folder)
-    overrides = {**fields.given(), **dict(parse_setting(text) for text in settings)}
-    searched = default_space() if space is None else read_space(space)
-    return Study.create(folder, data, recipe, overrides, searched, overrides.get("seed", 0))
-
-
-def _search(study: Study, dataset: object, trials: int) -> None:
+def _search(study: Study, dataset: DatasetIndex, trials: int) -> None:
     import shlex
 
     from anchorite.cli.messages import GO_ON
 
     print(f"study: {study.folder}; searched: {', '.join(study.space)}")
     try:
-        study.search(dataset, trials, _tell)  # type: ignore[arg-type]
+        study.search(dataset, trials, _tell)
     except KeyboardInterrupt as error:
         error.add_note(f"{GO_ON} anchorite tune --resume {shlex.quote(str(study.folder))} --trials {trials}")
         raise

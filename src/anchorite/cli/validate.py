@@ -33,7 +33,7 @@ def validate(
     """Measure weights on a labelled split: COCO mAP in all, by size and by class."""
     from anchorite.cli.counting import counting, hint
     from anchorite.cli.folders import refuse_taken
-    from anchorite.data import open_dataset, without_images
+    from anchorite.data import without_images
     from anchorite.devices import keep_freed_memory
     from anchorite.evaluate import ValidationConfig, Validator, require_classes, require_images, require_side
     from anchorite.train import choose_device, choose_precision
@@ -48,7 +48,7 @@ def validate(
     keep_freed_memory()
     network, info = _loaded(weights, running)
     size = require_side(running.image_size or info.image_size, info.anchors.strides[-1], str(weights))
-    dataset = open_dataset(data, reading.format, reading.skip_bad, allow_outside=reading.allow_outside)
+    dataset = reading.open(data)
     require_classes(weights, info.class_names, data, dataset.class_names)
     records = require_images(dataset, split)
     with counting("decoded", shown=not (output.quiet or output.json_lines or json), in_logs=False) as progress:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         StoreProgress,
     )
     from anchorite.train.loop import resume, train
-    from anchorite.train.recipe import Recipe, load_recipe, parse_setting
+    from anchorite.train.recipe import Recipe, load_recipe, parse_setting, with_settings
     from anchorite.train.run_folder import RunFolder
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "parse_setting",
     "resume",
     "train",
+    "with_settings",
 ]
 
 _LATE = {
@@ -50,7 +51,7 @@ _LATE = {
         "StoreProgress",
     ),
     "anchorite.train.loop": ("resume", "train"),
-    "anchorite.train.recipe": ("Recipe", "load_recipe", "parse_setting"),
+    "anchorite.train.recipe": ("Recipe", "load_recipe", "parse_setting", "with_settings"),
     "anchorite.train.run_folder": ("RunFolder",),
 }  # fmt: skip
 

@@ -123,13 +123,24 @@ def load_recipe(
     Raises InputError naming the file, line or flag, the value and, for an unknown key, the nearest known one.
     """
     text, where = _recipe_text(str(source or DEFAULT_RECIPE))
-    values = _parse(text, where)
-    for name, value in (overrides or {}).items():
+    return _changed(_parse(text, where), overrides or {}, where, text, flags)
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """A recipe with some of its fields set anew, by dotted name; raises what `load_recipe` raises."""
+    return _changed(recipe.model_dump(mode="json"), settings, f"recipe {recipe.name}", "", ())
+
+
+def _changed(
+    values: dict[str, Any], overrides: Mapping[str, Any], where: str, text: str, flags: Collection[str]
+) -> Recipe:
+    """The recipe of nested values, which `text` was read from, and overrides by dotted name."""
+    for name, value in overrides.items():
         _set_by_dotted_name(values, name, value)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        names = {name: f"--{name.replace('_', '-')}" if name in flags else f"--set {name}" for name in overrides or {}}
+        names = {name: f"--{name.replace('_', '-')}" if name in flags else f"--set {name}" for name in overrides}
         raise InputError(_explain(error, where, text, names)) from None
 
 

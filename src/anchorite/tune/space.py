@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from anchorite.errors import InputError
 from anchorite.plain_yaml import read_yaml_text, yaml_value
-from anchorite.train import Recipe, load_recipe
+from anchorite.train import Recipe, with_settings
 
 
 class Range(BaseModel):
@@ -99,12 +98,13 @@ def read_space(path: Path) -> Space:
     return space
 
 
-def refuse_impossible(space: Space, make_recipe: Callable[[Mapping[str, Any]], Recipe]) -> None:
+def refuse_impossible(space: Space, recipe: Recipe) -> None:
     """Try every end of every range on the recipe, so that no trial can fail by a value that it does not allow."""
     for name, dimension in space.items():
+        recipe_value(recipe, name)
         for value in dimension.ends():
             try:
-                make_recipe({name: value})
+                with_settings(recipe, {name: value})
             except InputError as error:
                 raise InputError(f"space: {name}: {str(error).removeprefix(f'--set {name}: ')}") from None
 
@@ -118,8 +118,3 @@ def recipe_value(recipe: Recipe, name: str) -> Any:
             raise InputError(f"space: {name}: no such recipe field{f'; did you mean {close[0]}?' if close else ''}")
         found = found[part]
     return found
-
-
-def with_values(source: str | None, overrides: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Recipe]:
-    """What makes a trial's recipe of its values: the source with the user's overrides, then those."""
-    return lambda values: load_recipe(source, {**overrides, **values})

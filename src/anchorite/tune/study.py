@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 from anchorite.data import DatasetIndex
 from anchorite.errors import DivergedError, InputError, StorageError
 from anchorite.files import write_text_atomically
-from anchorite.train import EpochDone, Event, Listener, Recipe, resume, train
-from anchorite.tune.space import Choice, Range, Space, recipe_value, refuse_impossible, with_values
+from anchorite.reading import read_json
+from anchorite.train import EpochDone, Event, Listener, Recipe, load_recipe, resume, train, with_settings
+from anchorite.train.events import ignore
+from anchorite.tune.space import Choice, Range, Space, recipe_value, refuse_impossible
 
 if TYPE_CHECKING:
     import optuna
 
-_FACTS, _DATABASE = "study.json", "study.db"
+_FACTS, _RECIPE, _DATABASE = "study.json", "recipe.yaml", "study.db"
+_MAX_FACTS_BYTES = 1_000_000
 _STARTUP = 5  # trials drawn at random, and never cut short, before the search knows anything
 
 
@@ -42,62 +45,55 @@ class _CutShort(Exception):
 
 
 class Study:
-    """Trials in a folder: study.json (what is searched), study.db (optuna's memory), trials/NUMBER (runs), best.yaml.
+    """Trials in a folder: recipe.yaml, study.json (data, space), study.db (optuna's memory), trials/NUMBER, best.yaml.
 
     Trial 0 is the recipe as it stands, so that there is something to compare with.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any], space: Space) -> None:
-        self.folder, self.facts, self.space = folder, facts, space
-        self.make_recipe = with_values(facts["recipe"], facts["overrides"])
+    def __init__(self, folder: Path, facts: dict[str, Any], recipe: Recipe, space: Space) -> None:
+        self.folder, self.facts, self.recipe, self.space = folder, facts, recipe, space
 
     @classmethod
-    def create(
-        cls, folder: Path, data: Path, recipe: str | None, overrides: Mapping[str, Any], space: Space, seed: int
-    ) -> Study:
+    def create(cls, folder: Path, dataset: DatasetIndex, recipe: Recipe, space: Space) -> Study:
         """A new study. Raises InputError for a space that the recipe does not allow, before anything is written."""
-        make_recipe = with_values(recipe, overrides)
-        base = make_recipe({})
-        for name in space:
-            recipe_value(base, name)
-        refuse_impossible(space, make_recipe)
-        if recipe is not None and Path(recipe).is_file():
-            recipe = str(Path(recipe).resolve())
+        refuse_impossible(space, recipe)
         facts = {
-            "data": str(data.resolve()),
-            "recipe": recipe,
-            "overrides": dict(overrides),
-            "seed": seed,
+            "data": str(dataset.root.resolve()),
+            "format": dataset.format,
+            "skip_bad": dataset.skip_bad,
+            "allow_outside": dataset.allow_outside,
             "space": {name: dimension.model_dump(mode="json") for name, dimension in space.items()},
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{folder}: cannot be made: {error.strerror or error}; name another folder") from error
+        write_text_atomically(folder / _RECIPE, recipe.to_yaml())
         write_text_atomically(folder / _FACTS, json.dumps(facts, indent=1) + "\n")
-        return cls(folder, facts, space)
+        return cls(folder, facts, recipe, space)
 
     @classmethod
     def open(cls, folder: Path) -> Study:
         """The study in a folder; InputError when there is none."""
+        if not (folder / _FACTS).is_file():
+            raise InputError(f"{folder}: no study (there is no {_FACTS}); name the folder of one")
+        facts = read_json(folder / _FACTS, _MAX_FACTS_BYTES)
         try:
-            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
             space: Space = {
                 name: (Choice if "choices" in given else Range).model_validate(given)
                 for name, given in facts["space"].items()
             }
-            return cls(folder, facts, space)
-        except FileNotFoundError:
-            raise InputError(f"{folder}: no study (there is no {_FACTS}); name the folder of one") from None
+            Path(facts["data"]), str(facts["format"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder / _FACTS}: cannot be read as a study: {error}") from None
+        return cls(folder, facts, load_recipe(folder / _RECIPE), space)
 
     def search(
         self,
         dataset: DatasetIndex,
         num_trials: int,
         tell: Callable[[TrialDone], None],
-        listener: Listener = lambda event: None,
+        listener: Listener = ignore,
     ) -> Recipe:
         """Run trials until the study has `num_trials` that are over; the best recipe, which best.yaml holds as well.
 
@@ -111,7 +107,7 @@ class Study:
         study = self._study(optuna)
         self._take_up_interrupted(optuna, study)
         if not study.trials:
-            base = {name: recipe_value(self.make_recipe({}), name) for name in self.space}
+            base = {name: recipe_value(self.recipe, name) for name in self.space}
             # A value outside what is searched cannot be told to the sampler; the trial is run all the same.
             known = all(dimension.holds(base[name]) for name, dimension in self.space.items())
             study.enqueue_trial(base if known else {}, user_attrs={"is_base": True, "is_known": known})
@@ -124,18 +120,15 @@ class Study:
 
     def _study(self, optuna: ModuleType) -> optuna.Study:
         storage = f"sqlite:///{(self.folder / _DATABASE).resolve()}"
-        epochs = self.make_recipe({}).epochs
         study = optuna.create_study(
             study_name="anchorite",
             storage=storage,
             direction="maximize",
             load_if_exists=True,
-            pruner=_pruner(optuna, epochs),
+            pruner=_pruner(optuna, self.recipe.epochs),
         )
         # Another stream of random numbers after each interruption, the same for the same history.
-        study.sampler = optuna.samplers.TPESampler(
-            seed=self.facts["seed"] + len(study.trials), n_startup_trials=_STARTUP
-        )
+        study.sampler = optuna.samplers.TPESampler(seed=self.recipe.seed + len(study.trials), n_startup_trials=_STARTUP)
         return study
 
     def _take_up_interrupted(self, optuna: ModuleType, study: optuna.Study) -> None:
@@ -159,7 +152,7 @@ class Study:
     ) -> TrialDone:
         is_unknown = trial.user_attrs.get("is_known") is False
         chosen = {} if is_unknown else {name: _suggested(trial, name, one) for name, one in self.space.items()}
-        recipe = self.make_recipe(chosen)
+        recipe = with_settings(self.recipe, chosen)
         folder = self.folder / "trials" / (trial.user_attrs.get("folder") or f"{trial.number:04d}")
         trial.set_user_attr("folder", folder.name)
         best, epochs, started = 0.0, 0, time.perf_counter()
@@ -198,9 +191,9 @@ class Study:
         """The recipe of the best complete trial, which is written to best.yaml with what it was better than."""
         complete = [trial for trial in study.trials if trial.value is not None and trial.state.name == "COMPLETE"]
         if not complete:
-            return self.make_recipe({})
+            return self.recipe
         best, base = max(complete, key=lambda trial: trial.value or 0.0), complete[0]
-        recipe = self.make_recipe(best.params).model_copy(update={"name": "tuned"})
+        recipe = with_settings(self.recipe, best.params).model_copy(update={"name": "tuned"})
         text = (
             f"# The best of {num_over} trials by mAP on val: {best.value:.4f}, against {base.value:.4f} of the recipe "
             f"as it was (trial {base.number}).\n# Chosen on val, so val flatters it: measure it on test.\n"
