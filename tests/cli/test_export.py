@@ -16,10 +16,12 @@ import onnx
 import pytest
 
 from anchorite.cli import run
-from anchorite.export import exporting
+from anchorite.export import exporting, load_predictor
+from anchorite.serve import make_app
 from tests.cli.commands import contents, data_folder
 from tests.cli.test_usage import refused
 from tests.export.exports import copied, model_of, unchecked_shapes, weights
+from tests.serve.servers import asked, running
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +83,20 @@ def test_predict_finds_what_the_weights_find(capsys: pytest.CaptureFixture[str],
         assert len(one["detections"]) == len(other["detections"])
         for ours, theirs in zip(one["detections"], other["detections"], strict=True):
             assert abs(ours["score"] - theirs["score"]) < 1e-3
+
+
+def test_a_server_answers_with_an_export_as_with_the_weights() -> None:
+    image = next((data_folder() / "images" / "val").iterdir()).read_bytes()
+    answers = []
+    for given in (exported(), weights()):
+        with running(make_app(load_predictor(Path(given), "cpu", "auto"))) as port:
+            answers.append(asked(port, "/predict?confidence=0.01", image)[2])
+    found, expected = (answer["detections"] for answer in answers)
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        assert one["class"] == other["class"]
+        assert one["score"] == pytest.approx(other["score"], abs=2e-4)
+        assert one["box"] == pytest.approx(other["box"], abs=0.02)
 
 
 def test_validate_measures_what_the_weights_measure(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,11 +41,16 @@ def test_a_taken_port_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert run(["serve", weights(), "--port", str(port)]) == 4
+        assert run(["serve", weights(), "--port", str(port)]) == 2
     error = capsys.readouterr().err
-    assert f"127.0.0.1:{port}: cannot listen there: Address already in use" in error
+    assert f"--host 127.0.0.1 --port {port}: cannot listen there: Address already in use; name another port" in error
 
 
 def test_no_weights_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", str(tmp_path / "none.safetensors")]) == 2
     assert "none.safetensors" in capsys.readouterr().err
+
+
+def test_an_address_that_is_none_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", weights(), "--host", "no.such.place.invalid"]) == 2
+    assert "no such address; name one of this machine's" in capsys.readouterr().err

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from anchorite.cli.options import AT_LEAST_ONE
 
+if TYPE_CHECKING:
+    import socket
+
+    from anchorite.serve import ServeConfig
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RequestOptions:
+    """What is taken in, and how much of it at once."""
+
+    max_batch: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Most images that the network sees at once.")] = 8
+    max_waiting: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Requests in hand; more are answered 503.")] = 32
+    max_megabytes: Annotated[float, Parameter(validator=Number(gt=0), help="Most that a request may send.")] = 20.0
+    max_megapixels: Annotated[float, Parameter(validator=Number(gt=0), help="Largest image that is decoded.")] = 50.0
+
+    def config(self, is_loopback: bool) -> ServeConfig:
+        """As the server takes them; other names than the loopback interface's are answered only if asked for."""
+        from anchorite.serve import ServeConfig
+
+        return ServeConfig(
+            max_bytes=int(self.max_megabytes * 1e6),
+            max_pixels=int(self.max_megapixels * 1e6),
+            max_batch=self.max_batch,
+            max_waiting=self.max_waiting,
+            allowed_hosts=ServeConfig.allowed_hosts if is_loopback else ("*",),
+        )
+
 
 def serve(
-    weights: Annotated[Path, Parameter(help="Weights, such as runs/NAME/best.safetensors.")],
+    weights: Annotated[Path, Parameter(help="Weights, or an export of them (.onnx, .xml).")],
     *,
     host: Annotated[str, Parameter(help="Address to listen on; the default is reachable from this machine alone.")] = (
         "127.0.0.1"
@@ -20,57 +49,59 @@ def serve(
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535), help="Port; 0 takes a free one.")] = 8000,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Parameter(help="Number format.")] = "auto",
-    max_batch: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Most images that the network sees at once.")] = 8,
-    max_waiting: Annotated[
-        int, Parameter(validator=AT_LEAST_ONE, help="Requests in hand; more are answered 503.")
-    ] = 32,
-    max_megabytes: Annotated[float, Parameter(validator=Number(gt=0), help="Most that a request may send.")] = 20.0,
-    max_megapixels: Annotated[float, Parameter(validator=Number(gt=0), help="Largest image that is decoded.")] = 50.0,
+    limits: RequestOptions | None = None,
 ) -> None:
     """Answer requests with detections: POST an image to /predict, get JSON; a page to drop an image on at /.
 
     Needs starlette and uvicorn: pip install 'anchorite[serve]'. Whoever can reach the address can use it: there are no
     passwords and no encryption. Ctrl-C ends it.
     """
-    import socket
-
-    from anchorite.errors import InputError, StorageError
+    from anchorite.errors import InputError
 
     try:
         import starlette  # noqa: F401
         import uvicorn
     except ImportError:
         raise InputError("serve needs starlette and uvicorn: pip install 'anchorite[serve]'") from None
-    from anchorite.predict import load
-    from anchorite.serve import ServeConfig, make_app
+    from anchorite.export import load_predictor
+    from anchorite.serve import make_app
 
-    predictor = load(weights, device, precision)
+    limits = limits or RequestOptions()
+    predictor = load_predictor(weights, device, precision)
+    listening = _listening(host, port)
+    is_loopback = host in ("127.0.0.1", "::1", "localhost")
+    address = f"[{host}]" if ":" in host else host
+    print(f"serving {weights} on http://{address}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+    if not is_loopback:
+        print("anyone who can reach this address can use it; there are no passwords and no encryption")
+    settings = uvicorn.Config(
+        make_app(predictor, limits.config(is_loopback)), log_level="warning", access_log=False, server_header=False,
+        timeout_keep_alive=5, limit_concurrency=limits.max_waiting * 4 + 16, timeout_graceful_shutdown=5, lifespan="on",
+    )  # fmt: skip
+    with listening:
+        uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that is listened on already, so that whoever reads the printed address can connect at once."""
+    import socket
+
+    from anchorite.errors import InputError
+
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Named as TCP, because asyncio turns Nagle's delay (40 ms an answer) off only where it sees that it is.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen(128)  # whoever reads the address that is printed can connect at once
+        listening.listen(128)
     except OSError as error:
         listening.close()
+        place = f"--host {host} --port {port}"
+        if isinstance(error, socket.gaierror):
+            raise InputError(f"{place}: no such address; name one of this machine's, such as 127.0.0.1") from error
         reason = error.strerror or str(error)
-        raise StorageError(f"{host}:{port}: cannot listen there: {reason}; take another --port, or 0") from error
-    is_loopback = host in ("127.0.0.1", "::1", "localhost")
-    config = ServeConfig(
-        max_bytes=int(max_megabytes * 1e6),
-        max_pixels=int(max_megapixels * 1e6),
-        max_batch=max_batch,
-        max_waiting=max_waiting,
-        allowed_hosts=ServeConfig.allowed_hosts if is_loopback else ("*",),
-    )
-    address = f"[{host}]" if ":" in host else host
-    print(f"serving {weights} on http://{address}:{listening.getsockname()[1]} (Ctrl-C ends it)")
-    if not is_loopback:
-        print("anyone who can reach this address can use it; there are no passwords and no encryption")
-    settings = uvicorn.Config(
-        make_app(predictor, config), log_level="warning", access_log=False, server_header=False,
-        timeout_keep_alive=5, limit_concurrency=max_waiting * 4 + 16, timeout_graceful_shutdown=5, lifespan="on",
-    )  # fmt: skip
-    with listening:
-        uvicorn.Server(settings).run(sockets=[listening])
+        raise InputError(
+            f"{place}: cannot listen there: {reason}; name another port, or 0 for any that is free"
+        ) from error
+    return listening

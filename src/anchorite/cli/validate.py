@@ -87,16 +87,13 @@ def _refuse(weights: Path, data: Path, both_ways: bool) -> None:
 
 def _loaded(weights: Path, running: RunningOptions) -> tuple[tuple[Detector, WeightsInfo] | Runtime, WeightsInfo]:
     """A detector with its header, or the runtime of an export; and what either says of itself."""
-    from anchorite.errors import InputError
     from anchorite.export import is_export, load_export
     from anchorite.model import load_weights
 
     if not is_export(weights):
         loaded = load_weights(weights)
         return loaded, loaded[1]
-    if running.precision != "auto":
-        raise InputError(f"--precision {running.precision}: {weights} runs in the one it was exported in; leave it out")
-    network = load_export(weights, running.device)
+    network = load_export(weights, running.device, running.precision)
     return network, network.info
 
 

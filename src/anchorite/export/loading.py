@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anchorite.devices import PrecisionName
 from anchorite.errors import InputError, UnsafeFileError
 from anchorite.export.exported import ExportedRuntime
 from anchorite.export.onnx_file import load_onnx
@@ -16,8 +17,13 @@ def is_export(path: Path) -> bool:
     return path.suffix.lower() in (".onnx", ".xml", ".bin", ".pt2")
 
 
-def load_export(path: Path, device: str = "auto") -> ExportedRuntime:
-    """An ONNX or OpenVINO file of ours, ready to run; raises what `load_onnx` and `load_openvino` raise."""
+def load_export(path: Path, device: str = "auto", precision: PrecisionName = "auto") -> ExportedRuntime:
+    """An ONNX or OpenVINO file of ours, ready to run; raises what `load_onnx` and `load_openvino` raise.
+
+    precision: nothing but "auto" is to be had, for the file decides; InputError otherwise.
+    """
+    if precision != "auto":
+        raise InputError(f"--precision {precision}: {path} runs in the one it was exported in; leave it out")
     suffix = path.suffix.lower()
     if suffix == ".pt2":
         raise UnsafeFileError(
@@ -31,6 +37,8 @@ def load_export(path: Path, device: str = "auto") -> ExportedRuntime:
     return load_openvino(path.with_suffix(".xml"))
 
 
-def load_predictor(path: Path, device: str = "auto") -> Predictor:
-    """A Predictor of a weight file or of an export, by its suffix."""
-    return Predictor.of(load_export(path, device)) if is_export(path) else load(path, device)
+def load_predictor(path: Path, device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
+    """A Predictor of a weight file or of an export, by its suffix; raises what loading either raises."""
+    if is_export(path):
+        return Predictor.of(load_export(path, device, precision))
+    return load(path, device, precision)
