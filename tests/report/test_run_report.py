@@ -191,9 +191,9 @@ def test_a_last_line_cut_short_is_a_gap_not_an_error(run_folder: Path) -> None:
             r"recipe\.yaml:1: the tag .*os\.system' is not read",
         ),
         ("recipe.yaml", "- 1\n", r"recipe\.yaml: must be a mapping"),
-        ("summary.json", '{"a": 1,\n"b": }\n', r"summary\.json:2: not valid JSON"),
-        ("summary.json", "[1]", r"summary\.json: must be an object"),
-        ("summary.json", "[" * 100_000, r"summary\.json: not valid JSON"),
+        ("summary.json", '{"a": 1,\n"b": }\n', r"summary\.json:2:6: not valid JSON"),
+        ("summary.json", "[1]", r"summary\.json:1:1: a JSON object .* is wanted, not list"),
+        ("summary.json", "[" * 100_000, r"summary\.json: not readable as JSON"),
         ("metrics.csv", "epoch,a\n1," + "9" * 200_000, r"metrics\.csv: not valid CSV"),
     ],
 )

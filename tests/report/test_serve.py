@@ -166,7 +166,7 @@ def test_a_file_that_spoils_is_told_and_the_server_lives_on(served: RunServer) -
     (served.run_folder / "summary.json").write_text("{")
     status, _, content = ask(served)
     assert status == 500
-    assert b"summary.json:1: not valid JSON" in content
+    assert b"summary.json:1:2: not valid JSON" in content
     (served.run_folder / "summary.json").write_bytes(whole)
     assert ask(served)[0] == 200
 

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anchorite.cli.dataset_line import dataset_line, split_counts
 from anchorite.cli.options import ReadingOptions
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetInde
     refuse_taken(out, "OUT")
     dataset = reading.open(data)
     refuse_inside_dataset(out, dataset)
-    print(f"data: {dataset.root} ({dataset.format}), {len(dataset.class_names)} classes; {_counted(dataset)}")
+    print(f"data: {dataset_line(dataset)}")
     for kind, number in Counter(adjustment.kind for adjustment in dataset.adjustments).items():
         print(f"  {kind}: {number}")
     return dataset
@@ -33,22 +34,15 @@ def write_copy(dataset: DatasetIndex, out: Path, format: FormatName, heading: st
     """Write and tell; what reading changed stands in changes.txt, too."""
     from anchorite.cli.counting import counting
     from anchorite.data.writing import write_dataset
-    from anchorite.inspect import printable
+    from anchorite.reading import one_line
 
     changed = [f"{one.kind:<18} {one.origin}: {one.detail}" for one in dataset.adjustments]
-    extra = "\n".join([heading, *map(printable, changed)]) if changed else ""
+    extra = "\n".join([heading, *map(one_line, changed)]) if changed else ""
     with counting("copied") as progress:
         notes = write_dataset(dataset, out, format, extra=extra, progress=progress)
     for note in notes[:_MOST_NOTES]:
-        print(f"  {printable(note)}")
+        print(f"  {one_line(note)}")
     if len(notes) > _MOST_NOTES:
         print(f"  and {len(notes) - _MOST_NOTES} more")
     listed = f"; {out / 'changes.txt'} lists what is not in it" if changed or notes else ""
-    print(f"{format} copy: {out}, {_counted(dataset)}; read back and the same{listed}")
-
-
-def _counted(dataset: DatasetIndex) -> str:
-    return ", ".join(
-        f"{name} {len(records)} images / {sum(len(record.class_ids) for record in records)} boxes"
-        for name, records in dataset.splits.items()
-    )
+    print(f"{format} copy: {out}, {split_counts(dataset)}; read back and the same{listed}")

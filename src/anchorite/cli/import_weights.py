@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from anchorite.reading import one_line
+
 if TYPE_CHECKING:
     from anchorite.model import ImportedCheckpoint
 
@@ -25,8 +27,8 @@ def import_weights(
     imported = import_checkpoint(source)
     save_weights(out, imported.detector, imported.info)
     print("\n".join(_lines(source, imported)))
-    print(f"written: {_plain(str(out))}")
-    print(f"next:    anchorite validate {_plain(shlex.quote(str(out)))} DATA")
+    print(f"written: {one_line(str(out))}")
+    print(f"next:    anchorite validate {one_line(shlex.quote(str(out)))} DATA")
 
 
 def _refuse_unusable(out: Path) -> None:
@@ -51,14 +53,9 @@ def _lines(source: Path, imported: ImportedCheckpoint) -> list[str]:
     anchors = " | ".join(" ".join(f"{w:g},{h:g}" for w, h in level) for level in info.anchors.sizes_px)
     said = "of the checkpoint" if imported.image_size_is_stored else "the usual one, for the checkpoint does not say"
     return [
-        f"found:   size {info.size} in {_plain(str(source))}, {imported.num_tensors} tensors; nothing of it was run",
+        f"found:   size {info.size} in {one_line(str(source))}, {imported.num_tensors} tensors; nothing of it was run",
         f"from:    {part}",
-        f"classes: {count}, {origin}: {_plain(names)}",
+        f"classes: {count}, {origin}: {one_line(names)}",
         f"anchors: {anchors} px at strides {', '.join(map(str, info.anchors.strides))}",
         f"image:   {info.image_size} px, {said}",
     ]
-
-
-def _plain(text: str) -> str:
-    """On one line, whatever the names in the file hold."""
-    return "".join(letter if letter.isprintable() or 0xDC80 <= ord(letter) <= 0xDCFF else "?" for letter in text)

@@ -118,10 +118,11 @@ def _write_copy(inspection: Inspection, fix: Path) -> None:
     from anchorite.cli.counting import counting
     from anchorite.data.formats import FormatName
     from anchorite.data.writing import write_dataset
-    from anchorite.inspect import corrected_dataset, printable
+    from anchorite.inspect import corrected_dataset
+    from anchorite.reading import one_line
 
     dataset, changes = corrected_dataset(inspection)
-    lines = _CHANGES_HEADING + "".join(f"{printable(change.line())}\n" for change in changes)
+    lines = _CHANGES_HEADING + "".join(f"{one_line(change.line())}\n" for change in changes)
     with counting("copied") as progress:
         notes = write_dataset(dataset, fix, cast(FormatName, dataset.format), extra=lines, progress=progress)
     print(f"\ncorrected copy: {fix}, {len(changes)} changes, listed in {fix / 'changes.txt'}")

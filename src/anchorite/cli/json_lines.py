@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,9 +98,6 @@ class JsonLines:
 
 def dataset_facts(dataset: DatasetIndex) -> dict[str, Any]:
     """Place, format, classes, counts of splits and of adjustments."""
-    adjustments: dict[str, int] = {}
-    for adjustment in dataset.adjustments:
-        adjustments[adjustment.kind] = adjustments.get(adjustment.kind, 0) + 1
     return {
         "path": dataset.root,
         "format": dataset.format,
@@ -108,7 +106,7 @@ def dataset_facts(dataset: DatasetIndex) -> dict[str, Any]:
             name: {"images": len(records), "boxes": sum(len(record.class_ids) for record in records)}
             for name, records in dataset.splits.items()
         },
-        "adjustments": adjustments,
+        "adjustments": dict(Counter(one.kind for one in dataset.adjustments)),
     }
 
 

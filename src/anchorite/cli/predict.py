@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from anchorite.cli.json_lines import write_line
 from anchorite.cli.options import AT_LEAST_ONE, WHOLE, LimitOptions, OutputOptions
+from anchorite.reading import one_line
 
 if TYPE_CHECKING:
     from anchorite.boxes import Detections
@@ -122,4 +123,4 @@ def _line(detections: Detections) -> str:
     text = f"{detections.source}: " + (
         ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing found"
     )
-    return "".join(letter if letter.isprintable() or 0xDC80 <= ord(letter) <= 0xDCFF else "?" for letter in text)
+    return one_line(text)

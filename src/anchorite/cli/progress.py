@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from anchorite.cli.dataset_line import dataset_line
 from anchorite.cli.epoch_table import EpochLine, RunningEpoch, clock
 from anchorite.cli.json_lines import JsonLines
 from anchorite.cli.messages import GO_ON
@@ -78,11 +79,7 @@ class TrainingDisplay:
 
     def dataset(self, dataset: DatasetIndex) -> None:
         """One line on the data and one on each kind of adjustment made while reading."""
-        counts = ", ".join(
-            f"{name} {len(records)} images / {sum(len(record.class_ids) for record in records)} boxes"
-            for name, records in dataset.splits.items()
-        )
-        self.say(f"data: {dataset.root} ({dataset.format}), {len(dataset.class_names)} classes; {counts}")
+        self.say(f"data: {dataset_line(dataset)}")
         kinds: dict[str, list[str]] = {}
         for adjustment in dataset.adjustments:
             kinds.setdefault(adjustment.kind, []).append(adjustment.origin)

@@ -76,7 +76,7 @@ def _shares(val: float, test: float, kept: Sequence[str]) -> dict[str, float]:
 
 def _print_table(dataset: DatasetIndex) -> None:
     """Boxes of each class by split, with their share, so that one sees whether the splits are alike."""
-    from anchorite.inspect import printable
+    from anchorite.reading import one_line
 
     names = list(dataset.splits)
     counts = [
@@ -84,7 +84,7 @@ def _print_table(dataset: DatasetIndex) -> None:
         for number in range(len(dataset.class_names))
     ]
     rows = [("images", [len(dataset.splits[name]) for name in names])]
-    rows += [(printable(name), row) for name, row in zip(dataset.class_names, counts, strict=True)]
+    rows += [(one_line(name), row) for name, row in zip(dataset.class_names, counts, strict=True)]
     width = min(30, max(len(label) for label, _ in rows))
     print(f"{'':<{width}}" + "".join(f"{name:>16}" for name in names))
     for label, row in rows:

@@ -85,7 +85,7 @@ def _write(folder: Path, page: str, table: str) -> None:
 
 def _summary(ranking: Ranking) -> str:
     """How many of each kind, and the first ten, in lines whatever the names hold."""
-    from anchorite.inspect import printable
+    from anchorite.reading import one_line
 
     counts = ", ".join(f"{count} {kind}" for kind, count in ranking.counts().items() if count)
     where = f"among {ranking.num_labels} labels in {ranking.num_images} images"
@@ -95,4 +95,4 @@ def _summary(ranking: Ranking) -> str:
             f"{suspect.rank:4d}  {suspect.score:.2f}  {suspect.kind:<9}  {suspect.split}/{suspect.image.name}: "
             f"{suspect.reason}"
         )
-    return "\n".join(printable(line) for line in lines)
+    return "\n".join(one_line(line) for line in lines)

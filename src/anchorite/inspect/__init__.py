@@ -7,7 +7,7 @@ from anchorite.inspect.doctor import Inspection, inspect_dataset
 from anchorite.inspect.findings import KINDS, SEVERITIES, Finding, Kind, Severity
 from anchorite.inspect.labels import SplitBalance
 from anchorite.inspect.resplit import Resplit, resplit
-from anchorite.inspect.text import printable, report_text, summary_text
+from anchorite.inspect.text import report_text, summary_text
 
 __all__ = [
     "KINDS",
@@ -24,7 +24,6 @@ __all__ = [
     "anchor_table",
     "corrected_dataset",
     "inspect_dataset",
-    "printable",
     "report_text",
     "resplit",
     "save_anchor_plot",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from anchorite.inspect.anchors import AnchorFit
 from anchorite.inspect.doctor import Inspection
 from anchorite.inspect.findings import KINDS, SEVERITIES, Finding, Severity
+from anchorite.reading import one_line
 
 _SHOWN_OF_A_KIND = 3
 _MOST_CLASSES = 30
@@ -46,7 +47,7 @@ def _text(inspection: Inspection, most: int | None) -> str:
     if most is None:
         lines += ["", f"Compared: {inspection.search}.", f"Fingerprint of the labels: {inspection.label_fingerprint}"]
         lines += [f"Fingerprint of the images: {inspection.image_fingerprint}"]
-    return "\n".join(printable(line) for line in lines) + "\n"
+    return "\n".join(one_line(line) for line in lines) + "\n"
 
 
 def _balance_lines(inspection: Inspection, most: int | None) -> list[str]:
@@ -115,8 +116,3 @@ def _finding_lines(found: Iterable[Finding], most: int | None) -> Iterable[str]:
 
 def _count(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
-
-
-def printable(line: str) -> str:
-    """A line that stays one line whatever the names in it hold."""
-    return "".join(char if char.isprintable() or 0xDC80 <= ord(char) <= 0xDCFF else "?" for char in line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,6 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
     """What a run was trained on: place, format, images and boxes of each split and class, labels that were adjusted."""
-    adjusted: dict[str, int] = {}
-    for adjustment in dataset.adjustments:
-        adjusted[adjustment.kind] = adjusted.get(adjustment.kind, 0) + 1
     ids = {
         split: np.concatenate([np.zeros(0, np.int64), *(record.class_ids for record in records)])
         for split, records in dataset.splits.items()
@@ -85,7 +83,7 @@ def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
     return {
         "path": str(dataset.root.resolve()),
         "format": dataset.format,
-        "adjusted_labels": adjusted,
+        "adjusted_labels": dict(Counter(one.kind for one in dataset.adjustments)),
         "splits": [
             {
                 "split": split,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from anchorite.errors import InputError
 from anchorite.plain_yaml import yaml_value
+from anchorite.reading import read_json
 
 _MAX_BYTES = 20_000_000
 _MAX_SETTINGS = 5000
@@ -92,18 +92,7 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
 
 def read_summary(path: Path) -> dict[str, Any]:
     """The mapping of a JSON file; empty where the file is absent. InputError names file and line."""
-    text = _read_text(path)
-    if text is None:
-        return {}
-    try:
-        summary = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; correct it or remove it") from error
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}; correct it or remove it") from error
-    if not isinstance(summary, dict):
-        raise InputError(f"{path}: must be an object, not {type(summary).__name__}; correct it or remove it")
-    return summary
+    return read_json(path, _MAX_BYTES) if path.exists() else {}
 
 
 def flatten(value: Any) -> list[tuple[str, str]]:
