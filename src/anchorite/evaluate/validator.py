@@ -5,9 +5,8 @@ Legend: B images, L levels, A anchors per level, K classes, N detections of an i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -53,7 +52,6 @@ class Validator:
         image_size: int,
         batch_size: int = 16,
         store_mode: StoreMode = "auto",
-        cache_dir: Path | None = None,
         progress: Progress | None = None,
         skip_bad: bool = False,
     ) -> None:
@@ -64,7 +62,7 @@ class Validator:
         self.class_names = tuple(class_names)
         self.image_size = image_size
         self.batch_size = batch_size
-        self._store = ImageStore(records, image_size, store_mode, cache_dir, skip_bad)
+        self._store = ImageStore(records, image_size, store_mode, skip_bad=skip_bad)
         self._store.build(progress)
         self.records, self.left_out = self._store.records, self._store.left_out
         if not self.records:
@@ -101,28 +99,23 @@ class Validator:
         for module in modules:
             module.to(device)
         config = config or ValidationConfig()
-        predict_config = config.predict_config()
+        limits, anchors = config.predict_config(), detector.anchors
         network = _made_fast(detector, autocast_dtype)
         batches = letterboxed_batches(
             self._store, self.image_size, self.batch_size, detector.strides[-1], config.rectangular
         )
-        found_by_index: dict[int, Found] = {}
-        sums = torch.zeros(3, dtype=torch.float64)
-        stopwatch = Stopwatch()
+
+        def loss_terms(logits: Sequence[Tensor], batch: LetterboxedBatch) -> Sequence[Tensor]:
+            assert criterion is not None
+            return criterion(logits, batch_targets(self.records, batch).to(device))[1:]
+
         with torch.inference_mode(), _evaluating(modules):
-            for batch in stopwatch.waiting("data", batches):
-                with stopwatch("forward"):
-                    logits = _forward(network, batch.images, device, autocast_dtype)
-                    self._check_finite(logits, batch)  # also waits for the device
-                with stopwatch("nms"):
-                    raw = batch_detections(logits, detector.anchors, predict_config).cpu()
-                    found_by_index |= dict(zip(batch.indices.tolist(), _as_founds(raw, batch.transforms), strict=True))
-                if criterion is not None:
-                    with stopwatch("loss"):
-                        terms = criterion(logits, batch_targets(self.records, batch).to(device))
-                        sums += torch.stack(terms[1:]).double().cpu() * len(batch.indices)
-        losses = None if criterion is None else ValidationLosses(*(sums / len(self)).tolist())
-        return self._result(found_by_index, losses, stopwatch)
+            return self._measure(
+                batches,
+                lambda images: _forward(network, images, device, autocast_dtype),
+                lambda logits: batch_detections(logits, anchors, limits),
+                None if criterion is None else loss_terms,
+            )
 
     def run_exported(self, runtime: Runtime, config: ValidationConfig | None = None) -> ValidationResult:
         """`run` for a network that something else than torch runs; raises what `run` raises, and what it does."""
@@ -130,23 +123,34 @@ class Validator:
         if runtime.fixed_side not in (None, self.image_size):
             raise InputError(f"image size {self.image_size}: the export takes {runtime.fixed_side} px alone")
         config = config or ValidationConfig()
+        limits = config.predict_config()
         rectangular = config.rectangular and runtime.fixed_side is None
         stride = runtime.info.anchors.strides[-1]
         batches = letterboxed_batches(self._store, self.image_size, self.batch_size, stride, rectangular)
+        return self._measure(batches, runtime.outputs, lambda outputs: runtime.detections(outputs, limits))
+
+    def _measure(
+        self,
+        batches: Iterable[LetterboxedBatch],
+        outputs_of: Callable[[Tensor], Sequence[Tensor]],
+        detections_of: Callable[[Sequence[Tensor]], BatchDetections],
+        losses_of: Callable[[Sequence[Tensor], LetterboxedBatch], Sequence[Tensor]] | None = None,
+    ) -> ValidationResult:
+        """All batches through a network: its outputs, what is found in them, and (3,) loss terms where asked for."""
         found_by_index: dict[int, Found] = {}
+        sums = torch.zeros(3, dtype=torch.float64)
         stopwatch = Stopwatch()
         for batch in stopwatch.waiting("data", batches):
             with stopwatch("forward"):
-                outputs = runtime.outputs(batch.images)
-                self._check_finite(outputs, batch)
+                outputs = outputs_of(batch.images)
+                self._check_finite(outputs, batch)  # also waits for the device
             with stopwatch("nms"):
-                raw = runtime.detections(outputs, config.predict_config()).cpu()
+                raw = detections_of(outputs).cpu()
                 found_by_index |= dict(zip(batch.indices.tolist(), _as_founds(raw, batch.transforms), strict=True))
-        return self._result(found_by_index, None, stopwatch)
-
-    def _result(
-        self, found_by_index: Mapping[int, Found], losses: ValidationLosses | None, stopwatch: Stopwatch
-    ) -> ValidationResult:
+            if losses_of is not None:
+                with stopwatch("loss"):
+                    sums += torch.stack(list(losses_of(outputs, batch))).double().cpu() * len(batch.indices)
+        losses = None if losses_of is None else ValidationLosses(*(sums / len(self)).tolist())
         founds = tuple(found_by_index[index] for index in range(len(self)))
         with stopwatch("metrics"):
             metrics = coco_metrics(self.truths, founds, self.class_names)
