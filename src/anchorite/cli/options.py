@@ -86,7 +86,7 @@ class OutputOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RunningOptions:
-    """How a detector is run over labelled images."""
+    """How a detector is run over images."""
 
     image_size: Annotated[
         int | None,

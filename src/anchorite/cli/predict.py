@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from anchorite.cli.json_lines import write_line
-from anchorite.cli.options import AT_LEAST_ONE, WHOLE, LimitOptions, OutputOptions
+from anchorite.cli.options import LimitOptions, OutputOptions, RunningOptions
 from anchorite.reading import one_line
 
 if TYPE_CHECKING:
@@ -29,13 +29,7 @@ def predict(
     without: Annotated[
         list[Kind] | None, Parameter(negative="", help="Leave out the drawn images or the YOLO txt files.")
     ] = None,
-    image_size: Annotated[
-        int | None,
-        WHOLE,
-        Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: the training size."),
-    ] = None,
-    batch: Annotated[int, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Images per batch.")] = 8,
-    device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    running: RunningOptions | None = None,
     output: OutputOptions | None = None,
 ) -> None:
     """Find objects in images: draws them, and writes them as one JSON and as YOLO txt."""
@@ -47,15 +41,16 @@ def predict(
 
     if not sources:
         raise InputError("predict: SOURCE is missing: anchorite predict WEIGHTS SOURCE...")
-    config, output = (limits or LimitOptions()).config(), output or OutputOptions()
+    config = (limits or LimitOptions()).config()
+    running, output = running or RunningOptions(), output or OutputOptions()
     output.check()
     folder = out or fresh_folder(Path("predictions"))
     refuse_taken(folder)
     # A source that is mistyped should cost neither the loading nor half of the results.
     paths = expand_sources(sources, recursive)
     keep_freed_memory()
-    predictor = load_predictor(weights, device)
-    stride = predictor.stride
+    predictor = load_predictor(weights, running.device, running.precision)
+    image_size, stride = running.image_size, predictor.stride
     if image_size is not None and image_size < stride:
         raise InputError(f"--image-size {image_size}: must be at least {stride}, the coarsest stride of {weights}")
     left_out = without or []
@@ -68,7 +63,7 @@ def predict(
             told.unreadable(error)
             writer.add_unreadable(error)
 
-        for image, detections in predictor.stream(paths, config, image_size, batch, pass_over):
+        for image, detections in predictor.stream(paths, config, image_size, running.batch, pass_over):
             writer.add(image, detections)
             told.image(detections)
     told.end()

@@ -1,4 +1,4 @@
-"""Where `train` shows what happens: a log that anything can read, a terminal, or (quiet) only what came of it."""
+"""Where `train` shows what happens: a log that anything can read, or a terminal."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ class Screen(Protocol):
 
 
 class Log:
-    """Plain lines, for a file or a pipe: no colours, nothing that is replaced later."""
+    """Plain lines, for a file or a pipe: no colours, nothing that is replaced later. quiet: only what came of it."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
 
     def __enter__(self) -> Log:
         return self
@@ -60,10 +63,11 @@ class Log:
 
     def say(self, text: str) -> None:
         """Print it; not by rich, which would end the process where nobody reads its output any more."""
-        print(text)
+        if not self.quiet:
+            print(text)
 
     def result(self, text: str) -> None:
-        """Print it."""
+        """Print it in any case."""
         print(text)
 
     def hint(self, sentence: str, command: str | None = None) -> None:
@@ -72,37 +76,21 @@ class Log:
     def decoding(self, split: str, num_done: int, num_images: int) -> None:
         """A line at each quarter, where there are enough images to wait for."""
         if num_images >= _FEWEST_TOLD and 4 * num_done // num_images > 4 * (num_done - 1) // num_images:
-            print(f"decoded {num_done} of {num_images} {split} images")
+            self.say(f"decoded {num_done} of {num_images} {split} images")
 
     def start_table(self, num_epochs: int) -> None:
         """The header, once: a log is searched rather than scrolled."""
-        print(LOG_HEADER)
+        self.say(LOG_HEADER)
 
     def running(self, epoch: RunningEpoch) -> None:
         """Nothing: the epoch's line comes soon enough."""
 
     def epoch(self, line: EpochLine) -> None:
         """One line."""
-        print(log_line(line))
+        self.say(log_line(line))
 
     def end_table(self) -> None:
-        """Nothing."""
-
-
-class Quiet(Log):
-    """Only what came of it."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def decoding(self, split: str, num_done: int, num_images: int) -> None:
-        """Nothing."""
-
-    def start_table(self, num_epochs: int) -> None:
-        """Nothing."""
-
-    def epoch(self, line: EpochLine) -> None:
-        """Nothing."""
+        """Nothing: a log's table has no end."""
 
 
 class Terminal:
@@ -208,6 +196,4 @@ class Terminal:
 
 def choose_screen(quiet: bool = False) -> Screen:
     """Quiet if asked for, else by what stdout is."""
-    if quiet:
-        return Quiet()
-    return Terminal() if sys.stdout.isatty() else Log()
+    return Terminal() if sys.stdout.isatty() and not quiet else Log(quiet)
