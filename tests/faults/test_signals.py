@@ -14,14 +14,11 @@ import pytest
 from anchorite.train.checkpoint import found_checkpoints
 from tests.cli.commands import data_folder, quick_recipe, started
 from tests.cli.test_processes import members_of_session, read_until
+from tests.faults.watch import shared_memory
 
 pytestmark = pytest.mark.slow
 
 LONG = ("--epochs", "40", "--set", "checkpoint_minutes=0.0")
-
-
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
 
 
 @pytest.mark.parametrize(

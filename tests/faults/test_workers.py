@@ -27,7 +27,7 @@ from anchorite.errors import WorkerError
 from tests.cli.commands import data_folder, quick_recipe, started
 from tests.cli.test_processes import members_of_session
 from tests.data.test_loader import is_running, make_samples, wait_for_end, worker_processes
-from tests.faults.watch import unchanged
+from tests.faults.watch import shared_memory, unchanged
 
 TIMEOUT_S = 1.0
 
@@ -41,10 +41,6 @@ def descriptors() -> Counter[str]:
         except OSError:
             continue  # that of the listing itself
     return kinds
-
-
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
 
 
 @contextmanager

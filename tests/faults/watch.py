@@ -39,6 +39,11 @@ def fingerprint(folder: Path) -> dict[str, str]:
     return found
 
 
+def shared_memory() -> set[str]:
+    """The names of all shared memory, but not folders there, nor a browser's: other tests run at the same time."""
+    return {path.name for path in Path("/dev/shm").iterdir() if path.is_file() and "chromium" not in path.name.lower()}
+
+
 @contextmanager
 def unchanged(folder: Path) -> Iterator[None]:
     """Holds the block to leave every name and content below a folder as it was."""
