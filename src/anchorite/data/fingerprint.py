@@ -13,7 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from anchorite.data.index import DatasetIndex, Record
+from anchorite.data.columns import record_paths
+from anchorite.data.flat import flat_labels
+from anchorite.data.index import DatasetIndex
+from anchorite.data.record import Record
+from anchorite.data.shards.split import ShardedSplit
+
+_BLOCK = 65_536  # records whose labels are laid out at a time
 
 
 def dataset_fingerprint(dataset: DatasetIndex) -> str:
@@ -28,23 +34,34 @@ def dataset_fingerprint(dataset: DatasetIndex) -> str:
 def split_fingerprints(dataset: DatasetIndex) -> dict[str, str]:
     """SHA-256 of each split: per record, in order, its path, size, boxes, class ids and ignored flags.
 
-    A path counts from the folder that all images of the split share. Class names do not enter, class ids do.
+    A path counts from the folder that all images of the split share. Class names do not enter, class ids do. Of a split
+    in shards: the SHA-256 of each shard, as listed.
     """
-    return {split: _records_fingerprint(records) for split, records in dataset.splits.items()}
+    return {
+        split: records.fingerprint() if isinstance(records, ShardedSplit) else _records_fingerprint(records)
+        for split, records in dataset.splits.items()
+    }
 
 
 def _records_fingerprint(records: Sequence[Record]) -> str:
-    places = [os.path.split(record.path) for record in records]
-    folders = {folder: os.path.abspath(folder) for folder, _ in places}  # noqa: PTH100 - keeps links
+    splitting = [os.path.split(path) for path in record_paths(records)]
+    folders = {folder: os.path.abspath(folder) for folder, _ in splitting}  # noqa: PTH100 - keeps links
     shared = os.path.commonpath(folders.values()) if folders else ""
     relative = {folder: os.fsencode(os.path.relpath(absolute, shared)) for folder, absolute in folders.items()}
     digest = hashlib.sha256()
-    for (folder, name), record in zip(places, records, strict=True):
-        path = relative[folder] + b"/" + os.fsencode(name)
-        head = np.array([len(path), record.width, record.height, len(record.class_ids)], "<i8")
-        boxes = np.asarray(record.boxes_xyxy, "<f8") + 0.0  # -0.0 and 0.0 are the same place
-        class_ids, ignored = np.asarray(record.class_ids, "<i8"), np.asarray(record.ignored, np.uint8)
-        digest.update(b"".join((head.tobytes(), path, boxes.tobytes(), class_ids.tobytes(), ignored.tobytes())))
+    for start in range(0, len(records), _BLOCK):
+        labels = flat_labels(records[start : start + _BLOCK])
+        places = splitting[start : start + _BLOCK]
+        paths = [relative[folder] + b"/" + os.fsencode(name) for folder, name in places]
+        heads = np.array([[len(path) for path in paths], labels.widths, labels.heights, labels.counts], "<i8").T
+        boxes = (np.asarray(labels.boxes_xyxy, "<f8") + 0.0).tobytes()  # -0.0 and 0.0 are the same place
+        class_ids, ignored = np.asarray(labels.class_ids, "<i8").tobytes(), labels.ignored.astype(np.uint8).tobytes()
+        first = 0
+        for path, head, count in zip(paths, heads, labels.counts.tolist(), strict=True):
+            last = first + count
+            parts = (head.tobytes(), path, boxes[32 * first : 32 * last], class_ids[8 * first : 8 * last])
+            digest.update(b"".join((*parts, ignored[first:last])))
+            first = last
     return digest.hexdigest()
 
 

@@ -1,17 +1,15 @@
-"""The dataset index: what every label format is read into, and the only thing the rest of the package sees.
-
-Legend: N boxes of an image, K classes.
-"""
+"""The dataset index: what every label format is read into, and the only thing the rest of the package sees."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+from anchorite.data.columns import record_paths, records_at
+from anchorite.data.record import Record
+from anchorite.data.shards.split import ShardedSplit
 
 AdjustmentKind = Literal[
     "clipped",
@@ -25,26 +23,6 @@ AdjustmentKind = Literal[
     "ignored-key",
     "relocated",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One image and its labels.
-
-    width, height: size in pixels as displayed (after EXIF orientation). boxes_xyxy: (N, 4) float64 corners in those
-    pixels, 0..width and 0..height, already clipped. class_ids: (N,) int64. ignored: (N,) bool, crowd regions and
-    difficult objects: no training target, and neither right nor wrong in validation. areas: (N,) float64 in pixels,
-    the annotated area where the format has one, else the box's. origins: N strings "file:line" of each label.
-    """
-
-    path: Path
-    width: int
-    height: int
-    boxes_xyxy: NDArray[np.float64]
-    class_ids: NDArray[np.int64]
-    ignored: NDArray[np.bool_]
-    areas: NDArray[np.float64]
-    origins: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +52,8 @@ class Adjustment:
 class DatasetIndex:
     """A dataset as read: class names and the records of each split ("train", "val", "test").
 
-    root: the folder (or file) the user named; format: "yolo", "coco" or "voc"; adjustments: see Adjustment;
+    root: the folder (or file) the user named; format: "yolo", "coco", "voc" or "shards"; splits: as read, a
+    `RecordTable` or `ShardedSplit` each, but any sequence of records will do; adjustments: see Adjustment;
     allow_outside: the user gave leave to follow paths out of the dataset; skip_bad: and to leave out what is bad, which
     for images that turn out damaged only when they are decoded is yet to be done.
     """
@@ -82,7 +61,7 @@ class DatasetIndex:
     root: Path
     format: str
     class_names: tuple[str, ...]
-    splits: dict[str, tuple[Record, ...]]
+    splits: Mapping[str, Sequence[Record]]
     adjustments: tuple[Adjustment, ...] = field(default=())
     allow_outside: bool = False
     skip_bad: bool = False
@@ -100,7 +79,11 @@ def without_images(dataset: DatasetIndex, split: str, left_out: Sequence[LeftOut
     if not left_out:
         return dataset
     gone: Collection[Path] = {one.record.path for one in left_out}
-    kept = tuple(record for record in dataset.splits[split] if record.path not in gone)
+    records = dataset.splits[split]
+    if isinstance(records, ShardedSplit):
+        kept: Sequence[Record] = records.without(gone)
+    else:
+        kept = records_at(records, [index for index, path in enumerate(record_paths(records)) if path not in gone])
     noted = [
         Adjustment("skipped-bad", str(one.record.path), one.reason, split, image=one.record.path) for one in left_out
     ]

@@ -7,7 +7,7 @@ Legend: N boxes, L levels, M anchors of all levels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
 from anchorite.boxes import Targets
-from anchorite.data import DatasetIndex, Record
+from anchorite.data import DatasetIndex, Record, training_sides
 from anchorite.errors import InputError
 from anchorite.inspect.boxes import box_finding
 from anchorite.inspect.findings import Finding
@@ -53,11 +53,6 @@ def network_sides(record: Record, image_size: int) -> NDArray[np.float64]:
     return np.asarray(sides * (image_size / max(record.width, record.height)), np.float64)
 
 
-def training_sides(records: Iterable[Record], image_size: int) -> NDArray[np.float64]:
-    """(N, 2) `network_sides` of all boxes of some records that are trained on."""
-    return np.concatenate([np.zeros((0, 2)), *(network_sides(one, image_size)[~one.ignored] for one in records)])
-
-
 def levels_that_match(wh_px: NDArray[np.float64], anchors: AnchorSet, image_size: int) -> NDArray[np.bool_]:
     """(L, N) bool: on which levels an anchor answers for each of N boxes (N, 2), as the loss assigns them."""
     matched = np.zeros((anchors.num_levels, len(wh_px)), np.bool_)
@@ -70,7 +65,7 @@ def levels_that_match(wh_px: NDArray[np.float64], anchors: AnchorSet, image_size
     return matched
 
 
-def anchor_fit(records: tuple[Record, ...], anchors: AnchorSet, image_size: int) -> AnchorFit:
+def anchor_fit(records: Sequence[Record], anchors: AnchorSet, image_size: int) -> AnchorFit:
     """The fit of anchors to all training boxes of some records."""
     wh_px = training_sides(records, image_size)
     matched = levels_that_match(wh_px, anchors, image_size)

@@ -5,13 +5,13 @@ Legend: N boxes of an image, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 
-from anchorite.data import Adjustment, DatasetIndex, Record
+from anchorite.data import Adjustment, DatasetIndex, Record, flat_labels
 from anchorite.data.formats.paths import is_image_name
 from anchorite.inspect.findings import Finding
 
@@ -39,17 +39,19 @@ class SplitBalance:
     boxes_per_class: tuple[int, ...]
 
 
-def balance(split: str, records: tuple[Record, ...], num_classes: int) -> SplitBalance:
+def balance(split: str, records: Sequence[Record], num_classes: int) -> SplitBalance:
     """Counts of a split."""
-    counts = [int((~record.ignored).sum()) for record in records]
-    ids = np.concatenate([np.zeros(0, np.int64), *(record.class_ids[~record.ignored] for record in records)])
+    labels = flat_labels(records)
+    ids = labels.class_ids[~labels.ignored]
+    owners = np.repeat(np.arange(len(records)), labels.counts)
+    counts = np.bincount(owners[~labels.ignored], minlength=len(records))
     return SplitBalance(
         split=split,
         images=len(records),
-        empty_images=sum(len(record.class_ids) == 0 for record in records),
-        boxes=sum(counts),
-        ignored=sum(int(record.ignored.sum()) for record in records),
-        most_boxes=max(counts, default=0),
+        empty_images=int((labels.counts == 0).sum()),
+        boxes=len(ids),
+        ignored=int(labels.ignored.sum()),
+        most_boxes=int(counts.max(initial=0)),
         boxes_per_class=tuple(np.bincount(ids, minlength=num_classes).tolist()),
     )
 
@@ -102,7 +104,7 @@ def image_findings(dataset: DatasetIndex) -> Iterator[Finding]:
                 name = dataset.class_names[record.class_ids[index]]
                 box = tuple(record.boxes_xyxy[index].tolist())
                 yield Finding(
-                    "ignored-box", f"{name}, crowd or difficult", split, image, record.origins[index], box, name
+                    "ignored-box", f"{name}, crowd or difficult", split, image, record.origins[int(index)], box, name
                 )
 
 

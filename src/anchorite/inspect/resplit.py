@@ -73,7 +73,7 @@ def resplit(
             f"{dataset.root}: {views} too few for a split {empty[0]} of {shares[empty[0]]:.0%}; add images, give it a "
             "larger share, or leave it out"
         )
-    kept: dict[str, tuple[Record, ...]] = {name: dataset.splits[name] for name in keep}
+    kept: dict[str, Sequence[Record]] = {name: dataset.splits[name] for name in keep}
     several = [group for group in groups if len(group) > 1]
     return Resplit(replace(dataset, splits=splits | kept), len(several), sum(map(len, several)))
 

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from anchorite.data.formats.json_stream import stream_json
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, assign_splits, split_of
 from anchorite.data.formats.text import is_class_name
 from anchorite.errors import InputError
-from anchorite.reading import read_json, shorten
+from anchorite.reading import shorten
 
 ROBOFLOW_NAME = "_annotations.coco.json"
 Json = dict[str, Any]
@@ -91,11 +92,11 @@ def _by_split(paths_by_name: Mapping[str, Path], log: ReadingLog) -> tuple[CocoF
 def _looks_like_coco(path: Path, faults: dict[Path, InputError]) -> bool:
     """Whether a json holds images and annotations; what keeps it from being read is noted."""
     try:
-        content = read_json(path)
+        keys = {part.key for part in stream_json(path)}
     except InputError as error:
         faults[path] = error
         return False
-    return "images" in content and "annotations" in content
+    return "images" in keys and "annotations" in keys
 
 
 def json_list(content: Json, key: str, path: Path) -> list[Any]:

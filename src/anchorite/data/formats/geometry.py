@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence
@@ -72,6 +73,46 @@ def sizes_agree(header: ImageHeader, claimed_wh: tuple[int, int] | None, origin:
             "scale the boxes and correct the size",
         )
     return False
+
+
+def plain_boxes(
+    boxes_xyxy: NDArray[np.float64],
+    class_ids: NDArray[np.int64],
+    ignored: NDArray[np.bool_],
+    counts: NDArray[np.int64],
+    sizes_wh: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The boxes of many images clipped as `build_record` does, and for which images that is all it would do.
+
+    boxes_xyxy (N, 4), class_ids, ignored (N,): image after image; counts, sizes_wh (B,), (B, 2): of B images. The
+    second array, (B,) bool, is False where the log would hear of a box, maybe where not, and where a size is 0.
+    """
+    images = np.repeat(np.arange(len(counts)), counts)
+    limits = np.concatenate([sizes_wh, sizes_wh], axis=1)[images]
+    positive = np.where(boxes_xyxy < 0.0, 0.0, boxes_xyxy)
+    clipped = np.where(positive > limits, limits, positive)
+    is_told = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    is_told |= np.abs(clipped - boxes_xyxy).max(axis=1, initial=0.0) > REPORTED_CLIP_PX
+    is_told |= _may_repeat(clipped, class_ids, ignored, images)
+    is_plain = np.asarray((sizes_wh > 0).all(axis=1), np.bool_)
+    is_plain[images[is_told]] = False
+    return clipped, is_plain
+
+
+def _may_repeat(
+    boxes_xyxy: NDArray[np.float64], class_ids: NDArray[np.int64], ignored: NDArray[np.bool_], images: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """(N,) bool, true for every box that repeats one of its image, and by a chance of 2**-64 a pair for others."""
+    hashes = (images * 2 + ignored).astype(np.uint64)
+    numbers = (boxes_xyxy + 0.0).view(np.uint64)  # -0.0 and 0.0 are the same place
+    for column in (class_ids.astype(np.uint64), *numbers.T):
+        hashes = (hashes ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= hashes >> np.uint64(29)
+    order = np.argsort(hashes, kind="stable")
+    is_same = hashes[order[1:]] == hashes[order[:-1]]
+    repeated = np.zeros(len(hashes), np.bool_)
+    repeated[order[1:][is_same]] = True
+    return repeated
 
 
 def build_record(

@@ -1,4 +1,4 @@
-"""Opening a dataset by looking at it: which of the three formats a folder or file holds."""
+"""Opening a dataset by looking at it: which of the formats a folder or file holds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from anchorite.data.formats.voc import read_voc
 from anchorite.data.formats.voc_layout import find_voc
 from anchorite.data.formats.yolo import find_yolo, read_yolo
 from anchorite.data.index import DatasetIndex
+from anchorite.data.index_cache import Reading, keep_index, kept_index
+from anchorite.data.shards.manifest import MANIFEST
+from anchorite.data.shards.opening import find_shards, read_shards
 from anchorite.errors import InputError
 
-FormatName = Literal["yolo", "coco", "voc"]
+FormatName = Literal["yolo", "coco", "voc", "shards"]
 
 _MOST_BROKEN = 5
 
@@ -24,6 +27,7 @@ _LOOKED_FOR = {
     "yolo": "YOLO: data.yaml, or one *.yaml with names and train",
     "coco": "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or one COCO *.json",
     "voc": "VOC: ImageSets/Main/<split>.txt with Annotations, or folders train, val, test or Annotations holding *.xml",
+    "shards": "shards: shards.json, as anchorite convert --to shards writes it",
 }
 
 
@@ -32,34 +36,44 @@ def open_dataset(
 ) -> DatasetIndex:
     """Read a dataset: a folder, a data.yaml or a COCO json.
 
-    Of several formats in one folder YOLO is preferred, then COCO, then VOC; `format` overrules. skip_bad: leave out
+    Of several formats in one folder shards are preferred, then YOLO, COCO, VOC; `format` overrules. skip_bad: leave out
     malformed rows and unreadable images instead of raising (damage behind an image's header is found, and the image
     left out, when it is decoded). allow_outside: follow paths and links out of the dataset.
-    Returns the index; `adjustments` says what was clipped, dropped, skipped or ignored. Nothing is written.
+    Returns the index; `adjustments` says what was clipped, dropped, skipped or ignored. Nothing is written into the
+    dataset; the index of a large one is kept in a cache folder, and taken from there while nothing changed.
     Raises InputError when nothing is recognised, or with the first 20 bad rows and their count.
     """
     if format is not None and format not in get_args(FormatName):
-        raise InputError(f"format must be yolo, coco or voc; got {format!r}")
+        raise InputError(f"format must be yolo, coco, voc or shards; got {format!r}")
     root = Path(path)
     if not exists(root):
         raise InputError(f"{root}: does not exist; name a dataset's folder, its data.yaml or its COCO json")
+    reading = Reading(root, format, skip_bad, allow_outside)
+    kept = kept_index(reading)
+    if kept is not None:
+        return kept
     log = ReadingLog(skip_bad)
+    log.sources.asked_for(root)
     try:
         index = _open_file(root, format, log, allow_outside) if root.is_file() else None
         index = index or _open_folder(root, format, log, allow_outside)
     except OSError as error:
         raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
-    return replace(index, allow_outside=allow_outside, skip_bad=skip_bad)
+    return keep_index(reading, replace(index, allow_outside=allow_outside, skip_bad=skip_bad), log.sources)
 
 
 def _open_file(path: Path, format: FormatName | None, log: ReadingLog, allow_outside: bool) -> DatasetIndex:
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml") and format in (None, "yolo"):
         return read_yolo(path, path, log, allow_outside)
+    if path.name == MANIFEST and format in (None, "shards"):
+        return read_shards(path, path, log, allow_outside)
     if suffix == ".json" and format in (None, "coco"):
         return read_coco(single_coco(path), path, log, allow_outside)
     wanted = f" as {format}" if format else ""
     packed = "; unpack it and name the folder" if suffix in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar") else ""
+    if suffix == ".tar" and (path.parent / MANIFEST).is_file():
+        packed = f"; this is one of the shards in {path.parent}: name that folder"
     raise InputError(
         f"{path}: cannot be opened{wanted}; a dataset is a folder, a data.yaml (yolo) or a json (coco){packed}"
     )
@@ -67,6 +81,10 @@ def _open_file(path: Path, format: FormatName | None, log: ReadingLog, allow_out
 
 def _open_folder(root: Path, format: FormatName | None, log: ReadingLog, allow_outside: bool) -> DatasetIndex:
     fence = Fence([root], allow_outside)
+    if format in (None, "shards"):
+        manifest_path = find_shards(root, fence)
+        if manifest_path is not None:
+            return read_shards(manifest_path, root, log, allow_outside)
     if format in (None, "yolo"):
         yaml_path = find_yolo(root, fence)
         if yaml_path is not None:

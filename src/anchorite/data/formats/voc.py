@@ -10,13 +10,14 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
+from anchorite.data.columns import RecordTable, TableBuilder
 from anchorite.data.formats.geometry import RawBox, build_record, read_image_header, sizes_agree
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, Folders, exists, without_links
 from anchorite.data.formats.text import is_class_name, plain_number
 from anchorite.data.formats.voc_layout import VocItem, VocLayout, read_class_list
 from anchorite.data.formats.xml_tree import XmlElement, read_xml
-from anchorite.data.index import DatasetIndex, Record
+from anchorite.data.index import DatasetIndex
 from anchorite.errors import InputError
 from anchorite.reading import shorten
 
@@ -45,6 +46,8 @@ def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool
     """
     image_folders = [folder for folders in layout.image_folders.values() for folder in folders]
     fence = Fence([root, *without_links(image_folders, root)], allow_outside)
+    if layout.class_list:
+        log.sources.read(layout.class_list)
     known_names = read_class_list(layout.class_list) if layout.class_list else None
     annotations: dict[str, list[_Annotation]] = {}
     for split, items in layout.splits.items():
@@ -53,8 +56,8 @@ def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool
     class_names = known_names or tuple(
         sorted({thing.class_name for split in annotations.values() for one in split for thing in one.objects})
     )
-    folders = Folders()
-    splits: dict[str, tuple[Record, ...]] = {}
+    folders = Folders(log.sources)
+    splits: dict[str, RecordTable] = {}
     for split, image_folders_of_split in layout.image_folders.items():
         log.split = split
         splits[split] = _read_images(annotations[split], image_folders_of_split, class_names, folders, fence, log)
@@ -77,6 +80,7 @@ def _read_annotations(
             log.adjusted("repeated-image", item.origin, f"{path.stem} is listed already, {first_origins[path]}")
             continue
         first_origins[path] = item.origin
+        log.sources.read(path)
         if not exists(path):
             log.bad(item.origin, f"{path} does not exist; add it, or take the line out")
             continue
@@ -151,9 +155,9 @@ def _read_images(
     folders: Folders,
     fence: Fence,
     log: ReadingLog,
-) -> tuple[Record, ...]:
+) -> RecordTable:
     class_ids = {name: index for index, name in enumerate(class_names)}
-    records: list[Record] = []
+    records = TableBuilder()
     owners: dict[Path, Path] = {}
     for annotation in annotations:
         path = annotation.item.xml_path
@@ -172,7 +176,7 @@ def _read_images(
             for thing in annotation.objects
         ]
         records.append(build_record(image, header, boxes, class_names, log))
-    return tuple(records)
+    return records.table()
 
 
 def _find_image(annotation: _Annotation, image_folders: tuple[Path, ...], folders: Folders) -> Path:
@@ -197,9 +201,9 @@ def _find_image(annotation: _Annotation, image_folders: tuple[Path, ...], folder
     raise InputError(f"no image named {path.stem} or {shorten(named)}; looked in {looked}")
 
 
-def _note_unlabelled(splits: dict[str, tuple[Record, ...]], folders: Folders, log: ReadingLog) -> None:
+def _note_unlabelled(splits: dict[str, RecordTable], folders: Folders, log: ReadingLog) -> None:
     """Say which images of the folders used have no xml: they are left out, for nobody looked whether they are empty."""
-    used = {record.path for records in splits.values() for record in records}
+    used = {path for records in splits.values() for path in records.paths()}
     for folder in sorted({path.parent for path in used}):
         names = {name for names in folders.images_by_stem(folder).values() for name in names}
         unlabelled = sorted(name for name in names if folder / name not in used)

@@ -73,9 +73,11 @@ def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | N
     if xml_folder is None or not lists:
         return None
     chosen = assign_splits(lists, log)
+    for path in chosen.values():
+        log.sources.read(path)
     splits = {split: _listed_items(fence.check(path), xml_folder) for split, path in chosen.items()}
-    image_folders = _existing([base / name for name in _IMAGE_FOLDERS] + [xml_folder])
-    return VocLayout(splits, dict.fromkeys(splits, image_folders), _class_list([base], fence))
+    image_folders = _existing([base / name for name in _IMAGE_FOLDERS] + [xml_folder], log)
+    return VocLayout(splits, dict.fromkeys(splits, image_folders), _class_list([base], fence, log))
 
 
 def _listed_items(path: Path, xml_folder: Path) -> tuple[VocItem, ...]:
@@ -99,9 +101,9 @@ def _plain_folders(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | Non
         named = {child.name: child for child in sorted(home.iterdir()) if split_of(child.name) and child.is_dir()}
         xml_folders = {name: found for name, child in named.items() if (found := _xml_folder(child)) is not None}
         if xml_folders:
-            return _layout(assign_splits(xml_folders, log), base, fence)
+            return _layout(assign_splits(xml_folders, log), base, fence, log)
         if any(home.glob("*.xml")):
-            return _layout({split_of(home.absolute().name) or "train": home}, base, fence)
+            return _layout({split_of(home.absolute().name) or "train": home}, base, fence, log)
     return None
 
 
@@ -111,14 +113,14 @@ def _xml_folder(folder: Path) -> Path | None:
     return next((candidate for candidate in candidates if any(candidate.glob("*.xml"))), None)
 
 
-def _layout(xml_folders: dict[str, Path], base: Path, fence: Fence) -> VocLayout:
+def _layout(xml_folders: dict[str, Path], base: Path, fence: Fence, log: ReadingLog) -> VocLayout:
     splits: dict[str, tuple[VocItem, ...]] = {}
     image_folders: dict[str, tuple[Path, ...]] = {}
     for split in (split for split in SPLITS if split in xml_folders):
         folder = xml_folders[split]
         splits[split] = tuple(VocItem(path, str(path)) for path in sorted(folder.glob("*.xml")))
-        image_folders[split] = _existing(_near_folders(folder, split, base))
-    return VocLayout(splits, image_folders, _class_list([base, base / ".."], fence))
+        image_folders[split] = _existing(_near_folders(folder, split, base), log)
+    return VocLayout(splits, image_folders, _class_list([base, base / ".."], fence, log))
 
 
 def _near_folders(xml_folder: Path, split: str, base: Path) -> list[Path]:
@@ -137,13 +139,17 @@ def _near_folders(xml_folder: Path, split: str, base: Path) -> list[Path]:
         folders += [*(above / name for name in names), above]
 
 
-def _existing(folders: Iterable[Path]) -> tuple[Path, ...]:
-    return tuple(folder for folder in dict.fromkeys(folders) if folder.is_dir())
+def _existing(folders: Iterable[Path], log: ReadingLog) -> tuple[Path, ...]:
+    distinct = dict.fromkeys(folders)
+    for folder in distinct:
+        log.sources.asked_for(folder)
+    return tuple(folder for folder in distinct if folder.is_dir())
 
 
-def _class_list(folders: Iterable[Path], fence: Fence) -> Path | None:
+def _class_list(folders: Iterable[Path], fence: Fence, log: ReadingLog) -> Path | None:
     """The first list of class names; one above the dataset is taken too, but none through a link that leads out."""
     for path in (folder / name for folder in folders for name in _CLASS_LISTS):
+        log.sources.asked_for(path)
         if path.is_file():
             return fence.check(path) if path.is_symlink() else path
     return None

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from anchorite.data.columns import RecordTable, TableBuilder
 from anchorite.data.formats.geometry import RawBox, build_record, read_image_header
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, Folders, is_image_name, walk_images
 from anchorite.data.formats.text import plain_integer, plain_number
 from anchorite.data.formats.yolo_config import SplitSource, YoloConfig, read_yolo_config
 from anchorite.data.headers import ImageHeader
-from anchorite.data.index import DatasetIndex, Record
+from anchorite.data.index import DatasetIndex
+from anchorite.data.record import Record
 from anchorite.errors import InputError
 from anchorite.plain_yaml import read_yaml_mapping
 from anchorite.reading import read_limited, shorten
@@ -63,6 +65,7 @@ def read_yolo(yaml_path: Path, root: Path, log: ReadingLog, allow_outside: bool 
     Raises InputError for a bad data.yaml at once, and for bad rows and images after all have been read.
     """
     fence = Fence([yaml_path.parent], allow_outside)
+    log.sources.read(yaml_path)
     config = read_yolo_config(yaml_path, fence, log)
     reader = _YoloReader(config, yaml_path.parent, fence, log)
     splits = {split: reader.read_split(split, sources) for split, sources in config.splits.items()}
@@ -107,12 +110,12 @@ class _YoloReader:
         self._home = home
         self._fence = fence
         self._log = log
-        self._folders = Folders()
+        self._folders = Folders(log.sources)
 
-    def read_split(self, split: str, sources: Iterable[SplitSource]) -> tuple[Record, ...]:
+    def read_split(self, split: str, sources: Iterable[SplitSource]) -> RecordTable:
         """The records of a split's folders and lists, in their order, each image once."""
         self._log.split = split
-        records: list[Record] = []
+        records = TableBuilder()
         first_origins: dict[Path, str] = {}
         num_labelled = 0
         for source in sources:
@@ -140,14 +143,15 @@ class _YoloReader:
                 first_origins[image],
                 f"none of the {len(first_origins)} images has a label file; looked for {self._label_path(image)}",
             )
-        return tuple(records)
+        return records.table()
 
     def _folder_images(self, source: SplitSource) -> list[tuple[Path, str]]:
-        images = sorted(walk_images(source.path, self._fence), key=lambda path: path.parts)
+        images = sorted(walk_images(source.path, self._fence, self._log.sources), key=lambda path: path.parts)
         return [(image, source.origin) for image in images]
 
     def _listed_images(self, source: SplitSource) -> list[tuple[Path, str]]:
         images: list[tuple[Path, str]] = []
+        self._log.sources.read(source.path)
         lines = read_limited(source.path, _MAX_LIST_BYTES).removeprefix(_BOM).split(b"\n")
         for number, line in enumerate(lines, start=1):
             origin = f"{source.path}:{number}"
@@ -195,6 +199,7 @@ class _YoloReader:
 
     def _read_labels(self, path: Path, image: Path, header: ImageHeader) -> list[RawBox] | None:
         refusal = self._fence.refusal(path)
+        self._log.sources.read(path)
         try:
             if refusal:
                 raise InputError(refusal)

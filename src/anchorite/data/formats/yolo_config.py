@@ -44,7 +44,7 @@ def read_yolo_config(path: Path, fence: Fence, log: ReadingLog) -> YoloConfig:
     nodes = read_yaml_mapping(path)
     class_names = _class_names(nodes, path)
     _check_count(nodes, path, len(class_names))
-    folder = _folder(nodes, path, fence)
+    folder = _folder(nodes, path, fence, log)
     splits: dict[str, tuple[SplitSource, ...]] = {}
     for key, node in nodes.items():
         split = split_of(key)
@@ -131,13 +131,14 @@ def _check_count(nodes: dict[str, yaml.Node], path: Path, num_names: int) -> Non
         )
 
 
-def _folder(nodes: dict[str, yaml.Node], path: Path, fence: Fence) -> Path:
+def _folder(nodes: dict[str, yaml.Node], path: Path, fence: Fence, log: ReadingLog) -> Path:
     node = nodes.get("path")
     if node is None or kind_of(node) == "null":
         return path.parent
     origin = f"{path}:{line_of(node)}"
     text = _text(node, "path", origin)
     folder, shown = path.parent / text, printable(text, 100)
+    log.sources.asked_for(folder)
     refusal = fence.refusal(folder)
     if refusal:
         raise InputError(f"{origin}: path: {shown} {refusal}; without path, the yaml's own folder is taken")
@@ -153,10 +154,12 @@ def _source(node: yaml.Node, key: str, path: Path, folder: Path, fence: Fence, l
     origin = f"{path}:{line_of(node)}"
     text = _text(node, key, origin)
     target, shown = folder / text, printable(text, 100)
+    log.sources.asked_for(target)
     key = printable(key, 60)
     refusal = fence.refusal(target)
     if refusal or not exists(target):
         inside = path.parent / _without_leading_parents(text)
+        log.sources.asked_for(inside)
         if inside not in (target, path.parent) and exists(inside) and not fence.refusal(inside):
             # A common exporter writes ../train/images for the train/images that lies beside its data.yaml.
             log.adjusted("relocated", origin, f"{key}: {shown} does not lie in the dataset; took {inside}")
