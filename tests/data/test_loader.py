@@ -101,14 +101,32 @@ def test_an_epoch_can_begin_at_any_batch() -> None:
 
 
 @pytest.mark.parametrize("num_samples", [11, 12, 13, 2, 1])
-def test_ranks_share_an_epoch_in_equal_parts(num_samples: int) -> None:
-    parts = [list(EpochBatches(num_samples, SIZE, 2, seed=0, rank=(rank, 3))) for rank in range(3)]
-    assert len({tuple(map(len, part)) for part in parts}) == 1, "equal numbers of equal batches"
-    seen = [key.record_index for part in parts for batch in part for key in batch]
-    assert set(seen) == set(range(num_samples))
-    assert len(seen) - num_samples < 3
-    together = {key.record_index for part in parts for key in part[0]}
-    assert together == set(epoch_order(num_samples, 0, 0)[:6].tolist())
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_ranks_share_every_batch_of_a_single_process(num_samples: int, num_ranks: int) -> None:
+    whole = list(EpochBatches(num_samples, SIZE, 6, seed=0))
+    parts = [list(EpochBatches(num_samples, SIZE, 6, seed=0, rank=(rank, num_ranks))) for rank in range(num_ranks)]
+    for number, (batch, *of_ranks) in enumerate(zip(whole, *parts, strict=True)):
+        assert [key for part in of_ranks for key in part] == batch
+        assert max(map(len, of_ranks)) - min(map(len, of_ranks)) <= 1
+        batches = EpochBatches(num_samples, SIZE, 6, seed=0, rank=(0, num_ranks))
+        assert batches.num_in(number) == len(batch)
+        assert batches.most >= max(map(len, of_ranks))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_rank_without_an_image_in_the_last_batch_gets_an_empty_one(workers: int, tmp_path: Path) -> None:
+    samples = make_samples(tmp_path, num_records=5)
+    whole = list(make_loader(samples, LoaderConfig(batch_size=4)))
+    for rank in range(3):
+        config = LoaderConfig(batch_size=4, workers=workers, rank=rank, num_ranks=3)
+        with make_loader(samples, config) as loader:
+            *_, last = list(loader)
+            assert len(loader) == len(whole) == 2
+            assert loader.num_in(1) == 1
+        images = 1 if rank == 0 else 0
+        assert last.images.shape == (images, 3, samples.image_size, samples.image_size)
+        assert torch.equal(last.images, whole[-1].images[:images])
+        assert len(last.targets) == (len(whole[-1].targets) if images else 0)
 
 
 def test_sides_of_multi_scale_batches_are_multiples_of_the_step_in_range() -> None:

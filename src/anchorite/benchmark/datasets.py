@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ def dataset_for(settings: Settings) -> Iterator[DatasetIndex]:
         yield open_dataset(write_scenes(Path(folder) / "scenes", *counts, seed=0, size_px=side_px))
 
 
-def split_of(dataset: DatasetIndex, *names: str) -> tuple[Record, ...]:
+def split_of(dataset: DatasetIndex, *names: str) -> Sequence[Record]:
     """The records of the first of these splits that has images; InputError when none has."""
     for name in names:
         if dataset.splits.get(name):

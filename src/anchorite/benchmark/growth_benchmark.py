@@ -23,11 +23,11 @@ from anchorite.data import (
     ImageStore,
     LoaderConfig,
     Record,
-    SampleKey,
     TrainSamples,
     make_loader,
     open_dataset,
 )
+from anchorite.data.drawing import Key
 from anchorite.devices import choose_precision
 
 _ROUNDS, _READING_ROUNDS = 7, 3
@@ -147,13 +147,13 @@ def _curve_of_dataset(settings: Settings) -> Curve:
     return Curve("dataset", "images", lines)
 
 
-def _opened(records: tuple[Record, ...], cache: Path) -> ImageStore:
+def _opened(records: Sequence[Record], cache: Path) -> ImageStore:
     store = ImageStore(records, max(_THUMBNAIL_HW), "disk", cache)
     store.build()
     return store
 
 
-def _first_batch(store: ImageStore) -> list[SampleKey]:
+def _first_batch(store: ImageStore) -> Sequence[Key]:
     """What a run does before its first image: samples, loader, the order of an epoch."""
     samples = TrainSamples(store, store.records, AugmentConfig(), 64, seed=0)
     return next(iter(make_loader(samples, LoaderConfig()).batches))

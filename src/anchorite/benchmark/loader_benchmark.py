@@ -18,7 +18,7 @@ from anchorite.benchmark.settings import Settings
 from anchorite.benchmark.timing import Sample, interleaved
 from anchorite.benchmark.two_stage import Tile, decoded_tile, stored_tile, two_stage_batch
 from anchorite.data import AugmentConfig, ImageStore, LoaderConfig, SampleKey, TrainSamples, make_loader
-from anchorite.data.workers import draw_batch
+from anchorite.data.drawing import draw_batch
 from anchorite.train import load_recipe
 
 FASTER_THAN_DECODING, FASTER_THAN_STORED = 4.0, 1.7

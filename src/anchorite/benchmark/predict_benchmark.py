@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -80,7 +80,7 @@ def _floor(settings: Settings, detector: Detector, images: Tensor) -> Floor:
     return Floor(operations / rate, what)
 
 
-def _validation(settings: Settings, dataset: DatasetIndex, records: tuple[Record, ...], image_size: int) -> Comparison:
+def _validation(settings: Settings, dataset: DatasetIndex, records: Sequence[Record], image_size: int) -> Comparison:
     """Boxes, suppression, metrics and all against the forward passes over the same batches, ready in memory."""
     batch_size = 4 if settings.quick else 16
     device = settings.device

@@ -30,7 +30,7 @@ def read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetInde
     return dataset
 
 
-def write_copy(dataset: DatasetIndex, out: Path, format: FormatName, heading: str) -> None:
+def write_copy(dataset: DatasetIndex, out: Path, format: FormatName, heading: str, shard_mb: int | None = None) -> None:
     """Write and tell; what reading changed stands in changes.txt, too."""
     from anchorite.cli.counting import counting
     from anchorite.data.writing import write_dataset
@@ -39,7 +39,8 @@ def write_copy(dataset: DatasetIndex, out: Path, format: FormatName, heading: st
     changed = [f"{one.kind:<18} {one.origin}: {one.detail}" for one in dataset.adjustments]
     extra = "\n".join([heading, *map(one_line, changed)]) if changed else ""
     with counting("copied") as progress:
-        notes = write_dataset(dataset, out, format, extra=extra, progress=progress)
+        sized = {} if shard_mb is None else {"shard_bytes": shard_mb * 1_000_000}
+        notes = write_dataset(dataset, out, format, extra=extra, progress=progress, **sized)
     for note in notes[:_MOST_NOTES]:
         print(f"  {one_line(note)}")
     if len(notes) > _MOST_NOTES:

@@ -26,7 +26,7 @@ def split(
     ] = None,
     seed: Annotated[int, Parameter(help="Decides between images that would fit equally well.")] = 0,
     to: Annotated[
-        Literal["yolo", "coco", "voc"] | None, Parameter(help="Format of the copy; default: that of DATA.")
+        Literal["yolo", "coco", "voc", "shards"] | None, Parameter(help="Format of the copy; default: that of DATA.")
     ] = None,
     reading: Annotated[ReadingOptions | None, Parameter(name="*")] = None,
 ) -> None:

@@ -36,3 +36,9 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (the data loader calls this)."""
         return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices)
+
+
+def empty_batch(side: int, capacity: int | None = None) -> Batch:
+    """The part of a rank for which there is no image; side: of the canvas in pixels, capacity: of the targets."""
+    images = torch.empty((0, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    return Batch(images, Targets.from_rows(torch.zeros(0, 6), capacity), torch.zeros(0, dtype=torch.int64))

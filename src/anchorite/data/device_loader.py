@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anchorite.boxes import Targets
-from anchorite.data.batches import Batch
+from anchorite.data.batches import Batch, empty_batch
 from anchorite.data.device_plan import BatchPlan, plan_batch
 from anchorite.data.device_render import render
 from anchorite.data.device_store import DeviceStore
@@ -115,23 +115,34 @@ class DeviceLoader:
         """Batches of a whole epoch."""
         return len(self.batches)
 
+    def num_in(self, batch: int) -> int:
+        """Images of a batch of an epoch, on all ranks together."""
+        return self.batches.num_in(batch)
+
     def __iter__(self) -> Generator[Batch, None, None]:
         return self._made(iter(self.batches))
 
     def _made(self, batches: Iterator[list[SampleKey]]) -> Generator[Batch, None, None]:
+        num_empty = 0
+
         def plan(_stop: object) -> Generator[PlannedBatch, None, None]:
+            nonlocal num_empty
             for keys in batches:
-                yield self.planned(keys)
+                num_empty += not keys
+                if keys:
+                    yield self.planned(keys)
 
         with closing(ahead(plan, self.config.prefetch)) as planned_batches:  # type: ignore[type-var]
             for planned in planned_batches:
                 yield self._finished(planned)
+        for _ in range(num_empty):  # an epoch's last batch may be smaller than the ranks are many
+            yield empty_batch(self.samples.image_size, self.capacity.rows_for(0)).to(self.store.device)
 
     def planned(self, keys: list[SampleKey]) -> PlannedBatch:
         """A batch as the thread hands it over, before any pixel is touched."""
         plans = [self.samples.plan(key) for key in keys]
         # A compiled kernel is made for one B: the last, smaller batch is filled up, and cut off again.
-        num_images = self.config.batch_size if self._compiled is not None else None
+        num_images = self.batches.most if self._compiled is not None else None
         plan = plan_batch(plans, self.store.images.sizes_hw, num_images)
         rows = torch.from_numpy(self.samples.rows(plans))
         targets = Targets.from_rows(rows, self.capacity.rows_for(len(rows)))

@@ -7,6 +7,7 @@ the PNG specification (IHDR, eXIf), RFC 9649 (WebP), TIFF 6.0 section 2, Exif 2.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import struct
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from anchorite.data.shards.tar import leads_into_shard, locate_image, open_sample_image
 from anchorite.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -51,12 +53,17 @@ class ImageHeader:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """An image file opened for reading bytes.
+    """An image file, or an image in a shard (see `anchorite.data.shards`), opened for reading bytes.
 
     Raises InputError, which names no file, for a pipe or device, which would block or never end, and for a file of
     more than `MAX_FILE_BYTES`; OSError as `open` does.
     """
-    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - Path.open takes no opener
+    try:
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - Path.open takes no opener
+    except (NotADirectoryError, FileNotFoundError):
+        if not leads_into_shard(path):
+            raise
+        return open_sample_image(path)
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         file.close()
@@ -65,6 +72,25 @@ def open_regular(path: Path) -> BinaryIO:
         file.close()
         raise InputError(f"{status.st_size / 1e6:.0f} MB, more than the {MAX_FILE_BYTES // 1_000_000} MB of any image")
     return file
+
+
+def image_bytes(path: Path) -> int:
+    """The length of an image's file, or of an image in a shard; raises what `open_regular` raises."""
+    try:
+        return path.stat().st_size
+    except (NotADirectoryError, FileNotFoundError):
+        if not leads_into_shard(path):
+            raise
+        return locate_image(path).num_bytes
+
+
+def copy_image(path: Path, target: Path) -> None:
+    """Copy an image's file byte for byte, out of a shard, too; raises what `open_regular` raises."""
+    if leads_into_shard(path):
+        with open_regular(path) as file:
+            target.write_bytes(file.read())
+    else:
+        shutil.copyfile(path, target)
 
 
 def _without_waiting(name: str, flags: int) -> int:

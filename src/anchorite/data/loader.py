@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from anchorite.boxes import Targets
-from anchorite.data.batches import Batch
+from anchorite.data.batches import Batch, empty_batch
+from anchorite.data.drawing import Drawn, Failure, Key, Samples, draw_batch
 from anchorite.data.sampler import EpochBatches, largest_side
-from anchorite.data.samples import SampleKey, TrainSamples
-from anchorite.data.workers import Drawn, Failure, WorkerPool, draw_batch
+from anchorite.data.samples import TrainSamples
+from anchorite.data.workers import WorkerPool
 from anchorite.errors import InputError
 from anchorite.interrupts import HeldInterrupts
 
@@ -30,7 +31,7 @@ class LoaderConfig(BaseModel):
     workers: processes; 0 draws in a thread of this process. drop_last: leave out an epoch's last, smaller batch.
     multi_scale m: each batch has a canvas side of its own, a multiple of `size_step` pixels within 1 - m to 1 + m of
     the usual one. prefetch: batches drawn ahead, a worker. worker_timeout_s: how long a batch may take before its
-    worker counts as hung. rank, num_ranks: this process and how many share an epoch; batch_size is that of one rank.
+    worker counts as hung. rank, num_ranks: this process and how many share each batch; batch_size is that of all.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -46,6 +47,26 @@ class LoaderConfig(BaseModel):
     start_method: Literal["fork", "spawn"] | None = None
     rank: Annotated[int, Field(ge=0)] = 0
     num_ranks: Annotated[int, Field(ge=1)] = 1
+
+
+class Batches(Protocol):
+    """Which samples make which batch of an epoch, as `EpochBatches` has it."""
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch (from 0) to iterate next, and at which of its batches to begin."""
+        ...
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Sequence[Key]]: ...
+
+    def num_in(self, batch: int) -> int:
+        """Samples of a batch of an epoch, on all ranks together."""
+        ...
+
+    @property
+    def most(self) -> int:
+        """The most samples that a batch has on this rank."""
+        ...
 
 
 def epoch_batches(samples: TrainSamples, config: LoaderConfig) -> EpochBatches:
@@ -67,7 +88,7 @@ def make_loader(samples: TrainSamples, config: LoaderConfig, capacity: int | Non
     capacity: rows to pad the targets of each batch to (see Targets); None leaves them compact. Raises InputError when
     there would be no batch at all.
     """
-    return Loader(samples, config, capacity)
+    return Loader(samples, epoch_batches(samples, config), config, capacity)
 
 
 class Loader:
@@ -78,9 +99,8 @@ class Loader:
     InputError when a batch has more targets than the capacity.
     """
 
-    def __init__(self, samples: TrainSamples, config: LoaderConfig, capacity: int | None) -> None:
-        self.samples, self.config, self.capacity = samples, config, capacity
-        self.batches = epoch_batches(samples, config)
+    def __init__(self, samples: Samples, batches: Batches, config: LoaderConfig, capacity: int | None = None) -> None:
+        self.samples, self.batches, self.config, self.capacity = samples, batches, config, capacity
         self._pool: WorkerPool | None = None
         self._under_way: Generator[Batch, None, None] | None = None
         if config.workers:
@@ -88,7 +108,7 @@ class Loader:
             self._pool = WorkerPool(
                 samples,
                 config.workers,
-                config.batch_size,
+                batches.most,
                 side,
                 config.prefetch,
                 config.worker_timeout_s,
@@ -103,13 +123,17 @@ class Loader:
         """Batches of a whole epoch."""
         return len(self.batches)
 
+    def num_in(self, batch: int) -> int:
+        """Images of a batch of an epoch, on all ranks together."""
+        return self.batches.num_in(batch)
+
     def __iter__(self) -> Generator[Batch, None, None]:
         if self._pool is not None:
             with HeldInterrupts():  # a pool is whole or not there
                 self._pool.start()  # from this thread: forking is safest where the fewest threads run
         return self._one_pass(iter(self.batches))
 
-    def _one_pass(self, batches: Iterator[list[SampleKey]]) -> Generator[Batch, None, None]:
+    def _one_pass(self, batches: Iterator[Sequence[Key]]) -> Generator[Batch, None, None]:
         """A pass that has the workers, whose slots hold the batches of one alone, to itself."""
         before, mine = self._under_way, ahead(lambda stop: self._drawn(batches, stop), self.config.prefetch)
         if before is not None:
@@ -127,7 +151,21 @@ class Loader:
             if self._under_way is mine:
                 self._under_way = None
 
-    def _drawn(self, batches: Iterator[list[SampleKey]], stop: threading.Event) -> Generator[Batch, None, None]:
+    def _drawn(self, batches: Iterator[Sequence[Key]], stop: threading.Event) -> Generator[Batch, None, None]:
+        num_empty = 0
+
+        def filled() -> Iterator[Sequence[Key]]:
+            nonlocal num_empty
+            for keys in batches:
+                num_empty += not keys
+                if keys:
+                    yield keys
+
+        yield from self._drawn_samples(filled(), stop)
+        for _ in range(num_empty):  # an epoch's last batch may be smaller than the ranks are many
+            yield empty_batch(self.samples.image_size, self.capacity)
+
+    def _drawn_samples(self, batches: Iterator[Sequence[Key]], stop: threading.Event) -> Generator[Batch, None, None]:
         if self._pool is None:
             for keys in batches:
                 side = self.samples.side(keys[0])

@@ -9,12 +9,15 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from contextlib import suppress
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from anchorite.ranks import Ranks
 
 MARGIN_FRACTION = 0.1
 MARGIN_BYTES = 512 << 20
@@ -80,6 +83,19 @@ class SharedBytes:
         os.ftruncate(self._descriptor, max(1, num_bytes))
         self._map()
 
+    @classmethod
+    def at(cls, path: str, num_bytes: int) -> SharedBytes:
+        """The memory that another process has shown as `path`; OSError where it cannot be reached."""
+        shared = cls.__new__(cls)
+        shared._open(os.open(path, os.O_RDWR), num_bytes)
+        shared._map()
+        return shared
+
+    @property
+    def path(self) -> str:
+        """Where other processes of this user and machine find it, as long as this one has it open."""
+        return f"/proc/{os.getpid()}/fd/{self._descriptor}"
+
     def _open(self, descriptor: int, num_bytes: int) -> None:
         self._descriptor, self._num_bytes = descriptor, num_bytes
 
@@ -99,6 +115,21 @@ class SharedBytes:
     def __del__(self) -> None:
         if (descriptor := getattr(self, "_descriptor", None)) is not None:
             os.close(descriptor)
+
+
+def shared_by_ranks(num_bytes: int, ranks: Ranks) -> tuple[SharedBytes, bool]:
+    """A flat array that all ranks of a machine see, and whether they do; else each has one of its own."""
+    if not ranks.are_several:
+        return SharedBytes(num_bytes), False
+    mine = SharedBytes(num_bytes) if ranks.local_number == 0 else None
+    of_machine = ranks.gather(None if mine is None else mine.path)[ranks.number - ranks.local_number]
+    if mine is None:
+        with suppress(OSError):
+            mine = SharedBytes.at(of_machine, num_bytes)
+    if ranks.any(mine is None):
+        return SharedBytes(num_bytes), False
+    assert mine is not None
+    return mine, True
 
 
 def _anonymous_file() -> int:

@@ -7,7 +7,7 @@ Legend: S side of the canvas in pixels.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -17,7 +17,14 @@ from anchorite.data.affine import Warp, draw_warped
 from anchorite.data.colour import NO_JITTER, Jitter, jitter_colours
 from anchorite.data.letterbox import FILL
 from anchorite.data.scratch import Scratch
-from anchorite.data.store import ImageStore
+
+
+class Images(Protocol):
+    """Decoded images by the index of their record."""
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """(h, w, 3) uint8 RGB."""
+        ...
 
 
 class Tile(NamedTuple):
@@ -40,7 +47,7 @@ class SamplePlan(NamedTuple):
     jitter: Jitter
 
 
-def paint(plan: SamplePlan, store: ImageStore, canvas: NDArray[np.uint8], scratch: Scratch | None = None) -> None:
+def paint(plan: SamplePlan, store: Images, canvas: NDArray[np.uint8], scratch: Scratch | None = None) -> None:
     """Paint a planned sample over all of `canvas` (S, S, 3); `scratch` serves from sample to sample."""
     scratch = scratch or Scratch()
     # What is worked on stays in the processor's cache; the canvas, new in every batch, is written once.
@@ -53,7 +60,7 @@ def paint(plan: SamplePlan, store: ImageStore, canvas: NDArray[np.uint8], scratc
     jitter_colours(draft, plan.jitter, canvas, scratch)
 
 
-def _paint_layer(tiles: tuple[Tile, ...], store: ImageStore, canvas: NDArray[np.uint8], scratch: Scratch) -> None:
+def _paint_layer(tiles: tuple[Tile, ...], store: Images, canvas: NDArray[np.uint8], scratch: Scratch) -> None:
     canvas.fill(FILL)
     for tile in tiles:
         draw_warped(store.image(tile.source), tile.warp, canvas, scratch)

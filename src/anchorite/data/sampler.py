@@ -52,8 +52,8 @@ class EpochBatches:
     """Iterates over the sample keys of each batch of the epoch that `set_epoch` names.
 
     Every record once an epoch, in an order of its own; the last batch is smaller unless `drop_last`. With several
-    ranks each takes an equal part of every batch of `batch_size * num_ranks`; the order is then padded from its start,
-    so that the parts come out even.
+    ranks, rank = (number, count), each takes a part of every batch, those of all ranks together being the batch of a
+    single process. Parts differ by one sample at most; of a last batch smaller than the ranks are many, some get none.
     """
 
     def __init__(
@@ -82,19 +82,30 @@ class EpochBatches:
         self.epoch, self.start_batch = epoch, start_batch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        per_rank = -(-self.num_samples // self.rank[1])
-        return per_rank // self.batch_size if self.drop_last else -(-per_rank // self.batch_size)
+        """Batches of a whole epoch, the same on all ranks."""
+        return self.num_samples // self.batch_size if self.drop_last else -(-self.num_samples // self.batch_size)
+
+    def num_in(self, batch: int) -> int:
+        """Samples of a batch of an epoch, on all ranks together."""
+        return min(self.batch_size, self.num_samples - batch * self.batch_size)
+
+    @property
+    def most(self) -> int:
+        """The most samples that a batch has on this rank."""
+        return -(-self.batch_size // self.rank[1])
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         return self.of_epoch(self.epoch, self.start_batch)  # bound now: a later set_epoch leaves this pass alone
 
     def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[list[SampleKey]]:
         """The sample keys of an epoch's batches from one of them on, whatever `set_epoch` said."""
-        number, num_ranks = self.rank
         order = epoch_order(self.num_samples, self.seed, epoch)
-        order = np.resize(order, -(-len(order) // num_ranks) * num_ranks)[number::num_ranks]
         sides = batch_sides(len(self), self.image_size, *self.multi_scale, self.seed, epoch)
         for batch in range(start_batch, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
-            yield [SampleKey(epoch, index, sides[batch]) for index in chosen]
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [SampleKey(epoch, index, sides[batch]) for index in part_of_rank(chosen, *self.rank).tolist()]
+
+
+def part_of_rank(chosen: NDArray[np.int64], number: int, count: int) -> NDArray[np.int64]:
+    """The samples of a batch that one of `count` ranks takes, in their order: as equal parts as there can be."""
+    return np.array_split(chosen, count)[number]

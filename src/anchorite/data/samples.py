@@ -10,8 +10,9 @@ Legend: N boxes of a sample, T of several samples, S side of the canvas in pixel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ from torch.utils.data import Dataset
 from anchorite.data.affine import Map, map_boxes, plan_warp, scaling, turning, visible_boxes
 from anchorite.data.augment_config import AugmentConfig
 from anchorite.data.colour import Jitter
+from anchorite.data.columns import record_paths
+from anchorite.data.flat import flat_labels
 from anchorite.data.index import Record
 from anchorite.data.letterbox import letterbox_transform
-from anchorite.data.plans import SamplePlan, Tile, paint
-from anchorite.data.store import ImageStore
+from anchorite.data.plans import Images, SamplePlan, Tile, paint
+from anchorite.data.scratch import Scratch
 
 MIXUP_CONCENTRATION = 32.0  # of the Beta distribution: blends stay near half and half
 _NO_ROWS = np.zeros((0, 6), np.float32)
@@ -104,6 +107,15 @@ def tile_placements(scene: Scene, sizes_hw: Sequence[tuple[int, int]], size: int
     return placements
 
 
+class SizedImages(Images, Protocol):
+    """Images of known (height, width) `sizes_hw`, each scaled from its record's size by `scale` along x and y."""
+
+    sizes_hw: list[tuple[int, int]]
+
+    def __len__(self) -> int: ...
+    def scale(self, index: int) -> tuple[float, float]: ...
+
+
 class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
     """Augmented training samples by `SampleKey`, from the images of a store and the labels of its records.
 
@@ -113,7 +125,7 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
 
     def __init__(
         self,
-        store: ImageStore,
+        store: SizedImages,
         records: Sequence[Record],
         config: AugmentConfig,
         image_size: int,
@@ -128,16 +140,15 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
             seed,
             num_epochs,
         )
-        self.paths = [record.path for record in records]
-        kept = [~record.ignored for record in records]
-        boxes = [  # in the stored images' pixels
-            record.boxes_xyxy[keep].reshape(-1, 4) * (store.scale(index) * 2)
-            for index, (record, keep) in enumerate(zip(records, kept, strict=True))
-        ]
+        self._records = records
+        labels = flat_labels(records)
+        keep = ~labels.ignored
+        owners = np.repeat(np.arange(len(records)), labels.counts)[keep]
+        scales = np.array([store.scale(index) * 2 for index in range(len(records))]).reshape(-1, 4)
         # Flat arrays: workers touch no Python object a record, so forked pages stay shared.
-        self._boxes_xyxy = np.concatenate([np.zeros((0, 4)), *boxes])
-        self._class_ids = np.concatenate([np.zeros(0), *(r.class_ids[k] for r, k in zip(records, kept, strict=True))])
-        self._starts = np.cumsum([0, *map(len, boxes)]).tolist()
+        self._boxes_xyxy = labels.boxes_xyxy[keep] * scales[owners]  # in the stored images' pixels
+        self._class_ids = labels.class_ids[keep].astype(np.float64)
+        self._starts = np.cumsum([0, *np.bincount(owners, minlength=len(records))]).tolist()
 
     def __len__(self) -> int:
         return len(self.store)
@@ -157,6 +168,29 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
         """Whether mosaic and mixup are still on in an epoch (from 0)."""
         return self.num_epochs is None or epoch < self.num_epochs - self.config.close_mosaic_epochs
 
+    def place(self, index: int) -> Path:
+        """The image of a record, for messages."""
+        return self._records[index].path
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The image of each record, for messages."""
+        return tuple(record_paths(self._records))
+
+    def draw_batch(
+        self, keys: Sequence[SampleKey], pixels: NDArray[np.uint8], note: Callable[[int], None]
+    ) -> NDArray[np.float32]:
+        """Draw each sample into its place of `pixels` (B, S, S, 3); the `rows` (T, 6) of their targets.
+
+        `note` is called with the index of the record in hand.
+        """
+        plans, scratch = [], Scratch()
+        for place, key in enumerate(keys):
+            note(key.record_index)
+            plans.append(self.plan(key))
+            paint(plans[-1], self.store, pixels[place], scratch)
+        return self.rows(plans)
+
     def draw(self, key: SampleKey, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Draw a sample over all of `canvas` (S, S, 3) uint8; its rows (N, 5) are class, cx, cy, w, h in 0..1."""
         plan = self.plan(key)
@@ -165,8 +199,11 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
 
     def plan(self, key: SampleKey) -> SamplePlan:
         """What a sample will show, from its random numbers alone: no pixel is touched."""
+        return self.plan_from(sample_rng(self.seed, key.epoch, key.record_index), key)
+
+    def plan_from(self, rng: np.random.Generator, key: SampleKey) -> SamplePlan:
+        """`plan` by other random numbers than the sample's own."""
         config, size = self.config, self.side(key)
-        rng = sample_rng(self.seed, key.epoch, key.record_index)
         is_open = self.has_mosaic(key.epoch)
         mosaic, mixup, other_mosaic, other, *jitter = rng.random(7).tolist()
         layers, share = [self._tiles(rng, key.record_index, is_open and mosaic < config.mosaic, size)], 1.0

@@ -18,12 +18,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.decode import decode_image
+from anchorite.data.columns import RecordTable, image_sizes_hw, records_at
+from anchorite.data.decode_resized import ChangedImageError, decode_resized
 from anchorite.data.index import LeftOut, Record
-from anchorite.data.letterbox import fitted_size, resized
-from anchorite.data.memory import SharedBytes, spendable_memory
+from anchorite.data.letterbox import fitted_size
+from anchorite.data.memory import SharedBytes, shared_by_ranks, spendable_memory
+from anchorite.data.shards.tar import leads_into_shard
 from anchorite.errors import AnchoriteError, InputError, StorageError
 from anchorite.files import write_atomically
+from anchorite.ranks import ALONE, Ranks
 
 StoreMode = Literal["auto", "ram", "disk", "none"]
 Progress = Callable[[int, int], None]
@@ -49,11 +52,12 @@ class ImageStore:
         cache_dir: Path | None = None,
         skip_bad: bool = False,
     ) -> None:
-        self.records = tuple(records)
+        self.records: Sequence[Record] = records if isinstance(records, RecordTable) else tuple(records)
         self.left_out: tuple[LeftOut, ...] = ()
         self.long_side = long_side
         self.mode: StoreMode = mode
-        self.sizes_hw = [fitted_size((record.height, record.width), long_side) for record in self.records]
+        self._image_sizes_hw = list(image_sizes_hw(self.records))
+        self.sizes_hw = [fitted_size(image_hw, long_side) for image_hw in self._image_sizes_hw]
         ends = np.cumsum([0, *(height * width * 3 for height, width in self.sizes_hw)], dtype=np.int64)
         self._starts, self._num_bytes = ends[:-1], int(ends[-1])
         self._cache_dir, self._skip_bad = cache_dir, skip_bad
@@ -78,63 +82,72 @@ class ImageStore:
 
     def scale(self, index: int) -> tuple[float, float]:
         """Stored pixels an original pixel of image `index`, along x and y."""
-        (height, width), record = self.sizes_hw[index], self.records[index]
-        return width / record.width, height / record.height
+        (height, width), (image_height, image_width) = self.sizes_hw[index], self._image_sizes_hw[index]
+        return width / image_width, height / image_height
 
-    def build(self, progress: Progress | None = None) -> None:
+    def build(self, progress: Progress | None = None, ranks: Ranks = ALONE) -> None:
         """Decode everything now, on all cores; `progress` is called with (images done, images in all).
 
+        ranks: those that keep the same images, and all build: of one machine they share the work, and the memory.
         Raises InputError naming the images that cannot be decoded or changed their size since they were indexed, and,
         before anything is allocated, when mode "ram" needs more memory than there is; StorageError when the cache file
         of mode "disk" does not fit or cannot be written.
         """
         if self.mode in ("auto", "ram"):
-            self._choose_memory()
+            self._choose_memory(ranks)
         if self.mode == "ram":
-            shared = SharedBytes(self.num_bytes)
-            self._fill(shared.array, progress)
+            shared, by_all = shared_by_ranks(self.num_bytes, ranks)
+            self._fill(shared.array, progress, ranks if by_all else ALONE)
             self._shared, self._pixels = shared, _read_only(shared.array)
         elif self.mode == "disk":
+            if ranks.local_number > 0:
+                ranks.wait()  # for the first one of this machine, which writes the file
             self._open_file(progress)
+            if ranks.local_number == 0:
+                ranks.wait()
         elif self._skip_bad:
-            self.decode_all(lambda *_: None, progress)
+            self.decode_all(lambda *_: None, progress, ranks)
 
-    def _choose_memory(self) -> None:
+    def _choose_memory(self, ranks: Ranks) -> None:
         spendable = spendable_memory()
-        if spendable is None or self.num_bytes <= spendable:
+        if not ranks.any(spendable is not None and self.num_bytes > spendable):
             self.mode = "ram"
         elif self.mode == "auto":
             self.mode = "none"
         else:
             raise InputError(
                 f"{len(self)} images at {self.long_side} px take {self.num_bytes / 1e9:.1f} GB, but only "
-                f"{spendable / 1e9:.1f} GB of memory can be spared; nothing was allocated. Keep them on disk (mode "
-                '"disk"), decode them every time ("none") or choose a smaller image size'
+                f"{(spendable or 0) / 1e9:.1f} GB of memory can be spared; nothing was allocated. Keep them on disk "
+                '(mode "disk"), decode them every time ("none") or choose a smaller image size'
             )
 
     def _decode(self, index: int) -> NDArray[np.uint8]:
-        record = self.records[index]
-        image = decode_image(record.path)
-        if image.shape[:2] != (record.height, record.width):
-            raise InputError(
-                f"{record.path}: is {image.shape[1]}x{image.shape[0]} pixels but was {record.width}x{record.height} "
-                "when the dataset was read. Start again, so that the labels are read anew"
-            )
-        return resized(image, self.sizes_hw[index])
+        try:
+            return decode_resized(self.records[index], self.sizes_hw[index])
+        except ChangedImageError:
+            if isinstance(self.records, RecordTable):
+                self.records.forget_file()
+            raise
 
     def _view(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
         height, width = self.sizes_hw[index]
         return pixels[self._starts[index] :][: height * width * 3].reshape(height, width, 3)
 
-    def _fill(self, pixels: NDArray[np.uint8], progress: Progress | None) -> list[int]:
+    def _fill(self, pixels: NDArray[np.uint8], progress: Progress | None, ranks: Ranks = ALONE) -> list[int]:
         def keep(index: int, image: NDArray[np.uint8]) -> None:
             self._view(pixels, index)[:] = image
 
-        return self.decode_all(keep, progress)
+        return self.decode_all(keep, progress, ranks)
 
-    def decode_all(self, keep: Callable[[int, NDArray[np.uint8]], None], progress: Progress | None = None) -> list[int]:
+    def decode_all(
+        self,
+        keep: Callable[[int, NDArray[np.uint8]], None],
+        progress: Progress | None = None,
+        ranks: Ranks = ALONE,
+    ) -> list[int]:
         """Decode and resize every image, on all cores; `keep` gets each one's index and pixels, from several threads.
 
+        ranks: those that do the same: of one machine each takes a part, and all learn what could not be decoded.
         Returns the indices of the images that remain, counted as before: all, unless some were left out by skip_bad.
         Raises InputError naming the images that cannot be decoded, once all others are done.
         """
@@ -148,13 +161,15 @@ class ImageStore:
 
         failures: dict[int, AnchoriteError] = {}
         num_images = len(self)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV releases the interpreter lock while it decodes
-            for index, failure in enumerate(pool.map(fill_one, range(num_images))):
+        numbers = range(ranks.local_number, num_images, ranks.local_count)
+        threads = max(1, (os.cpu_count() or 1) // ranks.local_count)
+        with ThreadPoolExecutor(threads) as pool:  # OpenCV releases the interpreter lock while it decodes
+            for index, failure in zip(numbers, pool.map(fill_one, numbers), strict=True):
                 if failure is not None:
                     failures[index] = failure
                 if progress is not None:
-                    progress(index + 1, num_images)
-        self._leave_out(failures)
+                    progress(min(num_images, index + ranks.local_count), num_images)
+        self._leave_out(_of_all_ranks(failures, ranks))
         return [index for index in range(num_images) if index not in failures]
 
     def _leave_out(self, failures: Mapping[int, AnchoriteError]) -> None:
@@ -171,8 +186,9 @@ class ImageStore:
             LeftOut(self.records[index], str(failure).removeprefix(f"{self.records[index].path}: "))
             for index, failure in failures.items()
         )
-        self.records = tuple(self.records[index] for index in kept)
+        self.records = records_at(self.records, kept)
         self.sizes_hw = [self.sizes_hw[index] for index in kept]
+        self._image_sizes_hw = [self._image_sizes_hw[index] for index in kept]
         self._starts = self._starts[kept]
 
     def _open_file(self, progress: Progress | None) -> None:
@@ -224,7 +240,7 @@ class ImageStore:
         digest = hashlib.sha256(f"{_LAYOUT_VERSION} {self.long_side}".encode())
         for record in self.records:
             try:
-                status = record.path.stat()
+                status = (record.path.parent if leads_into_shard(record.path) else record.path).stat()
             except OSError as error:
                 raise InputError(f"{record.path}: the image cannot be read: {error.strerror or error}") from error
             facts = (record.width, record.height, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -243,16 +259,31 @@ class ImageStore:
             self._pixels = np.memmap(self._file, np.uint8, mode="r")
 
 
+def _of_all_ranks(failures: Mapping[int, AnchoriteError], ranks: Ranks) -> Mapping[int, AnchoriteError]:
+    """What any rank could not decode, the same on all."""
+    if not ranks.are_several:
+        return failures
+    told = [(index, isinstance(one, InputError), str(one)) for index, one in failures.items()]
+    merged = {index: (is_input, text) for part in ranks.gather(told) for index, is_input, text in part}
+    return {index: (InputError if merged[index][0] else StorageError)(merged[index][1]) for index in sorted(merged)}
+
+
 def _read_only(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     view = array[:]
     view.flags.writeable = False
     return view
 
 
+def private_cache_place() -> Path:
+    """Where `private_cache_folder` is, whether it was made yet or not."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    return Path(tempfile.gettempdir()) / f"anchorite-cache-{user}"
+
+
 def private_cache_folder() -> Path:
     """A folder for caches in the system's temporary one; refused when somebody else made it."""
     user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir()) / f"anchorite-cache-{user}"
+    folder = private_cache_place()
     _make_folder(folder, mode=0o700)
     if folder.is_symlink() or (hasattr(os, "getuid") and folder.stat().st_uid != user):
         raise StorageError(f"{folder}: belongs to somebody else. Name a cache folder of your own")

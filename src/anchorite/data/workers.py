@@ -23,25 +23,21 @@ import struct
 import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anchorite.data.drawing import Drawn, Failure, Key, Samples, draw_batch
 from anchorite.data.memory import SharedBytes
-from anchorite.data.plans import paint
-from anchorite.data.samples import SampleKey, TrainSamples
-from anchorite.data.scratch import Scratch
 from anchorite.errors import WorkerError
 
 StartMethod = Literal["fork", "spawn"]
@@ -51,50 +47,8 @@ _PR_SET_PDEATHSIG = 1
 CLOSE_S = 2.0  # how long a worker gets to leave by itself
 
 
-@dataclass(frozen=True)
-class Failure:
-    """What is sent in place of a batch: the error's message, its traceback and the sample's image."""
-
-    message: str
-    details: str
-    path: Path
-
-    def error(self) -> WorkerError:
-        """The failure as an error for the user, the traceback in its notes."""
-        error = WorkerError(f"{self.path}: no training sample can be made of it: {self.message}")
-        error.add_note(self.details)
-        return error
-
-
-class Drawn(NamedTuple):
-    """A batch without its tensors: pixels (B, S, S, 3) uint8, rows (T, 6) float32, and the keys of its samples."""
-
-    pixels: NDArray[np.uint8]
-    rows: NDArray[np.float32]
-    keys: list[SampleKey]
-
-
-def draw_batch(
-    samples: TrainSamples, keys: list[SampleKey], pixels: NDArray[np.uint8], note: Callable[[int], None] | None = None
-) -> NDArray[np.float32] | Failure:
-    """Draw each sample into its place of `pixels` (B, S, S, 3); the rows (T, 6) of their targets, or what went wrong.
-
-    `note` is called with the index of the record in hand.
-    """
-    plans, scratch = [], Scratch()
-    for place, key in enumerate(keys):
-        if note is not None:
-            note(key.record_index)
-        try:
-            plans.append(samples.plan(key))
-            paint(plans[-1], samples.store, pixels[place], scratch)
-        except Exception as error:
-            return Failure(f"{type(error).__name__}: {error}", traceback.format_exc(), samples.paths[key.record_index])
-    return samples.rows(plans)
-
-
 def _work(
-    orders: Any, samples: TrainSamples, memory: SharedBytes, slot_bytes: int, board: SharedBytes, is_bound: bool
+    orders: Any, samples: Samples, memory: SharedBytes, slot_bytes: int, board: SharedBytes, is_bound: bool
 ) -> None:
     """The life of a worker: draw what is ordered into the slot that is named, until the parent closes or is gone.
 
@@ -162,7 +116,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        samples: TrainSamples,
+        samples: Samples,
         num_workers: int,
         max_batch: int,
         max_side: int,
@@ -195,13 +149,13 @@ class WorkerPool:
             _limit_waiting(ours, self.timeout_s)
             self._workers.append(_Worker(process, ours, memory, board))
 
-    def run(self, batches: Iterable[list[SampleKey]], stop: threading.Event) -> Iterator[Drawn]:
+    def run(self, batches: Iterable[Sequence[Key]], stop: threading.Event) -> Iterator[Drawn]:
         """The batches, in order; their pixels are valid until the next one is asked for. Ends early when `stop` is set.
 
         Raises WorkerError, and ends all workers, when one raises, dies or hangs.
         """
         self.start()
-        under_way: deque[tuple[_Worker, int, list[SampleKey]]] = deque()
+        under_way: deque[tuple[_Worker, int, Sequence[Key]]] = deque()
         coming = enumerate(batches)
         try:
             self._settle(stop)
@@ -234,7 +188,7 @@ class WorkerPool:
             while worker.num_waiting and not stop.is_set():
                 self._reply(worker, stop)
 
-    def _order(self, worker: _Worker, order: tuple[int, list[SampleKey]]) -> None:
+    def _order(self, worker: _Worker, order: tuple[int, Sequence[Key]]) -> None:
         try:
             worker.orders.send(order)
             worker.num_waiting += 1
@@ -279,7 +233,7 @@ class WorkerPool:
 
     def _in_hand(self, worker: _Worker) -> str:
         index = int(worker.board.array.view(np.int64)[0])
-        return f" while working on {self.samples.paths[index]}" if index >= 0 else " before its first sample"
+        return f" while working on {self.samples.place(index)}" if index >= 0 else " before its first sample"
 
     def close(self, patience_s: float = CLOSE_S) -> None:
         """End all workers: asked to leave first, killed when they have not left within `patience_s`."""

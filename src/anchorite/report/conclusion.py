@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 import anchorite
-from anchorite.data import DatasetIndex
+from anchorite.data import DatasetIndex, Record, ShardedSplit
 from anchorite.devices import choose_device, choose_precision
 from anchorite.evaluate import ValidationResult, Validator
 from anchorite.files import write_text_atomically
@@ -75,11 +76,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
     """What a run was trained on: place, format, images and boxes of each split and class, labels that were adjusted."""
-    ids = {
-        split: np.concatenate([np.zeros(0, np.int64), *(record.class_ids for record in records)])
-        for split, records in dataset.splits.items()
-    }
-    counts = {split: np.bincount(found, minlength=len(dataset.class_names)).tolist() for split, found in ids.items()}
+    counts = {split: _box_counts(records, len(dataset.class_names)) for split, records in dataset.splits.items()}
     return {
         "path": str(dataset.root.resolve()),
         "format": dataset.format,
@@ -88,8 +85,8 @@ def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
             {
                 "split": split,
                 "images": len(records),
-                "boxes": len(ids[split]),
-                "images_without_boxes": sum(len(record.class_ids) == 0 for record in records),
+                "boxes": sum(counts[split]),
+                "images_without_boxes": _num_background(records),
             }
             for split, records in dataset.splits.items()
         ],
@@ -98,6 +95,20 @@ def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
             for number, name in enumerate(dataset.class_names)
         ],
     }
+
+
+def _box_counts(records: Sequence[Record], num_classes: int) -> list[int]:
+    """Boxes of each class."""
+    if isinstance(records, ShardedSplit):
+        return records.class_counts(with_ignored=True).tolist()
+    ids = np.concatenate([np.zeros(0, np.int64), *(record.class_ids for record in records)])
+    return np.bincount(ids, minlength=num_classes).tolist()
+
+
+def _num_background(records: Sequence[Record]) -> int:
+    if isinstance(records, ShardedSplit):
+        return records.facts.background
+    return sum(len(record.class_ids) == 0 for record in records)
 
 
 def _processor() -> str:

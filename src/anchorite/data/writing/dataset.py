@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from anchorite.data.formats import FormatName, open_dataset
+from anchorite.data.headers import copy_image, image_bytes
 from anchorite.data.index import DatasetIndex, Record
+from anchorite.data.shards.manifest import MANIFEST
 from anchorite.data.writing import coco, voc, yolo
 from anchorite.data.writing.naming import PlacedRecord, place_records
+from anchorite.data.writing.shards import SHARD_BYTES, write_shards
 from anchorite.errors import InputError, StorageError
 
 Progress = Callable[[int, int], None]
@@ -38,15 +41,22 @@ def refuse_inside_dataset(folder: Path, dataset: DatasetIndex) -> None:
 
 
 def write_dataset(
-    dataset: DatasetIndex, out: Path, format: FormatName, *, extra: str = "", progress: Progress | None = None
+    dataset: DatasetIndex,
+    out: Path,
+    format: FormatName,
+    *,
+    extra: str = "",
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> list[str]:
     """Write a dataset into `out`, a new or empty folder: labels from the index, images as byte copies.
 
-    Only what the index holds is written: classes, boxes, crowd or difficult flags, and areas in COCO. extra: text for a
-    file changes.txt beside the data. progress is called with (images done, images in all). Returns, in words, what the
-    format cannot hold and which images got other names. The result is read back before it appears: it opens without an
-    adjustment and has the same splits, classes and boxes. Raises InputError when `out` is taken or lies in the dataset,
-    StorageError when it cannot be written; `out` is then as it was.
+    Only what the index holds is written: classes, boxes, crowd or difficult flags, and areas in COCO and shards. extra:
+    text for a file changes.txt beside the data. progress is called with (images done, images in all). shard_bytes: how
+    large a shard may be. Returns, in words, what the format cannot hold and which images got other names. The result is
+    read back before it appears: it opens without an adjustment and has the same splits, classes and boxes. Raises
+    InputError when `out` is taken or lies in the dataset, StorageError when it cannot be written; `out` is then as it
+    was.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already, and nothing is ever overwritten; name a new or an empty folder")
@@ -55,13 +65,17 @@ def write_dataset(
     stage = out / _STAGE
     try:
         stage.mkdir(parents=True)
-        placed = place_records(dataset.splits)
-        _check_space(placed, out)
-        notes = _write(dataset, placed, stage, format, progress)
+        if format == "shards":
+            write_shards(dataset, stage, shard_bytes, progress)
+            notes = []
+        else:
+            placed = place_records(dataset.splits)
+            _check_space(placed, out)
+            notes = _write(dataset, placed, stage, format, progress)
         if extra or notes:
             text = "\n".join([extra.rstrip("\n"), *notes]).lstrip("\n") + "\n"
             (stage / "changes.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
-        for path in sorted(stage.iterdir()):
+        for path in sorted(stage.iterdir(), key=lambda path: (path.name == MANIFEST, path.name)):  # the list comes last
             path.rename(out / path.name)
         stage.rmdir()
     except BaseException as error:
@@ -88,7 +102,7 @@ def _write(
         for one in records:
             target = _IMAGE_PATHS[format](stage, split, one)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(one.record.path, target)
+            copy_image(one.record.path, target)
             if one.place.name != one.record.path.name:
                 renamed.append(f"renamed  {split}  {one.record.path} is {one.place} here")
             done += 1
@@ -104,7 +118,7 @@ def _write(
 
 
 def _check_space(placed: dict[str, tuple[PlacedRecord, ...]], out: Path) -> None:
-    wanted = sum(one.record.path.stat().st_size for records in placed.values() for one in records)
+    wanted = sum(image_bytes(one.record.path) for records in placed.values() for one in records)
     free = shutil.disk_usage(out).free
     if wanted > free:
         raise StorageError(

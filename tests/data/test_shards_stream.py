@@ -1,0 +1,281 @@
+"""Training from shards: every sample once, the same batches whoever draws them and wherever one begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anchorite.data import (
+    AugmentConfig,
+    DatasetIndex,
+    LoaderConfig,
+    ShardedSplit,
+    StreamSamples,
+    TrainSamples,
+    make_stream_loader,
+)
+from anchorite.data.batches import Batch
+from anchorite.data.samples import SampleKey
+from anchorite.data.shards.order import FEWEST_PARTNERS, Piece, StreamBatches, stretch, windows
+from anchorite.data.store import ImageStore
+from anchorite.errors import InputError, WorkerError
+from tests.data.shard_cases import train_split, write_cases
+from tests.data.test_loader import sha
+from tests.data.test_samples import EVERYTHING
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stream")
+    write_cases(folder, num_train=53)
+    return folder
+
+
+@pytest.fixture
+def dataset(folder: Path) -> DatasetIndex:
+    from anchorite.data import open_dataset
+
+    return open_dataset(folder / "shards")
+
+
+def batches(dataset: DatasetIndex, batch_size: int = 8, seed: int = 0, **options: Any) -> StreamBatches:
+    return StreamBatches(train_split(dataset), SIZE, batch_size, seed, **{"window": 10, **options})
+
+
+def indices_of(order: StreamBatches, epoch: int) -> list[list[int]]:
+    return [[key.record_index for key in keys] for keys in order.of_epoch(epoch)]
+
+
+def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(dataset: DatasetIndex) -> None:
+    order = batches(dataset)
+    assert (len(order), [order.num_in(batch) for batch in range(7)]) == (7, [8] * 6 + [5])
+    epochs = [indices_of(order, epoch) for epoch in range(3)]
+    for epoch in epochs:
+        assert [len(batch) for batch in epoch] == [8] * 6 + [5]
+        assert sorted(index for batch in epoch for index in batch) == list(range(53))
+    assert len({str(epoch) for epoch in epochs}) == 3
+    assert indices_of(batches(dataset), 1) == epochs[1]
+    assert indices_of(batches(dataset, seed=1), 1) != epochs[1]
+    assert [len(batch) for batch in indices_of(batches(dataset, drop_last=True), 0)] == [8] * 6
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 7, 60])
+@pytest.mark.parametrize("batch_size", [4, 8])
+def test_ranks_share_every_batch_and_see_every_sample_once(
+    num_ranks: int, batch_size: int, dataset: DatasetIndex
+) -> None:
+    orders = [batches(dataset, batch_size, rank=(number, num_ranks)) for number in range(num_ranks)]
+    found = [indices_of(order, 0) for order in orders]
+    assert {len(rank) for rank in found} == {len(orders[0])} == {-(-53 // batch_size)}
+    for batch in range(len(orders[0])):
+        sizes = [len(rank[batch]) for rank in found]
+        assert sum(sizes) == orders[0].num_in(batch)
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= orders[0].most
+    assert sorted(index for rank in found for batch in rank for index in batch) == list(range(53))
+
+
+def test_ranks_read_files_of_their_own_but_where_they_meet(dataset: DatasetIndex) -> None:
+    orders = [batches(dataset, rank=(number, 3)) for number in range(3)]
+    read = [{piece.shard for window in order.windows_of(0) for piece in window} for order in orders]
+    num_shards = len(train_split(dataset).shards)
+    assert num_shards > 8
+    assert set.union(*read) == set(range(num_shards))
+    assert sum(map(len, read)) <= num_shards + 2
+
+
+@pytest.mark.parametrize("rank", [(0, 1), (1, 3)])
+def test_the_order_goes_on_at_any_batch(rank: tuple[int, int], dataset: DatasetIndex) -> None:
+    order = batches(dataset, rank=rank)
+    whole = list(order.of_epoch(2))
+    for start in range(len(order) + 1):
+        assert list(order.of_epoch(2, start)) == whole[start:]
+
+
+def test_a_later_batch_is_found_without_reading_the_shards_before(
+    dataset: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anchorite.data.shards.split import Shard
+
+    order, opened = batches(dataset), []
+    table = Shard.table
+    monkeypatch.setattr(Shard, "table", lambda shard: opened.append(shard.path) or table(shard))
+    plan = order.windows_of(0)
+    next(order.of_epoch(0, len(order) - 1))
+    last = {train_split(dataset).shards[piece.shard].path for window in plan[-2:] for piece in window}
+    assert set(opened) <= last
+    assert len(last) < len(train_split(dataset).shards) / 2
+
+
+def test_partners_are_others_of_the_window_and_only_while_there_are_mosaics(dataset: DatasetIndex) -> None:
+    order = batches(dataset, num_mixed_epochs=1, window=30)
+    starts = train_split(dataset).starts
+    for keys in order.of_epoch(0):
+        pool, own = [member.record_index for member in keys[0].pool], [key.record_index for key in keys]
+        assert pool[: len(own)] == own
+        assert len(set(pool)) == len(pool)
+        assert FEWEST_PARTNERS - 8 <= len(pool) - len(own) <= FEWEST_PARTNERS
+        assert all(key.pool is keys[0].pool for key in keys)
+        for member in keys[0].pool:
+            assert starts[member.shard] + member.position == member.record_index
+    assert all(
+        [member.record_index for member in keys[0].pool] == [key.record_index for key in keys]
+        for keys in order.of_epoch(1)
+    )
+
+
+def test_stretches_and_windows_cut_where_they_should() -> None:
+    assert stretch([3, 1, 4], [2, 0, 1], 0, 8) == [Piece(2, 0, 4), Piece(0, 0, 3), Piece(1, 0, 1)]
+    assert stretch([3, 1, 4], [2, 0, 1], 3, 3) == [Piece(2, 3, 4), Piece(0, 0, 2)]
+    assert stretch([3, 0, 4], [1, 0, 2], 2, 2) == [Piece(0, 2, 3), Piece(2, 0, 1)]
+    pieces = [Piece(0, 0, 3), Piece(1, 0, 3), Piece(2, 0, 9), Piece(3, 0, 1)]
+    assert windows(pieces, 4) == [pieces[:2], pieces[2:3], pieces[3:]]
+    assert windows(pieces, 1) == [[piece] for piece in pieces]
+
+
+def stream(dataset: DatasetIndex, config: AugmentConfig = EVERYTHING, num_epochs: int | None = None) -> StreamSamples:
+    return StreamSamples(train_split(dataset), config, SIZE, seed=7, num_epochs=num_epochs)
+
+
+def drawn(samples: StreamSamples, start: int = 0, epoch: int = 0, **options: Any) -> list[Batch]:
+    with make_stream_loader(samples, LoaderConfig(batch_size=8, **options), window=10) as loader:
+        loader.set_epoch(epoch, start)
+        return list(loader)
+
+
+@pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 2, "prefetch": 1}, {"workers": 3}])
+def test_batches_are_the_same_whoever_draws_them(options: dict[str, int], dataset: DatasetIndex) -> None:
+    assert sha(drawn(stream(dataset), **options)) == sha(drawn(stream(dataset)))
+
+
+@pytest.mark.slow
+def test_batches_are_the_same_from_spawned_workers(dataset: DatasetIndex) -> None:
+    assert sha(drawn(stream(dataset), workers=1, start_method="spawn")) == sha(drawn(stream(dataset)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_goes_on_at_any_batch(workers: int, dataset: DatasetIndex) -> None:
+    whole = drawn(stream(dataset), epoch=1)
+    for start in (1, 6, 7):
+        assert sha(drawn(stream(dataset), start, epoch=1, workers=workers)) == sha(whole[start:])
+
+
+def test_without_mosaics_samples_are_those_of_the_ordinary_loader(dataset: DatasetIndex) -> None:
+    config = EVERYTHING.model_copy(update={"mosaic": 0.0, "mixup": 0.0})
+    records = tuple(train_split(dataset))
+    store = ImageStore(records, SIZE, "none")
+    ordinary = TrainSamples(store, records, config, SIZE, seed=7)
+    for batch in drawn(stream(dataset, config), epoch=3):
+        rows = batch.targets.rows
+        for place, index in enumerate(batch.indices.tolist()):
+            image, wanted, _ = ordinary[SampleKey(3, index)]
+            assert torch.equal(batch.images[place], image)
+            assert torch.equal(rows[rows[:, 0] == place][:, 1:], wanted)
+
+
+def test_a_mosaic_is_made_of_the_pool_as_of_any_records(dataset: DatasetIndex) -> None:
+    samples = stream(dataset, AugmentConfig(mosaic=1.0))
+    keys = next(StreamBatches(samples.split, SIZE, 8, 7, window=10).of_epoch(0))
+    pixels = np.empty((8, SIZE, SIZE, 3), np.uint8)
+    rows = samples.draw_batch(keys, pixels, lambda _: None)
+    records = [samples.split[member.record_index] for member in keys[0].pool]
+    ordinary = TrainSamples(ImageStore(records, SIZE, "none"), records, samples.config, SIZE, seed=7)
+    from anchorite.data.plans import paint
+    from anchorite.data.samples import sample_rng
+
+    canvas = np.empty((SIZE, SIZE, 3), np.uint8)
+    for place, key in enumerate(keys):
+        plan = ordinary.plan_from(sample_rng(7, 0, key.record_index), SampleKey(0, place, SIZE))
+        paint(plan, ordinary.store, canvas)
+        assert np.array_equal(canvas, pixels[place])
+        assert np.array_equal(ordinary.rows([plan])[:, 1:], rows[rows[:, 0] == place][:, 1:])
+    assert len(rows)
+
+
+def test_each_image_of_a_pool_is_decoded_once_and_only_when_it_is_seen(
+    dataset: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anchorite.data.shards.pool import ShardFiles
+
+    decoded: list[int] = []
+    image = ShardFiles.image
+
+    def counted(files: ShardFiles, member: Any, *rest: Any) -> Any:
+        decoded.append(member.record_index)
+        return image(files, member, *rest)
+
+    monkeypatch.setattr(ShardFiles, "image", counted)
+    samples = stream(dataset, AugmentConfig(mosaic=1.0))
+    keys = next(StreamBatches(samples.split, SIZE, 8, 7).of_epoch(0))
+    samples.draw_batch(keys, np.empty((8, SIZE, SIZE, 3), np.uint8), lambda _: None)
+    assert len(decoded) == len(set(decoded)) <= len(keys[0].pool) == 8 + FEWEST_PARTNERS
+    decoded.clear()
+    samples = stream(dataset, AugmentConfig.none())
+    samples.draw_batch(keys, np.empty((8, SIZE, SIZE, 3), np.uint8), lambda _: None)
+    assert sorted(decoded) == sorted(key.record_index for key in keys)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> tuple[DatasetIndex, Path]:
+    _, dataset = write_cases(tmp_path)
+    return dataset, tmp_path / "shards" / "train-000002.tar"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_flipped_bit_ends_the_pass_and_names_sample_and_byte(
+    workers: int, damaged: tuple[DatasetIndex, Path]
+) -> None:
+    from anchorite.data.shards.tar import read_table
+
+    dataset, path = damaged
+    start = int(read_table(path).rows[1][3])
+    content = bytearray(path.read_bytes())
+    content[start + 30] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(WorkerError, match=rf"train-000002-000001\.\w+: damaged: byte {start} of the shard"):
+        drawn(stream(dataset), workers=workers)
+
+
+def test_a_damaged_header_ends_the_pass_and_names_shard_and_byte(damaged: tuple[DatasetIndex, Path]) -> None:
+    dataset, path = damaged
+    content = bytearray(path.read_bytes())
+    content[10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"train-000002\.tar: byte 0: .*0 of \d+ samples are whole"):
+        drawn(stream(dataset))
+    path.unlink()
+    with pytest.raises(InputError, match=r"train-000002\.tar: the shard is missing"):
+        drawn(stream(dataset))
+
+
+def test_samples_left_out_are_not_drawn_and_all_others_are(dataset: DatasetIndex) -> None:
+    split = train_split(dataset)
+    gone = [record.path for record in (split[0], split[17], split[52])]
+    split = split.without(gone)
+    order = StreamBatches(split, SIZE, 8, 0, window=10)
+    members = [keys[0].pool[: len(keys)] for keys in order.of_epoch(0)]
+    found = sorted((member.record_index, member.shard, member.position) for pool in members for member in pool)
+    assert [index for index, _, _ in found] == list(range(50))
+    wanted = [record.path for record in train_split(dataset) if record.path not in gone]
+    assert [f"train-{shard:06d}-{position:06d}" for _, shard, position in found] == [path.stem for path in wanted]
+    assert [split[index].path for index in range(50)] == wanted
+
+
+def test_a_split_too_small_for_a_batch_is_told(dataset: DatasetIndex) -> None:
+    with pytest.raises(InputError, match="53 images give no batch of 64"):
+        batches(dataset, 64, drop_last=True)
+
+
+def test_windows_of_one_length_are_shuffled_unlike(tmp_path: Path) -> None:
+    split = train_split(write_cases(tmp_path, shard_bytes=1_000_000, num_train=12)[1])
+    alike = ShardedSplit([*split.shards] * 4, split.num_classes, split.facts)
+    order = StreamBatches(alike, SIZE, 12, 0, window=12)
+    places = [tuple(member.position for member in keys[0].pool[:12]) for keys in order.of_epoch(0)]
+    assert all(sorted(batch) == list(range(12)) for batch in places)
+    assert len(set(places)) == 4
