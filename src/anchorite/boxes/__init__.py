@@ -2,6 +2,7 @@
 
 from anchorite.boxes.detections import Detection, Detections
 from anchorite.boxes.frames import clip_xyxy, cxcywh_to_xyxy, xyxy_to_cxcywh
+from anchorite.boxes.fusion import FusedBoxes, join_windows, weighted_boxes_fusion
 from anchorite.boxes.iou import IouKind, paired_iou
 from anchorite.boxes.nms import nms
 from anchorite.boxes.pairwise import pairwise_iou_xyxy
@@ -10,12 +11,15 @@ from anchorite.boxes.targets import Targets
 __all__ = [
     "Detection",
     "Detections",
+    "FusedBoxes",
     "IouKind",
     "Targets",
     "clip_xyxy",
     "cxcywh_to_xyxy",
+    "join_windows",
     "nms",
     "paired_iou",
     "pairwise_iou_xyxy",
+    "weighted_boxes_fusion",
     "xyxy_to_cxcywh",
 ]

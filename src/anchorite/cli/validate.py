@@ -5,15 +5,18 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter
 
 from anchorite.cli.options import OutputOptions, ReadingOptions, RunningOptions
+from anchorite.cli.refining import RefiningOptions, looks_line
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
+    from anchorite.devices import Precision, PrecisionName
     from anchorite.model import Detector, WeightsInfo
+    from anchorite.predict import Ensemble
     from anchorite.predict.runtime import Runtime
 
 _NUM_TOLD = 20  # of what was left out
@@ -25,6 +28,7 @@ def validate(
     *,
     split: Annotated[str, Parameter(help="Split to validate on.")] = "val",
     running: RunningOptions | None = None,
+    refining: RefiningOptions | None = None,
     out: Annotated[Path | None, Parameter(help="New folder for curves and confusion matrix as PNG.")] = None,
     json: Annotated[bool, Parameter(negative="", help="Print the result as JSON, and nothing else.")] = False,
     reading: ReadingOptions | None = None,
@@ -36,30 +40,41 @@ def validate(
     from anchorite.data import without_images
     from anchorite.devices import keep_freed_memory
     from anchorite.evaluate import ValidationConfig, Validator, require_classes, require_images, require_side
+    from anchorite.predict import Ensemble
     from anchorite.train import choose_device, choose_precision
 
     reading, running, output = reading or ReadingOptions(), running or RunningOptions(), output or OutputOptions()
+    refining = refining or RefiningOptions()
     output.check()
     _refuse(weights, data, json and output.json_lines)
+    refining.check(weights)
     if out is not None:
         refuse_taken(out)
     chosen_device = choose_device(running.device)
-    dtype = choose_precision(running.precision, chosen_device).dtype
+    precision = choose_precision(running.precision, chosen_device)
     keep_freed_memory()
-    network, info = _loaded(weights, running)
+    network, info = _loaded(weights, running, refining, precision)
     size = require_side(running.image_size or info.image_size, info.anchors.strides[-1], str(weights))
     dataset = reading.open(data)
     require_classes(weights, info.class_names, data, dataset.class_names)
     records = require_images(dataset, split)
     with counting("decoded", shown=not (output.quiet or output.json_lines or json), in_logs=False) as progress:
         validator = Validator(
-            records, dataset.class_names, size, running.batch, progress=progress, skip_bad=dataset.skip_bad
+            records,
+            dataset.class_names,
+            size,
+            running.batch,
+            store_mode="none" if isinstance(network, Ensemble) else "auto",  # windows are of the images as they are
+            progress=progress,
+            skip_bad=dataset.skip_bad,
         )
     dataset = without_images(dataset, split, validator.left_out)
     if not output.quiet:
         _tell_skipped(dataset, split)
     if isinstance(network, tuple):
-        result = validator.run(network[0], ValidationConfig(), chosen_device, autocast_dtype=dtype)
+        result = validator.run(network[0], ValidationConfig(), chosen_device, autocast_dtype=precision.dtype)
+    elif isinstance(network, Ensemble):
+        result = validator.run_finder(network, image_size=running.image_size)
     else:
         result = validator.run_exported(network)
     if out is not None:
@@ -68,6 +83,8 @@ def validate(
         facts = {"weights": weights, "data": data, "split": split, "image_size": size, "plots": out}
         _print_json(result.to_json(), facts if output.json_lines else None, dataset)
         return
+    if isinstance(network, Ensemble) and not output.quiet:
+        print(looks_line(network, running.image_size))
     print(result.table())
     if out is not None:
         print(f"plots: {out}")
@@ -85,11 +102,16 @@ def _refuse(weights: Path, data: Path, both_ways: bool) -> None:
         raise InputError(f"validate: the weights come first, then the data: anchorite validate {data} {weights}")
 
 
-def _loaded(weights: Path, running: RunningOptions) -> tuple[tuple[Detector, WeightsInfo] | Runtime, WeightsInfo]:
-    """A detector with its header, or the runtime of an export; and what either says of itself."""
+def _loaded(
+    weights: Path, running: RunningOptions, refining: RefiningOptions, precision: Precision
+) -> tuple[tuple[Detector, WeightsInfo] | Ensemble | Runtime, WeightsInfo]:
+    """A detector with its header, an ensemble, or the runtime of an export; and what it says of itself."""
     from anchorite.export import is_export, load_export
     from anchorite.model import load_weights
 
+    if refining.is_asked_for:
+        ensemble = refining.measured(weights, running, cast("PrecisionName", precision.name))
+        return ensemble, ensemble.info
     if not is_export(weights):
         loaded = load_weights(weights)
         return loaded, loaded[1]

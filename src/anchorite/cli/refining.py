@@ -1,0 +1,171 @@
+"""Options for looking at images more than once: windows, mirrored and scaled views, several weights."""
+
+from __future__ import annotations
+
+import filecmp
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from anchorite.cli.options import AT_LEAST_ONE, WHOLE, OutputOptions, RunningOptions
+
+if TYPE_CHECKING:
+    from anchorite.devices import PrecisionName
+    from anchorite.predict import Ensemble, Member, Predictor, RefiningConfig
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RefiningOptions:
+    """How often and how closely each image is looked at."""
+
+    tile: Annotated[
+        int | None, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Look at windows of so many pixels, too.")
+    ] = None
+    tile_overlap: Annotated[
+        float | None, Parameter(help="Least share of a window that neighbours have in common. Default: 0.2.")
+    ] = None
+    tile_only: Annotated[bool, Parameter(negative="", help="Windows alone, not the image as a whole.")] = False
+    augment: Annotated[bool, Parameter(negative="", help="Look mirrored and at other scales, too, and fuse.")] = False
+    others: Annotated[
+        list[Path] | None, Parameter("--with", negative="", help="Other weights for the same classes, to fuse with.")
+    ] = None
+    weights_of: Annotated[
+        str | None, Parameter(help="How much each of the weights counts, as in 2,1,1. Default: alike.")
+    ] = None
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether each image is to be looked at more than once."""
+        return self.tile is not None or self.augment or bool(self.others)
+
+    def check(self, weights: Path) -> None:
+        """InputError for what can be seen to be wrong before anything is read but files that are named twice."""
+        from anchorite.errors import InputError
+
+        self.config()
+        if self.tile is None and (self.tile_overlap is not None or self.tile_only):
+            flag = "--tile-only" if self.tile_only else f"--tile-overlap {self.tile_overlap}"
+            raise InputError(f"{flag}: without --tile SIDE there are no windows; add it, or leave this out")
+        if self.weights_of is not None and not self.others:
+            raise InputError(f"--weights-of {self.weights_of}: with one file of weights only; add --with FILE")
+        self._shares()
+        _refuse_twice([weights, *(self.others or ())])
+
+    def config(self) -> RefiningConfig:
+        """What the library takes; InputError for values out of range."""
+        from anchorite.errors import InputError
+        from anchorite.predict import RefiningConfig
+
+        overlap = 0.2 if self.tile_overlap is None else self.tile_overlap
+        if not 0 <= overlap < 1:
+            raise InputError(f"--tile-overlap {overlap}: must be at least 0 and less than 1")
+        return RefiningConfig(
+            tile=self.tile, tile_overlap=overlap, whole_image=not self.tile_only, augment=self.augment
+        )
+
+    def applied(
+        self, predictor: Predictor, weights: Path, running: RunningOptions, output: OutputOptions
+    ) -> Predictor | Ensemble:
+        """The predictor of `weights`, or where more is asked for an ensemble with it, which is then told in a line.
+
+        Raises InputError naming the flag or the file where they do not fit, and what loading a predictor raises.
+        """
+        if not self.is_asked_for:
+            return predictor
+        ensemble = self._ensemble([predictor, *self._loaded(running, running.precision)], weights, running)
+        line = looks_line(ensemble, running.image_size)  # in any case, for it is refused here what does not fit
+        if not (output.quiet or output.json_lines):
+            print(line)
+        return ensemble
+
+    def measured(self, weights: Path, running: RunningOptions, precision: PrecisionName) -> Ensemble:
+        """An ensemble, its first predictor loaded as well; those that torch runs in a precision that was settled."""
+        from anchorite.export import is_export, load_predictor
+
+        first = load_predictor(weights, running.device, running.precision if is_export(weights) else precision)
+        return self._ensemble([first, *self._loaded(running, precision)], weights, running)
+
+    def _loaded(self, running: RunningOptions, precision: PrecisionName) -> list[Predictor]:
+        from anchorite.export import is_export, load_predictor
+
+        return [
+            load_predictor(other, running.device, running.precision if is_export(other) else precision)
+            for other in self.others or ()
+        ]
+
+    def _ensemble(self, predictors: Sequence[Predictor], weights: Path, running: RunningOptions) -> Ensemble:
+        from anchorite.errors import InputError
+        from anchorite.predict import Ensemble, class_map
+
+        paths = [weights, *(self.others or ())]
+        for path, predictor in zip(paths, predictors, strict=True):
+            for flag, pixels in (("--tile", self.tile), ("--image-size", running.image_size)):
+                if pixels is not None and pixels < predictor.stride:
+                    raise InputError(
+                        f"{flag} {pixels}: must be at least {predictor.stride}, the coarsest stride of {path}"
+                    )
+            try:
+                class_map(predictors[0].info.class_names, predictor.info.class_names)
+            except InputError as error:
+                raise InputError(f"--with {path}: {error}") from error
+        members = [_member(predictor, share) for predictor, share in zip(predictors, self._shares(), strict=True)]
+        return Ensemble(members, self.config())
+
+    def _shares(self) -> list[float]:
+        from anchorite.errors import InputError
+
+        number = 1 + len(self.others or ())
+        if self.weights_of is None:
+            return [1.0] * number
+        try:
+            shares = [float(word) for word in self.weights_of.split(",")]
+        except ValueError:
+            shares = []
+        if len(shares) != number or not all(0 < share < float("inf") for share in shares):
+            raise InputError(
+                f"--weights-of {self.weights_of}: give {number} numbers above 0, one for each file of weights in their "
+                f"order, such as {','.join(['2', *['1'] * (number - 1)])}"
+            )
+        return shares
+
+
+def looks_line(ensemble: Ensemble, image_size: int | None) -> str:
+    """What is looked at, how often and by how many weights, on one line."""
+    of_members = [
+        ", ".join(f"{look.long_side} px{' mirrored' * look.is_mirrored}" for look in of_member)
+        for of_member in ensemble.looks_by_member(image_size)
+    ]
+    seen_as = of_members[0] if len(set(of_members)) == 1 else "; ".join(of_members)
+    parts = [f"{len(of_members)} weights"] * (len(of_members) > 1) + [f"network input {seen_as}"]
+    config = ensemble.config
+    if config.tile is not None:
+        whole = "the whole and " if config.whole_image else ""
+        parts.insert(0, f"{whole}windows of {config.tile} px that share {config.tile_overlap:.0%} or more")
+    return f"looks at each image: {'; '.join(parts)}"
+
+
+def _member(predictor: Predictor, share: float) -> Member:
+    from anchorite.export import ExportedRuntime
+    from anchorite.predict import Member
+
+    runtime = predictor.runtime
+    inside = runtime.export.suppression if isinstance(runtime, ExportedRuntime) else None
+    return Member(predictor, share, least_confidence=0.0 if inside is None else inside.confidence)
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    """InputError where the same weights are given twice, by whatever names: they would agree with themselves alone."""
+    from anchorite.errors import InputError
+
+    for number, path in enumerate(paths):
+        for earlier in paths[:number]:
+            is_file = path.is_file() and earlier.is_file()  # what is missing is told when it is loaded
+            if is_file and (path.samefile(earlier) or filecmp.cmp(path, earlier, shallow=False)):
+                raise InputError(
+                    f"--with {path}: the same weights as {earlier}, which would agree with themselves; "
+                    "name others, or leave it out"
+                )
