@@ -40,6 +40,15 @@ def write_atomically(path: Path, write: Callable[[Path], None], num_bytes: int |
             temporary.unlink(missing_ok=True)
 
 
+def move_into_place(finished: Path, path: Path) -> None:
+    """`write_atomically` for a file that lies finished in the same folder, and is gone from there on return."""
+
+    def write(temporary: Path) -> None:
+        finished.replace(temporary)
+
+    write_atomically(path, write)
+
+
 def write_bytes_atomically(path: Path, content: bytes) -> None:
     """`write_atomically` for a content at hand."""
 

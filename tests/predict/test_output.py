@@ -10,7 +10,7 @@ import torch
 
 from anchorite.boxes import Detections
 from anchorite.errors import InputError, StorageError
-from anchorite.predict.output import PredictionWriter, fresh_folder, yolo_lines
+from anchorite.predict.output import PredictionWriter, Save, fresh_folder, yolo_lines
 
 IMAGE = np.full((50, 100, 3), 114, np.uint8)
 
@@ -105,7 +105,7 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path):
 
 
 def test_parts_can_be_left_out(tmp_path):
-    with PredictionWriter(tmp_path / "out", ("cat", "dog"), images=False, labels=False) as writer:
+    with PredictionWriter(tmp_path / "out", ("cat", "dog"), Save.only(["json"])) as writer:
         writer.add(IMAGE, found_in("a.jpg"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["detections.json"]
 

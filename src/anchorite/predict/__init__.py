@@ -2,7 +2,9 @@
 
 from anchorite.predict.config import PredictConfig
 from anchorite.predict.drawing import draw
-from anchorite.predict.output import PredictionWriter, fresh_folder
+from anchorite.predict.ensemble import Ensemble, Member, RefiningConfig
+from anchorite.predict.merging import class_map
+from anchorite.predict.output import Behind, Kind, PredictionWriter, Save, fresh_folder
 from anchorite.predict.postprocess import (
     BatchDetections,
     RawDetections,
@@ -12,20 +14,32 @@ from anchorite.predict.postprocess import (
 )
 from anchorite.predict.predictor import Predictor, load
 from anchorite.predict.runtime import Runtime
-from anchorite.predict.sources import expand_sources
+from anchorite.predict.sources import Frame, SourceConfig, Sources, Underway, expand_sources, open_sources
 
 __all__ = [
     "BatchDetections",
+    "Behind",
+    "Ensemble",
+    "Frame",
+    "Kind",
+    "Member",
     "PredictConfig",
     "PredictionWriter",
     "Predictor",
     "RawDetections",
+    "RefiningConfig",
     "Runtime",
+    "Save",
+    "SourceConfig",
+    "Sources",
+    "Underway",
     "batch_detections",
+    "class_map",
     "decoded_detections",
     "detections_from_logits",
     "draw",
     "expand_sources",
     "fresh_folder",
     "load",
+    "open_sources",
 ]

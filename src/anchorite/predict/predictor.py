@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -27,9 +27,15 @@ from anchorite.model import Detector, WeightsInfo, load_weights
 from anchorite.predict.config import Limits, PredictConfig
 from anchorite.predict.postprocess import RawDetections
 from anchorite.predict.runtime import Runtime, TorchRuntime
-from anchorite.predict.sources import each_source, expand_sources, read_image, source_name
-
-OnUnreadable = Callable[[AnchoriteError], None]
+from anchorite.predict.sources import (
+    LULL,
+    OnUnreadable,
+    each_source,
+    expand_sources,
+    file_items,
+    read_image,
+    source_name,
+)
 
 _MOST_READERS = 8
 
@@ -101,11 +107,12 @@ class Predictor:
     ) -> Iterator[tuple[UInt8[NDArray[np.uint8], "H W 3"], Detections]]:
         """`predict` for more images than fit in memory: yields as it goes, reading one batch ahead.
 
-        Each image (H, W, 3) uint8 RGB comes with its detections: it is the frame of their boxes. Paths may be folders
-        and patterns too, as on the command line. With `on_unreadable`, an image that cannot be read is handed to it as
-        the error and left out; without, the error is raised.
+        Each image (H, W, 3) uint8 RGB comes with its detections: it is the frame of their boxes. Paths may be folders,
+        patterns and videos too, as on the command line; `open_sources` gives what else may be named there. With
+        `on_unreadable`, an image that cannot be read, or the rest of a video, is handed to it as the error and left
+        out; without, the error is raised.
         """
-        expanded = _expanded(each_source(sources), on_unreadable)
+        expanded = _expanded(each_source(sources), batch_size, on_unreadable)
         yield from self._run(expanded, config or PredictConfig(), image_size, batch_size, on_unreadable)
 
     def _run(
@@ -126,20 +133,20 @@ class Predictor:
         fixed_side = self.runtime.fixed_side
         if fixed_side not in (None, long_side):
             raise InputError(f"image size {long_side}: this network was exported for {fixed_side} px alone")
-        remaining = iter(sources)
         prepare = partial(_prepare, long_side=long_side, stride=fixed_side or self.stride)
-        window = list(islice(remaining, batch_size))
-        if len(window) == 1 < batch_size:
-            # Nothing to be ahead of: waking a thread takes longer than it would save.
-            yield from self._detect(_readable([partial(prepare, window[0])], on_unreadable), config)
-            return
+        windows = _windows(sources, batch_size)
+        first = next(windows, [])
+        if len(first) == 1 < batch_size:
+            # Nothing to be ahead of, as far as is known: waking a thread takes longer than it would save.
+            yield from self._detect(_readable([partial(prepare, first[0])], on_unreadable), config)
+        else:
+            windows = chain([first], windows)
         with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1, _MOST_READERS)) as readers:
             ahead: list[Callable[[], _Prepared]] = []
-            while window:
+            for window in windows:
                 reading: list[Callable[[], _Prepared]] = [readers.submit(prepare, source).result for source in window]
                 yield from self._detect(_readable(ahead, on_unreadable), config)
                 ahead = reading
-                window = list(islice(remaining, batch_size))
             yield from self._detect(_readable(ahead, on_unreadable), config)
 
     def _detect(
@@ -213,11 +220,34 @@ def _readable(reading: Iterable[Callable[[], _Prepared]], on_unreadable: OnUnrea
     return prepared
 
 
-def _expanded(sources: Iterable[Any], on_unreadable: OnUnreadable | None) -> Iterator[Any]:
+def _windows(sources: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Up to `size` sources at a time; at a lull those that are there, then none, so that nothing read waits longer."""
+    window: list[Any] = []
     for source in sources:
+        if source is LULL:
+            yield window
+            yield []
+            window = []
+            continue
+        window.append(source)
+        if len(window) == size:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def _expanded(sources: Iterable[Any], depth: int, on_unreadable: OnUnreadable | None) -> Iterator[Any]:
+    """Paths opened: folders and patterns as their images, videos as their frames, up to `depth` ahead."""
+    for source in sources:
+        if not isinstance(source, str | Path):
+            yield source
+            continue
         try:
-            yield from expand_sources([source]) if isinstance(source, str | Path) else [source]
+            paths = expand_sources([source])
         except AnchoriteError as error:
             if on_unreadable is None:
                 raise
             on_unreadable(error)
+        else:
+            yield from file_items(paths, 1, depth, on_unreadable)
