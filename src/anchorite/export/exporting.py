@@ -27,6 +27,7 @@ from anchorite.export.torch_file import program_bytes, program_runtime
 from anchorite.export.tracing import onnx_model, traced
 from anchorite.files import write_bytes_atomically
 from anchorite.model import Detector, WeightsInfo
+from anchorite.model.backbone_config import WINDOWED
 from anchorite.predict import PredictConfig
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ def export_info(weights: WeightsInfo, request: ExportRequest) -> ExportInfo:
         raise InputError(
             f"--image-size {side}: must be a multiple of {stride}, the coarsest stride of these weights; "
             f"take {-(-side // stride) * stride}"
+        )
+    if isinstance(weights.borrowed, WINDOWED) and request.fixed_batch is None:
+        raise InputError(
+            f"a backbone {weights.borrowed.model_type} is another program for each size of image, so it can be "
+            "exported for one alone: add --static 1"
         )
     if request.fixed_batch is not None and request.fixed_batch < 1:
         raise InputError(f"a fixed batch has at least one image, not {request.fixed_batch}")

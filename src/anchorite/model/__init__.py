@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anchorite.model.backbone_config import BackboneConfig, config_from_noted
+    from anchorite.model.backbone_source import BackboneStart, check_source, download_backbone, read_backbone
     from anchorite.model.detector import Detector, to_channels_last
     from anchorite.model.fold import fold_batch_norm
     from anchorite.model.foreign.checkpoint import ImportedCheckpoint, import_checkpoint
@@ -16,20 +18,28 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_IMAGE_SIZE",
     "SIZES",
+    "BackboneConfig",
+    "BackboneStart",
     "Detector",
     "Head",
     "ImportedCheckpoint",
     "MatchedCellLogits",
     "WeightsInfo",
+    "check_source",
+    "config_from_noted",
     "default_anchors",
+    "download_backbone",
     "fold_batch_norm",
     "import_checkpoint",
     "load_weights",
+    "read_backbone",
     "save_weights",
     "to_channels_last",
 ]
 
 _LATE = {
+    "anchorite.model.backbone_config": ("BackboneConfig", "config_from_noted"),
+    "anchorite.model.backbone_source": ("BackboneStart", "check_source", "download_backbone", "read_backbone"),
     "anchorite.model.detector": ("Detector", "to_channels_last"),
     "anchorite.model.fold": ("fold_batch_norm",),
     "anchorite.model.foreign.checkpoint": ("ImportedCheckpoint", "import_checkpoint"),

@@ -5,6 +5,8 @@ Legend: B images, L levels, A anchors per level, K classes, C_l channels, H, W o
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
 from anchorite.model.backbone import Backbone
+from anchorite.model.backbone_config import BackboneConfig
+from anchorite.model.borrowed_backbone import BorrowedBackbone
 from anchorite.model.head import Head
 from anchorite.model.neck import Neck
 from anchorite.model.table import plan
@@ -20,10 +24,11 @@ from anchorite.model.table import plan
 class Detector(nn.Module):
     """A detector of one size ("n" to "x", "n6" to "x6") for K classes.
 
+    borrowed: what backbone of transformers it has in the place of its own; neck and head are those of the size.
     Raises InputError when there is no such size, K < 1, or the anchors' strides are not those of the size.
     """
 
-    def __init__(self, size: str, num_classes: int, anchors: AnchorSet) -> None:
+    def __init__(self, size: str, num_classes: int, anchors: AnchorSet, borrowed: BackboneConfig | None = None) -> None:
         super().__init__()
         parts = plan(size)
         if num_classes < 1:
@@ -37,9 +42,18 @@ class Detector(nn.Module):
         self.num_classes = num_classes
         self.anchors = anchors
         self.strides = anchors.strides
-        self.backbone = Backbone(parts)
+        self.frozen: tuple[str, ...] = ()  # names of parts that `train` leaves in evaluation mode
+        self.borrowed = borrowed
+        self.backbone = Backbone(parts) if borrowed is None else BorrowedBackbone(parts, borrowed)
         self.neck = Neck(parts)
         self.head = Head(parts.output_widths, num_classes, anchors.num_anchors, anchors.strides)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but the parts named in `frozen` stay in evaluation mode: their statistics keep still."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def features(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         """L maps (B, C_l, H_l, W_l), fine to coarse, of floating point images (B, 3, H, W) in 0..1.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from anchorite.model.blocks import ConvBlock
+from anchorite.model.borrowed_backbone import BorrowedBackbone
 from anchorite.model.detector import Detector
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -17,8 +19,8 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 def fold_batch_norm(detector: Detector) -> Detector:
     """A copy in evaluation mode, its batch normalisations folded into convolutions with bias.
 
-    Its outputs are those of `detector.eval()` to rounding; `detector` itself stays as it is. The copy cannot be
-    trained on as before, since the normalisation is gone.
+    Those inside a backbone of another library stay as they are. Its outputs are those of `detector.eval()` to rounding;
+    `detector` itself stays as it is. The copy cannot be trained on as before, since the normalisation is gone.
     """
     folded = _rebuilt(detector).eval()
     for module in folded.modules():
@@ -45,12 +47,15 @@ def _rebuilt(module: AnyModule) -> AnyModule:
     copied._parameters = dict(module._parameters)
     copied._buffers = dict(module._buffers)
     copied._modules = {name: None if one is None else _rebuilt(one) for name, one in module._modules.items()}
+    if isinstance(module, BorrowedBackbone):
+        copied._modules["body"] = copy.deepcopy(module.body)  # which works by its hooks
     return copied
 
 
 def is_folded(detector: Detector) -> bool:
     """Whether the detector came from `fold_batch_norm`."""
-    return not any(isinstance(module, nn.BatchNorm2d) for module in detector.modules())
+    blocks = (module for module in detector.modules() if isinstance(module, ConvBlock))
+    return not any(isinstance(block.norm, nn.BatchNorm2d) for block in blocks)
 
 
 def _fold(block: ConvBlock) -> None:

@@ -109,9 +109,9 @@ class ReadCells(torch.autograd.Function):
             of_feature = feature.new_zeros((batch, height, width, channels))
         else:
             # Products in place of the convolution's own backward, which takes two to six times as long (oneDNN, CPU).
-            by_cell = of_objectness.permute(0, 2, 3, 1).reshape(batch, height * width, -1)
+            by_cell = of_objectness.permute(0, 2, 3, 1).reshape(batch, height * width, weight.shape[0])
             of_feature = (by_cell.flatten(0, 1) @ weight).view(batch, height, width, channels)
-            of_weight = (by_cell.mT @ feature.permute(0, 2, 3, 1).reshape(batch, -1, channels)).sum(dim=0)
+            of_weight = (by_cell.mT @ feature.permute(0, 2, 3, 1).reshape(batch, height * width, channels)).sum(dim=0)
             of_bias = by_cell.sum(dim=(0, 1))
         if of_cells is not None:
             of_feature.view(-1, channels).index_add_(0, of_cells._indices()[0], of_cells._values())
