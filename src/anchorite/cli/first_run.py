@@ -61,7 +61,7 @@ def machine_hints(recipe: Recipe, device_type: str) -> list[Hint]:
     smaller = []
     if recipe.image_size > _QUICK_PX:
         smaller.append(f"--image-size {_QUICK_PX}")
-    if recipe.model not in ("n", "n6"):
+    if recipe.model not in ("n", "n6") and recipe.weights is None:
         smaller.append("--model n")
     return [Hint(f"no GPU was found; {' and '.join(smaller)} would be several times as fast")] if smaller else []
 
@@ -79,8 +79,12 @@ def running_hints(folder: Path) -> list[Hint]:
 
 
 def _share_of_tiny(dataset: DatasetIndex, image_size: int) -> float:
-    num_tiny, num_boxes = 0, 0
-    for record in dataset.splits.get("train", ()):
+    from anchorite.data import ShardedSplit
+
+    num_tiny, num_boxes, train = 0, 0, dataset.splits.get("train", ())
+    if isinstance(train, ShardedSplit):
+        return float((train.sides(image_size).min(axis=1) < _TINY_PX).mean()) if train.facts.sides else 0.0
+    for record in train:
         sides = (record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]).min(axis=1, initial=np.inf)
         num_tiny += int((sides * image_size / max(record.width, record.height) < _TINY_PX).sum())
         num_boxes += len(sides)

@@ -24,7 +24,7 @@ _USAGE = {
     "serve": "anchorite serve WEIGHTS",
     "tune": "anchorite tune DATA",
     "anchors": "anchorite anchors DATA",
-    "convert": "anchorite convert DATA OUT --to yolo|coco|voc",
+    "convert": "anchorite convert DATA OUT --to yolo|coco|voc|shards",
     "split": "anchorite split DATA OUT",
     "runs": "anchorite runs [RUN]",
     "report": "anchorite report RUN [RUN...]",
@@ -50,6 +50,7 @@ _FAMILIAR_FLAGS = {
     "--iou-thres": "--iou-limit",
     "--max-det": "--max-detections",
     "--name": "--out",
+    "--pretrained": "--weights",
     "--project": "--out",
 }
 GO_ON = "to go on with the run:"  # begins the note that an error takes along out of a run

@@ -37,7 +37,7 @@ class ReadingOptions:
     """How a data set is read."""
 
     format: Annotated[
-        Literal["yolo", "coco", "voc"] | None, Parameter(help="Label format, if looking guesses wrong.")
+        Literal["yolo", "coco", "voc", "shards"] | None, Parameter(help="Label format, if looking guesses wrong.")
     ] = None
     skip_bad: Annotated[bool, Parameter(negative="", help="Leave out malformed label rows and unreadable images.")] = (
         False
@@ -85,6 +85,21 @@ class OutputOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class TellingOptions:
+    """Where a run tells how it goes, beside its folder."""
+
+    output: Annotated[OutputOptions, Parameter(name="*")] = OutputOptions()
+    tensorboard: Annotated[
+        bool, Parameter(negative="", help="Write RUN/events for TensorBoard; a run with them goes on writing them.")
+    ] = False
+
+    def of_rank(self, is_first: bool) -> TellingOptions:
+        """As it is for the first rank; for the others without loggers."""
+        return self if is_first else replace(self, tensorboard=False)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class RunningOptions:
     """How a detector is run over images."""
 
@@ -106,6 +121,15 @@ class RecipeOptions:
     model: Annotated[
         Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"] | None, Parameter(help="Size of the network.")
     ] = None
+    weights: Annotated[
+        str | None, Parameter(help="Weights to start from, or a checkpoint of the original family; default: random.")
+    ] = None
+    backbone: Annotated[
+        str | None, Parameter(help="Of transformers: hf:FOLDER, or hf-config:FOLDER with random weights.")
+    ] = None
+    allow_download: Annotated[
+        bool, Parameter(negative="", help="Fetch the --backbone hf:NAME from huggingface.co where it is no folder.")
+    ] = False
     image_size: Annotated[
         int | None, WHOLE, Parameter(help="Longer side of the network input in pixels, a multiple of 32.")
     ] = None
@@ -127,22 +151,39 @@ class RecipeOptions:
 
     def flags_given(self) -> list[str]:
         """What was set, named as on the command line."""
-        return ["--set"] * bool(self.settings) + [f"--{name.replace('_', '-')}" for name in self._given()]
+        others = ["--set"] * bool(self.settings) + ["--allow-download"] * self.allow_download
+        return others + [f"--{name.replace('_', '-')}" for name in self._given()]
 
-    def recipe(self, source: str | None) -> Recipe:
-        """A built-in recipe or that of a file with all this set; InputError naming the flag that does not fit."""
+    def recipe(self, source: str | None) -> tuple[Recipe, tuple[str, ...]]:
+        """A built-in recipe or that of a file with all this set, and sentences on how a file of others was read.
+
+        InputError names the flag that does not fit.
+        """
         from anchorite.errors import InputError
-        from anchorite.train import load_recipe, parse_setting
+        from anchorite.train import parse_setting, read_recipe
 
         given, values = self._given(), dict(parse_setting(text) for text in self.settings or ())
         twice = [f"--{name.replace('_', '-')} and --set {name}" for name in given if name in values]
         if twice:
             raise InputError(f"{', '.join(twice)}: two values for the same field; leave one out")
-        return load_recipe(source, {**given, **values}, flags=given.keys())
+        recipe, notes = read_recipe(source, {**given, **values}, flags=given.keys())
+        if self.allow_download:
+            _download(recipe)
+        return recipe, notes
 
     def _given(self) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "settings"}
+        others = ("settings", "allow_download")
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _download(recipe: Recipe) -> None:
+    from anchorite.errors import InputError
+    from anchorite.model import download_backbone
+
+    if recipe.backbone is None:
+        raise InputError("--allow-download is for --backbone hf:NAME, and no backbone was given; leave it out")
+    download_backbone(recipe.backbone)
 
 
 @Parameter(name="*")

@@ -49,7 +49,8 @@ def tune(
     else:
         folder = out or free_folder(Path("runs") / f"tune-{data_name(data)}")
         refuse_taken(folder)
-        chosen, searched = fields.recipe(recipe), default_space() if space is None else read_space(space)
+        (chosen, notes), searched = fields.recipe(recipe), default_space() if space is None else read_space(space)
+        print("".join(f"{note}\n" for note in notes), end="")
         dataset = reading.open(data)
         study = Study.create(folder, dataset, chosen, searched)
     _search(study, dataset, trials)

@@ -46,7 +46,7 @@ def effective_settings(files: RunFiles) -> list[Setting]:
     """The derived settings of a run, as far as its recipe and facts tell them; those that they do not are left out."""
     recipe, facts = files.recipe, files.facts
     settings: list[Setting] = []
-    for part in (_gains, _balance, _steps, _rates, _average, _augmentation):
+    for part in (_start, _gains, _balance, _steps, _rates, _average, _augmentation):
         try:
             settings += part(recipe, facts, files.folder)
         except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError):
@@ -105,6 +105,15 @@ def effective_gains(recipe: dict[str, Any], facts: dict[str, Any]) -> tuple[floa
         loss["objectness_gain"] * (recipe["image_size"] / 640) ** 2 * share,
         loss["class_gain"] * len(facts["class_names"]) / 80 * share,
     )
+
+
+def _start(_recipe: dict[str, Any], facts: dict[str, Any], _folder: Path) -> list[Setting]:
+    start = facts.get("start")
+    if not start:
+        return []
+    return [
+        Setting("starting weights", str(start["weights"]), f"SHA-256 {start['sha256'][:12]}...", str(start["kept"]))
+    ]
 
 
 def _gains(recipe: dict[str, Any], facts: dict[str, Any], _folder: Path) -> list[Setting]:

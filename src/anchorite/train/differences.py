@@ -5,52 +5,56 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
-from anchorite.data import DatasetIndex, split_fingerprints
+from anchorite.data import DatasetIndex, num_boxes, split_fingerprints
 from anchorite.errors import InputError
 from anchorite.train.recipe import Recipe
 
-Change = Literal["data", "recipe"]
+Change = Literal["data", "recipe", "ranks"]
 CHANGES: tuple[Change, ...] = get_args(Change)
 
 _NUM_SHOWN = 5
 # Fields that change how a run goes on, not what it computes.
-_FREE = frozenset({"name", "workers", "worker_timeout_s", "store", "checkpoint_minutes"})
+_FREE = frozenset({"name", "workers", "worker_timeout_s", "rank_timeout_s", "store", "checkpoint_minutes"})
 # Without these the tensors of a checkpoint have no place.
-_FIXED = frozenset({"model", "optimizer.name"})
+_FIXED = frozenset({"model", "backbone", "optimizer.name"})
 
 
-def noted_facts(recipe: Recipe, dataset: DatasetIndex) -> dict[str, Any]:
+def noted_facts(recipe: Recipe, dataset: DatasetIndex, num_ranks: int = 1) -> dict[str, Any]:
     """What a run notes when it starts, for `refuse_changes` to compare with."""
     return {
         "class_names": list(dataset.class_names),
         "splits": {
             split: {
                 "images": len(dataset.splits[split]),
-                "boxes": sum(len(record.class_ids) for record in dataset.splits[split]),
+                "boxes": num_boxes(dataset.splits[split]),
                 "fingerprint": fingerprint,
             }
             for split, fingerprint in split_fingerprints(dataset).items()
         },
         "recipe": recipe.model_dump(mode="json"),
-        "world_size": 1,
+        "world_size": num_ranks,
     }
 
 
 def refuse_changes(
-    facts: Mapping[str, Any], recipe: Recipe, dataset: DatasetIndex, allowed: Collection[Change] = ()
+    facts: Mapping[str, Any],
+    recipe: Recipe,
+    dataset: DatasetIndex,
+    allowed: Collection[Change] = (),
+    num_ranks: int = 1,
 ) -> list[str]:
     """A line on each change that was allowed; InputError, with every difference, for one that was not.
 
-    Other classes, another number of processes, model or kind of optimizer are never allowed. Facts of a run that noted
-    less are compared as far as they go.
+    Other classes, another model or kind of optimizer are never allowed. Facts of a run that noted less are compared as
+    far as they go.
     """
-    now = noted_facts(recipe, dataset)
-    fixed = [
-        f"{name}: the run has {facts[name]}, here it is {now[name]}"
-        for name in ("class_names", "world_size")
-        if facts.get(name, now[name]) != now[name]
-    ]
-    then = dict(_flat(facts.get("recipe", now["recipe"])))
+    now = noted_facts(recipe, dataset, num_ranks)
+    classes = facts.get("class_names", now["class_names"])
+    fixed = []
+    if classes != now["class_names"]:
+        fixed.append(f"class_names: the run has {classes}, here it is {now['class_names']}")
+    # A field that the run did not know yet was what is its default now.
+    then = dict(_flat(Recipe().model_dump(mode="json")) + _flat(facts.get("recipe", now["recipe"])))
     changed = [
         f"recipe.yaml: {name} was {then.get(name)}, now it is {value}"
         for name, value in _flat(now["recipe"])
@@ -60,7 +64,11 @@ def refuse_changes(
     if fixed:
         lines = "\n".join(fixed)
         raise InputError(f"the run cannot go on like this:\n{lines}\nput back what it was, or start a new run")
-    found: dict[Change, list[str]] = {"recipe": changed, "data": _data_changes(facts, now)}
+    found: dict[Change, list[str]] = {
+        "recipe": changed,
+        "data": _data_changes(facts, now),
+        "ranks": _rank_changes(facts.get("world_size", num_ranks), num_ranks, recipe.sync_batch_norm),
+    }
     refused = [kind for kind, lines in found.items() if lines and kind not in allowed]
     if refused:
         shown = "\n".join(_shortened([line for kind in refused for line in found[kind]]))
@@ -70,6 +78,14 @@ def refuse_changes(
             f"change: {flags}"
         )
     return [f"allowed: {line}" for lines in found.values() for line in lines]
+
+
+def _rank_changes(then: int, now: int, shared_statistics: bool) -> list[str]:
+    """The same batches in other parts: equal but for rounding, unless each part is normalised by its own statistics."""
+    if then == now:
+        return []
+    effect = "sums round otherwise" if shared_statistics else "batch normalisation is over parts of another size"
+    return [f"ranks: {then} then, {now} now: {effect}"]
 
 
 def _data_changes(facts: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

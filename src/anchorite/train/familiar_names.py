@@ -1,6 +1,7 @@
 """What other trainers call the fields of a recipe, so that who comes from one is told the name here.
 
-Names alone; docs/other-trainers.md has the same table with what differs.
+Names alone; docs/other-trainers.md has the same table with what differs. `HYPERPARAMETERS` are those of their names
+that stand in a file of hyperparameters, which `foreign_recipe` reads.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ FAMILIAR_NAMES = MappingProxyType(
         "fl_gamma": "loss.focal_gamma",
         "fliplr": "augment.flip_horizontal",
         "flipud": "augment.flip_vertical",
+        "freeze": "optimizer.freeze",
         "gr": "loss.objectness_iou_ratio",
         "half": "precision",
         "hsv_h": "augment.hue",
@@ -42,16 +44,23 @@ FAMILIAR_NAMES = MappingProxyType(
         "lr0": "optimizer.rate",
         "lrf": "optimizer.final_rate",
         "max_det": "validation.max_detections",
+        "mixup": "augment.mixup",
+        "momentum": "optimizer.momentum",
+        "mosaic": "augment.mosaic",
         "nbs": "optimizer.nominal_batch",
         "obj": "loss.objectness_gain",
         "obj_pw": "loss.objectness_pos_weight",
         "optimizer": "optimizer.name",
+        "pretrained": "weights",
         "rect": "validation.rectangular",
         "scale": "augment.scale",
         "shear": "augment.shear",
         "sort_obj_iou": "loss.collision",
         "translate": "augment.translation",
         "warmup_bias_lr": "optimizer.warmup_bias_rate",
+        "warmup_epochs": "optimizer.warmup_epochs",
+        "warmup_momentum": "optimizer.warmup_momentum",
+        "weight_decay": "optimizer.weight_decay",
     }
 )
 """Their name, with underscores, to the dotted name of our field."""
@@ -60,13 +69,50 @@ WITHOUT_FIELD = MappingProxyType(
     {
         "copy_paste": "it needs masks, and labels here are boxes",
         "dropout": "the network has no such layer",
-        "freeze": "all of the network is trained",
         "image_weights": "loss.class_weights weighs classes in the loss instead",
         "iou_t": "the ratio of the sides alone decides which anchors match: loss.ratio_limit",
+        "loss_ota": "assignment is by ratio and neighbour cells alone, never by cost",
+        "paste_in": "it needs masks, and labels here are boxes",
         "perspective": "images are rotated, sheared, scaled and shifted only",
-        "pretrained": "runs start from random weights",
         "single_cls": "give the data one class: docs/how-to/one-class.md",
-        "weights": "runs start from random weights",
     }
 )
 """Their names for what no field here does: why, or what does it instead."""
+
+HYPERPARAMETERS = MappingProxyType(
+    {
+        "anchor_t": "",
+        "anchors": "",
+        "box": "scaled by levels, there as here",
+        "cls": "scaled by levels and classes, there as here",
+        "cls_pw": "",
+        "copy_paste": "",
+        "degrees": "",
+        "fl_gamma": "",
+        "fliplr": "",
+        "flipud": "",
+        "hsv_h": "",
+        "hsv_s": "",
+        "hsv_v": "",
+        "iou_t": "",
+        "label_smoothing": "",
+        "loss_ota": "",
+        "lr0": "",
+        "lrf": "a share of the peak, there as here",
+        "mixup": "off in the last augment.close_mosaic_epochs",
+        "momentum": "",
+        "mosaic": "off in the last augment.close_mosaic_epochs",
+        "obj": "scaled by levels and image size, there as here",
+        "obj_pw": "",
+        "paste_in": "",
+        "perspective": "",
+        "scale": "",
+        "shear": "",
+        "translate": "",
+        "warmup_bias_lr": "",
+        "warmup_epochs": "at most half the run",
+        "warmup_momentum": "",
+        "weight_decay": "of convolution weights alone, not rescaled with the batch",
+    }
+)
+"""What a file of hyperparameters of the family may hold: each name with what is to be said of it, if anything."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import groupby
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -28,6 +29,19 @@ class OptimizerConfig(BaseModel):
     )
     nominal_batch: int = Field(64, ge=1, description="images per optimizer step; smaller batches are accumulated")
     clip_norm: float = Field(10.0, ge=0, allow_inf_nan=False, description="largest gradient norm; 0 is no clipping")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="rate of each part of the network as a share of that of the part after it"
+    )
+    freeze: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="parts of the network that stay as they are, such as [backbone]"
+    )
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, freeze: Any) -> Any:
+        if isinstance(freeze, int):
+            raise ValueError("parts go by name, such as [backbone] or [backbone.stem, backbone.stage2], not by number")
+        return (freeze,) if isinstance(freeze, str) else freeze
 
     @property
     def first_bias_rate(self) -> float:
@@ -42,23 +56,48 @@ class OptimizerConfig(BaseModel):
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """The optimizer over three groups: decayed weights, other weights, biases (in this order).
+    """The optimizer over decayed weights, other weights and biases, in this order, a group each.
 
-    Only weights of convolutions decay; scales of normalisation and all biases do not.
+    Only weights of convolutions decay; scales of normalisation and all biases do not. With a `layer_decay` other than
+    1, each of the three is several groups in a row, one for each factor on the rate; the order of the parameters is
+    the same. Frozen ones are there too, and never move, since they get no gradient.
     """
-    decayed, plain, biases = parameter_groups(model)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-        {"params": biases, "weight_decay": 0.0},
-    ]
+    factors = {id(one): factor for _, part, factor in parts_by_depth(model, config) for one in part.parameters()}
+    groups: list[dict[str, Any]] = []
+    for kind, parameters in enumerate(parameter_groups(model)):
+        common = {"weight_decay": config.weight_decay if kind == 0 else 0.0, "is_biases": kind == 2}
+        runs = [(factor, list(run)) for factor, run in groupby(parameters, lambda one: factors.get(id(one), 1.0))]
+        groups += [{"params": run, "rate_factor": factor, **common} for factor, run in runs or [(1.0, [])]]
     if config.name == "adamw":
         return AdamW(groups, lr=config.rate, betas=(config.momentum, 0.999), fused=True)
     return SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
+def parts_by_depth(model: nn.Module, config: OptimizerConfig) -> list[tuple[str, nn.Module, float]]:
+    """Name, module and factor on the rate of each part of a network, from its first to its last.
+
+    The parts are the children of the backbone, and the other children as they are. The last one, the head, has factor
+    1, and each one before it config.layer_decay times that of the part after it. Of a child of the backbone that has
+    its stages in a list, as borrowed ones do, each stage is a part, and so is the child itself for what is left.
+    """
+    parts: list[tuple[str, nn.Module]] = []
+    for name, child in model.named_children():
+        for inner, part in child.named_children() if name == "backbone" else [("", child)]:
+            place = f"{name}.{inner}".rstrip(".")
+            parts += [(place, part), *((f"{place}.{stage}", module) for stage, module in _stages(part))]
+    parts = [(name, part) for name, part in parts if any(True for _ in part.parameters())]
+    return [(name, part, config.layer_decay ** (len(parts) - 1 - at)) for at, (name, part) in enumerate(parts)]
+
+
+def _stages(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The members of the first list of several modules in a module, with their names there."""
+    lists = ((name, one) for name, one in module.named_modules() if isinstance(one, nn.ModuleList) and len(one) > 1)
+    name, found = next(lists, ("", nn.ModuleList()))
+    return [(f"{name}.{number}".lstrip("."), stage) for number, stage in enumerate(found)]
+
+
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters that decay (convolution weights), other weights, and biases."""
+    """Parameters that decay (weights of convolutions and, in borrowed backbones, linear ones), others, and biases."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
@@ -66,7 +105,7 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias":
                 biases.append(parameter)
-            elif name == "weight" and parameter.ndim == 4:
+            elif name == "weight" and isinstance(module, nn.Conv2d | nn.Linear):  # not scales, however shaped
                 decayed.append(parameter)
             else:
                 plain.append(parameter)
@@ -74,9 +113,9 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 
 def apply_settings(optimizer: Optimizer, rate: float, bias_rate: float, momentum: float) -> None:
-    """Set the rates and the momentum of the three groups."""
-    for number, group in enumerate(optimizer.param_groups):
-        group["lr"] = bias_rate if number == 2 else rate
+    """Set the rates, each times its group's factor, and the momentum of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = (bias_rate if group["is_biases"] else rate) * group["rate_factor"]
         if "betas" in group:
             group["betas"] = (momentum, group["betas"][1])
         else:

@@ -17,12 +17,13 @@ from anchorite.devices import CompileName, PrecisionName
 from anchorite.errors import InputError
 from anchorite.evaluate import ValidationConfig
 from anchorite.loss import LossConfig
-from anchorite.model import MAX_IMAGE_SIZE, default_anchors
+from anchorite.model import MAX_IMAGE_SIZE, check_source, default_anchors
 from anchorite.plain_yaml import read_yaml_text, yaml_value
 from anchorite.reading import printable, shorten
 from anchorite.train.average import AverageConfig
 from anchorite.train.built_in import built_in_recipes
 from anchorite.train.familiar_names import FAMILIAR_NAMES, WITHOUT_FIELD
+from anchorite.train.foreign_recipe import is_foreign, mixed_note, taken_over
 from anchorite.train.optimizer import OptimizerConfig
 
 ModelSize = Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"]
@@ -50,9 +51,11 @@ class Recipe(BaseModel):
 
     name: str = Field("default", description="name of the recipe")
     model: ModelSize = Field("n", description="size of the network")
+    weights: str | None = Field(None, description="weights to start from: a .safetensors file, or a foreign checkpoint")
+    backbone: str | None = Field(None, description="of transformers: hf:NAME, or hf-config:NAME with random weights")
     image_size: int = Field(640, ge=32, le=MAX_IMAGE_SIZE, description="longer side of the network input in pixels")
     epochs: int = Field(100, ge=1, description="passes over the training images")
-    batch: int = Field(16, ge=1, description="images per batch")
+    batch: int = Field(16, ge=1, description="images per batch, on all ranks together")
     seed: int = Field(0, ge=0, le=1_000_000_000, description="seed of weights and augmentation")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: PrecisionName = Field("auto", description="auto, fp32, bf16 or fp16")
@@ -64,6 +67,10 @@ class Recipe(BaseModel):
         le=86_400,
         description="seconds that a loader process may take for a batch before it counts as hung",
     )
+    rank_timeout_s: float = Field(
+        600.0, gt=0, le=86_400, description="seconds that a rank may keep the others waiting before it counts as lost"
+    )
+    sync_batch_norm: bool = Field(False, description="batch normalisation over the batch of all ranks, not of each one")
     store: Literal["auto", "device", "ram", "disk", "none"] = Field("auto", description="where decoded images are kept")
     multi_scale: float = Field(0.0, ge=0, le=0.5, description="batches of sizes 1 - x to 1 + x of image_size")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better mAP; 0 never")
@@ -77,6 +84,11 @@ class Recipe(BaseModel):
     optimizer: OptimizerConfig = OptimizerConfig()
     average: AverageConfig = AverageConfig()
     validation: ValidationConfig = ValidationConfig()
+
+    @field_validator("weights", "backbone")
+    @classmethod
+    def _none_if_empty(cls, source: str | None, info: ValidationInfo) -> str | None:
+        return check_source(source) if source and info.field_name == "backbone" else source or None
 
     @field_validator("image_size")
     @classmethod
@@ -122,8 +134,24 @@ def load_recipe(
     flags: the overrides that the user gave by a flag of their own name, not by --set.
     Raises InputError naming the file, line or flag, the value and, for an unknown key, the nearest known one.
     """
-    text, where = _recipe_text(str(source or DEFAULT_RECIPE))
-    return _changed(_parse(text, where), overrides or {}, where, text, flags)
+    return read_recipe(source, overrides, flags)[0]
+
+
+def read_recipe(
+    source: str | Path | None = None, overrides: Mapping[str, Any] | None = None, flags: Collection[str] = ()
+) -> tuple[Recipe, tuple[str, ...]]:
+    """What `load_recipe` gives, and sentences on how it was read: one on each name of a file of the original family's
+    hyperparameters, which is recognised by its names; none for a recipe of ours.
+    """
+    source, overrides = str(source or DEFAULT_RECIPE), overrides or {}
+    text, where = _recipe_text(source)
+    values = _parse(text, where)
+    if is_foreign(values, Recipe.model_fields):
+        taken = taken_over(values, where, lambda name: _line_of(text, name), overrides)
+        return _changed(taken.values, overrides, where, text, flags, taken.said), tuple(taken.notes)
+    if source in built_in_recipes() and overrides.get("weights"):
+        values.pop("model", None)  # its default; a run then takes the size that the weights have
+    return _changed(values, overrides, where, text, flags), ()
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -132,16 +160,25 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def _changed(
-    values: dict[str, Any], overrides: Mapping[str, Any], where: str, text: str, flags: Collection[str]
+    values: dict[str, Any],
+    overrides: Mapping[str, Any],
+    where: str,
+    text: str,
+    flags: Collection[str],
+    said: Mapping[str, str] | None = None,
 ) -> Recipe:
-    """The recipe of nested values, which `text` was read from, and overrides by dotted name."""
+    """The recipe of nested values, which were read from `text`, and overrides by dotted name.
+
+    said: how the file calls fields, for messages, where it is not by their names.
+    """
+    why = mixed_note(values, Recipe.model_fields, where)
     for name, value in overrides.items():
         _set_by_dotted_name(values, name, value)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         names = {name: f"--{name.replace('_', '-')}" if name in flags else f"--set {name}" for name in overrides}
-        raise InputError(_explain(error, where, text, names)) from None
+        raise InputError(_explain(error, where, text, {**(said or {}), **names}) + why) from None
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:

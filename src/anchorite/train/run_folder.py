@@ -44,13 +44,32 @@ class _LeftOutFacts(BaseModel):
     reason: str
 
 
+class _StartFacts(BaseModel):
+    """What is noted of the weights that a run was started from."""
+
+    model_config = ConfigDict(strict=True)
+
+    weights: str
+    sha256: str
+    kept: str
+
+
+class _BackboneFacts(BaseModel):
+    """What is noted of a backbone of transformers."""
+
+    model_config = ConfigDict(strict=True)
+
+    config: dict[str, Any]
+    sha256: str
+
+
 class _Facts(BaseModel):
     """The fields of run.json that a resume works with; earlier releases noted fewer."""
 
     model_config = ConfigDict(strict=True)
 
     data: str
-    format: Literal["yolo", "coco", "voc"]
+    format: Literal["yolo", "coco", "voc", "shards"]
     class_names: list[str]
     anchors: list[list[float]]
     splits: dict[str, _SplitFacts] = {}
@@ -59,6 +78,9 @@ class _Facts(BaseModel):
     skip_bad: bool = False
     allow_outside: bool = False
     left_out: list[_LeftOutFacts] = []
+    start: _StartFacts | None = None
+    notes: list[str] = []
+    borrowed: _BackboneFacts | None = None
 
 
 @dataclass(frozen=True)

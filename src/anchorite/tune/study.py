@@ -15,7 +15,17 @@ from anchorite.data import DatasetIndex
 from anchorite.errors import DivergedError, InputError, StorageError
 from anchorite.files import write_text_atomically
 from anchorite.reading import read_json
-from anchorite.train import EpochDone, Event, Listener, Recipe, load_recipe, resume, train, with_settings
+from anchorite.train import (
+    EpochDone,
+    Event,
+    Listener,
+    Recipe,
+    load_recipe,
+    read_start,
+    resume,
+    train,
+    with_settings,
+)
 from anchorite.train.events import ignore
 from anchorite.tune.space import Choice, Range, Space, recipe_value, refuse_impossible
 
@@ -55,7 +65,10 @@ class Study:
 
     @classmethod
     def create(cls, folder: Path, dataset: DatasetIndex, recipe: Recipe, space: Space) -> Study:
-        """A new study. Raises InputError for a space that the recipe does not allow, before anything is written."""
+        """A new study. Raises InputError for a space that the recipe does not allow, before anything is written, and
+        what `read_start` raises for weights.
+        """
+        recipe, _ = read_start(recipe)  # with the size of its weights, which trials then start from
         refuse_impossible(space, recipe)
         facts = {
             "data": str(dataset.root.resolve()),

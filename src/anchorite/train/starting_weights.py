@@ -1,0 +1,217 @@
+"""What a run starts from when its recipe names weights: how they are read, and what of them a new detector keeps.
+
+Legend: K classes, A anchors per level.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anchorite.errors import InputError, UnsafeFileError
+from anchorite.model import Detector, WeightsInfo, import_checkpoint, load_weights
+from anchorite.reading import one_line, shorten
+from anchorite.train.recipe import Recipe, with_settings
+
+_EXPORTS = (".onnx", ".xml", ".bin", ".pt2")
+_NUM_BEFORE_CLASSES = 5  # rows of an anchor: the box, then objectness
+_NUM_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights to start from. path: as the recipe has it; sha256: of the file, in hexadecimal digits.
+
+    class_names: empty where the file names no classes; origin: how they were read, where they are a checkpoint of the
+    original family, else empty.
+    """
+
+    path: str
+    sha256: str
+    detector: Detector
+    info: WeightsInfo
+    class_names: tuple[str, ...]
+    origin: str
+
+    def noted(self, kept: str) -> dict[str, str]:
+        """What a run's facts say of it. kept: what `keep_tensors` said."""
+        return {"weights": self.path, "sha256": self.sha256, "kept": kept}
+
+
+def read_start(recipe: Recipe) -> tuple[Recipe, Start | None]:
+    """The recipe with the size of the weights that it names, and those; the same recipe and None where it names none.
+
+    A checkpoint of the original family is imported, which runs nothing of it. Raises InputError where the recipe was
+    given another size than the weights have, or they are an export; what `load_weights` and `import_checkpoint` raise.
+    """
+    if recipe.weights is None:
+        return recipe, None
+    start = _read(recipe.weights)
+    size = start.info.size
+    if recipe.model == size:
+        return recipe, start
+    if "model" in recipe.model_fields_set:
+        raise InputError(
+            f"weights {start.path} are of size {size}, and the model is to be of size {recipe.model}: the tensors of "
+            f"one do not fit the other. Leave the model out, or say {size}, or start from weights of size "
+            f"{recipe.model}"
+        )
+    return with_settings(recipe, {"model": size}), start
+
+
+def read_start_again(recipe: Recipe, facts: Mapping[str, Any]) -> Start | None:
+    """The weights that a run which has saved nothing yet was started from; None where it was from none.
+
+    facts: what the run noted; the recipe may name another place of the same file by now. Raises InputError where the
+    file is not there any more, or is another.
+    """
+    noted = facts.get("start")
+    if noted is None:
+        return None
+    path = recipe.weights or noted["weights"]
+    why = (
+        f"weights {path}: the run was stopped before its first checkpoint, so it begins again with the file that it "
+        f"was started from (SHA-256 {noted['sha256'][:12]}...)"
+    )
+    remedy = "put it back, or start a new run"
+    try:
+        start = _read(path)
+    except InputError as error:
+        raise InputError(f"{why}. It cannot be read; {remedy}: {error}") from error
+    if start.sha256 != noted["sha256"]:
+        raise InputError(f"{why}, and this is another; {remedy}")
+    return start
+
+
+def said_at_start(facts: Mapping[str, Any], begins_again: bool) -> list[str]:
+    """What a run that goes on repeats of its beginning: notes on its recipe, and what it had kept of which weights.
+
+    begins_again: the weights have been read again, of which is told anyway.
+    """
+    start = None if begins_again else facts.get("start")
+    return [*facts.get("notes", ()), *([f"started from {start['kept']}"] if start else [])]
+
+
+def _read(path: str) -> Start:
+    file = Path(path)
+    if file.suffix.lower() in _EXPORTS:
+        raise InputError(
+            f"weights {path}: an export, which holds no weights that can be trained on; give the .safetensors file "
+            "that it was made of, such as a run's best.safetensors"
+        )
+    try:
+        detector, info = load_weights(file)
+        names, origin = info.class_names, ""
+    except UnsafeFileError:  # a pickle, of which import_checkpoint runs nothing
+        imported = import_checkpoint(file)
+        detector, info = imported.detector, imported.info
+        names = info.class_names if imported.names_are_stored else ()
+        origin = f"imported from its {imported.part}, nothing of it was run"
+    for name, tensor in detector.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"weights {path}: {name} holds values that are infinite or no numbers; give earlier ones")
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return Start(path, digest, detector, info, names, origin)
+
+
+@torch.no_grad()
+def keep_tensors(detector: Detector, start: Start, class_names: Sequence[str]) -> str:
+    """Copy what fits of the start into a new detector of these classes, in place; a sentence on what did.
+
+    Of backbone and neck that are all tensors of equal name and shape. Of the head it is, for an equal number of
+    anchors, the rows of box and objectness, and those of the classes that have the same name in both; all others stay
+    as new. Raises InputError where not all of the backbone fits.
+    """
+    ours, theirs = detector.state_dict(), start.detector.state_dict()
+    body = [name for name in ours if not name.startswith("head.")]
+    kept = [name for name in body if name in theirs and theirs[name].shape == ours[name].shape]
+    of_backbone = [name for name in body if name.startswith("backbone.")]
+    lost = set(of_backbone) - set(kept)
+    if lost:
+        raise InputError(
+            f"weights {start.path}: {len(of_backbone) - len(lost)} of {len(of_backbone)} tensors of the backbone fit; "
+            f"they are of {_kind(start.detector)} and the run's detector is of {_kind(detector)}; start from weights "
+            "of the same size and backbone, or without any"
+        )
+    for name in kept:
+        ours[name].copy_(theirs[name])
+    pairs = _same_classes(class_names, start.class_names)
+    head = _keep_head(ours, theirs, detector, start.detector, pairs)
+    num_head = sum(name.startswith("head.") for name in ours)
+    is_whole = len(pairs) == detector.num_classes == start.detector.num_classes and head
+    num_kept = len(kept) + (num_head if is_whole and all(new == old for new, old in pairs) else 0)
+    return (
+        f"weights {one_line(start.path)} (size {start.info.size}, {start.detector.num_classes} classes"
+        f"{', ' + start.origin if start.origin else ''}): {num_kept} of {len(ours)} tensors kept; head: "
+        f"{_describe_head(head, [class_names[new] for new, _ in pairs], detector, start.detector)}"
+    )
+
+
+def _kind(detector: Detector) -> str:
+    """What decides on the shapes of a detector's backbone, in words."""
+    borrowed = "" if detector.borrowed is None else f" with a backbone {detector.borrowed.model_type}"
+    return f"size {detector.size}{borrowed}"
+
+
+def _same_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]:
+    """Numbers of the classes that have one name, here and in the weights.
+
+    With a single class the loss has no class term, so its row was or will never be trained: it is no class then.
+    """
+    if 1 in (len(ours), len(theirs)) and tuple(ours) != tuple(theirs):
+        return []
+    numbers = {name: number for number, name in enumerate(theirs)}
+    here, there = Counter(ours), Counter(theirs)
+    once = ((number, name) for number, name in enumerate(ours) if here[name] == there[name] == 1)
+    return [(number, numbers[name]) for number, name in once]
+
+
+def _keep_head(
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    detector: Detector,
+    other: Detector,
+    pairs: Sequence[tuple[int, int]],
+) -> bool:
+    """Copy the rows that stay; whether any did, which they do where both heads have as many anchors."""
+    names = [name for name in ours if name.startswith("head.")]
+    num_anchors = detector.anchors.num_anchors
+    fits = num_anchors == other.anchors.num_anchors and all(
+        name in theirs and theirs[name].shape[1:] == ours[name].shape[1:] for name in names
+    )
+    if not fits:
+        return False
+    new = [*range(_NUM_BEFORE_CLASSES), *(_NUM_BEFORE_CLASSES + number for number, _ in pairs)]
+    old = [*range(_NUM_BEFORE_CLASSES), *(_NUM_BEFORE_CLASSES + number for _, number in pairs)]
+    for name in names:
+        ours[name].unflatten(0, (num_anchors, -1))[:, new] = theirs[name].unflatten(0, (num_anchors, -1))[:, old]
+    return True
+
+
+def _describe_head(kept: bool, classes: Sequence[str], detector: Detector, other: Detector) -> str:
+    """In words, where the rows of these classes and those before them were kept, or nothing."""
+    ours, theirs, total = detector.anchors, other.anchors, detector.num_classes
+    if not kept:
+        return f"new, for {ours.num_anchors} anchors a level, where that of the weights has {theirs.num_anchors}"
+    named = ", ".join(shorten(name, 40)[1:-1] for name in classes[:_NUM_SHOWN])
+    named += ", ..." if len(classes) > _NUM_SHOWN else ""
+    if len(classes) == total:
+        rows = f"and of all {total} classes by name"
+    elif classes:
+        rows = f"and of {len(classes)} of {total} classes by name ({named}), those of the others are new"
+    else:
+        rows = (
+            f"those of the {total} classes are new, for none has its name there"
+            if total > 1
+            else "that of the class new"
+        )
+    learned = "" if ours == theirs else "; they were learned for other anchors than the run's"
+    return f"rows of box and objectness kept, {rows}{learned}"
