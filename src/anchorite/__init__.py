@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anchorite.predict import load as load
+    from pathlib import Path
+
+    from anchorite.devices import PrecisionName
+    from anchorite.predict import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; `anchorite --help` must not wait for it.
-    if name == "load":
-        from anchorite.predict import load
+def load(path: str | Path, device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
+    """A Predictor of a weight file, or of an export of one (.onnx, .xml), by the suffix.
 
-        return load
-    raise AttributeError(f"module 'anchorite' has no attribute '{name}'")
+    device: auto, cpu, cuda or cuda:N; precision: auto, fp32, bf16 or fp16 (auto alone for an export, which decides for
+    itself). Raises InputError for what cannot be read, and UnsafeFileError for what would have to be run to be read, as
+    .pt2 files would.
+    """
+    # torch takes seconds to import; `anchorite --help` must not wait for it.
+    from pathlib import Path
+
+    from anchorite.export import load_predictor
+
+    return load_predictor(Path(path), device, precision)

@@ -1,12 +1,22 @@
-"""What a run tells whoever listens: plain values, no printing in the library."""
+"""What a run tells whoever listens: plain values, no printing in the library.
+
+A run calls its listener with each event, in the training thread, one after the other: some `StoreProgress`, one
+`RunStarted`, then for each epoch its `StepDone` and `StepSkipped`, closed by `EpochDone`, and at last `RunFinished`. A
+run that is broken off ends with whatever it last told; one that is gone on with begins with `RunStarted` again. In
+distributed training the process of rank 0 alone tells anything. Epochs, batches and steps are counted from 1.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from anchorite.evaluate import ValidationResult
+from anchorite.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -20,18 +30,44 @@ class StoreProgress:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Once, before the first step. decisions: what was chosen automatically, each with its reason."""
+    """Once, before the first step: of a new run, and again of one that is gone on with.
+
+    decisions: what was chosen automatically, each with its reason. first_epoch, first_batch: how many epochs were done
+    before, and how many batches of the next one; 0 and 0 in a new run. num_batches: in an epoch. gains: "box",
+    "objectness" and "class", as the loss uses them. environment: releases, device and the like, by name. val_images:
+    in the order of `EpochDone.validation`.
+    """
 
     folder: Path
     decisions: tuple[str, ...]
     first_epoch: int
     num_epochs: int
     num_batches: int
+    first_batch: int = 0
+    recipe: Recipe = field(default_factory=Recipe)
+    class_names: tuple[str, ...] = ()
+    gains: Mapping[str, float] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    val_images: tuple[Path, ...] = ()
+
+    @property
+    def first_step(self) -> int:
+        """`StepDone.step` of the last step that was done before; 0 in a new run."""
+        return self.first_epoch * self.num_batches + self.first_batch
+
+    def settings(self) -> dict[str, bool | int | float | str]:
+        """The recipe's fields by dotted name and the gains as "effective.box" and so on, for loggers that keep flat
+        settings: lists as JSON, "none" for a field without a value.
+        """
+        return dict(_flat(self.recipe.model_dump(mode="json"))) | {f"effective.{n}": g for n, g in self.gains.items()}
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """After each batch. Losses are means over the epoch so far; seconds_left is for the whole run."""
+    """After each batch. Losses, with their gains, are means over the epoch so far; seconds_left is for the whole run.
+
+    step: which batch of the whole run this was. rate, bias_rate: of the last optimizer step, for weights and biases.
+    """
 
     epoch: int
     batch: int
@@ -40,6 +76,9 @@ class StepDone:
     classification: float
     images_per_second: float
     seconds_left: float
+    step: int = 0
+    rate: float = math.nan
+    bias_rate: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -51,7 +90,9 @@ class StepSkipped:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """After each epoch's validation. row: what metrics.csv holds; improved: best.safetensors was replaced."""
+    """After each epoch's validation, its weights and its checkpoint on disk. row: what metrics.csv holds, "epoch"
+    included, times in seconds, nan where there is nothing to measure; improved: best.safetensors was replaced.
+    """
 
     epoch: int
     row: dict[str, float]
@@ -61,7 +102,9 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class RunFinished:
-    """At the end. reason: "complete" or why it stopped early; best_epoch: None, and best_map void, without any mAP."""
+    """At the end. reason: "complete" or why it stopped early; best_epoch: None, and best_map void, without any mAP;
+    seconds: since this run, or the last resume of it, was started.
+    """
 
     folder: Path
     reason: str
@@ -74,11 +117,21 @@ Event = StoreProgress | RunStarted | StepDone | StepSkipped | EpochDone | RunFin
 
 
 class Listener(Protocol):
-    """Takes the events of a run."""
+    """Takes the events of a run. More kinds of event, and more fields of them, may come; none will go or change."""
 
     def __call__(self, event: Event) -> None:
-        """Called in the training thread; what it spends, the run waits."""
+        """Called in the training thread: what it spends, the run waits; what it raises ends the run (see `loggers`)."""
 
 
 def ignore(event: Event) -> None:
     """The listener of those who do not listen: nothing is to be done with an event."""
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, bool | int | float | str):
+            yield prefix + name, value
+        else:
+            yield prefix + name, "none" if value is None else json.dumps(value)
