@@ -39,3 +39,11 @@ class WorkerError(AnchoriteError):
     """A data worker or a rank died, hung or raised."""
 
     exit_code = 6
+
+
+class ToldElsewhere(WorkerError):
+    """What ends this rank was told by another one; exit_code is that of the cause."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("told by another rank")
+        self.exit_code = exit_code

@@ -15,7 +15,8 @@ from cyclopts import App, CycloptsError
 
 from anchorite import __version__
 from anchorite.cli.messages import hints, is_out_of_memory, usage_message
-from anchorite.errors import AnchoriteError, InputError, StorageError
+from anchorite.errors import AnchoriteError, InputError, StorageError, ToldElsewhere
+from anchorite.launch import FROM_RANK, launched_rank
 
 _HELP = """Train, check, explain and ship anchor-based YOLO detectors.
 
@@ -28,7 +29,7 @@ _COMMANDS = {
     "demo": "Train on synthetic scenes, validate, draw and report: the whole way in minutes.",
     "train": "Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC).",
     "validate": "Measure weights on a labelled split: COCO mAP in all, by size and by class.",
-    "predict": "Find objects in images: draws them, and writes them as JSON and YOLO txt.",
+    "predict": "Find objects in images and videos: draws them, and writes them as JSON and YOLO txt.",
     "explain": "Show on one page which anchors and cells answer for which box and why, and what each box costs.",
     "inspect": "List what is wrong with a dataset (exit 2: labels or images get lost, or leak); correct it in a copy.",
     "suspects": "Rank labels that are likely wrong: other classes, missing, misplaced, doubled; as a page and as CSV.",
@@ -98,10 +99,21 @@ def run(words: list[str], debug: bool = False) -> int:
             raise
         message, code = ended
         lines = [line for line in (message, *hints(error)) if line]
-        if lines:
-            print("anchorite: " + "\n".join(lines), file=sys.stderr)
+        if lines and (teller := _teller(error)):
+            print(f"{teller}: " + "\n".join(lines), file=sys.stderr)
         return code
     return 0
+
+
+def _teller(error: BaseException) -> str:
+    """Who tells an error: of several ranks the first one what fails on all alike; nobody what another has told."""
+    rank = launched_rank()
+    if isinstance(error, ToldElsewhere):
+        return ""
+    if rank == 0:
+        return "anchorite"
+    is_its_own = any(note.startswith(FROM_RANK) for note in getattr(error, "__notes__", ()))
+    return f"anchorite: rank {rank}" if is_its_own and not isinstance(error, KeyboardInterrupt) else ""
 
 
 def _ending(error: BaseException) -> tuple[str, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -55,12 +56,12 @@ class ProofOptions:
         bool, Parameter(negative="", help="Follow paths and links that lead out of a dataset; for data you trust.")
     ] = False
 
-    def measured_on(self, weights: Path, info: WeightsInfo) -> tuple[Record, ...]:
+    def measured_on(self, weights: Path, info: WeightsInfo) -> Sequence[Record]:
         """The labelled images to compare and measure on; empty where no data was given."""
         data = self.verify or self.calibrate
         return () if data is None else self._records(data, self.split, "--split", weights, info)
 
-    def calibrated_on(self, weights: Path, info: WeightsInfo) -> tuple[Record, ...]:
+    def calibrated_on(self, weights: Path, info: WeightsInfo) -> Sequence[Record]:
         """The training images that set int8's scales."""
         return (
             ()
@@ -68,7 +69,7 @@ class ProofOptions:
             else self._records(self.calibrate, "train", "--calibrate, split", weights, info)
         )
 
-    def _records(self, data: Path, split: str, said: str, weights: Path, info: WeightsInfo) -> tuple[Record, ...]:
+    def _records(self, data: Path, split: str, said: str, weights: Path, info: WeightsInfo) -> Sequence[Record]:
         """The images of a split with the classes of the weights; InputError when it is not there or has others."""
         from anchorite.data import open_dataset
         from anchorite.evaluate import require_classes, require_images

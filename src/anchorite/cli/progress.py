@@ -46,10 +46,39 @@ class Display(Protocol):
         """Which files to open, and what to do with them."""
 
 
-def choose_display(output: OutputOptions) -> Display:
-    """JSON lines or a screen, as asked for; InputError for both at once."""
+def choose_display(output: OutputOptions, is_first: bool = True) -> Display:
+    """JSON lines or a screen, as asked for; nothing unless this is the first rank. InputError for both at once."""
     output.check()
+    if not is_first:
+        return NoDisplay()
     return JsonLines() if output.json_lines else TrainingDisplay(choose_screen(output.quiet))
+
+
+class NoDisplay:
+    """Shows nothing: that of the ranks other than the first."""
+
+    run_folder: Path | None = None
+
+    def __enter__(self) -> NoDisplay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __call__(self, event: Event) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def hint(self, sentence: str, command: str | None = None) -> None:
+        """Nothing."""
+
+    def dataset(self, dataset: DatasetIndex) -> None:
+        """Nothing."""
+
+    def finished(self, folder: Path) -> None:
+        """Nothing."""
 
 
 class TrainingDisplay:
@@ -173,7 +202,7 @@ def telling_how_to_go_on(display: Display) -> Iterator[None]:
     """Add to whatever ends a started run from outside how to go on with it."""
     try:
         yield
-    except (KeyboardInterrupt, StorageError, WorkerError, OSError) as error:
+    except (KeyboardInterrupt, StorageError, WorkerError, OSError, RuntimeError) as error:  # the last: ranks are lost
         if display.run_folder is not None:
             error.add_note(f"{GO_ON} anchorite train --resume {shlex.quote(str(display.run_folder))}")
         raise

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import OutputOptions, ReadingOptions, RecipeOptions
+from anchorite.cli.options import ReadingOptions, RecipeOptions, TellingOptions
+
+Change = Literal["data", "recipe", "ranks"]
 
 if TYPE_CHECKING:
     from anchorite.cli.progress import Display
@@ -24,19 +26,27 @@ def train(
         Path | None, Parameter(help="Folder of a run to go on with; DATA only where the data has moved.")
     ] = None,
     allow: Annotated[
-        list[Literal["data", "recipe"]] | None,
+        list[Change] | None,
         Parameter(negative="", help="With --resume: what may have changed since the run was started."),
     ] = None,
     reading: Annotated[ReadingOptions | None, Parameter(name="*")] = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*")] = None,
-    output: Annotated[OutputOptions | None, Parameter(name="*")] = None,
+    telling: Annotated[TellingOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC, recognised by looking)."""
     from anchorite.errors import InputError
+    from anchorite.launch import may_restart
 
+    restarts, restarted = may_restart()
+    if restarts and out is None and resume is None:
+        raise InputError(
+            "torchrun --max-restarts without --out: a restart has to find the run that it goes on with; name its folder"
+        )
+    if restarted and out is not None and (out / "run.json").is_file():
+        out, resume, recipe, fields = None, out, None, None  # what they say is in the run
     reading, fields = reading or ReadingOptions(), fields or RecipeOptions()
-    output = output or OutputOptions()
-    output.check()
+    telling = telling or TellingOptions()
+    telling.output.check()
     if resume is not None:
         refused = [flag for flag, value in {"--recipe": recipe, "--out": out}.items() if value is not None]
         refused += fields.flags_given()
@@ -45,40 +55,53 @@ def train(
                 f"{', '.join(refused)} with --resume: a run goes on as it was started; "
                 f"leave {'it' if len(refused) == 1 else 'them'} out, or start a new run without --resume"
             )
-        _go_on(resume, data, reading, allow or [], output)
+        _go_on(resume, data, reading, allow or [], telling)
     elif allow:
         raise InputError("--allow is for --resume: a new run has nothing to differ from; leave it out")
     elif data is None:
         raise InputError("train: DATA is missing: anchorite train DATA, or anchorite train --resume RUN")
     else:
-        _start(data, out, fields.recipe(recipe), reading, output)
+        _start(data, out, *fields.recipe(recipe), reading, telling)
 
 
 def _start(
     data: Path,
     out: Path | None,
     recipe: Recipe,
+    notes: tuple[str, ...],
     reading: ReadingOptions,
-    output: OutputOptions,
+    telling: TellingOptions,
 ) -> None:
     from anchorite.cli.folders import data_name, free_folder, refuse_taken
+    from anchorite.cli.loggers import chosen_loggers
     from anchorite.cli.progress import choose_display, telling_how_to_go_on
+    from anchorite.ranks import joined
     from anchorite.report import conclude_run
-    from anchorite.train import RunFolder, choose_device, choose_precision
+    from anchorite.train import RunFolder, choose_precision, device_of_rank, listeners, read_borrowed, read_start
     from anchorite.train import train as start_run
 
-    # What reading and decoding the data would only delay is refused first.
-    device = choose_device(recipe.device)
-    choose_precision(recipe.precision, device)
-    folder = out or free_folder(Path("runs") / f"{data_name(data)}-{recipe.model}")
-    refuse_taken(folder)
-    with choose_display(output) as display, telling_how_to_go_on(display):
-        dataset = reading.open(data)
-        display.dataset(dataset)
-        listener = _with_hints(display, folder, dataset, recipe, device.type)
-        start_run(recipe, dataset, folder, listener)
-        conclude_run(folder, RunFolder(folder).as_trained(dataset))
-    display.finished(folder)
+    with joined(recipe.rank_timeout_s) as ranks:
+        # What reading and decoding the data would only delay is refused first.
+        device = device_of_rank(recipe.device, ranks)
+        choose_precision(recipe.precision, device)
+        recipe, start = read_start(recipe)
+        read_borrowed(recipe, start)
+        del start  # as large as the network
+        folder = Path(ranks.from_first(str(out or free_folder(Path("runs") / f"{data_name(data)}-{recipe.model}"))))
+        if ranks.is_first:
+            refuse_taken(folder)
+        with (
+            choose_display(telling.output, ranks.is_first) as display,
+            telling_how_to_go_on(display),
+            chosen_loggers(telling.of_rank(ranks.is_first), display) as logged,
+        ):
+            dataset = reading.open(data)
+            display.dataset(dataset)
+            listener = listeners(_with_hints(display, folder, dataset, recipe, device.type), logged)
+            start_run(recipe, dataset, folder, listener, notes, ranks)
+            if ranks.is_first:
+                conclude_run(folder, RunFolder(folder).as_trained(dataset))
+        display.finished(folder)
 
 
 def _with_hints(display: Display, folder: Path, dataset: DatasetIndex, recipe: Recipe, device_type: str) -> Listener:
@@ -104,23 +127,31 @@ def _go_on(
     folder: Path,
     data: Path | None,
     reading: ReadingOptions,
-    allow: list[Literal["data", "recipe"]],
-    output: OutputOptions,
+    allow: list[Change],
+    telling: TellingOptions,
 ) -> None:
+    from anchorite.cli.loggers import chosen_loggers
     from anchorite.cli.progress import choose_display, telling_how_to_go_on
+    from anchorite.ranks import joined
     from anchorite.report import conclude_run, is_concluded
-    from anchorite.train import RunFolder
+    from anchorite.train import RunFolder, listeners
     from anchorite.train import resume as resume_run
 
     run = RunFolder.open(folder)
     facts = run.read_facts()
-    with choose_display(output) as display, telling_how_to_go_on(display):
-        if is_concluded(folder):
-            display.say(f"{folder}: this run is complete; there is nothing to go on with, and nothing was changed")
-        else:
-            dataset = reading.open_again(facts, data)
-            display.dataset(dataset)
-            if not run.summary.is_file():
-                resume_run(folder, dataset, display, allow)
-            conclude_run(folder, run.as_trained(dataset))
-    display.finished(folder)
+    with joined(run.read_recipe().rank_timeout_s) as ranks:
+        with (
+            choose_display(telling.output, ranks.is_first) as display,
+            telling_how_to_go_on(display),
+            chosen_loggers(telling.of_rank(ranks.is_first), display, folder if ranks.is_first else None) as logged,
+        ):
+            if ranks.from_first(is_concluded(folder)):
+                display.say(f"{folder}: this run is complete; there is nothing to go on with, and nothing was changed")
+            else:
+                dataset = reading.open_again(facts, data)
+                display.dataset(dataset)
+                if not ranks.from_first(run.summary.is_file()):
+                    resume_run(folder, dataset, listeners(display, logged), allow, ranks)
+                if ranks.is_first:
+                    conclude_run(folder, run.as_trained(dataset))
+        display.finished(folder)

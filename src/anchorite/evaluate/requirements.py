@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from anchorite.data import DatasetIndex, Record
@@ -39,7 +40,7 @@ def require_side(image_size: int, stride: int, of_what: str) -> int:
     return image_size
 
 
-def require_images(dataset: DatasetIndex, split: str, said: str = "--split") -> tuple[Record, ...]:
+def require_images(dataset: DatasetIndex, split: str, said: str = "--split") -> Sequence[Record]:
     """The records of a split; InputError where it is not there or empty, naming those that are.
 
     said: what the user said to have it looked for.

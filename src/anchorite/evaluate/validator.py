@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from anchorite.boxes import Targets
+from anchorite.boxes import Detections, Targets
 from anchorite.data import (
     ImageStore,
     LetterboxedBatch,
@@ -24,16 +26,31 @@ from anchorite.data import (
 from anchorite.errors import DivergedError, InputError
 from anchorite.evaluate.config import ValidationConfig
 from anchorite.evaluate.result import ValidationLosses, ValidationResult
+from anchorite.evaluate.sharing import Shared
 from anchorite.evaluate.stopwatch import Stopwatch
 from anchorite.evaluate.targets import batch_targets
 from anchorite.loss import LossTerms
 from anchorite.metrics import Found, Truth, coco_metrics
-from anchorite.model import Detector, fold_batch_norm, to_channels_last
+from anchorite.model import Detector, WeightsInfo, fold_batch_norm, to_channels_last
 from anchorite.model.fold import is_folded
-from anchorite.predict import BatchDetections, Runtime, batch_detections
+from anchorite.predict import BatchDetections, PredictConfig, Runtime, batch_detections
 
 Progress = Callable[[int, int], None]
 Criterion = Callable[[Sequence[Tensor], Targets], LossTerms]
+Finish = Callable[[], ValidationResult]
+
+
+class Finder(Protocol):
+    """What finds objects in image files: a `Predictor` or an `Ensemble`."""
+
+    @property
+    def info(self) -> WeightsInfo:
+        """Its class names, among others."""
+
+    def stream(
+        self, sources: Any, config: PredictConfig | None, image_size: int | None, batch_size: int
+    ) -> Iterator[tuple[NDArray[np.uint8], Detections]]:
+        """Each image with its detections, in the order of the sources; raises InputError for what is no image."""
 
 
 class Validator:
@@ -41,7 +58,7 @@ class Validator:
 
     image_size: long side of the network input in pixels; store_mode: where decoded images are kept (see ImageStore);
     progress: called with (images done, images in all) while they are decoded; skip_bad: go on without those that cannot
-    be, which `left_out` then names.
+    be, which `left_out` then names. shared: with several ranks each decodes and measures a part, and all must ask.
     Raises InputError when there are no records, and what building an ImageStore raises.
     """
 
@@ -54,6 +71,7 @@ class Validator:
         store_mode: StoreMode = "auto",
         progress: Progress | None = None,
         skip_bad: bool = False,
+        shared: Shared | None = None,
     ) -> None:
         if not records or batch_size < 1:
             raise InputError(
@@ -62,13 +80,20 @@ class Validator:
         self.class_names = tuple(class_names)
         self.image_size = image_size
         self.batch_size = batch_size
-        self._store = ImageStore(records, image_size, store_mode, skip_bad=skip_bad)
+        self._shared = shared or Shared()
+        mine = self._shared.mine(records, image_size, batch_size)
+        self._store = ImageStore([records[number] for number in mine], image_size, store_mode, skip_bad=skip_bad)
         self._store.build(progress)
-        self.records, self.left_out = self._store.records, self._store.left_out
+        gone = self._shared.left_out(records, mine, self._store.left_out)
+        kept = [number for number in range(len(records)) if number not in gone]
+        self.left_out = tuple(gone.values())
+        self.records = tuple(records[number] for number in kept)
         if not self.records:
             raise InputError(
                 f"none of the {len(records)} images to validate on can be decoded: {self.left_out[0].reason}"
             )
+        place_of = {number: place for place, number in enumerate(kept)}
+        self._places = [place_of[number] for number in mine if number in place_of]  # of this rank's, in all
         self.truths = tuple(
             Truth(record.boxes_xyxy, record.class_ids, record.ignored, record.areas) for record in self.records
         )
@@ -93,6 +118,22 @@ class Validator:
         measured too, each image with the same weight. Raises InputError when the detector's classes do not fit or the
         image size is no multiple of its coarsest stride, DivergedError naming an image when its output is not finite.
         """
+        finish = self.run_shared(detector, config, device, autocast_dtype, criterion)
+        assert finish is not None, "of several ranks only the first has a result; call run_shared"
+        return finish()
+
+    def run_shared(
+        self,
+        detector: Detector,
+        config: ValidationConfig | None = None,
+        device: torch.device | str | None = None,
+        autocast_dtype: torch.dtype | None = None,
+        criterion: Criterion | None = None,
+    ) -> Finish | None:
+        """`run` for several ranks, which all call it with the same weights, but for computing the metrics.
+
+        What is left of it on the first rank, which may be done in a thread; None on others.
+        """
         self._check_fit(detector.num_classes)
         modules = [module for module in (detector, criterion) if isinstance(module, nn.Module)]
         device = _device_of(detector) if device is None else torch.device(device)
@@ -107,7 +148,7 @@ class Validator:
 
         def loss_terms(logits: Sequence[Tensor], batch: LetterboxedBatch) -> Sequence[Tensor]:
             assert criterion is not None
-            return criterion(logits, batch_targets(self.records, batch).to(device))[1:]
+            return criterion(logits, batch_targets(self._store.records, batch).to(device))[1:]
 
         with torch.inference_mode(), _evaluating(modules):
             return self._measure(
@@ -127,7 +168,28 @@ class Validator:
         rectangular = config.rectangular and runtime.fixed_side is None
         stride = runtime.info.anchors.strides[-1]
         batches = letterboxed_batches(self._store, self.image_size, self.batch_size, stride, rectangular)
-        return self._measure(batches, runtime.outputs, lambda outputs: runtime.detections(outputs, limits))
+        finish = self._measure(batches, runtime.outputs, lambda outputs: runtime.detections(outputs, limits))
+        assert finish is not None, "exports are measured by a single process"
+        return finish()
+
+    def run_finder(
+        self, finder: Finder, config: ValidationConfig | None = None, image_size: int | None = None
+    ) -> ValidationResult:
+        """`run` for what turns image files into detections by itself, such as an ensemble: all its time is "forward".
+
+        image_size: long side of its input, None for its own; the validator's is for the images it keeps itself, so that
+        it may be made with `store_mode` "none". Raises what the finder raises, and InputError when classes do not fit.
+        """
+        self._check_fit(len(finder.info.class_names))
+        limits = (config or ValidationConfig()).predict_config()
+        stopwatch = Stopwatch()
+        with stopwatch("forward"):
+            paths = [record.path for record in self.records]
+            found = [detections for _, detections in finder.stream(paths, limits, image_size, self.batch_size)]
+        founds = tuple(
+            Found(one.boxes_xyxy.double().numpy(), one.scores.double().numpy(), one.class_ids.numpy()) for one in found
+        )
+        return self._result(founds, None, stopwatch)
 
     def _measure(
         self,
@@ -135,7 +197,7 @@ class Validator:
         outputs_of: Callable[[Tensor], Sequence[Tensor]],
         detections_of: Callable[[Sequence[Tensor]], BatchDetections],
         losses_of: Callable[[Sequence[Tensor], LetterboxedBatch], Sequence[Tensor]] | None = None,
-    ) -> ValidationResult:
+    ) -> Finish | None:
         """All batches through a network: its outputs, what is found in them, and (3,) loss terms where asked for."""
         found_by_index: dict[int, Found] = {}
         sums = torch.zeros(3, dtype=torch.float64)
@@ -150,8 +212,17 @@ class Validator:
             if losses_of is not None:
                 with stopwatch("loss"):
                     sums += torch.stack(list(losses_of(outputs, batch))).double().cpu() * len(batch.indices)
-        losses = None if losses_of is None else ValidationLosses(*(sums / len(self)).tolist())
-        founds = tuple(found_by_index[index] for index in range(len(self)))
+        ranks = self._shared.ranks
+        losses = None if losses_of is None else ValidationLosses(*(ranks.sum(sums) / len(self)).tolist())
+        together = self._shared.together(self._places, [found_by_index[index] for index in range(len(self._places))])
+        if not ranks.is_first:
+            return None
+        founds = tuple(together[index] for index in range(len(self)))
+        return lambda: self._result(founds, losses, stopwatch)
+
+    def _result(
+        self, founds: tuple[Found, ...], losses: ValidationLosses | None, stopwatch: Stopwatch
+    ) -> ValidationResult:
         with stopwatch("metrics"):
             metrics = coco_metrics(self.truths, founds, self.class_names)
         return ValidationResult(metrics, losses, self.truths, founds, self.class_names, stopwatch.speed(len(self)))
@@ -171,8 +242,8 @@ class Validator:
         for index, fine in zip(batch.indices.tolist(), most.isfinite().tolist(), strict=True):
             if not fine:
                 raise DivergedError(
-                    f"{self.records[index].path}: the network's output for this image is not finite: its training "
-                    "diverged or its weights are damaged. Use earlier weights, or try float32"
+                    f"{self._store.records[index].path}: the network's output for this image is not finite: its "
+                    "training diverged or its weights are damaged. Use earlier weights, or try float32"
                 )
 
 

@@ -20,6 +20,7 @@ from anchorite.loss.assign import Assignment, assign_to
 from anchorite.loss.config import LossConfig
 from anchorite.loss.logits import LevelLogits, as_level_logits
 from anchorite.loss.terms import bce_sum, class_targets, objectness_targets, share_of_each, weighted_sum
+from anchorite.ranks import ALONE, Ranks
 
 _BALANCE_OF_THREE = (4.0, 1.0, 0.4)
 _BALANCE_OF_FIVE = (4.0, 1.0, 0.25, 0.06, 0.02)
@@ -52,10 +53,17 @@ class DetectionLoss(nn.Module):
     Called with one entry of logits a level (a dense tensor (B, A, 5 + K, H, W), or anything that answers
     `objectness()` and `at(...)`) and the batch's Targets; returns LossTerms. The loss is computed in float32 under
     any autocast, in float64 for float64 logits. Source: docs/objective.md, section 4.
+
+    With several ranks each is called with its part of the batch, and the terms are those of the whole batch: means are
+    taken over all ranks' candidates and places. total is this rank's part times their number, so that the mean of the
+    ranks' gradients is the gradient of the whole batch.
     """
 
-    def __init__(self, anchors: AnchorSet, num_classes: int, config: LossConfig | None = None) -> None:
+    def __init__(
+        self, anchors: AnchorSet, num_classes: int, config: LossConfig | None = None, ranks: Ranks = ALONE
+    ) -> None:
         super().__init__()
+        self.ranks = ranks
         self.anchors = anchors
         self.num_classes = num_classes
         self.config = config or LossConfig()
@@ -75,8 +83,10 @@ class DetectionLoss(nn.Module):
         # Level against which automatic balance is normalised: stride 16, or the nearest to it (the finer of two).
         self._pivot = min(range(anchors.num_levels), key=lambda level: abs(anchors.strides[level] - 16))
 
-    def forward(self, logits: Sequence[Tensor | LevelLogits], targets: Targets) -> LossTerms:
-        """The loss of one batch."""
+    def forward(
+        self, logits: Sequence[Tensor | LevelLogits], targets: Targets, num_images: int | None = None
+    ) -> LossTerms:
+        """The loss of one batch; num_images: of the batch on all ranks together, None for as many as there are here."""
         levels = [as_level_logits(level) for level in logits]
         if len(levels) != self.anchors.num_levels:
             raise InputError(f"{len(levels)} levels of logits for {self.anchors.num_levels} levels of anchors")
@@ -88,18 +98,19 @@ class DetectionLoss(nn.Module):
         picked = torch.cat([of.at(f.image, f.anchor, f.row, f.column) for of, f in zip(levels, found, strict=True)])
         with _without_autocast(maps[0].device.type):
             maps = [_in_loss_precision(objectness) for objectness in maps]
-            return self._terms(maps, _in_loss_precision(picked), found)
+            return self._terms(maps, _in_loss_precision(picked), found, num_images or maps[0].shape[0])
 
-    def _terms(self, maps: list[Tensor], logits: Tensor, found: list[Assignment]) -> LossTerms:
+    def _terms(self, maps: list[Tensor], logits: Tensor, found: list[Assignment], num_images: int) -> LossTerms:
         """The loss from objectness maps (B, A, H, W), one a level, and the logits (P, 5 + K) of all candidates."""
-        config = self.config
+        config, ranks = self.config, self.ranks
         valid = torch.cat([level.valid for level in found])
-        shares = torch.cat([share_of_each(level.valid, logits.dtype) for level in found])
+        counts = ranks.sum(torch.stack([level.valid.sum() for level in found]))
+        shares = torch.cat([share_of_each(f.valid, logits.dtype, n) for f, n in zip(found, counts, strict=True)])
         # split, not slices: its backward writes the gradient of the logits once.
         box_logits, _, class_logits = logits.split((4, 1, self.num_classes), dim=1)
         iou = self._iou(box_logits, found)
         box = config.box_gain * weighted_sum(1 - iou, shares, valid)
-        per_level = self._objectness_by_level(maps, iou.detach(), found)
+        per_level = self._objectness_by_level(maps, iou.detach(), found, num_images)
         # A copy: the backward pass needs the weights as they were, not as automatic balance leaves them. Made by a
         # product, because torch.compile makes any cheaper copy a second time in the backward pass, from the changed
         # buffer; results of products it keeps.
@@ -108,10 +119,15 @@ class DetectionLoss(nn.Module):
         objectness = config.objectness_gain * (balance * per_level).sum()
         class_index = torch.cat([level.class_index for level in found])
         classification = config.class_gain * self._class_term(class_logits, class_index, shares)
-        total = (box + objectness + classification) * maps[0].shape[0]
+        total = (box + objectness + classification) * (num_images * ranks.count)
+        box, classification, per_level = box.detach(), classification.detach(), per_level.detach()
+        if ranks.are_several:
+            box, classification, *parts = ranks.sum(torch.stack([box, classification, *per_level])).unbind()
+            per_level = torch.stack(parts)
+            objectness = config.objectness_gain * (balance * per_level).sum()
         if config.automatic_balance and self.training:
-            self._follow(per_level.detach())
-        return LossTerms(total, box.detach(), objectness.detach(), classification.detach())
+            self._follow(per_level)
+        return LossTerms(total, box, objectness.detach(), classification)
 
     def _iou(self, box_logits: Tensor, found: list[Assignment]) -> Tensor:
         """(P,) IoU of each candidate's predicted box with its target."""
@@ -120,8 +136,8 @@ class DetectionLoss(nn.Module):
         goals = torch.cat([level.box for level in found]).to(box_logits.dtype)
         return paired_iou(decode_boxes(box_logits, sides), goals, self.config.box_iou)
 
-    def _objectness_by_level(self, maps: list[Tensor], iou: Tensor, found: list[Assignment]) -> Tensor:
-        """(L,) objectness losses, without balance and gain."""
+    def _objectness_by_level(self, maps: list[Tensor], iou: Tensor, found: list[Assignment], num_images: int) -> Tensor:
+        """(L,) objectness losses, without balance and gain: this rank's part of the means over num_images images."""
         config = self.config
         losses = []
         ious = iou.split([level.valid.shape[0] for level in found])
@@ -131,7 +147,7 @@ class DetectionLoss(nn.Module):
             batch, height, width, num_anchors = by_place.shape
             shape = (batch, height, width, num_anchors)
             goals = objectness_targets(level, iou_of_level, shape, config.objectness_iou_ratio, config.collision)
-            answers, share = by_place.flatten(), 1 / goals.shape[0]
+            answers, share = by_place.flatten(), 1 / (num_images * height * width * num_anchors)
             losses.append(bce_sum(answers, goals, share, config.objectness_pos_weight, config.focal_gamma))
         return torch.stack(losses)
 

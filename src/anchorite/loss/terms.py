@@ -131,9 +131,14 @@ def objectness_targets(
     return targets[:num_places]
 
 
-def share_of_each(valid: Bool[Tensor, " P"], dtype: torch.dtype) -> Float[Tensor, " P"]:
-    """(P,) the weight of each candidate of a level in the level's mean: 1 / n for n valid ones."""
-    return valid.to(dtype) / valid.sum().clamp(min=1)
+def share_of_each(
+    valid: Bool[Tensor, " P"], dtype: torch.dtype, num_valid: Tensor | None = None
+) -> Float[Tensor, " P"]:
+    """(P,) the weight of each candidate of a level in the level's mean: 1 / n for n valid ones.
+
+    num_valid: n where the mean is over more candidates than these, a scalar.
+    """
+    return valid.to(dtype) / (valid.sum() if num_valid is None else num_valid).clamp(min=1)
 
 
 def weighted_sum(

@@ -9,6 +9,7 @@ from anchorite.train.built_in import built_in_recipes
 
 if TYPE_CHECKING:
     from anchorite.devices import choose_device, choose_precision
+    from anchorite.train.callbacks import listeners, loggers
     from anchorite.train.events import (
         EpochDone,
         Event,
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
         StepSkipped,
         StoreProgress,
     )
-    from anchorite.train.loop import resume, train
-    from anchorite.train.recipe import Recipe, load_recipe, parse_setting, with_settings
+    from anchorite.train.places import device_of_rank
+    from anchorite.train.recipe import Recipe, load_recipe, parse_setting, read_recipe, with_settings
     from anchorite.train.run_folder import RunFolder
+    from anchorite.train.running import resume, train
+    from anchorite.train.starting_backbone import read_borrowed
+    from anchorite.train.starting_weights import Start, read_start
+    from anchorite.train.tensorboard import TensorBoard
 
 __all__ = [
     "EpochDone",
@@ -31,14 +36,22 @@ __all__ = [
     "RunFinished",
     "RunFolder",
     "RunStarted",
+    "Start",
     "StepDone",
     "StepSkipped",
     "StoreProgress",
+    "TensorBoard",
     "built_in_recipes",
     "choose_device",
     "choose_precision",
+    "device_of_rank",
+    "listeners",
     "load_recipe",
+    "loggers",
     "parse_setting",
+    "read_borrowed",
+    "read_recipe",
+    "read_start",
     "resume",
     "train",
     "with_settings",
@@ -46,13 +59,18 @@ __all__ = [
 
 _LATE = {
     "anchorite.devices": ("choose_device", "choose_precision"),
+    "anchorite.train.callbacks": ("listeners", "loggers"),
     "anchorite.train.events": (
         "EpochDone", "Event", "Listener", "RunFinished", "RunStarted", "StepDone", "StepSkipped",
         "StoreProgress",
     ),
-    "anchorite.train.loop": ("resume", "train"),
-    "anchorite.train.recipe": ("Recipe", "load_recipe", "parse_setting", "with_settings"),
+    "anchorite.train.places": ("device_of_rank",),
+    "anchorite.train.running": ("resume", "train"),
+    "anchorite.train.recipe": ("Recipe", "load_recipe", "parse_setting", "read_recipe", "with_settings"),
     "anchorite.train.run_folder": ("RunFolder",),
+    "anchorite.train.starting_backbone": ("read_borrowed",),
+    "anchorite.train.starting_weights": ("Start", "read_start"),
+    "anchorite.train.tensorboard": ("TensorBoard",),
 }  # fmt: skip
 
 

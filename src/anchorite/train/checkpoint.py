@@ -22,6 +22,7 @@ from torch import Tensor
 
 from anchorite.errors import StorageError
 from anchorite.files import write_atomically, write_text_atomically
+from anchorite.ranks import ALONE, Ranks
 from anchorite.train.progress import Progress
 from anchorite.train.step import Trainee
 
@@ -61,22 +62,31 @@ def save_checkpoint(folder: Path, trainee: Trainee, progress: Progress) -> Path:
     return path
 
 
-def load_latest(folder: Path, trainee: Trainee) -> tuple[Progress, list[str]]:
+def load_latest(folder: Path, trainee: Trainee, ranks: Ranks = ALONE) -> tuple[Progress, list[str]]:
     """Restore the newest checkpoint that is whole; its progress, and what the user should know of it.
 
     That is a line on each newer one that is damaged, and one where the machine differs from that of the checkpoint.
-    Raises StorageError when there is none that can be used; nothing is deleted.
+    The first rank reads, and gives the others what it has read. Raises StorageError when there is none that can be
+    used; nothing is deleted.
     """
+    manifest, tensors, said = _newest_whole(folder) if ranks.is_first else ({}, {}, [])
+    manifest, said = ranks.from_first([manifest, said])
+    _restore(trainee, ranks.tensors_from_first(tensors), manifest)
+    changed = _other_environment(manifest["environment"], environment(trainee))
+    return Progress.from_json(manifest["progress"]), said + changed
+
+
+def _newest_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+    """Manifest and tensors of the newest checkpoint that is whole, and a line on each newer one that is damaged."""
     said: list[str] = []
     for manifest_path in reversed(_manifests(folder)):
         try:
             manifest, tensors = _read(manifest_path)
-            progress = Progress.from_json(manifest["progress"])
+            Progress.from_json(manifest["progress"])
         except (OSError, ValueError, KeyError) as error:
             said.append(f"{manifest_path.with_suffix('.safetensors')}: damaged, passed over: {_reason(error)}")
             continue
-        _restore(trainee, tensors, manifest)
-        return progress, said + _other_environment(manifest["environment"], environment(trainee))
+        return manifest, tensors, said
     found = "\n".join(said) or "there is none"
     raise StorageError(
         f"{folder}: no checkpoint to resume from: {found}\nnothing was deleted or started; start a new run with --out"

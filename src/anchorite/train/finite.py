@@ -13,10 +13,11 @@ class Lasting:
 
     def __init__(self, *modules: nn.Module) -> None:
         named = [(name, buffer) for module in modules for name, buffer in module.named_buffers()]
-        # Constants are not changed; of what is, foreach wants one type at a time.
-        self._names = [name for name, buffer in named if buffer.dtype == torch.float32]
-        self._floats = [buffer for _, buffer in named if buffer.dtype == torch.float32]
-        self._others = [buffer for _, buffer in named if buffer.dtype != torch.float32]
+        # Of what is changed, foreach wants one type at a time: that of the statistics, and what else there is.
+        dtype = next((buffer.dtype for _, buffer in named if buffer.is_floating_point()), torch.float32)
+        self._names = [name for name, buffer in named if buffer.dtype == dtype]
+        self._floats = [buffer for _, buffer in named if buffer.dtype == dtype]
+        self._others = [buffer for _, buffer in named if buffer.dtype != dtype]
         self._kept = [buffer.clone() for buffer in (*self._floats, *self._others)]
 
     @torch.no_grad()
@@ -37,11 +38,11 @@ class Lasting:
 
     @torch.no_grad()
     def are_finite(self) -> Tensor:
-        """Whether every float32 buffer is finite, a scalar bool on their device."""
+        """Whether every statistic is finite, a scalar bool on their device."""
         return torch.stack(torch._foreach_norm(self._floats, float("inf"))).isfinite().all()
 
     def first_not_finite(self) -> str | None:
-        """The name of the first float32 buffer that is not finite."""
+        """The name of the first statistic that is not finite."""
         if bool(self.are_finite()):
             return None
         bad = (name for name, buffer in zip(self._names, self._floats, strict=True) if not buffer.isfinite().all())
@@ -50,7 +51,8 @@ class Lasting:
     def _copy(self, sources: list[Tensor], targets: list[Tensor]) -> None:
         num_floats = len(self._floats)
         torch._foreach_copy_(targets[:num_floats], sources[:num_floats])
-        torch._foreach_copy_(targets[num_floats:], sources[num_floats:])
+        if targets[num_floats:]:
+            torch._foreach_copy_(targets[num_floats:], sources[num_floats:])
 
 
 def first_not_finite(terms: LossTerms) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,36 +15,49 @@ from anchorite.data import (
     Loader,
     LoaderConfig,
     Record,
+    ShardedSplit,
+    StreamedImages,
+    StreamSamples,
     TrainSamples,
     choose_place,
     make_loader,
+    make_stream_loader,
+    readable,
 )
 from anchorite.data.store import Progress
 from anchorite.devices import choose_compile
 from anchorite.errors import InputError
+from anchorite.ranks import ALONE, Ranks
 from anchorite.train.recipe import Recipe
 
 
 class KeptImages(NamedTuple):
     """The decoded images that a run trains on, and why they are kept where they are (empty: by default)."""
 
-    store: ImageStore | DeviceStore
+    store: ImageStore | DeviceStore | StreamedImages
     reason: str
 
     @property
-    def images(self) -> ImageStore:
+    def images(self) -> ImageStore | StreamedImages:
         """The records that remain, and those that were left out."""
-        return self.store if isinstance(self.store, ImageStore) else self.store.images
+        return self.store.images if isinstance(self.store, DeviceStore) else self.store
 
 
 def keep_images(
-    recipe: Recipe, records: tuple[Record, ...], device: torch.device, progress: Progress, skip_bad: bool = False
+    recipe: Recipe,
+    records: Sequence[Record],
+    device: torch.device,
+    progress: Progress,
+    skip_bad: bool = False,
+    ranks: Ranks = ALONE,
 ) -> KeptImages:
-    """The training images, decoded. skip_bad: without those that cannot be.
+    """The training images, decoded. skip_bad: without those that cannot be. Images in shards stay there.
 
     On the device when the recipe's store says "device", or "auto" with a CUDA device and they fit there or in memory.
     Raises InputError when they fit nowhere and "device" was asked for, or an image cannot be decoded.
     """
+    if isinstance(records, ShardedSplit):
+        return KeptImages(readable(records, progress) if skip_bad else StreamedImages(records), "")
     if recipe.store == "device" or (recipe.store == "auto" and device.type == "cuda"):
         on_device = DeviceStore(records, recipe.image_size, device, skip_bad=skip_bad)
         place, reason = choose_place(on_device.num_bytes, device)
@@ -54,19 +68,20 @@ def keep_images(
         if recipe.store == "device":
             raise InputError(f"store device: {reason}. Choose a smaller image_size, or store disk or none")
     store = ImageStore(records, recipe.image_size, mode=recipe.image_store, skip_bad=skip_bad)
-    store.build(progress)
+    store.build(progress, ranks)
     return KeptImages(store, "")
 
 
 def build_loader(
-    recipe: Recipe, kept: KeptImages, device: torch.device, size_step: int
+    recipe: Recipe, kept: KeptImages, device: torch.device, size_step: int, ranks: Ranks = ALONE
 ) -> tuple[Loader | DeviceLoader, list[str]]:
     """The training loader, and what was decided. size_step: of the sides of multi-scale batches."""
     images = kept.images
-    samples = TrainSamples(images, images.records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs)
     if isinstance(kept.store, DeviceStore):
-        return _on_device(recipe, samples, kept.store, size_step, kept.reason)
-    workers = default_workers(device) if recipe.workers is None else recipe.workers
+        assert isinstance(images, ImageStore)
+        samples = TrainSamples(images, images.records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs)
+        return _on_device(recipe, samples, kept, size_step, ranks)
+    workers = default_workers(device, ranks) if recipe.workers is None else recipe.workers
     config = LoaderConfig(
         batch_size=recipe.batch,
         workers=workers,
@@ -74,14 +89,29 @@ def build_loader(
         size_step=size_step,
         worker_timeout_s=recipe.worker_timeout_s,
         pin_memory=device.type == "cuda",
+        rank=ranks.number,
+        num_ranks=ranks.count,
     )
+    if isinstance(images, StreamedImages):
+        stream = StreamSamples(images.records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs)
+        sentence = f"images read from {len(images.records.shards)} shards as a stream; {workers} loader processes"
+        return make_stream_loader(stream, config), [sentence]
+    samples = TrainSamples(images, images.records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs)
     return make_loader(samples, config), [f"images in store: {images.mode}; {workers} loader processes"]
 
 
 def _on_device(
-    recipe: Recipe, samples: TrainSamples, store: DeviceStore, size_step: int, reason: str
+    recipe: Recipe, samples: TrainSamples, kept: KeptImages, size_step: int, ranks: Ranks
 ) -> tuple[DeviceLoader, list[str]]:
-    config = LoaderConfig(batch_size=recipe.batch, multi_scale=recipe.multi_scale, size_step=size_step)
+    store, reason = kept
+    assert isinstance(store, DeviceStore)
+    config = LoaderConfig(
+        batch_size=recipe.batch,
+        multi_scale=recipe.multi_scale,
+        size_step=size_step,
+        rank=ranks.number,
+        num_ranks=ranks.count,
+    )
     # Multi-scale is a reason against compiling the step, which is large, not against compiling the little here.
     compiled, _ = choose_compile(recipe.compile, store.device, one_size=True)
     loader = DeviceLoader(samples, store, config, compiled=compiled)
@@ -90,7 +120,10 @@ def _on_device(
     return loader, [sentence, loader.capacity.reason]
 
 
-def default_workers(device: torch.device) -> int:
-    """Loader processes when the recipe names none: none beside a CPU's convolutions, up to 8 beside a GPU."""
+def default_workers(device: torch.device, ranks: Ranks = ALONE) -> int:
+    """Loader processes when the recipe names none: none beside a CPU's convolutions, up to 8 beside a GPU.
+
+    Ranks of one machine share its cores.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if device.type == "cpu" else min(8, max(1, cores - 1))
+    return 0 if device.type == "cpu" else min(8, max(1, cores // ranks.local_count - 1))

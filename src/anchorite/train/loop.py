@@ -2,103 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-from anchorite.anchors import AnchorSet
-from anchorite.data import Batch, DatasetIndex
+import torch
+
+from anchorite.data import Batch
 from anchorite.errors import DivergedError
 from anchorite.evaluate import ValidationResult
-from anchorite.files import write_text_atomically
-from anchorite.interrupts import HeldInterrupts
-from anchorite.model import WeightsInfo, default_anchors, save_weights
-from anchorite.train.checkpoint import has_checkpoint, leftovers, load_latest, save_checkpoint
-from anchorite.train.differences import Change, noted_facts, refuse_changes
-from anchorite.train.events import EpochDone, Listener, RunFinished, RunStarted, StepDone, StepSkipped, ignore
+from anchorite.interrupts import HeldInterrupts, NotedInterrupts
+from anchorite.model import Detector, WeightsInfo
+from anchorite.train.events import EpochDone, Listener, RunFinished, StepDone, StepSkipped
+from anchorite.train.keeping import Keeper
+from anchorite.train.late_metrics import LateMetrics
 from anchorite.train.loss_watch import LossWatch, Skipped
-from anchorite.train.post_mortem import facts_of, write_post_mortem
-from anchorite.train.preparation import Prepared, prepare
+from anchorite.train.post_mortem import facts_of
+from anchorite.train.preparation import Prepared
 from anchorite.train.progress import PartialEpoch, Progress
 from anchorite.train.recipe import Recipe
-from anchorite.train.run_folder import RunFolder, format_row, noted_left_out
+from anchorite.train.run_folder import RunFolder
 from anchorite.train.schedule import Settings, settings_at
+from anchorite.train.starting import run_started
 from anchorite.train.step import TrainingStep
 
 # Steps in a row that may be skipped; more with a gradient scaler, which finds its scale by trying.
 _MOST_SKIPPED, _MOST_SKIPPED_SCALED = 5, 25
 
 
-def train(recipe: Recipe, dataset: DatasetIndex, out: Path, listener: Listener = ignore) -> RunFinished:
-    """Train a detector in a new folder `out`; events go to the listener.
+class Run:
+    """One run in progress; `go` takes it from a point of progress to its end.
 
-    Leaves best.safetensors (by mAP of the val split), last.safetensors, metrics.csv, recipe.yaml, summary.json and
-    checkpoints. Raises InputError (exit 2), StorageError (4) or DivergedError (3).
+    With several ranks all go through the same batches, each with its part, and decide alike; the first one writes. A
+    signal to any of them ends all after the same optimizer step. While the first one computes the metrics of an epoch,
+    the next one has begun, so that nobody waits; what the run leaves is the same as if all had waited.
     """
-    opened, prepared = dataset, prepare(recipe, dataset, listener=listener)
-    dataset, anchors = prepared.dataset, prepared.trainee.detector.anchors
-    facts = {
-        "data": str(dataset.root.resolve()),
-        "format": dataset.format,
-        "skip_bad": dataset.skip_bad,
-        "allow_outside": dataset.allow_outside,
-        "anchors": anchors.to_rows(),
-        "left_out": noted_left_out(opened, dataset),
-        **noted_facts(recipe, dataset),
-    }
-    with prepared.loader:
-        folder = RunFolder.create(out, recipe, facts)
-        with folder.held():
-            return _Run(recipe, folder, prepared, listener).go(Progress())
-
-
-def resume(
-    out: Path, dataset: DatasetIndex, listener: Listener = ignore, allow: Collection[Change] = ()
-) -> RunFinished:
-    """Continue the run in `out` from its newest whole checkpoint, bit for bit as if it had never stopped.
-
-    A run that was stopped before there was a checkpoint starts over. allow: which changes since the start to go on
-    with. Raises InputError when the folder is no run, another process trains in it, or data or recipe have changed.
-    """
-    folder = RunFolder.open(out)
-    recipe, facts = folder.read_recipe(), folder.read_facts()
-    # Which images of a data set with bad ones are trained on is known only when they have been decoded.
-    changes = refuse_changes(facts, recipe, dataset, {*allow, "data"} if dataset.skip_bad else allow)
-    with folder.held():
-        anchors = AnchorSet.from_rows(facts["anchors"], default_anchors(recipe.model).strides)
-        prepared = prepare(recipe, dataset, anchors, listener)
-        with prepared.loader:
-            if dataset.skip_bad:
-                changes = refuse_changes(facts, recipe, prepared.dataset, allow)
-            progress, said = _load_progress(folder, recipe, prepared)
-            prepared = replace(prepared, decisions=(*changes, *said, *prepared.decisions))
-            return _Run(recipe, folder, prepared, listener).go(progress)
-
-
-def _load_progress(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> tuple[Progress, list[str]]:
-    """Restore the newest whole checkpoint; how far it is, and what to say of it. Crashes' leftovers are removed."""
-    if len(folder.read_rows()) <= 1 and not has_checkpoint(folder.checkpoints):
-        progress, said = Progress(), ["stopped before its first checkpoint: starts over"]
-    else:
-        progress, said = load_latest(folder.checkpoints, prepared.trainee)
-        said.append(f"resumed after {progress.describe(len(prepared.loader))} of {recipe.epochs}")
-    for stray in (*leftovers(folder.checkpoints), *folder.path.glob(".*.tmp")):
-        stray.unlink(missing_ok=True)
-        said.append(f"{stray}: left by a crash, removed")
-    return progress, said
-
-
-class _Run:
-    """One run in progress; `go` takes it from a point of progress to its end."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder, prepared: Prepared, listener: Listener) -> None:
         self.recipe = recipe
         self.folder = folder
         self.prepared = prepared
         self.listener = listener
+        self.ranks = prepared.ranks
         self.step = TrainingStep(
             prepared.trainee, prepared.precision, recipe.optimizer.clip_norm, prepared.device, prepared.compiled
         )
@@ -106,38 +52,38 @@ class _Run:
         self.records = prepared.dataset.splits["train"]
         self.progress = Progress()
         self.saved_at = time.perf_counter()
-        self.info = WeightsInfo(
-            recipe.model, prepared.dataset.class_names, prepared.trainee.detector.anchors, recipe.image_size
-        )
+        anchors = prepared.trainee.detector.anchors
+        borrowed = prepared.trainee.detector.borrowed
+        info = WeightsInfo(recipe.model, prepared.dataset.class_names, anchors, recipe.image_size, borrowed)
+        self.keeper = Keeper(folder, prepared.trainee, info, writes=self.ranks.is_first)
         self.accumulation = recipe.optimizer.accumulation(recipe.batch)
         self.steps_per_epoch = math.ceil(len(prepared.loader) / self.accumulation)
         self.started = time.perf_counter()
+        self.interrupts = NotedInterrupts(off=not self.ranks.are_several)
+        self.late: LateMetrics | None = None
+        self.last_validation: ValidationResult | None = None
 
     def go(self, progress: Progress) -> RunFinished:
         """Train, validate and save, epoch by epoch, to the last one or until patience runs out."""
+        with self.interrupts:
+            return self._go(progress)
+
+    def _go(self, progress: Progress) -> RunFinished:
         recipe, prepared = self.recipe, self.prepared
         self.progress = progress
         self.watch.in_a_row = progress.skipped_in_a_row
-        self._forget_rows_after(progress.epoch)
-        self.listener(
-            RunStarted(self.folder.path, prepared.decisions, progress.epoch, recipe.epochs, len(prepared.loader))
-        )
-        reason = "complete"
-        validation: ValidationResult | None = None
+        self.keeper.forget_rows_after(progress.epoch)
+        self.listener(run_started(self.folder.path, recipe, prepared, progress))
         self.first_batch = progress.epoch * len(prepared.loader) + progress.partial.batches
-        while self.progress.epoch < recipe.epochs:
+        while self.progress.epoch < recipe.epochs and not self._should_stop():
             row = self._train_epoch()
-            if prepared.validator is not None:
-                validation = self._validate()
-                row |= dict(validation.rows())
-            with HeldInterrupts():
-                self._conclude_epoch(row, validation)
-            if self._should_stop():
-                reason = f"no better mAP for {recipe.patience} epochs"
-                break
+            if not self._should_stop():  # which is known only now where metrics came late
+                self._end_epoch(row)
+        patience_ran_out = self.progress.epoch < recipe.epochs or self._should_stop()
+        reason = f"no better mAP for {recipe.patience} epochs" if patience_ran_out else "complete"
         seconds = time.perf_counter() - self.started
         finished = RunFinished(self.folder.path, reason, self.progress.best_epoch, self.progress.best_map, seconds)
-        self._write_summary(finished, validation)
+        self.keeper.write_summary(finished, self.last_validation, prepared.decisions)
         self.listener(finished)
         return finished
 
@@ -158,15 +104,19 @@ class _Run:
                 waited += time.perf_counter() - asked
                 with HeldInterrupts():
                     self._take(batch, number)
-                    images += len(batch.indices)
+                    images += loader.num_in(number - 1)
                     seconds = begun.seconds + time.perf_counter() - started
                     self._note(PartialEpoch(number, images, seconds=seconds, waited=waited))
-                    if self._save_is_due():
+                    if self._save_is_due(number):
                         self._save()
+                self._agree(number)
+                if self._should_stop():
+                    break
                 self._tell_step(number, images / seconds)
                 asked = time.perf_counter()
         except KeyboardInterrupt:
-            self._save()
+            if not self.ranks.are_several:  # else all have saved what they have done, together
+                self._save()
             raise
         finally:
             batches.close()  # its thread, too, before Python may end and tear the thread out of what it calls
@@ -186,11 +136,16 @@ class _Run:
 
     def _take(self, batch: Batch, number: int) -> None:
         """Learn from batch `number` (from 1) of the epoch; a step, where it is the last of one."""
-        self.watch.take(self.step.accumulate(batch), batch)
-        if number % self.accumulation == 0 or number == len(self.prepared.loader):
+        is_last = self._ends_step(number)
+        self.watch.take(self.step.accumulate(batch, self.prepared.loader.num_in(number - 1), is_last), batch)
+        if is_last:
             norm = self.step.apply(self._settings(self.progress.optimizer_steps))
             self.progress = replace(self.progress, optimizer_steps=self.progress.optimizer_steps + 1)
             self.watch.take_step(norm, self.step.fault)
+
+    def _ends_step(self, number: int) -> bool:
+        """Whether an optimizer step comes after batch `number` (from 1)."""
+        return number % self.accumulation == 0 or number == len(self.prepared.loader)
 
     def _settings(self, step_number: int) -> Settings:
         total = self.steps_per_epoch * self.recipe.epochs
@@ -200,42 +155,41 @@ class _Run:
         """Keep how far the epoch is; what the watch knows is filled in when it is saved."""
         self.progress = replace(self.progress, partial=partial)
 
-    def _save_is_due(self) -> bool:
+    def _save_is_due(self, number: int) -> bool:
+        if self.ranks.are_several and not self._ends_step(number):
+            return False  # each rank has gradients of its own, and a checkpoint holds the first one's
+        if self.late is not None:
+            return False  # a checkpoint of this epoch says that the one before is concluded
         minutes = self.recipe.checkpoint_minutes
         return minutes > 0 and time.perf_counter() - self.saved_at >= minutes * 60
 
     def _save(self) -> None:
-        """A checkpoint of this moment, between two batches of an epoch; at its beginning there is one already."""
-        self.watch.flush()
-        box, objectness, classification = self.watch.sums.tolist()
-        partial = replace(
-            self.progress.partial,
-            loss_sums=(box, objectness, classification),
-            finite_batches=self.watch.num_finite,
-            skipped=self.watch.num_skipped,
-        )
-        if partial.batches:
-            progress = replace(self.progress, partial=partial, skipped_in_a_row=self.watch.in_a_row)
-            save_checkpoint(self.folder.checkpoints, self.prepared.trainee, progress)
+        """A checkpoint of this moment, between two batches of an epoch."""
+        self.keeper.save_within(self.progress, self.watch)
         self.saved_at = time.perf_counter()
+
+    def _agree(self, number: int) -> None:
+        """Between two steps: conclude the epoch before when its metrics are there; end all when one has a signal."""
+        if not (self.ranks.are_several and self._ends_step(number)):
+            return
+        noted, ready = self.interrupts.noted is not None, self.late is not None and self.late.are_ready
+        someone_noted, are_ready = (self.ranks.sum(torch.tensor([float(noted), float(ready)])) > 0).tolist()
+        if are_ready or someone_noted:
+            self._conclude_late()
+        if someone_noted:
+            self._save()
+            self.ranks.wait()  # for the first one's checkpoint, before torchrun sees anybody end
+            self.interrupts.take_effect()
+            raise KeyboardInterrupt
 
     def _skipped(self, skipped: Skipped) -> None:
         """Tell and log a step that was not taken; DivergedError, with a post-mortem, when there are too many."""
-        facts = facts_of(skipped, self.records)
-        self.folder.append_skipped(facts)
+        facts = facts_of(skipped, self.records, self.ranks)
+        self.keeper.note_skipped(facts)
         self.listener(StepSkipped(facts))
         scaled = self.prepared.trainee.scaler.is_enabled()
         if skipped.in_a_row >= (_MOST_SKIPPED_SCALED if scaled else _MOST_SKIPPED):
-            path = write_post_mortem(self.folder.path, skipped, facts)
-            raise DivergedError(
-                f"training diverged: epoch {skipped.epoch}, batch {skipped.batch}: {skipped.fault} is not finite, and "
-                f"no step could be taken {skipped.in_a_row} times in a row. The batch is in {path.with_suffix('')}.*\n"
-                + self._after_divergence()
-            )
-
-    def _after_divergence(self) -> str:
-        kept = f"what was saved before in {self.folder.path} is as it was"
-        return f"{kept}. Start a new run with a lower optimizer.rate or a longer optimizer.warmup_epochs"
+            raise self.keeper.diverged(skipped, facts)
 
     def _tell_step(self, number: int, speed: float) -> None:
         per_epoch = len(self.prepared.loader)
@@ -243,12 +197,35 @@ class _Run:
         seconds_a_batch = (time.perf_counter() - self.started) / (at - self.first_batch)
         left = (self.recipe.epochs * per_epoch - at) * seconds_a_batch
         box, objectness, classification = self.watch.means.tolist()
-        self.listener(StepDone(self.progress.epoch + 1, number, box, objectness, classification, speed, left))
+        told = StepDone(self.progress.epoch + 1, number, box, objectness, classification, speed, left)
+        settings = self._settings(max(0, self.progress.optimizer_steps - 1))
+        self.listener(replace(told, step=at, rate=settings.rate, bias_rate=settings.bias_rate))
 
-    def _validate(self) -> ValidationResult:
+    def _end_epoch(self, row: dict[str, float]) -> None:
+        """Validate and conclude an epoch, or leave its metrics to a thread while the next one trains."""
+        self._conclude_late()
+        if self._should_stop():
+            return
+        finish = None if self.prepared.validator is None else self._validate()
+        epoch, in_a_row = self.progress.epoch + 1, self.watch.in_a_row
+        progress = replace(self.progress, epoch=epoch, partial=PartialEpoch(), skipped_in_a_row=in_a_row)
+        averaged = self.prepared.trainee.average.model
+        with HeldInterrupts():
+            if self.ranks.are_several and self.prepared.validator is not None and epoch < self.recipe.epochs:
+                self._save()  # of the epoch with all its batches: a resume begins with the validation
+                self.late = LateMetrics(row, progress, averaged, finish)
+                self.progress = progress
+            else:
+                self._conclude(row, progress, averaged, None if finish is None else finish())
+                self.keeper.save(self.progress)
+            self.saved_at = time.perf_counter()
+
+    def _validate(self) -> Callable[[], ValidationResult] | None:
+        """What is left of measuring the averaged weights; None on ranks other than the first, which helped."""
         assert self.prepared.validator is not None
+        self._share_statistics()
         try:
-            return self.prepared.validator.run(
+            return self.prepared.validator.run_shared(
                 self.prepared.trainee.average.model,
                 self.recipe.validation,
                 self.prepared.device,
@@ -256,45 +233,47 @@ class _Run:
             )
         except DivergedError as error:
             where = f"epoch {self.progress.epoch + 1}, in validation"
-            raise DivergedError(f"training diverged: {where}: {error}\n{self._after_divergence()}") from error
-        except KeyboardInterrupt:
+            raise DivergedError(f"training diverged: {where}: {error}\n{self.keeper.after_divergence()}") from error
+        except KeyboardInterrupt:  # of a single process; several ranks only note it
             self._save()  # of the epoch with all its batches: a resume begins with the validation
             raise
 
-    def _conclude_epoch(self, row: dict[str, float], validation: ValidationResult | None) -> None:
-        """Save weights, metrics and the checkpoint of an epoch."""
-        epoch, in_a_row = self.progress.epoch + 1, self.watch.in_a_row
-        progress = replace(self.progress, epoch=epoch, partial=PartialEpoch(), skipped_in_a_row=in_a_row)
-        averaged = self.prepared.trainee.average.model
-        score = validation.metrics.map if validation is not None else math.nan
+    def _share_statistics(self) -> None:
+        """Give all ranks the first one's averaged statistics of batch normalisation: all measure one network."""
+        if self.ranks.are_several:
+            averaged = dict(self.prepared.trainee.average.model.named_buffers())
+            of_first = self.ranks.tensors_from_first({name: buffer.cpu() for name, buffer in averaged.items()})
+            for name, buffer in averaged.items():
+                buffer.copy_(of_first[name])
+
+    def _conclude_late(self) -> None:
+        """Conclude the epoch before, waiting for its metrics."""
+        if self.late is not None:
+            late, self.late = self.late, None
+            with HeldInterrupts():
+                self._conclude(late.row, late.progress, late.averaged, late.result())
+
+    def _conclude(
+        self,
+        row: dict[str, float],
+        at_end: Progress,
+        averaged: Detector | None,
+        validation: ValidationResult | None,
+    ) -> None:
+        """Keep weights and metrics of an epoch. at_end: the progress at its end, which may be behind that of now."""
+        row |= {} if validation is None else dict(validation.rows())
+        score = self.ranks.from_first(math.nan if validation is None else validation.metrics.map)
         # Without a score, be it that the val split is missing or has no labels, the newest weights count as the best.
-        improved = progress.best_epoch is None or score > progress.best_map
-        if improved:
-            if not math.isnan(score):
-                progress = replace(progress, best_map=score, best_epoch=progress.epoch)
-            save_weights(self.folder.best, averaged, self.info)
-        save_weights(self.folder.last, averaged, self.info)
-        self.folder.write_rows([*self.folder.read_rows(), format_row(row)])
-        save_checkpoint(self.folder.checkpoints, self.prepared.trainee, progress)
-        self.progress, self.saved_at = progress, time.perf_counter()
-        self.listener(EpochDone(progress.epoch, row, validation, improved))
+        improved = at_end.best_epoch is None or score > at_end.best_map
+        now = self.progress if self.progress.epoch == at_end.epoch else at_end
+        if improved and not math.isnan(score):
+            now = replace(now, best_map=score, best_epoch=at_end.epoch)
+        self.keeper.conclude(row, averaged, improved)
+        self.progress, self.last_validation = now, validation
+        self.listener(EpochDone(at_end.epoch, row, validation, improved))
 
     def _should_stop(self) -> bool:
+        """Whether patience has run out, as far as is known."""
         patience, progress = self.recipe.patience, self.progress
-        return bool(patience) and progress.best_epoch is not None and progress.epoch - progress.best_epoch >= patience
-
-    def _forget_rows_after(self, epoch: int) -> None:
-        rows = [row for row in self.folder.read_rows() if int(row["epoch"]) <= epoch]
-        if rows or self.folder.metrics.is_file():
-            self.folder.write_rows(rows)
-
-    def _write_summary(self, finished: RunFinished, validation: ValidationResult | None) -> None:
-        summary = {
-            "reason": finished.reason,
-            "best_epoch": finished.best_epoch,
-            "best_map": finished.best_map if finished.best_epoch is not None else None,
-            "seconds": round(finished.seconds, 1),
-            "decisions": list(self.prepared.decisions),
-            "last_validation": None if validation is None else validation.to_json(),
-        }
-        write_text_atomically(self.folder.summary, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        num_known = progress.epoch - (self.late is not None)
+        return bool(patience) and progress.best_epoch is not None and num_known - progress.best_epoch >= patience

@@ -11,11 +11,15 @@ from safetensors.torch import save
 
 from anchorite.data import Record
 from anchorite.files import write_bytes_atomically, write_text_atomically
+from anchorite.ranks import ALONE, Ranks
 from anchorite.train.loss_watch import Skipped
 
 
-def facts_of(skipped: Skipped, records: Sequence[Record]) -> dict[str, Any]:
-    """A skipped step in plain types: where, what was not finite, and its images (the first tile of each)."""
+def facts_of(skipped: Skipped, records: Sequence[Record], ranks: Ranks = ALONE) -> dict[str, Any]:
+    """A skipped step in plain types: where, what was not finite, and its images on all ranks (the first tile of each).
+
+    All ranks must ask.
+    """
     box, objectness, classification = (str(term) for term in skipped.terms)
     indices = [index for batch in skipped.batches for index in batch.indices.tolist()]
     return {
@@ -24,16 +28,20 @@ def facts_of(skipped: Skipped, records: Sequence[Record]) -> dict[str, Any]:
         "not_finite": skipped.fault,
         "losses": {"box": box, "objectness": objectness, "classification": classification},
         "in_a_row": skipped.in_a_row,
-        "images": [str(records[index].path) for index in indices],
+        "images": [image for part in ranks.gather([str(records[index].path) for index in indices]) for image in part],
     }
 
 
-def write_post_mortem(folder: Path, skipped: Skipped, facts: dict[str, Any]) -> Path:
-    """Write the last batch as safetensors (images uint8, targets as rows) and the facts beside it as JSON.
+def post_mortem_path(folder: Path, skipped: Skipped) -> Path:
+    """Where the facts of a divergence are written; the batch lies beside them."""
+    return folder / f"post-mortem-epoch-{skipped.epoch:04d}-batch-{skipped.batch:05d}.json"
 
-    Returns the path of the JSON; raises StorageError when the folder cannot be written.
+
+def write_post_mortem(path: Path, skipped: Skipped, facts: dict[str, Any]) -> None:
+    """Write the last batch as safetensors (images uint8, targets as rows), and the facts beside it as JSON in `path`.
+
+    With several ranks the batch is the first one's part of it. Raises StorageError when the folder cannot be written.
     """
-    path = folder / f"post-mortem-epoch-{skipped.epoch:04d}-batch-{skipped.batch:05d}.json"
     last = skipped.batches[-1]
     content = save(
         {
@@ -44,4 +52,3 @@ def write_post_mortem(folder: Path, skipped: Skipped, facts: dict[str, Any]) -> 
     )
     write_bytes_atomically(path.with_suffix(".safetensors"), content)
     write_text_atomically(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    return path

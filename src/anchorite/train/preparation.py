@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
-from anchorite.data import DatasetIndex, DeviceLoader, Loader, Record, without_images
-from anchorite.devices import Precision, choose_compile, choose_device, choose_precision, keep_freed_memory
+from anchorite.data import (
+    DatasetIndex,
+    DeviceLoader,
+    Loader,
+    Record,
+    ShardedSplit,
+    flat_labels,
+    training_sides,
+    without_images,
+)
+from anchorite.devices import Precision, choose_compile, choose_precision, keep_freed_memory
 from anchorite.errors import InputError
-from anchorite.evaluate import Validator
+from anchorite.evaluate import Shared, Validator
 from anchorite.loss import DetectionLoss
-from anchorite.model import Detector, default_anchors, to_channels_last
+from anchorite.model import BackboneStart, default_anchors, to_channels_last
+from anchorite.ranks import ALONE, Ranks
 from anchorite.train.average import WeightAverage
 from anchorite.train.events import Listener, StoreProgress, ignore
+from anchorite.train.freezing import describe, freeze, refuse_early
 from anchorite.train.loading import KeptImages, build_loader, keep_images
 from anchorite.train.optimizer import build_optimizer
+from anchorite.train.places import describe_ranks, device_of_rank
 from anchorite.train.recipe import Recipe
+from anchorite.train.shared_norm import share_batch_norm
+from anchorite.train.starting_backbone import new_detector
+from anchorite.train.starting_weights import Start, keep_tensors
 from anchorite.train.step import Trainee
 
 _NUM_NAMED = 3  # images left out, in a sentence
@@ -39,19 +54,30 @@ class Prepared:
     precision: Precision
     compiled: bool
     decisions: tuple[str, ...]
+    kept: str = ""  # what of the weights to start from was kept; empty without any
+    ranks: Ranks = ALONE
 
 
 def prepare(
-    recipe: Recipe, dataset: DatasetIndex, anchors: AnchorSet | None = None, listener: Listener = ignore
+    recipe: Recipe,
+    dataset: DatasetIndex,
+    anchors: AnchorSet | None = None,
+    listener: Listener = ignore,
+    start: Start | None = None,
+    ranks: Ranks = ALONE,
+    borrowed: BackboneStart | None = None,
 ) -> Prepared:
     """Build network, loss, optimizer, loaders for a run; `anchors` overrides the choice (a resumed run's own).
 
-    The listener hears how the decoding of the images goes on. Images that cannot be decoded are left out first where
-    the data set was opened with skip_bad, so that nothing is chosen by what is not trained on. Raises InputError when
-    the data set has no training image or the recipe does not fit the machine.
+    start: the weights that the network begins with; None for random ones, or for those of a checkpoint to come.
+    borrowed: the backbone of transformers that it has, None for our own. The listener hears how the decoding of the
+    images goes on. Images that cannot be decoded are left out first where the data set was opened with skip_bad, so
+    that nothing is chosen by what is not trained on. Raises InputError when the data set has no training image or the
+    recipe does not fit the machine.
     """
     _need_training_images(dataset)
-    device = choose_device(recipe.device)
+    refuse_early(recipe.model, recipe.optimizer.freeze)
+    device = device_of_rank(recipe.device, ranks)
     precision = choose_precision(recipe.precision, device)
     compiled, why = choose_compile(recipe.compile, device, one_size=recipe.multi_scale == 0)
     decisions = [
@@ -59,24 +85,30 @@ def prepare(
         f"precision {precision.name}: {precision.reason}",
         f"torch.compile {'on' if compiled else 'off'}: {why}",
     ]
+    decisions += describe_ranks(recipe, ranks)
     if device.type == "cpu" and keep_freed_memory():
         decisions.append("memory: freed blocks stay with the process, for the next step")
-    kept = keep_images(recipe, dataset.splits["train"], device, _tell(listener, "train"), dataset.skip_bad)
-    validator, lack = _build_validator(recipe, dataset, listener)
+    kept = keep_images(recipe, dataset.splits["train"], device, _tell(listener, "train"), dataset.skip_bad, ranks)
+    validator, lack = _build_validator(recipe, dataset, listener, ranks)
     dataset, sentences = _without_undecodable(dataset, kept, validator)
     decisions += sentences
     torch.manual_seed(recipe.seed)
     chosen, sentence = (
-        choose_anchors(recipe, dataset.splits["train"]) if anchors is None else (anchors, "anchors of the run")
+        choose_anchors(recipe, dataset.splits["train"], start) if anchors is None else (anchors, "anchors of the run")
     )
     decisions.append(sentence)
-    trainee = _build_trainee(recipe, dataset, chosen, device, precision)
+    trainee, kept_sentence = _build_trainee(recipe, dataset, chosen, device, precision, start, ranks, borrowed)
+    decisions += [borrowed.said] if borrowed else []
+    decisions += [kept_sentence] if kept_sentence else []
+    decisions += describe(trainee.detector, recipe.optimizer, has_weights=recipe.weights is not None)
     decisions.append(_describe_gains(trainee.criterion))
-    loader, sentences = build_loader(recipe, kept, device, chosen.strides[-1])
+    loader, sentences = build_loader(recipe, kept, device, chosen.strides[-1], ranks)
     decisions += sentences
     if lack is not None:
         decisions.append(f"{lack}: every epoch replaces best.safetensors, and no mAP is known")
-    return Prepared(dataset, trainee, loader, validator, device, precision, compiled, tuple(decisions))
+    return Prepared(
+        dataset, trainee, loader, validator, device, precision, compiled, tuple(decisions), kept_sentence, ranks
+    )
 
 
 def _need_training_images(dataset: DatasetIndex) -> None:
@@ -103,35 +135,39 @@ def _without_undecodable(
     return dataset, sentences
 
 
-def choose_anchors(recipe: Recipe, records: tuple[Record, ...]) -> tuple[AnchorSet, str]:
-    """The run's anchors and why: the recipe's own, the default of the size, or fitted ones where recall is short."""
-    default = default_anchors(recipe.model)
-    own = recipe.anchor_table(default.strides)
+def choose_anchors(recipe: Recipe, records: Sequence[Record], start: Start | None = None) -> tuple[AnchorSet, str]:
+    """The run's anchors and why: the recipe's own, else those of the weights to start from or the default of the size,
+    else fitted ones where the recall of these is short.
+    """
+    usual = default_anchors(recipe.model)
+    own = recipe.anchor_table(usual.strides)
     if own is not None:
         return own, "anchors: as given in the recipe"
+    default, name = (usual, "default") if start is None else (start.info.anchors, "of the weights")
     limit = recipe.loss.ratio_limit
     wh_px = sides_at_network_size(records, recipe.image_size)
     recall = best_possible_recall(wh_px, default, limit)
     threshold = recipe.anchors.recall_threshold
     if recall >= threshold or not recipe.anchors.refit:
-        return default, f"anchors: default; best possible recall {recall:.4f} (refitted under {threshold})"
+        return default, f"anchors: {name}; best possible recall {recall:.4f} (refitted under {threshold})"
     try:
         fitted = fit_anchors(wh_px, default.strides, default.num_anchors, limit, seed=recipe.seed)
     except InputError as error:
-        return default, f"anchors: default; best possible recall {recall:.4f}, but {error}"
+        return default, f"anchors: {name}; best possible recall {recall:.4f}, but {error}"
     better = best_possible_recall(wh_px, fitted, limit)
     if better <= recall:
-        return default, f"anchors: default; best possible recall {recall:.4f}, which fitting does not raise"
+        return default, f"anchors: {name}; best possible recall {recall:.4f}, which fitting does not raise"
     return fitted, f"anchors: fitted to the data; best possible recall {recall:.4f} -> {better:.4f}"
 
 
-def sides_at_network_size(records: tuple[Record, ...], image_size: int) -> np.ndarray:
-    """(N, 2) widths and heights of all training boxes, in pixels of the letterboxed network input."""
-    sides = [np.zeros((0, 2))]
-    for record in records:
-        boxes_xyxy = record.boxes_xyxy[~record.ignored]
-        sides.append((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * (image_size / max(record.width, record.height)))
-    return np.concatenate(sides)
+def sides_at_network_size(records: Sequence[Record], image_size: int) -> np.ndarray:
+    """(N, 2) widths and heights of all training boxes, in pixels of the letterboxed network input.
+
+    Of a split in shards: of the boxes that its list has.
+    """
+    if isinstance(records, ShardedSplit):
+        return records.sides(image_size)
+    return training_sides(records, image_size)
 
 
 def _tell(listener: Listener, split: str) -> Callable[[int, int], None]:
@@ -140,27 +176,42 @@ def _tell(listener: Listener, split: str) -> Callable[[int, int], None]:
 
 
 def _build_trainee(
-    recipe: Recipe, dataset: DatasetIndex, anchors: AnchorSet, device: torch.device, precision: Precision
-) -> Trainee:
+    recipe: Recipe,
+    dataset: DatasetIndex,
+    anchors: AnchorSet,
+    device: torch.device,
+    precision: Precision,
+    start: Start | None,
+    ranks: Ranks,
+    borrowed: BackboneStart | None,
+) -> tuple[Trainee, str]:
+    """The trainee, and what of the start it kept."""
     num_classes = len(dataset.class_names)
-    detector = Detector(recipe.model, num_classes, anchors)
+    detector = new_detector(recipe, num_classes, anchors, borrowed)
     if recipe.class_bias_from_data:
         counts = class_counts(dataset.splits["train"], num_classes)
         if counts.any() and num_classes > 1:
             detector.head.start_biases(counts.tolist())
+    kept = "" if start is None else keep_tensors(detector, start, dataset.class_names)
+    freeze(detector, recipe.optimizer.freeze)
     detector = detector.to(device)
     to_channels_last(detector)
     config = recipe.loss.scaled(anchors.num_levels, num_classes, recipe.image_size)
-    return Trainee(
+    trainee = Trainee(
         detector=detector,
-        criterion=DetectionLoss(anchors, num_classes, config).to(device),
+        criterion=DetectionLoss(anchors, num_classes, config, ranks).to(device),
         optimizer=build_optimizer(detector, recipe.optimizer),
         average=WeightAverage(detector, recipe.average),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.scaled),
     )
+    if recipe.sync_batch_norm and ranks.are_several:  # not the average, which never trains
+        share_batch_norm(detector, device)
+    return trainee, kept
 
 
-def _build_validator(recipe: Recipe, dataset: DatasetIndex, listener: Listener) -> tuple[Validator | None, str | None]:
+def _build_validator(
+    recipe: Recipe, dataset: DatasetIndex, listener: Listener, ranks: Ranks
+) -> tuple[Validator | None, str | None]:
     """The validator of the val split, if there is one, and what is missing there, if anything is."""
     records = dataset.splits.get("val", ())
     if not records:
@@ -173,15 +224,18 @@ def _build_validator(recipe: Recipe, dataset: DatasetIndex, listener: Listener) 
         recipe.image_store,
         progress=_tell(listener, "val"),
         skip_bad=dataset.skip_bad,
+        shared=Shared(ranks, default_anchors(recipe.model).strides[-1], recipe.validation.rectangular),
     )
     is_labelled = class_counts(records, len(dataset.class_names)).any()
     return validator, None if is_labelled else "the val split has no labels"
 
 
-def class_counts(records: tuple[Record, ...], num_classes: int) -> np.ndarray:
+def class_counts(records: Sequence[Record], num_classes: int) -> np.ndarray:
     """(K,) number of training boxes of each class."""
-    ids = np.concatenate([np.zeros(0, np.int64), *(record.class_ids[~record.ignored] for record in records)])
-    return np.bincount(ids, minlength=num_classes)
+    if isinstance(records, ShardedSplit):
+        return records.class_counts()
+    labels = flat_labels(records)
+    return np.bincount(labels.class_ids[~labels.ignored], minlength=num_classes)
 
 
 def _describe_gains(criterion: DetectionLoss) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anchorite.boxes import Targets
-from anchorite.data import Batch
+from anchorite.data import Batch, empty_batch
 from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector
 from anchorite.train.average import WeightAverage
 from anchorite.train.finite import Lasting, first_gradient_not_finite, first_not_finite
+from anchorite.train.objective import Objective, shared
 from anchorite.train.optimizer import apply_settings, clip_gradients
 from anchorite.train.schedule import Settings
 
@@ -41,6 +43,9 @@ class TrainingStep:
     What is not finite changes nothing that lasts: neither weights nor the average, the running statistics or the
     balance. on_host: decide that by looking (the default on a CPU); else the device decides, and is not waited for.
     fault: after a batch or step that was left out, what was the first thing that was not finite, where that is known.
+
+    With several ranks (those of the criterion) each runs its part of every batch, and all decide alike: a batch or step
+    is left out by all when it is not finite on one. Gradients travel once a step.
     """
 
     def __init__(
@@ -53,41 +58,64 @@ class TrainingStep:
         on_host: bool | None = None,
     ) -> None:
         self.trainee = trainee
-        self.precision = precision
         self.clip_norm = clip_norm
         self.device = device
         self.on_host = device.type == "cpu" if on_host is None else on_host
         self.fault: str | None = None
-        self._parameters: list[nn.Parameter] = list(trainee.detector.parameters())
+        self.ranks = trainee.criterion.ranks
+        self._parameters = [one for one in trainee.detector.parameters() if one.requires_grad]
         self._lasting = Lasting(trainee.detector, trainee.criterion)
         self._static = compiled or device.type == "cuda"
-        self._forward = torch.compile(self._terms, fullgraph=True) if compiled else self._terms
+        objective: nn.Module = Objective(trainee.detector, trainee.criterion, precision.dtype)
+        if compiled:
+            objective = torch.compile(objective, fullgraph=True)  # type: ignore[assignment]
+        self._forward: nn.Module = objective
         self._is_finite: Tensor | None = None  # of all losses since the last apply, on the device
+        if self.ranks.are_several:
+            self._forward = self._shared = shared(self._forward, device)
+            self._settle_order()
 
-    def accumulate(self, batch: Batch) -> LossTerms:
-        """Add the gradients of one batch, unless its loss is not finite; its loss, detached."""
+    def accumulate(self, batch: Batch, num_images: int | None = None, is_last: bool = True) -> LossTerms:
+        """Add the gradients of one batch, unless its loss is not finite; its loss, detached.
+
+        num_images: of the batch on all ranks together, None for as many as there are here; is_last: the optimizer step
+        comes after this batch.
+        """
         if self._static:
             batch = replace(batch, targets=with_fixed_capacity(batch.targets))
         batch = batch.to(self.device, non_blocking=True)
         self._lasting.keep()
-        terms = self._forward(batch.images, batch.targets.rows, batch.targets.valid)
-        if self.on_host and not bool(terms.total.isfinite()):
-            self.fault = first_not_finite(terms)
-            self._lasting.put_back()
-        else:
-            self.trainee.scaler.scale(terms.total).backward()
+        waits = self.ranks.are_several and not is_last
+        with self._shared.no_sync() if waits else nullcontext():
+            terms = self._forward(batch.images, batch.targets.rows, batch.targets.valid, num_images)
+            finite = self.ranks.all(torch.stack(terms).isfinite().all()).detach()
+            if self.on_host and not bool(finite):
+                self.fault = first_not_finite(terms)
+                self._lasting.put_back()
+            else:
+                self.trainee.scaler.scale(terms.total).backward()
         if not self.on_host:
-            finite = terms.total.detach().isfinite()
             self._is_finite = finite if self._is_finite is None else self._is_finite & finite
+        elif is_last and not bool(finite):
+            self._average_gradients()
         return LossTerms(*(term.detach() for term in terms))
 
-    def _terms(self, images: Tensor, rows: Tensor, valid: Tensor | None) -> LossTerms:
-        """The loss of images (B, 3, H, W) uint8 and the rows of their targets."""
-        detector, criterion, dtype = self.trainee.detector, self.trainee.criterion, self.precision.dtype
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            features = detector.features(normalised(images, dtype))
-            terms: LossTerms = criterion(detector.head.matched(features), Targets(rows, valid))
-        return terms
+    def _settle_order(self) -> None:
+        """Let the order in which gradients travel settle, which is chosen anew after the first backward pass.
+
+        The sum over three ranks or more may round by it, and a resumed run would round its first step otherwise.
+        """
+        self.accumulate(empty_batch(self.trainee.detector.strides[-1]), num_images=1)
+        self._lasting.put_back()
+        self.trainee.optimizer.zero_grad(set_to_none=True)
+        self._is_finite = None
+
+    def _average_gradients(self) -> None:
+        """What a backward pass would have done with those of the batches before, had there been one."""
+        if self.ranks.are_several:
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad.copy_(self.ranks.sum(parameter.grad) / self.ranks.count)
 
     def apply(self, settings: Settings) -> Tensor:
         """Move the weights by the gradients gathered so far, at the given settings; the gradient norm (scalar).
@@ -108,8 +136,8 @@ class TrainingStep:
             return norm.new_full((), torch.nan)  # every batch was left out, and `fault` tells why
         fault = None if bool(norm.isfinite()) else first_gradient_not_finite(trainee.detector)
         fault = fault or self._lasting.first_not_finite()
-        if fault is not None:
-            self.fault = fault
+        if self.ranks.any(fault is not None):
+            self.fault = next(one for one in self.ranks.gather(fault) if one is not None)
             self._lasting.put_back()
             return norm.new_full((), torch.nan)
         trainee.scaler.step(trainee.optimizer)
@@ -120,7 +148,7 @@ class TrainingStep:
     def _step_without_looking(self, norm: Tensor) -> Tensor:
         trainee = self.trainee
         assert self._is_finite is not None, "accumulate a batch before applying"
-        is_fine = norm.isfinite() & self._is_finite & self._lasting.are_finite()
+        is_fine = self.ranks.all(norm.isfinite() & self._is_finite & self._lasting.are_finite())
         self._is_finite = None
         if not trainee.scaler.is_enabled():  # which does the same by itself
             trainee.optimizer.found_inf = (~is_fine).float()  # type: ignore[attr-defined]
@@ -136,8 +164,3 @@ def with_fixed_capacity(targets: Targets) -> Targets:
     if targets.is_padded:
         return targets
     return targets.padded(max(_LEAST_CAPACITY, 1 << (len(targets) - 1).bit_length()))
-
-
-def normalised(images: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Images (B, 3, H, W) uint8 as floating point in 0..1, in the type that the first convolution wants."""
-    return images.to(dtype or torch.float32) / 255

@@ -1,0 +1,98 @@
+"""What a run leaves on disk: weights, checkpoints, metrics, what was skipped, and the summary at its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from anchorite.errors import DivergedError
+from anchorite.evaluate import ValidationResult
+from anchorite.files import write_text_atomically
+from anchorite.model import Detector, WeightsInfo, save_weights
+from anchorite.train.checkpoint import save_checkpoint
+from anchorite.train.events import RunFinished
+from anchorite.train.loss_watch import LossWatch, Skipped
+from anchorite.train.post_mortem import post_mortem_path, write_post_mortem
+from anchorite.train.progress import Progress
+from anchorite.train.run_folder import RunFolder, format_row
+from anchorite.train.step import Trainee
+
+
+class Keeper:
+    """Writes a run's files, on the first rank alone; on the others the same calls do nothing."""
+
+    def __init__(self, folder: RunFolder, trainee: Trainee, info: WeightsInfo, writes: bool) -> None:
+        self.folder, self.trainee, self.info, self.writes = folder, trainee, info, writes
+
+    def save(self, progress: Progress) -> None:
+        """A checkpoint at this point of progress."""
+        if self.writes:
+            save_checkpoint(self.folder.checkpoints, self.trainee, progress)
+
+    def save_within(self, progress: Progress, watch: LossWatch) -> None:
+        """A checkpoint between two batches of an epoch; at its beginning there is one already."""
+        watch.flush()
+        box, objectness, classification = watch.sums.tolist()
+        partial = replace(
+            progress.partial,
+            loss_sums=(box, objectness, classification),
+            finite_batches=watch.num_finite,
+            skipped=watch.num_skipped,
+        )
+        if partial.batches:
+            self.save(replace(progress, partial=partial, skipped_in_a_row=watch.in_a_row))
+
+    def conclude(self, row: dict[str, float], averaged: Detector | None, improved: bool) -> None:
+        """The weights and metrics of an epoch. averaged: the weights; improved: they are the best so far."""
+        if not self.writes:
+            return
+        assert averaged is not None
+        if improved:
+            save_weights(self.folder.best, averaged, self.info)
+        save_weights(self.folder.last, averaged, self.info)
+        self.folder.write_rows([*self.folder.read_rows(), format_row(row)])
+
+    def forget_rows_after(self, epoch: int) -> None:
+        """Take rows of metrics away that a resumed run will write again."""
+        if self.writes:
+            rows = [row for row in self.folder.read_rows() if int(row["epoch"]) <= epoch]
+            if rows or self.folder.metrics.is_file():
+                self.folder.write_rows(rows)
+
+    def note_skipped(self, facts: dict[str, Any]) -> None:
+        """Log a step that was not taken."""
+        if self.writes:
+            self.folder.append_skipped(facts)
+
+    def diverged(self, skipped: Skipped, facts: dict[str, Any]) -> DivergedError:
+        """The error that ends a run of which too many steps could not be taken; writes its post-mortem."""
+        path = post_mortem_path(self.folder.path, skipped)
+        if self.writes:
+            write_post_mortem(path, skipped, facts)
+        return DivergedError(
+            f"training diverged: epoch {skipped.epoch}, batch {skipped.batch}: {skipped.fault} is not finite, and "
+            f"no step could be taken {skipped.in_a_row} times in a row. The batch is in {path.with_suffix('')}.*\n"
+            + self.after_divergence()
+        )
+
+    def after_divergence(self) -> str:
+        """What there is to say after a divergence."""
+        kept = f"what was saved before in {self.folder.path} is as it was"
+        return f"{kept}. Start a new run with a lower optimizer.rate or a longer optimizer.warmup_epochs"
+
+    def write_summary(
+        self, finished: RunFinished, validation: ValidationResult | None, decisions: Sequence[str]
+    ) -> None:
+        """summary.json, which says that the run is complete."""
+        summary = {
+            "reason": finished.reason,
+            "best_epoch": finished.best_epoch,
+            "best_map": finished.best_map if finished.best_epoch is not None else None,
+            "seconds": round(finished.seconds, 1),
+            "decisions": list(decisions),
+            "last_validation": None if validation is None else validation.to_json(),
+        }
+        if self.writes:
+            write_text_atomically(self.folder.summary, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

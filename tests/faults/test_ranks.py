@@ -1,0 +1,228 @@
+"""Several ranks under torchrun: one killed, raising or stopped, signals, restarts, and data of an odd size: row 23."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anchorite.data import open_dataset
+from anchorite.evaluate import ValidationConfig, Validator
+from anchorite.model import load_weights
+from anchorite.train import RunFolder
+from anchorite.train.checkpoint import found_checkpoints
+from tests.cli.commands import data_folder, quick_recipe
+
+pytestmark = pytest.mark.slow
+
+TIMEOUT_S = 5.0
+EPOCHS = 4
+BY_STEP = ("--epochs", str(EPOCHS), "--set", "checkpoint_minutes=1e-9", "--set", f"rank_timeout_s={TIMEOUT_S}")
+ENDLESS = ("--epochs", "400", "--set", "checkpoint_minutes=1e-9", "--set", f"rank_timeout_s={TIMEOUT_S}")
+
+
+def start(words: Sequence[str], count: int = 2, restarts: int = 0, module: str = "anchorite") -> subprocess.Popen[str]:
+    """torchrun with several ranks of the command line, leader of a session of its own."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.Popen(
+        [*launcher, "--max-restarts", str(restarts), "-m", module, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+        start_new_session=True,
+    )
+
+
+def train_words(out: Path, *more: str) -> list[str]:
+    return ["train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(out), *more]
+
+
+def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
+    """The processes that torchrun started, by rank."""
+    numbers = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if parent == str(launcher.pid):
+                words = (folder / "environ").read_bytes().split(b"\0")
+                rank = next(word for word in words if word.startswith(b"RANK="))
+                numbers[int(rank.removeprefix(b"RANK="))] = int(folder.name)
+        except (OSError, StopIteration, IndexError):
+            continue
+    return [numbers[rank] for rank in sorted(numbers)]
+
+
+def wait_for_checkpoint(run: Path) -> None:
+    """Until a run has saved something."""
+    give_up = time.monotonic() + 90
+    while not list(run.glob("checkpoints/*.json")):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def bits(run: Path, epoch: int = EPOCHS) -> dict[str, bytes]:
+    """Everything that a run's end is made of."""
+    tensors = load_file(run / "checkpoints" / f"epoch-{epoch:04d}.safetensors")
+    found = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    untimed = [
+        {name: value for name, value in row.items() if "second" not in name} for row in RunFolder(run).read_rows()
+    ]
+    return {**found, "rows": json.dumps(untimed).encode(), "best": (run / "best.safetensors").read_bytes()}
+
+
+@cache
+def undisturbed(count: int) -> dict[str, bytes]:
+    """How a run of so many ranks ends that nothing happens to."""
+    run = Path(mkdtemp()) / "run"
+    process = start(train_words(run, *BY_STEP), count)
+    _, errors = process.communicate(timeout=170)
+    assert process.returncode == 0, errors
+    return bits(run)
+
+
+@cache
+def finished() -> Path:
+    """A run of two ranks on 10 images in batches of 4, so that ranks have parts of 2, and of 1 in the last batch."""
+    run = Path(mkdtemp()) / "run"
+    process = start(train_words(run))
+    output, errors = process.communicate(timeout=170)
+    assert process.returncode == 0, errors
+    assert "ranks 2: batch 4, 2 images each" in output
+    assert output.count("weights: ") == 1, "the first rank alone has a say"
+    assert (run / "report.html").is_file()
+    return run
+
+
+def test_what_ranks_measure_together_is_what_one_process_measures() -> None:
+    run = finished()
+    detector, info = load_weights(run / "last.safetensors")
+    dataset = open_dataset(data_folder())
+    recipe = RunFolder(run).read_recipe()
+    validator = Validator(dataset.splits["val"], info.class_names, recipe.image_size, recipe.batch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = validator.run(detector, ValidationConfig()).to_json()["metrics"]
+    torch.set_num_threads(threads)
+    together = json.loads((run / "summary.json").read_text())["last_validation"]
+    assert together["images"] == len(dataset.splits["val"])
+    assert together["metrics"] == json.loads(json.dumps(alone))
+
+
+def end(process: subprocess.Popen[str], within_s: float) -> tuple[str, float]:
+    """What a launcher said until it ended, and how long that took."""
+    begun = time.monotonic()
+    _, errors = process.communicate(timeout=within_s + 30)
+    taken = time.monotonic() - begun
+    assert taken < within_s
+    assert process.returncode != 0
+    return errors, taken
+
+
+def ours(errors: str) -> list[str]:
+    """What the ranks said, without what torchrun did."""
+    return [line for line in errors.splitlines() if line.startswith("anchorite: ")]
+
+
+@pytest.mark.parametrize(("number", "what"), [(signal.SIGKILL, "is gone"), (signal.SIGSTOP, "was stopped")])
+def test_a_rank_that_is_killed_or_stopped_is_named_and_ends_all(number: int, what: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(train_words(run, *ENDLESS))
+    wait_for_checkpoint(run)
+    ranks = ranks_of(process)
+    assert len(ranks) == 2
+    os.kill(ranks[1], number)
+    errors, _ = end(process, TIMEOUT_S + 15)
+    said = ours(errors)
+    assert said[0].startswith(f"anchorite: rank 1 (process {ranks[1]} on "), errors
+    assert what in said[0]
+    assert f"anchorite train --resume {run}" in errors
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    assert any(one.progress is not None for one in found_checkpoints(run / "checkpoints"))
+
+
+def test_a_rank_that_raises_is_quoted_and_ends_all(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(["the disk of rank 1 is full", *train_words(run, *ENDLESS)], module="tests.faults.rank_fault")
+    errors, _ = end(process, 90)  # with the start of all ranks
+    said = ours(errors)
+    assert said == ["anchorite: rank 1: the disk of rank 1 is full"], errors
+    assert 'Traceback (most recent call last):\n  File "/work' not in errors
+
+
+def test_what_fails_on_all_ranks_is_told_once(tmp_path: Path) -> None:
+    process = start(["train", str(tmp_path / "nothing"), "--recipe", quick_recipe(), "--out", str(tmp_path / "run")])
+    errors, _ = end(process, 90)
+    assert len(ours(errors)) == 1, errors
+
+
+def test_after_a_restart_the_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    expected, run = undisturbed(2), tmp_path / "run"
+    process = start(train_words(run, *BY_STEP), restarts=1)
+    wait_for_checkpoint(run)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    output, errors = process.communicate(timeout=170)
+    assert process.returncode == 0, errors
+    assert "resumed after" in output
+    assert bits(run) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_from_which_three_ranks_go_on_bit_for_bit(number: int, tmp_path: Path) -> None:
+    expected, run = undisturbed(3), tmp_path / "run"
+    process = start(train_words(run, *BY_STEP), count=3)
+    wait_for_checkpoint(run)
+    process.send_signal(number)
+    errors, _ = end(process, 30)
+    assert f"anchorite train --resume {run}" in errors
+    process = start(["train", "--resume", str(run)], count=3)
+    output, errors = process.communicate(timeout=170)
+    assert process.returncode == 0, errors
+    assert "resumed after" in output
+    assert bits(run) == expected
+
+
+def test_another_number_of_ranks_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+    run: Any = finished()
+    (run / "summary.json").unlink()
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("epochs: 2\n", "epochs: 3\n", 1))
+    words = ["train", "--resume", str(run), "--allow", "recipe"]
+    alone = subprocess.run(
+        [sys.executable, "-m", "anchorite", *words], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert alone.returncode == 2
+    assert "ranks: 2 then, 1 now" in alone.stderr
+    assert "--allow ranks" in alone.stderr
+    allowed = subprocess.run(
+        [sys.executable, "-m", "anchorite", *words, "--allow", "ranks"],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert allowed.returncode == 0, allowed.stderr
+    assert "resumed after epoch 2" in allowed.stdout
+
+
+def test_restarts_need_a_folder_and_ranks_need_an_image_each(tmp_path: Path) -> None:
+    process = start(["train", str(data_folder()), "--recipe", quick_recipe()], restarts=1)
+    errors, _ = end(process, 90)
+    assert "--max-restarts without --out" in errors
+    process = start(train_words(tmp_path / "run", "--batch", "1"))
+    errors, _ = end(process, 90)
+    assert len(ours(errors)) == 1
+    assert "batch 1 for 2 ranks" in ours(errors)[0]
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,100 @@
+"""What the ranks of the tests do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anchorite.boxes import Targets
+from anchorite.data import Batch, empty_batch
+from anchorite.data.sampler import part_of_rank
+from anchorite.devices import Precision
+from anchorite.loss import DetectionLoss, LossConfig
+from anchorite.model import Detector, default_anchors
+from anchorite.ranks import Ranks
+from anchorite.train.average import AverageConfig, WeightAverage
+from anchorite.train.optimizer import OptimizerConfig, build_optimizer
+from anchorite.train.shared_norm import share_batch_norm
+from anchorite.train.step import Trainee, TrainingStep
+
+SIDE, CLASSES = 64, 3
+CPU = torch.device("cpu")
+
+
+def whole_batch(number: int, num_images: int, empty_from: int) -> Batch:
+    """A batch as a single process has it; images from `empty_from` on have no target."""
+    rng = torch.Generator().manual_seed(number)
+    images = torch.randint(0, 256, (num_images, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
+    rows = torch.rand(4 * num_images, 6, generator=rng)
+    rows[:, 0] = torch.arange(4 * num_images) // 4
+    rows[:, 1] = torch.randint(0, CLASSES, (len(rows),), generator=rng)
+    rows[:, 4:] = rows[:, 4:] * 0.5 + 0.05
+    return Batch(images, Targets.from_rows(rows[rows[:, 0] < empty_from]), torch.arange(num_images))
+
+
+def part(batch: Batch, ranks: Ranks) -> Batch:
+    """A rank's part of a batch."""
+    chosen = part_of_rank(batch.indices.numpy(), ranks.number, ranks.count).tolist()
+    if not chosen:
+        return empty_batch(SIDE)
+    rows = batch.targets.rows[(batch.targets.rows[:, 0] >= chosen[0]) & (batch.targets.rows[:, 0] <= chosen[-1])]
+    rows = rows - torch.tensor([chosen[0], 0, 0, 0, 0, 0])
+    return Batch(batch.images[chosen], Targets.from_rows(rows), batch.indices[chosen])
+
+
+def make_step(ranks: Ranks, norm: str, **settings: object) -> tuple[TrainingStep, Trainee]:
+    """A step in float64 over all ranks. norm: "shared" statistics, or "fixed" ones, as in evaluation."""
+    torch.manual_seed(0)
+    detector = Detector("n", CLASSES, default_anchors("n")).double().train()
+    criterion = DetectionLoss(detector.anchors, CLASSES, LossConfig(**settings), ranks).train()  # type: ignore[arg-type]
+    average = WeightAverage(detector, AverageConfig())
+    optimizer = build_optimizer(detector, OptimizerConfig())
+    if norm == "fixed":
+        for module in detector.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+    elif ranks.are_several:
+        share_batch_norm(detector, CPU)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    trainee = Trainee(detector, criterion, optimizer, average, scaler)
+    return TrainingStep(trainee, Precision("fp32", None, False, "test"), 0.0, CPU), trainee
+
+
+def gradients(
+    ranks: Ranks, norm: str, batches: list[tuple[int, int]], bad: tuple[int, ...] = (), **settings: object
+) -> dict[str, Tensor]:
+    """Gradients, buffers and losses after batches of (images, those with targets), gathered for one optimizer step.
+
+    bad: numbers of batches that are not finite for the first rank.
+    """
+    step, trainee = make_step(ranks, norm, **settings)
+    found: dict[str, Tensor] = {}
+    for number, (num_images, empty_from) in enumerate(batches):
+        whole = whole_batch(number, num_images, empty_from)
+        if number in bad and ranks.is_first:
+            weight = trainee.detector.head.predictors["p3"].bias
+            kept, weight.data = weight.data, torch.full_like(weight, torch.nan)
+        terms = step.accumulate(part(whole, ranks), num_images, is_last=number == len(batches) - 1)
+        if number in bad and ranks.is_first:
+            weight.data = kept
+        found |= {f"terms.{number}.{name}": getattr(terms, name) for name in terms._fields[1:]}
+    found |= {f"grad.{name}": one.grad for name, one in trainee.detector.named_parameters() if one.grad is not None}
+    found |= {f"buffer.{name}": one for name, one in trainee.detector.named_buffers() if "tracked" not in name}
+    return found | {"balance": trainee.criterion.balance}
+
+
+def talk(ranks: Ranks) -> dict[str, Tensor]:
+    """Everything that ranks can say to each other, with answers that every rank knows."""
+    number = torch.tensor([float(ranks.number)])
+    gathered = ranks.gather_tensors({"here": number, "long": torch.arange(ranks.number * 1000)})
+    return {
+        "sum": ranks.sum(number),
+        "own": number,
+        "any": torch.tensor([ranks.any(ranks.number == 1), ranks.any(False)]),
+        "all": torch.stack([ranks.all(number[0] >= 0), ranks.all(number[0] > 0)]),
+        "first": torch.tensor(ranks.from_first([ranks.number, 5])),
+        "everyone": torch.tensor(ranks.gather([ranks.number] * 3)),
+        "tensors": ranks.tensors_from_first({"a": number + 7})["a"],
+        "gathered": torch.stack([one["here"][0] for one in gathered] or [torch.tensor(-1.0)]),
+        "lengths": torch.tensor([len(one["long"]) for one in gathered]),
+    }
