@@ -87,16 +87,13 @@ def assert_refused(words: str, code: int, said: list[str], desk: Path, capsys: p
 SOURCES = [
     ("http://host/a.jpg", ["http://host/a.jpg: an address, and nothing is ever downloaded; save it as a file first"]),
     ("s3://bucket/photos", ["s3://bucket/photos: an address, and nothing is ever downloaded"]),
-    ("rtsp://camera/1", ["streams are not read", "ffmpeg -i rtsp://camera/1 frames/%05d.png"]),
     ("file:///photos/a.jpg", ["file:///photos/a.jpg: files are named by their path alone"]),
-    ("0", ["0: no such file", "cameras are not read: save their images as files"]),
-    ("film.mp4", ["film.mp4: video is not read yet", "mkdir frames; ffmpeg -i film.mp4 frames/%05d.png"]),
-    ("a.jpg film.mp4", ["film.mp4: video is not read yet"]),
-    ("films", ["films: no image in this folder", "but files: 1 of .mov; video is not read", "-i films/one.MOV"]),
-    ("*.mp4", ["*.mp4: no image matches this pattern", "1 of .mp4; video is not read yet", "ffmpeg -i film.mp4"]),
+    ("97", ["camera:97: there is no such camera"]),
+    ("a.jpg 97", ["97: a camera, a stream or a list on stdin is read alone"]),
+    ("films", ["films: no image in this folder", "but files: 1 of .mov; videos are named", "such as 'films/*.MOV'"]),
     ("phone", ["phone: no image", "2 of .heic; convert photographs among them to JPEG or PNG"]),
     ("a.jpg/b.jpg", ["a.jpg/b.jpg: no such file or folder"]),
-    ("film.mp4 http://host/a.jpg", ["film.mp4: video", "\nhttp://host/a.jpg: an address"]),
+    ("film.mp4 gone.mp4 http://host/a.jpg", ["gone.mp4: no such file", "\nhttp://host/a.jpg: an address"]),
 ]
 
 
@@ -195,7 +192,7 @@ REST = [
     ("split one out", 2, ["one: 1 view is too few for a split val of 20%"]),
     ("split D", 2, ["split: OUT is missing: new folder for the copy", "usage: anchorite split DATA OUT"]),
     ("split D out --val 2", 2, ["--val 2: a share of the images from 0 to under 1"]),
-    ("convert D out", 2, ["convert: --to TO is missing: format of the copy", "--to yolo|coco|voc [OPTIONS]"]),
+    ("convert D out", 2, ["convert: --to TO is missing: format of the copy", "--to yolo|coco|voc|shards [OPTIONS]"]),
     ("convert D out --to pascal", 2, ['"pascal" for --to. Choose from: "yolo", "coco", "voc"']),
     ("anchors", 2, ["anchors: DATA is missing", "usage: anchorite anchors DATA"]),
     ("inspect gone", 2, ["gone: does not exist; name a dataset's folder"]),
