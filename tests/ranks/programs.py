@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from anchorite.boxes import Targets
-from anchorite.data import Batch, empty_batch
+from anchorite.data import Batch, ImageStore, empty_batch, open_dataset
 from anchorite.data.sampler import part_of_rank
 from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss, LossConfig
@@ -81,6 +85,34 @@ def gradients(
     found |= {f"grad.{name}": one.grad for name, one in trainee.detector.named_parameters() if one.grad is not None}
     found |= {f"buffer.{name}": one for name, one in trainee.detector.named_buffers() if "tracked" not in name}
     return found | {"balance": trainee.criterion.balance}
+
+
+def kept_images(ranks: Ranks, data: str, bad: str) -> dict[str, Tensor]:
+    """The training images in memory, with one more that cannot be decoded, and how many this rank has decoded."""
+    records = open_dataset(Path(data)).splits["train"]
+    damaged = Path(bad) / "damaged.jpg"
+    damaged.write_bytes(records[0].path.read_bytes()[:400])
+    store = ImageStore([*records, replace(records[0], path=damaged)], SIDE, "ram", skip_bad=True)
+    decode, decoded = store._decode, []
+
+    def counted(index: int) -> Any:
+        decoded.append(index)
+        return decode(index)
+
+    store._decode = counted  # type: ignore[method-assign]
+    store.build(ranks=ranks)
+    pixels = torch.cat([torch.from_numpy(store.image(index).copy()).flatten() for index in range(len(store))])
+    ranks.wait()
+    assert store._shared is not None
+    if ranks.is_first:
+        store._shared.array[0] = 7
+    ranks.wait()
+    return {
+        "pixels": pixels,
+        "decoded": torch.tensor(len(decoded)),
+        "left_out": torch.tensor([len(records)] if store.left_out[0].record.path == damaged else []),
+        "written_by_first": torch.tensor(int(store._shared.array[0])),
+    }
 
 
 def talk(ranks: Ranks) -> dict[str, Tensor]:

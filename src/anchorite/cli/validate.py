@@ -13,8 +13,11 @@ from anchorite.cli.options import OutputOptions, ReadingOptions, RunningOptions
 from anchorite.cli.refining import RefiningOptions, looks_line
 
 if TYPE_CHECKING:
+    import torch
+
     from anchorite.data import DatasetIndex
     from anchorite.devices import Precision, PrecisionName
+    from anchorite.evaluate import ValidationResult, Validator
     from anchorite.model import Detector, WeightsInfo
     from anchorite.predict import Ensemble
     from anchorite.predict.runtime import Runtime
@@ -39,7 +42,7 @@ def validate(
     from anchorite.cli.folders import refuse_taken
     from anchorite.data import without_images
     from anchorite.devices import keep_freed_memory
-    from anchorite.evaluate import ValidationConfig, Validator, require_classes, require_images, require_side
+    from anchorite.evaluate import Validator, require_classes, require_images, require_side
     from anchorite.predict import Ensemble
     from anchorite.train import choose_device, choose_precision
 
@@ -71,12 +74,7 @@ def validate(
     dataset = without_images(dataset, split, validator.left_out)
     if not output.quiet:
         _tell_skipped(dataset, split)
-    if isinstance(network, tuple):
-        result = validator.run(network[0], ValidationConfig(), chosen_device, autocast_dtype=precision.dtype)
-    elif isinstance(network, Ensemble):
-        result = validator.run_finder(network, image_size=running.image_size)
-    else:
-        result = validator.run_exported(network)
+    result = _measured(validator, network, running, chosen_device, precision)
     if out is not None:
         result.save_plots(out)
     if json or output.json_lines:
@@ -117,6 +115,24 @@ def _loaded(
         return loaded, loaded[1]
     network = load_export(weights, running.device, running.precision)
     return network, network.info
+
+
+def _measured(
+    validator: Validator,
+    network: tuple[Detector, WeightsInfo] | Ensemble | Runtime,
+    running: RunningOptions,
+    device: torch.device,
+    precision: Precision,
+) -> ValidationResult:
+    """What each kind of network reaches."""
+    from anchorite.evaluate import ValidationConfig
+    from anchorite.predict import Ensemble
+
+    if isinstance(network, tuple):
+        return validator.run(network[0], ValidationConfig(), device, autocast_dtype=precision.dtype)
+    if isinstance(network, Ensemble):
+        return validator.run_finder(network, image_size=running.image_size)
+    return validator.run_exported(network)
 
 
 def _print_json(result: dict[str, Any], facts: dict[str, Any] | None, dataset: DatasetIndex) -> None:

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import anchorite
+from anchorite.data.cache_folder import private_cache_folder, private_cache_place
 from anchorite.data.column_file import load_columns, save_columns
 from anchorite.data.columns import Columns, RecordTable
 from anchorite.data.index import Adjustment, DatasetIndex
 from anchorite.data.sources import Evidence, Sources
-from anchorite.data.store import private_cache_folder, private_cache_place
 from anchorite.data.texts import Texts
 from anchorite.errors import AnchoriteError
 

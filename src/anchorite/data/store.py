@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from anchorite.data.cache_folder import check_space, make_cache_folder, private_cache_folder, refuse_dataset_folder
 from anchorite.data.columns import RecordTable, image_sizes_hw, records_at
 from anchorite.data.decode_resized import ChangedImageError, decode_resized
 from anchorite.data.index import LeftOut, Record
@@ -100,11 +99,7 @@ class ImageStore:
             self._fill(shared.array, progress, ranks if by_all else ALONE)
             self._shared, self._pixels = shared, _read_only(shared.array)
         elif self.mode == "disk":
-            if ranks.local_number > 0:
-                ranks.wait()  # for the first one of this machine, which writes the file
-            self._open_file(progress)
-            if ranks.local_number == 0:
-                ranks.wait()
+            self._open_file(progress)  # ranks of one machine that have the same work write one file, whichever is last
         elif self._skip_bad:
             self.decode_all(lambda *_: None, progress, ranks)
 
@@ -197,8 +192,8 @@ class ImageStore:
         file = folder / f"images-{self.key()}.bin"
         failures = self._failures_of(file)
         if failures is None:
-            _make_folder(folder)
-            _check_space(folder, self._file_bytes)
+            make_cache_folder(folder)
+            check_space(folder, self._file_bytes)
             write_atomically(file, lambda temporary: self._write_file(temporary, progress))
         else:
             self._leave_out(failures)
@@ -272,45 +267,3 @@ def _read_only(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     view = array[:]
     view.flags.writeable = False
     return view
-
-
-def private_cache_place() -> Path:
-    """Where `private_cache_folder` is, whether it was made yet or not."""
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    return Path(tempfile.gettempdir()) / f"anchorite-cache-{user}"
-
-
-def private_cache_folder() -> Path:
-    """A folder for caches in the system's temporary one; refused when somebody else made it."""
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = private_cache_place()
-    _make_folder(folder, mode=0o700)
-    if folder.is_symlink() or (hasattr(os, "getuid") and folder.stat().st_uid != user):
-        raise StorageError(f"{folder}: belongs to somebody else. Name a cache folder of your own")
-    return folder
-
-
-def refuse_dataset_folder(folder: Path, records: Sequence[Record]) -> None:
-    """Raise InputError when a cache folder is or lies in a folder that holds images of the dataset."""
-    place = folder.resolve()
-    for parent in {record.path.resolve().parent for record in records}:
-        if place.is_relative_to(parent):
-            raise InputError(
-                f"{folder}: lies in the dataset ({parent}), which is never written to. Name another folder"
-            )
-
-
-def _make_folder(folder: Path, mode: int = 0o777) -> None:
-    try:
-        folder.mkdir(mode=mode, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made: {error.strerror or error}. Name another cache folder") from error
-
-
-def _check_space(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise StorageError(
-            f"{folder}: the decoded images take {num_bytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there; "
-            "nothing was written. Free some space or name another cache folder"
-        )

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from anchorite.boxes import Detections, Targets
+from anchorite.boxes import Targets
 from anchorite.data import (
     ImageStore,
     LetterboxedBatch,
@@ -25,32 +23,20 @@ from anchorite.data import (
 )
 from anchorite.errors import DivergedError, InputError
 from anchorite.evaluate.config import ValidationConfig
+from anchorite.evaluate.finder import Finder
 from anchorite.evaluate.result import ValidationLosses, ValidationResult
 from anchorite.evaluate.sharing import Shared
 from anchorite.evaluate.stopwatch import Stopwatch
 from anchorite.evaluate.targets import batch_targets
 from anchorite.loss import LossTerms
 from anchorite.metrics import Found, Truth, coco_metrics
-from anchorite.model import Detector, WeightsInfo, fold_batch_norm, to_channels_last
+from anchorite.model import Detector, fold_batch_norm, to_channels_last
 from anchorite.model.fold import is_folded
-from anchorite.predict import BatchDetections, PredictConfig, Runtime, batch_detections
+from anchorite.predict import BatchDetections, Runtime, batch_detections
 
 Progress = Callable[[int, int], None]
 Criterion = Callable[[Sequence[Tensor], Targets], LossTerms]
 Finish = Callable[[], ValidationResult]
-
-
-class Finder(Protocol):
-    """What finds objects in image files: a `Predictor` or an `Ensemble`."""
-
-    @property
-    def info(self) -> WeightsInfo:
-        """Its class names, among others."""
-
-    def stream(
-        self, sources: Any, config: PredictConfig | None, image_size: int | None, batch_size: int
-    ) -> Iterator[tuple[NDArray[np.uint8], Detections]]:
-        """Each image with its detections, in the order of the sources; raises InputError for what is no image."""
 
 
 class Validator:

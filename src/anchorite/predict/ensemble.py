@@ -26,7 +26,7 @@ from anchorite.model import WeightsInfo
 from anchorite.predict.config import Limits, PredictConfig
 from anchorite.predict.merging import class_map, fused_channels, joined_windows
 from anchorite.predict.postprocess import RawDetections
-from anchorite.predict.predictor import Predictor, _expanded
+from anchorite.predict.predictor import Predictor, expanded_sources
 from anchorite.predict.sources import LULL, Lull, OnUnreadable, each_source, read_image, source_name
 from anchorite.predict.tiles import Window, windows
 from anchorite.predict.view_batches import Picture, Sight, ViewBatches
@@ -152,7 +152,7 @@ class Ensemble:
         on_unreadable: OnUnreadable | None = None,
     ) -> Iterator[tuple[UInt8[NDArray[np.uint8], "H W 3"], Detections]]:
         """As `Predictor.stream`; batch_size: views, not images, that a network sees at a time."""
-        expanded = _expanded(each_source(sources), batch_size, on_unreadable)
+        expanded = expanded_sources(each_source(sources), batch_size, on_unreadable)
         yield from self._run(expanded, config or PredictConfig(), image_size, batch_size, on_unreadable)
 
     def _run(

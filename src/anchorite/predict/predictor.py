@@ -112,7 +112,7 @@ class Predictor:
         `on_unreadable`, an image that cannot be read, or the rest of a video, is handed to it as the error and left
         out; without, the error is raised.
         """
-        expanded = _expanded(each_source(sources), batch_size, on_unreadable)
+        expanded = expanded_sources(each_source(sources), batch_size, on_unreadable)
         yield from self._run(expanded, config or PredictConfig(), image_size, batch_size, on_unreadable)
 
     def _run(
@@ -237,7 +237,7 @@ def _windows(sources: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield window
 
 
-def _expanded(sources: Iterable[Any], depth: int, on_unreadable: OnUnreadable | None) -> Iterator[Any]:
+def expanded_sources(sources: Iterable[Any], depth: int, on_unreadable: OnUnreadable | None) -> Iterator[Any]:
     """Paths opened: folders and patterns as their images, videos as their frames, up to `depth` ahead."""
     for source in sources:
         if not isinstance(source, str | Path):

@@ -6,9 +6,11 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from anchorite.anchors import AnchorSet
 from anchorite.data import DatasetIndex
+from anchorite.errors import InputError
 from anchorite.model import default_anchors
 from anchorite.ranks import ALONE, Ranks
 from anchorite.train.checkpoint import has_checkpoint, leftovers, load_latest
@@ -58,6 +60,7 @@ def train(
         **noted_facts(recipe, dataset, ranks.count),
     }
     del start, borrowed  # as large as the network
+    _refuse_other_data(facts, ranks)
     with prepared.loader:
         if ranks.is_first:
             RunFolder.create(out, recipe, facts)
@@ -110,6 +113,18 @@ def _load_progress(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> tup
         stray.unlink(missing_ok=True)
         said.append(f"{stray}: left by a crash, removed")
     return progress, said
+
+
+def _refuse_other_data(facts: dict[str, Any], ranks: Ranks) -> None:
+    """InputError where ranks have read different data, as copies on several machines may be."""
+    prints = [{split: one["fingerprint"] for split, one in facts["splits"].items()}, facts["class_names"]]
+    everyone = ranks.gather(prints)
+    different = [str(number) for number, of_rank in enumerate(everyone) if of_rank != everyone[0]]
+    if different:
+        raise InputError(
+            f"{facts['data']}: ranks {', '.join(different)} have read other images or labels there than rank 0; give "
+            "all machines the same dataset"
+        )
 
 
 def _held(folder: RunFolder, ranks: Ranks) -> AbstractContextManager[object]:

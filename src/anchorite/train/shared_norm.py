@@ -5,9 +5,11 @@ Legend: B images of this rank, C channels, H, W cells.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce  # type: ignore[attr-defined]
 
 
 def share_batch_norm(model: nn.Module, device: torch.device) -> None:
@@ -49,11 +51,11 @@ class RankBatchNorm(nn.BatchNorm2d):
         wide = x if x.dtype == torch.float64 else x.float()
         over = (0, 2, 3)
         here = wide.new_tensor([x.numel() / x.shape[1]])
-        sums = all_reduce(torch.cat([wide.sum(over), here]))
+        sums = SumOverRanks.apply(torch.cat([wide.sum(over), here]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = wide - mean[:, None, None]
-        variance = all_reduce(centred.square().sum(over)) / count
+        variance = SumOverRanks.apply(centred.square().sum(over)) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             unbiased = variance * (count / (count - 1).clamp(min=1))
@@ -62,3 +64,23 @@ class RankBatchNorm(nn.BatchNorm2d):
                 self.num_batches_tracked.add_(1)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks; its gradient is that of every rank's loss, summed likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        """The sum, a new tensor."""
+        return _summed(part)
+
+    @staticmethod
+    def backward(ctx: Any, of_sum: Tensor) -> Tensor:
+        """What all ranks' losses ask of this rank's part."""
+        return _summed(of_sum)
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total

@@ -1,0 +1,91 @@
+"""Whole runs of several ranks: what they measure and keep is what one process would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anchorite.data import open_dataset
+from anchorite.evaluate import ValidationConfig, Validator
+from anchorite.model import load_weights
+from anchorite.train import RunFolder
+from tests.cli.commands import data_folder
+from tests.ranks.launched import bits, finished, start, train_words
+from tests.ranks.machines import two_machines
+from tests.ranks.processes import free_port, on_ranks
+
+pytestmark = pytest.mark.slow
+
+
+def test_what_ranks_measure_together_is_what_one_process_measures() -> None:
+    run = finished()
+    detector, info = load_weights(run / "last.safetensors")
+    dataset = open_dataset(data_folder())
+    recipe = RunFolder(run).read_recipe()
+    validator = Validator(dataset.splits["val"], info.class_names, recipe.image_size, recipe.batch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = validator.run(detector, ValidationConfig()).to_json()["metrics"]
+    torch.set_num_threads(threads)
+    together = json.loads((run / "summary.json").read_text())["last_validation"]
+    assert together["images"] == len(dataset.splits["val"])
+    assert together["metrics"] == json.loads(json.dumps(alone))
+
+
+def test_two_machines_make_the_run_of_one(tmp_path: Path) -> None:
+    run, port = tmp_path / "run", free_port()
+    with two_machines() as machines:
+        agents = [
+            subprocess.Popen(
+                [
+                    *(*machine.prefix, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
+                    *("--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"),
+                    *("--rdzv-endpoint", f"{machines[0].address}:{port}", "--local-addr", machine.address),
+                    *("--rdzv-conf", f"is_host={int(number == 0)}", "-m", "anchorite", *train_words(run)),
+                ],
+                env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": machine.device},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number, machine in enumerate(machines)
+        ]
+        said = [agent.communicate(timeout=170) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert sorted(output.count("weights: ") for output, _ in said) == [0, 1], "the first rank alone has a say"
+    assert bits(run, 2) == bits(finished(), 2)
+
+
+def test_patience_that_runs_out_late_leaves_what_it_would_have_left_at_once(tmp_path: Path) -> None:
+    # Nothing is found in two epochs, so the first is the best and the second one too many.
+    run = tmp_path / "run"
+    settings = ("--epochs", "9", "--set", "patience=1", "--set", "sync_batch_norm=true")
+    process = start(train_words(run, *settings))
+    _, errors = process.communicate(timeout=170)
+    assert process.returncode == 0, errors
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["reason"] == "no better mAP for 1 epochs"
+    assert summary["best_epoch"] == 1
+    assert [row["epoch"] for row in RunFolder(run).read_rows()] == ["1", "2"]
+    at_the_end = load_file(run / "checkpoints" / "epoch-0001-batch-00003.safetensors")
+    last = load_file(run / "last.safetensors")
+    assert all(torch.equal(tensor, at_the_end[f"average.{name}"]) for name, tensor in last.items())
+
+
+def test_ranks_of_a_machine_decode_each_image_once_and_keep_it_once(tmp_path: Path) -> None:
+    (alone,) = on_ranks(1, "tests.ranks.programs:kept_images", tmp_path, data=str(data_folder()), bad=str(tmp_path))
+    ranks = on_ranks(2, "tests.ranks.programs:kept_images", tmp_path, data=str(data_folder()), bad=str(tmp_path))
+    num_images = len(open_dataset(data_folder()).splits["train"])
+    assert alone["decoded"].item() == num_images + 1
+    assert sum(found["decoded"].item() for found in ranks) == num_images + 1
+    for found in ranks:
+        assert torch.equal(found["pixels"], alone["pixels"])
+        assert found["left_out"].tolist() == alone["left_out"].tolist() == [num_images]
+        assert found["written_by_first"].item() == 7, "one memory, not two of the same content"
