@@ -146,7 +146,7 @@ SETTINGS = [
     ),
     ("--img 640", ["train: unknown option --img: here it is --image-size\nusage: anchorite train DATA"]),
     ("--project x", ["unknown option --project: here it is --out"]),
-    ("--weights yolo.pt", ["unknown option --weights: nothing here", "runs start from random weights"]),
+    ("--weights yolo.pt", ["yolo.pt: cannot be read", "nothing is ever downloaded"]),
     ("--lr0 0.1", ["unknown option --lr0: it is a field of the recipe: --set optimizer.rate=VALUE"]),
     ("--patience=5", ["unknown option --patience: it is a field of the recipe: --set patience=VALUE"]),
     ("--label-smoothing 0.1", ["--set loss.label_smoothing=VALUE"]),

@@ -20,6 +20,8 @@ _MOST_BYTES_AGAIN = 256_000_000  # of a file that is read whole after all, for t
 _BLOCK_BYTES = 1 << 22
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ITEM_END = re.compile(r"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
+_LONGEST_EXPONENT = 3  # letters behind a whole number that make it another only with the digit after them
+_LONGEST_EXPONENT = 3  # letters behind a number that make it another only with the digit after them
 _LONGEST_TOKEN = 16  # letters by which text that is cut off may look wrong before its end
 
 
@@ -163,7 +165,8 @@ class _Window:
                 if not (is_cut_off and self.more()):
                     raise _SyntaxFault(error.msg, error.pos) from error
                 continue
-            if end < len(self.text) or not self.more():  # a number may go on
+            # A number may go on behind what is at hand, which "1." or "1e+" does not show by itself.
+            if len(self.text) - end >= _LONGEST_EXPONENT or not self.more():
                 self.at = end
                 return value
 
