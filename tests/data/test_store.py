@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from anchorite.data import memory, store
+from anchorite.data import cache_folder, memory, store
 from anchorite.data.index import Record
 from anchorite.data.memory import SharedBytes, cgroup_headroom
 from anchorite.data.store import ImageStore
@@ -172,7 +172,7 @@ def test_a_cache_in_the_dataset_is_refused(records: list[Record], tmp_path: Path
 def test_too_small_a_disk_is_noticed_before_writing(
     records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(cache_folder.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(StorageError, match="nothing was written"):
         ImageStore(records, 64, "disk", tmp_path / "cache").build()
     assert list((tmp_path / "cache").iterdir()) == []

@@ -76,7 +76,7 @@ def test_a_store_larger_than_free_memory_is_declined_before_anything_is_allocate
     needed = 10 * 64 * 64 * 3
     monkeypatch.setattr(store, "spendable_memory", lambda: needed - 1)
     monkeypatch.setattr(store, "SharedBytes", lambda _: pytest.fail("allocated"))
-    monkeypatch.setattr(store, "decode_image", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr(store, "decode_resized", lambda *_: pytest.fail("decoded"))
     words = ["train", data_folder(), "--recipe", quick_recipe(), "--set", "store=ram", "--out", tmp_path / "run"]
     message = failing(capsys, *words)
     assert "10 images at 64 px take" in message

@@ -56,11 +56,11 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
 import sys, time
 from anchorite.train.step import TrainingStep
 accumulate = TrainingStep.accumulate
-def slow(self, batch):
+def slow(self, *batch):
     print("run: in a step", flush=True)
     for _ in range(600):
         time.sleep(0.1)
-    return accumulate(self, batch)
+    return accumulate(self, *batch)
 TrainingStep.accumulate = slow
 from anchorite.cli import main
 main({["train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(tmp_path / "run")]!r})
