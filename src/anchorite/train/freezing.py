@@ -33,6 +33,8 @@ def freeze(detector: Detector, names: Sequence[str]) -> None:
 
 def refuse_early(size: str, names: Sequence[str]) -> None:
     """`refuse_unknown` before there is a detector, for all names but those within a backbone, which may be borrowed."""
+    if not names:
+        return  # even on the meta device a network takes a second, most of it torch's imports
     with torch.device("meta"):
         refuse_unknown(Detector(size, 1, default_anchors(size)), [one for one in names if "backbone." not in one])
 
