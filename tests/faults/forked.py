@@ -66,6 +66,7 @@ def _save(folder: Path, trainee: Any) -> None:
 def serve(data: Path) -> None:
     """What the process does that others are forked from."""
     import torch
+    import torch._dynamo  # which the first optimizer of a process imports, for longer than a small run takes
 
     torch.set_num_threads(1)  # no pool of threads, which a fork could not take along
     from anchorite.data import open_dataset

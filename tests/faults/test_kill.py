@@ -34,7 +34,7 @@ def tmp_path() -> Iterator[Path]:
 
 
 NUM_KILLS, NUM_SAVES_KILLED = 50, 200  # of runs ten times as many in tests/faults/soak.py
-LONGEST_SAVE_S = 0.12
+LONGEST_S, LONGEST_SAVE_S = 1.6, 0.12
 DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", "train/skipped_steps", "rate")
 
 
@@ -58,10 +58,10 @@ def point_of(run: Path) -> int:
     return found[0].progress.epoch * BATCHES + found[0].progress.partial.batches
 
 
-def kill_and_go_on(forked: Forker, folder: Path, moments: random.Random, longest_s: float) -> bool:
-    """Run until killed at a random moment within longest_s; whether the run came to its end before."""
+def kill_and_go_on(forked: Forker, folder: Path, moments: random.Random) -> bool:
+    """Run until killed at a random moment; whether the run came to its end before."""
     number = forked.start("train", folder)
-    time.sleep(moments.uniform(0, longest_s))
+    time.sleep(moments.uniform(0, LONGEST_S))
     with suppress(ProcessLookupError):  # it has finished
         os.kill(number, signal.SIGKILL)
     code = forked.wait()
@@ -76,18 +76,15 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_had_been(tmp_path: P
     moments = random.Random(0)
     with forker(tmp_path) as forked:
         (tmp_path / "straight").mkdir()
-        begun = time.monotonic()
         forked.start("train", tmp_path / "straight")
         assert forked.wait() == 0
-        longest_s = 0.8 * (time.monotonic() - begun)  # so that kills fall all over the run, however fast the machine
-        num_kills = min(NUM_KILLS, max(10, round(60 / longest_s)))  # fewer on a slow one
         expected = outcome(tmp_path / "straight" / "run")
         kills = runs = 0
         points: set[int] = set()
-        while kills < num_kills:
+        while kills < NUM_KILLS:
             folder = tmp_path / f"killed-{runs}"
             folder.mkdir()
-            while kills < num_kills and not kill_and_go_on(forked, folder, moments, longest_s):
+            while kills < NUM_KILLS and not kill_and_go_on(forked, folder, moments):
                 kills += 1
                 points.add(point_of(folder / "run"))
             forked.start("train", folder)
@@ -97,7 +94,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_had_been(tmp_path: P
             assert list(folder.rglob("*.tmp")) == []
             shutil.rmtree(folder)  # memory is dearer than disks
             runs += 1
-    assert len(points) > min(EPOCHS * BATCHES / 2, num_kills / 4), "the kills should fall all over the run"
+    assert len(points) > EPOCHS * BATCHES / 2, "the kills should fall all over the run"
 
 
 def test_no_kill_inside_a_save_leaves_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
