@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,12 +18,14 @@ import numpy as np
 import pytest
 import torch
 
+from anchorite.data.ahead import ahead
 from anchorite.data.augment_config import AugmentConfig
 from anchorite.data.batches import Batch
-from anchorite.data.loader import Loader, LoaderConfig, ahead, make_loader
+from anchorite.data.loader import Loader, LoaderConfig, make_loader
 from anchorite.data.sampler import EpochBatches, batch_sides, epoch_order
 from anchorite.data.samples import SampleKey, TrainSamples
 from anchorite.data.store import ImageStore
+from anchorite.data.workers import WorkerPool
 from anchorite.errors import InputError, WorkerError
 from tests.data.test_samples import EVERYTHING, make_records
 
@@ -295,6 +298,40 @@ def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
     wait_for_end(processes, 15.0)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
+def test_a_worker_that_a_fork_left_with_a_held_lock_is_made_anew(
+    samples: TrainSamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, made, begun = threading.Lock(), [], WorkerPool._begun
+
+    def note(pool: WorkerPool, number: int) -> Any:
+        if len(made) == 3:  # both of the first, and the one that took the place of the first
+            lock.release()
+        worker = begun(pool, number)
+        made.append(worker.process.pid)
+        return worker
+
+    monkeypatch.setattr(WorkerPool, "_begun", note)
+    monkeypatch.setattr("anchorite.data.workers._try_out", lambda: lock.acquire() and lock.release())
+    monkeypatch.setattr("anchorite.data.workers.FIRST_PATIENCE_S", 0.3)
+    lock.acquire()
+    with make_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
+        forked = list(loader)
+        assert [is_running(process_id) for process_id in made] == [False, False, False, True, True]
+    with make_loader(samples, LoaderConfig(batch_size=4)) as loader:
+        assert sha(list(loader)) == sha(forked)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
+def test_workers_that_never_become_ready_are_given_up(samples: TrainSamples, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anchorite.data.workers._try_out", lambda: time.sleep(60))
+    monkeypatch.setattr("anchorite.data.workers.FIRST_PATIENCE_S", 0.1)
+    loader = make_loader(samples, LoaderConfig(batch_size=4, workers=2, worker_timeout_s=1.0))
+    with pytest.raises(WorkerError, match="gave no batch for 1 s before its first sample"):
+        next(iter(loader))
+    assert multiprocessing.active_children() == []
+
+
 def test_workers_leave_interruptions_to_their_parent(samples: TrainSamples) -> None:
     previous = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the parent's handler ran in a worker"))
     try:
@@ -342,7 +379,7 @@ def test_leaving_early_stops_the_thread() -> None:
     next(items)
     items.close()  # type: ignore[attr-defined]
     assert ended.is_set()
-    assert not any(thread.name == "anchorite-batches" for thread in threading.enumerate())
+    assert not any(thread.name == "anchorite-ahead" for thread in threading.enumerate())
 
 
 def test_background_images_alone_make_a_batch_without_targets(tmp_path: Path) -> None:
@@ -367,7 +404,7 @@ def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch: pyte
     items = ahead(lambda _stop: (number for number in range(1000)), 1)
     with pytest.raises(KeyboardInterrupt):
         next(items)
-    assert "anchorite-batches" not in [thread.name for thread in threading.enumerate()]
+    assert "anchorite-ahead" not in [thread.name for thread in threading.enumerate()]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -383,7 +420,7 @@ def test_a_second_pass_ends_the_first_and_says_so(workers: int, tmp_path: Path) 
         assert sha(begun) == sha(list(loader)[:2])
         with pytest.raises(InputError, match="another over the same loader"):
             list(zip(loader, loader, strict=True))
-        assert sum(thread.name == "anchorite-batches" for thread in threading.enumerate()) == 0
+        assert sum(thread.name == "anchorite-ahead" for thread in threading.enumerate()) == 0
         assert sha(list(loader)) == expected
 
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from anchorite.boxes import Targets
+from anchorite.data.ahead import ahead
 from anchorite.data.batches import Batch, empty_batch
 from anchorite.data.device_plan import BatchPlan, plan_batch
 from anchorite.data.device_render import render
 from anchorite.data.device_store import DeviceStore
-from anchorite.data.loader import LoaderConfig, ahead, epoch_batches
+from anchorite.data.loader import LoaderConfig, epoch_batches
 from anchorite.data.sampler import EpochBatches
 from anchorite.data.samples import SampleKey, TrainSamples
 

@@ -5,15 +5,15 @@ Legend: B images, S side of the canvas in pixels.
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Annotated, Literal, Protocol, TypeVar
+from collections.abc import Generator, Iterator, Sequence
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from anchorite.boxes import Targets
+from anchorite.data.ahead import ahead
 from anchorite.data.batches import Batch, empty_batch
 from anchorite.data.drawing import Drawn, Failure, Key, Samples, draw_batch
 from anchorite.data.sampler import EpochBatches, largest_side
@@ -21,8 +21,6 @@ from anchorite.data.samples import TrainSamples
 from anchorite.data.workers import WorkerPool
 from anchorite.errors import InputError
 from anchorite.interrupts import HeldInterrupts
-
-Item = TypeVar("Item")
 
 
 class LoaderConfig(BaseModel):
@@ -202,50 +200,3 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def ahead(make: Callable[[threading.Event], Generator[Item, None, None]], depth: int) -> Generator[Item, None, None]:
-    """The items of `make(stop)`, made by a thread up to `depth` ahead of their use; exceptions surface in their turn.
-
-    Leaving early sets `stop` and waits for the item being made. OpenCV and torch release the interpreter lock, so the
-    thread's work overlaps the step's.
-    """
-    ready: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def hand_over(item: Item | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        """What the thread does: hand over each item, then the error that ended them, or None."""
-        last: BaseException | None = None
-        items = make(stop)
-        try:
-            for item in items:
-                hand_over(item)
-                if stop.is_set():
-                    break
-        except BaseException as error:
-            last = error
-        finally:
-            items.close()
-        hand_over(last)
-
-    thread = threading.Thread(target=produce, name="anchorite-batches", daemon=True)
-    try:
-        with HeldInterrupts():  # in the midst of a start, an interrupt would leave a thread that nobody ends
-            thread.start()
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        with HeldInterrupts():
-            if thread.is_alive():
-                thread.join()

@@ -6,7 +6,9 @@ the order asked for, whichever worker is faster. A dead worker is noticed at onc
 
 Workers are forked where the system can fork: they start in milliseconds and need no guard in the user's script; what
 they run after the fork is NumPy and single-threaded OpenCV, so neither the thread pools nor the CUDA context that a
-fork cannot carry over are touched.
+fork cannot carry over are touched. A lock that another thread held at the fork is held for ever in the worker, though:
+OpenCV takes one even in a thread that has ended but for its clean-up. Each worker tries out what it needs before it
+says that it is ready, and one that stays silent is made anew.
 
 Legend: B images, S side of the canvas in pixels, T targets of a batch.
 """
@@ -45,6 +47,8 @@ POLL_S = 0.5  # how soon a waiting thread sees that it shall stop
 PARENT_POLL_S = 5.0  # how soon an idle worker sees that its parent is gone
 _PR_SET_PDEATHSIG = 1
 CLOSE_S = 2.0  # how long a worker gets to leave by itself
+FIRST_PATIENCE_S = 2.0  # how long a forked worker gets to be ready; each that takes its place gets twice as long
+_READY = "ready"
 
 
 def _work(
@@ -57,11 +61,14 @@ def _work(
     _become_quiet()
     if is_bound and (bind := _process_control()) is not None:
         bind(_PR_SET_PDEATHSIG, signal.SIGKILL)  # reaches even a stopped process, which cannot look for its parent
+    _try_out()
     parent, in_hand = os.getppid(), board.array.view(np.int64)
 
     def note(index: int) -> None:
         in_hand[0] = index
 
+    with suppress(BrokenPipeError):
+        orders.send(_READY)
     while True:
         while not orders.poll(PARENT_POLL_S):
             if os.getppid() != parent:
@@ -83,6 +90,14 @@ def _become_quiet() -> None:
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _try_out() -> None:
+    """Take the locks of what draws samples, so that one which nobody will release is met now."""
+    canvas = np.zeros((8, 8, 3), np.uint8)
+    cv2.warpAffine(cv2.resize(canvas, (16, 16)), np.eye(2, 3), (8, 8), dst=canvas)
+    cv2.LUT(cv2.cvtColor(canvas, cv2.COLOR_RGB2HSV), np.arange(256, dtype=np.uint8))
+    cv2.imdecode(cv2.imencode(".jpg", canvas)[1], cv2.IMREAD_COLOR)
 
 
 def _limit_waiting(orders: Any, seconds: float) -> None:
@@ -134,20 +149,44 @@ class WorkerPool:
         """Start the workers unless they run already."""
         if self._workers:
             return
+        _process_control()
+        self._workers = [self._begun(number) for number in range(self._num_workers)]
+        try:
+            for number in range(self._num_workers):
+                self._make_ready(number)
+        except WorkerError:
+            self.close(patience_s=0.0)
+            raise
+
+    def _begun(self, number: int) -> _Worker:
+        """A worker that has just been started."""
         context: Any = multiprocessing.get_context(self._start_method)
         # Bound to a thread that ends before the process, they would end too early.
         is_bound = threading.current_thread() is threading.main_thread()
-        _process_control()
-        for number in range(self._num_workers):
-            ours, theirs = context.Pipe()
-            memory, board = SharedBytes(self.depth * self._slot_bytes), SharedBytes(8)
-            board.array.view(np.int64)[0] = -1
-            arguments = (theirs, self.samples, memory, self._slot_bytes, board, is_bound)
-            process = context.Process(target=_work, args=arguments, name=f"anchorite-data-{number}", daemon=True)
-            process.start()
-            theirs.close()
-            _limit_waiting(ours, self.timeout_s)
-            self._workers.append(_Worker(process, ours, memory, board))
+        ours, theirs = context.Pipe()
+        memory, board = SharedBytes(self.depth * self._slot_bytes), SharedBytes(8)
+        board.array.view(np.int64)[0] = -1
+        arguments = (theirs, self.samples, memory, self._slot_bytes, board, is_bound)
+        process = context.Process(target=_work, args=arguments, name=f"anchorite-data-{number}", daemon=True)
+        process.start()
+        theirs.close()
+        _limit_waiting(ours, self.timeout_s)
+        return _Worker(process, ours, memory, board)
+
+    def _make_ready(self, number: int) -> None:
+        """Wait until a worker is ready; start it anew while it is not, and waits for what its fork cut off."""
+        deadline = time.monotonic() + self.timeout_s
+        patience_s = FIRST_PATIENCE_S if self._start_method == "fork" else self.timeout_s
+        while not connection.wait([self._workers[number].orders], min(patience_s, deadline - time.monotonic())):
+            if time.monotonic() >= deadline:
+                raise self._silence(self._workers[number])
+            _end(self._workers[number], 0.0)
+            self._workers[number] = self._begun(number)
+            patience_s *= 2
+        try:
+            self._workers[number].orders.recv()
+        except (EOFError, OSError) as error:
+            raise self._death(self._workers[number]) from error
 
     def run(self, batches: Iterable[Sequence[Key]], stop: threading.Event) -> Iterator[Drawn]:
         """The batches, in order; their pixels are valid until the next one is asked for. Ends early when `stop` is set.
@@ -241,11 +280,16 @@ class WorkerPool:
         for worker in workers:
             with suppress(OSError):  # it may be gone already
                 worker.orders.send(None)
-            worker.orders.close()
         deadline = time.monotonic() + patience_s
         for worker in workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.kill()  # a stopped process would not heed a gentler signal
-            worker.process.join()
-            worker.process.close()
+            _end(worker, max(0.0, deadline - time.monotonic()))
+
+
+def _end(worker: _Worker, patience_s: float) -> None:
+    """Kill the worker unless it leaves by itself within some seconds: a stopped one would not heed a gentler signal."""
+    worker.orders.close()
+    worker.process.join(patience_s)
+    if worker.process.is_alive():
+        worker.process.kill()
+    worker.process.join()
+    worker.process.close()

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anchorite.data.ahead import ahead
 from anchorite.errors import AnchoriteError, InputError
-from anchorite.predict.sources.arriving import arriving
+from anchorite.predict.sources.frames import LULL
 from anchorite.predict.sources.listed import listed_items, stdin_descriptor
 from anchorite.predict.sources.live import LiveSource, is_live
 from anchorite.predict.sources.paths import expand_sources, is_video_name
@@ -95,16 +96,19 @@ class Sources:
         if self._live is not None:
             yield from self._live.frames(stop, config.every)
         elif self._watched:
-            yield from _without_errors(
-                arriving(lambda stop: Watch(self._watched, config.recursive, config.idle_s, stop).items(), stop, depth),
-                on_unreadable,
-            )
+            watched = self._watched
+
+            def watch(end: threading.Event) -> Generator[Any, None, None]:
+                return Watch(watched, config.recursive, config.idle_s, end).items()
+
+            yield from _without_errors(ahead(watch, depth, stop, LULL), on_unreadable)
         elif self._listed is not None:
-            listed, null = self._listed, config.null_separated
-            yield from _without_errors(
-                arriving(lambda stop: listed_items(listed, null, config.recursive, config.every, stop), stop, depth),
-                on_unreadable,
-            )
+            listed = self._listed
+
+            def read(end: threading.Event) -> Generator[Any, None, None]:
+                return listed_items(listed, config.null_separated, config.recursive, config.every, end)
+
+            yield from _without_errors(ahead(read, depth, stop, LULL), on_unreadable)
         else:
             yield from file_items(self.paths, config.every, depth, on_unreadable)
 

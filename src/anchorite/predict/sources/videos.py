@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 
-from anchorite.data.loader import ahead
+from anchorite.data.ahead import ahead
 from anchorite.errors import InputError
 from anchorite.predict.sources.captures import frames_per_second, open_video_file, retrieve_rgb
 from anchorite.predict.sources.frames import Frame, Video

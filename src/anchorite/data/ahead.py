@@ -1,4 +1,4 @@
-"""Sources whose next item may take long to come: read by a thread, with a `LULL` wherever none is there yet."""
+"""Items made by a thread ahead of their use."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from anchorite.interrupts import HeldInterrupts
-from anchorite.predict.sources.frames import LULL
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,24 @@ class _Ended:
     error: BaseException | None
 
 
-def arriving(
-    make: Callable[[threading.Event], Generator[Any, None, None]], stop: threading.Event, depth: int
-) -> Generator[Any, None, None]:
+def ahead(
+    make: Callable[[threading.Event], Generator[Item, None, None]],
+    depth: int,
+    stop: threading.Event | None = None,
+    lull: Item | None = None,
+) -> Generator[Item, None, None]:
     """The items of `make(stop)`, made by a thread up to `depth` ahead of their use; exceptions surface in their turn.
 
-    Once `stop` is set, `make` has to end soon; what it made until then is still handed over. Leaving early sets `stop`.
+    Leaving early sets `stop` and waits for the item being made. Whoever gives an event as `stop` may set it, too:
+    `make` then has to end soon, and what it made until then is still handed over. lull: an item that comes wherever
+    none has been made yet; None waits. OpenCV and torch release the interpreter lock, so the thread's work overlaps
+    its user's.
     """
-    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    ready: queue.Queue[Item | _Ended] = queue.Queue(maxsize=depth)
     left = threading.Event()
+    stop = left if stop is None else stop
 
-    def hand_over(item: Any) -> None:
+    def hand_over(item: Item | _Ended) -> None:
         while not left.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -38,6 +46,7 @@ def arriving(
                 continue
 
     def produce() -> None:
+        """What the thread does: hand over each item, then why there are no more."""
         error: BaseException | None = None
         items = make(stop)
         try:
@@ -51,16 +60,14 @@ def arriving(
             items.close()
         hand_over(_Ended(error))
 
-    thread = threading.Thread(target=produce, name="anchorite-source", daemon=True)
+    thread = threading.Thread(target=produce, name="anchorite-ahead", daemon=True)
     try:
         with HeldInterrupts():  # in the midst of a start, an interrupt would leave a thread that nobody ends
             thread.start()
         while True:
-            try:
-                item = ready.get_nowait()
-            except queue.Empty:
-                yield LULL
-                item = ready.get()
+            if lull is not None and ready.empty():
+                yield lull
+            item = ready.get()
             if isinstance(item, _Ended):
                 if item.error is not None:
                     raise item.error
