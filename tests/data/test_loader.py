@@ -234,6 +234,7 @@ def test_a_killed_worker_is_noticed_at_once_and_its_sample_named(tmp_path: Path)
     with make_loader(samples, LoaderConfig(batch_size=2, workers=2)) as loader:
         iterator = iter(loader)
         next(iterator)
+        next(iterator)  # the other worker's, which has taken something in hand by then
         processes = worker_processes(loader)
         os.kill(processes[1], signal.SIGKILL)
         start = time.monotonic()
