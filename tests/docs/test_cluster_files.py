@@ -1,7 +1,8 @@
 """The Slurm script and the Kubernetes manifest of docs/cluster, and the commands of the pages on several ranks.
 
 No cluster is at hand: the script runs with stand-ins for Slurm's commands, which print what they are given; the
-manifest is held to the schema of tests/docs/kubernetes.py; and what torchrun gets is read by its own parser.
+manifest is held to Kubeflow's published models, which take more than it may say, and to the stricter schema of
+tests/docs/kubernetes.py; and what torchrun gets is read by its own parser.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubeflow_trainer_api import models
 from pydantic import ValidationError
 from torch.distributed.run import get_args_parser
 
@@ -148,6 +150,33 @@ def test_the_manifest_has_what_the_api_has_and_fits_together() -> None:
     assert (workers + 1) * ranks <= int(trainer.resourcesPerNode.requests["cpu"]), "a core for each process"
     shared = next(mount.mountPath for mount in container.volumeMounts if mount.name == "shared")
     assert all(variables[name].startswith(f"{shared}/") for name in ("DATA", "RUN"))
+
+
+def lost(given: Any, kept: Any, place: str) -> list[str]:
+    """The places of a part of YAML that are not in another, or otherwise."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        return [one for key in given for one in lost(given[key], kept.get(key), f"{place}.{key}")]
+    if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        return [one for i, pair in enumerate(zip(given, kept, strict=True)) for one in lost(*pair, f"{place}[{i}]")]
+    return [] if given == kept else [place]
+
+
+def test_kubeflows_own_models_take_all_of_the_manifest() -> None:
+    runtime_part, job_part = documents()
+    runtime = models.TrainerV1alpha1TrainingRuntime.from_dict(runtime_part)
+    job = models.TrainerV1alpha1TrainJob.from_dict(job_part)
+    assert runtime is not None
+    assert job is not None
+    assert lost(runtime_part, runtime.to_dict(), "runtime") == []
+    assert lost(job_part, job.to_dict(), "job") == []
+    job_part["spec"]["trainer"]["numProcPerNod"] = job_part["spec"]["trainer"].pop("numProcPerNode")
+    misspelt = models.TrainerV1alpha1TrainJob.from_dict(job_part)
+    assert misspelt is not None
+    assert lost(job_part, misspelt.to_dict(), "job") == ["job.spec.trainer.numProcPerNod"]
+    with pytest.raises(ValidationError, match="numNodes"):
+        models.TrainerV1alpha1TrainJob.from_dict(
+            {**job_part, "spec": {**job_part["spec"], "trainer": {"numNodes": "two"}}}
+        )
 
 
 def test_the_command_of_the_manifest_starts_a_run_and_then_goes_on_with_it(tmp_path: Path) -> None:
