@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from anchorite.data import open_dataset
+from anchorite.data.writing import write_dataset
 from anchorite.evaluate import ValidationConfig, Validator
 from anchorite.model import load_weights
 from anchorite.train import RunFolder
@@ -20,6 +21,7 @@ from tests.cli.commands import data_folder
 from tests.ranks.launched import bits, finished, start, train_words
 from tests.ranks.machines import two_machines
 from tests.ranks.processes import free_port, on_ranks
+from tests.train.runs import scenes
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +63,25 @@ def test_two_machines_make_the_run_of_one(tmp_path: Path) -> None:
     assert [agent.returncode for agent in agents] == [0, 0], said
     assert sorted(output.count("weights: ") for output, _ in said) == [0, 1], "the first rank alone has a say"
     assert bits(run, 2) == bits(finished(), 2)
+
+
+def test_ranks_share_shards_and_go_on_in_an_epoch_of_them_bit_for_bit(tmp_path: Path) -> None:
+    write_dataset(scenes(), tmp_path / "shards", "shards", shard_bytes=12_000)
+    arguments = {"data": str(tmp_path / "shards"), "out": str(tmp_path)}
+    ranks = on_ranks(2, "tests.ranks.shard_program:train_and_go_on", tmp_path, **arguments)
+    num_images = len(scenes().splits["train"])
+    everything = [(epoch, index) for epoch in range(2) for index in range(num_images)]
+    drawn = [[tuple(pair) for pair in of_rank["straight.drawn"].tolist()] for of_rank in ranks]
+    assert sorted(drawn[0] + drawn[1]) == everything, "each image once an epoch, on one of the ranks"
+    assert abs(len(drawn[0]) - len(drawn[1])) <= 2
+    for of_rank, before in zip(ranks, drawn, strict=True):
+        assert max(of_rank["batches"].tolist()) == 2
+        again = [tuple(pair) for pair in of_rank["broken.drawn"].tolist()]
+        assert again == before[-len(again) :]
+        assert len(before) - len(again) == 4, "two batches of 4 on two ranks"
+        end = {name: tensor for name, tensor in of_rank.items() if name.startswith("straight.end.")}
+        assert end
+        assert all(torch.equal(tensor, of_rank[name.replace("straight", "broken")]) for name, tensor in end.items())
 
 
 def test_patience_that_runs_out_late_leaves_what_it_would_have_left_at_once(tmp_path: Path) -> None:
