@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from anchorite.boxes import Targets
@@ -119,6 +121,17 @@ def kept_images(ranks: Ranks, data: str, bad: str) -> dict[str, Tensor]:
         "left_out": torch.tensor([len(records)] if store.left_out[0].record.path == damaged else []),
         "written_by_first": torch.tensor(int(store._shared.array[0])),
     }
+
+
+def linger(ranks: Ranks, out: str) -> dict[str, Tensor]:
+    """Whether the first rank, which has nothing more to do, has left when the other comes to its end."""
+    left, leave = Path(out) / "left", dist.destroy_process_group
+    if ranks.is_first:
+        dist.destroy_process_group = lambda: (left.touch(), leave())  # type: ignore[assignment, func-returns-value]
+    ranks.wait()
+    if not ranks.is_first:
+        time.sleep(1.0)
+    return {"has_left": torch.tensor(left.exists())}
 
 
 def talk(ranks: Ranks) -> dict[str, Tensor]:

@@ -92,3 +92,9 @@ def test_ranks_talk(tmp_path: Path) -> None:
         assert said["tensors"].item() == 7
         assert said["gathered"].tolist() == ([0, 1, 2] if number == 0 else [-1])
         assert said["lengths"].tolist() == ([0, 1000, 2000] if number == 0 else [])
+
+
+def test_no_rank_leaves_before_all_are_done(tmp_path: Path) -> None:
+    found = on_ranks(2, "tests.ranks.programs:linger", tmp_path, out=str(tmp_path))
+    assert [of_rank["has_left"].item() for of_rank in found] == [False, False]
+    assert (tmp_path / "left").exists()

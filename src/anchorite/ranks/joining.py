@@ -45,6 +45,7 @@ def joined(timeout_s: float, environment: Mapping[str, str] = os.environ) -> Ite
     told = _connect(ranks, timeout_s)
     try:
         yield ranks
+        _part(told, timeout_s)
     except BaseException as error:
         with HeldInterrupts():  # torchrun ends all when it sees one fail; the reason comes first
             end = _end_of(error, told, timeout_s)
@@ -124,6 +125,14 @@ def _connect(ranks: Ranks, timeout_s: float) -> _Board:
     board = _Board(ranks, store)
     board.note("process", {"host": socket.gethostname(), "pid": os.getpid(), "parent": os.getppid()})
     return board
+
+
+def _part(board: _Board, timeout_s: float) -> None:
+    """Wait until all are done: a connection that is closed too early takes along what the other has not read yet."""
+    with suppress(RuntimeError):  # the store is gone, or another rank, which is for the launcher to tell
+        board.note("done")
+        names = [f"done/{number}" for number in range(board.ranks.count)]
+        board.store.wait(names, timedelta(seconds=timeout_s))
 
 
 def _end_of(error: BaseException, board: _Board, timeout_s: float) -> AnchoriteError | None:
