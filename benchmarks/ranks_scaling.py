@@ -1,8 +1,9 @@
 """Images a second of one rank against several, and the bytes that they send each other over gloo.
 
-`python benchmarks/ranks_scaling.py DATA --out FILE.json`: rounds of three runs in turn, each of two epochs of which the
-second counts: one process, two ranks that share its batch, and two ranks with a batch each; one thread a rank. The
-bytes are those through the loopback device, which nothing else should use meanwhile.
+`python benchmarks/ranks_scaling.py DATA --out FILE.json`: rounds of four subjects in turn, runs of two epochs of which
+the second counts, one thread a process: one process; two that know nothing of each other, which is all that the machine
+has to give; two ranks that share the first one's batch; two ranks with a batch each. The bytes are those through the
+loopback device, which nothing else should use meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +40,18 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    subjects = {
-        "one": (1, options.batch),
-        "two, the batch shared": (2, options.batch),
-        "two, a batch each": (2, 2 * options.batch),
+    subjects = {  # launchers, ranks of each, images of their batches
+        "one": (1, 1, options.batch),
+        "two, apart": (2, 1, options.batch),
+        "two, the batch shared": (1, 2, options.batch),
+        "two, a batch each": (1, 2, 2 * options.batch),
     }
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in subjects}
     for _ in range(options.rounds):
-        for name, (ranks, batch) in subjects.items():
-            runs[name].append(_run(options, ranks, batch))
+        for name, (count, ranks, batch) in subjects.items():
+            with ThreadPoolExecutor(count) as launchers:
+                found = list(launchers.map(lambda _: _run(options, ranks, batch), range(count)))  # noqa: B023
+            runs[name].append({key: sum(one[key] for one in found) for key in found[0]})
             print(name, runs[name][-1], flush=True)
     facts = _facts(options, runs)
     print(json.dumps(facts["figures"], indent=1))
