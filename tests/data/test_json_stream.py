@@ -91,3 +91,24 @@ def test_what_is_no_object_is_refused_in_the_words_of_the_whole(folder: Path, te
 def test_a_byte_order_mark_and_repeated_keys_are_taken_as_json_takes_them(folder: Path) -> None:
     path = write_text(folder / "twice.json", b'\xef\xbb\xbf{"a": [1, 2], "b": 3, "a": [{"c": 4}, {"c": 5}], "b": []}')
     assert streamed(path) == read_json(path) == {"a": [{"c": 4}, {"c": 5}], "b": []}
+
+
+@pytest.mark.parametrize("mask", ["[]", '{"counts": "abc", "size": [4, 4]}', '[{"counts": "abc"}, {"counts": "de"}]'])
+def test_no_text_is_parsed_many_times_over(mask: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "_BLOCK_BYTES", 40_000)
+    images = ", ".join(f'{{"id": {number}, "file_name": "{number:07d}.jpg"}}' for number in range(2000))
+    boxes = ", ".join(f'{{"id": {number}, "mask": {mask}, "bbox": [1, 2, 3, 4]}}' for number in range(2000))
+    path = write_text(
+        tmp_path / "a.json", f'{{"images": [{images}], "annotations": [{boxes}], "info": [{"1, " * 30_000}1]}}'
+    )
+    parsed, loads = 0, json.loads
+
+    def counted(text: str) -> Any:
+        nonlocal parsed
+        parsed += len(text)
+        return loads(text)
+
+    expected = json.loads(path.read_text())
+    monkeypatch.setattr(json, "loads", counted)
+    assert streamed(path) == expected
+    assert parsed < 3 * path.stat().st_size

@@ -9,6 +9,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,8 @@ _MOST_BYTES_AGAIN = 256_000_000  # of a file that is read whole after all, for t
 _BLOCK_BYTES = 1 << 22
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ITEM_END = re.compile(r"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
-_LONGEST_EXPONENT = 3  # letters behind a whole number that make it another only with the digit after them
 _LONGEST_EXPONENT = 3  # letters behind a number that make it another only with the digit after them
+_MOST_CUTS = 3  # places to cut a block at; of items with an object of their own in them every second may be within one
 _LONGEST_TOKEN = 16  # letters by which text that is cut off may look wrong before its end
 
 
@@ -132,6 +133,7 @@ class _Window:
         self._is_at_end = False
         self._lines, self._letters = 0, 0  # before the text: lines, and letters of the last one
         self.text, self.at = "", 0
+        self._one_by_one_to = 0  # up to here items could not be told apart
 
     def more(self) -> bool:
         """Read on, as much again as is at hand; False at the end of the file."""
@@ -143,6 +145,7 @@ class _Window:
             self._is_at_end = True
             return False
         self._lines, self._letters = self._lines_and_letters(self.at)
+        self._one_by_one_to -= self.at
         self.text, self.at = self.text[self.at :] + added, 0
         return True
 
@@ -176,20 +179,23 @@ class _Window:
         Text that parses as items, cut where a comma follows, is those items: no other reading of JSON has the same
         beginning.
         """
+        if self.at < self._one_by_one_to:
+            return None
         if len(self.text) - self.at < _BLOCK_BYTES // 4:
             self.more()
         if self.text[self.at : self.at + 1] != "{":
             return None
         ends = [found.start() + 1 for found in _ITEM_END.finditer(self.text, self._near_end())]
-        if not ends:
-            return None
-        try:
-            items = json.loads(f"[{self.text[self.at : ends[-1]]}]")
-        except json.JSONDecodeError:
-            return None  # the cut was within an item, or something is wrong: item by item, then
-        self.at = ends[-1]
-        assert isinstance(items, list)
-        return items
+        for end in reversed(ends[-_MOST_CUTS:]):
+            with suppress(json.JSONDecodeError):
+                items = json.loads(f"[{self.text[self.at : end]}]")
+                self.at = end
+                assert isinstance(items, list)
+                return items
+        # All cuts were within items, or the list ends before, or something is wrong. Parsing the rest of it again
+        # after every item would take time by the square of its length.
+        self._one_by_one_to = ends[-1] if ends else self._near_end()
+        return None
 
     def _near_end(self) -> int:
         return max(self.at, len(self.text) - _BLOCK_BYTES // 16)
