@@ -48,10 +48,9 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
 PAINT_S = 0.0329619 / 16  # a mosaic of 640 px from images in memory, jitter and all
 DECODE_S = (0.118331 - 0.0657294) / 64 / (0.640 * 0.480)  # a megapixel of JPEG: what 64 tiles cost with it and without
 SCORE_S = 0.045 / 72  # COCO's library, an image with up to 300 detections of 3 classes (docs/performance.md)
-LABEL_S = (
-    4.241 / 100_000
-)  # a core's time for a box, when a data set of COCO is opened first (2026-11-27-index-coco.json)
-REOPEN_S = 0.882 / 10_000_000  # a box, when its index was kept (the same)
+# A core's time for a box of COCO, when its data set is opened first and later (2026-11-27-index-coco.json):
+LABEL_S = 182.908 / 10_000_000
+REOPEN_S = 0.69 / 10_000_000
 # Counted from the code:
 BOX_BYTES, RECORD_BYTES = 61, 70  # label index in memory: a box; an image with a name of 30 letters (data/columns.py)
 DETECTION_BYTES = 48  # box in float64, score in float64, class in int64 (evaluate/sharing.py)

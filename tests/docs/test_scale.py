@@ -150,9 +150,9 @@ def test_measured_constants_are_those_of_the_results() -> None:
     stored = loader["640 px, against memory"]["yardstick"]
     assert pytest.approx(ours["value"] / 16) == scaling.PAINT_S
     assert pytest.approx((decoding["value"] - stored["value"]) / 64 / 0.3072) == scaling.DECODE_S
-    _, first, later = results("2026-11-27-index-coco")["openings"]
-    assert first["first"]["cpu_seconds"] / first["boxes"] == pytest.approx(scaling.LABEL_S)
-    assert later["second"]["seconds"] / later["boxes"] == pytest.approx(scaling.REOPEN_S)
+    largest = results("2026-11-27-index-coco")["openings"][-1]
+    assert largest["first"]["cpu_seconds"] / largest["boxes"] == pytest.approx(scaling.LABEL_S)
+    assert largest["second"]["seconds"] / largest["boxes"] == pytest.approx(scaling.REOPEN_S)
     text = PAGE.read_text(encoding="utf-8")
     for number in (scaling.PAINT_S, scaling.DECODE_S, scaling.LABEL_S):
         assert f"{short(1e3 * number)} ms" in text
