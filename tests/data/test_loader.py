@@ -333,6 +333,27 @@ def test_workers_that_never_become_ready_are_given_up(samples: TrainSamples, mon
     assert multiprocessing.active_children() == []
 
 
+def test_an_interrupt_while_workers_start_leaves_none_of_them(
+    samples: TrainSamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_ready = WorkerPool._make_ready
+
+    def interrupted(pool: WorkerPool, number: int) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        make_ready(pool, number)
+
+    with make_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
+        with monkeypatch.context() as patched:
+            patched.setattr(WorkerPool, "_make_ready", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(iter(loader))
+        assert multiprocessing.active_children() == []
+        begun_anew = sha(list(loader))
+    with make_loader(samples, LoaderConfig(batch_size=4)) as loader:
+        assert sha(list(loader)) == begun_anew
+
+
 def test_workers_leave_interruptions_to_their_parent(samples: TrainSamples) -> None:
     previous = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the parent's handler ran in a worker"))
     try:

@@ -150,11 +150,12 @@ class WorkerPool:
         if self._workers:
             return
         _process_control()
-        self._workers = [self._begun(number) for number in range(self._num_workers)]
         try:
             for number in range(self._num_workers):
+                self._workers.append(self._begun(number))
+            for number in range(self._num_workers):
                 self._make_ready(number)
-        except WorkerError:
+        except BaseException:  # an interrupt, too: workers half begun would be taken for ready ones
             self.close(patience_s=0.0)
             raise
 
