@@ -38,7 +38,7 @@ check: $(VENV)/.installed-dev
 
 test: check $(VENV)/.browser
 	@echo "== pytest"
-	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q --durations=15 -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q --durations=15 -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Strict: a reference or link that leads nowhere is an error. Fresh, because what was left over would hide one.
 docs: $(VENV)/.installed-dev
