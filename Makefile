@@ -36,6 +36,7 @@ check: $(VENV)/.installed-dev
 	@echo "== lint-imports"
 	@$(BIN)/lint-imports
 
+# Files in their order: by number of tests, as xdist has it otherwise, those of few and long tests come last.
 test: check $(VENV)/.browser
 	@echo "== pytest"
 	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q --durations=15 -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
