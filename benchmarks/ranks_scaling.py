@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, (count, ranks, batch) in subjects.items():
             with ThreadPoolExecutor(count) as launchers:
-                found = list(launchers.map(lambda _: _run(options, ranks, batch), range(count)))  # noqa: B023
+                found = list(launchers.map(partial(_run, options, ranks), [batch] * count))
             runs[name].append({key: sum(one[key] for one in found) for key in found[0]})
             print(name, runs[name][-1], flush=True)
     facts = _facts(options, runs)
@@ -83,15 +84,14 @@ def _facts(options: argparse.Namespace, runs: dict[str, list[dict[str, float]]])
     anchors = default_anchors(options.model)
     classes = len(open_dataset(options.data).class_names)
     parameters = sum(one.numel() for one in Detector(options.model, classes, anchors).parameters())
-    median = {
-        name: {key: statistics.median(one[key] for one in of_subject) for key in of_subject[0]}
-        for name, of_subject in runs.items()
-    }
-    alone = median["one"]["images_per_second"]
-    figures: dict[str, Any] = {
-        name: {**values, "efficiency": values["images_per_second"] / (alone * (1 if name == "one" else 2))}
-        for name, values in median.items()
-    }
+    speeds = {name: [one["images_per_second"] for one in of_subject] for name, of_subject in runs.items()}
+    figures: dict[str, Any] = {}
+    for name, of_subject in runs.items():
+        # Ratios within a round: what a shared machine gives changes from one round to the next.
+        processes = 1 if name == "one" else 2
+        ratios = [speed / alone / processes for speed, alone in zip(speeds[name], speeds["one"], strict=True)]
+        median = {key: statistics.median(one[key] for one in of_subject) for key in of_subject[0]}
+        figures[name] = {**median, "efficiency": statistics.median(ratios), "efficiencies": ratios}
     figures["gradient_bytes"] = 4 * parameters
     return {
         "command": " ".join(["python", *sys.argv]),
