@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.data.ahead import ahead
 from anchorite.data.augment_config import AugmentConfig
 from anchorite.data.batches import Batch
 from anchorite.data.loader import Loader, LoaderConfig, make_loader
@@ -369,41 +368,6 @@ def test_workers_leave_interruptions_to_their_parent(samples: TrainSamples) -> N
         signal.signal(signal.SIGTERM, previous)
 
 
-def test_items_come_ahead_in_order_and_errors_in_their_turn() -> None:
-    made = []
-
-    def make(_stop: threading.Event) -> Iterator[int]:
-        for number in range(5):
-            made.append(number)
-            yield number
-        raise KeyError("after five")
-
-    items = ahead(make, depth=2)  # type: ignore[arg-type]
-    for expected in range(5):
-        assert next(items) == expected
-        time.sleep(0.02)
-        assert len(made) <= expected + 4
-    with pytest.raises(KeyError, match="after five"):
-        next(items)
-
-
-def test_leaving_early_stops_the_thread() -> None:
-    ended = threading.Event()
-
-    def make(_stop: threading.Event) -> Iterator[int]:
-        try:
-            while True:
-                yield 1
-        finally:
-            ended.set()
-
-    items = ahead(make, depth=2)  # type: ignore[arg-type]
-    next(items)
-    items.close()  # type: ignore[attr-defined]
-    assert ended.is_set()
-    assert not any(thread.name == "anchorite-ahead" for thread in threading.enumerate())
-
-
 def test_background_images_alone_make_a_batch_without_targets(tmp_path: Path) -> None:
     records = [record for record in make_records(tmp_path, 9) if not len(record.boxes_xyxy)]
     store = ImageStore(records, SIZE, "ram")
@@ -413,20 +377,6 @@ def test_background_images_alone_make_a_batch_without_targets(tmp_path: Path) ->
     assert batch.targets.rows.shape == (0, 6)
     assert batch.targets.rows.dtype == torch.float32
     assert np.unique(batch.images.numpy()).size > 10
-
-
-def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
-
-    def interrupted_start(thread: threading.Thread) -> None:
-        start(thread)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
-    items = ahead(lambda _stop: (number for number in range(1000)), 1)
-    with pytest.raises(KeyboardInterrupt):
-        next(items)
-    assert "anchorite-ahead" not in [thread.name for thread in threading.enumerate()]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

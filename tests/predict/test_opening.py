@@ -104,15 +104,3 @@ def test_a_list_that_never_comes_can_be_left() -> None:
     assert next(items) is LULL
     items.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("anchorite")]
-
-
-def test_what_makes_a_source_fail_surfaces_after_what_came_before_it() -> None:
-    def make(stop):
-        yield 1
-        raise OSError("gone")
-
-    items = ahead(make, 4, threading.Event(), LULL)
-    seen = []
-    with pytest.raises(OSError, match="gone"):
-        seen.extend(item for item in items if item is not LULL or not seen)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("anchorite")]
