@@ -18,14 +18,14 @@ import torch
 from anchorite.boxes import Targets
 from anchorite.data import Batch
 from anchorite.devices import Precision
+from anchorite.distributed import World, init_process_group
 from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, default_anchors
-from anchorite.ranks import Ranks, joined
-from anchorite.train.average import AverageConfig, WeightAverage
+from anchorite.train.ema import EMA, AverageConfig
 from anchorite.train.optimizer import OptimizerConfig, build_optimizer
 from anchorite.train.schedule import Settings
 from anchorite.train.shared_norm import share_batch_norm
-from anchorite.train.step import Trainee, TrainingStep
+from anchorite.train.step import TrainingStep, TrainState
 
 SIDE, CLASSES, IMAGES = 64, 80, 2  # images of a rank
 
@@ -37,21 +37,21 @@ def loopback() -> tuple[int, int]:
     return int(numbers[8]), int(numbers[9])
 
 
-def make_step(size: str, sync: bool, ranks: Ranks) -> TrainingStep:
+def make_step(size: str, sync: bool, world: World) -> TrainingStep:
     """A step in float32 on the processor. sync: statistics of batch normalisation over all ranks."""
     device = torch.device("cpu")
     torch.manual_seed(0)
     detector = Detector(size, CLASSES, default_anchors(size)).train()
-    trainee = Trainee(
+    train_state = TrainState(
         detector,
-        DetectionLoss(detector.anchors, CLASSES, ranks=ranks).train(),
+        DetectionLoss(detector.anchors, CLASSES, world=world).train(),
         build_optimizer(detector, OptimizerConfig()),
-        WeightAverage(detector, AverageConfig()),
+        EMA(detector, AverageConfig()),
         torch.amp.GradScaler("cpu", enabled=False),
     )
     if sync:
         share_batch_norm(detector, device)
-    return TrainingStep(trainee, Precision("fp32", None, False, "benchmark"), 10.0, device)
+    return TrainingStep(train_state, Precision("fp32", None, False, "benchmark"), 10.0, device)
 
 
 def main() -> None:
@@ -62,27 +62,32 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with joined(120.0) as ranks:
-        step = make_step(given.model, given.sync, ranks)
+    with init_process_group(120.0) as world:
+        step = make_step(given.model, given.sync, world)
         rows = torch.tensor([[image, 1, 0.5, 0.5, 0.4, 0.4] for image in range(IMAGES)])
         pixels = torch.randint(0, 256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8)
         batch = Batch(pixels, Targets.from_rows(rows), torch.arange(IMAGES))
 
         def go() -> None:
-            step.accumulate(batch, IMAGES * ranks.count)
+            step.accumulate(batch, IMAGES * world.world_size)
             step.apply(Settings(0.001, 0.001, 0.9))
-            ranks.any(False)  # whether to stop, as the loop asks
+            world.any(False)  # whether to stop, as the loop asks
 
         go()
-        ranks.wait()
+        world.barrier()
         before = loopback()
         for _ in range(given.steps):
             go()
-        ranks.wait()
+        world.barrier()
         sent, packets = (after - then for after, then in zip(loopback(), before, strict=True))
-        if ranks.is_first:
-            parameters = sum(one.numel() for one in step.trainee.detector.parameters())
-            facts = {"size": given.model, "sync_batch_norm": given.sync, "ranks": ranks.count, "parameters": parameters}
+        if world.is_main:
+            parameters = sum(one.numel() for one in step.train_state.detector.parameters())
+            facts = {
+                "size": given.model,
+                "sync_batch_norm": given.sync,
+                "ranks": world.world_size,
+                "parameters": parameters,
+            }
             print(json.dumps({**facts, "bytes": sent / given.steps, "packets": packets / given.steps}))
 
 

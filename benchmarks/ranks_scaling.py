@@ -49,9 +49,9 @@ def main() -> None:
     }
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in subjects}
     for _ in range(options.rounds):
-        for name, (count, ranks, batch) in subjects.items():
+        for name, (count, world, batch) in subjects.items():
             with ThreadPoolExecutor(count) as launchers:
-                found = list(launchers.map(partial(_run, options, ranks), [batch] * count))
+                found = list(launchers.map(partial(_run, options, world), [batch] * count))
             runs[name].append({key: sum(one[key] for one in found) for key in found[0]})
             print(name, runs[name][-1], flush=True)
     facts = _facts(options, runs)
@@ -60,10 +60,10 @@ def main() -> None:
         options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def _run(options: argparse.Namespace, ranks: int, batch: int) -> dict[str, float]:
+def _run(options: argparse.Namespace, world: int, batch: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        launcher = [] if world == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
         settings = {"precision": options.precision, "image_size": options.image_size, "optimizer.nominal_batch": batch}
         words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         sent = _loopback_bytes()

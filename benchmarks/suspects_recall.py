@@ -114,8 +114,8 @@ def measured(suspects: tuple[Suspect, ...], planted: list[Planted]) -> dict[str,
     result = {f"precision@{count}": float(np.mean(hits[:count])) for count in (10, 20, len(planted))}
     for name, limit in within.items():
         for kind, number in num_of_kind.items():
-            ranks = [rank for error, rank in first_rank.items() if error.kind == kind]
-            result[f"recall {kind}, {name}"] = sum(rank <= limit for rank in ranks) / number
+            world = [rank for error, rank in first_rank.items() if error.kind == kind]
+            result[f"recall {kind}, {name}"] = sum(rank <= limit for rank in world) / number
     return result
 
 

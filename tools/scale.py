@@ -48,10 +48,10 @@ def short(number: object) -> str:
 
 def network_table() -> str:
     """What each rank sends a step: the gradients in a ring; the payloads of the rest."""
-    titles = ("size", "parameters", *(f"{ranks} ranks, MB" for ranks in RANKS), "small sums, B", "sync_batch_norm, kB")
+    titles = ("size", "parameters", *(f"{world} ranks, MB" for world in RANKS), "small sums, B", "sync_batch_norm, kB")
     rows = []
     for size in NETWORKS:
-        sent = (ring_bytes(4 * parameters(size, 80), ranks) / 1e6 for ranks in RANKS)
+        sent = (ring_bytes(4 * parameters(size, 80), world) / 1e6 for world in RANKS)
         rest = scaling.small_payload(size), scaling.norm_payload(size) / 1e3
         rows.append((size, parameters(size, 80), *sent, *rest))
     return table(titles, rows)
@@ -62,12 +62,12 @@ def gloo_table() -> str:
     titles = ("size", "ranks", "sync_batch_norm", "computed, MB", "measured, MB", "more", "packets")
     rows = []
     for one in json.loads(GLOO.read_text(encoding="utf-8"))["steps"]:
-        size, ranks, is_shared = one["size"], one["ranks"], one["sync_batch_norm"]
+        size, world, is_shared = one["size"], one["ranks"], one["sync_batch_norm"]
         payload = 4 * parameters(size, 80) + scaling.small_payload(size) + is_shared * scaling.norm_payload(size)
-        computed = ranks * ring_bytes(payload, ranks)
+        computed = world * ring_bytes(payload, world)
         more = f"{100 * (one['bytes'] / computed - 1):.2f} %"
         shared = "on" if is_shared else "off"
-        rows.append((size, ranks, shared, f"{computed / 1e6:.2f}", f"{one['bytes'] / 1e6:.2f}", more, one["packets"]))
+        rows.append((size, world, shared, f"{computed / 1e6:.2f}", f"{one['bytes'] / 1e6:.2f}", more, one["packets"]))
     return table(titles, rows)
 
 

@@ -139,9 +139,9 @@ def loader_rate(data: Data, plan: Plan) -> float:
     return plan.workers / (PAINT_S * area(plan.side) + plan.tiles * DECODE_S * data.megapixels)
 
 
-def ring_bytes(payload: float, ranks: int) -> float:
+def ring_bytes(payload: float, world: int) -> float:
     """What each rank sends, and receives, in a sum of so many bytes over all ranks by a ring."""
-    return 2 * (ranks - 1) / ranks * payload
+    return 2 * (world - 1) / world * payload
 
 
 def small_payload(size: str) -> int:
@@ -156,9 +156,9 @@ def norm_payload(size: str) -> int:
     return 2 * 4 * (2 * network.norm_channels + network.norm_layers)
 
 
-def latency(ranks: int) -> float:
+def latency(world: int) -> float:
     """Seconds that the smallest sum over ranks takes, up a tree and down again."""
-    return 2 * math.ceil(math.log2(ranks)) * HOP_S if ranks > 1 else 0.0
+    return 2 * math.ceil(math.log2(world)) * HOP_S if world > 1 else 0.0
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class WorkerError(AnchoriteError):
     exit_code = 6
 
 
-class ToldElsewhere(WorkerError):
+class ReportedByPeer(WorkerError):
     """What ends this rank was told by another one; exit_code is that of the cause."""
 
     def __init__(self, exit_code: int) -> None:

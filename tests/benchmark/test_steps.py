@@ -50,11 +50,11 @@ def test_taking_the_parts_of_a_step_leaves_the_step_as_it_is() -> None:
     assert tuple(parts) == PARTS
     assert min(parts.values()) > 0
     before = detector_of("n", 5, CPU).state_dict()
-    for name, tensor in plain.trainee.detector.state_dict().items():
-        assert torch.equal(tensor, observed.trainee.detector.state_dict()[name]), name
-    moved = [name for name, tensor in plain.trainee.detector.state_dict().items() if not tensor.equal(before[name])]
+    for name, tensor in plain.train_state.detector.state_dict().items():
+        assert torch.equal(tensor, observed.train_state.detector.state_dict()[name]), name
+    moved = [name for name, tensor in plain.train_state.detector.state_dict().items() if not tensor.equal(before[name])]
     assert len(moved) > len(before) / 2
-    assert observed.trainee.average.updates == plain.trainee.average.updates == 2
+    assert observed.train_state.average.updates == plain.train_state.average.updates == 2
 
 
 @pytest.mark.parametrize("objects", [0, 8])

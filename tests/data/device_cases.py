@@ -13,7 +13,7 @@ import torch
 from anchorite.data.augment_config import AugmentConfig
 from anchorite.data.device_loader import in_parts
 from anchorite.data.device_plan import plan_batch
-from anchorite.data.device_store import DeviceStore, Place
+from anchorite.data.device_store import DeviceStore, Storage
 from anchorite.data.index import Record
 from anchorite.data.plans import SamplePlan
 from anchorite.data.samples import SampleKey, TrainSamples
@@ -32,7 +32,7 @@ class Case(NamedTuple):
     store: DeviceStore
 
 
-def case_of(records: Sequence[Record], config: AugmentConfig, place: Place = "device", **options: int) -> Case:
+def case_of(records: Sequence[Record], config: AugmentConfig, place: Storage = "device", **options: int) -> Case:
     """The same records in both stores; the samples draw from the ordinary one."""
     ordinary, store = ImageStore(records, SIZE, "ram"), DeviceStore(records, SIZE, "cpu", place)
     ordinary.build()
@@ -41,7 +41,7 @@ def case_of(records: Sequence[Record], config: AugmentConfig, place: Place = "de
 
 
 def make_case(
-    folder: Path, config: AugmentConfig, num_records: int = 6, place: Place = "device", **options: int
+    folder: Path, config: AugmentConfig, num_records: int = 6, place: Storage = "device", **options: int
 ) -> Case:
     return case_of(make_records(folder, num_records), config, place, **options)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from anchorite.data import device_store
-from anchorite.data.device_store import DeviceStore, Place, choose_place, packed, place_for
+from anchorite.data.device_store import DeviceStore, Storage, choose_storage, packed, place_for
 from anchorite.data.letterbox import FILL
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
@@ -25,7 +25,7 @@ def channels(pixels: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("place", ["device", "host"])
-def test_every_image_is_found_where_it_is_said_to_begin(tmp_path: Path, place: Place) -> None:
+def test_every_image_is_found_where_it_is_said_to_begin(tmp_path: Path, place: Storage) -> None:
     records = make_records(tmp_path)
     ordinary = ImageStore(records, 100, "none")
     store = DeviceStore(records, 100, "cpu", place)
@@ -63,7 +63,7 @@ def test_packing_keeps_every_channel() -> None:
 
 
 def test_images_go_to_the_device_then_to_memory_then_nowhere() -> None:
-    def place(num_bytes: int, device: int | None, ram: int | None) -> tuple[Place | None, str]:
+    def place(num_bytes: int, device: int | None, ram: int | None) -> tuple[Storage | None, str]:
         return place_for(num_bytes, "cuda:0", device, ram, 0.5)
 
     assert place(10 * GB, 20 * GB, 0) == (
@@ -85,10 +85,10 @@ def test_images_go_to_the_device_then_to_memory_then_nowhere() -> None:
 
 def test_what_is_free_on_a_cpu_is_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_store, "spendable_memory", lambda: 3 * GB)
-    assert choose_place(GB, torch.device("cpu")).place == "device"
-    assert choose_place(GB, torch.device("cpu")).reason.endswith("within 50% of the 3.00 GB free on cpu")
-    assert choose_place(2 * GB, torch.device("cpu")).place == "host"
-    assert choose_place(4 * GB, torch.device("cpu")).place is None
+    assert choose_storage(GB, torch.device("cpu")).place == "device"
+    assert choose_storage(GB, torch.device("cpu")).reason.endswith("within 50% of the 3.00 GB free on cpu")
+    assert choose_storage(2 * GB, torch.device("cpu")).place == "host"
+    assert choose_storage(4 * GB, torch.device("cpu")).place is None
 
 
 def test_unreadable_images_are_named(tmp_path: Path) -> None:

@@ -146,8 +146,8 @@ def test_the_manifest_has_what_the_api_has_and_fits_together() -> None:
     assert str(trainer.numProcPerNode) == trainer.resourcesPerNode.limits["nvidia.com/gpu"] == "8"
     variables = {one.name: one.value for one in trainer.env}
     assert not any(name.startswith("PET_") for name in variables), "these are Kubeflow's own, which refuses the job"
-    workers, ranks = int(variables["WORKERS"]), trainer.numProcPerNode or 0
-    assert (workers + 1) * ranks <= int(trainer.resourcesPerNode.requests["cpu"]), "a core for each process"
+    workers, world = int(variables["WORKERS"]), trainer.numProcPerNode or 0
+    assert (workers + 1) * world <= int(trainer.resourcesPerNode.requests["cpu"]), "a core for each process"
     shared = next(mount.mountPath for mount in container.volumeMounts if mount.name == "shared")
     assert all(variables[name].startswith(f"{shared}/") for name in ("DATA", "RUN"))
 

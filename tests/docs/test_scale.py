@@ -15,16 +15,16 @@ from tools.scale import TABLES, filled, main, short
 from tools.scaling import NETWORKS, OBJECTS365, Data, Plan
 
 from anchorite.boxes import Targets
+from anchorite.distributed import SINGLE_PROCESS, World
+from anchorite.distributed import group as ranks_group
 from anchorite.evaluate.sharing import Shared
 from anchorite.loss import DetectionLoss
-from anchorite.metrics import Found
+from anchorite.metrics import Predictions
 from anchorite.model import default_anchors
-from anchorite.ranks import ALONE, Ranks
-from anchorite.ranks import group as ranks_group
 from anchorite.train.checkpoint import save_checkpoint
 from anchorite.train.progress import Progress
 from anchorite.train.schedule import Settings
-from tests.ranks.programs import make_step, whole_batch
+from tests.distributed.programs import make_step, whole_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "scale.md"
@@ -165,11 +165,11 @@ def test_measured_constants_are_those_of_the_results() -> None:
 def test_small_sums_are_those_of_the_loss_and_the_step(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     travelled: list[int] = []
     monkeypatch.setattr(ranks_group.dist, "all_reduce", lambda tensor: travelled.append(tensor.nbytes))
-    anchors, two = default_anchors(size), Ranks(0, 2)
+    anchors, two = default_anchors(size), World(0, 2)
     logits = [torch.zeros(1, 3, 128 // stride, 128 // stride, 85) for stride in anchors.strides]
     maps = [level.permute(0, 1, 4, 2, 3) for level in logits]
     targets = Targets.from_rows(torch.tensor([[0, 1, 0.5, 0.5, 0.4, 0.4]]))
-    DetectionLoss(anchors, 80, ranks=two)(maps, targets, 2)
+    DetectionLoss(anchors, 80, world=two)(maps, targets, 2)
     two.all(torch.tensor(True))  # the batch
     two.any(False)  # the step, and whether to go on
     two.any(False)
@@ -179,19 +179,19 @@ def test_small_sums_are_those_of_the_loss_and_the_step(size: str, monkeypatch: p
 
 def test_a_detection_takes_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr(Ranks, "gather_tensors", lambda _ranks, tensors: sent.update(tensors) or [])
-    found = Found(np.zeros((300, 4)), np.zeros(300), np.zeros(300, np.int64))
-    Shared(Ranks(0, 2)).together([0], [found])
+    monkeypatch.setattr(World, "gather_tensors", lambda _ranks, tensors: sent.update(tensors) or [])
+    found = Predictions(np.zeros((300, 4)), np.zeros(300), np.zeros(300, np.int64))
+    Shared(World(0, 2)).together([0], [found])
     columns = sum(sent[name].nbytes for name in ("boxes_xyxy", "scores", "class_ids"))
     assert columns == scaling.MOST_DETECTIONS * scaling.DETECTION_BYTES
 
 
 @pytest.mark.slow
 def test_a_checkpoint_takes_what_is_counted(tmp_path: Path) -> None:
-    step, trainee = make_step(ALONE, "fixed")
+    step, train_state = make_step(SINGLE_PROCESS, "fixed")
     step.accumulate(whole_batch(0, 2, 2))
     step.apply(Settings(0.01, 0.01, 0.9))
-    size = save_checkpoint(tmp_path, trainee, Progress()).stat().st_size
+    size = save_checkpoint(tmp_path, train_state, Progress()).stat().st_size
     counted = 2 * scaling.CHECKPOINT_BYTES * scaling.parameters("n", 3)  # in float64
     assert 1 <= size / counted < 1.02
 
@@ -199,8 +199,8 @@ def test_a_checkpoint_takes_what_is_counted(tmp_path: Path) -> None:
 def test_gloo_sends_what_is_computed() -> None:
     """What was measured: no less than computed, and with gradients alone no half per cent more."""
     for row in TABLES["gloo"]().splitlines()[2:]:
-        size, ranks, shared, computed, measured, *_ = (cell.strip() for cell in row.strip("|").split("|"))
-        assert 1 <= float(measured) / float(computed) < (1.05 if shared == "on" else 1.005), (size, ranks)
+        size, world, shared, computed, measured, *_ = (cell.strip() for cell in row.strip("|").split("|"))
+        assert 1 <= float(measured) / float(computed) < (1.05 if shared == "on" else 1.005), (size, world)
 
 
 def test_the_page_quotes_the_tables() -> None:

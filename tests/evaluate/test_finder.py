@@ -26,7 +26,7 @@ def test_a_predictor_gets_the_numbers_of_its_detector(tmp_path):
         found, expected = validator.run_finder(predictor(**kind)), validator.run(ColourDetector(**kind))
         assert dict(found.metrics.rows()) == pytest.approx(dict(expected.metrics.rows()), nan_ok=True)
         assert found.truths is expected.truths
-        for one, other in zip(found.founds, expected.founds, strict=True):
+        for one, other in zip(found.predictions, expected.predictions, strict=True):
             np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, atol=1e-3)
             np.testing.assert_array_equal(one.class_ids, other.class_ids)
     assert found.losses is None
@@ -44,8 +44,8 @@ def test_an_ensemble_is_measured_at_the_resolution_of_the_files(tmp_path):
 
 def test_limits_and_classes_are_those_of_validation(tmp_path):
     validator = Validator(make_records(tmp_path), CLASS_NAMES, SIZE)
-    assert sum(map(len, validator.run_finder(predictor(), ValidationConfig(max_detections=1)).founds)) == 6
-    assert sum(map(len, validator.run_finder(predictor(), ValidationConfig(confidence=1.0)).founds)) == 0
+    assert sum(map(len, validator.run_finder(predictor(), ValidationConfig(max_detections=1)).predictions)) == 6
+    assert sum(map(len, validator.run_finder(predictor(), ValidationConfig(confidence=1.0)).predictions)) == 0
     two = Validator(make_records(tmp_path), CLASS_NAMES[:2], SIZE)
     with pytest.raises(InputError, match="3 classes, the dataset has 2"):
         two.run_finder(predictor())

@@ -36,7 +36,7 @@ def test_who_sees_every_box_is_perfect(validator, records):
     assert result.metrics.map == pytest.approx(1.0)
     assert result.metrics.ar_100 == pytest.approx(1.0)
     assert [one.ap for one in result.metrics.classes] == pytest.approx([1.0, 1.0, 1.0])
-    for record, found in zip(records, result.founds, strict=True):
+    for record, found in zip(records, result.predictions, strict=True):
         assert sorted(found.class_ids) == sorted(record.class_ids)
         order = [list(found.class_ids).index(class_id) for class_id in record.class_ids]
         # Half a pixel of the input, in pixels of the original.
@@ -55,7 +55,7 @@ def test_founds_are_in_the_order_of_the_records_whatever_the_batches(records, va
     expected = validator.run(ColourDetector())
     other = Validator(records, CLASS_NAMES, SIZE, batch_size, mode).run(ColourDetector())
     assert other.metrics.map == pytest.approx(1.0)
-    for one, two in zip(expected.founds, other.founds, strict=True):
+    for one, two in zip(expected.predictions, other.predictions, strict=True):
         np.testing.assert_allclose(one.boxes_xyxy, two.boxes_xyxy, atol=1e-3)
 
 
@@ -72,9 +72,9 @@ def test_truth_is_the_record(tmp_path):
 
 
 def test_validation_config_decides_what_is_kept(validator):
-    assert sum(map(len, validator.run(ColourDetector(), ValidationConfig(max_detections=1)).founds)) == 6
+    assert sum(map(len, validator.run(ColourDetector(), ValidationConfig(max_detections=1)).predictions)) == 6
     sure_of_nothing = validator.run(ColourDetector(), ValidationConfig(confidence=1.0))
-    assert sum(map(len, sure_of_nothing.founds)) == 0
+    assert sum(map(len, sure_of_nothing.predictions)) == 0
     assert sure_of_nothing.metrics.map == 0
     defaults = ValidationConfig()
     assert (defaults.confidence, defaults.max_detections, defaults.multi_label) == (0.001, 300, True)
@@ -101,10 +101,10 @@ def test_boxes_of_a_batch_move_back_as_each_transform_moves_them(tmp_path):
     lows = rng.uniform(-30, 280, (sum(counts), 2))
     boxes = torch.from_numpy(np.concatenate([lows, lows + rng.uniform(0, 90, lows.shape)], axis=1)).float()
     scores, class_ids = torch.rand(sum(counts)), torch.arange(sum(counts))
-    founds = _as_founds(BatchDetections(boxes, scores, class_ids, torch.tensor(counts)), transforms)
+    predictions = _as_founds(BatchDetections(boxes, scores, class_ids, torch.tensor(counts)), transforms)
     dropped = 0
     for found, transform, boxes_xyxy, of_image in zip(
-        founds, transforms, boxes.split(counts), class_ids.split(counts), strict=True
+        predictions, transforms, boxes.split(counts), class_ids.split(counts), strict=True
     ):
         height, width = transform.source_size_hw
         expected = clip_xyxy(transform.to_source(boxes_xyxy.double()), width, height)
@@ -129,8 +129,8 @@ def test_what_runs_is_folded_and_finds_the_same_and_the_detector_stays_as_it_was
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
     monkeypatch.setattr("anchorite.evaluate.validator.fold_batch_norm", lambda detector: detector)
     plain = validator.run(detector, config)
-    assert sum(map(len, plain.founds)) > 100
-    for one, other in zip(folded.founds, plain.founds, strict=True):
+    assert sum(map(len, plain.predictions)) > 100
+    for one, other in zip(folded.predictions, plain.predictions, strict=True):
         np.testing.assert_allclose(np.sort(one.scores), np.sort(other.scores), rtol=1e-3)
 
 
@@ -276,11 +276,11 @@ def test_agrees_with_the_predictor(records):
     detector = Detector("n", len(CLASS_NAMES), default_anchors("n")).eval()
     info = WeightsInfo("n", CLASS_NAMES, detector.anchors, SIZE)
     config = ValidationConfig(max_detections=10)
-    founds = Validator(records, CLASS_NAMES, SIZE, batch_size=1).run(detector, config).founds
+    predictions = Validator(records, CLASS_NAMES, SIZE, batch_size=1).run(detector, config).predictions
     predictor = Predictor(detector, info, device="cpu", precision="fp32")
     stream = predictor.stream([record.path for record in records], config.predict_config())
     predicted = [detections for _, detections in stream]
-    assert sum(map(len, founds)) > 30
-    for found, detections in zip(founds, predicted, strict=True):
+    assert sum(map(len, predictions)) > 30
+    for found, detections in zip(predictions, predicted, strict=True):
         assert len(found) == len(detections)
         np.testing.assert_allclose(found.scores, detections.scores.numpy(), rtol=1e-3)

@@ -162,8 +162,8 @@ def test_measured_is_what_the_weights_find() -> None:
     records = open_dataset(data_folder()).splits["val"]
     for request_, rectangular in ((PLAIN, True), (BYTES, False)):
         validator = Validator(records, CLASS_NAMES, 96, batch_size=3)
-        ours = validator.run(detector(), ValidationConfig(rectangular=rectangular)).founds
-        theirs = validator.run_exported(built(request_).dense).founds
+        ours = validator.run(detector(), ValidationConfig(rectangular=rectangular)).predictions
+        theirs = validator.run_exported(built(request_).dense).predictions
         assert min(map(len, ours)) > 100
         for one, other in zip(ours, theirs, strict=True):
             assert abs(len(one) - len(other)) <= (0 if request_ is PLAIN else 5)

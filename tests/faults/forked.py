@@ -48,7 +48,7 @@ def _train(folder: Path, dataset: Any) -> None:
         train(_recipe(), dataset, folder / "run", listener)
 
 
-def _save(folder: Path, trainee: Any) -> None:
+def _save(folder: Path, train_state: Any) -> None:
     """Save checkpoint after checkpoint; the number of each begun and of each finished becomes a line of a file."""
     from anchorite.train.checkpoint import found_checkpoints, save_checkpoint
     from anchorite.train.progress import PartialEpoch, Progress
@@ -59,7 +59,7 @@ def _save(folder: Path, trainee: Any) -> None:
     while True:
         number += 1
         os.write(told, f"begun {number}\n".encode())
-        save_checkpoint(folder, trainee, Progress(partial=PartialEpoch(batches=number)))
+        save_checkpoint(folder, train_state, Progress(partial=PartialEpoch(batches=number)))
         os.write(told, f"done {number}\n".encode())
 
 
@@ -74,18 +74,18 @@ def serve(data: Path) -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is in the background deaf to it
     dataset = open_dataset(data)
-    trainee = None
+    train_state = None
     for line in sys.stdin:
         order = json.loads(line)
-        if order["task"] == "save" and trainee is None:
-            trainee = prepare(_recipe(), dataset).trainee
+        if order["task"] == "save" and train_state is None:
+            train_state = prepare(_recipe(), dataset).train_state
         child = os.fork()
         if child == 0:
             code = 1
             try:
                 sys.stdin.close()
                 if order["task"] == "save":
-                    _save(Path(order["folder"]), trainee)
+                    _save(Path(order["folder"]), train_state)
                 else:
                     _train(Path(order["folder"]), dataset)
                 code = 0

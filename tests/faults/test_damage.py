@@ -12,7 +12,7 @@ from anchorite.errors import StorageError
 from anchorite.train import RunFolder, RunStarted, resume, train
 from anchorite.train.checkpoint import found_checkpoints, load_latest
 from anchorite.train.preparation import prepare
-from anchorite.train.step import Trainee
+from anchorite.train.step import TrainState
 from tests.train.runs import Recorder, scenes, small_recipe
 
 NUM_CUTS, NUM_FLIPS = 20, 200
@@ -26,8 +26,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trainee() -> Trainee:
-    return prepare(small_recipe(), scenes()).trainee
+def train_state() -> TrainState:
+    return prepare(small_recipe(), scenes()).train_state
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def newest(finished: Path) -> Iterator[tuple[Path, Path]]:
         path.write_bytes(content)
 
 
-def assert_passed_over(folder: Path, trainee: Trainee) -> None:
-    progress, said = load_latest(folder / "checkpoints", trainee)
+def assert_passed_over(folder: Path, train_state: TrainState) -> None:
+    progress, said = load_latest(folder / "checkpoints", train_state)
     assert progress.epoch == 1
     assert len(said) == 1
     assert said[0].startswith(f"{folder / 'checkpoints' / 'epoch-0002.safetensors'}: damaged, passed over: ")
@@ -51,17 +51,19 @@ def assert_passed_over(folder: Path, trainee: Trainee) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1], ids=["tensors", "manifest"])
 def test_a_checkpoint_cut_anywhere_is_passed_over(
-    finished: Path, trainee: Trainee, newest: tuple[Path, Path], which: int
+    finished: Path, train_state: TrainState, newest: tuple[Path, Path], which: int
 ) -> None:
     content = newest[which].read_bytes()
     for number in range(NUM_CUTS):
         newest[which].write_bytes(content[: number * (len(content) - 1) // (NUM_CUTS - 1)])
-        assert_passed_over(finished, trainee)
+        assert_passed_over(finished, train_state)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1], ids=["tensors", "manifest"])
-def test_every_flipped_bit_is_noticed(finished: Path, trainee: Trainee, newest: tuple[Path, Path], which: int) -> None:
+def test_every_flipped_bit_is_noticed(
+    finished: Path, train_state: TrainState, newest: tuple[Path, Path], which: int
+) -> None:
     chances = random.Random(which)
     content = newest[which].read_bytes()
     for _ in range(NUM_FLIPS):
@@ -70,7 +72,7 @@ def test_every_flipped_bit_is_noticed(finished: Path, trainee: Trainee, newest: 
         end = len(content) if chances.random() < 0.5 else min(len(content), 20_000)
         damaged[chances.randrange(end)] ^= 1 << chances.randrange(8)
         newest[which].write_bytes(damaged)
-        assert_passed_over(finished, trainee)
+        assert_passed_over(finished, train_state)
 
 
 def test_a_resume_says_how_much_is_done_again(finished: Path, newest: tuple[Path, Path]) -> None:

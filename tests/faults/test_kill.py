@@ -121,7 +121,7 @@ def test_no_kill_inside_a_save_leaves_a_checkpoint_that_cannot_be_read(tmp_path:
     assert inside > NUM_SAVES_KILLED / 2, "most kills should fall inside a save"
     from anchorite.train.preparation import prepare
 
-    trainee = prepare(small_recipe(), scenes()).trainee
-    progress, _ = load_latest(folder, trainee)
-    save_checkpoint(folder, trainee, Progress(partial=PartialEpoch(batches=progress.partial.batches + 1)))
+    train_state = prepare(small_recipe(), scenes()).train_state
+    progress, _ = load_latest(folder, train_state)
+    save_checkpoint(folder, train_state, Progress(partial=PartialEpoch(batches=progress.partial.batches + 1)))
     assert len(list(found_checkpoints(folder))) == 2

@@ -25,19 +25,19 @@ Poison = Callable[[TrainingStep], object]
 
 def poisoned_loss(step: TrainingStep) -> object:
     """The box loss of the next batches is nan."""
-    return step.trainee.criterion.register_forward_hook(
+    return step.train_state.criterion.register_forward_hook(
         lambda _module, _inputs, terms: terms._replace(total=terms.total * torch.nan, box=terms.box * torch.nan)
     )
 
 
 def poisoned_gradient(step: TrainingStep) -> object:
     """One weight's gradient is infinite."""
-    return step.trainee.detector.backbone.stem.convolution.weight.register_hook(lambda grad: grad * torch.inf)
+    return step.train_state.detector.backbone.stem.convolution.weight.register_hook(lambda grad: grad * torch.inf)
 
 
 def poisoned_statistic(step: TrainingStep) -> object:
     """A running variance overflows, which neither loss nor gradients show."""
-    norm = step.trainee.detector.backbone.stem.norm
+    norm = step.train_state.detector.backbone.stem.norm
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_var is not None
     variance = norm.running_var
@@ -56,11 +56,11 @@ POISONS: list[tuple[Poison, str]] = [
 
 
 def lasting(step: TrainingStep) -> dict[str, torch.Tensor]:
-    trainee = step.trainee
-    state = {f"model.{name}": tensor for name, tensor in trainee.detector.state_dict().items()}
-    state |= {f"average.{name}": tensor for name, tensor in trainee.average.model.state_dict().items()}
-    state |= {f"criterion.{name}": tensor for name, tensor in trainee.criterion.state_dict().items()}
-    for number, values in enumerate(trainee.optimizer.state.values()):
+    train_state = step.train_state
+    state = {f"model.{name}": tensor for name, tensor in train_state.detector.state_dict().items()}
+    state |= {f"average.{name}": tensor for name, tensor in train_state.average.model.state_dict().items()}
+    state |= {f"criterion.{name}": tensor for name, tensor in train_state.criterion.state_dict().items()}
+    for number, values in enumerate(train_state.optimizer.state.values()):
         state |= {f"optimizer.{number}.{name}": value for name, value in values.items() if value is not None}
     return {name: tensor.clone() for name, tensor in state.items()}
 
@@ -77,8 +77,8 @@ def test_what_is_not_finite_changes_nothing_that_lasts(
     poison: Poison, fault: str, on_host: bool, optimizer: str
 ) -> None:
     prepared = prepare(small_recipe(optimizer__name=optimizer), scenes())
-    step = TrainingStep(prepared.trainee, prepared.precision, 10.0, prepared.device, on_host=on_host)
-    prepared.trainee.detector.train()
+    step = TrainingStep(prepared.train_state, prepared.precision, 10.0, prepared.device, on_host=on_host)
+    prepared.train_state.detector.train()
     first, second, *_ = list(prepared.loader)
     step.accumulate(first)
     assert bool(step.apply(SETTINGS).isfinite())
@@ -103,8 +103,8 @@ def test_with_and_without_looking_good_steps_are_alike() -> None:
     ended = []
     for on_host in (True, False):
         prepared = prepare(small_recipe(), scenes())
-        step = TrainingStep(prepared.trainee, prepared.precision, 10.0, prepared.device, on_host=on_host)
-        prepared.trainee.detector.train()
+        step = TrainingStep(prepared.train_state, prepared.precision, 10.0, prepared.device, on_host=on_host)
+        prepared.train_state.detector.train()
         for batch in prepared.loader:
             step.accumulate(batch)
             step.apply(SETTINGS)
@@ -115,11 +115,11 @@ def test_with_and_without_looking_good_steps_are_alike() -> None:
 
 def test_a_batch_left_out_leaves_the_others_of_its_step() -> None:
     prepared = prepare(small_recipe(), scenes())
-    step = TrainingStep(prepared.trainee, prepared.precision, 0.0, prepared.device)
-    prepared.trainee.detector.eval()
+    step = TrainingStep(prepared.train_state, prepared.precision, 0.0, prepared.device)
+    prepared.train_state.detector.eval()
     first, second, *_ = list(prepared.loader)
     step.accumulate(first)
-    weight = prepared.trainee.detector.head.predictors["p3"].weight
+    weight = prepared.train_state.detector.head.predictors["p3"].weight
     alone = weight.grad.clone()
     handle = poisoned_loss(step)
     step.accumulate(second)

@@ -16,7 +16,7 @@ import pytest
 
 from anchorite.train.checkpoint import found_checkpoints
 from tests.cli.commands import data_folder, quick_recipe
-from tests.ranks.launched import (
+from tests.distributed.launched import (
     BY_STEP,
     ENDLESS,
     TIMEOUT_S,
@@ -61,15 +61,15 @@ def test_a_rank_that_is_killed_or_stopped_is_named_and_ends_all(number: int, wha
     run = tmp_path / "run"
     process = start(train_words(run, *ENDLESS))
     wait_for_checkpoint(run)
-    ranks = ranks_of(process)
-    assert len(ranks) == 2
-    os.kill(ranks[1], number)
+    world = ranks_of(process)
+    assert len(world) == 2
+    os.kill(world[1], number)
     errors, _ = end(process, TIMEOUT_S + 15)
     said = ours(errors)
-    assert said[0].startswith(f"anchorite: rank 1 (process {ranks[1]} on "), errors
+    assert said[0].startswith(f"anchorite: rank 1 (process {world[1]} on "), errors
     assert what in said[0]
     assert f"anchorite train --resume {run}" in errors
-    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    assert not any(Path(f"/proc/{rank}").exists() for rank in world)
     assert any(one.progress is not None for one in found_checkpoints(run / "checkpoints"))
 
 

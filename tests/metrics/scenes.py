@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 
-from anchorite.metrics import Found, Truth
+from anchorite.metrics import Predictions, Truth
 
 
 def random_truth(rng: np.random.Generator, num_boxes: int, num_classes: int, crowds: float = 0.15) -> Truth:
@@ -24,7 +24,7 @@ def random_truth(rng: np.random.Generator, num_boxes: int, num_classes: int, cro
     return Truth(boxes, rng.integers(0, num_classes, num_boxes), rng.random(num_boxes) < crowds, areas)
 
 
-def random_found(rng: np.random.Generator, truth: Truth, num_found: int, num_classes: int) -> Found:
+def random_found(rng: np.random.Generator, truth: Truth, num_found: int, num_classes: int) -> Predictions:
     """Truths moved a little or not at all, plain noise and repeated boxes, with many ties among the scores."""
     noise = random_truth(rng, num_found, num_classes)
     boxes, class_ids = noise.boxes_xyxy.copy(), noise.class_ids.copy()
@@ -46,15 +46,15 @@ def random_found(rng: np.random.Generator, truth: Truth, num_found: int, num_cla
     flat = rng.random(num_found) < 0.03
     boxes[flat, 2] = boxes[flat, 0]
     scores = rng.random(num_found) if rng.random() < 0.4 else rng.integers(1, 6, num_found) / 7
-    return Found(boxes, scores, class_ids)
+    return Predictions(boxes, scores, class_ids)
 
 
-def random_set(seed: int) -> tuple[list[Truth], list[Found], list[str]]:
+def random_set(seed: int) -> tuple[list[Truth], list[Predictions], list[str]]:
     """A small data set; some seeds give an unusual kind: many detections, no truths, nothing found."""
     rng = np.random.default_rng(seed)
     num_classes = int(rng.choice([1, 2, 3, 8, 40]))
     kind = seed % 12
-    truths, founds = [], []
+    truths, predictions = [], []
     for _ in range(int(rng.integers(1, 9))):
         num_boxes = 0 if kind == 0 or rng.random() < 0.2 else int(rng.integers(1, 12))
         num_found = 0 if kind == 1 or rng.random() < 0.15 else int(rng.integers(1, 40))
@@ -63,11 +63,11 @@ def random_set(seed: int) -> tuple[list[Truth], list[Found], list[str]]:
         truths.append(
             random_truth(rng, num_boxes, num_classes, crowds=0.0 if kind == 3 else 0.9 if kind == 4 else 0.15)
         )
-        founds.append(random_found(rng, truths[-1], num_found, num_classes if kind != 2 else 1))
-    return truths, founds, [f"class {k}" for k in range(num_classes)]
+        predictions.append(random_found(rng, truths[-1], num_found, num_classes if kind != 2 else 1))
+    return truths, predictions, [f"class {k}" for k in range(num_classes)]
 
 
-def pycocotools_evaluation(truths: list[Truth], founds: list[Found], class_names: list[str]):
+def pycocotools_evaluation(truths: list[Truth], predictions: list[Predictions], class_names: list[str]):
     """pycocotools' evaluation, accumulated and summarised: `.stats` are the twelve numbers, -1 for undefined."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -75,7 +75,7 @@ def pycocotools_evaluation(truths: list[Truth], founds: list[Found], class_names
     images = [{"id": image + 1, "width": 1000, "height": 1000} for image in range(len(truths))]
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(class_names)]
     labels, results = [], []
-    for image, (truth, found) in enumerate(zip(truths, founds, strict=True), start=1):
+    for image, (truth, found) in enumerate(zip(truths, predictions, strict=True), start=1):
         for row in range(len(truth)):
             x1, y1, x2, y2 = truth.boxes_xyxy[row].tolist()
             box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "category_id": int(truth.class_ids[row]) + 1, "image_id": image}

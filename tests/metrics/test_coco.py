@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from anchorite.errors import InputError
-from anchorite.metrics import Found, Truth, coco_metrics
+from anchorite.metrics import Predictions, Truth, coco_metrics
 from tests.metrics.scenes import pycocotools_evaluation, random_set
 
 NAMES = ["map", "map50", "map75", "map_small", "map_medium", "map_large"]
@@ -22,9 +22,9 @@ def truth_of(boxes_xyxy, class_ids=None, ignored=None) -> Truth:
     )
 
 
-def found_of(boxes_xyxy, scores, class_ids=None) -> Found:
+def found_of(boxes_xyxy, scores, class_ids=None) -> Predictions:
     boxes = np.array(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
-    return Found(
+    return Predictions(
         boxes,
         np.array(scores, dtype=np.float64),
         np.zeros(len(boxes), np.int64) if class_ids is None else np.array(class_ids, np.int64),
@@ -32,9 +32,9 @@ def found_of(boxes_xyxy, scores, class_ids=None) -> Found:
 
 
 def check_against_pycocotools(seed: int) -> None:
-    truths, founds, class_names = random_set(seed)
-    metrics = coco_metrics(truths, founds, class_names)
-    oracle = pycocotools_evaluation(truths, founds, class_names)
+    truths, predictions, class_names = random_set(seed)
+    metrics = coco_metrics(truths, predictions, class_names)
+    oracle = pycocotools_evaluation(truths, predictions, class_names)
     ours = np.array([value for _, value in metrics.rows()])
     assert [name for name, _ in metrics.rows()] == NAMES
     assert np.array_equal(np.isnan(ours), oracle.stats == -1)
@@ -60,11 +60,11 @@ def test_thousand_random_sets_equal_pycocotools():
 def test_random_sets_hold_what_they_promise():
     sets = [random_set(seed) for seed in range(60)]
     truths = [truth for set_truths, _, _ in sets for truth in set_truths]
-    founds = [found for _, set_founds, _ in sets for found in set_founds]
-    assert any(len(found) > 100 and len(set(found.class_ids.tolist())) <= 2 for found in founds)
+    predictions = [found for _, set_founds, _ in sets for found in set_founds]
+    assert any(len(found) > 100 and len(set(found.class_ids.tolist())) <= 2 for found in predictions)
     assert any(len(truth) == 0 for truth in truths)
     assert any(truth.ignored.any() and not truth.ignored.all() for truth in truths)
-    assert any(len(np.unique(found.scores)) < len(found) for found in founds)
+    assert any(len(np.unique(found.scores)) < len(found) for found in predictions)
     assert any(len(np.unique(truth.boxes_xyxy, axis=0)) < len(truth) for truth in truths)
     assert any((truth.areas == 32.0**2).any() for truth in truths)
     assert any(len(names) == 40 for _, _, names in sets)
@@ -98,13 +98,13 @@ def test_ignored_boxes_are_neither_right_nor_wrong():
 def test_nothing_to_measure_is_nan_and_nothing_found_is_zero():
     empty_truth, empty_found = truth_of([]), found_of([], [])
     truth, found = truth_of([[0, 0, 50, 50]]), found_of([[0, 0, 50, 50]], [0.5])
-    for truths, founds, names in (
+    for truths, predictions, names in (
         ([], [], ["a", "b"]),
         ([empty_truth], [empty_found], ["a"]),
         ([empty_truth], [found], ["a"]),
         ([empty_truth], [empty_found], []),
     ):
-        metrics = coco_metrics(truths, founds, names)
+        metrics = coco_metrics(truths, predictions, names)
         assert all(np.isnan(value) for _, value in metrics.rows())
         assert [one.name for one in metrics.classes] == names
     metrics = coco_metrics([truth, empty_truth], [empty_found, found], ["a", "b"])
@@ -121,31 +121,31 @@ def test_plain_dictionary_has_no_nan():
 
 
 def test_says_nothing_and_leaves_the_input_alone(capfd):
-    truths, founds, names = random_set(7)
-    before = [truth.boxes_xyxy.copy() for truth in truths] + [found.boxes_xyxy.copy() for found in founds]
-    coco_metrics(truths, founds, names)
-    after = [truth.boxes_xyxy for truth in truths] + [found.boxes_xyxy for found in founds]
+    truths, predictions, names = random_set(7)
+    before = [truth.boxes_xyxy.copy() for truth in truths] + [found.boxes_xyxy.copy() for found in predictions]
+    coco_metrics(truths, predictions, names)
+    after = [truth.boxes_xyxy for truth in truths] + [found.boxes_xyxy for found in predictions]
     assert all(np.array_equal(old, new) for old, new in zip(before, after, strict=True))
     assert capfd.readouterr() == ("", "")
 
 
 def test_single_precision_detections_are_accepted():
     truth = truth_of([[0, 0, 50, 50]])
-    found = Found(np.array([[0, 0, 50, 50]], np.float32), np.array([0.3], np.float32), np.array([0]))
+    found = Predictions(np.array([[0, 0, 50, 50]], np.float32), np.array([0.3], np.float32), np.array([0]))
     assert coco_metrics([truth], [found], ["a"]).map == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
-    ("truths", "founds", "words"),
+    ("truths", "predictions", "words"),
     [
         ([truth_of([])], [], "1 images with truth but 0"),
         ([truth_of([[0, 0, 1, 1]], [2])], [found_of([], [])], "truth of image 0: class 2"),
         ([truth_of([])], [found_of([[0, 0, 1, 1]], [0.5], [-1])], "found of image 0: class -1"),
     ],
 )
-def test_refuses_what_cannot_be_counted(truths, founds, words):
+def test_refuses_what_cannot_be_counted(truths, predictions, words):
     with pytest.raises(InputError, match=words):
-        coco_metrics(truths, founds, ["a", "b"])
+        coco_metrics(truths, predictions, ["a", "b"])
 
 
 def test_refuses_broken_values():

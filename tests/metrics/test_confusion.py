@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from anchorite.metrics import Found, confusion_matrix
+from anchorite.metrics import Predictions, confusion_matrix
 from tests.metrics.scenes import random_set
 from tests.metrics.test_coco import found_of, truth_of
 
 A, B, C, D = [0, 0, 50, 50], [100, 100, 150, 150], [200, 200, 250, 250], [300, 300, 350, 350]
 
 
-def greedy_oracle(truths, founds, num_classes, confidence, iou_limit):
+def greedy_oracle(truths, predictions, num_classes, confidence, iou_limit):
     """The definition, pair by pair, in plain loops."""
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    for truth, found in zip(truths, founds, strict=True):
+    for truth, found in zip(truths, predictions, strict=True):
         found_rows = [row for row in range(len(found)) if found.scores[row] >= confidence]
         pairs, covered = [], set()
         for i in found_rows:
@@ -41,9 +41,9 @@ def greedy_oracle(truths, founds, num_classes, confidence, iou_limit):
 
 def test_equals_the_plain_definition():
     for seed in range(100):
-        truths, founds, names = random_set(seed)
-        confusion = confusion_matrix(truths, founds, names, confidence=0.3, iou_limit=0.45)
-        expected = greedy_oracle(truths, founds, len(names), 0.3, 0.45)
+        truths, predictions, names = random_set(seed)
+        confusion = confusion_matrix(truths, predictions, names, confidence=0.3, iou_limit=0.45)
+        expected = greedy_oracle(truths, predictions, len(names), 0.3, 0.45)
         assert np.array_equal(confusion.counts, expected), seed
 
 
@@ -77,13 +77,13 @@ def test_ignored_boxes_and_what_lies_in_them_are_left_out():
 
 
 def test_order_of_detections_does_not_matter():
-    truths, founds, names = random_set(16)
+    truths, predictions, names = random_set(16)
     rng = np.random.default_rng(0)
-    distinct = [Found(f.boxes_xyxy, rng.permutation(len(f)) / max(len(f), 1), f.class_ids) for f in founds]
+    distinct = [Predictions(f.boxes_xyxy, rng.permutation(len(f)) / max(len(f), 1), f.class_ids) for f in predictions]
     shuffled = []
     for found in distinct:
         order = rng.permutation(len(found))
-        shuffled.append(Found(found.boxes_xyxy[order], found.scores[order], found.class_ids[order]))
+        shuffled.append(Predictions(found.boxes_xyxy[order], found.scores[order], found.class_ids[order]))
     first, second = (confusion_matrix(truths, given, names).counts for given in (distinct, shuffled))
     assert first.sum() > 10
     assert np.array_equal(first, second)

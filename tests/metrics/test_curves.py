@@ -10,22 +10,24 @@ from tests.metrics.test_coco import found_of, truth_of
 
 def without_excess(seed):
     """A random set cut to COCO's 100 detections an image and class, so that both see the same."""
-    truths, founds, names = random_set(seed)
-    return (truths, founds, names) if max(len(found) for found in founds) <= 100 else without_excess(seed + 1000)
+    truths, predictions, names = random_set(seed)
+    return (
+        (truths, predictions, names) if max(len(found) for found in predictions) <= 100 else without_excess(seed + 1000)
+    )
 
 
 def test_envelope_equals_cocos_precision_at_its_recall_points():
     for seed in range(80):
-        truths, founds, names = without_excess(seed)
-        curves = detection_curves(truths, founds, names)
-        expected = pycocotools_evaluation(truths, founds, names).eval["precision"][0, :, :, 0, 2].T
+        truths, predictions, names = without_excess(seed)
+        curves = detection_curves(truths, predictions, names)
+        expected = pycocotools_evaluation(truths, predictions, names).eval["precision"][0, :, :, 0, 2].T
         np.testing.assert_allclose(np.nan_to_num(curves.envelope, nan=-1), expected, rtol=0, atol=1e-9)
 
 
 def test_average_precision_at_75_equals_coco():
-    truths, founds, names = without_excess(5)
-    ap = detection_curves(truths, founds, names, iou_limit=0.75).average_precision()
-    assert np.nanmean(ap) == pytest.approx(coco_metrics(truths, founds, names).map75, abs=1e-9)
+    truths, predictions, names = without_excess(5)
+    ap = detection_curves(truths, predictions, names, iou_limit=0.75).average_precision()
+    assert np.nanmean(ap) == pytest.approx(coco_metrics(truths, predictions, names).map75, abs=1e-9)
 
 
 def test_counts_by_hand():
@@ -72,8 +74,8 @@ def test_detections_in_ignored_boxes_are_left_out():
 
 
 def test_nothing_at_all():
-    for truths, founds in (([], []), ([truth_of([])], [found_of([], [])])):
-        curves = detection_curves(truths, founds, ["a"])
+    for truths, predictions in (([], []), ([truth_of([])], [found_of([], [])])):
+        curves = detection_curves(truths, predictions, ["a"])
         assert np.isnan(curves.precision).all()
         assert np.isnan(curves.best_confidence()).all()
         assert curves.precision.shape == (1, 1001)

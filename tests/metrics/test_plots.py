@@ -28,8 +28,8 @@ def scene(num_classes, num_images=4):
     return truths, [random_found(rng, truth, 40, num_classes) for truth in truths]
 
 
-def save_all(folder, truths, founds, names):
-    curves, confusion = detection_curves(truths, founds, names), confusion_matrix(truths, founds, names)
+def save_all(folder, truths, predictions, names):
+    curves, confusion = detection_curves(truths, predictions, names), confusion_matrix(truths, predictions, names)
     save_pr_curve(folder / "pr.png", curves)
     save_f1_curve(folder / "f1.png", curves)
     save_confusion_matrix(folder / "confusion.png", confusion)
@@ -66,10 +66,10 @@ def test_curves_show_the_numbers(tmp_path):
 
 
 def test_names_are_shown(tmp_path):
-    truths, founds = scene(2)
+    truths, predictions = scene(2)
     for folder, names in (("one", ["_cat", "dog"]), ("two", ["_cow", "dog"])):
         (tmp_path / folder).mkdir()
-        save_all(tmp_path / folder, truths, founds, names)
+        save_all(tmp_path / folder, truths, predictions, names)
     for path in (tmp_path / "one").iterdir():
         assert not np.array_equal(pixels(path), pixels(tmp_path / "two" / path.name)), path.name
 

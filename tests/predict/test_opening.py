@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anchorite.data.ahead import ahead
+from anchorite.data.prefetch import prefetch
 from anchorite.errors import InputError
 from anchorite.predict import SourceConfig, open_sources
 from anchorite.predict.sources import LULL, Frame
@@ -65,7 +65,7 @@ def test_a_list_is_used_while_it_is_still_being_written(tmp_path: Path) -> None:
     for name in ("a.png", "b [1].png"):
         (tmp_path / name).touch()
     pipe, stop = Pipe(), threading.Event()
-    items = ahead(lambda stop: listed_items(pipe.read_end, False, False, 1, stop), 4, stop, LULL)
+    items = prefetch(lambda stop: listed_items(pipe.read_end, False, False, 1, stop), 4, stop, LULL)
     assert next(items) is LULL
     pipe.say(f"{tmp_path}/a.png\n{tmp_path}/b [1]".encode())
     assert next(items) == tmp_path / "a.png"
@@ -100,7 +100,7 @@ def test_videos_in_a_list_are_read(tmp_path: Path) -> None:
 
 def test_a_list_that_never_comes_can_be_left() -> None:
     pipe = Pipe()
-    items = ahead(lambda stop: listed_items(pipe.read_end, False, False, 1, stop), 4, threading.Event(), LULL)
+    items = prefetch(lambda stop: listed_items(pipe.read_end, False, False, 1, stop), 4, threading.Event(), LULL)
     assert next(items) is LULL
     items.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("anchorite")]

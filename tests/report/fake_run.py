@@ -12,7 +12,7 @@ import yaml
 from anchorite.data import Record
 from anchorite.evaluate import ValidationResult
 from anchorite.evaluate.stopwatch import ValidationSpeed
-from anchorite.metrics import Found, Truth, coco_metrics
+from anchorite.metrics import Predictions, Truth, coco_metrics
 from anchorite.report.run_validation import save_details
 from anchorite.train import Recipe
 
@@ -102,10 +102,13 @@ def _write_real_metrics(folder: Path, num_epochs: int) -> None:
 def _conclude(folder: Path, num_epochs: int) -> None:
     """Two images: on the first nothing is found of its box, on the second all is right."""
     truths = (_truth([[10, 10, 50, 40]], [1]), _truth([[20, 20, 60, 60]], [0]))
-    founds = (Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)), _found([[20, 20, 60, 60]], [0.9], [0]))
+    predictions = (
+        Predictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)),
+        _found([[20, 20, 60, 60]], [0.9], [0]),
+    )
     names = ("disc", EVIL)
     speed = ValidationSpeed(*(0.0 for _ in ValidationSpeed._fields))
-    result = ValidationResult(coco_metrics(truths, founds, names), None, truths, founds, names, speed)
+    result = ValidationResult(coco_metrics(truths, predictions, names), None, truths, predictions, names, speed)
     records = []
     for number, truth in enumerate(truths):
         path = folder / f"image-{number}.png"
@@ -134,5 +137,5 @@ def _truth(boxes: list[list[float]], class_ids: list[int]) -> Truth:
     return Truth(boxes_xyxy, np.array(class_ids, np.int64), np.zeros(len(boxes), np.bool_), areas)
 
 
-def _found(boxes: list[list[float]], scores: list[float], class_ids: list[int]) -> Found:
-    return Found(np.array(boxes, np.float64), np.array(scores), np.array(class_ids, np.int64))
+def _found(boxes: list[list[float]], scores: list[float], class_ids: list[int]) -> Predictions:
+    return Predictions(np.array(boxes, np.float64), np.array(scores), np.array(class_ids, np.int64))

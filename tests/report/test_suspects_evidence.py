@@ -10,10 +10,10 @@ from anchorite.report.suspects.evidence import iou_of, weigh
 from tests.report.suspects_samples import make_record
 
 BOX, FAR = (10, 10, 50, 50), (70, 70, 110, 110)
-Found = tuple[tuple[float, ...], float, int]
+Predictions = tuple[tuple[float, ...], float, int]
 
 
-def look(*found: Found, losses: int = 1) -> Look:
+def look(*found: Predictions, losses: int = 1) -> Look:
     return Look(
         np.array([box for box, _, _ in found], dtype=np.float64).reshape(-1, 4),
         np.array([score for _, score, _ in found], dtype=np.float64),
@@ -68,7 +68,7 @@ def test_a_detection_means_the_label_that_it_is_nearest_to() -> None:
         ([(FAR, 0.4, 0)], "seen in one look only: 0.2 on average"),
     ],
 )
-def test_a_detection_with_an_explanation_is_not_missing_a_label(found: list[Found], reason: str) -> None:
+def test_a_detection_with_an_explanation_is_not_missing_a_label(found: list[Predictions], reason: str) -> None:
     looks = [look(*found)] + ([look()] if "one look" in reason else [])
     assert len(weigh(make_record([BOX], [0]), looks, 2)[1]) == 0, reason
 

@@ -15,10 +15,10 @@ from anchorite.data import Batch
 from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, default_anchors
-from anchorite.train.average import AverageConfig, WeightAverage
+from anchorite.train.ema import EMA, AverageConfig
 from anchorite.train.optimizer import OptimizerConfig, build_optimizer
 from anchorite.train.schedule import Settings
-from anchorite.train.step import Trainee, TrainingStep
+from anchorite.train.step import TrainingStep, TrainState
 
 CPU = torch.device("cpu")
 
@@ -29,9 +29,9 @@ def losses_and_weights(compiled: bool) -> list[torch.Tensor]:
     detector = Detector("n", 4, default_anchors("n")).train()
     criterion = DetectionLoss(detector.anchors, 4)
     optimizer = build_optimizer(detector, OptimizerConfig())
-    average = WeightAverage(detector, AverageConfig())
-    trainee = Trainee(detector, criterion, optimizer, average, torch.amp.GradScaler("cpu", enabled=False))
-    step = TrainingStep(trainee, Precision("fp32", None, False, "test"), 10.0, CPU, compiled)
+    average = EMA(detector, AverageConfig())
+    train_state = TrainState(detector, criterion, optimizer, average, torch.amp.GradScaler("cpu", enabled=False))
+    step = TrainingStep(train_state, Precision("fp32", None, False, "test"), 10.0, CPU, compiled)
     rows = torch.tensor([[0, 1, 0.5, 0.5, 0.3, 0.4], [1, 2, 0.3, 0.6, 0.1, 0.2], [1, 3, 0.7, 0.2, 0.6, 0.5]])
     losses = []
     for number in range(2):

@@ -24,24 +24,24 @@ def state(detector: Detector) -> dict[str, torch.Tensor]:
 
 def after_three_steps(prepared: Prepared) -> dict[str, torch.Tensor]:
     """The network's tensors after three steps, as the loop takes them."""
-    trainee = prepared.trainee
-    step = TrainingStep(trainee, prepared.precision, clip_norm=10.0, device=prepared.device)
-    trainee.detector.train()
+    train_state = prepared.train_state
+    step = TrainingStep(train_state, prepared.precision, clip_norm=10.0, device=prepared.device)
+    train_state.detector.train()
     for batch in list(prepared.loader)[:3]:
         step.accumulate(batch)
         assert step.apply(Settings(0.01, 0.01, 0.9)).isfinite()
-    return state(trainee.detector)
+    return state(train_state.detector)
 
 
 @pytest.mark.parametrize("names", [["backbone"], ["backbone.stem", "neck.lateral"], ["head"], ["backbone", "neck"]])
 def test_frozen_tensors_stay_to_the_bit_and_all_others_move(names: list[str]) -> None:
     prepared = prepare(small_recipe(optimizer__freeze=names, optimizer__weight_decay=0.5), scenes())
-    before = state(prepared.trainee.detector)
+    before = state(prepared.train_state.detector)
     after = after_three_steps(prepared)
     still = {name for name in before if any(name.startswith(f"{one}.") for one in names)}
     assert {name for name in before if torch.equal(before[name], after[name])} == still
     assert any("running_var" in name for name in still) or names == ["head"]
-    average = prepared.trainee.average.model.state_dict()
+    average = prepared.train_state.average.model.state_dict()
     assert all(torch.equal(before[name], average[name]) for name in still)
     warning = f"warning: {', '.join(names)} will keep random values: nothing was learned there before"
     assert warning in prepared.decisions

@@ -194,10 +194,10 @@ def test_gradients_accumulate_over_batches() -> None:
     prepared = prepare(small_recipe(), scenes())
     from anchorite.train.step import TrainingStep
 
-    step = TrainingStep(prepared.trainee, prepared.precision, 0.0, prepared.device)
-    prepared.trainee.detector.eval()  # BatchNorm must not couple the batches
+    step = TrainingStep(prepared.train_state, prepared.precision, 0.0, prepared.device)
+    prepared.train_state.detector.eval()  # BatchNorm must not couple the batches
     batches = list(prepared.loader)[:2]
-    weight = prepared.trainee.detector.head.predictors["p3"].weight
+    weight = prepared.train_state.detector.head.predictors["p3"].weight
     gradients = []
     for batch in batches:
         step.accumulate(batch)
@@ -226,7 +226,7 @@ def test_anchors_are_fitted_when_the_default_leaves_boxes_out() -> None:
 
 def test_checkpoint_restores_into_a_fresh_trainee(tmp_path: Path) -> None:
     train(small_recipe(), scenes(), tmp_path / "run", Recorder())
-    fresh = prepare(small_recipe(seed=9), scenes()).trainee
+    fresh = prepare(small_recipe(seed=9), scenes()).train_state
     progress, damaged = load_latest(tmp_path / "run" / "checkpoints", fresh)
     assert (progress.epoch, progress.optimizer_steps, damaged) == (2, 4, [])
     assert fresh.average.updates == 4

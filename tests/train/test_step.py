@@ -12,7 +12,7 @@ from anchorite.boxes import Targets
 from anchorite.data import Batch
 from anchorite.devices import choose_compile
 from anchorite.loss import LossTerms
-from anchorite.train.loss_watch import LossWatch, Skipped
+from anchorite.train.loss_meter import AsyncLossMeter, Skipped
 from anchorite.train.progress import PartialEpoch
 from anchorite.train.step import with_fixed_capacity
 
@@ -32,9 +32,9 @@ def test_capacity_is_a_power_of_two_that_holds_every_target(count: int, capacity
     assert with_fixed_capacity(padded) is padded
 
 
-def watch_with(lag: int) -> tuple[LossWatch, list[Skipped]]:
+def watch_with(lag: int) -> tuple[AsyncLossMeter, list[Skipped]]:
     skipped: list[Skipped] = []
-    watch = LossWatch(CPU, skipped.append)
+    watch = AsyncLossMeter(CPU, skipped.append)
     watch.lag = lag
     return watch, skipped
 

@@ -20,7 +20,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from anchorite.cli import run as run_command
 from anchorite.cli.loggers import chosen_loggers
-from anchorite.cli.options import OutputOptions, TellingOptions
+from anchorite.cli.options import LoggingOptions, OutputOptions
 from anchorite.cli.progress import TrainingDisplay
 from anchorite.cli.screens import Log
 from anchorite.errors import InputError
@@ -219,15 +219,15 @@ def test_a_run_with_events_goes_on_without_the_package_and_says_so(
     (tmp_path / "events").mkdir()
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     display = TrainingDisplay(Log())
-    with chosen_loggers(TellingOptions(), display, tmp_path) as logger:
+    with chosen_loggers(LoggingOptions(), display, tmp_path) as logger:
         assert logger is ignore
     assert f"{tmp_path / 'events'} is not gone on with: " in capsys.readouterr().out
-    with chosen_loggers(TellingOptions(OutputOptions(quiet=True)), display, tmp_path) as logger:
+    with chosen_loggers(LoggingOptions(OutputOptions(quiet=True)), display, tmp_path) as logger:
         assert logger is ignore
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "is not gone on with" in captured.err
-    with pytest.raises(InputError, match="pip install"), chosen_loggers(TellingOptions(tensorboard=True), display):
+    with pytest.raises(InputError, match="pip install"), chosen_loggers(LoggingOptions(tensorboard=True), display):
         pass
 
 

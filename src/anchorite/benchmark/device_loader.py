@@ -10,9 +10,9 @@ import torch
 from anchorite.benchmark.results import Figure
 from anchorite.benchmark.timing import Sample, interleaved, synchronise
 from anchorite.data import AugmentConfig, DeviceLoader, DeviceStore, LoaderConfig, Record, TrainSamples
-from anchorite.data.device_store import Place
+from anchorite.data.device_store import Storage
 
-_PLACES: tuple[Place, ...] = ("device", "host")
+_PLACES: tuple[Storage, ...] = ("device", "host")
 
 
 def device_loader_figures(

@@ -36,8 +36,8 @@ def _measure(
     overrides = {"image_size": size, "batch": batch, "device": str(settings.device)}
     recipe = load_recipe("small-data", overrides)
     prepared = prepare(recipe, dataset)
-    prepared.trainee.detector.train()
-    step = TrainingStep(prepared.trainee, prepared.precision, recipe.optimizer.clip_norm, prepared.device)
+    prepared.train_state.detector.train()
+    step = TrainingStep(prepared.train_state, prepared.precision, recipe.optimizer.clip_norm, prepared.device)
     epoch = _Epoch(step, prepared.loader)
     with prepared.loader:
         kept = next(iter(prepared.loader))

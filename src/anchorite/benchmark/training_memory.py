@@ -30,6 +30,6 @@ def peak_of_step(device: torch.device, batch: int, image_size: int, dense: bool)
     """Peak extra bytes of one step, optimizer and average included."""
     step = training_step("n", _CLASSES, image_size, device, choose_precision("auto", device))
     if dense:
-        head = step.trainee.detector.head
+        head = step.train_state.detector.head
         head.matched = head.dense  # type: ignore[method-assign, assignment]
     return peak_extra_bytes(whole_step(step, batch_for(batch, image_size, _OBJECTS, _CLASSES, device)), device)

@@ -15,10 +15,10 @@ from anchorite.data import Batch
 from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.train import load_recipe
-from anchorite.train.average import WeightAverage
+from anchorite.train.ema import EMA
 from anchorite.train.optimizer import build_optimizer
 from anchorite.train.schedule import Settings as StepSettings
-from anchorite.train.step import Trainee, TrainingStep
+from anchorite.train.step import TrainingStep, TrainState
 
 PARTS = ("forward: backbone and neck", "head and loss", "backward", "clipping and optimizer", "average")
 _SMALL_RATE = StepSettings(rate=1e-4, bias_rate=1e-4, momentum=0.9)  # so small that no round differs from another
@@ -32,14 +32,14 @@ def training_step(
     detector = detector_of(size, num_classes, device)
     detector.train()
     config = recipe.loss.scaled(detector.anchors.num_levels, num_classes, image_size)
-    trainee = Trainee(
+    train_state = TrainState(
         detector=detector,
         criterion=DetectionLoss(detector.anchors, num_classes, config).to(device),
         optimizer=build_optimizer(detector, recipe.optimizer),
-        average=WeightAverage(detector, recipe.average),
+        average=EMA(detector, recipe.average),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.scaled),
     )
-    return TrainingStep(trainee, precision, recipe.optimizer.clip_norm, device)
+    return TrainingStep(train_state, precision, recipe.optimizer.clip_norm, device)
 
 
 def whole_step(step: TrainingStep, batch: Batch) -> Callable[[], LossTerms]:
@@ -62,11 +62,11 @@ class PartsClock:
     def __init__(self, step: TrainingStep) -> None:
         self.step = step
         self._marks: dict[str, float] = {}
-        trainee = step.trainee
-        trainee.detector.neck.register_forward_hook(self._hook("neck"))
-        trainee.criterion.register_forward_hook(self._hook("criterion"))
-        self._update = trainee.average.update
-        trainee.average.update = self._timed_update  # type: ignore[method-assign]
+        train_state = step.train_state
+        train_state.detector.neck.register_forward_hook(self._hook("neck"))
+        train_state.criterion.register_forward_hook(self._hook("criterion"))
+        self._update = train_state.average.update
+        train_state.average.update = self._timed_update  # type: ignore[method-assign]
 
     def run(self, batch: Batch) -> dict[str, float]:
         """One whole step; seconds by part, in the order of PARTS."""

@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError
 
 from anchorite import __version__
 from anchorite.cli.messages import hints, is_out_of_memory, usage_message
-from anchorite.errors import AnchoriteError, InputError, StorageError, ToldElsewhere
+from anchorite.errors import AnchoriteError, InputError, ReportedByPeer, StorageError
 from anchorite.launch import FROM_RANK, launched_rank
 
 _HELP = """Train, check, explain and ship anchor-based YOLO detectors.
@@ -108,7 +108,7 @@ def run(words: list[str], debug: bool = False) -> int:
 def _teller(error: BaseException) -> str:
     """Who tells an error: of several ranks the first one what fails on all alike; nobody what another has told."""
     rank = launched_rank()
-    if isinstance(error, ToldElsewhere):
+    if isinstance(error, ReportedByPeer):
         return ""
     if rank == 0:
         return "anchorite"

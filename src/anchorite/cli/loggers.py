@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anchorite.cli.options import TellingOptions
+    from anchorite.cli.options import LoggingOptions
     from anchorite.cli.progress import Display
     from anchorite.train import Listener
 
 
 @contextmanager
-def chosen_loggers(telling: TellingOptions, display: Display, run: Path | None = None) -> Iterator[Listener]:
+def chosen_loggers(telling: LoggingOptions, display: Display, run: Path | None = None) -> Iterator[Listener]:
     """A listener that passes everything on to the loggers asked for, and to those that a run to go on with has had.
 
     What they hold open is closed on the way out. Raises InputError where one that was asked for needs a package that

@@ -85,7 +85,7 @@ class OutputOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class TellingOptions:
+class LoggingOptions:
     """Where a run tells how it goes, beside its folder."""
 
     output: Annotated[OutputOptions, Parameter(name="*")] = OutputOptions()
@@ -93,7 +93,7 @@ class TellingOptions:
         bool, Parameter(negative="", help="Write RUN/events for TensorBoard; a run with them goes on writing them.")
     ] = False
 
-    def of_rank(self, is_first: bool) -> TellingOptions:
+    def of_rank(self, is_first: bool) -> LoggingOptions:
         """As it is for the first rank; for the others without loggers."""
         return self if is_first else replace(self, tensorboard=False)
 

@@ -104,13 +104,13 @@ def find_in(
 
     Reading, the network, and drawing and writing go on side by side; a slow disk slows the rest, it never piles up.
     """
-    from anchorite.predict import Behind, PredictionWriter, Underway
+    from anchorite.predict import BackgroundWriter, PredictionWriter, Underway
 
     stop, underway = threading.Event(), Underway()
     ends = EndsWhenInterrupted(stop) if sources.is_endless else nullcontext()
     with (
         PredictionWriter(told.folder, finder.info.class_names, save) as writer,
-        Behind(running.batch) as behind,
+        BackgroundWriter(running.batch) as behind,
         ends,
     ):
 

@@ -46,10 +46,10 @@ class Display(Protocol):
         """Which files to open, and what to do with them."""
 
 
-def choose_display(output: OutputOptions, is_first: bool = True) -> Display:
+def choose_display(output: OutputOptions, is_main: bool = True) -> Display:
     """JSON lines or a screen, as asked for; nothing unless this is the first rank. InputError for both at once."""
     output.check()
-    if not is_first:
+    if not is_main:
         return NoDisplay()
     return JsonLines() if output.json_lines else TrainingDisplay(choose_screen(output.quiet))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import ReadingOptions, RecipeOptions, TellingOptions
+from anchorite.cli.options import LoggingOptions, ReadingOptions, RecipeOptions
 
 Change = Literal["data", "recipe", "ranks"]
 
@@ -31,7 +31,7 @@ def train(
     ] = None,
     reading: Annotated[ReadingOptions | None, Parameter(name="*")] = None,
     fields: Annotated[RecipeOptions | None, Parameter(name="*")] = None,
-    telling: Annotated[TellingOptions | None, Parameter(name="*")] = None,
+    telling: Annotated[LoggingOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC, recognised by looking)."""
     from anchorite.errors import InputError
@@ -45,7 +45,7 @@ def train(
     if restarted and out is not None and (out / "run.json").is_file():
         out, resume, recipe, fields = None, out, None, None  # what they say is in the run
     reading, fields = reading or ReadingOptions(), fields or RecipeOptions()
-    telling = telling or TellingOptions()
+    telling = telling or LoggingOptions()
     telling.output.check()
     if resume is not None:
         refused = [flag for flag, value in {"--recipe": recipe, "--out": out}.items() if value is not None]
@@ -70,36 +70,43 @@ def _start(
     recipe: Recipe,
     notes: tuple[str, ...],
     reading: ReadingOptions,
-    telling: TellingOptions,
+    telling: LoggingOptions,
 ) -> None:
     from anchorite.cli.folders import data_name, free_folder, refuse_taken
     from anchorite.cli.loggers import chosen_loggers
     from anchorite.cli.progress import choose_display, telling_how_to_go_on
-    from anchorite.ranks import joined
+    from anchorite.distributed import init_process_group
     from anchorite.report import conclude_run
-    from anchorite.train import RunFolder, choose_precision, device_of_rank, listeners, read_borrowed, read_start
+    from anchorite.train import (
+        RunFolder,
+        choose_precision,
+        device_of_rank,
+        listeners,
+        read_hf_backbone,
+        read_pretrained,
+    )
     from anchorite.train import train as start_run
 
-    with joined(recipe.rank_timeout_s) as ranks:
+    with init_process_group(recipe.rank_timeout_s) as world:
         # What reading and decoding the data would only delay is refused first.
-        device = device_of_rank(recipe.device, ranks)
+        device = device_of_rank(recipe.device, world)
         choose_precision(recipe.precision, device)
-        recipe, start = read_start(recipe)
-        read_borrowed(recipe, start)
+        recipe, start = read_pretrained(recipe)
+        read_hf_backbone(recipe, start)
         del start  # as large as the network
-        folder = Path(ranks.from_first(str(out or free_folder(Path("runs") / f"{data_name(data)}-{recipe.model}"))))
-        if ranks.is_first:
+        folder = Path(world.broadcast(str(out or free_folder(Path("runs") / f"{data_name(data)}-{recipe.model}"))))
+        if world.is_main:
             refuse_taken(folder)
         with (
-            choose_display(telling.output, ranks.is_first) as display,
+            choose_display(telling.output, world.is_main) as display,
             telling_how_to_go_on(display),
-            chosen_loggers(telling.of_rank(ranks.is_first), display) as logged,
+            chosen_loggers(telling.of_rank(world.is_main), display) as logged,
         ):
             dataset = reading.open(data)
             display.dataset(dataset)
             listener = listeners(_with_hints(display, folder, dataset, recipe, device.type), logged)
-            start_run(recipe, dataset, folder, listener, notes, ranks)
-            if ranks.is_first:
+            start_run(recipe, dataset, folder, listener, notes, world)
+            if world.is_main:
                 conclude_run(folder, RunFolder(folder).as_trained(dataset))
         display.finished(folder)
 
@@ -128,30 +135,30 @@ def _go_on(
     data: Path | None,
     reading: ReadingOptions,
     allow: list[Change],
-    telling: TellingOptions,
+    telling: LoggingOptions,
 ) -> None:
     from anchorite.cli.loggers import chosen_loggers
     from anchorite.cli.progress import choose_display, telling_how_to_go_on
-    from anchorite.ranks import joined
+    from anchorite.distributed import init_process_group
     from anchorite.report import conclude_run, is_concluded
     from anchorite.train import RunFolder, listeners
     from anchorite.train import resume as resume_run
 
     run = RunFolder.open(folder)
     facts = run.read_facts()
-    with joined(run.read_recipe().rank_timeout_s) as ranks:
+    with init_process_group(run.read_recipe().rank_timeout_s) as world:
         with (
-            choose_display(telling.output, ranks.is_first) as display,
+            choose_display(telling.output, world.is_main) as display,
             telling_how_to_go_on(display),
-            chosen_loggers(telling.of_rank(ranks.is_first), display, folder if ranks.is_first else None) as logged,
+            chosen_loggers(telling.of_rank(world.is_main), display, folder if world.is_main else None) as logged,
         ):
-            if ranks.from_first(is_concluded(folder)):
+            if world.broadcast(is_concluded(folder)):
                 display.say(f"{folder}: this run is complete; there is nothing to go on with, and nothing was changed")
             else:
                 dataset = reading.open_again(facts, data)
                 display.dataset(dataset)
-                if not ranks.from_first(run.summary.is_file()):
-                    resume_run(folder, dataset, listeners(display, logged), allow, ranks)
-                if ranks.is_first:
+                if not world.broadcast(run.summary.is_file()):
+                    resume_run(folder, dataset, listeners(display, logged), allow, world)
+                if world.is_main:
                     conclude_run(folder, run.as_trained(dataset))
         display.finished(folder)

@@ -6,7 +6,7 @@ from anchorite.data.columns import RecordTable
 from anchorite.data.counts import num_boxes
 from anchorite.data.decode import decode_image
 from anchorite.data.device_loader import Capacity, DeviceLoader
-from anchorite.data.device_store import DeviceStore, choose_place
+from anchorite.data.device_store import DeviceStore, choose_storage
 from anchorite.data.fingerprint import dataset_fingerprint, split_fingerprints
 from anchorite.data.flat import flat_labels, training_sides
 from anchorite.data.formats import open_dataset
@@ -42,7 +42,7 @@ __all__ = [
     "StreamSamples",
     "StreamedImages",
     "TrainSamples",
-    "choose_place",
+    "choose_storage",
     "dataset_fingerprint",
     "decode_image",
     "empty_batch",

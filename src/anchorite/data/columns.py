@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data.record import Record
-from anchorite.data.texts import Texts, TextsBuilder, as_array
+from anchorite.data.string_array import StringArray, StringArrayBuilder, as_array
 
 # What ends in a number that int() and str() keep as it is, with or without the bracket of "annotations[3]".
 _NUMBERED = re.compile(r"(.*?)(0|[1-9][0-9]{0,17})(\]?)", re.DOTALL)
@@ -34,8 +34,8 @@ class Columns:
     heads[head_ids[n]] and the number numbers[n] (head_ids (N,) int32, numbers (N,) int64, -1 for none).
     """
 
-    folders: Texts
-    names: Texts
+    folders: StringArray
+    names: StringArray
     folder_ids: NDArray[np.int32]
     widths: NDArray[np.int32]
     heights: NDArray[np.int32]
@@ -44,7 +44,7 @@ class Columns:
     class_ids: NDArray[np.int64]
     ignored: NDArray[np.bool_]
     areas: NDArray[np.float64]
-    heads: Texts
+    heads: StringArray
     head_ids: NDArray[np.int32]
     numbers: NDArray[np.int64]
 
@@ -185,7 +185,7 @@ class TableBuilder:
 
     def __init__(self) -> None:
         self._folders: dict[str, int] = {}
-        self._names, self._heads = TextsBuilder(), TextsBuilder()
+        self._names, self._heads = StringArrayBuilder(), StringArrayBuilder()
         self._folder_ids, self._widths, self._heights = array("i"), array("i"), array("i")
         self._box_starts, self._head_ids, self._numbers = array("q", [0]), array("i"), array("q")
         self._boxes, self._class_ids, self._ignored, self._areas = (bytearray() for _ in range(4))
@@ -234,7 +234,7 @@ class TableBuilder:
         """The table of all records; nothing may be added afterwards."""
         return RecordTable(
             Columns(
-                folders=TextsBuilder.of(self._folders),
+                folders=StringArrayBuilder.of(self._folders),
                 names=self._names.texts(),
                 folder_ids=as_array(self._folder_ids, np.int32),
                 widths=as_array(self._widths, np.int32),

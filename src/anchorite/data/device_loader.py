@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from anchorite.boxes import Targets
-from anchorite.data.ahead import ahead
 from anchorite.data.batches import Batch, empty_batch
 from anchorite.data.device_plan import BatchPlan, plan_batch
 from anchorite.data.device_render import render
 from anchorite.data.device_store import DeviceStore
 from anchorite.data.loader import LoaderConfig, epoch_batches
+from anchorite.data.prefetch import prefetch
 from anchorite.data.sampler import EpochBatches
 from anchorite.data.samples import SampleKey, TrainSamples
 
@@ -133,7 +133,7 @@ class DeviceLoader:
                 if keys:
                     yield self.planned(keys)
 
-        with closing(ahead(plan, self.config.prefetch)) as planned_batches:  # type: ignore[type-var]
+        with closing(prefetch(plan, self.config.prefetch)) as planned_batches:  # type: ignore[type-var]
             for planned in planned_batches:
                 yield self._finished(planned)
         for _ in range(num_empty):  # an epoch's last batch may be smaller than the ranks are many

@@ -24,7 +24,7 @@ from anchorite.data.letterbox import FILL
 from anchorite.data.memory import spendable_memory
 from anchorite.data.store import ImageStore, Progress
 
-Place = Literal["device", "host"]
+Storage = Literal["device", "host"]
 DEVICE_SHARE = 0.5  # of the device's free memory; the rest is for the network's activations
 _FILL_PIXEL = FILL | FILL << 8 | FILL << 16
 _BYTES_A_PIXEL = 4
@@ -33,11 +33,11 @@ _BYTES_A_PIXEL = 4
 class PlaceChoice(NamedTuple):
     """Where images are kept ("device" or "host"; None: they fit nowhere), and why, in words."""
 
-    place: Place | None
+    place: Storage | None
     reason: str
 
 
-def choose_place(num_bytes: int, device: torch.device, share: float = DEVICE_SHARE) -> PlaceChoice:
+def choose_storage(num_bytes: int, device: torch.device, share: float = DEVICE_SHARE) -> PlaceChoice:
     """Where `num_bytes` of images go, by what is free now: see `place_for`."""
     ram = spendable_memory()
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else ram
@@ -83,7 +83,7 @@ class DeviceStore:
         records: Sequence[Record],
         long_side: int,
         device: torch.device | str,
-        place: Place = "device",
+        place: Storage = "device",
         skip_bad: bool = False,
     ) -> None:
         self.images = ImageStore(records, long_side, "none", skip_bad=skip_bad)

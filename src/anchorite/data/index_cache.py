@@ -26,7 +26,7 @@ from anchorite.data.column_file import load_columns, save_columns
 from anchorite.data.columns import Columns, RecordTable
 from anchorite.data.index import Adjustment, DatasetIndex
 from anchorite.data.sources import Evidence, Sources
-from anchorite.data.texts import Texts
+from anchorite.data.string_array import StringArray
 from anchorite.errors import AnchoriteError
 
 VARIABLE = "ANCHORITE_INDEX_CACHE"  # "off", or a folder of one's own
@@ -72,7 +72,7 @@ def keep_index(reading: Reading, index: DatasetIndex, sources: Sources) -> Datas
     _watch_images(tables, sources)
     if reading.root.is_dir() and not _watch_folders(reading.root, sources):
         return index
-    evidence = sources.taken_down()
+    evidence = sources.snapshot()
     if evidence is None:
         return index
     try:
@@ -170,8 +170,8 @@ def _arrays_of(index: DatasetIndex) -> Iterator[tuple[str, NDArray[Any]]]:
             yield from _parts(f"{number}.{one.name}", getattr(table.columns, one.name))
 
 
-def _parts(name: str, value: Texts | NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
-    if isinstance(value, Texts):
+def _parts(name: str, value: StringArray | NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
+    if isinstance(value, StringArray):
         yield f"{name}.data", value.data
         yield f"{name}.starts", value.starts
     else:
@@ -208,7 +208,7 @@ def _load(file: Path, reading: Reading) -> DatasetIndex | None:
 
 
 def _value(arrays: Mapping[str, NDArray[Any]], name: str) -> Any:
-    return arrays[name] if name in arrays else Texts(arrays[f"{name}.data"], arrays[f"{name}.starts"])
+    return arrays[name] if name in arrays else StringArray(arrays[f"{name}.data"], arrays[f"{name}.starts"])
 
 
 def _is_sound(columns: Columns, num_classes: int) -> bool:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anchorite.data.ahead import ahead
 from anchorite.data.index import Record
 from anchorite.data.letterbox import LetterboxTransform, draw_letterboxed, letterbox_transform, rectangular_size
+from anchorite.data.prefetch import prefetch
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 
@@ -80,7 +80,7 @@ def letterboxed_batches(
         for plan in plans:
             yield _make_batch(store, plan)
 
-    return ahead(make, depth=1)
+    return prefetch(make, depth=1)
 
 
 def _make_batch(store: ImageStore, plan: LetterboxedPlan) -> LetterboxedBatch:

@@ -13,9 +13,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from anchorite.boxes import Targets
-from anchorite.data.ahead import ahead
 from anchorite.data.batches import Batch, empty_batch
 from anchorite.data.drawing import Drawn, Failure, Key, Samples, draw_batch
+from anchorite.data.prefetch import prefetch
 from anchorite.data.sampler import EpochBatches, largest_side
 from anchorite.data.samples import TrainSamples
 from anchorite.data.workers import WorkerPool
@@ -133,7 +133,7 @@ class Loader:
 
     def _one_pass(self, batches: Iterator[Sequence[Key]]) -> Generator[Batch, None, None]:
         """A pass that has the workers, whose slots hold the batches of one alone, to itself."""
-        before, mine = self._under_way, ahead(lambda stop: self._drawn(batches, stop), self.config.prefetch)
+        before, mine = self._under_way, prefetch(lambda stop: self._drawn(batches, stop), self.config.prefetch)
         if before is not None:
             try:
                 before.close()

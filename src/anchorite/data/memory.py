@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.ranks import Ranks
+from anchorite.distributed import World
 
 MARGIN_FRACTION = 0.1
 MARGIN_BYTES = 512 << 20
@@ -117,16 +117,16 @@ class SharedBytes:
             os.close(descriptor)
 
 
-def shared_by_ranks(num_bytes: int, ranks: Ranks) -> tuple[SharedBytes, bool]:
+def shared_by_ranks(num_bytes: int, world: World) -> tuple[SharedBytes, bool]:
     """A flat array that all ranks of a machine see, and whether they do; else each has one of its own."""
-    if not ranks.are_several:
+    if not world.is_distributed:
         return SharedBytes(num_bytes), False
-    mine = SharedBytes(num_bytes) if ranks.local_number == 0 else None
-    of_machine = ranks.gather(None if mine is None else mine.path)[ranks.number - ranks.local_number]
+    mine = SharedBytes(num_bytes) if world.local_rank == 0 else None
+    of_machine = world.all_gather(None if mine is None else mine.path)[world.rank - world.local_rank]
     if mine is None:
         with suppress(OSError):
             mine = SharedBytes.at(of_machine, num_bytes)
-    if ranks.any(mine is None):
+    if world.any(mine is None):
         return SharedBytes(num_bytes), False
     assert mine is not None
     return mine, True

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.texts import Texts, TextsBuilder
+from anchorite.data.string_array import StringArray, StringArrayBuilder
 
 _SETTLED_NS = 2_000_000_000  # how long a file must have rested: clocks of file systems tick as seldom as that
 _MAX_THREADS = 16
@@ -35,7 +35,7 @@ class Sources:
 
     def __init__(self) -> None:
         self._started_ns = time.time_ns()
-        self._files, self._folders = TextsBuilder(), dict[str, None]()
+        self._files, self._folders = StringArrayBuilder(), dict[str, None]()
         self._candidates: dict[str, tuple[int, ...]] = {}
 
     def read(self, path: Path) -> None:
@@ -50,14 +50,14 @@ class Sources:
         """A place of which only matters whether it is there, and where it leads."""
         self._candidates.setdefault(str(path), _of_candidate(str(path)))
 
-    def taken_down(self) -> Evidence | None:
+    def snapshot(self) -> Evidence | None:
         """The state of all places; None when one changed so lately that a change since would not show in its times."""
-        files, folders = self._files.texts(), TextsBuilder.of(self._folders)
+        files, folders = self._files.texts(), StringArrayBuilder.of(self._folders)
         evidence = Evidence(
             files=files,
             folders=folders,
-            candidates=TextsBuilder.of(self._candidates),
-            roads=TextsBuilder.of(map(os.path.realpath, (*self._folders, *self._candidates))),
+            candidates=StringArrayBuilder.of(self._candidates),
+            realpaths=StringArrayBuilder.of(map(os.path.realpath, (*self._folders, *self._candidates))),
             file_facts=_all(files, _of_file),
             folder_facts=_all(folders, _of_folder),
             candidate_facts=np.array(list(self._candidates.values()), np.int64).reshape(-1, 5),
@@ -74,10 +74,10 @@ class Evidence:
     roads: where each folder and candidate really lies, for links on the way to it.
     """
 
-    files: Texts
-    folders: Texts
-    candidates: Texts
-    roads: Texts
+    files: StringArray
+    folders: StringArray
+    candidates: StringArray
+    realpaths: StringArray
     file_facts: NDArray[np.int64]
     folder_facts: NDArray[np.int64]
     candidate_facts: NDArray[np.int64]
@@ -92,7 +92,7 @@ class Evidence:
             if not np.array_equal(_all(places, facts), then):
                 return False
         every = (*self.folders, *self.candidates)
-        return all(os.path.realpath(place) == road for place, road in zip(every, self.roads, strict=True))
+        return all(os.path.realpath(place) == road for place, road in zip(every, self.realpaths, strict=True))
 
 
 _ABSENT = (0, -1, 0, 0, 0)
@@ -119,7 +119,7 @@ def _of_candidate(place: str) -> tuple[int, ...]:
     return status.st_ino & _63_BITS, stat.S_IFMT(status.st_mode), 0, 0, status.st_dev
 
 
-def _all(places: Texts, facts: Facts) -> NDArray[np.int64]:
+def _all(places: StringArray, facts: Facts) -> NDArray[np.int64]:
     """(M, 5) facts of all places, asked for by several threads: a disk far away answers many at a time."""
 
     def some(start: int) -> NDArray[np.int64]:

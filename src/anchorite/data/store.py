@@ -23,9 +23,9 @@ from anchorite.data.index import LeftOut, Record
 from anchorite.data.letterbox import fitted_size
 from anchorite.data.memory import SharedBytes, shared_by_ranks, spendable_memory
 from anchorite.data.shards.tar import leads_into_shard
+from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import AnchoriteError, InputError, StorageError
 from anchorite.files import write_atomically
-from anchorite.ranks import ALONE, Ranks
 
 StoreMode = Literal["auto", "ram", "disk", "none"]
 Progress = Callable[[int, int], None]
@@ -84,28 +84,28 @@ class ImageStore:
         (height, width), (image_height, image_width) = self.sizes_hw[index], self._image_sizes_hw[index]
         return width / image_width, height / image_height
 
-    def build(self, progress: Progress | None = None, ranks: Ranks = ALONE) -> None:
+    def build(self, progress: Progress | None = None, world: World = SINGLE_PROCESS) -> None:
         """Decode everything now, on all cores; `progress` is called with (images done, images in all).
 
-        ranks: those that keep the same images, and all build: of one machine they share the work, and the memory.
+        world: those that keep the same images, and all build: of one machine they share the work, and the memory.
         Raises InputError naming the images that cannot be decoded or changed their size since they were indexed, and,
         before anything is allocated, when mode "ram" needs more memory than there is; StorageError when the cache file
         of mode "disk" does not fit or cannot be written.
         """
         if self.mode in ("auto", "ram"):
-            self._choose_memory(ranks)
+            self._choose_memory(world)
         if self.mode == "ram":
-            shared, by_all = shared_by_ranks(self.num_bytes, ranks)
-            self._fill(shared.array, progress, ranks if by_all else ALONE)
+            shared, by_all = shared_by_ranks(self.num_bytes, world)
+            self._fill(shared.array, progress, world if by_all else SINGLE_PROCESS)
             self._shared, self._pixels = shared, _read_only(shared.array)
         elif self.mode == "disk":
             self._open_file(progress)  # ranks of one machine that have the same work write one file, whichever is last
         elif self._skip_bad:
-            self.decode_all(lambda *_: None, progress, ranks)
+            self.decode_all(lambda *_: None, progress, world)
 
-    def _choose_memory(self, ranks: Ranks) -> None:
+    def _choose_memory(self, world: World) -> None:
         spendable = spendable_memory()
-        if not ranks.any(spendable is not None and self.num_bytes > spendable):
+        if not world.any(spendable is not None and self.num_bytes > spendable):
             self.mode = "ram"
         elif self.mode == "auto":
             self.mode = "none"
@@ -128,21 +128,21 @@ class ImageStore:
         height, width = self.sizes_hw[index]
         return pixels[self._starts[index] :][: height * width * 3].reshape(height, width, 3)
 
-    def _fill(self, pixels: NDArray[np.uint8], progress: Progress | None, ranks: Ranks = ALONE) -> list[int]:
+    def _fill(self, pixels: NDArray[np.uint8], progress: Progress | None, world: World = SINGLE_PROCESS) -> list[int]:
         def keep(index: int, image: NDArray[np.uint8]) -> None:
             self._view(pixels, index)[:] = image
 
-        return self.decode_all(keep, progress, ranks)
+        return self.decode_all(keep, progress, world)
 
     def decode_all(
         self,
         keep: Callable[[int, NDArray[np.uint8]], None],
         progress: Progress | None = None,
-        ranks: Ranks = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> list[int]:
         """Decode and resize every image, on all cores; `keep` gets each one's index and pixels, from several threads.
 
-        ranks: those that do the same: of one machine each takes a part, and all learn what could not be decoded.
+        world: those that do the same: of one machine each takes a part, and all learn what could not be decoded.
         Returns the indices of the images that remain, counted as before: all, unless some were left out by skip_bad.
         Raises InputError naming the images that cannot be decoded, once all others are done.
         """
@@ -156,15 +156,15 @@ class ImageStore:
 
         failures: dict[int, AnchoriteError] = {}
         num_images = len(self)
-        numbers = range(ranks.local_number, num_images, ranks.local_count)
-        threads = max(1, (os.cpu_count() or 1) // ranks.local_count)
+        numbers = range(world.local_rank, num_images, world.local_world_size)
+        threads = max(1, (os.cpu_count() or 1) // world.local_world_size)
         with ThreadPoolExecutor(threads) as pool:  # OpenCV releases the interpreter lock while it decodes
             for index, failure in zip(numbers, pool.map(fill_one, numbers), strict=True):
                 if failure is not None:
                     failures[index] = failure
                 if progress is not None:
-                    progress(min(num_images, index + ranks.local_count), num_images)
-        self._leave_out(_of_all_ranks(failures, ranks))
+                    progress(min(num_images, index + world.local_world_size), num_images)
+        self._leave_out(_of_all_ranks(failures, world))
         return [index for index in range(num_images) if index not in failures]
 
     def _leave_out(self, failures: Mapping[int, AnchoriteError]) -> None:
@@ -254,12 +254,12 @@ class ImageStore:
             self._pixels = np.memmap(self._file, np.uint8, mode="r")
 
 
-def _of_all_ranks(failures: Mapping[int, AnchoriteError], ranks: Ranks) -> Mapping[int, AnchoriteError]:
+def _of_all_ranks(failures: Mapping[int, AnchoriteError], world: World) -> Mapping[int, AnchoriteError]:
     """What any rank could not decode, the same on all."""
-    if not ranks.are_several:
+    if not world.is_distributed:
         return failures
     told = [(index, isinstance(one, InputError), str(one)) for index, one in failures.items()]
-    merged = {index: (is_input, text) for part in ranks.gather(told) for index, is_input, text in part}
+    merged = {index: (is_input, text) for part in world.all_gather(told) for index, is_input, text in part}
     return {index: (InputError if merged[index][0] else StorageError)(merged[index][1]) for index in sorted(merged)}
 
 

@@ -16,7 +16,7 @@ from anchorite.evaluate.stopwatch import ValidationSpeed
 from anchorite.evaluate.text import aligned_table
 from anchorite.metrics import (
     CocoMetrics,
-    Found,
+    Predictions,
     Truth,
     confusion_matrix,
     detection_curves,
@@ -36,14 +36,14 @@ class ValidationLosses(NamedTuple):
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """One validation. losses: None unless a criterion was given; truths, founds: one an image, in the records' order,
-    boxes in pixels of the original images.
+    """One validation. losses: None unless a criterion was given; truths, predictions: one an image, in the
+    records' order, boxes in pixels of the original images.
     """
 
     metrics: CocoMetrics
     losses: ValidationLosses | None
     truths: tuple[Truth, ...]
-    founds: tuple[Found, ...]
+    predictions: tuple[Predictions, ...]
     class_names: tuple[str, ...]
     speed: ValidationSpeed
 
@@ -59,7 +59,7 @@ class ValidationResult:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the boxes in plain types, None for nan."""
-        curves = detection_curves(self.truths, self.founds, self.class_names)
+        curves = detection_curves(self.truths, self.predictions, self.class_names)
         confidence, f1 = curves.best_confidence()
         return {
             "images": len(self.truths),
@@ -78,8 +78,8 @@ class ValidationResult:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{folder}: cannot be made: {error.strerror or error}. Name another folder") from error
-        curves = detection_curves(self.truths, self.founds, self.class_names)
-        confusion = confusion_matrix(self.truths, self.founds, self.class_names, confidence)
+        curves = detection_curves(self.truths, self.predictions, self.class_names)
+        confusion = confusion_matrix(self.truths, self.predictions, self.class_names, confidence)
         paths = [folder / name for name in ("pr_curve.png", "f1_curve.png", "confusion_matrix.png")]
         save_pr_curve(paths[0], curves)
         save_f1_curve(paths[1], curves)
@@ -91,7 +91,7 @@ class ValidationResult:
 
         F1 is the best at IoU .5, `at` the confidence where it is reached.
         """
-        metrics, curves = self.metrics, detection_curves(self.truths, self.founds, self.class_names)
+        metrics, curves = self.metrics, detection_curves(self.truths, self.predictions, self.class_names)
         confidence, f1 = curves.best_confidence()
         num_labels = sum(one.num_truths for one in metrics.classes)
         numbers = (metrics.map, metrics.map50, f1, confidence)

@@ -29,7 +29,7 @@ from anchorite.evaluate.sharing import Shared
 from anchorite.evaluate.stopwatch import Stopwatch
 from anchorite.evaluate.targets import batch_targets
 from anchorite.loss import LossTerms
-from anchorite.metrics import Found, Truth, coco_metrics
+from anchorite.metrics import Predictions, Truth, coco_metrics
 from anchorite.model import Detector, fold_batch_norm, to_channels_last
 from anchorite.model.fold import is_folded
 from anchorite.predict import BatchDetections, Runtime, batch_detections
@@ -172,10 +172,11 @@ class Validator:
         with stopwatch("forward"):
             paths = [record.path for record in self.records]
             found = [detections for _, detections in finder.stream(paths, limits, image_size, self.batch_size)]
-        founds = tuple(
-            Found(one.boxes_xyxy.double().numpy(), one.scores.double().numpy(), one.class_ids.numpy()) for one in found
+        predictions = tuple(
+            Predictions(one.boxes_xyxy.double().numpy(), one.scores.double().numpy(), one.class_ids.numpy())
+            for one in found
         )
-        return self._result(founds, None, stopwatch)
+        return self._result(predictions, None, stopwatch)
 
     def _measure(
         self,
@@ -185,7 +186,7 @@ class Validator:
         losses_of: Callable[[Sequence[Tensor], LetterboxedBatch], Sequence[Tensor]] | None = None,
     ) -> Finish | None:
         """All batches through a network: its outputs, what is found in them, and (3,) loss terms where asked for."""
-        found_by_index: dict[int, Found] = {}
+        found_by_index: dict[int, Predictions] = {}
         sums = torch.zeros(3, dtype=torch.float64)
         stopwatch = Stopwatch()
         for batch in stopwatch.waiting("data", batches):
@@ -198,20 +199,20 @@ class Validator:
             if losses_of is not None:
                 with stopwatch("loss"):
                     sums += torch.stack(list(losses_of(outputs, batch))).double().cpu() * len(batch.indices)
-        ranks = self._shared.ranks
-        losses = None if losses_of is None else ValidationLosses(*(ranks.sum(sums) / len(self)).tolist())
+        world = self._shared.world
+        losses = None if losses_of is None else ValidationLosses(*(world.all_reduce(sums) / len(self)).tolist())
         together = self._shared.together(self._places, [found_by_index[index] for index in range(len(self._places))])
-        if not ranks.is_first:
+        if not world.is_main:
             return None
-        founds = tuple(together[index] for index in range(len(self)))
-        return lambda: self._result(founds, losses, stopwatch)
+        predictions = tuple(together[index] for index in range(len(self)))
+        return lambda: self._result(predictions, losses, stopwatch)
 
     def _result(
-        self, founds: tuple[Found, ...], losses: ValidationLosses | None, stopwatch: Stopwatch
+        self, predictions: tuple[Predictions, ...], losses: ValidationLosses | None, stopwatch: Stopwatch
     ) -> ValidationResult:
         with stopwatch("metrics"):
-            metrics = coco_metrics(self.truths, founds, self.class_names)
-        return ValidationResult(metrics, losses, self.truths, founds, self.class_names, stopwatch.speed(len(self)))
+            metrics = coco_metrics(self.truths, predictions, self.class_names)
+        return ValidationResult(metrics, losses, self.truths, predictions, self.class_names, stopwatch.speed(len(self)))
 
     def _check_fit(self, num_classes: int) -> None:
         if num_classes != len(self.class_names):
@@ -233,7 +234,7 @@ class Validator:
                 )
 
 
-def _as_founds(raw: BatchDetections, transforms: Sequence[LetterboxTransform]) -> list[Found]:
+def _as_founds(raw: BatchDetections, transforms: Sequence[LetterboxTransform]) -> list[Predictions]:
     """Boxes moved back and clipped to their images, as prediction does; those wholly in the padding are dropped.
 
     All images of a batch at once: what differs from one to the next is a row of numbers.
@@ -249,7 +250,7 @@ def _as_founds(raw: BatchDetections, transforms: Sequence[LetterboxTransform]) -
     splits = np.bincount(image[inside], minlength=len(counts)).cumsum()[:-1]
     columns = (boxes_xyxy, raw.scores.numpy().astype(np.float64), raw.class_ids.numpy())
     parts = (np.split(column[inside], splits) for column in columns)
-    return [Found(*of_image) for of_image in zip(*parts, strict=True)]
+    return [Predictions(*of_image) for of_image in zip(*parts, strict=True)]
 
 
 def _made_fast(detector: Detector, autocast_dtype: torch.dtype | None) -> Detector:

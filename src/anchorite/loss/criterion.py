@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from anchorite.anchors import AnchorSet, decode_boxes
 from anchorite.boxes import Targets, paired_iou
+from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
 from anchorite.loss.assign import Assignment, assign_to
 from anchorite.loss.config import LossConfig
 from anchorite.loss.logits import LevelLogits, as_level_logits
 from anchorite.loss.terms import bce_sum, class_targets, objectness_targets, share_of_each, weighted_sum
-from anchorite.ranks import ALONE, Ranks
 
 _BALANCE_OF_THREE = (4.0, 1.0, 0.4)
 _BALANCE_OF_FIVE = (4.0, 1.0, 0.25, 0.06, 0.02)
@@ -60,10 +60,10 @@ class DetectionLoss(nn.Module):
     """
 
     def __init__(
-        self, anchors: AnchorSet, num_classes: int, config: LossConfig | None = None, ranks: Ranks = ALONE
+        self, anchors: AnchorSet, num_classes: int, config: LossConfig | None = None, world: World = SINGLE_PROCESS
     ) -> None:
         super().__init__()
-        self.ranks = ranks
+        self.world = world
         self.anchors = anchors
         self.num_classes = num_classes
         self.config = config or LossConfig()
@@ -102,9 +102,9 @@ class DetectionLoss(nn.Module):
 
     def _terms(self, maps: list[Tensor], logits: Tensor, found: list[Assignment], num_images: int) -> LossTerms:
         """The loss from objectness maps (B, A, H, W), one a level, and the logits (P, 5 + K) of all candidates."""
-        config, ranks = self.config, self.ranks
+        config, world = self.config, self.world
         valid = torch.cat([level.valid for level in found])
-        counts = ranks.sum(torch.stack([level.valid.sum() for level in found]))
+        counts = world.all_reduce(torch.stack([level.valid.sum() for level in found]))
         shares = torch.cat([share_of_each(f.valid, logits.dtype, n) for f, n in zip(found, counts, strict=True)])
         # split, not slices: its backward writes the gradient of the logits once.
         box_logits, _, class_logits = logits.split((4, 1, self.num_classes), dim=1)
@@ -119,10 +119,10 @@ class DetectionLoss(nn.Module):
         objectness = config.objectness_gain * (balance * per_level).sum()
         class_index = torch.cat([level.class_index for level in found])
         classification = config.class_gain * self._class_term(class_logits, class_index, shares)
-        total = (box + objectness + classification) * (num_images * ranks.count)
+        total = (box + objectness + classification) * (num_images * world.world_size)
         box, classification, per_level = box.detach(), classification.detach(), per_level.detach()
-        if ranks.are_several:
-            box, classification, *parts = ranks.sum(torch.stack([box, classification, *per_level])).unbind()
+        if world.is_distributed:
+            box, classification, *parts = world.all_reduce(torch.stack([box, classification, *per_level])).unbind()
             per_level = torch.stack(parts)
             objectness = config.objectness_gain * (balance * per_level).sum()
         if config.automatic_balance and self.training:

@@ -4,14 +4,14 @@ from anchorite.metrics.coco import ClassMetrics, CocoMetrics, coco_metrics
 from anchorite.metrics.confusion import Confusion, confusion_matrix
 from anchorite.metrics.curves import Curves, detection_curves
 from anchorite.metrics.plots import save_confusion_matrix, save_f1_curve, save_pr_curve
-from anchorite.metrics.values import Found, Truth
+from anchorite.metrics.values import Predictions, Truth
 
 __all__ = [
     "ClassMetrics",
     "CocoMetrics",
     "Confusion",
     "Curves",
-    "Found",
+    "Predictions",
     "Truth",
     "coco_metrics",
     "confusion_matrix",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.metrics.values import Found, Truth, check_pairing
+from anchorite.metrics.values import Predictions, Truth, check_pairing
 
 # COCO's own areas in square pixels and caps on detections, by the index they have in the library's result.
 _AREA_NAMES = ("all", "small", "medium", "large")
@@ -74,14 +74,16 @@ class CocoMetrics:
         return plain
 
 
-def coco_metrics(truths: Sequence[Truth], founds: Sequence[Found], class_names: Sequence[str]) -> CocoMetrics:
-    """The COCO numbers of the detections `founds`, one for each image in `truths`.
+def coco_metrics(
+    truths: Sequence[Truth], predictions: Sequence[Predictions], class_names: Sequence[str]
+) -> CocoMetrics:
+    """The COCO numbers of the detections `predictions`, one for each image in `truths`.
 
     Ignored truths count as crowds: what lies in them is neither right nor wrong. Raises InputError when the two lists
     differ in length or a class number has no name.
     """
-    check_pairing(truths, founds, len(class_names))
-    precision, recall = _evaluate(truths, founds, len(class_names))
+    check_pairing(truths, predictions, len(class_names))
+    precision, recall = _evaluate(truths, predictions, len(class_names))
     by_area = [_mean(precision[:, :, :, area, 2]) for area in range(len(_AREA_NAMES))]
     return CocoMetrics(
         map=by_area[0],
@@ -96,12 +98,12 @@ def coco_metrics(truths: Sequence[Truth], founds: Sequence[Found], class_names: 
         ar_small=_mean(recall[:, :, 1, 2]),
         ar_medium=_mean(recall[:, :, 2, 2]),
         ar_large=_mean(recall[:, :, 3, 2]),
-        classes=_class_metrics(truths, founds, class_names, precision[:, :, :, 0, 2]),
+        classes=_class_metrics(truths, predictions, class_names, precision[:, :, :, 0, 2]),
     )
 
 
 def _evaluate(
-    truths: Sequence[Truth], founds: Sequence[Found], num_classes: int
+    truths: Sequence[Truth], predictions: Sequence[Predictions], num_classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The library's precision (T, R, K, 4 areas, 3 caps) and recall (T, K, 4 areas, 3 caps); -1 where undefined."""
     from faster_coco_eval.core.coco import COCO
@@ -112,7 +114,7 @@ def _evaluate(
         return np.full((10, 101, num_classes, 4, 3), -1.0), np.full((10, num_classes, 4, 3), -1.0)
     evaluation = COCOeval_faster(
         _coco_dataset(COCO(), len(truths), num_classes, _truth_annotations(truths)),
-        _coco_dataset(COCO(), len(truths), num_classes, _found_annotations(founds)),
+        _coco_dataset(COCO(), len(truths), num_classes, _found_annotations(predictions)),
         iouType="bbox",
         print_function=lambda *_: None,  # the library would report its progress on stdout
         separate_eval=True,
@@ -157,9 +159,9 @@ def _truth_annotations(truths: Sequence[Truth]) -> list[dict[str, Any]]:
     return annotations
 
 
-def _found_annotations(founds: Sequence[Found]) -> list[dict[str, Any]]:
+def _found_annotations(predictions: Sequence[Predictions]) -> list[dict[str, Any]]:
     annotations: list[dict[str, Any]] = []
-    for image, found in enumerate(map(_counted, founds)):
+    for image, found in enumerate(map(_counted, predictions)):
         boxes_xywh = _boxes_xywh(found.boxes_xyxy)
         for class_id, box_xywh, score in zip(found.class_ids.tolist(), boxes_xywh, found.scores.tolist(), strict=True):
             annotations.append(
@@ -176,13 +178,13 @@ def _found_annotations(founds: Sequence[Found]) -> list[dict[str, Any]]:
     return annotations
 
 
-def _counted(found: Found) -> Found:
+def _counted(found: Predictions) -> Predictions:
     """The best 100 detections of each class, which are all that COCO's numbers look at, in the order given."""
     order = np.lexsort((-found.scores, found.class_ids))
     class_ids = found.class_ids[order]
     rank = np.arange(len(order)) - np.searchsorted(class_ids, class_ids)
     kept = np.sort(order[rank < _MAX_DETECTIONS[-1]])
-    return Found(found.boxes_xyxy[kept], found.scores[kept], found.class_ids[kept])
+    return Predictions(found.boxes_xyxy[kept], found.scores[kept], found.class_ids[kept])
 
 
 def _boxes_xywh(boxes_xyxy: NDArray[np.floating]) -> list[list[float]]:
@@ -193,12 +195,15 @@ def _boxes_xywh(boxes_xyxy: NDArray[np.floating]) -> list[list[float]]:
 
 
 def _class_metrics(
-    truths: Sequence[Truth], founds: Sequence[Found], class_names: Sequence[str], precision: NDArray[np.float64]
+    truths: Sequence[Truth],
+    predictions: Sequence[Predictions],
+    class_names: Sequence[str],
+    precision: NDArray[np.float64],
 ) -> tuple[ClassMetrics, ...]:
     """Each class from the precision (T, R, K) over all areas."""
     num_classes = len(class_names)
     num_truths, num_ignored, num_images, num_found = np.zeros((4, num_classes), dtype=np.int64)
-    for truth, found in zip(truths, founds, strict=True):
+    for truth, found in zip(truths, predictions, strict=True):
         of_image = np.bincount(truth.class_ids[~truth.ignored], minlength=num_classes)
         num_truths += of_image
         num_images += of_image > 0

@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from anchorite.metrics.matching import match_in_order, order_by_overlap, overlapping_pairs
-from anchorite.metrics.values import Found, Truth, check_pairing
+from anchorite.metrics.values import Predictions, Truth, check_pairing
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Confusion:
 
 def confusion_matrix(
     truths: Sequence[Truth],
-    founds: Sequence[Found],
+    predictions: Sequence[Predictions],
     class_names: Sequence[str],
     confidence: float = 0.25,
     iou_limit: float = 0.5,
@@ -50,8 +50,8 @@ def confusion_matrix(
     class. The result does not depend on the order of the detections, except among exact equals. Raises InputError as
     `coco_metrics` does.
     """
-    check_pairing(truths, founds, len(class_names))
-    confident = [_at_least(found, confidence) for found in founds]
+    check_pairing(truths, predictions, len(class_names))
+    confident = [_at_least(found, confidence) for found in predictions]
     pairs = overlapping_pairs(truths, confident, iou_limit, same_class=False)
     found_class = np.concatenate([np.zeros(0, np.int64), *(found.class_ids for found in confident)])
     truth_class = np.concatenate([np.zeros(0, np.int64), *(truth.class_ids for truth in truths)])
@@ -71,6 +71,6 @@ def confusion_matrix(
     return Confusion(counts, tuple(class_names), confidence, iou_limit)
 
 
-def _at_least(found: Found, confidence: float) -> Found:
+def _at_least(found: Predictions, confidence: float) -> Predictions:
     kept = found.scores >= confidence
-    return Found(found.boxes_xyxy[kept], found.scores[kept], found.class_ids[kept])
+    return Predictions(found.boxes_xyxy[kept], found.scores[kept], found.class_ids[kept])

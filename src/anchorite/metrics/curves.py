@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from anchorite.metrics.matching import match_in_order, order_by_score, overlapping_pairs
-from anchorite.metrics.values import Found, Truth, check_pairing
+from anchorite.metrics.values import Predictions, Truth, check_pairing
 
 _NUM_CONFIDENCES = 1001
 _NUM_RECALLS = 101
@@ -59,21 +59,21 @@ class Curves:
 
 
 def detection_curves(
-    truths: Sequence[Truth], founds: Sequence[Found], class_names: Sequence[str], iou_limit: float = 0.5
+    truths: Sequence[Truth], predictions: Sequence[Predictions], class_names: Sequence[str], iou_limit: float = 0.5
 ) -> Curves:
     """Match as COCO does at one IoU, and count.
 
     Each detection, best first, takes the free box of its class that it overlaps most. Detections that match nothing and
     lie in an ignored box of their class are left out. Raises InputError as `coco_metrics` does.
     """
-    check_pairing(truths, founds, len(class_names))
+    check_pairing(truths, predictions, len(class_names))
     num_classes = len(class_names)
-    scores = np.concatenate([np.zeros(0), *(found.scores for found in founds)])
-    class_ids = np.concatenate([np.zeros(0, np.int64), *(found.class_ids for found in founds)])
+    scores = np.concatenate([np.zeros(0), *(found.scores for found in predictions)])
+    class_ids = np.concatenate([np.zeros(0, np.int64), *(found.class_ids for found in predictions)])
     labelled = [truth.class_ids[~truth.ignored] for truth in truths]
     num_truths = np.bincount(np.concatenate([np.zeros(0, np.int64), *labelled]), minlength=num_classes)
 
-    pairs = overlapping_pairs(truths, founds, iou_limit)
+    pairs = overlapping_pairs(truths, predictions, iou_limit)
     match = match_in_order(pairs, order_by_score(pairs, scores), len(scores), sum(len(truth) for truth in truths))
     counted = np.flatnonzero((match >= 0) | ~pairs.in_ignored)
     best_first = counted[np.argsort(-scores[counted], kind="stable")]

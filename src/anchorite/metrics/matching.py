@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from numpy.typing import NDArray
 
-from anchorite.metrics.values import Found, Truth
+from anchorite.metrics.values import Predictions, Truth
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Pairs:
 
 
 def overlapping_pairs(
-    truths: Sequence[Truth], founds: Sequence[Found], iou_limit: float, same_class: bool = True
+    truths: Sequence[Truth], predictions: Sequence[Predictions], iou_limit: float, same_class: bool = True
 ) -> Pairs:
     """The pairs of every image with IoU >= iou_limit; with `same_class`, only those of equal class.
 
@@ -38,7 +38,7 @@ def overlapping_pairs(
     """
     found_parts, truth_parts, iou_parts, ignored_parts = [_NO_INDEX], [_NO_INDEX], [np.zeros(0)], [np.zeros(0, bool)]
     first_found = first_truth = 0
-    for truth, found in zip(truths, founds, strict=True):
+    for truth, found in zip(truths, predictions, strict=True):
         intersection, union, own_area = _overlaps(found.boxes_xyxy, truth.boxes_xyxy)
         comparable = np.ones_like(union, dtype=bool)
         if same_class:

@@ -38,7 +38,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Found:
+class Predictions:
     """What a detector found in one image, in any order; of equal scores the earlier counts as the better.
 
     boxes_xyxy: (N, 4) float, corners in the same pixels as the truth; scores: (N,) float; class_ids: (N,) int64.
@@ -57,13 +57,13 @@ class Found:
         return int(self.scores.shape[0])
 
 
-def check_pairing(truths: Sequence[Truth], founds: Sequence[Found], num_classes: int) -> None:
+def check_pairing(truths: Sequence[Truth], predictions: Sequence[Predictions], num_classes: int) -> None:
     """Raise InputError unless there is one `Found` for each `Truth` and every class number is in 0..num_classes-1."""
-    if len(truths) != len(founds):
+    if len(truths) != len(predictions):
         raise InputError(
-            f"{len(truths)} images with truth but {len(founds)} with detections; give one of each an image"
+            f"{len(truths)} images with truth but {len(predictions)} with detections; give one of each an image"
         )
-    for image, (truth, found) in enumerate(zip(truths, founds, strict=True)):
+    for image, (truth, found) in enumerate(zip(truths, predictions, strict=True)):
         for word, class_ids in (("truth", truth.class_ids), ("found", found.class_ids)):
             outside = class_ids[(class_ids < 0) | (class_ids >= num_classes)]
             if outside.size:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anchorite.model.backbone_config import BackboneConfig, config_from_noted
-    from anchorite.model.backbone_source import BackboneStart, check_source, download_backbone, read_backbone
     from anchorite.model.detector import Detector, to_channels_last
     from anchorite.model.fold import fold_batch_norm
     from anchorite.model.foreign.checkpoint import ImportedCheckpoint, import_checkpoint
     from anchorite.model.head import Head, MatchedCellLogits
+    from anchorite.model.hf_source import HFBackboneSource, check_source, download_backbone, read_backbone
     from anchorite.model.table import SIZES, default_anchors
     from anchorite.model.weights import MAX_IMAGE_SIZE, WeightsInfo, load_weights, save_weights
 
@@ -19,8 +19,8 @@ __all__ = [
     "MAX_IMAGE_SIZE",
     "SIZES",
     "BackboneConfig",
-    "BackboneStart",
     "Detector",
+    "HFBackboneSource",
     "Head",
     "ImportedCheckpoint",
     "MatchedCellLogits",
@@ -39,7 +39,7 @@ __all__ = [
 
 _LATE = {
     "anchorite.model.backbone_config": ("BackboneConfig", "config_from_noted"),
-    "anchorite.model.backbone_source": ("BackboneStart", "check_source", "download_backbone", "read_backbone"),
+    "anchorite.model.hf_source": ("HFBackboneSource", "check_source", "download_backbone", "read_backbone"),
     "anchorite.model.detector": ("Detector", "to_channels_last"),
     "anchorite.model.fold": ("fold_batch_norm",),
     "anchorite.model.foreign.checkpoint": ("ImportedCheckpoint", "import_checkpoint"),

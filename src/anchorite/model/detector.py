@@ -15,8 +15,8 @@ from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
 from anchorite.model.backbone import Backbone
 from anchorite.model.backbone_config import BackboneConfig
-from anchorite.model.borrowed_backbone import BorrowedBackbone
 from anchorite.model.head import Head
+from anchorite.model.hf_backbone import HFBackbone
 from anchorite.model.neck import Neck
 from anchorite.model.table import plan
 
@@ -44,7 +44,7 @@ class Detector(nn.Module):
         self.strides = anchors.strides
         self.frozen: tuple[str, ...] = ()  # names of parts that `train` leaves in evaluation mode
         self.borrowed = borrowed
-        self.backbone = Backbone(parts) if borrowed is None else BorrowedBackbone(parts, borrowed)
+        self.backbone = Backbone(parts) if borrowed is None else HFBackbone(parts, borrowed)
         self.neck = Neck(parts)
         self.head = Head(parts.output_widths, num_classes, anchors.num_anchors, anchors.strides)
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from anchorite.model.blocks import ConvBlock
-from anchorite.model.borrowed_backbone import BorrowedBackbone
 from anchorite.model.detector import Detector
+from anchorite.model.hf_backbone import HFBackbone
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -47,7 +47,7 @@ def _rebuilt(module: AnyModule) -> AnyModule:
     copied._parameters = dict(module._parameters)
     copied._buffers = dict(module._buffers)
     copied._modules = {name: None if one is None else _rebuilt(one) for name, one in module._modules.items()}
-    if isinstance(module, BorrowedBackbone):
+    if isinstance(module, HFBackbone):
         copied._modules["body"] = copy.deepcopy(module.body)  # which works by its hooks
     return copied
 

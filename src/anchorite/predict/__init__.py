@@ -4,7 +4,7 @@ from anchorite.predict.config import PredictConfig
 from anchorite.predict.drawing import draw
 from anchorite.predict.ensemble import Ensemble, Member, RefiningConfig
 from anchorite.predict.merging import class_map
-from anchorite.predict.output import Behind, Kind, PredictionWriter, Save, fresh_folder
+from anchorite.predict.output import BackgroundWriter, Kind, PredictionWriter, Save, fresh_folder
 from anchorite.predict.postprocess import (
     BatchDetections,
     RawDetections,
@@ -17,8 +17,8 @@ from anchorite.predict.runtime import Runtime
 from anchorite.predict.sources import Frame, SourceConfig, Sources, Underway, expand_sources, open_sources
 
 __all__ = [
+    "BackgroundWriter",
     "BatchDetections",
-    "Behind",
     "Ensemble",
     "Frame",
     "Kind",

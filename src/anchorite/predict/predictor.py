@@ -142,12 +142,12 @@ class Predictor:
         else:
             windows = chain([first], windows)
         with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1, _MOST_READERS)) as readers:
-            ahead: list[Callable[[], _Prepared]] = []
+            prefetch: list[Callable[[], _Prepared]] = []
             for window in windows:
                 reading: list[Callable[[], _Prepared]] = [readers.submit(prepare, source).result for source in window]
-                yield from self._detect(_readable(ahead, on_unreadable), config)
-                ahead = reading
-            yield from self._detect(_readable(ahead, on_unreadable), config)
+                yield from self._detect(_readable(prefetch, on_unreadable), config)
+                prefetch = reading
+            yield from self._detect(_readable(prefetch, on_unreadable), config)
 
     def _detect(
         self, window: Sequence[_Prepared], config: PredictConfig

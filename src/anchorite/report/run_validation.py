@@ -19,7 +19,7 @@ from anchorite.errors import StorageError
 from anchorite.evaluate import ValidationResult
 from anchorite.files import write_bytes_atomically, write_text_atomically
 from anchorite.jpeg import encode_jpeg, shrunk
-from anchorite.metrics import Found, Truth, confusion_matrix, detection_curves
+from anchorite.metrics import Predictions, Truth, confusion_matrix, detection_curves
 
 DETAILS, EXAMPLES = "validation.json", "examples"
 _MOST_OF_A_KIND = 6
@@ -51,10 +51,10 @@ def save_details(run_folder: Path, result: ValidationResult, records: Sequence[R
 
     records: of the validated split, in the result's order. Raises InputError when an image cannot be decoded any more.
     """
-    curves = detection_curves(result.truths, result.founds, result.class_names)
+    curves = detection_curves(result.truths, result.predictions, result.class_names)
     at, _ = curves.best_confidence()
     confidence = _CONFUSION_CONFIDENCE if np.isnan(at) else at
-    confusion = confusion_matrix(result.truths, result.founds, result.class_names, _CONFUSION_CONFIDENCE)
+    confusion = confusion_matrix(result.truths, result.predictions, result.class_names, _CONFUSION_CONFIDENCE)
     every = (len(curves.confidences) - 1) // (_NUM_CONFIDENCES - 1)
     details = {
         "class_names": list(result.class_names),
@@ -69,7 +69,7 @@ def save_details(run_folder: Path, result: ValidationResult, records: Sequence[R
     write_text_atomically(run_folder / DETAILS, json.dumps(details, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def judge(truth: Truth, found: Found, class_names: Sequence[str], confidence: float) -> Verdict:
+def judge(truth: Truth, found: Predictions, class_names: Sequence[str], confidence: float) -> Verdict:
     """How one image went."""
     counts = confusion_matrix([truth], [found], class_names, confidence).counts
     right = int(np.trace(counts))
@@ -100,7 +100,7 @@ def _examples(
 ) -> list[dict[str, Any]]:
     verdicts = [
         judge(truth, found, result.class_names, confidence)
-        for truth, found in zip(result.truths, result.founds, strict=True)
+        for truth, found in zip(result.truths, result.predictions, strict=True)
     ]
     folder = run_folder / EXAMPLES
     try:
@@ -115,7 +115,7 @@ def _examples(
             file = f"{kind}-{number:02d}.jpg"
             picture = shrunk(decode_image(records[index].path), _MAX_SIDE_PX)
             write_bytes_atomically(folder / file, encode_jpeg(picture, _JPEG_QUALITY))
-            truth, found, verdict = result.truths[index], result.founds[index], verdicts[index]
+            truth, found, verdict = result.truths[index], result.predictions[index], verdicts[index]
             examples.append(
                 {
                     "kind": kind,
@@ -141,7 +141,7 @@ def _labels(truth: Truth) -> list[dict[str, Any]]:
     return [{"box": _rounded(truth.boxes_xyxy[i], 1), "class": int(truth.class_ids[i])} for i in chosen]
 
 
-def _found(found: Found, confidence: float) -> list[dict[str, Any]]:
+def _found(found: Predictions, confidence: float) -> list[dict[str, Any]]:
     """The detections of that confidence, best first."""
     order = np.argsort(-found.scores, kind="stable")
     chosen = [int(i) for i in order if found.scores[i] >= confidence][:_MOST_BOXES]

@@ -20,23 +20,23 @@ if TYPE_CHECKING:
         StepSkipped,
         StoreProgress,
     )
+    from anchorite.train.hf_backbone import read_hf_backbone
     from anchorite.train.places import device_of_rank
+    from anchorite.train.pretrained import PretrainedWeights, read_pretrained
     from anchorite.train.recipe import Recipe, load_recipe, parse_setting, read_recipe, with_settings
     from anchorite.train.run_folder import RunFolder
     from anchorite.train.running import resume, train
-    from anchorite.train.starting_backbone import read_borrowed
-    from anchorite.train.starting_weights import Start, read_start
     from anchorite.train.tensorboard import TensorBoard
 
 __all__ = [
     "EpochDone",
     "Event",
     "Listener",
+    "PretrainedWeights",
     "Recipe",
     "RunFinished",
     "RunFolder",
     "RunStarted",
-    "Start",
     "StepDone",
     "StepSkipped",
     "StoreProgress",
@@ -49,9 +49,9 @@ __all__ = [
     "load_recipe",
     "loggers",
     "parse_setting",
-    "read_borrowed",
+    "read_hf_backbone",
+    "read_pretrained",
     "read_recipe",
-    "read_start",
     "resume",
     "train",
     "with_settings",
@@ -68,8 +68,8 @@ _LATE = {
     "anchorite.train.running": ("resume", "train"),
     "anchorite.train.recipe": ("Recipe", "load_recipe", "parse_setting", "read_recipe", "with_settings"),
     "anchorite.train.run_folder": ("RunFolder",),
-    "anchorite.train.starting_backbone": ("read_borrowed",),
-    "anchorite.train.starting_weights": ("Start", "read_start"),
+    "anchorite.train.hf_backbone": ("read_hf_backbone",),
+    "anchorite.train.pretrained": ("PretrainedWeights", "read_pretrained"),
     "anchorite.train.tensorboard": ("TensorBoard",),
 }  # fmt: skip
 

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import StorageError
 from anchorite.files import write_atomically, write_text_atomically
-from anchorite.ranks import ALONE, Ranks
 from anchorite.train.progress import Progress
-from anchorite.train.step import Trainee
+from anchorite.train.step import TrainState
 
 FORMAT_VERSION = 2
 _KEEP = 2
@@ -40,19 +40,19 @@ class FoundCheckpoint:
     fault: str | None
 
 
-def save_checkpoint(folder: Path, trainee: Trainee, progress: Progress) -> Path:
+def save_checkpoint(folder: Path, train_state: TrainState, progress: Progress) -> Path:
     """Write the checkpoint of `progress`, durable on return; older ones but the previous are removed after."""
     path = folder / f"{progress.stem}.safetensors"
-    tensors = _gather(trainee)
+    tensors = _gather(train_state)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     write_atomically(path, lambda temporary: _write(temporary, tensors), num_bytes)
     body = {
         "format_version": FORMAT_VERSION,
         "tensors_sha256": _sha256_of_file(path),
         "progress": asdict(progress),
-        "average_updates": trainee.average.updates,
-        "scaler": trainee.scaler.state_dict(),
-        "environment": environment(trainee),
+        "average_updates": train_state.average.updates,
+        "scaler": train_state.scaler.state_dict(),
+        "environment": environment(train_state),
     }
     write_text_atomically(path.with_suffix(".json"), _signed(body))
     for old in _manifests(folder)[:-_KEEP]:
@@ -62,17 +62,17 @@ def save_checkpoint(folder: Path, trainee: Trainee, progress: Progress) -> Path:
     return path
 
 
-def load_latest(folder: Path, trainee: Trainee, ranks: Ranks = ALONE) -> tuple[Progress, list[str]]:
+def load_latest(folder: Path, train_state: TrainState, world: World = SINGLE_PROCESS) -> tuple[Progress, list[str]]:
     """Restore the newest checkpoint that is whole; its progress, and what the user should know of it.
 
     That is a line on each newer one that is damaged, and one where the machine differs from that of the checkpoint.
     The first rank reads, and gives the others what it has read. Raises StorageError when there is none that can be
     used; nothing is deleted.
     """
-    manifest, tensors, said = _newest_whole(folder) if ranks.is_first else ({}, {}, [])
-    manifest, said = ranks.from_first([manifest, said])
-    _restore(trainee, ranks.tensors_from_first(tensors), manifest)
-    changed = _other_environment(manifest["environment"], environment(trainee))
+    manifest, tensors, said = _newest_whole(folder) if world.is_main else ({}, {}, [])
+    manifest, said = world.broadcast([manifest, said])
+    _restore(train_state, world.broadcast_tensors(tensors), manifest)
+    changed = _other_environment(manifest["environment"], environment(train_state))
     return Progress.from_json(manifest["progress"]), said + changed
 
 
@@ -115,9 +115,9 @@ def leftovers(folder: Path) -> list[Path]:
     return stray + [path for path in folder.glob("epoch-*.safetensors") if not path.with_suffix(".json").is_file()]
 
 
-def environment(trainee: Trainee) -> dict[str, str]:
+def environment(train_state: TrainState) -> dict[str, str]:
     """What the bits of a run depend on beside recipe and data."""
-    device = next(trainee.detector.parameters()).device
+    device = next(train_state.detector.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = str(torch.get_num_threads()) if device.type == "cpu" else "any"
     return {"torch": torch.__version__, "device": name, "threads": threads}
@@ -184,40 +184,40 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return body
 
 
-def _gather(trainee: Trainee) -> dict[str, Tensor]:
+def _gather(train_state: TrainState) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for part, state in (
-        ("model", trainee.detector.state_dict()),
-        ("average", trainee.average.model.state_dict()),
-        ("criterion", trainee.criterion.state_dict()),
+        ("model", train_state.detector.state_dict()),
+        ("average", train_state.average.model.state_dict()),
+        ("criterion", train_state.criterion.state_dict()),
     ):
         tensors |= {f"{part}.{name}": tensor for name, tensor in state.items()}
-    for number, state in trainee.optimizer.state_dict()["state"].items():
+    for number, state in train_state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items() if tensor is not None}
     # Between the batches that make up one optimizer step, what has been gathered for it.
-    for name, parameter in trainee.detector.named_parameters():
+    for name, parameter in train_state.detector.named_parameters():
         if parameter.grad is not None:
             tensors[f"gradient.{name}"] = parameter.grad
     # Strides (channels_last) are not part of the file format, so every tensor is stored in plain order.
     return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
 
 
-def _restore(trainee: Trainee, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
-    trainee.detector.load_state_dict(_part(tensors, "model"))
-    trainee.average.model.load_state_dict(_part(tensors, "average"))
-    trainee.average.updates = manifest["average_updates"]
-    trainee.criterion.load_state_dict(_part(tensors, "criterion"))
+def _restore(train_state: TrainState, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
+    train_state.detector.load_state_dict(_part(tensors, "model"))
+    train_state.average.model.load_state_dict(_part(tensors, "average"))
+    train_state.average.updates = manifest["average_updates"]
+    train_state.criterion.load_state_dict(_part(tensors, "criterion"))
     if manifest["scaler"]:
-        trainee.scaler.load_state_dict(manifest["scaler"])
+        train_state.scaler.load_state_dict(manifest["scaler"])
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _part(tensors, "optimizer").items():
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = tensor
-    groups = trainee.optimizer.state_dict()["param_groups"]
-    trainee.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    _match_memory_formats(trainee.optimizer)
+    groups = train_state.optimizer.state_dict()["param_groups"]
+    train_state.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    _match_memory_formats(train_state.optimizer)
     gradients = _part(tensors, "gradient")
-    for name, parameter in trainee.detector.named_parameters():
+    for name, parameter in train_state.detector.named_parameters():
         gathered = gradients.get(name)
         parameter.grad = None if gathered is None else torch.empty_like(parameter).copy_(gathered)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from anchorite.loss import LossTerms
 
 
-class Lasting:
+class BufferSnapshot:
     """The buffers that a forward pass changes: running statistics and the balance, with a copy to go back to."""
 
     def __init__(self, *modules: nn.Module) -> None:

@@ -19,15 +19,15 @@ from anchorite.data import (
     StreamedImages,
     StreamSamples,
     TrainSamples,
-    choose_place,
+    choose_storage,
     make_loader,
     make_stream_loader,
     readable,
 )
 from anchorite.data.store import Progress
 from anchorite.devices import choose_compile
+from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
-from anchorite.ranks import ALONE, Ranks
 from anchorite.train.recipe import Recipe
 
 
@@ -49,7 +49,7 @@ def keep_images(
     device: torch.device,
     progress: Progress,
     skip_bad: bool = False,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> KeptImages:
     """The training images, decoded. skip_bad: without those that cannot be. Images in shards stay there.
 
@@ -60,7 +60,7 @@ def keep_images(
         return KeptImages(readable(records, progress) if skip_bad else StreamedImages(records), "")
     if recipe.store == "device" or (recipe.store == "auto" and device.type == "cuda"):
         on_device = DeviceStore(records, recipe.image_size, device, skip_bad=skip_bad)
-        place, reason = choose_place(on_device.num_bytes, device)
+        place, reason = choose_storage(on_device.num_bytes, device)
         if place is not None:
             on_device.place = place
             on_device.build(progress)
@@ -68,20 +68,20 @@ def keep_images(
         if recipe.store == "device":
             raise InputError(f"store device: {reason}. Choose a smaller image_size, or store disk or none")
     store = ImageStore(records, recipe.image_size, mode=recipe.image_store, skip_bad=skip_bad)
-    store.build(progress, ranks)
+    store.build(progress, world)
     return KeptImages(store, "")
 
 
 def build_loader(
-    recipe: Recipe, kept: KeptImages, device: torch.device, size_step: int, ranks: Ranks = ALONE
+    recipe: Recipe, kept: KeptImages, device: torch.device, size_step: int, world: World = SINGLE_PROCESS
 ) -> tuple[Loader | DeviceLoader, list[str]]:
     """The training loader, and what was decided. size_step: of the sides of multi-scale batches."""
     images = kept.images
     if isinstance(kept.store, DeviceStore):
         assert isinstance(images, ImageStore)
         samples = TrainSamples(images, images.records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs)
-        return _on_device(recipe, samples, kept, size_step, ranks)
-    workers = default_workers(device, ranks) if recipe.workers is None else recipe.workers
+        return _on_device(recipe, samples, kept, size_step, world)
+    workers = default_workers(device, world) if recipe.workers is None else recipe.workers
     config = LoaderConfig(
         batch_size=recipe.batch,
         workers=workers,
@@ -89,8 +89,8 @@ def build_loader(
         size_step=size_step,
         worker_timeout_s=recipe.worker_timeout_s,
         pin_memory=device.type == "cuda",
-        rank=ranks.number,
-        num_ranks=ranks.count,
+        rank=world.rank,
+        num_ranks=world.world_size,
     )
     if isinstance(images, StreamedImages):
         stream = StreamSamples(images.records, recipe.augment, recipe.image_size, recipe.seed, recipe.epochs)
@@ -101,7 +101,7 @@ def build_loader(
 
 
 def _on_device(
-    recipe: Recipe, samples: TrainSamples, kept: KeptImages, size_step: int, ranks: Ranks
+    recipe: Recipe, samples: TrainSamples, kept: KeptImages, size_step: int, world: World
 ) -> tuple[DeviceLoader, list[str]]:
     store, reason = kept
     assert isinstance(store, DeviceStore)
@@ -109,8 +109,8 @@ def _on_device(
         batch_size=recipe.batch,
         multi_scale=recipe.multi_scale,
         size_step=size_step,
-        rank=ranks.number,
-        num_ranks=ranks.count,
+        rank=world.rank,
+        num_ranks=world.world_size,
     )
     # Multi-scale is a reason against compiling the step, which is large, not against compiling the little here.
     compiled, _ = choose_compile(recipe.compile, store.device, one_size=True)
@@ -120,10 +120,10 @@ def _on_device(
     return loader, [sentence, loader.capacity.reason]
 
 
-def default_workers(device: torch.device, ranks: Ranks = ALONE) -> int:
+def default_workers(device: torch.device, world: World = SINGLE_PROCESS) -> int:
     """Loader processes when the recipe names none: none beside a CPU's convolutions, up to 8 beside a GPU.
 
-    Ranks of one machine share its cores.
+    World of one machine share its cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if device.type == "cpu" else min(8, max(1, cores // ranks.local_count - 1))
+    return 0 if device.type == "cpu" else min(8, max(1, cores // world.local_world_size - 1))

@@ -15,14 +15,14 @@ from anchorite.evaluate import ValidationResult
 from anchorite.interrupts import HeldInterrupts, NotedInterrupts
 from anchorite.model import Detector, WeightsInfo
 from anchorite.train.events import EpochDone, Listener, RunFinished, StepDone, StepSkipped
-from anchorite.train.keeping import Keeper
-from anchorite.train.late_metrics import LateMetrics
-from anchorite.train.loss_watch import LossWatch, Skipped
+from anchorite.train.loss_meter import AsyncLossMeter, Skipped
+from anchorite.train.overlapped_validation import OverlappedValidation
 from anchorite.train.post_mortem import facts_of
 from anchorite.train.preparation import Prepared
 from anchorite.train.progress import PartialEpoch, Progress
 from anchorite.train.recipe import Recipe
 from anchorite.train.run_folder import RunFolder
+from anchorite.train.run_writer import RunWriter
 from anchorite.train.schedule import Settings, settings_at
 from anchorite.train.starting import run_started
 from anchorite.train.step import TrainingStep
@@ -44,23 +44,23 @@ class Run:
         self.folder = folder
         self.prepared = prepared
         self.listener = listener
-        self.ranks = prepared.ranks
+        self.world = prepared.world
         self.step = TrainingStep(
-            prepared.trainee, prepared.precision, recipe.optimizer.clip_norm, prepared.device, prepared.compiled
+            prepared.train_state, prepared.precision, recipe.optimizer.clip_norm, prepared.device, prepared.compiled
         )
-        self.watch = LossWatch(prepared.device, self._skipped)
+        self.watch = AsyncLossMeter(prepared.device, self._skipped)
         self.records = prepared.dataset.splits["train"]
         self.progress = Progress()
         self.saved_at = time.perf_counter()
-        anchors = prepared.trainee.detector.anchors
-        borrowed = prepared.trainee.detector.borrowed
+        anchors = prepared.train_state.detector.anchors
+        borrowed = prepared.train_state.detector.borrowed
         info = WeightsInfo(recipe.model, prepared.dataset.class_names, anchors, recipe.image_size, borrowed)
-        self.keeper = Keeper(folder, prepared.trainee, info, writes=self.ranks.is_first)
+        self.run_writer = RunWriter(folder, prepared.train_state, info, writes=self.world.is_main)
         self.accumulation = recipe.optimizer.accumulation(recipe.batch)
         self.steps_per_epoch = math.ceil(len(prepared.loader) / self.accumulation)
         self.started = time.perf_counter()
-        self.interrupts = NotedInterrupts(off=not self.ranks.are_several)
-        self.late: LateMetrics | None = None
+        self.interrupts = NotedInterrupts(off=not self.world.is_distributed)
+        self.late: OverlappedValidation | None = None
         self.last_validation: ValidationResult | None = None
 
     def go(self, progress: Progress) -> RunFinished:
@@ -72,7 +72,7 @@ class Run:
         recipe, prepared = self.recipe, self.prepared
         self.progress = progress
         self.watch.in_a_row = progress.skipped_in_a_row
-        self.keeper.forget_rows_after(progress.epoch)
+        self.run_writer.forget_rows_after(progress.epoch)
         self.listener(run_started(self.folder.path, recipe, prepared, progress))
         self.first_batch = progress.epoch * len(prepared.loader) + progress.partial.batches
         while self.progress.epoch < recipe.epochs and not self._should_stop():
@@ -83,7 +83,7 @@ class Run:
         reason = f"no better mAP for {recipe.patience} epochs" if patience_ran_out else "complete"
         seconds = time.perf_counter() - self.started
         finished = RunFinished(self.folder.path, reason, self.progress.best_epoch, self.progress.best_map, seconds)
-        self.keeper.write_summary(finished, self.last_validation, prepared.decisions)
+        self.run_writer.write_summary(finished, self.last_validation, prepared.decisions)
         self.listener(finished)
         return finished
 
@@ -92,7 +92,7 @@ class Run:
 
         Whatever interrupts it does so between two batches, and finds a checkpoint of all that was done.
         """
-        self.prepared.trainee.detector.train()
+        self.prepared.train_state.detector.train()
         loader, begun = self.prepared.loader, self.progress.partial
         loader.set_epoch(self.progress.epoch, begun.batches)
         self.watch.start(self.progress.epoch, begun)
@@ -115,7 +115,7 @@ class Run:
                 self._tell_step(number, images / seconds)
                 asked = time.perf_counter()
         except KeyboardInterrupt:
-            if not self.ranks.are_several:  # else all have saved what they have done, together
+            if not self.world.is_distributed:  # else all have saved what they have done, together
                 self._save()
             raise
         finally:
@@ -156,7 +156,7 @@ class Run:
         self.progress = replace(self.progress, partial=partial)
 
     def _save_is_due(self, number: int) -> bool:
-        if self.ranks.are_several and not self._ends_step(number):
+        if self.world.is_distributed and not self._ends_step(number):
             return False  # each rank has gradients of its own, and a checkpoint holds the first one's
         if self.late is not None:
             return False  # a checkpoint of this epoch says that the one before is concluded
@@ -165,31 +165,31 @@ class Run:
 
     def _save(self) -> None:
         """A checkpoint of this moment, between two batches of an epoch."""
-        self.keeper.save_within(self.progress, self.watch)
+        self.run_writer.save_within(self.progress, self.watch)
         self.saved_at = time.perf_counter()
 
     def _agree(self, number: int) -> None:
         """Between two steps: conclude the epoch before when its metrics are there; end all when one has a signal."""
-        if not (self.ranks.are_several and self._ends_step(number)):
+        if not (self.world.is_distributed and self._ends_step(number)):
             return
         noted, ready = self.interrupts.noted is not None, self.late is not None and self.late.are_ready
-        someone_noted, are_ready = (self.ranks.sum(torch.tensor([float(noted), float(ready)])) > 0).tolist()
+        someone_noted, are_ready = (self.world.all_reduce(torch.tensor([float(noted), float(ready)])) > 0).tolist()
         if are_ready or someone_noted:
             self._conclude_late()
         if someone_noted:
             self._save()
-            self.ranks.wait()  # for the first one's checkpoint, before torchrun sees anybody end
+            self.world.barrier()  # for the first one's checkpoint, before torchrun sees anybody end
             self.interrupts.take_effect()
             raise KeyboardInterrupt
 
     def _skipped(self, skipped: Skipped) -> None:
         """Tell and log a step that was not taken; DivergedError, with a post-mortem, when there are too many."""
-        facts = facts_of(skipped, self.records, self.ranks)
-        self.keeper.note_skipped(facts)
+        facts = facts_of(skipped, self.records, self.world)
+        self.run_writer.note_skipped(facts)
         self.listener(StepSkipped(facts))
-        scaled = self.prepared.trainee.scaler.is_enabled()
+        scaled = self.prepared.train_state.scaler.is_enabled()
         if skipped.in_a_row >= (_MOST_SKIPPED_SCALED if scaled else _MOST_SKIPPED):
-            raise self.keeper.diverged(skipped, facts)
+            raise self.run_writer.diverged(skipped, facts)
 
     def _tell_step(self, number: int, speed: float) -> None:
         per_epoch = len(self.prepared.loader)
@@ -209,15 +209,15 @@ class Run:
         finish = None if self.prepared.validator is None else self._validate()
         epoch, in_a_row = self.progress.epoch + 1, self.watch.in_a_row
         progress = replace(self.progress, epoch=epoch, partial=PartialEpoch(), skipped_in_a_row=in_a_row)
-        averaged = self.prepared.trainee.average.model
+        averaged = self.prepared.train_state.average.model
         with HeldInterrupts():
-            if self.ranks.are_several and self.prepared.validator is not None and epoch < self.recipe.epochs:
+            if self.world.is_distributed and self.prepared.validator is not None and epoch < self.recipe.epochs:
                 self._save()  # of the epoch with all its batches: a resume begins with the validation
-                self.late = LateMetrics(row, progress, averaged, finish)
+                self.late = OverlappedValidation(row, progress, averaged, finish)
                 self.progress = progress
             else:
                 self._conclude(row, progress, averaged, None if finish is None else finish())
-                self.keeper.save(self.progress)
+                self.run_writer.save(self.progress)
             self.saved_at = time.perf_counter()
 
     def _validate(self) -> Callable[[], ValidationResult] | None:
@@ -226,23 +226,23 @@ class Run:
         self._share_statistics()
         try:
             return self.prepared.validator.run_shared(
-                self.prepared.trainee.average.model,
+                self.prepared.train_state.average.model,
                 self.recipe.validation,
                 self.prepared.device,
                 autocast_dtype=self.prepared.precision.dtype,
             )
         except DivergedError as error:
             where = f"epoch {self.progress.epoch + 1}, in validation"
-            raise DivergedError(f"training diverged: {where}: {error}\n{self.keeper.after_divergence()}") from error
+            raise DivergedError(f"training diverged: {where}: {error}\n{self.run_writer.after_divergence()}") from error
         except KeyboardInterrupt:  # of a single process; several ranks only note it
             self._save()  # of the epoch with all its batches: a resume begins with the validation
             raise
 
     def _share_statistics(self) -> None:
         """Give all ranks the first one's averaged statistics of batch normalisation: all measure one network."""
-        if self.ranks.are_several:
-            averaged = dict(self.prepared.trainee.average.model.named_buffers())
-            of_first = self.ranks.tensors_from_first({name: buffer.cpu() for name, buffer in averaged.items()})
+        if self.world.is_distributed:
+            averaged = dict(self.prepared.train_state.average.model.named_buffers())
+            of_first = self.world.broadcast_tensors({name: buffer.cpu() for name, buffer in averaged.items()})
             for name, buffer in averaged.items():
                 buffer.copy_(of_first[name])
 
@@ -262,13 +262,13 @@ class Run:
     ) -> None:
         """Keep weights and metrics of an epoch. at_end: the progress at its end, which may be behind that of now."""
         row |= {} if validation is None else dict(validation.rows())
-        score = self.ranks.from_first(math.nan if validation is None else validation.metrics.map)
+        score = self.world.broadcast(math.nan if validation is None else validation.metrics.map)
         # Without a score, be it that the val split is missing or has no labels, the newest weights count as the best.
         improved = at_end.best_epoch is None or score > at_end.best_map
         now = self.progress if self.progress.epoch == at_end.epoch else at_end
         if improved and not math.isnan(score):
             now = replace(now, best_map=score, best_epoch=at_end.epoch)
-        self.keeper.conclude(row, averaged, improved)
+        self.run_writer.conclude(row, averaged, improved)
         self.progress, self.last_validation = now, validation
         self.listener(EpochDone(at_end.epoch, row, validation, improved))
 

@@ -10,12 +10,12 @@ from typing import Any
 from safetensors.torch import save
 
 from anchorite.data import Record
+from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.files import write_bytes_atomically, write_text_atomically
-from anchorite.ranks import ALONE, Ranks
-from anchorite.train.loss_watch import Skipped
+from anchorite.train.loss_meter import Skipped
 
 
-def facts_of(skipped: Skipped, records: Sequence[Record], ranks: Ranks = ALONE) -> dict[str, Any]:
+def facts_of(skipped: Skipped, records: Sequence[Record], world: World = SINGLE_PROCESS) -> dict[str, Any]:
     """A skipped step in plain types: where, what was not finite, and its images on all ranks (the first tile of each).
 
     All ranks must ask.
@@ -28,7 +28,7 @@ def facts_of(skipped: Skipped, records: Sequence[Record], ranks: Ranks = ALONE) 
         "not_finite": skipped.fault,
         "losses": {"box": box, "objectness": objectness, "classification": classification},
         "in_a_row": skipped.in_a_row,
-        "images": [image for part in ranks.gather([str(records[index].path) for index in indices]) for image in part],
+        "images": [path for paths in world.all_gather([str(records[i].path) for i in indices]) for path in paths],
     }
 
 

@@ -20,22 +20,22 @@ from anchorite.data import (
     without_images,
 )
 from anchorite.devices import Precision, choose_compile, choose_precision, keep_freed_memory
+from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
 from anchorite.evaluate import Shared, Validator
 from anchorite.loss import DetectionLoss
-from anchorite.model import BackboneStart, default_anchors, to_channels_last
-from anchorite.ranks import ALONE, Ranks
-from anchorite.train.average import WeightAverage
+from anchorite.model import HFBackboneSource, default_anchors, to_channels_last
+from anchorite.train.ema import EMA
 from anchorite.train.events import Listener, StoreProgress, ignore
 from anchorite.train.freezing import describe, freeze, refuse_early
+from anchorite.train.hf_backbone import new_detector
 from anchorite.train.loading import KeptImages, build_loader, keep_images
 from anchorite.train.optimizer import build_optimizer
 from anchorite.train.places import describe_ranks, device_of_rank
+from anchorite.train.pretrained import PretrainedWeights, load_matching
 from anchorite.train.recipe import Recipe
 from anchorite.train.shared_norm import share_batch_norm
-from anchorite.train.starting_backbone import new_detector
-from anchorite.train.starting_weights import Start, keep_tensors
-from anchorite.train.step import Trainee
+from anchorite.train.step import TrainState
 
 _NUM_NAMED = 3  # images left out, in a sentence
 
@@ -47,7 +47,7 @@ class Prepared:
     """
 
     dataset: DatasetIndex
-    trainee: Trainee
+    train_state: TrainState
     loader: Loader | DeviceLoader
     validator: Validator | None
     device: torch.device
@@ -55,7 +55,7 @@ class Prepared:
     compiled: bool
     decisions: tuple[str, ...]
     kept: str = ""  # what of the weights to start from was kept; empty without any
-    ranks: Ranks = ALONE
+    world: World = SINGLE_PROCESS
 
 
 def prepare(
@@ -63,9 +63,9 @@ def prepare(
     dataset: DatasetIndex,
     anchors: AnchorSet | None = None,
     listener: Listener = ignore,
-    start: Start | None = None,
-    ranks: Ranks = ALONE,
-    borrowed: BackboneStart | None = None,
+    start: PretrainedWeights | None = None,
+    world: World = SINGLE_PROCESS,
+    borrowed: HFBackboneSource | None = None,
 ) -> Prepared:
     """Build network, loss, optimizer, loaders for a run; `anchors` overrides the choice (a resumed run's own).
 
@@ -77,7 +77,7 @@ def prepare(
     """
     _need_training_images(dataset)
     refuse_early(recipe.model, recipe.optimizer.freeze)
-    device = device_of_rank(recipe.device, ranks)
+    device = device_of_rank(recipe.device, world)
     precision = choose_precision(recipe.precision, device)
     compiled, why = choose_compile(recipe.compile, device, one_size=recipe.multi_scale == 0)
     decisions = [
@@ -85,11 +85,11 @@ def prepare(
         f"precision {precision.name}: {precision.reason}",
         f"torch.compile {'on' if compiled else 'off'}: {why}",
     ]
-    decisions += describe_ranks(recipe, ranks)
+    decisions += describe_ranks(recipe, world)
     if device.type == "cpu" and keep_freed_memory():
         decisions.append("memory: freed blocks stay with the process, for the next step")
-    kept = keep_images(recipe, dataset.splits["train"], device, _tell(listener, "train"), dataset.skip_bad, ranks)
-    validator, lack = _build_validator(recipe, dataset, listener, ranks)
+    kept = keep_images(recipe, dataset.splits["train"], device, _tell(listener, "train"), dataset.skip_bad, world)
+    validator, lack = _build_validator(recipe, dataset, listener, world)
     dataset, sentences = _without_undecodable(dataset, kept, validator)
     decisions += sentences
     torch.manual_seed(recipe.seed)
@@ -97,17 +97,17 @@ def prepare(
         choose_anchors(recipe, dataset.splits["train"], start) if anchors is None else (anchors, "anchors of the run")
     )
     decisions.append(sentence)
-    trainee, kept_sentence = _build_trainee(recipe, dataset, chosen, device, precision, start, ranks, borrowed)
+    train_state, kept_sentence = _build_train_state(recipe, dataset, chosen, device, precision, start, world, borrowed)
     decisions += [borrowed.said] if borrowed else []
     decisions += [kept_sentence] if kept_sentence else []
-    decisions += describe(trainee.detector, recipe.optimizer, has_weights=recipe.weights is not None)
-    decisions.append(_describe_gains(trainee.criterion))
-    loader, sentences = build_loader(recipe, kept, device, chosen.strides[-1], ranks)
+    decisions += describe(train_state.detector, recipe.optimizer, has_weights=recipe.weights is not None)
+    decisions.append(_describe_gains(train_state.criterion))
+    loader, sentences = build_loader(recipe, kept, device, chosen.strides[-1], world)
     decisions += sentences
     if lack is not None:
         decisions.append(f"{lack}: every epoch replaces best.safetensors, and no mAP is known")
     return Prepared(
-        dataset, trainee, loader, validator, device, precision, compiled, tuple(decisions), kept_sentence, ranks
+        dataset, train_state, loader, validator, device, precision, compiled, tuple(decisions), kept_sentence, world
     )
 
 
@@ -135,7 +135,9 @@ def _without_undecodable(
     return dataset, sentences
 
 
-def choose_anchors(recipe: Recipe, records: Sequence[Record], start: Start | None = None) -> tuple[AnchorSet, str]:
+def choose_anchors(
+    recipe: Recipe, records: Sequence[Record], start: PretrainedWeights | None = None
+) -> tuple[AnchorSet, str]:
     """The run's anchors and why: the recipe's own, else those of the weights to start from or the default of the size,
     else fitted ones where the recall of these is short.
     """
@@ -175,42 +177,42 @@ def _tell(listener: Listener, split: str) -> Callable[[int, int], None]:
     return lambda num_done, num_images: listener(StoreProgress(split, num_done, num_images))
 
 
-def _build_trainee(
+def _build_train_state(
     recipe: Recipe,
     dataset: DatasetIndex,
     anchors: AnchorSet,
     device: torch.device,
     precision: Precision,
-    start: Start | None,
-    ranks: Ranks,
-    borrowed: BackboneStart | None,
-) -> tuple[Trainee, str]:
-    """The trainee, and what of the start it kept."""
+    start: PretrainedWeights | None,
+    world: World,
+    borrowed: HFBackboneSource | None,
+) -> tuple[TrainState, str]:
+    """The train_state, and what of the start it kept."""
     num_classes = len(dataset.class_names)
     detector = new_detector(recipe, num_classes, anchors, borrowed)
     if recipe.class_bias_from_data:
         counts = class_counts(dataset.splits["train"], num_classes)
         if counts.any() and num_classes > 1:
             detector.head.start_biases(counts.tolist())
-    kept = "" if start is None else keep_tensors(detector, start, dataset.class_names)
+    kept = "" if start is None else load_matching(detector, start, dataset.class_names)
     freeze(detector, recipe.optimizer.freeze)
     detector = detector.to(device)
     to_channels_last(detector)
     config = recipe.loss.scaled(anchors.num_levels, num_classes, recipe.image_size)
-    trainee = Trainee(
+    train_state = TrainState(
         detector=detector,
-        criterion=DetectionLoss(anchors, num_classes, config, ranks).to(device),
+        criterion=DetectionLoss(anchors, num_classes, config, world).to(device),
         optimizer=build_optimizer(detector, recipe.optimizer),
-        average=WeightAverage(detector, recipe.average),
+        average=EMA(detector, recipe.average),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.scaled),
     )
-    if recipe.sync_batch_norm and ranks.are_several:  # not the average, which never trains
+    if recipe.sync_batch_norm and world.is_distributed:  # not the average, which never trains
         share_batch_norm(detector, device)
-    return trainee, kept
+    return train_state, kept
 
 
 def _build_validator(
-    recipe: Recipe, dataset: DatasetIndex, listener: Listener, ranks: Ranks
+    recipe: Recipe, dataset: DatasetIndex, listener: Listener, world: World
 ) -> tuple[Validator | None, str | None]:
     """The validator of the val split, if there is one, and what is missing there, if anything is."""
     records = dataset.splits.get("val", ())
@@ -224,7 +226,7 @@ def _build_validator(
         recipe.image_store,
         progress=_tell(listener, "val"),
         skip_bad=dataset.skip_bad,
-        shared=Shared(ranks, default_anchors(recipe.model).strides[-1], recipe.validation.rectangular),
+        shared=Shared(world, default_anchors(recipe.model).strides[-1], recipe.validation.rectangular),
     )
     is_labelled = class_counts(records, len(dataset.class_names)).any()
     return validator, None if is_labelled else "the val split has no labels"

@@ -20,8 +20,8 @@ from anchorite.loss import LossConfig
 from anchorite.model import MAX_IMAGE_SIZE, check_source, default_anchors
 from anchorite.plain_yaml import read_yaml_text, yaml_value
 from anchorite.reading import printable, shorten
-from anchorite.train.average import AverageConfig
 from anchorite.train.built_in import built_in_recipes
+from anchorite.train.ema import AverageConfig
 from anchorite.train.familiar_names import FAMILIAR_NAMES, WITHOUT_FIELD
 from anchorite.train.foreign_recipe import is_foreign, mixed_note, taken_over
 from anchorite.train.optimizer import OptimizerConfig

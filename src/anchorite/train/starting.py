@@ -15,7 +15,7 @@ from anchorite.train.recipe import Recipe
 
 def run_started(folder: Path, recipe: Recipe, prepared: Prepared, progress: Progress) -> RunStarted:
     """The event of a run that begins at a point of progress."""
-    config = prepared.trainee.criterion.config
+    config = prepared.train_state.criterion.config
     return RunStarted(
         folder=folder,
         decisions=prepared.decisions,
@@ -30,7 +30,7 @@ def run_started(folder: Path, recipe: Recipe, prepared: Prepared, progress: Prog
             "anchorite": anchorite.__version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            **environment(prepared.trainee),
+            **environment(prepared.train_state),
             "precision": prepared.precision.name,
         },
         val_images=tuple(record.path for record in prepared.dataset.splits.get("val", ())),

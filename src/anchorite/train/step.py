@@ -14,8 +14,8 @@ from anchorite.data import Batch, empty_batch
 from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector
-from anchorite.train.average import WeightAverage
-from anchorite.train.finite import Lasting, first_gradient_not_finite, first_not_finite
+from anchorite.train.ema import EMA
+from anchorite.train.finite import BufferSnapshot, first_gradient_not_finite, first_not_finite
 from anchorite.train.objective import Objective, shared
 from anchorite.train.optimizer import apply_settings, clip_gradients
 from anchorite.train.schedule import Settings
@@ -24,18 +24,18 @@ _LEAST_CAPACITY = 64
 
 
 @dataclass
-class Trainee:
+class TrainState:
     """What a run changes: the network, the loss's balance, the optimizer, the average and the gradient scaler."""
 
     detector: Detector
     criterion: DetectionLoss
     optimizer: Optimizer
-    average: WeightAverage[Detector]
+    average: EMA[Detector]
     scaler: torch.amp.GradScaler
 
 
 class TrainingStep:
-    """Runs batches through a trainee; gradients add up until `apply`.
+    """Runs batches through a train_state; gradients add up until `apply`.
 
     The convolutions run in `precision`, the loss in float32; images are normalised on the device. compiled: fuse
     forward pass and loss, and the backward pass, by torch.compile.
@@ -50,28 +50,28 @@ class TrainingStep:
 
     def __init__(
         self,
-        trainee: Trainee,
+        train_state: TrainState,
         precision: Precision,
         clip_norm: float,
         device: torch.device,
         compiled: bool = False,
         on_host: bool | None = None,
     ) -> None:
-        self.trainee = trainee
+        self.train_state = train_state
         self.clip_norm = clip_norm
         self.device = device
         self.on_host = device.type == "cpu" if on_host is None else on_host
         self.fault: str | None = None
-        self.ranks = trainee.criterion.ranks
-        self._parameters = [one for one in trainee.detector.parameters() if one.requires_grad]
-        self._lasting = Lasting(trainee.detector, trainee.criterion)
+        self.world = train_state.criterion.world
+        self._parameters = [one for one in train_state.detector.parameters() if one.requires_grad]
+        self._snapshot = BufferSnapshot(train_state.detector, train_state.criterion)
         self._static = compiled or device.type == "cuda"
-        objective: nn.Module = Objective(trainee.detector, trainee.criterion, precision.dtype)
+        objective: nn.Module = Objective(train_state.detector, train_state.criterion, precision.dtype)
         if compiled:
             objective = torch.compile(objective, fullgraph=True)  # type: ignore[assignment]
         self._forward: nn.Module = objective
         self._is_finite: Tensor | None = None  # of all losses since the last apply, on the device
-        if self.ranks.are_several:
+        if self.world.is_distributed:
             self._forward = self._shared = shared(self._forward, device)
             self._settle_order()
 
@@ -84,16 +84,16 @@ class TrainingStep:
         if self._static:
             batch = replace(batch, targets=with_fixed_capacity(batch.targets))
         batch = batch.to(self.device, non_blocking=True)
-        self._lasting.keep()
-        waits = self.ranks.are_several and not is_last
+        self._snapshot.keep()
+        waits = self.world.is_distributed and not is_last
         with self._shared.no_sync() if waits else nullcontext():
             terms = self._forward(batch.images, batch.targets.rows, batch.targets.valid, num_images)
-            finite = self.ranks.all(torch.stack(terms).isfinite().all()).detach()
+            finite = self.world.all(torch.stack(terms).isfinite().all()).detach()
             if self.on_host and not bool(finite):
                 self.fault = first_not_finite(terms)
-                self._lasting.put_back()
+                self._snapshot.put_back()
             else:
-                self.trainee.scaler.scale(terms.total).backward()
+                self.train_state.scaler.scale(terms.total).backward()
         if not self.on_host:
             self._is_finite = finite if self._is_finite is None else self._is_finite & finite
         elif is_last and not bool(finite):
@@ -105,57 +105,57 @@ class TrainingStep:
 
         The sum over three ranks or more may round by it, and a resumed run would round its first step otherwise.
         """
-        self.accumulate(empty_batch(self.trainee.detector.strides[-1]), num_images=1)
-        self._lasting.put_back()
-        self.trainee.optimizer.zero_grad(set_to_none=True)
+        self.accumulate(empty_batch(self.train_state.detector.strides[-1]), num_images=1)
+        self._snapshot.put_back()
+        self.train_state.optimizer.zero_grad(set_to_none=True)
         self._is_finite = None
 
     def _average_gradients(self) -> None:
         """What a backward pass would have done with those of the batches before, had there been one."""
-        if self.ranks.are_several:
+        if self.world.is_distributed:
             for parameter in self._parameters:
                 if parameter.grad is not None:
-                    parameter.grad.copy_(self.ranks.sum(parameter.grad) / self.ranks.count)
+                    parameter.grad.copy_(self.world.all_reduce(parameter.grad) / self.world.world_size)
 
     def apply(self, settings: Settings) -> Tensor:
         """Move the weights by the gradients gathered so far, at the given settings; the gradient norm (scalar).
 
         A norm that is not finite says that there was nothing to be gathered or something not finite, and no step.
         """
-        trainee = self.trainee
-        apply_settings(trainee.optimizer, settings.rate, settings.bias_rate, settings.momentum)
-        trainee.scaler.unscale_(trainee.optimizer)
+        train_state = self.train_state
+        apply_settings(train_state.optimizer, settings.rate, settings.bias_rate, settings.momentum)
+        train_state.scaler.unscale_(train_state.optimizer)
         norm = clip_gradients(self._parameters, self.clip_norm)
         norm = self._step_by_looking(norm) if self.on_host else self._step_without_looking(norm)
-        trainee.optimizer.zero_grad(set_to_none=True)
+        train_state.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _step_by_looking(self, norm: Tensor) -> Tensor:
-        trainee = self.trainee
+        train_state = self.train_state
         if all(parameter.grad is None for parameter in self._parameters):
             return norm.new_full((), torch.nan)  # every batch was left out, and `fault` tells why
-        fault = None if bool(norm.isfinite()) else first_gradient_not_finite(trainee.detector)
-        fault = fault or self._lasting.first_not_finite()
-        if self.ranks.any(fault is not None):
-            self.fault = next(one for one in self.ranks.gather(fault) if one is not None)
-            self._lasting.put_back()
+        fault = None if bool(norm.isfinite()) else first_gradient_not_finite(train_state.detector)
+        fault = fault or self._snapshot.first_not_finite()
+        if self.world.any(fault is not None):
+            self.fault = next(one for one in self.world.all_gather(fault) if one is not None)
+            self._snapshot.put_back()
             return norm.new_full((), torch.nan)
-        trainee.scaler.step(trainee.optimizer)
-        trainee.scaler.update()
-        trainee.average.update()
+        train_state.scaler.step(train_state.optimizer)
+        train_state.scaler.update()
+        train_state.average.update()
         return norm
 
     def _step_without_looking(self, norm: Tensor) -> Tensor:
-        trainee = self.trainee
+        train_state = self.train_state
         assert self._is_finite is not None, "accumulate a batch before applying"
-        is_fine = self.ranks.all(norm.isfinite() & self._is_finite & self._lasting.are_finite())
+        is_fine = self.world.all(norm.isfinite() & self._is_finite & self._snapshot.are_finite())
         self._is_finite = None
-        if not trainee.scaler.is_enabled():  # which does the same by itself
-            trainee.optimizer.found_inf = (~is_fine).float()  # type: ignore[attr-defined]
-        trainee.scaler.step(trainee.optimizer)
-        trainee.scaler.update()
-        self._lasting.put_back_unless(is_fine)
-        trainee.average.update(is_fine)
+        if not train_state.scaler.is_enabled():  # which does the same by itself
+            train_state.optimizer.found_inf = (~is_fine).float()  # type: ignore[attr-defined]
+        train_state.scaler.step(train_state.optimizer)
+        train_state.scaler.update()
+        self._snapshot.put_back_unless(is_fine)
+        train_state.average.update(is_fine)
         return torch.where(is_fine, norm, torch.nan)
 
 

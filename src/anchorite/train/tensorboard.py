@@ -14,7 +14,7 @@ from anchorite.data import decode_image
 from anchorite.errors import AnchoriteError
 from anchorite.evaluate import ValidationResult
 from anchorite.jpeg import encode_jpeg, shrunk
-from anchorite.metrics import Found
+from anchorite.metrics import Predictions
 from anchorite.predict import draw
 from anchorite.reading import printable
 from anchorite.train.event_file import EventFile, need_tensorboard
@@ -120,7 +120,9 @@ def _facts(event: RunStarted) -> Iterator[Any]:
 
 def _pictures(paths: tuple[Path, ...], result: ValidationResult) -> Iterator[tuple[str, np.ndarray]]:
     """The first images of the split with what was found in them, by name; one that has gone since is passed over."""
-    for number, (path, found) in enumerate(zip(paths[:_NUM_PICTURES], result.founds[:_NUM_PICTURES], strict=True), 1):
+    for number, (path, found) in enumerate(
+        zip(paths[:_NUM_PICTURES], result.predictions[:_NUM_PICTURES], strict=True), 1
+    ):
         try:
             image = decode_image(path)
         except AnchoriteError:
@@ -130,7 +132,7 @@ def _pictures(paths: tuple[Path, ...], result: ValidationResult) -> Iterator[tup
         yield f"val/{number} {printable(path.name)}", shrunk(drawn, _LONGEST_PX)
 
 
-def _detections(found: Found, class_names: tuple[str, ...], size_hw: tuple[int, int]) -> Detections:
+def _detections(found: Predictions, class_names: tuple[str, ...], size_hw: tuple[int, int]) -> Detections:
     order = np.argsort(-found.scores, kind="stable")
     kept = order[found.scores[order] >= _LEAST_SCORE]
     boxes, scores, ids = (torch.from_numpy(one[kept]) for one in (found.boxes_xyxy, found.scores, found.class_ids))

@@ -21,7 +21,7 @@ from anchorite.train import (
     Listener,
     Recipe,
     load_recipe,
-    read_start,
+    read_pretrained,
     resume,
     train,
     with_settings,
@@ -66,9 +66,9 @@ class Study:
     @classmethod
     def create(cls, folder: Path, dataset: DatasetIndex, recipe: Recipe, space: Space) -> Study:
         """A new study. Raises InputError for a space that the recipe does not allow, before anything is written, and
-        what `read_start` raises for weights.
+        what `read_pretrained` raises for weights.
         """
-        recipe, _ = read_start(recipe)  # with the size of its weights, which trials then start from
+        recipe, _ = read_pretrained(recipe)  # with the size of its weights, which trials then start from
         refuse_impossible(space, recipe)
         facts = {
             "data": str(dataset.root.resolve()),

@@ -202,9 +202,9 @@ class StreamBatches:
             positions = shard.positions()[piece.start : piece.stop]
             indices = np.arange(piece.start, piece.stop) + self.split.starts[piece.shard]
             parts.append((indices, np.full(len(indices), piece.shard), positions, shard.table().rows[positions]))
-        joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-        order = stream_rng(self.seed, epoch, _WITHIN, self.rank[0], number).permutation(len(joined[0]))
-        return _Window(*(array[order] for array in joined))
+        init_process_group = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        order = stream_rng(self.seed, epoch, _WITHIN, self.rank[0], number).permutation(len(init_process_group[0]))
+        return _Window(*(array[order] for array in init_process_group))
 
     def _partners(self, opened: _Window, own: Sequence[PoolMember], epoch: int, batch: int) -> list[PoolMember]:
         """Other samples of the window, as many as a batch has here and at least `FEWEST_PARTNERS` where there are."""

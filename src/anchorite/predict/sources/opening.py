@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anchorite.data.ahead import ahead
+from anchorite.data.prefetch import prefetch
 from anchorite.errors import AnchoriteError, InputError
 from anchorite.predict.sources.frames import LULL
 from anchorite.predict.sources.listed import listed_items, stdin_descriptor
@@ -101,14 +101,14 @@ class Sources:
             def watch(end: threading.Event) -> Generator[Any, None, None]:
                 return Watch(watched, config.recursive, config.idle_s, end).items()
 
-            yield from _without_errors(ahead(watch, depth, stop, LULL), on_unreadable)
+            yield from _without_errors(prefetch(watch, depth, stop, LULL), on_unreadable)
         elif self._listed is not None:
             listed = self._listed
 
             def read(end: threading.Event) -> Generator[Any, None, None]:
                 return listed_items(listed, config.null_separated, config.recursive, config.every, end)
 
-            yield from _without_errors(ahead(read, depth, stop, LULL), on_unreadable)
+            yield from _without_errors(prefetch(read, depth, stop, LULL), on_unreadable)
         else:
             yield from file_items(self.paths, config.every, depth, on_unreadable)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 
-from anchorite.data.ahead import ahead
+from anchorite.data.prefetch import prefetch
 from anchorite.errors import InputError
 from anchorite.predict.sources.captures import frames_per_second, open_video_file, retrieve_rgb
 from anchorite.predict.sources.frames import Frame, Video
@@ -20,7 +20,7 @@ def video_frames(path: Path, every: int = 1, depth: int = 16) -> Generator[Frame
     every: use each so-many-th, beginning with the first. After the frames before it raises InputError naming the frame
     at which a video breaks off; before any, what `open_video_file` raises.
     """
-    return ahead(lambda stop: read_video(path, every, stop), depth)
+    return prefetch(lambda stop: read_video(path, every, stop), depth)
 
 
 def read_video(path: Path, every: int, stop: threading.Event) -> Generator[Frame, None, None]:

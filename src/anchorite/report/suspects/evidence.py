@@ -96,8 +96,8 @@ def _seen(record: Record, look: Look, iou: NDArray[np.float64], num_classes: int
     own_iou = np.where(same_class & (iou >= SAME_PLACE), iou, 0.0).max(axis=0, initial=0.0)
     speaks = (iou >= SAME_PLACE) & (same_class | (iou > own_iou))
     seen = np.zeros((len(iou), num_classes))
-    labels, founds = np.nonzero(speaks)
-    np.maximum.at(seen, (labels, look.class_ids[founds]), look.scores[founds])
+    labels, predictions = np.nonzero(speaks)
+    np.maximum.at(seen, (labels, look.class_ids[predictions]), look.scores[predictions])
     return seen
 
 

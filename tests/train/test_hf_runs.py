@@ -12,15 +12,15 @@ import torch
 from anchorite.cli import run
 from anchorite.errors import InputError
 from anchorite.model import load_weights
-from anchorite.model.borrowed_backbone import BorrowedBackbone
+from anchorite.model.hf_backbone import HFBackbone
 from anchorite.train import RunStarted, load_recipe, resume, train
+from anchorite.train.hf_backbone import read_hf_backbone
 from anchorite.train.optimizer import parameter_groups
 from anchorite.train.preparation import prepare
-from anchorite.train.starting_backbone import read_borrowed
 from tests.cli.commands import data_folder, quick_recipe, weights
 from tests.faults.test_resume import InterruptAt, assert_equal
 from tests.faults.watch import watched
-from tests.model.borrowed import detector, folder
+from tests.model.hf import detector, folder
 from tests.train.runs import Recorder, scenes, small_recipe
 
 pytest.importorskip("transformers")
@@ -32,14 +32,14 @@ def copied(family: str, place: Path) -> Path:
 
 def test_a_run_begins_with_the_weights_and_the_normalisation_of_the_folder() -> None:
     recipe = small_recipe(backbone=f"hf:{folder('resnet')}")
-    borrowed = read_borrowed(recipe, None)
+    borrowed = read_hf_backbone(recipe, None)
     with watched() as deeds:
         prepared = prepare(recipe, scenes(), borrowed=borrowed)
     assert (deeds.network, deeds.spawned) == ([], [])
     assert borrowed is not None
     assert borrowed.said in prepared.decisions
-    made = prepared.trainee.detector
-    assert isinstance(made.backbone, BorrowedBackbone)
+    made = prepared.train_state.detector
+    assert isinstance(made.backbone, HFBackbone)
     assert borrowed.tensors is not None
     stem = borrowed.tensors["resnet.embedder.embedder.convolution.weight"]
     assert torch.equal(made.backbone.body.embedder.embedder.convolution.weight, stem)

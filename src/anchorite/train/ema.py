@@ -22,7 +22,7 @@ class AverageConfig(BaseModel):
     ramp_steps: float = Field(2000.0, gt=0, allow_inf_nan=False, description="optimizer steps over which decay builds")
 
 
-class WeightAverage(Generic[Network]):
+class EMA(Generic[Network]):
     """Exponential moving average of a model's parameters and floating-point buffers.
 
     `model` is the averaged copy, in evaluation mode and without gradients; `updates` counts the steps seen.

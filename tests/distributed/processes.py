@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anchorite.ranks import joined
+from anchorite.distributed import init_process_group
 
 TIMEOUT_S = 30.0
 
@@ -29,9 +29,9 @@ def free_port() -> int:
 
 def environment_of(number: int, count: int, port: int) -> dict[str, str]:
     """What torchrun would tell a rank of this machine."""
-    ranks = {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": count}
+    world = {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": count}
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    return {**os.environ, **{name: str(value) for name, value in {**ranks, **place}.items()}}
+    return {**os.environ, **{name: str(value) for name, value in {**world, **place}.items()}}
 
 
 def on_ranks(count: int, function: str, folder: Path, **arguments: Any) -> list[dict[str, Tensor]]:
@@ -42,7 +42,7 @@ def on_ranks(count: int, function: str, folder: Path, **arguments: Any) -> list[
     if count == 1:
         return [_called(function, arguments)]
     port = free_port()
-    words = [sys.executable, "-m", "tests.ranks.processes", function, json.dumps(arguments), str(folder)]
+    words = [sys.executable, "-m", "tests.distributed.processes", function, json.dumps(arguments), str(folder)]
     started = [
         subprocess.Popen(words, env=environment_of(number, count, port), stderr=subprocess.PIPE, text=True)
         for number in range(count)
@@ -54,8 +54,8 @@ def on_ranks(count: int, function: str, folder: Path, **arguments: Any) -> list[
 
 def _called(function: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
     module, name = function.split(":")
-    with joined(TIMEOUT_S) as ranks:
-        tensors: dict[str, Tensor] = getattr(importlib.import_module(module), name)(ranks, **arguments)
+    with init_process_group(TIMEOUT_S) as world:
+        tensors: dict[str, Tensor] = getattr(importlib.import_module(module), name)(world, **arguments)
     return {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
 
 

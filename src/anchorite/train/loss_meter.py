@@ -39,7 +39,7 @@ class _UnderWay:
     batch: Batch | None
 
 
-class LossWatch:
+class AsyncLossMeter:
     """Sums the terms of an epoch's batches on the host, and hands each step that was skipped to `on_skip`.
 
     `lag` batches may be under way to the host: their terms are copied without waiting, and looked at that many batches

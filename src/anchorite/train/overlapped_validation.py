@@ -11,7 +11,7 @@ from anchorite.model import Detector
 from anchorite.train.progress import Progress
 
 
-class LateMetrics:
+class OverlappedValidation:
     """An epoch that is validated but not concluded. row: its metrics so far; progress: the run's, at its end.
 
     finish: computes the metrics, in a thread; None on ranks other than the first, which have no metrics and no copy of

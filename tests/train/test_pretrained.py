@@ -14,9 +14,9 @@ import torch
 from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError, UnsafeFileError
 from anchorite.model import Detector, WeightsInfo, default_anchors, save_weights
-from anchorite.train import Recipe, RunFolder, RunStarted, StepDone, load_recipe, read_start, resume, train
+from anchorite.train import Recipe, RunFolder, RunStarted, StepDone, load_recipe, read_pretrained, resume, train
 from anchorite.train.preparation import Prepared, choose_anchors, prepare
-from anchorite.train.starting_weights import keep_tensors
+from anchorite.train.pretrained import load_matching
 from tests.faults.test_resume import InterruptAt, assert_equal
 from tests.model.foreign_files import foreign_model, random_detector, save_checkpoint
 from tests.shared import shared_path
@@ -44,7 +44,7 @@ def weights(
 
 
 def prepared_from(recipe: Recipe) -> Prepared:
-    recipe, start = read_start(recipe)
+    recipe, start = read_pretrained(recipe)
     return prepare(recipe, scenes(), start=start)
 
 
@@ -60,8 +60,8 @@ def test_what_fits_is_kept_to_the_bit_and_the_rest_is_as_without_weights(tmp_pat
     assert scenes().class_names == OURS
     path, old = weights(tmp_path)
     prepared = prepared_from(small_recipe(weights=path))
-    new, theirs = prepared.trainee.detector.state_dict(), old.state_dict()
-    fresh = prepare(small_recipe(), scenes()).trainee.detector.state_dict()
+    new, theirs = prepared.train_state.detector.state_dict(), old.state_dict()
+    fresh = prepare(small_recipe(), scenes()).train_state.detector.state_dict()
     heads = head_names(old)
     assert len(heads) == 6
     assert [name for name in new if name not in heads and not torch.equal(new[name], theirs[name])] == []
@@ -74,7 +74,7 @@ def test_what_fits_is_kept_to_the_bit_and_the_rest_is_as_without_weights(tmp_pat
         assert torch.equal(ours[:, 5:9:2], started[:, 5:9:2])
         assert torch.equal(ours[:, 8], started[:, 8])
         assert not torch.equal(ours[:, :5], started[:, :5])
-    average = prepared.trainee.average.model.state_dict()
+    average = prepared.train_state.average.model.state_dict()
     assert all(torch.equal(average[name], tensor) for name, tensor in new.items())
     assert prepared.kept in prepared.decisions
     assert prepared.kept == (
@@ -86,7 +86,7 @@ def test_what_fits_is_kept_to_the_bit_and_the_rest_is_as_without_weights(tmp_pat
 def test_weights_of_the_same_classes_are_kept_whole(tmp_path: Path) -> None:
     path, old = weights(tmp_path, names=OURS)
     prepared = prepared_from(small_recipe(weights=path))
-    new = prepared.trainee.detector.state_dict()
+    new = prepared.train_state.detector.state_dict()
     assert all(torch.equal(new[name], tensor) for name, tensor in old.state_dict().items())
     assert (
         f"{len(new)} of {len(new)} tensors kept; head: rows of box and objectness kept, and of all 5" in prepared.kept
@@ -111,11 +111,11 @@ def test_weights_of_the_same_classes_are_kept_whole(tmp_path: Path) -> None:
 def test_rows_of_classes_are_kept_by_name(
     ours: tuple[str, ...], theirs: tuple[str, ...], kept: list[tuple[int, int]], tmp_path: Path
 ) -> None:
-    start = read_start(small_recipe(weights=weights(tmp_path, names=theirs or ("x", "y"))[0]))[1]
+    start = read_pretrained(small_recipe(weights=weights(tmp_path, names=theirs or ("x", "y"))[0]))[1]
     assert start is not None
     detector = Detector("n", len(ours), default_anchors("n"))
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
-    sentence = keep_tensors(detector, start, ours)
+    sentence = load_matching(detector, start, ours)
     old = start.detector.state_dict()
     for name in head_names(detector):
         new = rows(detector.state_dict()[name])
@@ -132,8 +132,8 @@ def test_another_number_of_anchors_makes_the_head_new(tmp_path: Path) -> None:
     path, old = weights(tmp_path, names=OURS)
     table = [[10, 13, 33, 23], [30, 61, 59, 119], [116, 90, 373, 326]]
     prepared = prepared_from(small_recipe(weights=path, anchors__rows=table))
-    fresh = prepare(small_recipe(anchors__rows=table), scenes()).trainee.detector.state_dict()
-    new = prepared.trainee.detector.state_dict()
+    fresh = prepare(small_recipe(anchors__rows=table), scenes()).train_state.detector.state_dict()
+    new = prepared.train_state.detector.state_dict()
     for name, tensor in new.items():
         assert torch.equal(tensor, fresh[name] if name.startswith("head.") else old.state_dict()[name])
     assert "head: new, for 2 anchors a level, where that of the weights has 3" in prepared.kept
@@ -143,10 +143,10 @@ def test_another_number_of_anchors_makes_the_head_new(tmp_path: Path) -> None:
 def test_the_anchors_of_the_weights_stay_unless_too_few_boxes_match_them(tmp_path: Path) -> None:
     path, _ = weights(tmp_path, anchors=OTHER_ANCHORS)
     prepared = prepared_from(small_recipe(weights=path))
-    assert prepared.trainee.detector.anchors == OTHER_ANCHORS
+    assert prepared.train_state.detector.anchors == OTHER_ANCHORS
     assert any(text.startswith("anchors: of the weights; best possible recall 1.0") for text in prepared.decisions)
     huge = AnchorSet.from_rows([[400, 400], [500, 500], [600, 600]], (8, 16, 32))
-    recipe, start = read_start(small_recipe(weights=weights(tmp_path, anchors=huge)[0]))
+    recipe, start = read_pretrained(small_recipe(weights=weights(tmp_path, anchors=huge)[0]))
     chosen, sentence = choose_anchors(recipe, scenes().splits["train"], start)
     assert sentence.startswith("anchors: fitted to the data; best possible recall 0.0000 -> ")
     assert chosen.num_anchors == 1
@@ -160,30 +160,30 @@ def test_the_size_is_that_of_the_weights_unless_another_was_asked_for(tmp_path: 
     # The default of a built-in recipe and of the field are replaced; what somebody wrote is not.
     for recipe in (load_recipe("small-data", {"weights": path}), Recipe(weights=path)):
         assert recipe.model == "n"
-        assert read_start(recipe)[0] == recipe.model_copy(update={"model": "s"})
+        assert read_pretrained(recipe)[0] == recipe.model_copy(update={"model": "s"})
     own = tmp_path / "own.yaml"
     own.write_text("model: m\n")
     for recipe, size in ((load_recipe(own, {"weights": path}), "m"), (Recipe(weights=path, model="n6"), "n6")):
         with pytest.raises(InputError) as caught:
-            read_start(recipe)
+            read_pretrained(recipe)
         assert str(caught.value).startswith(f"weights {path} are of size s, and the model is to be of size {size}")
         assert "Leave the model out, or say s, or start from weights of size" in str(caught.value)
     asked = load_recipe("small-data", {"weights": path, "model": "n"})
     with pytest.raises(InputError, match="of size n"):
-        read_start(asked)
-    assert read_start(load_recipe("small-data", {"weights": path, "model": "s"}))[0].model == "s"
+        read_pretrained(asked)
+    assert read_pretrained(load_recipe("small-data", {"weights": path, "model": "s"}))[0].model == "s"
     six, _ = weights(tmp_path, "n6")
     with pytest.raises(InputError, match="image_size: must be a multiple of 64, the coarsest stride of model n6"):
-        read_start(load_recipe("small-data", {"weights": six, "image_size": 96}))
+        read_pretrained(load_recipe("small-data", {"weights": six, "image_size": 96}))
 
 
 def test_a_backbone_that_does_not_fit_is_refused_naming_both_sizes(tmp_path: Path) -> None:
-    start = read_start(small_recipe(weights=weights(tmp_path)[0]))[1]
+    start = read_pretrained(small_recipe(weights=weights(tmp_path)[0]))[1]
     assert start is not None
     with torch.device("meta"):
         other = Detector("s", 3, default_anchors("s"))
     with pytest.raises(InputError, match=r"\d+ of \d+ tensors of the backbone fit; .* of size n and .* of size s; "):
-        keep_tensors(other, start, THEIRS)
+        load_matching(other, start, THEIRS)
 
 
 def test_files_that_are_no_weights_are_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_files_that_are_no_weights_are_refused_before_anything_is_made(tmp_path:
     with pytest.raises(
         InputError, match=r"backbone.stem.norm.running_var holds values that are infinite or no numbers"
     ):
-        read_start(small_recipe(weights=path))
+        read_pretrained(small_recipe(weights=path))
     assert not (tmp_path / "run").exists()
 
 
@@ -224,12 +224,12 @@ def test_a_foreign_checkpoint_is_imported_and_its_names_count_only_where_it_has_
     for names, said in ((list(THEIRS), "and of 2 of 5 classes by name (ring, cross)"), (None, "for none has its name")):
         path = save_checkpoint(tmp_path / "theirs.pt", foreign_model(old, names))
         prepared = prepared_from(small_recipe(weights=str(path)))
-        new = prepared.trainee.detector.state_dict()
+        new = prepared.train_state.detector.state_dict()
         kept = [name for name in new if not name.startswith("head.")]
         assert all(torch.equal(new[name], old.state_dict()[name]) for name in kept)
         assert "3 classes, imported from its model, nothing of it was run)" in prepared.kept
         assert said in prepared.kept
-        start = read_start(small_recipe(weights=str(path)))[1]
+        start = read_pretrained(small_recipe(weights=str(path)))[1]
         assert start is not None
         assert start.class_names == (THEIRS if names else ())
 

@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 import pytest
 
-from anchorite.data.ahead import ahead
+from anchorite.data.prefetch import prefetch
 
 
 def test_items_come_ahead_in_order_and_errors_in_their_turn() -> None:
@@ -21,7 +21,7 @@ def test_items_come_ahead_in_order_and_errors_in_their_turn() -> None:
             yield number
         raise KeyError("after five")
 
-    items = ahead(make, depth=2)
+    items = prefetch(make, depth=2)
     for expected in range(5):
         assert next(items) == expected
         time.sleep(0.02)
@@ -40,7 +40,7 @@ def test_leaving_early_stops_the_thread() -> None:
         finally:
             ended.set()
 
-    items = ahead(make, depth=2)
+    items = prefetch(make, depth=2)
     next(items)
     items.close()
     assert ended.is_set()
@@ -55,7 +55,7 @@ def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch: pyte
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(threading.Thread, "start", interrupted_start)
-    items = ahead(lambda _stop: (number for number in range(1000)), 1)
+    items = prefetch(lambda _stop: (number for number in range(1000)), 1)
     with pytest.raises(KeyboardInterrupt):
         next(items)
     assert "anchorite-ahead" not in [thread.name for thread in threading.enumerate()]
@@ -70,7 +70,7 @@ def test_what_is_not_there_yet_is_told_and_a_stop_hands_over_what_was_made() -> 
         end.wait()
         yield 2
 
-    items = ahead(make, 4, stop, lull=-1)
+    items = prefetch(make, 4, stop, lull=-1)
     assert next(items) == -1
     go_on.set()
     assert next(items) == 1
@@ -84,7 +84,7 @@ def test_an_error_comes_after_what_came_before_it_also_where_lulls_are_told() ->
         yield 1
         raise OSError("gone")
 
-    items, seen = ahead(make, 4, threading.Event(), lull=-1), []
+    items, seen = prefetch(make, 4, threading.Event(), lull=-1), []
     with pytest.raises(OSError, match="gone"):
         seen.extend(item for item in items if item != -1)
     assert seen == [1]

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from anchorite.errors import AnchoriteError, InputError, ToldElsewhere, WorkerError
+from anchorite.distributed.world import SINGLE_PROCESS, World
+from anchorite.errors import AnchoriteError, InputError, ReportedByPeer, WorkerError
 from anchorite.interrupts import HeldInterrupts
 from anchorite.launch import FROM_RANK
-from anchorite.ranks.group import ALONE, Ranks
 
 _LAST_WORDS_S = 3.0  # how long a rank may take to say that it still answers, or what happened to it
 _POLL_S = 0.05
@@ -31,28 +31,28 @@ _FIRST_FAULT = "first-fault"
 
 
 @contextmanager
-def joined(timeout_s: float, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
-    """The ranks that this process belongs to, connected for the length of the block; ALONE where there is one.
+def init_process_group(timeout_s: float, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+    """The ranks that this process belongs to, connected for the length of the block; SINGLE_PROCESS where there is one.
 
     timeout_s: how long any rank may keep the others waiting. When one fails inside the block, the others end with
     WorkerError (exit code 6) that names it and its reason. What another rank has told, because it fails on all alike or
-    is the cause of this one's end, raises ToldElsewhere.
+    is the cause of this one's end, raises ReportedByPeer.
     """
-    ranks = _launched(environment)
-    if not ranks.are_several:
-        yield ranks
+    world = _launched(environment)
+    if not world.is_distributed:
+        yield world
         return
-    told = _connect(ranks, timeout_s)
+    told = _connect(world, timeout_s)
     try:
-        yield ranks
+        yield world
         _part(told, timeout_s)
     except BaseException as error:
         with HeldInterrupts():  # torchrun ends all when it sees one fail; the reason comes first
             end = _end_of(error, told, timeout_s)
         if end is None:
-            error.add_note(FROM_RANK + str(ranks.number))
+            error.add_note(FROM_RANK + str(world.rank))
             raise
-        for note in (*getattr(error, "__notes__", ()), FROM_RANK + str(ranks.number)):
+        for note in (*getattr(error, "__notes__", ()), FROM_RANK + str(world.rank)):
             end.add_note(note)
         raise end from error
     finally:
@@ -60,29 +60,29 @@ def joined(timeout_s: float, environment: Mapping[str, str] = os.environ) -> Ite
             dist.destroy_process_group()
 
 
-def _launched(environment: Mapping[str, str]) -> Ranks:
+def _launched(environment: Mapping[str, str]) -> World:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if int(environment.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
+        return SINGLE_PROCESS
     missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in environment]
     if missing:
         raise InputError(
             f"WORLD_SIZE is {environment['WORLD_SIZE']}, but {', '.join(missing)} is not set; start several processes "
             "by torchrun: torchrun --nproc-per-node 2 -m anchorite train DATA"
         )
-    return Ranks(*(int(environment[name]) for name in names))
+    return World(*(int(environment[name]) for name in names))
 
 
 @dataclass(frozen=True)
 class _Board:
     """What ranks leave for each other in the store of the rendezvous, which outlives them."""
 
-    ranks: Ranks
+    world: World
     store: Any
 
     def note(self, what: str, value: Any = None) -> None:
         """Leave something under this rank's number."""
-        self.store.set(f"{what}/{self.ranks.number}", json.dumps(value))
+        self.store.set(f"{what}/{self.world.rank}", json.dumps(value))
 
     def has(self, number: int, what: str) -> bool:
         """Whether a rank left something there."""
@@ -94,7 +94,7 @@ class _Board:
 
     def note_fault(self, message: str, exit_code: int) -> dict[str, Any]:
         """The fault that was noted first, which is this one where there was none."""
-        mine = json.dumps({"rank": self.ranks.number, "message": message, "exit_code": exit_code})
+        mine = json.dumps({"rank": self.world.rank, "message": message, "exit_code": exit_code})
         found: dict[str, Any] = json.loads(self.store.compare_set(_FIRST_FAULT, "", mine))
         return found
 
@@ -103,26 +103,26 @@ class _Board:
         return json.loads(self.store.get(_FIRST_FAULT)) if self.store.check([_FIRST_FAULT]) else None
 
 
-def _connect(ranks: Ranks, timeout_s: float) -> _Board:
+def _connect(world: World, timeout_s: float) -> _Board:
     timeout = timedelta(seconds=timeout_s)
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(ranks.local_number % torch.cuda.device_count())
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
         # One store may serve all restarts, and must not tell of the ranks before.
         store = dist.PrefixStore(f"anchorite/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         # Connecting is bounded by the same time as everything after it, and starting is not: wait for all first.
-        store.set(f"ready/{ranks.number}", "")
-        store.wait([f"ready/{number}" for number in range(ranks.count)], timedelta(seconds=_START_S))
-        dist.init_process_group(backend, store=store, rank=ranks.number, world_size=ranks.count, timeout=timeout)
+        store.set(f"ready/{world.rank}", "")
+        store.wait([f"ready/{number}" for number in range(world.world_size)], timedelta(seconds=_START_S))
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.world_size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise WorkerError(
-            f"rank {ranks.number} of {ranks.count} could not reach the others at {os.environ['MASTER_ADDR']}:"
+            f"rank {world.rank} of {world.world_size} could not reach the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']}: {_first_line(error)}"
         ) from error
-    board = _Board(ranks, store)
+    board = _Board(world, store)
     board.note("process", {"host": socket.gethostname(), "pid": os.getpid(), "parent": os.getppid()})
     return board
 
@@ -131,7 +131,7 @@ def _part(board: _Board, timeout_s: float) -> None:
     """Wait until all are done: a connection that is closed too early takes along what the other has not read yet."""
     with suppress(RuntimeError):  # the store is gone, or another rank, which is for the launcher to tell
         board.note("done")
-        names = [f"done/{number}" for number in range(board.ranks.count)]
+        names = [f"done/{number}" for number in range(board.world.world_size)]
         board.store.wait(names, timedelta(seconds=timeout_s))
 
 
@@ -144,12 +144,12 @@ def _end_of(error: BaseException, board: _Board, timeout_s: float) -> AnchoriteE
         if isinstance(error, KeyboardInterrupt):
             message, code = "interrupted", 130
         first = board.note_fault(message, code)
-        told_by_another = first["rank"] != board.ranks.number and (first["message"], first["exit_code"]) == (
+        told_by_another = first["rank"] != board.world.rank and (first["message"], first["exit_code"]) == (
             message,
             code,
         )
         if told_by_another and not isinstance(error, KeyboardInterrupt):
-            return ToldElsewhere(code)
+            return ReportedByPeer(code)
     return None
 
 
@@ -164,7 +164,7 @@ def _is_of_the_network(error: Exception) -> bool:
 def _fault_of_another(board: _Board, timeout_s: float) -> AnchoriteError:
     """Why the others cannot be reached: what one of them noted, else which of them does not answer any more."""
     board.note("answers")
-    others = [number for number in range(board.ranks.count) if number != board.ranks.number]
+    others = [number for number in range(board.world.world_size) if number != board.world.rank]
     _wait(lambda: bool(board.first_fault()) or all(_has_ended_or_answers(board, number) for number in others))
     first = board.first_fault()
     if first is None:
@@ -172,11 +172,11 @@ def _fault_of_another(board: _Board, timeout_s: float) -> AnchoriteError:
         told = "; ".join(_fate_of(number, board.read("process", number), timeout_s) for number in silent)
         mine = told or f"the ranks lost each other for {timeout_s:g} s, though all of them answer: see to the network"
         first = board.note_fault(mine, WorkerError.exit_code)
-        if first["rank"] == board.ranks.number:
+        if first["rank"] == board.world.rank:
             return WorkerError(mine)
     process = board.read("process", first["rank"]) or {}
-    if process.get("host") == socket.gethostname() or board.ranks.local_number > 0:
-        return ToldElsewhere(WorkerError.exit_code)
+    if process.get("host") == socket.gethostname() or board.world.local_rank > 0:
+        return ReportedByPeer(WorkerError.exit_code)
     where = f"rank {first['rank']} on {process.get('host', 'another machine')}"
     return WorkerError(f"{where} failed first: {_first_line(first['message'])}")
 

@@ -15,13 +15,13 @@ from anchorite.boxes import Targets
 from anchorite.data import Batch, ImageStore, empty_batch, open_dataset
 from anchorite.data.sampler import part_of_rank
 from anchorite.devices import Precision
+from anchorite.distributed import World
 from anchorite.loss import DetectionLoss, LossConfig
 from anchorite.model import Detector, default_anchors
-from anchorite.ranks import Ranks
-from anchorite.train.average import AverageConfig, WeightAverage
+from anchorite.train.ema import EMA, AverageConfig
 from anchorite.train.optimizer import OptimizerConfig, build_optimizer
 from anchorite.train.shared_norm import share_batch_norm
-from anchorite.train.step import Trainee, TrainingStep
+from anchorite.train.step import TrainingStep, TrainState
 
 SIDE, CLASSES = 64, 3
 CPU = torch.device("cpu")
@@ -38,9 +38,9 @@ def whole_batch(number: int, num_images: int, empty_from: int) -> Batch:
     return Batch(images, Targets.from_rows(rows[rows[:, 0] < empty_from]), torch.arange(num_images))
 
 
-def part(batch: Batch, ranks: Ranks) -> Batch:
+def part(batch: Batch, world: World) -> Batch:
     """A rank's part of a batch."""
-    chosen = part_of_rank(batch.indices.numpy(), ranks.number, ranks.count).tolist()
+    chosen = part_of_rank(batch.indices.numpy(), world.rank, world.world_size).tolist()
     if not chosen:
         return empty_batch(SIDE)
     rows = batch.targets.rows[(batch.targets.rows[:, 0] >= chosen[0]) & (batch.targets.rows[:, 0] <= chosen[-1])]
@@ -48,54 +48,54 @@ def part(batch: Batch, ranks: Ranks) -> Batch:
     return Batch(batch.images[chosen], Targets.from_rows(rows), batch.indices[chosen])
 
 
-def make_step(ranks: Ranks, norm: str, **settings: object) -> tuple[TrainingStep, Trainee]:
+def make_step(world: World, norm: str, **settings: object) -> tuple[TrainingStep, TrainState]:
     """A step in float64 over all ranks. norm: "shared" statistics, or "fixed" ones, as in evaluation."""
     torch.manual_seed(0)
     detector = Detector("n", CLASSES, default_anchors("n")).double().train()
-    criterion = DetectionLoss(detector.anchors, CLASSES, LossConfig(**settings), ranks).train()  # type: ignore[arg-type]
-    average = WeightAverage(detector, AverageConfig())
+    criterion = DetectionLoss(detector.anchors, CLASSES, LossConfig(**settings), world).train()  # type: ignore[arg-type]
+    average = EMA(detector, AverageConfig())
     optimizer = build_optimizer(detector, OptimizerConfig())
     if norm == "fixed":
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-    elif ranks.are_several:
+    elif world.is_distributed:
         share_batch_norm(detector, CPU)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    trainee = Trainee(detector, criterion, optimizer, average, scaler)
-    return TrainingStep(trainee, Precision("fp32", None, False, "test"), 0.0, CPU), trainee
+    train_state = TrainState(detector, criterion, optimizer, average, scaler)
+    return TrainingStep(train_state, Precision("fp32", None, False, "test"), 0.0, CPU), train_state
 
 
 def gradients(
-    ranks: Ranks, norm: str, batches: list[tuple[int, int]], bad: tuple[int, ...] = (), **settings: object
+    world: World, norm: str, batches: list[tuple[int, int]], bad: tuple[int, ...] = (), **settings: object
 ) -> dict[str, Tensor]:
     """Gradients, buffers and losses after batches of (images, those with targets), gathered for one optimizer step.
 
     bad: numbers of batches that are not finite for the first rank.
     """
-    step, trainee = make_step(ranks, norm, **settings)
+    step, train_state = make_step(world, norm, **settings)
     found: dict[str, Tensor] = {}
     for number, (num_images, empty_from) in enumerate(batches):
         whole = whole_batch(number, num_images, empty_from)
-        if number in bad and ranks.is_first:
-            weight = trainee.detector.head.predictors["p3"].bias
+        if number in bad and world.is_main:
+            weight = train_state.detector.head.predictors["p3"].bias
             kept, weight.data = weight.data, torch.full_like(weight, torch.nan)
-        terms = step.accumulate(part(whole, ranks), num_images, is_last=number == len(batches) - 1)
-        if number in bad and ranks.is_first:
+        terms = step.accumulate(part(whole, world), num_images, is_last=number == len(batches) - 1)
+        if number in bad and world.is_main:
             weight.data = kept
         found |= {f"terms.{number}.{name}": getattr(terms, name) for name in terms._fields[1:]}
-    found |= {f"grad.{name}": one.grad for name, one in trainee.detector.named_parameters() if one.grad is not None}
-    found |= {f"buffer.{name}": one for name, one in trainee.detector.named_buffers() if "tracked" not in name}
-    return found | {"balance": trainee.criterion.balance}
+    found |= {f"grad.{name}": one.grad for name, one in train_state.detector.named_parameters() if one.grad is not None}
+    found |= {f"buffer.{name}": one for name, one in train_state.detector.named_buffers() if "tracked" not in name}
+    return found | {"balance": train_state.criterion.balance}
 
 
-def all_gradients(ranks: Ranks, cases: list[dict[str, Any]]) -> dict[str, Tensor]:
+def all_gradients(world: World, cases: list[dict[str, Any]]) -> dict[str, Tensor]:
     """`gradients` of each case, which cost less than starting the ranks; names begin with the case's number."""
-    found = [gradients(ranks, **case) for case in cases]
+    found = [gradients(world, **case) for case in cases]
     return {f"{number}/{name}": one for number, of_case in enumerate(found) for name, one in of_case.items()}
 
 
-def kept_images(ranks: Ranks, data: str, bad: str) -> dict[str, Tensor]:
+def kept_images(world: World, data: str, bad: str) -> dict[str, Tensor]:
     """The training images in memory, with one more that cannot be decoded, and how many this rank has decoded."""
     records = open_dataset(Path(data)).splits["train"]
     damaged = Path(bad) / "damaged.jpg"
@@ -108,13 +108,13 @@ def kept_images(ranks: Ranks, data: str, bad: str) -> dict[str, Tensor]:
         return decode(index)
 
     store._decode = counted  # type: ignore[method-assign]
-    store.build(ranks=ranks)
+    store.build(world=world)
     pixels = torch.cat([torch.from_numpy(store.image(index).copy()).flatten() for index in range(len(store))])
-    ranks.wait()
+    world.barrier()
     assert store._shared is not None
-    if ranks.is_first:
+    if world.is_main:
         store._shared.array[0] = 7
-    ranks.wait()
+    world.barrier()
     return {
         "pixels": pixels,
         "decoded": torch.tensor(len(decoded)),
@@ -123,29 +123,29 @@ def kept_images(ranks: Ranks, data: str, bad: str) -> dict[str, Tensor]:
     }
 
 
-def linger(ranks: Ranks, out: str) -> dict[str, Tensor]:
+def linger(world: World, out: str) -> dict[str, Tensor]:
     """Whether the first rank, which has nothing more to do, has left when the other comes to its end."""
     left, leave = Path(out) / "left", dist.destroy_process_group
-    if ranks.is_first:
+    if world.is_main:
         dist.destroy_process_group = lambda: (left.touch(), leave())  # type: ignore[assignment, func-returns-value]
-    ranks.wait()
-    if not ranks.is_first:
+    world.barrier()
+    if not world.is_main:
         time.sleep(1.0)
     return {"has_left": torch.tensor(left.exists())}
 
 
-def talk(ranks: Ranks) -> dict[str, Tensor]:
+def talk(world: World) -> dict[str, Tensor]:
     """Everything that ranks can say to each other, with answers that every rank knows."""
-    number = torch.tensor([float(ranks.number)])
-    gathered = ranks.gather_tensors({"here": number, "long": torch.arange(ranks.number * 1000)})
+    number = torch.tensor([float(world.rank)])
+    gathered = world.gather_tensors({"here": number, "long": torch.arange(world.rank * 1000)})
     return {
-        "sum": ranks.sum(number),
+        "sum": world.all_reduce(number),
         "own": number,
-        "any": torch.tensor([ranks.any(ranks.number == 1), ranks.any(False)]),
-        "all": torch.stack([ranks.all(number[0] >= 0), ranks.all(number[0] > 0)]),
-        "first": torch.tensor(ranks.from_first([ranks.number, 5])),
-        "everyone": torch.tensor(ranks.gather([ranks.number] * 3)),
-        "tensors": ranks.tensors_from_first({"a": number + 7})["a"],
+        "any": torch.tensor([world.any(world.rank == 1), world.any(False)]),
+        "all": torch.stack([world.all(number[0] >= 0), world.all(number[0] > 0)]),
+        "first": torch.tensor(world.broadcast([world.rank, 5])),
+        "everyone": torch.tensor(world.all_gather([world.rank] * 3)),
+        "tensors": world.broadcast_tensors({"a": number + 7})["a"],
         "gathered": torch.stack([one["here"][0] for one in gathered] or [torch.tensor(-1.0)]),
         "lengths": torch.tensor([len(one["long"]) for one in gathered]),
     }

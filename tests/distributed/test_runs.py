@@ -18,9 +18,9 @@ from anchorite.evaluate import ValidationConfig, Validator
 from anchorite.model import load_weights
 from anchorite.train import RunFolder
 from tests.cli.commands import data_folder
-from tests.ranks.launched import bits, finished, start, train_words
-from tests.ranks.machines import two_machines
-from tests.ranks.processes import free_port, on_ranks
+from tests.distributed.launched import bits, finished, start, train_words
+from tests.distributed.machines import two_machines
+from tests.distributed.processes import free_port, on_ranks
 from tests.train.runs import scenes
 
 pytestmark = pytest.mark.slow
@@ -68,13 +68,13 @@ def test_two_machines_make_the_run_of_one(tmp_path: Path) -> None:
 def test_ranks_share_shards_and_go_on_in_an_epoch_of_them_bit_for_bit(tmp_path: Path) -> None:
     write_dataset(scenes(), tmp_path / "shards", "shards", shard_bytes=12_000)
     arguments = {"data": str(tmp_path / "shards"), "out": str(tmp_path)}
-    ranks = on_ranks(2, "tests.ranks.shard_program:train_and_go_on", tmp_path, **arguments)
+    world = on_ranks(2, "tests.distributed.shard_program:train_and_go_on", tmp_path, **arguments)
     num_images = len(scenes().splits["train"])
     everything = [(epoch, index) for epoch in range(2) for index in range(num_images)]
-    drawn = [[tuple(pair) for pair in of_rank["straight.drawn"].tolist()] for of_rank in ranks]
+    drawn = [[tuple(pair) for pair in of_rank["straight.drawn"].tolist()] for of_rank in world]
     assert sorted(drawn[0] + drawn[1]) == everything, "each image once an epoch, on one of the ranks"
     assert abs(len(drawn[0]) - len(drawn[1])) <= 2
-    for of_rank, before in zip(ranks, drawn, strict=True):
+    for of_rank, before in zip(world, drawn, strict=True):
         assert max(of_rank["batches"].tolist()) == 2
         again = [tuple(pair) for pair in of_rank["broken.drawn"].tolist()]
         assert again == before[-len(again) :]
@@ -101,12 +101,14 @@ def test_patience_that_runs_out_late_leaves_what_it_would_have_left_at_once(tmp_
 
 
 def test_ranks_of_a_machine_decode_each_image_once_and_keep_it_once(tmp_path: Path) -> None:
-    (alone,) = on_ranks(1, "tests.ranks.programs:kept_images", tmp_path, data=str(data_folder()), bad=str(tmp_path))
-    ranks = on_ranks(2, "tests.ranks.programs:kept_images", tmp_path, data=str(data_folder()), bad=str(tmp_path))
+    (alone,) = on_ranks(
+        1, "tests.distributed.programs:kept_images", tmp_path, data=str(data_folder()), bad=str(tmp_path)
+    )
+    world = on_ranks(2, "tests.distributed.programs:kept_images", tmp_path, data=str(data_folder()), bad=str(tmp_path))
     num_images = len(open_dataset(data_folder()).splits["train"])
     assert alone["decoded"].item() == num_images + 1
-    assert sum(found["decoded"].item() for found in ranks) == num_images + 1
-    for found in ranks:
+    assert sum(found["decoded"].item() for found in world) == num_images + 1
+    for found in world:
         assert torch.equal(found["pixels"], alone["pixels"])
         assert found["left_out"].tolist() == alone["left_out"].tolist() == [num_images]
         assert found["written_by_first"].item() == 7, "one memory, not two of the same content"

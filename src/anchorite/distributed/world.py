@@ -1,7 +1,8 @@
-"""`Ranks`: this process among those that train together, and what they tell each other.
+"""`World`: this process among those that train together, and what they tell each other.
 
-Nothing that travels is ever unpickled: tensors go as safetensors, everything else as JSON. Each method but `sum` is for
-small or rare things and goes through the processor's memory; all ranks must call it, in the same order.
+Nothing that travels is ever unpickled: tensors go as safetensors, everything else as JSON. Each method but
+`all_reduce` is for small or rare things and goes through the processor's memory; all ranks must call it, in the same
+order.
 """
 
 from __future__ import annotations
@@ -19,27 +20,31 @@ _BYTES_AT_A_TIME = 1 << 28
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Processes that share a run. number: this one's, from 0, of count; local_number, local_count: on this machine."""
+class World:
+    """The processes that share a run, as this one sees them.
 
-    number: int = 0
-    count: int = 1
-    local_number: int = 0
-    local_count: int = 1
+    rank: of this process, 0..world_size-1; local_rank, local_world_size: the same on this machine. Without torchrun
+    there is one process, rank 0 of 1.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes and prints."""
-        return self.number == 0
+        return self.rank == 0
 
     @property
-    def are_several(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there are others."""
-        return self.count > 1
+        return self.world_size > 1
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, without gradient, on the tensor's device; a new tensor unless alone."""
-        if not self.are_several:
+        if not self.is_distributed:
             return tensor
         total = tensor.detach().clone()
         dist.all_reduce(total)
@@ -47,44 +52,44 @@ class Ranks:
 
     def all(self, here: Tensor) -> Tensor:
         """Whether `here`, a scalar bool, is true on every rank; stays on its device."""
-        return self.sum((~here).float()) == 0 if self.are_several else here
+        return self.all_reduce((~here).float()) == 0 if self.is_distributed else here
 
     def any(self, here: bool) -> bool:
         """Whether it is so on any rank."""
-        return bool(self.sum(torch.tensor([float(here)]))) if self.are_several else here
+        return bool(self.all_reduce(torch.tensor([float(here)]))) if self.is_distributed else here
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first rank's value, which JSON must be able to hold; what the others give does not count."""
-        if not self.are_several:
+        if not self.is_distributed:
             return value
-        return json.loads(self._bytes_from_first(json.dumps(value).encode() if self.is_first else b""))
+        return json.loads(self._broadcast_bytes(json.dumps(value).encode() if self.is_main else b""))
 
-    def tensors_from_first(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def broadcast_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The first rank's tensors, on the processor."""
-        if not self.are_several:
+        if not self.is_distributed:
             return tensors
-        content = self._bytes_from_first(save(tensors) if self.is_first else b"")
-        return tensors if self.is_first else load(content)
+        content = self._broadcast_bytes(save(tensors) if self.is_main else b"")
+        return tensors if self.is_main else load(content)
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Every rank's value, which JSON must be able to hold, by number, on all ranks."""
-        if not self.are_several:
+        if not self.is_distributed:
             return [value]
         content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = self._lengths(len(content))
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(content)] = content
-        everyone = [torch.empty_like(padded) for _ in range(self.count)]
+        everyone = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(everyone, padded)
         return [json.loads(bytes(one[:length].numpy())) for one, length in zip(everyone, lengths, strict=True)]
 
     def gather_tensors(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Every rank's tensors, by number, on the first rank; nothing on the others."""
-        if not self.are_several:
+        if not self.is_distributed:
             return [tensors]
         content = torch.frombuffer(bytearray(save(tensors)), dtype=torch.uint8)
         lengths = self._lengths(len(content))
-        if not self.is_first:
+        if not self.is_main:
             for part in content.split(_BYTES_AT_A_TIME):
                 dist.send(part, 0)
             return []
@@ -96,25 +101,25 @@ class Ranks:
             gathered.append(load(bytes(received.numpy())))
         return gathered
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until every rank is here."""
         self.any(False)
 
     def _lengths(self, here: int) -> list[int]:
-        everyone = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        everyone = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         dist.all_gather(everyone, torch.tensor([here]))
         return [int(length) for length in everyone]
 
-    def _bytes_from_first(self, content: bytes) -> bytes:
+    def _broadcast_bytes(self, content: bytes) -> bytes:
         length = torch.tensor([len(content)])
         dist.broadcast(length, 0)
         travelling = torch.empty(int(length), dtype=torch.uint8)
-        if self.is_first:
+        if self.is_main:
             travelling = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         for part in travelling.split(_BYTES_AT_A_TIME):
             dist.broadcast(part, 0)
         return bytes(travelling.numpy())
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = World()
 """The only process of its run."""

@@ -20,7 +20,7 @@ class _Ended:
     error: BaseException | None
 
 
-def ahead(
+def prefetch(
     make: Callable[[threading.Event], Generator[Item, None, None]],
     depth: int,
     stop: threading.Event | None = None,

@@ -1,4 +1,4 @@
-"""Ranks that share batches, against one process that has them whole: float64, to rounding."""
+"""World that share batches, against one process that has them whole: float64, to rounding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ranks.processes import on_ranks
+from tests.distributed.processes import on_ranks
 
 FULL = [(8, 8)]
 FEW_TARGETS = [(8, 2)]  # most ranks have none
@@ -37,7 +37,7 @@ def found(count: int) -> dict[int, list[dict[str, Tensor]]]:
     cases = [*CASES, *BAD_CASES]
     numbers = OF_FOUR if count == 4 else range(len(cases))
     chosen = [cases[number] for number in numbers]
-    of_ranks = on_ranks(count, "tests.ranks.programs:all_gradients", Path(mkdtemp()), cases=chosen)
+    of_ranks = on_ranks(count, "tests.distributed.programs:all_gradients", Path(mkdtemp()), cases=chosen)
     return {number: [_of_case(one, place) for one in of_ranks] for place, number in enumerate(numbers)}
 
 
@@ -45,18 +45,18 @@ def _of_case(tensors: dict[str, Tensor], place: int) -> dict[str, Tensor]:
     return {name.partition("/")[2]: one for name, one in tensors.items() if name.startswith(f"{place}/")}
 
 
-def compare(whole: dict[str, Tensor], ranks: list[dict[str, Tensor]]) -> None:
+def compare(whole: dict[str, Tensor], world: list[dict[str, Tensor]]) -> None:
     """Every rank has the gradients, the losses and the balance of the whole batch, to rounding."""
     names = [name for name in whole if not name.startswith("buffer.")]
     assert sum(name.startswith("grad.") for name in names) > 100
-    for number, of_rank in enumerate(ranks):
+    for number, of_rank in enumerate(world):
         assert of_rank.keys() == whole.keys()
         for name in names:
             scale = whole[name].abs().max().clamp(min=1e-9)
             difference = ((of_rank[name] - whole[name]).abs().max() / scale).item()
             assert difference < 1e-10, (number, name, difference)
         for name in names:
-            assert torch.equal(of_rank[name], ranks[0][name]), "and all have the same bits"
+            assert torch.equal(of_rank[name], world[0][name]), "and all have the same bits"
 
 
 @pytest.mark.slow
@@ -64,25 +64,25 @@ def compare(whole: dict[str, Tensor], ranks: list[dict[str, Tensor]]) -> None:
     ("count", "number"), [*((2, one) for one in range(len(CASES))), *((4, one) for one in OF_FOUR)]
 )
 def test_gradients_are_those_of_a_single_process(count: int, number: int) -> None:
-    (whole,), ranks = found(1)[number], found(count)[number]
-    compare(whole, ranks)
+    (whole,), world = found(1)[number], found(count)[number]
+    compare(whole, world)
     if CASES[number]["norm"] == "shared":
         for name in (name for name in whole if name.startswith("buffer.")):
-            torch.testing.assert_close(ranks[-1][name], whole[name], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(world[-1][name], whole[name], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(BAD_CASES)))
 def test_a_batch_that_is_not_finite_on_one_rank_is_left_out_by_all(number: int) -> None:
-    (whole,), ranks = (found(count)[len(CASES) + number] for count in (1, 2))
-    finite = [{name: one for name, one in of_rank.items() if bool(one.isfinite().all())} for of_rank in (whole, *ranks)]
+    (whole,), world = (found(count)[len(CASES) + number] for count in (1, 2))
+    finite = [{name: one for name, one in of_rank.items() if bool(one.isfinite().all())} for of_rank in (whole, *world)]
     assert {name.split(".")[1] for name in whole.keys() - finite[0].keys()} == {str(number)}
     compare(finite[0], finite[1:])
 
 
 def test_ranks_talk(tmp_path: Path) -> None:
     count = 3
-    for number, said in enumerate(on_ranks(count, "tests.ranks.programs:talk", tmp_path)):
+    for number, said in enumerate(on_ranks(count, "tests.distributed.programs:talk", tmp_path)):
         assert said["sum"].item() == 3
         assert said["own"].item() == number, "what is summed is left as it was"
         assert said["any"].tolist() == [True, False]
@@ -95,6 +95,6 @@ def test_ranks_talk(tmp_path: Path) -> None:
 
 
 def test_no_rank_leaves_before_all_are_done(tmp_path: Path) -> None:
-    found = on_ranks(2, "tests.ranks.programs:linger", tmp_path, out=str(tmp_path))
+    found = on_ranks(2, "tests.distributed.programs:linger", tmp_path, out=str(tmp_path))
     assert [of_rank["has_left"].item() for of_rank in found] == [False, False]
     assert (tmp_path / "left").exists()

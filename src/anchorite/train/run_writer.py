@@ -13,25 +13,25 @@ from anchorite.files import write_text_atomically
 from anchorite.model import Detector, WeightsInfo, save_weights
 from anchorite.train.checkpoint import save_checkpoint
 from anchorite.train.events import RunFinished
-from anchorite.train.loss_watch import LossWatch, Skipped
+from anchorite.train.loss_meter import AsyncLossMeter, Skipped
 from anchorite.train.post_mortem import post_mortem_path, write_post_mortem
 from anchorite.train.progress import Progress
 from anchorite.train.run_folder import RunFolder, format_row
-from anchorite.train.step import Trainee
+from anchorite.train.step import TrainState
 
 
-class Keeper:
+class RunWriter:
     """Writes a run's files, on the first rank alone; on the others the same calls do nothing."""
 
-    def __init__(self, folder: RunFolder, trainee: Trainee, info: WeightsInfo, writes: bool) -> None:
-        self.folder, self.trainee, self.info, self.writes = folder, trainee, info, writes
+    def __init__(self, folder: RunFolder, train_state: TrainState, info: WeightsInfo, writes: bool) -> None:
+        self.folder, self.train_state, self.info, self.writes = folder, train_state, info, writes
 
     def save(self, progress: Progress) -> None:
         """A checkpoint at this point of progress."""
         if self.writes:
-            save_checkpoint(self.folder.checkpoints, self.trainee, progress)
+            save_checkpoint(self.folder.checkpoints, self.train_state, progress)
 
-    def save_within(self, progress: Progress, watch: LossWatch) -> None:
+    def save_within(self, progress: Progress, watch: AsyncLossMeter) -> None:
         """A checkpoint between two batches of an epoch; at its beginning there is one already."""
         watch.flush()
         box, objectness, classification = watch.sums.tolist()

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from anchorite.data import open_dataset
 from anchorite.data.shards.pool import StreamSamples
-from anchorite.ranks import Ranks
+from anchorite.distributed import World
 from anchorite.train import StepDone, resume, train
 from tests.train.runs import Recorder, small_recipe
 
 
-def train_and_go_on(ranks: Ranks, data: str, out: str) -> dict[str, Tensor]:
+def train_and_go_on(world: World, data: str, out: str) -> dict[str, Tensor]:
     """A run, and one that goes on in a copy's first epoch: both ends, and what this rank drew, (epoch, record)."""
     dataset, straight, broken = open_dataset(Path(data)), Path(out) / "straight", Path(out) / "broken"
     drawn: list[tuple[int, int]] = []
@@ -32,14 +32,14 @@ def train_and_go_on(ranks: Ranks, data: str, out: str) -> dict[str, Tensor]:
             shutil.copytree(straight, broken)
 
     StreamSamples.draw_batch = noted  # type: ignore[method-assign]
-    train(small_recipe(checkpoint_minutes=1e-9), dataset, straight, copy, ranks=ranks)
+    train(small_recipe(checkpoint_minutes=1e-9), dataset, straight, copy, world=world)
     found = {"straight.drawn": torch.tensor(drawn)}
-    ranks.wait()
+    world.barrier()
     begun = [path.stem for path in (broken / "checkpoints").glob("*.safetensors")]
     drawn.clear()
-    ranks.wait()
-    resume(broken, dataset, Recorder(), ranks=ranks)
-    ranks.wait()
+    world.barrier()
+    resume(broken, dataset, Recorder(), world=world)
+    world.barrier()
     for run in (straight, broken):
         end = load_file(run / "checkpoints" / "epoch-0002.safetensors")
         found |= {f"{run.name}.end.{name}": tensor for name, tensor in end.items()}

@@ -13,7 +13,7 @@ from anchorite.interrupts import HeldInterrupts
 _Job = Callable[[], Any]
 
 
-class Behind:
+class BackgroundWriter:
     """Does jobs one after another in a thread; at most `depth` wait, then whoever brings more has to wait, too.
 
     What a job raises is raised by the next `do`, or at the end of the `with` block; jobs after it are not done. The end
@@ -39,7 +39,7 @@ class Behind:
                 except BaseException as error:
                     self._error = error
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> BackgroundWriter:
         with HeldInterrupts():
             self._thread.start()
         return self

@@ -14,8 +14,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
-    """Texts one behind the other: data, their bytes (uint8), and starts, where each begins and the last one ends."""
+class StringArray:
+    """Strings one behind the other: data, their bytes (uint8), and starts, where each begins and the last one ends."""
 
     data: NDArray[np.uint8]
     starts: NDArray[np.int64]
@@ -30,8 +30,8 @@ class Texts:
         return map(self.__getitem__, range(len(self)))
 
 
-class TextsBuilder:
-    """Gathers `Texts`, any that Python can hold: half characters stand for the bytes of file names that are no text."""
+class StringArrayBuilder:
+    """Gathers strings, any that Python can hold: half characters stand for the bytes of file names that are no text."""
 
     def __init__(self) -> None:
         self._data, self._starts = bytearray(), array("q", [0])
@@ -42,12 +42,12 @@ class TextsBuilder:
         self._starts.append(len(self._data))
         return len(self._starts) - 2
 
-    def texts(self) -> Texts:
+    def texts(self) -> StringArray:
         """All of them; nothing may be added afterwards."""
-        return Texts(as_array(self._data, np.uint8), as_array(self._starts, np.int64))
+        return StringArray(as_array(self._data, np.uint8), as_array(self._starts, np.int64))
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Texts:
+    def of(cls, texts: Iterable[str]) -> StringArray:
         """These texts."""
         builder = cls()
         for text in texts:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from anchorite.errors import InputError, StorageError, UnsafeFileError
 from anchorite.model.backbone_config import BackboneConfig, config_from_foreign
-from anchorite.model.borrowed_backbone import IMAGENET_MEAN, IMAGENET_STD, transformers
+from anchorite.model.hf_backbone import IMAGENET_MEAN, IMAGENET_STD, transformers
 from anchorite.reading import printable, read_json, shorten
 
 _CONFIG, _WEIGHTS, _PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -33,7 +33,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True)
-class BackboneStart:
+class HFBackboneSource:
     """A backbone to begin with. mean, std: of red, green and blue, for images in 0..1; said: a sentence on all of it.
 
     tensors: as they are named in its file, where; None for random ones, or for those of a checkpoint to come; sha256:
@@ -59,7 +59,7 @@ def check_source(source: str) -> str:
     return source
 
 
-def read_backbone(source: str) -> BackboneStart:
+def read_backbone(source: str) -> HFBackboneSource:
     """The backbone of "hf:NAME", or of "hf-config:NAME" with random weights; the network is never asked.
 
     NAME is a folder, or the name of a model that was downloaded before. Raises InputError when there is none or it is
@@ -73,10 +73,10 @@ def read_backbone(source: str) -> BackboneStart:
     mean, std = _normalisation(folder / _PREPROCESSOR)
     what = f"backbone {config.model_type} of {printable(str(folder))}"
     if not has_weights:
-        return BackboneStart(config, f"{what}, random weights", mean, std)
+        return HFBackboneSource(config, f"{what}, random weights", mean, std)
     file = _weights_file(folder, source)
     tensors, digest = _read_tensors(file)
-    return BackboneStart(config, f"{what} (SHA-256 {digest[:12]}...)", mean, std, tensors, str(file), digest)
+    return HFBackboneSource(config, f"{what} (SHA-256 {digest[:12]}...)", mean, std, tensors, str(file), digest)
 
 
 def download_backbone(source: str) -> None:

@@ -29,10 +29,10 @@ from anchorite.model import (
     to_channels_last,
 )
 from anchorite.model.backbone_config import config_from_foreign, config_from_noted
-from anchorite.model.borrowed_backbone import BorrowedBackbone
 from anchorite.model.fold import is_folded
+from anchorite.model.hf_backbone import HFBackbone
 from tests.faults.watch import watched
-from tests.model.borrowed import FAMILIES, NAMES, SETTINGS, WIDTHS, anchors, detector, folder, images
+from tests.model.hf import FAMILIES, NAMES, SETTINGS, WIDTHS, anchors, detector, folder, images
 
 transformers = pytest.importorskip("transformers")
 
@@ -99,7 +99,7 @@ def test_images_are_normalised_with_the_means_and_deviations_of_the_backbone() -
     for mean, std in (((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.25, 0.75), (0.5, 0.25, 0.125))):
         made = built()
         backbone = made.backbone
-        assert isinstance(backbone, BorrowedBackbone)
+        assert isinstance(backbone, HFBackbone)
         if mean[0] == 0.5:
             start = read_backbone(f"hf-config:{folder('resnet')}")
             assert (start.mean, start.std) == (mean, std)
@@ -116,7 +116,7 @@ def test_maps_are_those_of_the_library_with_the_weights_of_the_folder(family: st
     start = read_backbone(f"hf:{folder(family)}")
     made = Detector("n", 3, anchors("n"), start.config)
     backbone = made.backbone
-    assert isinstance(backbone, BorrowedBackbone)
+    assert isinstance(backbone, HFBackbone)
     assert start.tensors is not None
     backbone.load_body(start.tensors, start.where)
     stages = ["stage2", "stage3", "stage4"]
@@ -284,7 +284,7 @@ def test_pickles_and_missing_weights_are_refused_unread(tmp_path: Path) -> None:
 def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
     stored = load_file(folder("resnet") / "model.safetensors")
     made = built()
-    assert isinstance(made.backbone, BorrowedBackbone)
+    assert isinstance(made.backbone, HFBackbone)
     before = [one.clone() for one in made.parameters()]
     less = {name: one for name, one in stored.items() if "stages.3" not in name}
     with pytest.raises(InputError, match=r"file: \d+ of \d+ tensors of its backbone are missing: encoder\.stages\.3"):
@@ -316,7 +316,7 @@ def test_without_the_library_there_is_one_message(tmp_path: Path, monkeypatch: A
 def test_nothing_imports_the_library_that_has_no_use_for_it() -> None:
     code = """
 import sys
-import anchorite.cli, anchorite.export, anchorite.train.running, anchorite.train.starting_backbone
+import anchorite.cli, anchorite.export, anchorite.train.running, anchorite.train.hf_backbone
 from anchorite.model import Detector, default_anchors, fold_batch_norm
 fold_batch_norm(Detector("n", 1, default_anchors("n")))
 print({"transformers", "huggingface_hub"} & set(sys.modules))

@@ -26,7 +26,7 @@ _NUM_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Start:
+class PretrainedWeights:
     """Weights to start from. path: as the recipe has it; sha256: of the file, in hexadecimal digits.
 
     class_names: empty where the file names no classes; origin: how they were read, where they are a checkpoint of the
@@ -41,11 +41,11 @@ class Start:
     origin: str
 
     def noted(self, kept: str) -> dict[str, str]:
-        """What a run's facts say of it. kept: what `keep_tensors` said."""
+        """What a run's facts say of it. kept: what `load_matching` said."""
         return {"weights": self.path, "sha256": self.sha256, "kept": kept}
 
 
-def read_start(recipe: Recipe) -> tuple[Recipe, Start | None]:
+def read_pretrained(recipe: Recipe) -> tuple[Recipe, PretrainedWeights | None]:
     """The recipe with the size of the weights that it names, and those; the same recipe and None where it names none.
 
     A checkpoint of the original family is imported, which runs nothing of it. Raises InputError where the recipe was
@@ -66,7 +66,7 @@ def read_start(recipe: Recipe) -> tuple[Recipe, Start | None]:
     return with_settings(recipe, {"model": size}), start
 
 
-def read_start_again(recipe: Recipe, facts: Mapping[str, Any]) -> Start | None:
+def reread_pretrained(recipe: Recipe, facts: Mapping[str, Any]) -> PretrainedWeights | None:
     """The weights that a run which has saved nothing yet was started from; None where it was from none.
 
     facts: what the run noted; the recipe may name another place of the same file by now. Raises InputError where the
@@ -99,7 +99,7 @@ def said_at_start(facts: Mapping[str, Any], begins_again: bool) -> list[str]:
     return [*facts.get("notes", ()), *([f"started from {start['kept']}"] if start else [])]
 
 
-def _read(path: str) -> Start:
+def _read(path: str) -> PretrainedWeights:
     file = Path(path)
     if file.suffix.lower() in _EXPORTS:
         raise InputError(
@@ -119,11 +119,11 @@ def _read(path: str) -> Start:
             raise InputError(f"weights {path}: {name} holds values that are infinite or no numbers; give earlier ones")
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return Start(path, digest, detector, info, names, origin)
+    return PretrainedWeights(path, digest, detector, info, names, origin)
 
 
 @torch.no_grad()
-def keep_tensors(detector: Detector, start: Start, class_names: Sequence[str]) -> str:
+def load_matching(detector: Detector, start: PretrainedWeights, class_names: Sequence[str]) -> str:
     """Copy what fits of the start into a new detector of these classes, in place; a sentence on what did.
 
     Of backbone and neck that are all tensors of equal name and shape. Of the head it is, for an equal number of

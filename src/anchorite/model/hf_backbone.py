@@ -32,7 +32,7 @@ _NEW_PARTS = ("hidden_states_norms.",)
 _NUM_SHOWN = 5
 
 
-class BorrowedBackbone(nn.Module):
+class HFBackbone(nn.Module):
     """Images to the maps P3 to P5 (or P6) in the widths of a plan, by a backbone of the library.
 
     Its children are `body` (the library's), `projections` (1 x 1, to the plan's widths) and, where the body has no
