@@ -22,8 +22,8 @@ def device_of_rank(name: str, world: World) -> torch.device:
         raise InputError(f"device {name}: {world.world_size} ranks cannot share one; say cuda, and each takes its own")
     if world.local_world_size > torch.cuda.device_count():
         raise InputError(
-            f"{world.local_world_size} ranks on this machine, which has {torch.cuda.device_count()} CUDA devices: start "
-            "one rank a device (torchrun --nproc-per-node), or train with --device cpu"
+            f"{world.local_world_size} ranks on this machine, which has {torch.cuda.device_count()} CUDA devices: "
+            "start one rank a device (torchrun --nproc-per-node), or train with --device cpu"
         )
     return torch.device("cuda", world.local_rank)
 
