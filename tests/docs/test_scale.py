@@ -16,7 +16,7 @@ from tools.scaling import NETWORKS, OBJECTS365, Data, Plan
 
 from anchorite.boxes import Targets
 from anchorite.distributed import SINGLE_PROCESS, World
-from anchorite.distributed import group as ranks_group
+from anchorite.distributed import world as ranks_group
 from anchorite.evaluate.sharing import Shared
 from anchorite.loss import DetectionLoss
 from anchorite.metrics import Predictions
