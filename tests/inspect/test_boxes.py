@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from anchorite.data import Record
-from anchorite.inspect import boxes as room
-from anchorite.inspect.boxes import overlapping_pairs, redundant_boxes
+from anchorite.inspect import checks
+from anchorite.inspect.checks import overlapping_pairs
+from anchorite.inspect.corrected import redundant_boxes
 
 
 def record(*rows: tuple[float, ...], ignored: tuple[int, ...] = ()) -> Record:
@@ -45,7 +46,7 @@ def test_blocks_find_the_same_pairs(monkeypatch) -> None:  # type: ignore[no-unt
     rows = [(float(k % 2), x, y, x + 100, y + 100) for k, (x, y) in enumerate(corners)]
     whole = overlapping_pairs(record(*rows))
     assert len(whole[0]) > 50
-    monkeypatch.setattr(room, "_BLOCK", 7)
+    monkeypatch.setattr(checks, "_BLOCK", 7)
     assert overlapping_pairs(record(*rows)) == whole
 
 

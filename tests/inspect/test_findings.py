@@ -26,7 +26,7 @@ def test_bad_rows_are_all_listed_not_the_first_twenty(tmp_path: Path) -> None:
     label = tmp_path / "labels/train/a.txt"
     assert [finding.origin for finding in bad] == [f"{label}:{row}" for row in range(2, 32)]
     assert {finding.image for finding in bad} == {str(tmp_path / "images/train/a.png")}
-    assert {(finding.split, finding.severity, finding.fate) for finding in bad} == {("train", "error", "refused")}
+    assert {(finding.split, finding.severity, finding.effect) for finding in bad} == {("train", "error", "refused")}
     assert all(str(finding.origin) in report_text(inspection) for finding in bad)
 
 
@@ -39,7 +39,7 @@ def test_what_reading_does_to_boxes(tmp_path: Path) -> None:
     assert inspection.counts() == {"empty-box": 1, "duplicate-box": 1, "clipped-box": 1}
     assert {finding.split for finding in inspection.findings} == {"val"}
     assert {finding.image for finding in inspection.findings} == {str(tmp_path / "images/val/c.png")}
-    assert [found[kind].fate for kind in ("empty-box", "duplicate-box", "clipped-box")] == [
+    assert [found[kind].effect for kind in ("empty-box", "duplicate-box", "clipped-box")] == [
         "dropped",
         "dropped",
         "clipped",

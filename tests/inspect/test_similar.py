@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from anchorite.data import DatasetIndex, Record
 from anchorite.inspect import similar
-from anchorite.inspect.pictures import look_at, thumbnail
-from anchorite.inspect.similar import SAME_VIEW, Details, similar_pairs
+from anchorite.inspect.similar import SAME_VIEW, Agreement, scan_images, similar_pairs, thumbnail
 from tests.inspect.samples import texture, write_picture, write_texture
 
 SIDE = 480
@@ -23,7 +23,7 @@ def scene(seed: int) -> NDArray[np.uint8]:
 
 
 def agreement(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    return Details(np.stack([thumbnail(one), thumbnail(other)])).agreement(0, 1)
+    return Agreement(np.stack([thumbnail(one), thumbnail(other)]))(0, 1)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -105,11 +105,15 @@ def test_the_hash_is_of_the_pixels_and_damage_is_named(tmp_path: Path) -> None:
     cut = tmp_path / "d.png"
     cut.write_bytes(one.read_bytes()[:-40])
     reports: list[tuple[int, int]] = []
-    pictures = look_at([one, same, other, cut], lambda done, total: reports.append((done, total)))
-    assert pictures[0].digest == pictures[1].digest != pictures[2].digest
-    assert [picture.error is None for picture in pictures] == [True, True, True, False]
-    assert "truncated or damaged" in str(pictures[3].error)
-    assert str(cut) not in str(pictures[3].error)
+    empty = np.zeros(0)
+    records = [Record(path, 128, 96, empty.reshape(0, 4), empty, empty, empty, ()) for path in (one, same, other, cut)]
+    dataset = DatasetIndex(tmp_path, "yolo", (), {"train": records[:2], "val": records[2:]})
+    images = scan_images(dataset, lambda done, total: reports.append((done, total)))
+    assert images[0].digest == images[1].digest != images[2].digest
+    assert [image.split for image in images] == ["train", "train", "val", "val"]
+    assert [image.error is None for image in images] == [True, True, True, False]
+    assert "truncated or damaged" in str(images[3].error)
+    assert str(cut) not in str(images[3].error)
     assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -122,7 +126,7 @@ def slow_pairs(thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64]) -> s
         small -= small.mean()
         return small / np.linalg.norm(small)
 
-    details, pictures = Details(thumbnails), [standardised(one) for one in thumbnails]
+    agreement, pictures = Agreement(thumbnails), [standardised(one) for one in thumbnails]
     close: dict[int, list[tuple[float, int]]] = {}
     for first, one in enumerate(pictures):
         for second in range(first + 1, len(pictures)):
@@ -135,7 +139,7 @@ def slow_pairs(thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64]) -> s
         for across in (False, True):
             kind = [pair for pair in scored if (split_ids[first] != split_ids[pair[1]]) == across]
             for _, second in sorted(kind, reverse=True)[:20]:
-                agreed.append((details.agreement(first, second), first, second))
+                agreed.append((agreement(first, second), first, second))
     best: dict[tuple[int, bool], None] = {}
     kept = set()
     for value, first, second in sorted(agreed, key=lambda pair: (-pair[0], pair[1:])):
@@ -152,7 +156,7 @@ def test_the_pairs_are_those_of_the_slow_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)
     wide = [cv2.resize(texture(100 * seed + k, 40, 40), (160, 160), interpolation=cv2.INTER_LINEAR) for k in range(5)]
     views = []
-    for _ in range(26):
+    for _ in range(18):
         y, x = rng.integers(0, 40, 2)
         view = wide[int(rng.integers(len(wide)))][y : y + 120, x : x + 120]
         views.append(thumbnail(np.clip(view + rng.normal(0, 6, view.shape), 0, 255).astype(np.uint8)))

@@ -1,13 +1,21 @@
-"""The doctor of a dataset: everything read and decoded once, what is wrong listed, and a corrected copy on request."""
+"""Checks of a dataset: everything read and decoded once, what is wrong listed, and a corrected copy on request."""
 
-from anchorite.inspect.anchor_tables import AnchorTable, anchor_table, save_anchor_plot
-from anchorite.inspect.anchors import AnchorFit, training_sides
+from anchorite.inspect.anchors import AnchorTable, anchor_table, save_anchor_plot, training_sides
+from anchorite.inspect.checks import inspect_dataset
 from anchorite.inspect.corrected import Change, corrected_dataset
-from anchorite.inspect.doctor import Inspection, inspect_dataset
-from anchorite.inspect.findings import KINDS, SEVERITIES, Finding, Kind, Severity
-from anchorite.inspect.labels import SplitBalance
+from anchorite.inspect.findings import (
+    KINDS,
+    SEVERITIES,
+    AnchorFit,
+    Finding,
+    FindingKind,
+    Inspection,
+    Severity,
+    SplitBalance,
+    report_text,
+    summary_text,
+)
 from anchorite.inspect.resplit import Resplit, resplit
-from anchorite.inspect.text import report_text, summary_text
 
 __all__ = [
     "KINDS",
@@ -16,8 +24,8 @@ __all__ = [
     "AnchorTable",
     "Change",
     "Finding",
+    "FindingKind",
     "Inspection",
-    "Kind",
     "Resplit",
     "Severity",
     "SplitBalance",

@@ -1,7 +1,7 @@
-"""Boxes against anchors: which no anchor matches, how far off they are, and what would match them.
+"""Boxes against anchors: which no anchor matches, by how much they miss, what would match them, and tables compared.
 
 The ratio test is the loss's own (`anchorite.loss.assign`); sides are in pixels of the letterboxed network input.
-Legend: N boxes, L levels, M anchors of all levels.
+Legend: N boxes, L levels.
 """
 
 from __future__ import annotations
@@ -9,52 +9,51 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
+from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors, mean_agreement
 from anchorite.boxes import Targets
-from anchorite.data import DatasetIndex, Record, training_sides
+from anchorite.data import DatasetIndex, Record, flat_labels, training_sides
 from anchorite.errors import InputError
-from anchorite.inspect.boxes import box_finding
-from anchorite.inspect.findings import Finding
+from anchorite.files import write_atomically
+from anchorite.inspect.findings import AnchorFit, Finding, box_finding
 from anchorite.loss import assign
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 RATIO_LIMIT = 4.0
-_LARGEST_SIZE = 4096  # px; a larger network input is no advice
+_LARGEST_SIZE = 4096  # px; nobody can be advised to use a larger network input
 _BLOCK = 20_000
 _SMALL_PX = 2.0
+_LEVEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
 @dataclass(frozen=True, slots=True)
-class AnchorFit:
-    """How the anchors fit the training boxes at an image size.
+class AnchorTable:
+    """Anchors and how they fit. recall: share of boxes that an anchor matches, as the loss assigns; level_recalls: of
+    each level; agreement: mean of the best anchor's min(r, 1/r) in 0..1, 0 where none matches."""
 
-    recall: share of boxes that an anchor matches; level_recalls: the same for each level alone; fitted_recall: with
-    anchors fitted to the data, None where there are too few distinct boxes. quantiles: 5, 50 and 95 % of the boxes'
-    widths and of their heights, in pixels of the network input; None without boxes.
-    """
-
-    image_size: int
-    num_boxes: int
+    name: str
+    anchors: AnchorSet
     recall: float
-    strides: tuple[int, ...]
     level_recalls: tuple[float, ...]
-    fitted_recall: float | None
-    width_quantiles: tuple[float, ...] | None
-    height_quantiles: tuple[float, ...] | None
+    agreement: float
 
 
-def network_sides(record: Record, image_size: int) -> NDArray[np.float64]:
-    """(N, 2) widths and heights of a record's boxes in pixels of the network input."""
-    sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
-    return np.asarray(sides * (image_size / max(record.width, record.height)), np.float64)
+def anchor_table(name: str, anchors: AnchorSet, wh_px: NDArray[np.float64], image_size: int) -> AnchorTable:
+    """How anchors fit boxes (N, 2) in pixels of a network input of `image_size`."""
+    recalls = tuple(_share(level) for level in levels_that_match(wh_px, anchors, image_size))
+    return AnchorTable(name, anchors, best_possible_recall(wh_px, anchors), recalls, mean_agreement(wh_px, anchors))
 
 
 def levels_that_match(wh_px: NDArray[np.float64], anchors: AnchorSet, image_size: int) -> NDArray[np.bool_]:
-    """(L, N) bool: on which levels an anchor answers for each of N boxes (N, 2), as the loss assigns them."""
+    """(L, N) bool: on which levels an anchor matches each of N boxes (N, 2), as the loss assigns them."""
     matched = np.zeros((anchors.num_levels, len(wh_px)), np.bool_)
     grid_sizes = [(image_size // stride, image_size // stride) for stride in anchors.strides]
     for start in range(0, len(wh_px), _BLOCK):
@@ -73,7 +72,7 @@ def anchor_fit(records: Sequence[Record], anchors: AnchorSet, image_size: int) -
     return AnchorFit(
         image_size=image_size,
         num_boxes=len(wh_px),
-        recall=_share(_on_any_level(matched)),
+        recall=_share(_any_level(matched)),
         strides=anchors.strides,
         level_recalls=tuple(_share(level) for level in matched),
         fitted_recall=_fitted_recall(wh_px, anchors),
@@ -82,7 +81,7 @@ def anchor_fit(records: Sequence[Record], anchors: AnchorSet, image_size: int) -
     )
 
 
-def _on_any_level(matched: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _any_level(matched: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(matched.any(axis=0), np.bool_)
 
 
@@ -91,7 +90,7 @@ def _share(matched: NDArray[np.bool_]) -> float:
 
 
 def _fitted_recall(wh_px: NDArray[np.float64], anchors: AnchorSet) -> float | None:
-    """Best possible recall with fitted anchors, of at most 20 000 boxes, where the given ones miss any."""
+    """Best possible recall with anchors fitted to at most 20 000 of the boxes, where the given ones miss any."""
     if best_possible_recall(wh_px, anchors, RATIO_LIMIT) == 1:
         return 1.0
     drawn = wh_px[np.random.default_rng(0).permutation(len(wh_px))[:_BLOCK]]
@@ -105,28 +104,32 @@ def _fitted_recall(wh_px: NDArray[np.float64], anchors: AnchorSet) -> float | No
 def anchor_findings(dataset: DatasetIndex, anchors: AnchorSet, image_size: int) -> Iterator[Finding]:
     """Boxes that no anchor matches, and those thinner than 2 px of the network input."""
     for split, records in dataset.splits.items():
-        sides = [network_sides(record, image_size) for record in records]
-        matched = _on_any_level(levels_that_match(np.concatenate([np.zeros((0, 2)), *sides]), anchors, image_size))
-        start = 0
-        for record, wh_px in zip(records, sides, strict=True):
-            is_matched, start = matched[start : start + len(wh_px)], start + len(wh_px)
-            for index in np.flatnonzero(~record.ignored & (~is_matched | (wh_px.min(axis=1) < _SMALL_PX))):
-                box = box_finding(dataset, split, record, int(index))
-                width, height = wh_px[index].tolist()
-                size = f"{box.class_name} of {width:.3g} x {height:.3g} px at {image_size} px"
-                if min(width, height) < _SMALL_PX:
-                    yield replace(box, kind="sub-pixel-box" if min(width, height) < 1 else "small-box", detail=size)
-                if not is_matched[index]:
-                    advice = what_would_match(width, height, anchors, image_size)
-                    detail = f"{size} is {how_far_off(width, height, anchors)}; {advice}"
-                    yield replace(box, kind="unmatched-box", detail=detail)
+        labels = flat_labels(records)
+        scales = np.repeat(image_size / np.maximum(labels.widths, labels.heights), labels.counts)
+        wh_px = (labels.boxes_xyxy[:, 2:] - labels.boxes_xyxy[:, :2]) * scales[:, None]
+        matched = _any_level(levels_that_match(wh_px, anchors, image_size))
+        starts = np.cumsum(labels.counts) - labels.counts
+        for number in np.flatnonzero(~labels.ignored & (~matched | (wh_px.min(axis=1) < _SMALL_PX))).tolist():
+            image = int(np.searchsorted(starts, number, side="right")) - 1
+            box = box_finding(dataset, split, records[image], number - int(starts[image]))
+            width, height = wh_px[number].tolist()
+            size = f"{box.class_name} of {width:.3g} x {height:.3g} px at {image_size} px"
+            if min(width, height) < _SMALL_PX:
+                yield replace(box, kind="sub-pixel-box" if min(width, height) < 1 else "small-box", detail=size)
+            if not matched[number]:
+                advice = what_would_match(width, height, anchors, image_size)
+                detail = f"{size} is {how_far_off(width, height, anchors)}; {advice}"
+                yield replace(box, kind="unmatched-box", detail=detail)
 
 
 def how_far_off(width: float, height: float, anchors: AnchorSet) -> str:
     """In words, how a box that no anchor matches differs from the nearest anchor."""
-    pairs = [pair for level in anchors.sizes_px for pair in level]
-    nearest = min(pairs, key=lambda pair: max(_ratio(width, pair[0]), _ratio(height, pair[1])))
-    by_width, by_height = _ratio(width, nearest[0]), _ratio(height, nearest[1])
+
+    def ratios(anchor: tuple[float, float]) -> tuple[float, float]:
+        return max(width / anchor[0], anchor[0] / width), max(height / anchor[1], anchor[1] / height)
+
+    nearest = min((pair for level in anchors.sizes_px for pair in level), key=lambda pair: max(ratios(pair)))
+    by_width, by_height = ratios(nearest)
     if by_width >= by_height:
         word = "wider" if width > nearest[0] else "narrower"
     else:
@@ -143,19 +146,50 @@ def what_would_match(width: float, height: float, anchors: AnchorSet, image_size
         low = image_size * max(anchor_width / width, anchor_height / height) / RATIO_LIMIT
         high = image_size * min(anchor_width / width, anchor_height / height) * RATIO_LIMIT
         first, last = (math.floor(low / stride) + 1) * stride, (math.ceil(high / stride) - 1) * stride
-        if first > last:
-            continue
-        if first > image_size:
+        if image_size < first <= min(last, _LARGEST_SIZE):
             larger.append(first)
-        if stride <= last < image_size:
+        if max(first, stride) <= last < image_size:
             smaller.append(last)
-    sizes = [f"{min(larger)} or more"] if larger and min(larger) <= _LARGEST_SIZE else []
+    sizes = [f"{min(larger)} or more"] if larger else []
     sizes += [f"{max(smaller)} or less"] if smaller else []
-    fitted = "anchors fitted to the data"
     if not sizes:
-        return f"only {fitted} can match it"
-    return f"an image size of {' or '.join(sizes)}, or {fitted}, would match it"
+        return "only anchors fitted to the data can match it"
+    return f"an image size of {' or '.join(sizes)}, or anchors fitted to the data, would match it"
 
 
-def _ratio(side: float, anchor_side: float) -> float:
-    return max(side / anchor_side, anchor_side / side)
+def save_anchor_plot(path: Path, wh_px: NDArray[np.float64], tables: Sequence[AnchorTable], image_size: int) -> None:
+    """Write a PNG, a panel a table: boxes (N, 2) by width and height, which of them none matches, anchors by level."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5 * len(tables), 6.5), layout="constrained")
+    points = wh_px[np.random.default_rng(0).permutation(len(wh_px))[:_BLOCK]]
+    panels = figure.subplots(1, len(tables), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, table in zip(panels, tables, strict=True):
+        _draw(axes, points, table, image_size)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+
+
+def _draw(axes: Axes, points: NDArray[np.float64], table: AnchorTable, image_size: int) -> None:
+    from matplotlib.ticker import LogLocator
+
+    matched = _any_level(levels_that_match(points, table.anchors, image_size))
+    (x, y), (lone_x, lone_y) = points[matched].T, points[~matched].T
+    axes.scatter(x, y, s=5, color="#999999", alpha=0.5, linewidths=0, label="boxes")
+    axes.scatter(lone_x, lone_y, s=12, color="black", marker="x", linewidths=0.8, label="boxes that none matches")
+    for stride, level, colour in zip(table.anchors.strides, table.anchors.sizes_px, _LEVEL_COLOURS, strict=False):
+        x, y = np.array(level).T
+        axes.scatter(x, y, s=70, color=colour, edgecolors="white", label=f"anchors of stride {stride}", zorder=3)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel=f"width in pixels at {image_size} px",
+        ylabel="height in pixels",
+        title=f"{table.name}: {table.recall:.2%} of boxes matched, agreement {table.agreement:.3f}",
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.set_aspect("equal", adjustable="box")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", fontsize="small", markerscale=1.3)

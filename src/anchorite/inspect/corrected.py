@@ -1,21 +1,19 @@
-"""The dataset as it should be, and every change that leads there; nothing is written here."""
+"""The corrected dataset, and every change against the label files; nothing is written here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from anchorite.data import DatasetIndex, Record
-from anchorite.inspect.boxes import box_finding, overlapping_pairs, redundant_boxes
-from anchorite.inspect.doctor import Inspection
-from anchorite.inspect.findings import Finding
-from anchorite.inspect.images import SeenImage, same_pixels
+from anchorite.inspect.checks import BoxPair, overlapping_pairs, shown
+from anchorite.inspect.findings import Finding, Inspection, box_finding
+from anchorite.inspect.similar import same_pixels
 
-_THINNEST_PX = 1e-3  # a box thinner than this is an edge of rounding, and formats could not hold it
-_SPLIT_RANKS = {"train": 0, "val": 1, "test": 2}
-# What reading already did, as it is called in the list of changes.
+_THINNEST_PX = 1e-3  # a box thinner than this comes from rounding, and label formats could not store it
+_SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}
+# What reading already did, as the list of changes calls it.
 _DONE_BY_READING = {
     "malformed": "left out",
     "unreadable-image": "left out",
@@ -31,7 +29,7 @@ _DONE_BY_READING = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of a label or image. done: in two words; finding: where, and why."""
+    """What was done to a label or image, in two words, and the finding that says where and why."""
 
     done: str
     finding: Finding
@@ -44,68 +42,55 @@ class Change:
 def corrected_dataset(inspection: Inspection) -> tuple[DatasetIndex, tuple[Change, ...]]:
     """The index to write as a corrected copy, and the changes against what the label files say.
 
-    Boxes are clipped; boxes without area, exact and near duplicates (IoU above 0.8, one class: the first stays) and bad
-    rows are gone, and so are unreadable images. An image that stands in two splits stays in the later one of train,
-    val, test. Images that merely show the same view stay, and so does whatever else was found.
+    Boxes are clipped; boxes without area, exact and near duplicates (IoU above 0.8, one class: the first stays), bad
+    rows and unreadable images are removed. An image in two splits stays in the later one of train, val, test. Images
+    that merely show the same view stay, and no other finding changes anything.
     """
     dataset = inspection.dataset
     changes = [Change(_DONE_BY_READING[one.kind], one) for one in inspection.findings if one.kind in _DONE_BY_READING]
-    removed = {(image.split, image.record.path) for image in inspection.images if image.picture.error is not None}
-    for image, twin in _superfluous(inspection):
-        removed.add((image.split, image.record.path))
-        detail = f"the same pixels as {twin.split} {twin.record.path.name}, which stays"
-        place = str(image.record.path)
-        changes.append(Change("image out", Finding("shared-image", detail, image.split, place)))
+    removed = {(image.split, image.record.path) for image in inspection.images if image.error is not None}
+    for group in same_pixels(inspection.images):
+        last = max(group, key=lambda image: _SPLIT_ORDER[image.split])
+        for image in group:
+            if image.split != last.split:
+                removed.add((image.split, image.record.path))
+                detail = f"the same pixels as {last.split} {last.record.path.name}, which stays"
+                finding = Finding("shared-image", detail, image.split, str(image.record.path))
+                changes.append(Change("image out", finding))
     splits: dict[str, tuple[Record, ...]] = {}
     for split, records in dataset.splits.items():
-        kept: list[Record] = []
+        corrected = []
         for record in records:
-            if (split, record.path) in removed:
-                continue
-            record, dropped = _without_superfluous_boxes(dataset, split, record)
-            kept.append(record)
-            changes += dropped
-        splits[split] = tuple(kept)
+            if (split, record.path) not in removed:
+                record, dropped = _without_bad_boxes(dataset, split, record)
+                corrected.append(record)
+                changes += dropped
+        splits[split] = tuple(corrected)
     return replace(dataset, splits=splits, adjustments=()), tuple(changes)
 
 
-def _superfluous(inspection: Inspection) -> list[tuple[SeenImage, SeenImage]]:
-    """Images to leave out because a later split has the same pixels, each with one that stays."""
-    found: list[tuple[SeenImage, SeenImage]] = []
-    for group in same_pixels(inspection.images):
-        last = max(_SPLIT_RANKS[image.split] for image in group)
-        stays = next(image for image in group if _SPLIT_RANKS[image.split] == last)
-        found += [(image, stays) for image in group if _SPLIT_RANKS[image.split] < last]
-    return found
+def redundant_boxes(pairs: list[BoxPair]) -> dict[int, BoxPair]:
+    """The boxes to leave out so that no pair remains and the first of each stays, with the pair that is the reason."""
+    dropped: dict[int, BoxPair] = {}
+    for pair in sorted(pairs, key=lambda pair: (pair.second, pair.first)):
+        if pair.first not in dropped:
+            dropped.setdefault(pair.second, pair)
+    return dropped
 
 
-def _without_superfluous_boxes(dataset: DatasetIndex, split: str, record: Record) -> tuple[Record, list[Change]]:
+def _without_bad_boxes(dataset: DatasetIndex, split: str, record: Record) -> tuple[Record, list[Change]]:
     same, _ = overlapping_pairs(record)
     reasons = {
         index: ("similar-box", f"an IoU of {pair.iou:.3f} with the box of {record.origins[pair.first]}, which stays")
         for index, pair in redundant_boxes(same).items()
     }
     sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
-    for thin in np.flatnonzero((sides < _THINNEST_PX).any(axis=1)):
-        reasons[int(thin)] = ("sub-pixel-box", f"thinner than {_THINNEST_PX:g} px")
-    if not reasons:
-        return record, []
+    for index in np.flatnonzero((sides < _THINNEST_PX).any(axis=1)).tolist():
+        reasons[index] = ("sub-pixel-box", f"thinner than {_THINNEST_PX:g} px")
     changes = []
     for index, (kind, detail) in sorted(reasons.items()):
         box = box_finding(dataset, split, record, index)
-        corners = ", ".join(f"{value:.6g}" for value in box.box_xyxy or ())
-        changes.append(Change("dropped", replace(box, kind=kind, detail=f"{box.class_name} ({corners}): {detail}")))
-    keep = np.ones(len(record.class_ids), np.bool_)
-    keep[list(reasons)] = False
-    return _only(record, keep), changes
-
-
-def _only(record: Record, keep: NDArray[np.bool_]) -> Record:
-    return replace(
-        record,
-        boxes_xyxy=record.boxes_xyxy[keep],
-        class_ids=record.class_ids[keep],
-        ignored=record.ignored[keep],
-        areas=record.areas[keep],
-        origins=tuple(np.array(record.origins, dtype=object)[keep]),
-    )
+        changes.append(Change("dropped", replace(box, kind=kind, detail=f"{shown(box)}: {detail}")))
+    stays = np.array([index for index in range(len(record.class_ids)) if index not in reasons], np.int64)
+    columns = {name: getattr(record, name)[stays] for name in ("boxes_xyxy", "class_ids", "ignored", "areas")}
+    return replace(record, origins=tuple(record.origins[index] for index in stays.tolist()), **columns), changes

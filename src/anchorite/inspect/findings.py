@@ -1,59 +1,74 @@
-"""What an inspection finds: the kinds, how grave each is, and what training does about it."""
+"""What an inspection finds: kinds of findings and how grave each is, the whole inspection, and both as text.
+
+Legend: K classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from anchorite.data import DatasetIndex, Record
+from anchorite.inspect.similar import ScannedImage
+from anchorite.reading import one_line
+
 Severity = Literal["error", "warning", "note"]
-Fate = Literal["clipped", "dropped", "kept", "refused", "ignored"]
+Effect = Literal["clipped", "dropped", "kept", "refused", "ignored"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+_REPORT_VERSION = 1
+_SHOWN_OF_A_KIND, _SHOWN_CLASSES = 3, 30  # in the summary
+_TITLES: dict[Severity, str] = {
+    "error": "ERRORS: data that training refuses or drops, or a score that proves nothing",
+    "warning": "WARNINGS: used for training as it is, but probably a mistake",
+    "note": "NOTES",
+}
 
 
-class Kind(NamedTuple):
+class FindingKind(NamedTuple):
     """How grave a kind of finding is, what training does about it, and a heading for several of them."""
 
     severity: Severity
-    fate: Fate
+    effect: Effect
     heading: str
 
 
 # Errors are what a user loses without noticing, or what training refuses: labels, images, or the worth of val and test.
-KINDS: Mapping[str, Kind] = MappingProxyType(
+KINDS: Mapping[str, FindingKind] = MappingProxyType(
     {
-        "malformed": Kind("error", "refused", "label rows or files that cannot be read; with --skip-bad left out"),
-        "unreadable-image": Kind("error", "refused", "images that cannot be decoded; with --skip-bad left out"),
-        "empty-box": Kind("error", "dropped", "boxes without area"),
-        "duplicate-box": Kind("error", "dropped", "boxes written twice"),
-        "unused-label": Kind("error", "ignored", "label files without an image"),
-        "ignored-file": Kind("error", "ignored", "files in no split, or without their labels"),
-        "shared-image": Kind("error", "kept", "images that stand in two splits: the score of the one is no proof"),
-        "no-training-images": Kind("error", "refused", "no image to train on"),
-        "no-training-boxes": Kind("error", "kept", "no box to train on"),
-        "clipped-box": Kind("warning", "clipped", "boxes that reach outside their image"),
-        "similar-shared-image": Kind("warning", "kept", "images of two splits that show the same view"),
-        "repeated-picture": Kind("warning", "kept", "images with the same pixels in one split"),
-        "repeated-image": Kind("warning", "dropped", "images listed twice in a split, read once"),
-        "similar-box": Kind("warning", "kept", "pairs of boxes of a class that overlap as if drawn twice"),
-        "class-conflict": Kind("warning", "kept", "pairs of boxes in one place with different classes"),
-        "unmatched-box": Kind("warning", "ignored", "boxes that no anchor matches: never learned"),
-        "sub-pixel-box": Kind("warning", "kept", "boxes thinner than a pixel of the network input"),
-        "class-without-training": Kind("warning", "kept", "classes without a box in train"),
-        "similar-class-names": Kind("warning", "kept", "class names that differ in case or spaces alone"),
-        "empty-split": Kind("warning", "kept", "splits without images"),
-        "single-image-split": Kind("warning", "kept", "splits of a single image"),
-        "split-without-boxes": Kind("warning", "kept", "splits without a box"),
-        "no-labels": Kind("warning", "kept", "splits without a label file: all taken as background"),
-        "unlisted-image": Kind("warning", "ignored", "folders with images that belong to no split"),
-        "similar-image": Kind("note", "kept", "images of one split that show the same view"),
-        "small-box": Kind("note", "kept", "boxes thinner than two pixels of the network input"),
-        "dense-image": Kind("note", "kept", "images with over 100 boxes of a class: COCO's score counts 100"),
-        "background-image": Kind("note", "kept", "images without a box, trained on as background"),
-        "ignored-box": Kind("note", "ignored", "crowd or difficult boxes: no target, and not scored"),
-        "ignored-key": Kind("note", "ignored", "settings that are not obeyed"),
-        "relocated": Kind("note", "kept", "paths that were found elsewhere in the dataset"),
+        "malformed": FindingKind("error", "refused", "label rows or files that cannot be read; left out by --skip-bad"),
+        "unreadable-image": FindingKind("error", "refused", "images that cannot be decoded; left out by --skip-bad"),
+        "empty-box": FindingKind("error", "dropped", "boxes without area"),
+        "duplicate-box": FindingKind("error", "dropped", "boxes written twice"),
+        "unused-label": FindingKind("error", "ignored", "label files without an image"),
+        "ignored-file": FindingKind("error", "ignored", "files in no split, or without their labels"),
+        "shared-image": FindingKind("error", "kept", "images in two splits: the score on the second proves nothing"),
+        "no-training-images": FindingKind("error", "refused", "no image to train on"),
+        "no-training-boxes": FindingKind("error", "kept", "no box to train on"),
+        "clipped-box": FindingKind("warning", "clipped", "boxes that reach outside their image"),
+        "similar-shared-image": FindingKind("warning", "kept", "images of two splits that show the same view"),
+        "repeated-picture": FindingKind("warning", "kept", "images with the same pixels in one split"),
+        "repeated-image": FindingKind("warning", "dropped", "images listed twice in a split, read once"),
+        "similar-box": FindingKind("warning", "kept", "pairs of boxes of a class that overlap as if drawn twice"),
+        "class-conflict": FindingKind("warning", "kept", "pairs of nearly equal boxes with different classes"),
+        "unmatched-box": FindingKind("warning", "ignored", "boxes that no anchor matches: never learned"),
+        "sub-pixel-box": FindingKind("warning", "kept", "boxes thinner than a pixel of the network input"),
+        "class-without-training": FindingKind("warning", "kept", "classes without a box in train"),
+        "similar-class-names": FindingKind("warning", "kept", "class names that differ only in case or spaces"),
+        "empty-split": FindingKind("warning", "kept", "splits without images"),
+        "single-image-split": FindingKind("warning", "kept", "splits of a single image"),
+        "split-without-boxes": FindingKind("warning", "kept", "splits without a box"),
+        "no-labels": FindingKind("warning", "kept", "splits without a label file: all taken as background"),
+        "unlisted-image": FindingKind("warning", "ignored", "folders with images that belong to no split"),
+        "similar-image": FindingKind("note", "kept", "images of one split that show the same view"),
+        "small-box": FindingKind("note", "kept", "boxes thinner than two pixels of the network input"),
+        "dense-image": FindingKind("note", "kept", "images with over 100 boxes of a class: COCO's score counts 100"),
+        "background-image": FindingKind("note", "kept", "images without a box, trained on as background"),
+        "ignored-box": FindingKind("note", "ignored", "crowd or difficult boxes: no target, and not scored"),
+        "ignored-key": FindingKind("note", "ignored", "settings that have no effect"),
+        "relocated": FindingKind("note", "kept", "paths that were found elsewhere in the dataset"),
     }
 )
 
@@ -77,16 +92,16 @@ class Finding:
         return KINDS[self.kind].severity
 
     @property
-    def fate(self) -> Fate:
+    def effect(self) -> Effect:
         """What training does about it."""
-        return KINDS[self.kind].fate
+        return KINDS[self.kind].effect
 
     def to_json(self) -> dict[str, Any]:
         """The finding as plain values."""
         return {
             "kind": self.kind,
             "severity": self.severity,
-            "training": self.fate,
+            "training": self.effect,
             "split": self.split,
             "image": self.image,
             "origin": self.origin,
@@ -100,3 +115,174 @@ class Finding:
         """The finding as a line of text, without its kind."""
         where = self.origin or self.image or self.split or ""
         return f"{where}: {self.detail}" if where else self.detail
+
+
+def box_finding(dataset: DatasetIndex, split: str, record: Record, index: int) -> Finding:
+    """A finding about one box of a record, still without kind and detail."""
+    return Finding(
+        kind="",
+        detail="",
+        split=split,
+        image=str(record.path),
+        origin=record.origins[index],
+        box_xyxy=tuple(record.boxes_xyxy[index].tolist()),
+        class_name=dataset.class_names[record.class_ids[index]],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SplitBalance:
+    """What a split holds. boxes_per_class: K counts of training boxes; ignored: crowd and difficult boxes."""
+
+    split: str
+    images: int
+    empty_images: int
+    boxes: int
+    ignored: int
+    most_boxes: int
+    boxes_per_class: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorFit:
+    """How the anchors fit the training boxes at an image size.
+
+    recall: share of boxes that an anchor matches; level_recalls: the same for each level alone; fitted_recall: with
+    anchors fitted to the data, None where there are too few distinct boxes. quantiles: 5, 50 and 95 % of the boxes'
+    widths and of their heights, in pixels of the network input; None without boxes.
+    """
+
+    image_size: int
+    num_boxes: int
+    recall: float
+    strides: tuple[int, ...]
+    level_recalls: tuple[float, ...]
+    fitted_recall: float | None
+    width_quantiles: tuple[float, ...] | None
+    height_quantiles: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found. findings: errors first, then by kind, in reading order; label_fingerprint: of classes, names,
+    sizes and labels (`anchorite.data.fingerprint`); image_fingerprint: SHA-256 over all pixels, in order; search: in
+    words, which pairs of images were compared."""
+
+    dataset: DatasetIndex
+    balances: tuple[SplitBalance, ...]
+    anchor_fit: AnchorFit
+    findings: tuple[Finding, ...]
+    images: tuple[ScannedImage, ...]
+    label_fingerprint: str
+    split_fingerprints: dict[str, str]
+    image_fingerprint: str
+    search: str
+
+    def of_severity(self, severity: Severity) -> list[Finding]:
+        """The findings of one severity."""
+        return [finding for finding in self.findings if finding.severity == severity]
+
+    def counts(self) -> dict[str, int]:
+        """The number of findings of each kind that was found, errors first."""
+        counted = Counter(finding.kind for finding in self.findings)
+        return {kind: counted[kind] for kind in KINDS if kind in counted}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the pixels as plain values."""
+        return {
+            "version": _REPORT_VERSION,
+            "data": str(self.dataset.root),
+            "format": self.dataset.format,
+            "fingerprints": {
+                "labels": self.label_fingerprint,
+                "splits": self.split_fingerprints,
+                "images": self.image_fingerprint,
+            },
+            "classes": list(self.dataset.class_names),
+            "splits": [asdict(counts) for counts in self.balances],
+            "anchors": asdict(self.anchor_fit),
+            "similarity_search": self.search,
+            "severities": {severity: len(self.of_severity(severity)) for severity in SEVERITIES},
+            "counts": self.counts(),
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+def summary_text(inspection: Inspection) -> str:
+    """For the terminal: class balance, boxes against anchors, and the first three findings of each kind.
+
+    Paths are relative to the dataset's folder.
+    """
+    root = inspection.dataset.root
+    folder = root if root.is_dir() else root.parent
+    return _text(inspection, is_summary=True).replace(f" {folder}/", " ")
+
+
+def report_text(inspection: Inspection) -> str:
+    """For a file: the same with every class and finding, and the fingerprints."""
+    return _text(inspection, is_summary=False)
+
+
+def _text(inspection: Inspection, is_summary: bool) -> str:
+    dataset, num_classes = inspection.dataset, len(inspection.dataset.class_names)
+    lines = [f"{dataset.root}: {dataset.format}, {num_classes} class{'' if num_classes == 1 else 'es'}", ""]
+    lines += _balance_lines(inspection, _SHOWN_CLASSES if is_summary else num_classes)
+    lines += ["", *_anchor_lines(inspection.anchor_fit)]
+    for severity in SEVERITIES:
+        if found := inspection.of_severity(severity):
+            lines += ["", _TITLES[severity], *_finding_lines(found, _SHOWN_OF_A_KIND if is_summary else len(found))]
+    if not inspection.findings:
+        lines += ["", "Nothing found."]
+    if not is_summary:
+        lines += ["", f"Compared: {inspection.search}.", f"Fingerprint of the labels: {inspection.label_fingerprint}"]
+        lines += [f"Fingerprint of the images: {inspection.image_fingerprint}"]
+    return "\n".join(one_line(line) for line in lines) + "\n"
+
+
+def _balance_lines(inspection: Inspection, num_shown: int) -> Iterator[str]:
+    """A table with a column for each split: images, boxes, and boxes of each class."""
+    names = inspection.dataset.class_names
+    crowd = "crowd, difficult"
+    titles = ["", "images", "without a box", "boxes", "an image, mean", "an image, most", crowd, *names[:num_shown]]
+    columns = [titles]
+    for split in inspection.balances:
+        mean = f"{split.boxes / split.images:.1f}" if split.images else "-"
+        column = [split.split, split.images, split.empty_images, split.boxes, mean, split.most_boxes, split.ignored]
+        shares = [f"{n} ({n / split.boxes:.0%})" if split.boxes else n for n in split.boxes_per_class[:num_shown]]
+        columns.append([str(cell) for cell in [*column, *shares]])
+    first = min(32, max(map(len, titles))) + 2
+    widths = [max(map(len, column)) + 3 for column in columns[1:]]
+    for title, *cells in zip(*columns, strict=True):
+        if title != crowd or set(cells) != {"0"}:
+            yield f"{title:<{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    if len(names) > num_shown:
+        yield f"and {len(names) - num_shown} classes more"
+
+
+def _anchor_lines(fit: AnchorFit) -> Iterator[str]:
+    if fit.width_quantiles is None or fit.height_quantiles is None:
+        yield f"No training box to compare with the anchors at {fit.image_size} px."
+        return
+    widths, heights = (" / ".join(f"{s:.0f}" for s in sides) for sides in (fit.width_quantiles, fit.height_quantiles))
+    levels = (f"{_share(n)} at stride {stride}" for stride, n in zip(fit.strides, fit.level_recalls, strict=True))
+    yield f"Training boxes at {fit.image_size} px: width {widths}, height {heights} px (5 %, median, 95 %)"
+    yield f"Boxes that an anchor matches (best possible recall): {_share(fit.recall)}; {', '.join(levels)}"
+    if fit.recall < 1 and fit.fitted_recall is not None:
+        yield f"With anchors fitted to the data: {_share(fit.fitted_recall)}"
+
+
+def _share(share: float) -> str:
+    """A share in per cent that reads 100 only where nothing is missing."""
+    return "100%" if share == 1 else f"{min(share, 0.9999):.2%}"
+
+
+def _finding_lines(found: Iterable[Finding], most: int) -> Iterator[str]:
+    by_kind: dict[str, list[Finding]] = {}
+    for finding in found:
+        by_kind.setdefault(finding.kind, []).append(finding)
+    for kind, findings in by_kind.items():
+        yield f"  {len(findings):>5}  {kind}: {KINDS[kind].heading} [{KINDS[kind].effect}]"
+        for finding in findings[:most]:
+            yield f"         {finding.line()}"
+        if len(findings) > most:
+            yield f"         and {len(findings) - most} more"

@@ -1,4 +1,4 @@
-"""Splits made anew: every class in its share in each, and images of one view never in two.
+"""New splits of a dataset: every class in its share in each split, and images of one view never in two splits.
 
 Iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011, "On the stratification of multi-label data"), of groups of
 images instead of single ones. Legend: N images, G groups, S splits, K classes.
@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from anchorite.data import DatasetIndex, Record
 from anchorite.errors import InputError
-from anchorite.inspect.images import same_pixels, see_images
-from anchorite.inspect.pictures import Progress
-from anchorite.inspect.similar import similar_pairs
+from anchorite.inspect.similar import Progress, same_pixels, scan_images, similar_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +34,33 @@ def resplit(
     keep: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Resplit:
-    """All images of the splits that are not in `keep`, dealt to splits in the given shares of images, which sum to 1.
+    """Distribute all images of the splits that are not in `keep` to splits in the given shares, which sum to 1.
 
     Every image is decoded once, to find those of one view; progress is called with (images decoded, images in all). An
-    image that stands in several of these splits is taken once. The order of images within a split is that of the
+    image in several of these splits is taken once. The order of images within a split is that of the
     dataset. The same input and seed give the same splits. Raises InputError where an image cannot be decoded, or where
     there are too few groups of images for every split to get one.
     """
-    pooled = {split: records for split, records in dataset.splits.items() if split not in keep}
-    pool = replace(dataset, splits=pooled)
-    seen = list({image.record.path: image for image in see_images(pool, progress)}.values())
-    for image in seen:
-        if image.picture.error is not None:
+    pool = replace(dataset, splits={name: records for name, records in dataset.splits.items() if name not in keep})
+    images = list({image.record.path: image for image in scan_images(pool, progress)}.values())
+    for image in images:
+        if image.error is not None:
             raise InputError(
-                f"{image.record.path}: {image.picture.error}; remove it, or correct the dataset by "
-                "`anchorite inspect --fix`"
+                f"{image.record.path}: {image.error}; remove it, or correct the dataset by `anchorite inspect --fix`"
             )
-    number_of = {image.record.path: number for number, image in enumerate(seen)}
-    alike = [[number_of[image.record.path] for image in group] for group in same_pixels(seen)]
-    pairs = [(group[0], number) for group in alike for number in group]
-    if len(seen) > 1:
-        thumbnails = np.stack([image.picture.thumbnail for image in seen])
-        pairs += [(pair.first, pair.second) for pair in similar_pairs(thumbnails, np.zeros(len(seen), np.int64))]
-    groups = connected(len(seen), pairs)
-    counts = [np.bincount(image.record.class_ids, minlength=len(dataset.class_names)) for image in seen]
-    table = np.array(counts, np.float64).reshape(len(seen), len(dataset.class_names))
-    owner = stratified(groups, table, list(shares.values()), seed)
+    number_of = {image.record.path: number for number, image in enumerate(images)}
+    twins = [[number_of[image.record.path] for image in group] for group in same_pixels(images)]
+    pairs = [(group[0], number) for group in twins for number in group]
+    if len(images) > 1:
+        thumbnails = np.stack([image.thumbnail for image in images])
+        pairs += [(pair.first, pair.second) for pair in similar_pairs(thumbnails, np.zeros(len(images), np.int64))]
+    groups = connected(len(images), pairs)
+    counts = np.zeros((len(images), len(dataset.class_names)))
+    for number, image in enumerate(images):
+        np.add.at(counts[number], image.record.class_ids, 1)
+    owner = stratified(groups, counts, list(shares.values()), seed)
     splits = {
-        name: tuple(image.record for image, split in zip(seen, owner, strict=True) if split == number)
+        name: tuple(image.record for image, split in zip(images, owner, strict=True) if split == number)
         for number, name in enumerate(shares)
     }
     empty = [name for name, records in splits.items() if not records]
@@ -73,9 +70,9 @@ def resplit(
             f"{dataset.root}: {views} too few for a split {empty[0]} of {shares[empty[0]]:.0%}; add images, give it a "
             "larger share, or leave it out"
         )
-    kept: dict[str, Sequence[Record]] = {name: dataset.splits[name] for name in keep}
+    unchanged: dict[str, Sequence[Record]] = {name: dataset.splits[name] for name in keep}
     several = [group for group in groups if len(group) > 1]
-    return Resplit(replace(dataset, splits=splits | kept), len(several), sum(map(len, several)))
+    return Resplit(replace(dataset, splits=splits | unchanged), len(several), sum(map(len, several)))
 
 
 def connected(num_items: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
