@@ -4,6 +4,27 @@ They are `ValueError`s, so that library users can catch them as usual; the comma
 (no traceback unless --debug) and exits with `exit_code`. A message names file, line, value and remedy.
 """
 
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
+
+
+def accepts_iou_limit(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+    """A decorator: the keyword `iou_threshold` is accepted by its earlier name `iou_limit` as well."""
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+        if "iou_limit" in kwargs:
+            kwargs["iou_threshold"] = kwargs.pop("iou_limit")
+        return function(*args, **kwargs)
+
+    return call
+
 
 class AnchoriteError(ValueError):
     """Base of all errors that end a command with a message instead of a traceback."""

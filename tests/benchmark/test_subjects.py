@@ -24,7 +24,7 @@ def test_as_many_places_reach_the_confidence_as_asked_for(num_classes: int, conf
     find_objects(detector, images, 20, confidence)
     assert not detector.training
     # Without suppression, a detection a place.
-    config = PredictConfig(confidence=confidence, iou_limit=1.0)
+    config = PredictConfig(confidence=confidence, iou_threshold=1.0)
     with torch.no_grad():
         found = detections_from_logits(detector(images), detector.anchors, config)
     assert abs(sum(map(len, found)) - 3 * 20) <= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.boxes.slow_nms import slow_nms
 
 
-def slow_fusion(boxes, scores, class_ids, model_ids, weights, iou_limit):
+def slow_fusion(boxes, scores, class_ids, model_ids, weights, iou_threshold):
     """The steps of arXiv:1910.13302, section 3.1, box after box, every mean taken anew of all boxes of its cluster.
 
     Returns (box, score, class) of each fused box, best first.
@@ -16,7 +16,7 @@ def slow_fusion(boxes, scores, class_ids, model_ids, weights, iou_limit):
     for i in sorted(range(len(scores)), key=lambda i: -weighted[i]):
         rivals = [c for c in range(len(fused)) if class_ids[clusters[c][0]] == class_ids[i]]
         best = max(rivals, key=lambda c: iou(fused[c], boxes[i]), default=None)
-        if best is not None and iou(fused[best], boxes[i]) > iou_limit:
+        if best is not None and iou(fused[best], boxes[i]) > iou_threshold:
             clusters[best].append(i)
             fused[best] = mean_box([boxes[j] for j in clusters[best]], [weighted[j] for j in clusters[best]])
         else:
@@ -30,7 +30,7 @@ def slow_fusion(boxes, scores, class_ids, model_ids, weights, iou_limit):
     return sorted(results, key=lambda one: -one[1])
 
 
-def slow_join(boxes, scores, class_ids, is_cut, iou_limit, covered, share):
+def slow_join(boxes, scores, class_ids, is_cut, iou_threshold, covered, share):
     """Whole boxes by NMS; then each cut box against the whole ones; those left by NMS, then from the largest down."""
 
     def rival(a, b):
@@ -41,7 +41,7 @@ def slow_join(boxes, scores, class_ids, is_cut, iou_limit, covered, share):
 
     def suppressed(indices):
         classes = None if class_ids is None else [class_ids[i] for i in indices]
-        kept = slow_nms([boxes[i] for i in indices], [scores[i] for i in indices], classes, iou_limit, len(indices))
+        kept = slow_nms([boxes[i] for i in indices], [scores[i] for i in indices], classes, iou_threshold, len(indices))
         return [indices[k] for k in kept]
 
     whole = suppressed([i for i in range(len(scores)) if not is_cut[i]])

@@ -10,12 +10,12 @@ from anchorite.boxes.fusion import SEAM_COVERED, SEAM_SCORE
 from tests.boxes.slow_fusion import slow_fusion, slow_join
 
 
-def fuse(rows, weights=(1.0, 1.0), iou_limit=0.55):
+def fuse(rows, weights=(1.0, 1.0), iou_threshold=0.55):
     """rows: (box, score, class, model); what comes out as lists of boxes, scores and classes."""
     boxes, scores, class_ids, model_ids = zip(*rows, strict=True)
     fused = weighted_boxes_fusion(
         torch.tensor(boxes), torch.tensor(scores), torch.tensor(class_ids), torch.tensor(model_ids),
-        torch.tensor(weights), iou_limit,
+        torch.tensor(weights), iou_threshold,
     )  # fmt: skip
     return fused.boxes_xyxy.tolist(), fused.scores.tolist(), fused.class_ids.tolist()
 
@@ -56,8 +56,8 @@ def test_weights_by_hand():
 def test_a_box_is_held_against_the_mean_not_against_the_first():
     # The third overlaps the first by 6 / 14 only, the mean of the first two, 1..11, by 7 / 13, which is above 1 / 2.
     third = [4.0, 0.0, 14.0, 10.0]
-    assert fuse([(A, 0.9, 0, 0), (third, 0.5, 0, 1)], iou_limit=0.5)[1] == [near(0.45), near(0.25)]
-    boxes, scores, _ = fuse([(A, 0.9, 0, 0), (B, 0.9, 0, 1), (third, 0.5, 0, 1)], iou_limit=0.5)
+    assert fuse([(A, 0.9, 0, 0), (third, 0.5, 0, 1)], iou_threshold=0.5)[1] == [near(0.45), near(0.25)]
+    boxes, scores, _ = fuse([(A, 0.9, 0, 0), (B, 0.9, 0, 1), (third, 0.5, 0, 1)], iou_threshold=0.5)
     assert boxes == [near([(0.9 * 0 + 0.9 * 2 + 0.5 * 4) / 2.3, 0, (0.9 * 10 + 0.9 * 12 + 0.5 * 14) / 2.3, 10])]
     assert scores == [near(2.3 / 3)]
 
@@ -72,8 +72,8 @@ def test_a_box_joins_what_it_overlaps_most():
 def test_classes_are_not_mixed_and_an_overlap_equal_to_the_limit_is_too_little():
     assert len(fuse([(A, 0.9, 0, 0), (A, 0.8, 1, 1)])[0]) == 2
     lower_half = [0.0, 0.0, 10.0, 5.0]
-    assert len(fuse([(A, 0.9, 0, 0), (lower_half, 0.8, 0, 1)], iou_limit=0.5)[0]) == 2
-    assert len(fuse([(A, 0.9, 0, 0), (lower_half, 0.8, 0, 1)], iou_limit=0.499)[0]) == 1
+    assert len(fuse([(A, 0.9, 0, 0), (lower_half, 0.8, 0, 1)], iou_threshold=0.5)[0]) == 2
+    assert len(fuse([(A, 0.9, 0, 0), (lower_half, 0.8, 0, 1)], iou_threshold=0.499)[0]) == 1
 
 
 def test_nothing_and_scores_of_nothing():
@@ -111,13 +111,13 @@ def random_rows(seed: int, num_boxes: int, num_models: int):
     seed=st.integers(0, 2**31),
     num_boxes=st.integers(0, 40),
     weights=st.lists(st.sampled_from([0.5, 1.0, 1.0, 3.0]), min_size=1, max_size=4),
-    iou_limit=st.sampled_from([0.2, 0.55, 0.8]),
+    iou_threshold=st.sampled_from([0.2, 0.55, 0.8]),
 )
-def test_equals_the_slow_loop(seed, num_boxes, weights, iou_limit):
+def test_equals_the_slow_loop(seed, num_boxes, weights, iou_threshold):
     boxes, scores, classes, models = random_rows(seed, num_boxes, len(weights))
-    fused = weighted_boxes_fusion(boxes, scores, classes, models, torch.tensor(weights), iou_limit)
+    fused = weighted_boxes_fusion(boxes, scores, classes, models, torch.tensor(weights), iou_threshold)
     columns = (boxes.tolist(), scores.tolist(), classes.tolist(), models.tolist())
-    expected = slow_fusion(*columns, weights, iou_limit)
+    expected = slow_fusion(*columns, weights, iou_threshold)
     assert len(fused.scores) == len(expected)
     by_row = sorted(zip(fused.boxes_xyxy.tolist(), fused.scores.tolist(), fused.class_ids.tolist(), strict=True))
     for (box, score, class_id), (slow_box, slow_score, slow_class) in zip(by_row, sorted(expected), strict=True):
@@ -139,12 +139,12 @@ def test_the_unit_of_weights_and_the_order_of_boxes_mean_nothing():
         assert torch.equal(one, same)
 
 
-def join(rows, iou_limit=0.5, max_detections=100, agnostic=False):
+def join(rows, iou_threshold=0.5, max_detections=100, agnostic=False):
     """rows: (box, score, class, is cut)."""
     boxes, scores, class_ids, is_cut = zip(*rows, strict=True)
     pools = None if agnostic else torch.tensor(class_ids)
     return join_windows(
-        torch.tensor(boxes), torch.tensor(scores), pools, torch.tensor(is_cut), iou_limit, max_detections
+        torch.tensor(boxes), torch.tensor(scores), pools, torch.tensor(is_cut), iou_threshold, max_detections
     ).tolist()
 
 

@@ -25,19 +25,19 @@ def random_case(seed: int, num_boxes: int, num_classes: int, num_spots: int):
     return boxes, scores, torch.randint(num_classes, (num_boxes,), generator=generator)
 
 
-def check(boxes, scores, class_ids, iou_limit, max_detections, device="cpu"):
+def check(boxes, scores, class_ids, iou_threshold, max_detections, device="cpu"):
     found = nms(
         boxes.to(device),
         scores.to(device),
         None if class_ids is None else class_ids.to(device),
-        iou_limit,
+        iou_threshold,
         max_detections,
     )
     expected = slow_nms(
         boxes.double().tolist(),
         scores.tolist(),
         None if class_ids is None else class_ids.tolist(),
-        iou_limit,
+        iou_threshold,
         max_detections,
     )
     assert found.dtype == torch.int64
@@ -50,13 +50,13 @@ def check(boxes, scores, class_ids, iou_limit, max_detections, device="cpu"):
     num_boxes=st.integers(0, 40),
     num_classes=st.integers(1, 4),
     num_spots=st.integers(1, 8),
-    iou_limit=st.sampled_from([0.0, 0.2, 0.45, 0.6, 0.9, 1.0]),
+    iou_threshold=st.sampled_from([0.0, 0.2, 0.45, 0.6, 0.9, 1.0]),
     max_detections=st.sampled_from([1, 3, 10, 300]),
     agnostic=st.booleans(),
 )
-def test_equals_the_slow_loop(seed, num_boxes, num_classes, num_spots, iou_limit, max_detections, agnostic):
+def test_equals_the_slow_loop(seed, num_boxes, num_classes, num_spots, iou_threshold, max_detections, agnostic):
     boxes, scores, class_ids = random_case(seed, num_boxes, num_classes, num_spots)
-    check(boxes, scores, None if agnostic else class_ids, iou_limit, max_detections)
+    check(boxes, scores, None if agnostic else class_ids, iou_threshold, max_detections)
 
 
 @settings(max_examples=300, deadline=None)
@@ -146,12 +146,12 @@ def batch_case(seed: int, spread: float = 500.0):
     return boxes, classes, counts
 
 
-def check_batch(boxes, classes, counts, iou_limit, max_detections):
-    kept = nms_of_sorted(boxes, classes, counts, iou_limit, max_detections)
+def check_batch(boxes, classes, counts, iou_threshold, max_detections):
+    kept = nms_of_sorted(boxes, classes, counts, iou_threshold, max_detections)
     for image, count in enumerate(counts.tolist()):
         rows = boxes[image, :count].double().tolist()
         labels = None if classes is None else classes[image, :count].tolist()
-        expected = slow_nms(rows, [1.0 - 0.001 * i for i in range(count)], labels, iou_limit, max_detections)
+        expected = slow_nms(rows, [1.0 - 0.001 * i for i in range(count)], labels, iou_threshold, max_detections)
         assert kept[image].nonzero()[:, 0].tolist() == expected
 
 

@@ -151,7 +151,7 @@ def test_what_differs_is_not_written(
         ("--format openvino --out bin.xml", 2, "bin.bin: exists already"),
         ("--out no/a.onnx", 4, "there is no folder no"),
         ("--nms --multi-label --class-agnostic", 2, "cannot both be built in"),
-        ("--nms --iou-limit 7", 2, "--iou-limit 7.0: must be"),
+        ("--nms --iou-threshold 7", 2, "--iou-threshold 7.0: must be"),
         ("--static 0", 2, ">= 1"),
     ],
 )

@@ -77,7 +77,7 @@ def test_the_overview_names_every_command_and_how_to_begin() -> None:
             "validate",
             "--split --image-size --batch --device --precision --out --json --format --skip-bad --allow-outside",
         ),
-        ("predict", "--confidence --iou-limit --max-detections --out --recursive --without --image-size --device"),
+        ("predict", "--confidence --iou-threshold --max-detections --out --recursive --without --image-size --device"),
     ],
 )
 def test_a_commands_help_explains_its_flags(command: str, flags: str) -> None:

@@ -79,7 +79,7 @@ def test_validation_config_decides_what_is_kept(validator):
     defaults = ValidationConfig()
     assert (defaults.confidence, defaults.max_detections, defaults.multi_label) == (0.001, 300, True)
     assert defaults.predict_config() == PredictConfig(
-        confidence=0.001, iou_limit=defaults.iou_limit, max_detections=300, multi_label=True
+        confidence=0.001, iou_threshold=defaults.iou_threshold, max_detections=300, multi_label=True
     )
 
 

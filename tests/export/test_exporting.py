@@ -228,7 +228,7 @@ def test_what_differs_is_refused_and_says_by_how_much(monkeypatch: pytest.Monkey
 
 def test_suppression_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = exporting.with_suppression
-    other = LIMITS.model_copy(update={"iou_limit": 0.6})
+    other = LIMITS.model_copy(update={"iou_threshold": 0.6})
     monkeypatch.setattr(exporting, "with_suppression", lambda model, _, classes: honest(model, other, classes))
     with pytest.raises(ExportDiffersError, match="its suppression differs from ours"):
         built_anew(SUPPRESSED, images())

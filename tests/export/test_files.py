@@ -148,13 +148,17 @@ def test_suffixes_choose_the_runtime_and_devices_are_named() -> None:
     [
         ExportInfo(INFO),
         ExportInfo(WeightsInfo("n", ('gr"een\n', "\u84dd"), P5, 640)),
-        ExportInfo(INFO, "uint8 NHWC RGB", "int8", (4, 96, 96), PredictConfig(multi_label=True, iou_limit=0.3)),
+        ExportInfo(INFO, "uint8 NHWC RGB", "int8", (4, 96, 96), PredictConfig(multi_label=True, iou_threshold=0.3)),
     ],
 )
 def test_metadata_comes_back_as_it_was(info: ExportInfo) -> None:
     texts = to_texts(info)
     assert set(texts) == {PREFIX + key for key in KEYS}
     assert all(text.isascii() for text in texts.values())
+    assert from_texts("a.onnx", texts) == info
+    texts = {
+        key: text.replace("iou_threshold", "iou_limit") for key, text in texts.items()
+    }  # as earlier releases wrote
     assert from_texts("a.onnx", texts) == info
     model = onnx.load_model_from_string(built(PLAIN).files[".onnx"])
     assert with_metadata(model, info) == with_metadata(model, info)
@@ -164,7 +168,7 @@ def test_metadata_comes_back_as_it_was(info: ExportInfo) -> None:
     ("asked", "said"),
     [
         ({"confidence": 0.01}, "confidence 0.05 is the least, 0.01 was asked for"),
-        ({"iou_limit": 0.5}, "iou-limit 0.45 is built in, 0.5 was asked for"),
+        ({"iou_threshold": 0.5}, "iou-threshold 0.45 is built in, 0.5 was asked for"),
         ({"max_detections": 21}, "max-detections 20 is the most, 21 was asked"),
         ({"multi_label": True}, "multi-label False is built in"),
         (ValidationConfig().predict_config().model_dump(), "export without --nms"),

@@ -34,12 +34,12 @@ def run(limits: PredictConfig, boxes: torch.Tensor, scores: torch.Tensor) -> tup
     [
         PredictConfig(max_detections=50),
         PredictConfig(multi_label=True, confidence=0.01, max_detections=200),
-        PredictConfig(multi_label=True, iou_limit=0.7),
+        PredictConfig(multi_label=True, iou_threshold=0.7),
         PredictConfig(class_agnostic=True, max_detections=7),
         PredictConfig(confidence=1.0),
         PredictConfig(confidence=0.0, max_detections=20),
-        PredictConfig(iou_limit=0.0),
-        PredictConfig(iou_limit=1.0, max_detections=1000),
+        PredictConfig(iou_threshold=0.0),
+        PredictConfig(iou_threshold=1.0, max_detections=1000),
     ],
 )
 def test_it_is_exactly_ours(limits: PredictConfig) -> None:

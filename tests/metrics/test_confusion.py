@@ -9,7 +9,7 @@ from tests.metrics.test_coco import found_of, truth_of
 A, B, C, D = [0, 0, 50, 50], [100, 100, 150, 150], [200, 200, 250, 250], [300, 300, 350, 350]
 
 
-def greedy_oracle(truths, predictions, num_classes, confidence, iou_limit):
+def greedy_oracle(truths, predictions, num_classes, confidence, iou_threshold):
     """The definition, pair by pair, in plain loops."""
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     for truth, found in zip(truths, predictions, strict=True):
@@ -22,9 +22,9 @@ def greedy_oracle(truths, predictions, num_classes, confidence, iou_limit):
                 inter = max(width, 0) * max(height, 0)
                 area_a, area_b = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
                 if truth.ignored[j]:
-                    if area_a > 0 and inter / area_a >= iou_limit:
+                    if area_a > 0 and inter / area_a >= iou_threshold:
                         covered.add(i)
-                elif inter / (area_a + area_b - inter) >= iou_limit:
+                elif inter / (area_a + area_b - inter) >= iou_threshold:
                     pairs.append((-inter / (area_a + area_b - inter), -found.scores[i], i, j))
         used_found, used_truth = set(), set()
         for _, _, i, j in sorted(pairs):
@@ -42,7 +42,7 @@ def greedy_oracle(truths, predictions, num_classes, confidence, iou_limit):
 def test_equals_the_plain_definition():
     for seed in range(100):
         truths, predictions, names = random_set(seed)
-        confusion = confusion_matrix(truths, predictions, names, confidence=0.3, iou_limit=0.45)
+        confusion = confusion_matrix(truths, predictions, names, confidence=0.3, iou_threshold=0.45)
         expected = greedy_oracle(truths, predictions, len(names), 0.3, 0.45)
         assert np.array_equal(confusion.counts, expected), seed
 

@@ -26,7 +26,7 @@ def test_envelope_equals_cocos_precision_at_its_recall_points():
 
 def test_average_precision_at_75_equals_coco():
     truths, predictions, names = without_excess(5)
-    ap = detection_curves(truths, predictions, names, iou_limit=0.75).average_precision()
+    ap = detection_curves(truths, predictions, names, iou_threshold=0.75).average_precision()
     assert np.nanmean(ap) == pytest.approx(coco_metrics(truths, predictions, names).map75, abs=1e-9)
 
 

@@ -5,6 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from anchorite.anchors import AnchorSet, decode_level
+from anchorite.boxes import nms
+from anchorite.evaluate import ValidationConfig
 from anchorite.predict.config import PredictConfig
 from anchorite.predict.postprocess import _least_logit, batch_detections, detections_from_logits
 from tests.boxes.slow_nms import slow_nms
@@ -33,7 +35,7 @@ def plain_detections(logits, anchors, config):
         first = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[: config.max_candidates]
         boxes, scores, class_ids = ([values[i] for i in first] for values in (boxes, scores, class_ids))
         kept = slow_nms(
-            boxes, scores, None if config.class_agnostic else class_ids, config.iou_limit, config.max_detections
+            boxes, scores, None if config.class_agnostic else class_ids, config.iou_threshold, config.max_detections
         )
         found.append([(boxes[i], scores[i], class_ids[i]) for i in kept])
     return found
@@ -84,7 +86,7 @@ def test_any_number_of_levels_and_anchors(anchors):
 
 @pytest.mark.parametrize("max_candidates", [1, 5, 50])
 def test_the_cap_keeps_the_best_candidates(max_candidates):
-    config = PredictConfig(confidence=0.05, max_candidates=max_candidates, iou_limit=0.2)
+    config = PredictConfig(confidence=0.05, max_candidates=max_candidates, iou_threshold=0.2)
     check_equals_plain(random_logits(1, 2), P5, config)
 
 
@@ -98,7 +100,7 @@ def test_low_precision_logits_are_decoded_in_float32():
 def test_logits_with_many_ties_rank_as_the_plain_implementation_ranks_them(seed, multi_label):
     # Whole numbers: scores repeat by the hundred, and are equal in bfloat16 and float32.
     logits = [level.round().to(torch.bfloat16) for level in random_logits(seed, 3)]
-    config = PredictConfig(confidence=0.001, multi_label=multi_label, iou_limit=0.4, max_candidates=120)
+    config = PredictConfig(confidence=0.001, multi_label=multi_label, iou_threshold=0.4, max_candidates=120)
     check_equals_plain(logits, P5, config)
 
 
@@ -203,8 +205,17 @@ def test_no_graph_is_kept():
     assert not detections_from_logits(logits, P5, PredictConfig(confidence=0.01))[0].boxes_xyxy.requires_grad
 
 
+def test_the_earlier_name_of_the_iou_threshold_is_read():
+    assert PredictConfig(iou_limit=0.3) == PredictConfig(iou_threshold=0.3)
+    assert ValidationConfig.model_validate({"iou_limit": 0.3}).iou_threshold == 0.3
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 1.0], [1.0, 0.0, 3.0, 1.0]])
+    assert len(nms(boxes, torch.tensor([0.9, 0.8]), None, iou_limit=0.4, max_detections=2)) == 2
+    with pytest.raises(ValueError, match="iou_limit"):
+        PredictConfig(iou_limit=0.3, iou_threshold=0.4)
+
+
 @pytest.mark.parametrize(
-    ("field", "value"), [("confidence", 1.5), ("iou_limit", -0.1), ("max_detections", 0), ("max_candidates", 0)]
+    ("field", "value"), [("confidence", 1.5), ("iou_threshold", -0.1), ("max_detections", 0), ("max_candidates", 0)]
 )
 def test_settings_out_of_range_are_refused(field, value):
     with pytest.raises(ValidationError, match=field):

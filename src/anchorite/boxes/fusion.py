@@ -15,8 +15,9 @@ from torch import Tensor
 
 from anchorite.boxes.nms import nms
 from anchorite.boxes.pairwise import pairwise_overlap_xyxy
+from anchorite.errors import accepts_iou_limit
 
-FUSION_IOU_LIMIT = 0.55
+FUSION_IOU_THRESHOLD = 0.55
 """Overlap from which boxes are of one object: the value that the paper of weighted boxes fusion found best."""
 
 SEAM_COVERED = 0.6
@@ -38,20 +39,21 @@ class FusedBoxes(NamedTuple):
     class_ids: Int64[Tensor, " C"]
 
 
+@accepts_iou_limit
 def weighted_boxes_fusion(
     boxes_xyxy: Float[Tensor, "N 4"],
     scores: Float[Tensor, " N"],
     class_ids: Int[Tensor, " N"],
     model_ids: Int[Tensor, " N"],
     weights: Float[Tensor, " M"],
-    iou_limit: float = FUSION_IOU_LIMIT,
+    iou_threshold: float = FUSION_IOU_THRESHOLD,
 ) -> FusedBoxes:
     """What M models found in one image, as if one had found it: boxes averaged, scores by how many models agree.
 
     boxes_xyxy: (N, 4) in any unit; scores: (N,) in 0..1; model_ids: (N,), who found each, in 0..M-1; weights: (M,) how
     much each model counts, above 0. From the best weighted score to the worst (equal ones as they came), a box joins
-    the fused box of its class that it overlaps most, if by more than `iou_limit`, which then becomes the mean of all
-    its boxes, each weighted by weight * score; else it starts one. The score of a fused box is the weighted mean of its
+    the fused box of its class that it overlaps most, if by more than `iou_threshold`; that becomes the mean of all its
+    boxes, each weighted by weight * score; else it starts one. The score of a fused box is the weighted mean of its
     T boxes' scores, times min(T, M) / M, with sums of weights for T and M: where one of M models missed an object, the
     score loses 1 / M.
 
@@ -66,7 +68,7 @@ def weighted_boxes_fusion(
     order = torch.sort(weighted, descending=True, stable=True).indices
     classes = class_ids.cpu()[order]
     rows = torch.cat([boxes_xyxy.double().cpu(), weighted[:, None], of_box[:, None]], dim=1)[order].numpy()
-    parts = [(each, _clustered(rows[(classes == each).numpy()], iou_limit)) for each in classes.unique().tolist()]
+    parts = [(each, _clustered(rows[(classes == each).numpy()], iou_threshold)) for each in classes.unique().tolist()]
     fused = torch.from_numpy(np.concatenate([np.zeros((0, 6)), *(clusters for _, clusters in parts)]))
     fused_classes = torch.cat(
         [classes.new_zeros(0, dtype=torch.int64)]
@@ -83,7 +85,7 @@ def join_windows(
     scores: Float[Tensor, " N"],
     class_ids: Int[Tensor, " N"] | None,
     is_cut: Bool[Tensor, " N"],
-    iou_limit: float,
+    iou_threshold: float,
     max_detections: int,
 ) -> Int64[Tensor, " kept"]:
     """Indices (int64) of the boxes to keep of those that overlapping windows of an image found, best first.
@@ -96,18 +98,18 @@ def join_windows(
     """
     everything = torch.arange(len(scores), device=scores.device)
     whole = everything[~is_cut]
-    whole = whole[nms(boxes_xyxy[whole], scores[whole], _chosen(class_ids, whole), iou_limit, len(whole))]
+    whole = whole[nms(boxes_xyxy[whole], scores[whole], _chosen(class_ids, whole), iou_threshold, len(whole))]
     cut = everything[is_cut]
     explained = torch.zeros(len(cut), dtype=torch.bool, device=cut.device)
     for some in whole.split(_AT_A_TIME):
         is_covered = _covered(boxes_xyxy, class_ids, some, cut)
         explained |= (is_covered & (scores[some, None] >= SEAM_SCORE * scores[cut])).any(dim=0)
-    parts = _largest_apart(boxes_xyxy, scores, class_ids, cut[~explained], iou_limit)
+    parts = _largest_apart(boxes_xyxy, scores, class_ids, cut[~explained], iou_threshold)
     kept = torch.cat([whole, parts]).sort().values
     return kept[torch.sort(scores[kept], descending=True, stable=True).indices[:max_detections]]
 
 
-def _clustered(rows: NDArray[np.float64], iou_limit: float) -> NDArray[np.float64]:
+def _clustered(rows: NDArray[np.float64], iou_threshold: float) -> NDArray[np.float64]:
     """Clusters (C, 6): mean box, sum of weighted scores, sum of weights; of rows (N, 6): box, weighted score, weight.
 
     One box after the other, because each moves the cluster that the next is held against.
@@ -121,7 +123,7 @@ def _clustered(rows: NDArray[np.float64], iou_limit: float) -> NDArray[np.float6
         area = max(right - left, 0.0) * max(bottom - top, 0.0)
         column = np.array([[right], [bottom], [-left], [-top]])
         count = len(clusters)
-        place = _match(edges[:, :count], areas[:count], scratch[:, :count], column, area, iou_limit)
+        place = _match(edges[:, :count], areas[:count], scratch[:, :count], column, area, iou_threshold)
         if place is None:
             place = count
             clusters.append([left, top, right, bottom])
@@ -145,7 +147,7 @@ def _match(
     scratch: NDArray[np.float64],
     column: NDArray[np.float64],
     area: float,
-    iou_limit: float,
+    iou_threshold: float,
 ) -> int | None:
     """The cluster, of C, that a box overlaps most, the first of equal ones; None if by too little.
 
@@ -160,7 +162,7 @@ def _match(
     union = np.subtract(np.add(areas, area, out=shared[2]), overlap, out=shared[2])
     iou = np.divide(overlap, union, out=overlap)
     place = int(iou.argmax())
-    return place if iou[place] > iou_limit else None
+    return place if iou[place] > iou_threshold else None
 
 
 def _covered(boxes_xyxy: Tensor, class_ids: Tensor | None, over: Tensor, under: Tensor) -> Tensor:
@@ -172,11 +174,11 @@ def _covered(boxes_xyxy: Tensor, class_ids: Tensor | None, over: Tensor, under: 
 
 
 def _largest_apart(
-    boxes_xyxy: Tensor, scores: Tensor, class_ids: Tensor | None, cut: Tensor, iou_limit: float
+    boxes_xyxy: Tensor, scores: Tensor, class_ids: Tensor | None, cut: Tensor, iou_threshold: float
 ) -> Tensor:
     """Of cut boxes, by index, those that no larger one of them explains: the larger part tells more of the object."""
     # By overlap first, which leaves little to compare.
-    cut = cut[nms(boxes_xyxy[cut], scores[cut], _chosen(class_ids, cut), iou_limit, len(cut))]
+    cut = cut[nms(boxes_xyxy[cut], scores[cut], _chosen(class_ids, cut), iou_threshold, len(cut))]
     sides = boxes_xyxy[cut, 2:] - boxes_xyxy[cut, :2]
     cut = cut[torch.sort(sides[:, 0] * sides[:, 1], descending=True, stable=True).indices]
     kept: list[int] = []

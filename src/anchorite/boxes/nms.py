@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from anchorite.boxes.pairwise import pairwise_overlap_xyxy
+from anchorite.errors import accepts_iou_limit
 
 # Pairs within the blocks of a batch: on the CPU arithmetic costs, on an accelerator each round trip does.
 _SETTLED_CPU, _SETTLED_ACCELERATOR = 2**16, 2**24
@@ -35,29 +36,30 @@ _LOST = 2.0**-20
 _LATTICE_COLUMNS = 32
 
 
+@accepts_iou_limit
 def nms(
     boxes_xyxy: Float[Tensor, "N 4"],
     scores: Float[Tensor, " N"],
     class_ids: Int[Tensor, " N"] | None,
-    iou_limit: float,
+    iou_threshold: float,
     max_detections: int,
 ) -> Int64[Tensor, " kept"]:
     """Indices (int64) of the boxes to keep, best first, at most `max_detections`.
 
     boxes_xyxy: (N, 4) in any unit; scores: (N,); class_ids: (N,), boxes of different classes never suppress each other,
-    or None for one pool. A box goes when its IoU with a kept one is above `iou_limit` (equal stays).
+    or None for one pool. A box goes when its IoU with a kept one is above `iou_threshold` (equal stays).
     """
     order = torch.sort(scores, descending=True, stable=True).indices
     classes = None if class_ids is None else class_ids[order][None]
     counts = torch.full((1,), len(order), device=order.device)
-    return order[nms_of_sorted(boxes_xyxy[order][None], classes, counts, iou_limit, max_detections)[0]]
+    return order[nms_of_sorted(boxes_xyxy[order][None], classes, counts, iou_threshold, max_detections)[0]]
 
 
 def nms_of_sorted(
     boxes_xyxy: Float[Tensor, "B P 4"],
     class_ids: Int[Tensor, "B P"] | None,
     counts: Int64[Tensor, " B"],
-    iou_limit: float,
+    iou_threshold: float,
     max_detections: int,
 ) -> Bool[Tensor, "B P"]:
     """Which boxes to keep (B, P) of each image, by the rule of `nms`.
@@ -69,7 +71,7 @@ def nms_of_sorted(
     kept = torch.zeros(num_images, num_boxes + 1, dtype=torch.bool, device=boxes_xyxy.device)
     is_cpu = kept.device.type == "cpu"
     block_length = math.isqrt((_SETTLED_CPU if is_cpu else _SETTLED_ACCELERATOR) // max(1, num_images)) + 1
-    field = _Field(boxes_xyxy, class_ids, iou_limit)
+    field = _Field(boxes_xyxy, class_ids, iou_threshold)
     columns = torch.arange(num_boxes, device=kept.device).expand(num_images, -1)
     window = _WINDOW_CPU if is_cpu else _WINDOW_ACCELERATOR
     for start in range(0, num_boxes, window):
@@ -103,10 +105,10 @@ def _decide(
 class _Field:
     """The boxes (B, P, 4) of a batch, prepared for comparing them; `columns` (B, N) below choose among each image's."""
 
-    def __init__(self, boxes_xyxy: Tensor, class_ids: Tensor | None, iou_limit: float) -> None:
+    def __init__(self, boxes_xyxy: Tensor, class_ids: Tensor | None, iou_threshold: float) -> None:
         self.exact_xyxy = boxes_xyxy.double()
         self.class_ids = class_ids
-        self.iou_limit = iou_limit
+        self.iou_threshold = iou_threshold
 
     def settled(self, columns: Tensor) -> Tensor:
         """Which boxes survive the better ones among the same columns, (B, M)."""
@@ -144,7 +146,7 @@ class _Field:
     ) -> Tensor:
         """Whether each box of `over` (B, N, 4) overlaps each of `under` (B, M, 4) too much: (B, N, M)."""
         overlap, union = pairwise_overlap_xyxy(over, under)
-        too_much = overlap > union.mul_(self.iou_limit)
+        too_much = overlap > union.mul_(self.iou_threshold)
         if over_classes is None or under_classes is None:
             return too_much
         return too_much & (over_classes[:, :, None] == under_classes[:, None])
@@ -175,7 +177,7 @@ class _Field:
         edges = torch.stack([right, -left, bottom, -top])
         lost = _LOST * edges.abs().amax()
         doubt = lost * (width + height + lost)
-        share = area * (self.iou_limit / (1 + self.iou_limit))
+        share = area * (self.iou_threshold / (1 + self.iou_threshold))
         return torch.cat([edges, share[None], doubt[None]]).float()
 
 

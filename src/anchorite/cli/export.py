@@ -99,7 +99,9 @@ def export(
 
     file, proof = file or FileOptions(), proof or ProofOptions()
     if limits is not None and not nms:
-        raise InputError("--confidence, --iou-limit and the like are built in with --nms; give it, or leave them out")
+        raise InputError(
+            "--confidence, --iou-threshold and the like are built in with --nms; give it, or leave them out"
+        )
     if file.int8 != (proof.calibrate is not None):
         raise InputError("--int8 and --calibrate DATA belong together; give both or none")
     suppression = (limits or LimitOptions()).config() if nms else None
@@ -189,5 +191,9 @@ def _limits(export: ExportInfo) -> str:
     limits = export.suppression
     assert limits is not None
     flags = [name for name in ("class_agnostic", "multi_label") if getattr(limits, name)]
-    words = [f"confidence {limits.confidence:g}", f"IoU {limits.iou_limit:g}", f"{limits.max_detections} detections"]
+    words = [
+        f"confidence {limits.confidence:g}",
+        f"IoU {limits.iou_threshold:g}",
+        f"{limits.max_detections} detections",
+    ]
     return ", ".join([*words, *(flag.replace("_", " ") for flag in flags)])

@@ -192,7 +192,10 @@ class LimitOptions:
     """What counts as a detection."""
 
     confidence: Annotated[float, Parameter(help="Least score of a detection.")] = 0.25
-    iou_limit: Annotated[float, Parameter(help="Overlap at which the weaker of two boxes goes.")] = 0.45
+    iou_threshold: Annotated[
+        float,
+        Parameter(("--iou-threshold", "--iou-limit"), help="IoU above which the weaker of two boxes goes."),
+    ] = 0.45
     max_detections: Annotated[int, WHOLE, Parameter(help="Most detections per image.")] = 300
     class_agnostic: Annotated[bool, Parameter(negative="", help="Boxes of all classes suppress each other.")] = False
     multi_label: Annotated[bool, Parameter(negative="", help="A place may answer for several classes.")] = False

@@ -88,7 +88,7 @@ class ExportedRuntime:
     def _check_limits(self, built_in: PredictConfig, asked: PredictConfig) -> None:
         problems = [
             f"{name.replace('_', '-')} {getattr(built_in, name)} is built in, {getattr(asked, name)} was asked for"
-            for name in ("iou_limit", "class_agnostic", "multi_label")
+            for name in ("iou_threshold", "class_agnostic", "multi_label")
             if getattr(built_in, name) != getattr(asked, name)
         ]
         if asked.confidence < built_in.confidence:

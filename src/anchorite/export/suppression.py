@@ -38,7 +38,7 @@ _OF_ANY_CLASS = """
 # The survivors (S, 3) say image, class and place. Each image picks its M best among them all; M rows of nothing behind
 # them see to it that there always are M. Where an image has fewer, what it picks is worth -1 and becomes zeros.
 _BEST_OF_EACH_IMAGE = """
-    survivors = NonMaxSuppression (boxes, competing, most, iou_limit, least_score)
+    survivors = NonMaxSuppression (boxes, competing, most, iou_threshold, least_score)
     places = Gather <axis = 1> (survivors, image_and_place)
     survivor_scores = GatherND (competing, survivors)
     survivor_boxes = GatherND (boxes, places)
@@ -142,7 +142,7 @@ def _constants(limits: PredictConfig, num_classes: int) -> dict[str, np.ndarray]
         "lowest": np.array(-1, np.float32),
         "zero_score": np.array(0, np.float32),
         "most": np.array([most], np.int64),
-        "iou_limit": np.array([limits.iou_limit], np.float32),
+        "iou_threshold": np.array([limits.iou_threshold], np.float32),
         # The operator keeps what is above its threshold, prediction what reaches it.
         "least_score": np.nextafter(np.array([limits.confidence], np.float32), np.float32(-1)),
         "empty_rows": np.zeros((most, 6), np.float32),

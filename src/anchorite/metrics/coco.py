@@ -3,7 +3,7 @@
 The definition is that of the COCO detection challenge (cocodataset.org/#detection-eval): IoU 0.50 to 0.95 in steps of
 0.05, 101 recall points, at most 100 detections an image and class, ties of score in the order given.
 
-Legend: K classes, T IoU limits, R recall points.
+Legend: K classes, T IoU thresholds, R recall points.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
+from anchorite.errors import accepts_iou_limit
 from anchorite.metrics.matching import match_in_order, order_by_overlap, overlapping_pairs
 from anchorite.metrics.values import Predictions, Truth, check_pairing
 
@@ -21,13 +22,13 @@ class Confusion:
     """Counts (K + 1, K + 1) int64, row: class of the labelled box, column: class found; the last one is background.
 
     The last column holds missed boxes, the last row false alarms; the corner of both is always 0. Made from
-    detections of `confidence` or more, matched at IoU `iou_limit` or more.
+    detections of `confidence` or more, matched at IoU `iou_threshold` or more.
     """
 
     counts: Int64[NDArray[np.int64], "K1 K1"]
     class_names: tuple[str, ...]
     confidence: float
-    iou_limit: float
+    iou_threshold: float
 
     def shares(self) -> Float64[NDArray[np.float64], "K1 K1"]:
         """The counts (K + 1, K + 1) as shares of their row; rows without any box are nan."""
@@ -37,12 +38,13 @@ class Confusion:
         return shares
 
 
+@accepts_iou_limit
 def confusion_matrix(
     truths: Sequence[Truth],
     predictions: Sequence[Predictions],
     class_names: Sequence[str],
     confidence: float = 0.25,
-    iou_limit: float = 0.5,
+    iou_threshold: float = 0.5,
 ) -> Confusion:
     """Match detections and labelled boxes of any class greedily, the largest overlap first, and count their classes.
 
@@ -52,7 +54,7 @@ def confusion_matrix(
     """
     check_pairing(truths, predictions, len(class_names))
     confident = [_at_least(found, confidence) for found in predictions]
-    pairs = overlapping_pairs(truths, confident, iou_limit, same_class=False)
+    pairs = overlapping_pairs(truths, confident, iou_threshold, same_class=False)
     found_class = np.concatenate([np.zeros(0, np.int64), *(found.class_ids for found in confident)])
     truth_class = np.concatenate([np.zeros(0, np.int64), *(truth.class_ids for truth in truths)])
     ignored = np.concatenate([np.zeros(0, np.bool_), *(truth.ignored for truth in truths)])
@@ -68,7 +70,7 @@ def confusion_matrix(
     is_missed = ~ignored
     is_missed[match[matched]] = False
     counts[:, background] += np.bincount(truth_class[is_missed], minlength=background + 1)
-    return Confusion(counts, tuple(class_names), confidence, iou_limit)
+    return Confusion(counts, tuple(class_names), confidence, iou_threshold)
 
 
 def _at_least(found: Predictions, confidence: float) -> Predictions:

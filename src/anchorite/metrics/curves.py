@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import NDArray
 
+from anchorite.errors import accepts_iou_limit
 from anchorite.metrics.matching import match_in_order, order_by_score, overlapping_pairs
 from anchorite.metrics.values import Predictions, Truth, check_pairing
 
@@ -30,7 +31,7 @@ class Curves:
     """
 
     class_names: tuple[str, ...]
-    iou_limit: float
+    iou_threshold: float
     confidences: Float64[NDArray[np.float64], " G"]
     precision: Float64[NDArray[np.float64], "K G"]
     recall: Float64[NDArray[np.float64], "K G"]
@@ -58,8 +59,9 @@ class Curves:
         return [_middle_of_best(self.confidences, row) for row in self.f1]
 
 
+@accepts_iou_limit
 def detection_curves(
-    truths: Sequence[Truth], predictions: Sequence[Predictions], class_names: Sequence[str], iou_limit: float = 0.5
+    truths: Sequence[Truth], predictions: Sequence[Predictions], class_names: Sequence[str], iou_threshold: float = 0.5
 ) -> Curves:
     """Match as COCO does at one IoU, and count.
 
@@ -73,7 +75,7 @@ def detection_curves(
     labelled = [truth.class_ids[~truth.ignored] for truth in truths]
     num_truths = np.bincount(np.concatenate([np.zeros(0, np.int64), *labelled]), minlength=num_classes)
 
-    pairs = overlapping_pairs(truths, predictions, iou_limit)
+    pairs = overlapping_pairs(truths, predictions, iou_threshold)
     match = match_in_order(pairs, order_by_score(pairs, scores), len(scores), sum(len(truth) for truth in truths))
     counted = np.flatnonzero((match >= 0) | ~pairs.in_ignored)
     best_first = counted[np.argsort(-scores[counted], kind="stable")]
@@ -90,7 +92,7 @@ def detection_curves(
             recall[k] = right[kept] / num_truths[k]
             f1[k] = 2 * right[kept] / (kept + num_truths[k])
             envelope[k] = _envelope(right[1:], int(num_truths[k]), recalls)
-    return Curves(tuple(class_names), iou_limit, confidences, precision, recall, f1, recalls, envelope)
+    return Curves(tuple(class_names), iou_threshold, confidences, precision, recall, f1, recalls, envelope)
 
 
 def mean_of_defined(rows: Float64[NDArray[np.float64], "K columns"]) -> Float64[NDArray[np.float64], " columns"]:

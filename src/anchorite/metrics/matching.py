@@ -30,9 +30,9 @@ class Pairs:
 
 
 def overlapping_pairs(
-    truths: Sequence[Truth], predictions: Sequence[Predictions], iou_limit: float, same_class: bool = True
+    truths: Sequence[Truth], predictions: Sequence[Predictions], iou_threshold: float, same_class: bool = True
 ) -> Pairs:
-    """The pairs of every image with IoU >= iou_limit; with `same_class`, only those of equal class.
+    """The pairs of every image with IoU >= iou_threshold; with `same_class`, only those of equal class.
 
     Ignored labelled boxes pair with nothing and show in `in_ignored` alone.
     """
@@ -44,11 +44,11 @@ def overlapping_pairs(
         if same_class:
             comparable = found.class_ids[:, None] == truth.class_ids
         iou = _ratio(intersection, union)
-        rows, columns = np.nonzero((iou >= iou_limit) & comparable & ~truth.ignored)
+        rows, columns = np.nonzero((iou >= iou_threshold) & comparable & ~truth.ignored)
         found_parts.append(rows + first_found)
         truth_parts.append(columns + first_truth)
         iou_parts.append(iou[rows, columns])
-        covered = _ratio(intersection, own_area) >= iou_limit
+        covered = _ratio(intersection, own_area) >= iou_threshold
         ignored_parts.append((covered & comparable & truth.ignored).any(axis=1))
         first_found, first_truth = first_found + len(found), first_truth + len(truth)
     parts = (found_parts, truth_parts, iou_parts, ignored_parts)

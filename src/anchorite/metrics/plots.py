@@ -35,7 +35,7 @@ _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "W
 
 def save_pr_curve(path: Path, curves: Curves) -> None:
     """Write precision over recall of each class and their mean; the legend gives AP at the curves' IoU."""
-    figure, axes = _curve_axes("Recall", "Precision", f"Precision over recall at IoU {curves.iou_limit:g}")
+    figure, axes = _curve_axes("Recall", "Precision", f"Precision over recall at IoU {curves.iou_threshold:g}")
     ap = curves.average_precision()
     names = readable_names(curves.class_names)
     labels = [f"{name}  {_number(value)}" for name, value in zip(names, ap, strict=True)]
@@ -47,7 +47,7 @@ def save_pr_curve(path: Path, curves: Curves) -> None:
 
 def save_f1_curve(path: Path, curves: Curves) -> None:
     """Write F1 over confidence of each class and their mean; the legend gives each best F1 and where it lies."""
-    figure, axes = _curve_axes("Confidence", "F1", f"F1 over confidence at IoU {curves.iou_limit:g}")
+    figure, axes = _curve_axes("Confidence", "F1", f"F1 over confidence at IoU {curves.iou_threshold:g}")
     best = curves.best_confidences()
     labels = [
         f"{name}  {_number(f1)} at {_number(confidence)}"
@@ -76,7 +76,7 @@ def save_confusion_matrix(path: Path, confusion: Confusion) -> None:
     axes = figure.add_subplot()
     _draw_shares(figure, axes, confusion.shares())
     _label_classes(axes, [*readable_names(confusion.class_names), "(background)"], is_numbered)
-    title = f"Confusion at confidence {confusion.confidence:g}, IoU {confusion.iou_limit:g}"
+    title = f"Confusion at confidence {confusion.confidence:g}, IoU {confusion.iou_threshold:g}"
     axes.set_title(title, fontsize=12 if size < 10 else 16)
     if is_numbered:
         _write_counts(axes, confusion)

@@ -22,7 +22,7 @@ from anchorite.reading import shorten
 _SEAM_PX = 4
 _NUM_SHOWN = 5
 # Above the .55 of the paper: better for looks of one detector, by measurement (docs/how-to/large-images.md).
-_FUSION_IOU_LIMIT = 0.65
+_FUSION_IOU_THRESHOLD = 0.65
 
 
 def class_map(ours: tuple[str, ...], theirs: tuple[str, ...]) -> Tensor:
@@ -61,7 +61,7 @@ def joined_windows(answers: Sequence[Answer], size_hw: tuple[int, int], config: 
         best = torch.sort(scores[kept], descending=True, stable=True).indices[:limit]
         kept = kept[best.sort().values]
         pools = None if config.class_agnostic else class_ids[kept]
-        limits = (config.iou_limit, config.max_detections)
+        limits = (config.iou_threshold, config.max_detections)
         kept = kept[join_windows(boxes_xyxy[kept], scores[kept], pools, is_cut[kept], *limits)]
     return RawDetections(boxes_xyxy[kept], scores[kept], class_ids[kept])
 
@@ -71,10 +71,10 @@ def fused_channels(joined: Sequence[RawDetections], weights: Tensor, config: Pre
     channel_ids = torch.cat([torch.full((len(one),), number) for number, one in enumerate(joined)])
     boxes_xyxy, scores = torch.cat([one.boxes_xyxy for one in joined]), torch.cat([one.scores for one in joined])
     class_ids = torch.cat([one.class_ids for one in joined])
-    found = weighted_boxes_fusion(boxes_xyxy, scores, class_ids, channel_ids, weights, _FUSION_IOU_LIMIT)
+    found = weighted_boxes_fusion(boxes_xyxy, scores, class_ids, channel_ids, weights, _FUSION_IOU_THRESHOLD)
     kept = (found.scores >= config.confidence).nonzero()[:, 0]
     if config.class_agnostic:
-        limits = (config.iou_limit, config.max_detections)
+        limits = (config.iou_threshold, config.max_detections)
         kept = kept[nms(found.boxes_xyxy[kept], found.scores[kept], None, *limits)]
     kept = kept[: config.max_detections]
     return RawDetections(found.boxes_xyxy[kept].float(), found.scores[kept].float(), found.class_ids[kept])

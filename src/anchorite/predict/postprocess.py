@@ -135,7 +135,7 @@ def _suppressed(candidates: _Candidates, num_images: int, config: PredictConfig)
     chosen = order[table.clamp(max=len(order) - 1)]
     boxes_xyxy, scores, class_ids = boxes_of(chosen), scores[chosen], class_ids[chosen]
     classes = None if config.class_agnostic else class_ids
-    kept = nms_of_sorted(boxes_xyxy, classes, counts, config.iou_limit, config.max_detections)
+    kept = nms_of_sorted(boxes_xyxy, classes, counts, config.iou_threshold, config.max_detections)
     return BatchDetections(boxes_xyxy[kept], scores[kept], class_ids[kept], kept.sum(dim=1))
 
 

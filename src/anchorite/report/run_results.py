@@ -98,7 +98,8 @@ def class_table(summary: dict[str, Any]) -> list[dict[str, Any]]:
 def validation_charts(details: dict[str, Any]) -> list[Overlay]:
     """Precision over recall and F1 over confidence, a line a class and their mean; empty where there is none."""
     try:
-        names, limit = [str(name) for name in details["class_names"]], details["iou_limit"]
+        names = [str(name) for name in details["class_names"]]
+        limit = details["iou_limit"] if "iou_limit" in details else details["iou_threshold"]  # its name in older runs
         envelope, f1 = _matrix(details["envelope"]), _matrix(details["f1"])
         charts = [
             _class_chart(

@@ -58,7 +58,7 @@ def save_details(run_folder: Path, result: ValidationResult, records: Sequence[R
     every = (len(curves.confidences) - 1) // (_NUM_CONFIDENCES - 1)
     details = {
         "class_names": list(result.class_names),
-        "iou_limit": curves.iou_limit,
+        "iou_threshold": curves.iou_threshold,
         "recalls": _rounded(curves.recalls),
         "envelope": [_rounded(row) for row in curves.envelope],
         "confidences": _rounded(curves.confidences[::every]),

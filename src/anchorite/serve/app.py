@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from starlette.responses import JSONResponse, Response
 
 Job = tuple[NDArray[np.uint8], PredictConfig]
-_LIMITS: dict[str, type] = {"confidence": float, "iou_limit": float, "max_detections": int}
+_LIMITS: dict[str, type] = {"confidence": float, "iou_threshold": float, "max_detections": int}
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'"
 _HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _FILES = {
@@ -210,6 +210,7 @@ def _limits_of(request: Request) -> PredictConfig:
     """The limits of a request's query; 422 for names and values that there are not."""
     given: dict[str, Any] = {}
     for name, text in request.query_params.items():
+        name = "iou_threshold" if name == "iou_limit" else name  # its earlier name
         kind = _LIMITS.get(name)
         if kind is None:
             raise _RefusedError(422, f"{name[:40]!r}: no such setting; there are {', '.join(_LIMITS)}")

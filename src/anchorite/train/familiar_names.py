@@ -37,7 +37,7 @@ FAMILIAR_NAMES = MappingProxyType(
         "img": "image_size",
         "img_size": "image_size",
         "imgsz": "image_size",
-        "iou_thres": "validation.iou_limit",
+        "iou_thres": "validation.iou_threshold",
         "label_smoothing": "loss.label_smoothing",
         "learning_rate": "optimizer.rate",
         "lr": "optimizer.rate",

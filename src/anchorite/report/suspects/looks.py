@@ -24,7 +24,7 @@ from anchorite.predict import PredictConfig, batch_detections
 
 Progress = Callable[[int, int], None]
 # Far below what counts as confident: how weak a label's own class is tells as much as how strong another is.
-_LIMITS = PredictConfig(confidence=0.01, iou_limit=0.6, max_detections=300, multi_label=True)
+_LIMITS = PredictConfig(confidence=0.01, iou_threshold=0.6, max_detections=300, multi_label=True)
 # Gains of 1 and no balance between levels or images: what one box costs, whatever stands beside it.
 _PLAIN_LOSS = LossConfig(box_gain=1.0, class_gain=1.0)
 
