@@ -14,8 +14,8 @@ from pathlib import Path
 
 from anchorite.data import (
     AugmentConfig,
+    HostLoader,
     ImageStore,
-    Loader,
     LoaderConfig,
     StreamSamples,
     TrainSamples,
@@ -52,7 +52,7 @@ def main() -> None:
         given.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _milliseconds(loader: Loader, epoch: int) -> float:
+def _milliseconds(loader: HostLoader, epoch: int) -> float:
     """Of processor time an image, over an epoch."""
     loader.set_epoch(epoch)
     started = time.process_time()

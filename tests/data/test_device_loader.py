@@ -13,9 +13,9 @@ import torch
 
 from anchorite.data import device_loader
 from anchorite.data.augment_config import AugmentConfig
-from anchorite.data.batches import Batch
+from anchorite.data.batches import Batch, EpochBatches, LoaderConfig
 from anchorite.data.device_loader import CAPACITY_STEP, Capacity, DeviceLoader, choose_capacity
-from anchorite.data.loader import LoaderConfig, epoch_batches, make_loader
+from anchorite.data.host_loader import make_loader
 from anchorite.errors import InputError
 from tests.data.device_cases import EVERYTHING, SIZE, STRAIGHT, TURNED, Case, make_case, needs_cuda
 
@@ -36,6 +36,10 @@ def batches_of(case: Case, epochs: range = range(2), **options: Any) -> list[Bat
             loader.set_epoch(epoch)
             batches += list(loader)
     return batches
+
+
+def epoch_batches(case: Case, config: LoaderConfig) -> EpochBatches:
+    return EpochBatches(len(case.samples), SIZE, case.samples.seed, config)
 
 
 def ordinary_batches(case: Case, epochs: range = range(2), **options: Any) -> list[Batch]:
@@ -112,7 +116,7 @@ def test_an_epoch_can_begin_at_any_batch_and_be_left_early(tmp_path: Path) -> No
 def test_targets_are_padded_and_none_is_lost(tmp_path: Path) -> None:
     case = make_case(tmp_path, STRAIGHT, 11)
     config = LoaderConfig(batch_size=4)
-    chosen = choose_capacity(case.samples, epoch_batches(case.samples, config))
+    chosen = choose_capacity(case.samples, epoch_batches(case, config))
     counts = [len(batch.targets.rows) for batch in ordinary_batches(case, range(1))]
     assert chosen.num_rows % CAPACITY_STEP == 0
     assert chosen.num_rows >= max(counts)
@@ -128,7 +132,7 @@ def test_the_capacity_leaves_a_margin(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(device_loader, "CAPACITY_STEP", 1)
     case = make_case(tmp_path, STRAIGHT, 11)
     fullest = max(len(batch.targets.rows) for batch in ordinary_batches(case, range(1)))
-    chosen = choose_capacity(case.samples, epoch_batches(case.samples, LoaderConfig(batch_size=4)))
+    chosen = choose_capacity(case.samples, epoch_batches(case, LoaderConfig(batch_size=4)))
     assert chosen.num_rows == fullest * 5 // 4
 
 

@@ -19,10 +19,9 @@ import pytest
 import torch
 
 from anchorite.data.augment_config import AugmentConfig
-from anchorite.data.batches import Batch
-from anchorite.data.loader import Loader, LoaderConfig, make_loader
-from anchorite.data.sampler import EpochBatches, batch_sides, epoch_order
-from anchorite.data.samples import SampleKey, TrainSamples
+from anchorite.data.batches import Batch, EpochBatches, LoaderConfig, SampleKey
+from anchorite.data.host_loader import HostLoader, make_loader
+from anchorite.data.samples import TrainSamples
 from anchorite.data.store import ImageStore
 from anchorite.data.workers import WorkerPool
 from anchorite.errors import InputError, WorkerError
@@ -68,51 +67,55 @@ def is_running(process_id: int) -> bool:
     return True
 
 
+def epoch_batches(num_samples: int, seed: int = 0, **options: Any) -> EpochBatches:
+    return EpochBatches(num_samples, SIZE, seed, LoaderConfig(**{"batch_size": 4, **options}))
+
+
 def test_an_epoch_holds_every_record_once_in_an_order_of_its_own() -> None:
     epochs = []
     for epoch in range(3):
-        batches = EpochBatches(11, SIZE, 4, seed=0)
-        batches.set_epoch(epoch)
-        keys = list(batches)
+        batches = epoch_batches(11)
+        keys = list(batches.of_epoch(epoch))
         assert [len(batch) for batch in keys] == [4, 4, 3]
-        assert len(batches) == 3
+        assert batches.sizes.num_batches == 3
         assert all(key.epoch == epoch for batch in keys for key in batch)
         epochs.append([key.record_index for batch in keys for key in batch])
     assert all(sorted(order) == list(range(11)) for order in epochs)
     assert len(set(map(tuple, epochs))) == 3
-    assert epochs[1] == epoch_order(11, 0, 1).tolist()
-    assert epoch_order(11, 1, 1).tolist() != epochs[1]
+    assert list(epoch_batches(11, seed=1).of_epoch(1)) != keys
 
 
 def test_the_last_smaller_batch_can_be_dropped() -> None:
-    batches = EpochBatches(11, SIZE, 4, seed=0, drop_last=True)
-    assert [len(batch) for batch in batches] == [4, 4]
-    assert len(batches) == 2
+    batches = epoch_batches(11, drop_last=True)
+    assert [len(batch) for batch in batches.of_epoch(0)] == [4, 4]
+    assert batches.sizes.num_batches == 2
     with pytest.raises(InputError, match="no batch"):
-        EpochBatches(3, SIZE, 4, seed=0, drop_last=True)
+        epoch_batches(3, drop_last=True)
     with pytest.raises(InputError, match="empty"):
-        EpochBatches(0, SIZE, 4, seed=0)
+        epoch_batches(0)
 
 
 def test_an_epoch_can_begin_at_any_batch() -> None:
-    batches = EpochBatches(11, SIZE, 4, seed=0, multi_scale=(0.5, 32))
-    batches.set_epoch(5)
-    whole = list(batches)
-    batches.set_epoch(5, start_batch=2)
-    assert list(batches) == whole[2:]
+    batches = epoch_batches(11, multi_scale=0.5)
+    assert list(batches.of_epoch(5, start_batch=2)) == list(batches.of_epoch(5))[2:]
 
 
 @pytest.mark.parametrize("num_samples", [11, 12, 13, 2, 1])
-@pytest.mark.parametrize("num_ranks", [2, 3, 4])
-def test_ranks_share_every_batch_of_a_single_process(num_samples: int, num_ranks: int) -> None:
-    whole = list(EpochBatches(num_samples, SIZE, 6, seed=0))
-    parts = [list(EpochBatches(num_samples, SIZE, 6, seed=0, rank=(rank, num_ranks))) for rank in range(num_ranks)]
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_share_every_batch_of_a_single_process(num_samples: int, world_size: int) -> None:
+    whole = list(epoch_batches(num_samples, batch_size=6).of_epoch(0))
+    ranks = [epoch_batches(num_samples, batch_size=6, rank=rank, world_size=world_size) for rank in range(world_size)]
+    parts = [list(batches.of_epoch(0)) for batches in ranks]
+    taken = [0] * world_size
     for number, (batch, *of_ranks) in enumerate(zip(whole, *parts, strict=True)):
         assert [key for part in of_ranks for key in part] == batch
         assert max(map(len, of_ranks)) - min(map(len, of_ranks)) <= 1
-        batches = EpochBatches(num_samples, SIZE, 6, seed=0, rank=(0, num_ranks))
-        assert batches.num_in(number) == len(batch)
-        assert batches.most >= max(map(len, of_ranks))
+        sizes = ranks[0].sizes
+        assert sizes.num_in(number) == len(batch)
+        assert sizes.largest_part >= max(map(len, of_ranks))
+        assert [sizes.before(number, rank) for rank in range(world_size)] == taken
+        taken = [before + len(part) for before, part in zip(taken, of_ranks, strict=True)]
+    assert [batches.sizes.ends_empty for batches in ranks] == [not part for part in of_ranks]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -120,7 +123,7 @@ def test_a_rank_without_an_image_in_the_last_batch_gets_an_empty_one(workers: in
     samples = make_samples(tmp_path, num_records=5)
     whole = list(make_loader(samples, LoaderConfig(batch_size=4)))
     for rank in range(3):
-        config = LoaderConfig(batch_size=4, workers=workers, rank=rank, num_ranks=3)
+        config = LoaderConfig(batch_size=4, workers=workers, rank=rank, world_size=3)
         with make_loader(samples, config) as loader:
             *_, last = list(loader)
             assert len(loader) == len(whole) == 2
@@ -132,13 +135,15 @@ def test_a_rank_without_an_image_in_the_last_batch_gets_an_empty_one(workers: in
 
 
 def test_sides_of_multi_scale_batches_are_multiples_of_the_step_in_range() -> None:
-    sides = batch_sides(500, 320, 0.5, 32, seed=0, epoch=0)
+    config = LoaderConfig(multi_scale=0.5, size_step=32)
+    sides = config.sides(500, 320, seed=0, epoch=0)
     assert set(sides) == set(range(160, 481, 32))
-    assert sides == batch_sides(500, 320, 0.5, 32, seed=0, epoch=0)
-    assert sides != batch_sides(500, 320, 0.5, 32, seed=0, epoch=1)
-    assert set(batch_sides(50, 330, 0.0, 32, seed=0, epoch=0)) == {330}
+    assert max(sides) == config.largest_side(320)
+    assert sides == config.sides(500, 320, seed=0, epoch=0)
+    assert sides != config.sides(500, 320, seed=0, epoch=1)
+    assert set(LoaderConfig().sides(50, 330, seed=0, epoch=0)) == {330}
     with pytest.raises(InputError, match="no multiple"):
-        batch_sides(5, 40, 0.1, 32, seed=0, epoch=0)
+        LoaderConfig(multi_scale=0.1).sides(5, 40, seed=0, epoch=0)
 
 
 def test_a_batch_holds_its_samples(samples: TrainSamples) -> None:
@@ -216,7 +221,7 @@ def test_a_sample_that_fails_is_named(tmp_path: Path, workers: int) -> None:
         assert "Traceback" in caught.value.__notes__[0]
 
 
-def worker_processes(loader: Loader) -> list[int]:
+def worker_processes(loader: HostLoader) -> list[int]:
     assert loader._pool is not None
     return [int(worker.process.pid or 0) for worker in loader._pool._workers]
 

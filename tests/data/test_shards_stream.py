@@ -18,8 +18,7 @@ from anchorite.data import (
     TrainSamples,
     make_stream_loader,
 )
-from anchorite.data.batches import Batch
-from anchorite.data.samples import SampleKey
+from anchorite.data.batches import Batch, SampleKey
 from anchorite.data.shards.order import FEWEST_PARTNERS, Piece, StreamBatches, stretch, windows
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError, WorkerError
@@ -44,8 +43,15 @@ def dataset(folder: Path) -> DatasetIndex:
     return open_dataset(folder / "shards")
 
 
-def batches(dataset: DatasetIndex, batch_size: int = 8, seed: int = 0, **options: Any) -> StreamBatches:
-    return StreamBatches(train_split(dataset), SIZE, batch_size, seed, **{"window": 10, **options})
+def stream_batches(
+    split: ShardedSplit, seed: int = 0, window: int = 10, num_mixed_epochs: int | None = None, **options: Any
+) -> StreamBatches:
+    config = LoaderConfig(**{"batch_size": 8, **options})
+    return StreamBatches(split, SIZE, seed, config, num_mixed_epochs=num_mixed_epochs, window=window)
+
+
+def batches(dataset: DatasetIndex, **options: Any) -> StreamBatches:
+    return stream_batches(train_split(dataset), **options)
 
 
 def indices_of(order: StreamBatches, epoch: int) -> list[list[int]]:
@@ -54,7 +60,7 @@ def indices_of(order: StreamBatches, epoch: int) -> list[list[int]]:
 
 def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(dataset: DatasetIndex) -> None:
     order = batches(dataset)
-    assert (len(order), [order.num_in(batch) for batch in range(7)]) == (7, [8] * 6 + [5])
+    assert (order.sizes.num_batches, [order.sizes.num_in(batch) for batch in range(7)]) == (7, [8] * 6 + [5])
     epochs = [indices_of(order, epoch) for epoch in range(3)]
     for epoch in epochs:
         assert [len(batch) for batch in epoch] == [8] * 6 + [5]
@@ -65,24 +71,24 @@ def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(dataset: Datase
     assert [len(batch) for batch in indices_of(batches(dataset, drop_last=True), 0)] == [8] * 6
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3, 7, 60])
+@pytest.mark.parametrize("world_size", [2, 3, 7, 60])
 @pytest.mark.parametrize("batch_size", [4, 8])
 def test_ranks_share_every_batch_and_see_every_sample_once(
-    num_ranks: int, batch_size: int, dataset: DatasetIndex
+    world_size: int, batch_size: int, dataset: DatasetIndex
 ) -> None:
-    orders = [batches(dataset, batch_size, rank=(number, num_ranks)) for number in range(num_ranks)]
+    orders = [batches(dataset, batch_size=batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
     found = [indices_of(order, 0) for order in orders]
-    assert {len(rank) for rank in found} == {len(orders[0])} == {-(-53 // batch_size)}
-    for batch in range(len(orders[0])):
+    assert {len(rank) for rank in found} == {orders[0].sizes.num_batches} == {-(-53 // batch_size)}
+    for batch in range(orders[0].sizes.num_batches):
         sizes = [len(rank[batch]) for rank in found]
-        assert sum(sizes) == orders[0].num_in(batch)
+        assert sum(sizes) == orders[0].sizes.num_in(batch)
         assert max(sizes) - min(sizes) <= 1
-        assert max(sizes) <= orders[0].most
+        assert max(sizes) <= orders[0].sizes.largest_part
     assert sorted(index for rank in found for batch in rank for index in batch) == list(range(53))
 
 
 def test_ranks_read_files_of_their_own_but_where_they_meet(dataset: DatasetIndex) -> None:
-    orders = [batches(dataset, rank=(number, 3)) for number in range(3)]
+    orders = [batches(dataset, rank=number, world_size=3) for number in range(3)]
     read = [{piece.shard for window in order.windows_of(0) for piece in window} for order in orders]
     num_shards = len(train_split(dataset).shards)
     assert num_shards > 8
@@ -92,9 +98,9 @@ def test_ranks_read_files_of_their_own_but_where_they_meet(dataset: DatasetIndex
 
 @pytest.mark.parametrize("rank", [(0, 1), (1, 3)])
 def test_the_order_goes_on_at_any_batch(rank: tuple[int, int], dataset: DatasetIndex) -> None:
-    order = batches(dataset, rank=rank)
+    order = batches(dataset, rank=rank[0], world_size=rank[1])
     whole = list(order.of_epoch(2))
-    for start in range(len(order) + 1):
+    for start in range(order.sizes.num_batches + 1):
         assert list(order.of_epoch(2, start)) == whole[start:]
 
 
@@ -107,7 +113,7 @@ def test_a_later_batch_is_found_without_reading_the_shards_before(
     table = Shard.table
     monkeypatch.setattr(Shard, "table", lambda shard: opened.append(shard.path) or table(shard))
     plan = order.windows_of(0)
-    next(order.of_epoch(0, len(order) - 1))
+    next(order.of_epoch(0, order.sizes.num_batches - 1))
     last = {train_split(dataset).shards[piece.shard].path for window in plan[-2:] for piece in window}
     assert set(opened) <= last
     assert len(last) < len(train_split(dataset).shards) / 2
@@ -181,7 +187,7 @@ def test_without_mosaics_samples_are_those_of_the_ordinary_loader(dataset: Datas
 
 def test_a_mosaic_is_made_of_the_pool_as_of_any_records(dataset: DatasetIndex) -> None:
     samples = stream(dataset, AugmentConfig(mosaic=1.0))
-    keys = next(StreamBatches(samples.split, SIZE, 8, 7, window=10).of_epoch(0))
+    keys = next(stream_batches(samples.split, seed=7).of_epoch(0))
     pixels = np.empty((8, SIZE, SIZE, 3), np.uint8)
     rows = samples.draw_batch(keys, pixels, lambda _: None)
     records = [samples.split[member.record_index] for member in keys[0].pool]
@@ -212,7 +218,7 @@ def test_each_image_of_a_pool_is_decoded_once_and_only_when_it_is_seen(
 
     monkeypatch.setattr(ShardFiles, "image", counted)
     samples = stream(dataset, AugmentConfig(mosaic=1.0))
-    keys = next(StreamBatches(samples.split, SIZE, 8, 7).of_epoch(0))
+    keys = next(stream_batches(samples.split, seed=7, window=2048).of_epoch(0))
     samples.draw_batch(keys, np.empty((8, SIZE, SIZE, 3), np.uint8), lambda _: None)
     assert len(decoded) == len(set(decoded)) <= len(keys[0].pool) == 8 + FEWEST_PARTNERS
     decoded.clear()
@@ -258,7 +264,7 @@ def test_samples_left_out_are_not_drawn_and_all_others_are(dataset: DatasetIndex
     split = train_split(dataset)
     gone = [record.path for record in (split[0], split[17], split[52])]
     split = split.without(gone)
-    order = StreamBatches(split, SIZE, 8, 0, window=10)
+    order = stream_batches(split)
     members = [keys[0].pool[: len(keys)] for keys in order.of_epoch(0)]
     found = sorted((member.record_index, member.shard, member.position) for pool in members for member in pool)
     assert [index for index, _, _ in found] == list(range(50))
@@ -269,13 +275,13 @@ def test_samples_left_out_are_not_drawn_and_all_others_are(dataset: DatasetIndex
 
 def test_a_split_too_small_for_a_batch_is_told(dataset: DatasetIndex) -> None:
     with pytest.raises(InputError, match="53 images give no batch of 64"):
-        batches(dataset, 64, drop_last=True)
+        batches(dataset, batch_size=64, drop_last=True)
 
 
 def test_windows_of_one_length_are_shuffled_unlike(tmp_path: Path) -> None:
     split = train_split(write_cases(tmp_path, shard_bytes=1_000_000, num_train=12)[1])
     alike = ShardedSplit([*split.shards] * 4, split.num_classes, split.facts)
-    order = StreamBatches(alike, SIZE, 12, 0, window=12)
+    order = stream_batches(alike, window=12, batch_size=12)
     places = [tuple(member.position for member in keys[0].pool[:12]) for keys in order.of_epoch(0)]
     assert all(sorted(batch) == list(range(12)) for batch in places)
     assert len(set(places)) == 4

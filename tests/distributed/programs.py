@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anchorite.boxes import Targets
 from anchorite.data import Batch, ImageStore, empty_batch, open_dataset
-from anchorite.data.sampler import part_of_rank
+from anchorite.data.batches import part_of_rank
 from anchorite.devices import Precision
 from anchorite.distributed import World
 from anchorite.loss import DetectionLoss, LossConfig

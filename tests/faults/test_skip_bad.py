@@ -104,7 +104,7 @@ def test_a_resumed_run_leaves_out_the_same_and_refuses_others(damaged: Path, tmp
 
 
 def test_where_no_image_remains_the_run_is_refused(damaged: Path, tmp_path: Path) -> None:
-    for split, reason in (("val", "none of the 4 images"), ("train", "no training images")):
+    for split, reason in (("val", "none of the 4 images"), ("train", "none of the 10 images")):
         data = Path(shutil.copytree(damaged, tmp_path / split))
         for image in (data / "images" / split).iterdir():
             cut(image)

@@ -22,7 +22,8 @@ import pytest
 
 from anchorite.cli import run
 from anchorite.data import workers
-from anchorite.data.loader import Loader, LoaderConfig, make_loader
+from anchorite.data.batches import LoaderConfig
+from anchorite.data.host_loader import HostLoader, make_loader
 from anchorite.errors import WorkerError
 from tests.cli.commands import data_folder, quick_recipe, started
 from tests.cli.test_processes import members_of_session
@@ -64,7 +65,7 @@ def at_a_moment(rng: random.Random, processes: list[int], number: signal.Signals
     return timer
 
 
-def run_for_long(loader: Loader) -> None:
+def run_for_long(loader: HostLoader) -> None:
     for epoch in range(10_000):
         loader.set_epoch(epoch)
         list(loader)

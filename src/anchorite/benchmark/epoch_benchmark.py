@@ -12,7 +12,7 @@ from anchorite.benchmark.results import Comparison, Figure, Floor, Outcome, Targ
 from anchorite.benchmark.settings import Settings
 from anchorite.benchmark.timing import Sample, interleaved, round_ratios, synchronise
 from anchorite.benchmark.training_subjects import whole_step
-from anchorite.data import DatasetIndex, DeviceLoader, Loader
+from anchorite.data import DatasetIndex, Loader
 from anchorite.train import load_recipe
 from anchorite.train.preparation import prepare
 from anchorite.train.step import TrainingStep
@@ -90,7 +90,7 @@ def _measure(
 class _Epoch:
     """Epochs as training runs them, each the next one; `waited` holds the seconds each spent waiting for batches."""
 
-    def __init__(self, step: TrainingStep, loader: Loader | DeviceLoader) -> None:
+    def __init__(self, step: TrainingStep, loader: Loader) -> None:
         self.step, self.loader = step, loader
         self.number = 0
         self.waited: list[float] = []

@@ -156,7 +156,7 @@ def _opened(records: Sequence[Record], cache: Path) -> ImageStore:
 def _first_batch(store: ImageStore) -> Sequence[Key]:
     """What a run does before its first image: samples, loader, the order of an epoch."""
     samples = TrainSamples(store, store.records, AugmentConfig(), 64, seed=0)
-    return next(iter(make_loader(samples, LoaderConfig()).batches))
+    return next(iter(make_loader(samples, LoaderConfig()).batches.of_epoch(0)))
 
 
 def write_thumbnails(root: Path, amount: int) -> None:

@@ -1,16 +1,25 @@
-"""A batch as it leaves the data path.
+"""A batch, and which samples make which batch: a pure function of (seed, epoch), so a run can go on at any batch.
 
 Legend: B images, H, W height and width of the network input in pixels.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from anchorite.boxes import Targets
+from anchorite.errors import InputError
+
+_ORDER, _SIZES = 1, 2  # separate streams of random numbers under one seed
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory (the data loader calls this)."""
+        """The same batch in page-locked memory."""
         return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices)
 
 
@@ -42,3 +51,136 @@ def empty_batch(side: int, capacity: int | None = None) -> Batch:
     """The part of a rank for which there is no image; side: of the canvas in pixels, capacity: of the targets."""
     images = torch.empty((0, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     return Batch(images, Targets.from_rows(torch.zeros(0, 6), capacity), torch.zeros(0, dtype=torch.int64))
+
+
+class LoaderConfig(BaseModel):
+    """How batches are made.
+
+    batch_size: images of a batch, on all ranks together. workers: processes; 0 draws in a thread of this
+    process, None leaves the choice to `open_loader`.
+    drop_last: leave out an epoch's last, smaller batch. multi_scale m: each batch has a canvas side of its own, a
+    multiple of `size_step` pixels within 1 - m to 1 + m of the usual one. prefetch: batches a worker prepares before
+    they are needed. worker_timeout_s: how long a batch may take before its worker counts as hung.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    workers: Annotated[int, Field(ge=0)] | None = 0
+    drop_last: bool = False
+    multi_scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    size_step: Annotated[int, Field(ge=1)] = 32
+    prefetch: Annotated[int, Field(ge=1)] = 2
+    worker_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    pin_memory: bool = False
+    start_method: Literal["fork", "spawn"] | None = None
+    rank: Annotated[int, Field(ge=0)] = 0
+    world_size: Annotated[int, Field(ge=1)] = 1
+
+    def largest_side(self, image_size: int) -> int:
+        """The largest canvas side, in pixels, that any batch can have."""
+        if self.multi_scale == 0:
+            return image_size
+        return side_steps(image_size, self.multi_scale, self.size_step)[1] * self.size_step
+
+    def sides(self, num_batches: int, image_size: int, seed: int, epoch: int) -> list[int]:
+        """The canvas side of each batch of an epoch, in pixels."""
+        if self.multi_scale == 0:
+            return [image_size] * num_batches
+        lowest, highest = side_steps(image_size, self.multi_scale, self.size_step)
+        return (epoch_rng(seed, epoch, _SIZES).integers(lowest, highest + 1, num_batches) * self.size_step).tolist()
+
+
+def side_steps(image_size: int, multi_scale: float, step: int) -> tuple[int, int]:
+    """The smallest and largest number of steps that lie within 1 - m to 1 + m of a side; InputError when none does."""
+    lowest, highest = math.ceil(image_size * (1 - multi_scale) / step), int(image_size * (1 + multi_scale) / step)
+    if lowest > highest:
+        raise InputError(f"multi_scale {multi_scale} of {image_size} px holds no multiple of {step} px; enlarge it")
+    return max(1, lowest), highest
+
+
+def epoch_rng(seed: int, epoch: int, *stream: int) -> np.random.Generator:
+    """Random numbers of their own for each purpose within an epoch, apart from those of its samples."""
+    # Samples have keys of three numbers and no spawn_key: no stream here is one of theirs.
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch), spawn_key=stream)))
+
+
+def part_of_rank(chosen: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
+    """The samples of a batch that one rank takes, in their order: parts differ by one sample at most."""
+    return np.array_split(chosen, world_size)[rank]
+
+
+class BatchSizes(NamedTuple):
+    """How many samples each batch of an epoch has; every rank takes part in every batch."""
+
+    num_samples: int
+    batch_size: int
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def of(cls, num_samples: int, config: LoaderConfig) -> BatchSizes:
+        """The sizes by a loader's settings; InputError when there would be no batch at all."""
+        sizes = cls(num_samples, config.batch_size, config.drop_last, config.rank, config.world_size)
+        if sizes.num_batches == 0:
+            remedy = "lower the batch size or keep the last batch" if num_samples else "the split is empty"
+            raise InputError(f"{num_samples} images give no batch of {config.batch_size}: {remedy}")
+        return sizes
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of a whole epoch, the same on all ranks."""
+        return self.num_samples // self.batch_size if self.drop_last else -(-self.num_samples // self.batch_size)
+
+    def num_in(self, batch: int) -> int:
+        """Samples of a batch of an epoch, on all ranks together."""
+        return min(self.batch_size, self.num_samples - batch * self.batch_size)
+
+    @property
+    def largest_part(self) -> int:
+        """The most samples that a batch has on this rank."""
+        return -(-self.batch_size // self.world_size)
+
+    def before(self, batch: int, rank: int) -> int:
+        """Samples that a rank takes before a batch of an epoch."""
+        whole = min(batch, self.num_samples // self.batch_size)
+        rest = self.num_in(whole) if batch > whole else 0
+        return whole * self._part(self.batch_size, rank) + self._part(rest, rank)
+
+    def _part(self, num_samples: int, rank: int) -> int:
+        return num_samples // self.world_size + (rank < num_samples % self.world_size)
+
+    @property
+    def ends_empty(self) -> bool:
+        """Whether this rank has no sample of the last batch, because it is smaller than the ranks are many."""
+        return self._part(self.num_in(self.num_batches - 1), self.rank) == 0
+
+
+class SampleKey(NamedTuple):
+    """What names a sample: epoch, index of its (first) record, and the canvas side in pixels (None: the usual one)."""
+
+    epoch: int
+    record_index: int
+    size: int | None = None
+
+
+class EpochBatches:
+    """The sample keys of each batch of an epoch: every record once, shuffled by (seed, epoch).
+
+    The parts of all ranks together are the batch of a single process.
+    """
+
+    def __init__(self, num_samples: int, image_size: int, seed: int, config: LoaderConfig) -> None:
+        self.sizes = BatchSizes.of(num_samples, config)
+        self._image_size, self._seed, self._config = image_size, seed, config
+
+    def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Sequence[SampleKey]]:
+        """The keys of this rank's part of each batch, from one batch of the epoch on."""
+        order = epoch_rng(self._seed, epoch, _ORDER).permutation(self.sizes.num_samples)
+        num_batches, batch_size = self.sizes.num_batches, self.sizes.batch_size
+        sides = self._config.sides(num_batches, self._image_size, self._seed, epoch)
+        for batch in range(start_batch, num_batches):
+            chosen = order[batch * batch_size : (batch + 1) * batch_size]
+            part = part_of_rank(chosen, self._config.rank, self._config.world_size)
+            yield [SampleKey(epoch, index, sides[batch]) for index in part.tolist()]

@@ -8,7 +8,7 @@ Legend: B images, T targets of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from anchorite.boxes import Targets
-from anchorite.data.batches import Batch, empty_batch
+from anchorite.data.batches import Batch, EpochBatches, LoaderConfig, SampleKey, empty_batch
 from anchorite.data.device_plan import BatchPlan, plan_batch
 from anchorite.data.device_render import render
 from anchorite.data.device_store import DeviceStore
-from anchorite.data.loader import LoaderConfig, epoch_batches
+from anchorite.data.index import LeftOut
 from anchorite.data.prefetch import prefetch
-from anchorite.data.sampler import EpochBatches
-from anchorite.data.samples import SampleKey, TrainSamples
+from anchorite.data.samples import TrainSamples
 
 CAPACITY_STEP = 64
 _CAPACITY_MARGIN = 1.25
@@ -75,11 +74,11 @@ class PlannedBatch(NamedTuple):
 
 
 class DeviceLoader:
-    """Iterate it for the batches of an epoch, as `Loader`; images and targets lie on the store's device.
+    """See `Loader`; images and targets lie on the store's device.
 
     samples: of the same records at the same size. capacity: of the targets; None chooses one. compiled: paint by one
     compiled kernel in place of an operator at a time; where the compiler fails, `painting` says so and operators do the
-    work. Of the config, what concerns worker processes has no meaning here.
+    work. reason: why the images lie where they do. Of the config, what concerns worker processes has no meaning here.
     """
 
     def __init__(
@@ -89,9 +88,12 @@ class DeviceLoader:
         config: LoaderConfig,
         capacity: Capacity | None = None,
         compiled: bool = False,
+        reason: str = "",
     ) -> None:
         self.samples, self.store, self.config = samples, store, config
-        self.batches = epoch_batches(samples, config)
+        self.batches = EpochBatches(len(samples), samples.image_size, samples.seed, config)
+        self._epoch = self._start_batch = 0
+        self._reason = reason
         self.capacity = capacity or choose_capacity(samples, self.batches)
         self._compiled: Renderer | None = torch.compile(render) if compiled else None
         self.painting = "operator by operator"
@@ -109,41 +111,43 @@ class DeviceLoader:
             self.painting = f"operator by operator, as compiling failed: {type(error).__name__}: {first_line}"
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch (from 0) to iterate next, and at which of its batches to begin."""
-        self.batches.set_epoch(epoch, start_batch)
+        self._epoch, self._start_batch = epoch, start_batch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        return len(self.batches)
+        return self.batches.sizes.num_batches
 
     def num_in(self, batch: int) -> int:
-        """Images of a batch of an epoch, on all ranks together."""
-        return self.batches.num_in(batch)
+        return self.batches.sizes.num_in(batch)
+
+    @property
+    def left_out(self) -> Sequence[LeftOut]:
+        return self.store.images.left_out
+
+    @property
+    def decisions(self) -> Sequence[str]:
+        unused = f"; workers {self.config.workers} not needed" if self.config.workers else ""
+        painted = f"images in store: device; {self._reason}; batches painted there, {self.painting}{unused}"
+        return painted, self.capacity.reason
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        return self._made(iter(self.batches))
+        return self._made(self._epoch, self._start_batch)  # bound now: a later set_epoch leaves this pass alone
 
-    def _made(self, batches: Iterator[list[SampleKey]]) -> Generator[Batch, None, None]:
-        num_empty = 0
-
+    def _made(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
         def plan(_stop: object) -> Generator[PlannedBatch, None, None]:
-            nonlocal num_empty
-            for keys in batches:
-                num_empty += not keys
-                if keys:
-                    yield self.planned(keys)
+            for keys in filter(None, self.batches.of_epoch(epoch, start_batch)):
+                yield self.planned(keys)
 
         with closing(prefetch(plan, self.config.prefetch)) as planned_batches:  # type: ignore[type-var]
             for planned in planned_batches:
                 yield self._finished(planned)
-        for _ in range(num_empty):  # an epoch's last batch may be smaller than the ranks are many
+        if self.batches.sizes.ends_empty and start_batch < len(self):
             yield empty_batch(self.samples.image_size, self.capacity.rows_for(0)).to(self.store.device)
 
-    def planned(self, keys: list[SampleKey]) -> PlannedBatch:
+    def planned(self, keys: Sequence[SampleKey]) -> PlannedBatch:
         """A batch as the thread hands it over, before any pixel is touched."""
         plans = [self.samples.plan(key) for key in keys]
         # A compiled kernel is made for one B: the last, smaller batch is filled up, and cut off again.
-        num_images = self.batches.most if self._compiled is not None else None
+        num_images = self.batches.sizes.largest_part if self._compiled is not None else None
         plan = plan_batch(plans, self.store.images.sizes_hw, num_images)
         rows = torch.from_numpy(self.samples.rows(plans))
         targets = Targets.from_rows(rows, self.capacity.rows_for(len(rows)))

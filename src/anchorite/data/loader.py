@@ -1,202 +1,130 @@
-"""Batches for training: drawn by a thread of this process or by worker processes, bit for bit the same.
-
-Legend: B images, S side of the canvas in pixels.
-"""
+"""What training reads its batches from, whatever the images lie in: files, memory, shards or the training device."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Generator, Iterator, Sequence
-from typing import Annotated, Literal, Protocol
+import os
+from collections.abc import Generator, Sequence
+from typing import Literal, Protocol, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
-from anchorite.boxes import Targets
-from anchorite.data.batches import Batch, empty_batch
-from anchorite.data.drawing import Drawn, Failure, Key, Samples, draw_batch
-from anchorite.data.prefetch import prefetch
-from anchorite.data.sampler import EpochBatches, largest_side
+from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.batches import Batch, LoaderConfig
+from anchorite.data.device_loader import DeviceLoader
+from anchorite.data.device_store import DeviceStore, choose_storage
+from anchorite.data.host_loader import make_loader
+from anchorite.data.index import LeftOut, Record
 from anchorite.data.samples import TrainSamples
-from anchorite.data.workers import WorkerPool
+from anchorite.data.shards.checking import StreamedImages, readable
+from anchorite.data.shards.pool import StreamSamples, make_stream_loader
+from anchorite.data.shards.split import ShardedSplit
+from anchorite.data.store import ImageStore, Progress
+from anchorite.devices import CompileName, choose_compile
+from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
-from anchorite.interrupts import HeldInterrupts
+
+StorageName = Literal["auto", "device", "ram", "disk", "none"]
 
 
-class LoaderConfig(BaseModel):
-    """How batches are made.
+class Loader(Protocol):
+    """The batches of an epoch, shuffled by (seed, epoch); close it, or use it as a context, to end its processes.
 
-    workers: processes; 0 draws in a thread of this process. drop_last: leave out an epoch's last, smaller batch.
-    multi_scale m: each batch has a canvas side of its own, a multiple of `size_step` pixels within 1 - m to 1 + m of
-    the usual one. prefetch: batches drawn ahead, a worker. worker_timeout_s: how long a batch may take before its
-    worker counts as hung. rank, num_ranks: this process and how many share each batch; batch_size is that of all.
+    left_out: images that are not trained on because they cannot be decoded. decisions: sentences on what was chosen.
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    workers: Annotated[int, Field(ge=0)] = 0
-    drop_last: bool = False
-    multi_scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    size_step: Annotated[int, Field(ge=1)] = 32
-    prefetch: Annotated[int, Field(ge=1)] = 2
-    worker_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    pin_memory: bool = False
-    start_method: Literal["fork", "spawn"] | None = None
-    rank: Annotated[int, Field(ge=0)] = 0
-    num_ranks: Annotated[int, Field(ge=1)] = 1
-
-
-class Batches(Protocol):
-    """Which samples make which batch of an epoch, as `EpochBatches` has it."""
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch (from 0) to iterate next, and at which of its batches to begin."""
-        ...
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Sequence[Key]]: ...
-
-    def num_in(self, batch: int) -> int:
-        """Samples of a batch of an epoch, on all ranks together."""
-        ...
 
     @property
-    def most(self) -> int:
-        """The most samples that a batch has on this rank."""
-        ...
-
-
-def epoch_batches(samples: TrainSamples, config: LoaderConfig) -> EpochBatches:
-    """Which samples make which batch; InputError when there would be none."""
-    return EpochBatches(
-        len(samples),
-        samples.image_size,
-        config.batch_size,
-        samples.seed,
-        drop_last=config.drop_last,
-        multi_scale=(config.multi_scale, config.size_step),
-        rank=(config.rank, config.num_ranks),
-    )
-
-
-def make_loader(samples: TrainSamples, config: LoaderConfig, capacity: int | None = None) -> Loader:
-    """The batches of `samples`, shuffled by (samples.seed, epoch).
-
-    capacity: rows to pad the targets of each batch to (see Targets); None leaves them compact. Raises InputError when
-    there would be no batch at all.
-    """
-    return Loader(samples, epoch_batches(samples, config), config, capacity)
-
-
-class Loader:
-    """Iterate it for the batches of an epoch; `set_epoch` first, for another order than the last. Close it at the end.
-
-    One pass at a time: a new one ends the one before it, which raises InputError when it is asked for more. While
-    iterating, raises WorkerError when a sample cannot be made or a worker dies or hangs, naming the sample, and
-    InputError when a batch has more targets than the capacity.
-    """
-
-    def __init__(self, samples: Samples, batches: Batches, config: LoaderConfig, capacity: int | None = None) -> None:
-        self.samples, self.batches, self.config, self.capacity = samples, batches, config, capacity
-        self._pool: WorkerPool | None = None
-        self._under_way: Generator[Batch, None, None] | None = None
-        if config.workers:
-            side = largest_side(samples.image_size, config.multi_scale, config.size_step)
-            self._pool = WorkerPool(
-                samples,
-                config.workers,
-                batches.most,
-                side,
-                config.prefetch,
-                config.worker_timeout_s,
-                config.start_method,
-            )
+    def left_out(self) -> Sequence[LeftOut]: ...
+    @property
+    def decisions(self) -> Sequence[str]: ...
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the epoch (from 0) to iterate next, and at which of its batches to begin."""
-        self.batches.set_epoch(epoch, start_batch)
+        ...
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        return len(self.batches)
+        ...
 
     def num_in(self, batch: int) -> int:
         """Images of a batch of an epoch, on all ranks together."""
-        return self.batches.num_in(batch)
+        ...
 
-    def __iter__(self) -> Generator[Batch, None, None]:
-        if self._pool is not None:
-            with HeldInterrupts():  # a pool is whole or not there
-                self._pool.start()  # from this thread: forking is safest where the fewest threads run
-        return self._one_pass(iter(self.batches))
+    def __iter__(self) -> Generator[Batch, None, None]: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
 
-    def _one_pass(self, batches: Iterator[Sequence[Key]]) -> Generator[Batch, None, None]:
-        """A pass that has the workers, whose slots hold the batches of one alone, to itself."""
-        before, mine = self._under_way, prefetch(lambda stop: self._drawn(batches, stop), self.config.prefetch)
-        if before is not None:
-            try:
-                before.close()
-            except ValueError as error:  # it is being asked for a batch right now
-                raise InputError("another thread is in a pass over this loader; give each thread its own") from error
-        self._under_way = mine
-        try:
-            yield from mine
-            if self._under_way is not mine:
-                raise InputError("this pass ended when another over the same loader began; give each its own loader")
-        finally:
-            mine.close()
-            if self._under_way is mine:
-                self._under_way = None
 
-    def _drawn(self, batches: Iterator[Sequence[Key]], stop: threading.Event) -> Generator[Batch, None, None]:
-        num_empty = 0
+def open_loader(
+    records: Sequence[Record],
+    config: LoaderConfig,
+    augment: AugmentConfig,
+    image_size: int,
+    seed: int,
+    num_epochs: int | None = None,
+    *,
+    storage: StorageName = "auto",
+    device: torch.device | str = "cpu",
+    compile: CompileName = "auto",
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+    world: World = SINGLE_PROCESS,
+) -> Loader:
+    """Decode the images of a split and keep them where they are read fastest; the loader of their training batches.
 
-        def filled() -> Iterator[Sequence[Key]]:
-            nonlocal num_empty
-            for keys in batches:
-                num_empty += not keys
-                if keys:
-                    yield keys
+    storage: "device" keeps them on the training device, or beside it in pinned memory, and augments there; "ram",
+    "disk" and "none" as `ImageStore`; "auto" is "device" with a CUDA device where they fit, else the first of "ram" and
+    "none" that does. A split in shards is read as a stream in any case. compile: of the augmentation on the device.
+    skip_bad: leave out images that cannot be decoded. world: the ranks that share each batch; they also share the work
+    of decoding. config: its rank, world_size and pin_memory follow world and device. num_epochs: the length of the run,
+    for `AugmentConfig.close_mosaic_epochs`.
 
-        yield from self._drawn_samples(filled(), stop)
-        for _ in range(num_empty):  # an epoch's last batch may be smaller than the ranks are many
-            yield empty_batch(self.samples.image_size, self.capacity)
+    Raises InputError when no image is left or the images fit nowhere although "device" was asked for, and what
+    `ImageStore.build` raises.
+    """
+    device = torch.device(device)
+    workers = _default_workers(device, world) if config.workers is None else config.workers
+    facts = {"rank": world.rank, "world_size": world.world_size, "pin_memory": device.type == "cuda"}
+    on_host = config.model_copy(update={**facts, "workers": workers})
+    if isinstance(records, ShardedSplit):
+        images = readable(records, progress) if skip_bad else StreamedImages(records)
+        stream = StreamSamples(images.records, augment, image_size, seed, num_epochs)
+        shards = f"images read from {len(images.records.shards)} shards as a stream"
+        decisions = [f"{shards}; {workers} loader processes"]
+        return make_stream_loader(stream, on_host, left_out=images.left_out, decisions=decisions)
+    if storage == "device" or (storage == "auto" and device.type == "cuda"):
+        on_device = DeviceStore(records, image_size, device, skip_bad=skip_bad)
+        place, reason = choose_storage(on_device.num_bytes, device)
+        if place is not None:
+            on_device.place = place
+            on_device.build(progress)
+            _refuse_empty(on_device.images)
+            samples = TrainSamples(on_device.images, on_device.images.records, augment, image_size, seed, num_epochs)
+            # Batches of several sizes are a reason against compiling the step, which is large, not against this.
+            compiled, _ = choose_compile(compile, device, one_size=True)
+            return DeviceLoader(samples, on_device, config.model_copy(update=facts), compiled=compiled, reason=reason)
+        if storage == "device":
+            raise InputError(f"store device: {reason}. Choose a smaller image_size, or store disk or none")
+    store = ImageStore(records, image_size, "auto" if storage == "device" else storage, skip_bad=skip_bad)
+    store.build(progress, world)
+    _refuse_empty(store)
+    samples = TrainSamples(store, store.records, augment, image_size, seed, num_epochs)
+    decisions = [f"images in store: {store.mode}; {workers} loader processes"]
+    return make_loader(samples, on_host, left_out=store.left_out, decisions=decisions)
 
-    def _drawn_samples(self, batches: Iterator[Sequence[Key]], stop: threading.Event) -> Generator[Batch, None, None]:
-        if self._pool is None:
-            for keys in batches:
-                side = self.samples.side(keys[0])
-                images = self._blank(len(keys), side)
-                rows = draw_batch(self.samples, keys, images.numpy())
-                if isinstance(rows, Failure):
-                    raise rows.error()
-                yield self._batch(images, Drawn(images.numpy(), rows, keys))
-            return
-        for drawn in self._pool.run(batches, stop):
-            images = self._blank(len(drawn.keys), drawn.pixels.shape[1])
-            images.numpy()[:] = drawn.pixels  # out of the slot, which the worker will use again
-            yield self._batch(images, drawn)
 
-    def _blank(self, num_images: int, side: int) -> torch.Tensor:
-        return torch.empty((num_images, side, side, 3), dtype=torch.uint8, pin_memory=self.config.pin_memory)
+def _refuse_empty(store: ImageStore) -> None:
+    if store.left_out and not len(store):
+        first = store.left_out[0]
+        raise InputError(
+            f"none of the {len(store.left_out)} images to train on can be decoded: {first.record.path}: {first.reason}"
+        )
 
-    def _batch(self, images: torch.Tensor, drawn: Drawn) -> Batch:
-        """The batch, its images (B, 3, S, S) a view with channels last in memory, as convolutions want them."""
-        targets = Targets.from_rows(torch.from_numpy(drawn.rows), self.capacity)
-        indices = torch.tensor([key.record_index for key in drawn.keys])
-        if self.config.pin_memory:
-            targets = targets.pin_memory()
-        return Batch(images.permute(0, 3, 1, 2), targets, indices)
 
-    def close(self) -> None:
-        """End the worker processes."""
-        if self._pool is not None:
-            with HeldInterrupts():
-                self._pool.close()
+def _default_workers(device: torch.device, world: World = SINGLE_PROCESS) -> int:
+    """Loader processes where none are asked for: none beside a CPU's convolutions, up to 8 beside a GPU.
 
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    The ranks of one machine share its cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if device.type == "cpu" else min(8, max(1, cores // world.local_world_size - 1))

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from anchorite.data.affine import Map, map_boxes, plan_warp, scaling, turning, visible_boxes
 from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.batches import SampleKey
 from anchorite.data.colour import Jitter
 from anchorite.data.columns import record_paths
 from anchorite.data.flat import flat_labels
@@ -32,14 +33,6 @@ from anchorite.data.scratch import Scratch
 
 MIXUP_CONCENTRATION = 32.0  # of the Beta distribution: blends stay near half and half
 _NO_ROWS = np.zeros((0, 6), np.float32)
-
-
-class SampleKey(NamedTuple):
-    """What names a sample: epoch, index of its (first) record, and the canvas side in pixels (None: the usual one)."""
-
-    epoch: int
-    record_index: int
-    size: int | None = None
 
 
 class Scene(NamedTuple):

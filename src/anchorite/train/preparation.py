@@ -11,11 +11,12 @@ import torch
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
 from anchorite.data import (
     DatasetIndex,
-    DeviceLoader,
     Loader,
+    LoaderConfig,
     Record,
     ShardedSplit,
     flat_labels,
+    open_loader,
     training_sides,
     without_images,
 )
@@ -29,7 +30,6 @@ from anchorite.train.ema import EMA
 from anchorite.train.events import Listener, StoreProgress, ignore
 from anchorite.train.freezing import describe, freeze, refuse_early
 from anchorite.train.hf_backbone import new_detector
-from anchorite.train.loading import KeptImages, build_loader, keep_images
 from anchorite.train.optimizer import build_optimizer
 from anchorite.train.places import describe_ranks, device_of_rank
 from anchorite.train.pretrained import PretrainedWeights, load_matching
@@ -48,7 +48,7 @@ class Prepared:
 
     dataset: DatasetIndex
     train_state: TrainState
-    loader: Loader | DeviceLoader
+    loader: Loader
     validator: Validator | None
     device: torch.device
     precision: Precision
@@ -88,9 +88,9 @@ def prepare(
     decisions += describe_ranks(recipe, world)
     if device.type == "cpu" and keep_freed_memory():
         decisions.append("memory: freed blocks stay with the process, for the next step")
-    kept = keep_images(recipe, dataset.splits["train"], device, _tell(listener, "train"), dataset.skip_bad, world)
+    loader = _open_loader(recipe, dataset, device, listener, world)
     validator, lack = _build_validator(recipe, dataset, listener, world)
-    dataset, sentences = _without_undecodable(dataset, kept, validator)
+    dataset, sentences = _without_undecodable(dataset, loader, validator)
     decisions += sentences
     torch.manual_seed(recipe.seed)
     chosen, sentence = (
@@ -102,8 +102,7 @@ def prepare(
     decisions += [kept_sentence] if kept_sentence else []
     decisions += describe(train_state.detector, recipe.optimizer, has_weights=recipe.weights is not None)
     decisions.append(_describe_gains(train_state.criterion))
-    loader, sentences = build_loader(recipe, kept, device, chosen.strides[-1], world)
-    decisions += sentences
+    decisions += loader.decisions
     if lack is not None:
         decisions.append(f"{lack}: every epoch replaces best.safetensors, and no mAP is known")
     return Prepared(
@@ -120,18 +119,17 @@ def _need_training_images(dataset: DatasetIndex) -> None:
 
 
 def _without_undecodable(
-    dataset: DatasetIndex, kept: KeptImages, validator: Validator | None
+    dataset: DatasetIndex, loader: Loader, validator: Validator | None
 ) -> tuple[DatasetIndex, list[str]]:
     """The data set without the images that could not be decoded, and a sentence for each split that had some."""
     sentences = []
-    for split, left_out in (("train", kept.images.left_out), ("val", validator.left_out if validator else ())):
+    for split, left_out in (("train", loader.left_out), ("val", validator.left_out if validator else ())):
         if left_out:
             named = ", ".join(str(one.record.path) for one in left_out[:_NUM_NAMED])
             more = f" and {len(left_out) - _NUM_NAMED} more" if len(left_out) > _NUM_NAMED else ""
             what = f"of {len(dataset.splits[split])} {split} images cannot be decoded and are left out"
             sentences.append(f"labels skipped-bad: {len(left_out)} {what} ({named}{more})")
         dataset = without_images(dataset, split, left_out)
-    _need_training_images(dataset)
     return dataset, sentences
 
 
@@ -170,6 +168,32 @@ def sides_at_network_size(records: Sequence[Record], image_size: int) -> np.ndar
     if isinstance(records, ShardedSplit):
         return records.sides(image_size)
     return training_sides(records, image_size)
+
+
+def _open_loader(
+    recipe: Recipe, dataset: DatasetIndex, device: torch.device, listener: Listener, world: World
+) -> Loader:
+    config = LoaderConfig(
+        batch_size=recipe.batch,
+        workers=recipe.workers,
+        multi_scale=recipe.multi_scale,
+        size_step=default_anchors(recipe.model).strides[-1],
+        worker_timeout_s=recipe.worker_timeout_s,
+    )
+    return open_loader(
+        dataset.splits["train"],
+        config,
+        recipe.augment,
+        recipe.image_size,
+        recipe.seed,
+        recipe.epochs,
+        storage=recipe.store,
+        device=device,
+        compile=recipe.compile,
+        skip_bad=dataset.skip_bad,
+        progress=_tell(listener, "train"),
+        world=world,
+    )
 
 
 def _tell(listener: Listener, split: str) -> Callable[[int, int], None]:

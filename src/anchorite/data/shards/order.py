@@ -21,10 +21,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.sampler import batch_sides
+from anchorite.data.batches import BatchSizes, LoaderConfig, epoch_rng
 from anchorite.data.shards.split import ShardedSplit
 from anchorite.data.shards.tar import open_shard
-from anchorite.errors import InputError
 
 WINDOW = 2048  # samples, at least, that are shuffled together
 FEWEST_PARTNERS = 15  # from which a mosaic takes its other tiles, beside the samples of its batch
@@ -60,11 +59,6 @@ class Piece(NamedTuple):
     stop: int
 
 
-def stream_rng(seed: int, epoch: int, *stream: int) -> np.random.Generator:
-    """Random numbers of their own for each purpose within an epoch."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch), spawn_key=stream)))
-
-
 def stretch(lengths: Sequence[int], order: Sequence[int], first: int, count: int) -> list[Piece]:
     """`count` samples from `first` on, of shards of some lengths laid end to end in an order."""
     pieces: list[Piece] = []
@@ -75,11 +69,6 @@ def stretch(lengths: Sequence[int], order: Sequence[int], first: int, count: int
             pieces.append(Piece(shard, start, stop))
         begin += lengths[shard]
     return pieces
-
-
-def part_size(num_samples: int, number: int, count: int) -> int:
-    """How many samples of a batch one of `count` ranks takes (see `part_of_rank`)."""
-    return num_samples // count + (number < num_samples % count)
 
 
 def windows(pieces: Sequence[Piece], least: int) -> list[list[Piece]]:
@@ -109,73 +98,38 @@ class _Window(NamedTuple):
 
 
 class StreamBatches:
-    """Iterates over the keys of each batch of the epoch that `set_epoch` names, as `EpochBatches` does.
+    """The keys of each batch of an epoch, as `EpochBatches` has them.
 
-    Every record once an epoch, on all ranks together; the last batch is smaller unless `drop_last`. batch_size: of all
-    ranks together. rank: number of this one, and of all. num_mixed_epochs: the epochs, from 0,
-    whose samples may be made of several images; None for all. While iterating, raises InputError naming a shard that
-    is damaged or missing, and the byte.
+    Every record once an epoch, on all ranks together. num_mixed_epochs: the epochs, from 0, whose samples may be made
+    of several images; None for all. While iterating, raises InputError naming a shard that is damaged or missing, and
+    the byte.
     """
 
     def __init__(
         self,
         split: ShardedSplit,
         image_size: int,
-        batch_size: int,
         seed: int,
+        config: LoaderConfig,
         *,
-        drop_last: bool = False,
-        multi_scale: tuple[float, int] = (0.0, 32),
-        rank: tuple[int, int] = (0, 1),
         num_mixed_epochs: int | None = None,
         window: int = WINDOW,
     ) -> None:
-        self.split, self.image_size, self.batch_size, self.seed = split, image_size, batch_size, seed
-        self.drop_last, self.multi_scale, self.rank, self.window = drop_last, multi_scale, rank, window
-        self.num_mixed_epochs = num_mixed_epochs
-        self.epoch = self.start_batch = 0
-        if len(self) == 0:
-            raise InputError(
-                f"{len(split)} images give no batch of {batch_size}"
-                + (": lower the batch size or keep the last batch" if len(split) else "; the split is empty")
-            )
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch (from 0) to yield next, and at which of its batches to begin."""
-        self.epoch, self.start_batch = epoch, start_batch
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch, the same on all ranks."""
-        return len(self.split) // self.batch_size if self.drop_last else -(-len(self.split) // self.batch_size)
-
-    def num_in(self, batch: int) -> int:
-        """Samples of a batch of an epoch, on all ranks together."""
-        return min(self.batch_size, len(self.split) - batch * self.batch_size)
-
-    @property
-    def most(self) -> int:
-        """The most samples that a batch has on this rank."""
-        return -(-self.batch_size // self.rank[1])
-
-    def _before(self, batch: int, number: int) -> int:
-        """Samples that rank `number` takes before a batch of an epoch."""
-        whole = min(batch, len(self.split) // self.batch_size)
-        rest = self.num_in(whole) if batch > whole else 0
-        return whole * part_size(self.batch_size, number, self.rank[1]) + part_size(rest, number, self.rank[1])
-
-    def __iter__(self) -> Iterator[list[StreamKey]]:
-        return self.of_epoch(self.epoch, self.start_batch)  # bound now: a later set_epoch leaves this pass alone
+        self.sizes = BatchSizes.of(len(split), config)
+        self.split, self.image_size, self.seed, self.config = split, image_size, seed, config
+        self.num_mixed_epochs, self.window = num_mixed_epochs, window
 
     def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[list[StreamKey]]:
-        """The keys of an epoch's batches from one of them on, whatever `set_epoch` said."""
-        sides = batch_sides(len(self), self.image_size, *self.multi_scale, self.seed, epoch)
+        """The keys of this rank's part of each batch, from one batch of the epoch on."""
+        sizes, rank = self.sizes, self.config.rank
+        sides = self.config.sides(sizes.num_batches, self.image_size, self.seed, epoch)
         plan = self.windows_of(epoch)
         is_mixed = self.num_mixed_epochs is None or epoch < self.num_mixed_epochs
         number, begin = -1, 0  # of the window that is open, and where its samples begin in the rank's stretch
         end, opened = 0, None
-        for batch in range(start_batch, len(self)):
+        for batch in range(start_batch, sizes.num_batches):
             own: list[PoolMember] = []
-            for place in range(self._before(batch, self.rank[0]), self._before(batch + 1, self.rank[0])):
+            for place in range(sizes.before(batch, rank), sizes.before(batch + 1, rank)):
                 while place >= end:
                     number, begin, opened = number + 1, end, None
                     end += sum(piece.stop - piece.start for piece in plan[number])
@@ -188,8 +142,8 @@ class StreamBatches:
     def windows_of(self, epoch: int) -> list[list[Piece]]:
         """The windows of this rank in an epoch, each some pieces of shards."""
         lengths = [len(shard) for shard in self.split.shards]
-        order = stream_rng(self.seed, epoch, _SHARDS).permutation(len(lengths)).tolist()
-        totals = [self._before(len(self), number) for number in range(self.rank[0] + 1)]
+        order = epoch_rng(self.seed, epoch, _SHARDS).permutation(len(lengths)).tolist()
+        totals = [self.sizes.before(self.sizes.num_batches, rank) for rank in range(self.config.rank + 1)]
         return windows(stretch(lengths, order, sum(totals[:-1]), totals[-1]), self.window)
 
     def _open(self, plan: Sequence[Sequence[Piece]], number: int, epoch: int) -> _Window:
@@ -202,15 +156,15 @@ class StreamBatches:
             positions = shard.positions()[piece.start : piece.stop]
             indices = np.arange(piece.start, piece.stop) + self.split.starts[piece.shard]
             parts.append((indices, np.full(len(indices), piece.shard), positions, shard.table().rows[positions]))
-        init_process_group = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-        order = stream_rng(self.seed, epoch, _WITHIN, self.rank[0], number).permutation(len(init_process_group[0]))
-        return _Window(*(array[order] for array in init_process_group))
+        columns = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        order = epoch_rng(self.seed, epoch, _WITHIN, self.config.rank, number).permutation(len(columns[0]))
+        return _Window(*(array[order] for array in columns))
 
     def _partners(self, opened: _Window, own: Sequence[PoolMember], epoch: int, batch: int) -> list[PoolMember]:
         """Other samples of the window, as many as a batch has here and at least `FEWEST_PARTNERS` where there are."""
-        wanted = max(self.most, FEWEST_PARTNERS)
+        wanted = max(self.sizes.largest_part, FEWEST_PARTNERS)
         taken = {member.record_index for member in own}
-        rng = stream_rng(self.seed, epoch, _PARTNERS, self.rank[0], batch)
+        rng = epoch_rng(self.seed, epoch, _PARTNERS, self.config.rank, batch)
         drawn = rng.choice(len(opened.indices), min(len(opened.indices), wanted + len(own)), replace=False)
         others = [int(place) for place in drawn if int(opened.indices[place]) not in taken]
         return [opened.member(place) for place in others[:wanted]]

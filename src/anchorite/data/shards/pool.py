@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.batches import LoaderConfig, SampleKey
 from anchorite.data.decode_resized import decode_resized
+from anchorite.data.host_loader import HostLoader
+from anchorite.data.index import LeftOut
 from anchorite.data.letterbox import fitted_size
-from anchorite.data.loader import Loader, LoaderConfig
 from anchorite.data.plans import paint
 from anchorite.data.record import Record
-from anchorite.data.samples import SampleKey, TrainSamples, sample_rng
+from anchorite.data.samples import TrainSamples, sample_rng
 from anchorite.data.scratch import Scratch
 from anchorite.data.shards.order import WINDOW, PoolMember, StreamBatches, StreamKey
 from anchorite.data.shards.split import ShardedSplit, read_image, read_record
@@ -130,8 +132,13 @@ class StreamSamples:
 
 
 def make_stream_loader(
-    samples: StreamSamples, config: LoaderConfig, capacity: int | None = None, window: int = WINDOW
-) -> Loader:
+    samples: StreamSamples,
+    config: LoaderConfig,
+    capacity: int | None = None,
+    window: int = WINDOW,
+    left_out: Sequence[LeftOut] = (),
+    decisions: Sequence[str] = (),
+) -> HostLoader:
     """The batches of a split in shards, in the order of (samples.seed, epoch, rank); else as `make_loader`.
 
     window: the fewest samples that are shuffled together. Raises InputError when there would be no batch at all.
@@ -141,12 +148,9 @@ def make_stream_loader(
     batches = StreamBatches(
         samples.split,
         samples.image_size,
-        config.batch_size,
         samples.seed,
-        drop_last=config.drop_last,
-        multi_scale=(config.multi_scale, config.size_step),
-        rank=(config.rank, config.num_ranks),
+        config,
         num_mixed_epochs=open_epochs if augment.mosaic or augment.mixup else 0,
         window=window,
     )
-    return Loader(samples, batches, config, capacity)
+    return HostLoader(samples, batches, config, capacity, left_out, decisions)
