@@ -13,7 +13,7 @@ from anchorite.data import Record
 from anchorite.evaluate import ValidationResult
 from anchorite.evaluate.stopwatch import ValidationSpeed
 from anchorite.metrics import Predictions, Truth, coco_metrics
-from anchorite.report.run_validation import save_details
+from anchorite.report.conclusion import save_details
 from anchorite.train import Recipe
 
 EVIL = "<script>alert('x')</script>"

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from anchorite.report import write_run_report
-from anchorite.report.run_examples import read_examples
-from anchorite.report.run_facts import data_facts, environment, time_split
-from anchorite.report.run_files import RunFiles
-from anchorite.report.run_results import coco_table, confusion_table, validation_charts
-from anchorite.report.run_validation import Verdict, choose_examples
+from anchorite.report.conclusion import ImageVerdict, choose_examples
+from anchorite.report.run_data import RunFiles
+from anchorite.report.run_page import confusion_table, data_facts, read_examples, time_split, validation_charts
 from tests.report.fake_run import EVIL, make_full_run
+from tests.report.test_run_report import Page
 
 
 @pytest.fixture
@@ -22,10 +21,16 @@ def files(tmp_path: Path) -> RunFiles:
 
 
 def test_the_worst_come_first_and_no_image_twice() -> None:
-    verdicts = [Verdict(3, 0, 0, 0), Verdict(0, 1, 0, 0), Verdict(5, 0, 0, 0), Verdict(1, 1, 0, 0), Verdict(0, 2, 1, 0)]
+    verdicts = [
+        ImageVerdict(3, 0, 0, 0),
+        ImageVerdict(0, 1, 0, 0),
+        ImageVerdict(5, 0, 0, 0),
+        ImageVerdict(1, 1, 0, 0),
+        ImageVerdict(0, 2, 1, 0),
+    ]
     assert choose_examples(verdicts) == ([4, 1, 3], [2, 0])
     assert choose_examples([]) == ([], [])
-    worst, best = choose_examples([Verdict(1, 0, 0, 0)] * 40)
+    worst, best = choose_examples([ImageVerdict(1, 0, 0, 0)] * 40)
     assert len({*worst, *best}) == 12
 
 
@@ -37,7 +42,7 @@ def test_examples_show_labels_and_what_was_found(files: RunFiles) -> None:
         "worst",
         "1 missed",
         [EVIL],
-        (),
+        [],
     )
     assert (best.kind, best.words, [box.words for box in best.found]) == ("best", "1 right", ["disc 0.90"])
     box = best.found[0]
@@ -89,40 +94,44 @@ def test_curves_have_a_line_a_labelled_class_and_their_mean(files: RunFiles) -> 
 
 def test_the_twelve_numbers_are_of_the_best_and_of_the_last_epoch(files: RunFiles) -> None:
     (files.folder / "metrics.csv").write_text("epoch,val/map,val/map50\n1,0.2,0.5\n2,0.4,0.6\n3,0.3,nan\n")
-    table = coco_table(RunFiles(files.folder))
-    assert table is not None
-    assert (table["best"], table["last"]) == ("2", "3")
-    assert [row[:3] for row in table["rows"]] == [("mAP", "0.4000", "0.3000"), ("mAP50", "0.6000", "-")]
+    texts = Page(write_run_report(files.folder)).texts
+    table = texts[texts.index("COCO") :]
+    assert table[1:3] == ["best, epoch 2", "last, epoch 3"]
+    for row in (["mAP", "0.4000", "0.3000"], ["mAP50", "0.6000", "-"]):
+        start = table.index(row[0])
+        assert table[start : start + 3] == row
 
 
 def test_the_time_is_split_into_parts_of_a_whole(files: RunFiles) -> None:
     shares = time_split(files)  # 6 epochs of 10 s, 2.5 of them waiting, 3 s validation each, in 84 s
-    assert [(one.name, one.seconds) for one in shares] == [
+    assert [(one["name"], one["seconds"]) for one in shares] == [
         ("training steps", "45 s"),
         ("waiting for data", "15 s"),
         ("validation", "18 s"),
         ("all else", "6 s"),
     ]
-    assert sum(one.percent for one in shares) == pytest.approx(100)
+    assert sum(one["percent"] for one in shares) == pytest.approx(100)
     (files.folder / "summary.json").write_text('{"seconds": 12}')  # of a run that was resumed: the last part alone
-    assert [one.name for one in time_split(RunFiles(files.folder))][-1] == "validation"
+    assert [one["name"] for one in time_split(RunFiles(files.folder))][-1] == "validation"
 
 
 def test_data_and_environment_are_told_while_the_run_goes_on(tmp_path: Path) -> None:
     files = RunFiles(make_full_run(tmp_path / "run", concluded=False))
-    (tmp_path / "run" / "checkpoints").mkdir()
-    (tmp_path / "run" / "checkpoints" / "epoch-0001.json").write_text('{"body": {"environment": {"torch": "2.13"}}}')
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "epoch-0001.json").write_text('{"body": {"environment": {"torch": "2.13"}}}')
+    (checkpoints / "epoch-0002.json").write_text("{")
     data = data_facts(files)
     assert data is not None
     assert [(row["split"], row["images"], row["boxes"]) for row in data["splits"]] == [
         ("train", 237, 426),
         ("val", 4, 5),
     ]
-    assert environment(files) == [("torch", "2.13")]
+    assert files.environment() == {"torch": "2.13"}
     done = data_facts(RunFiles(make_full_run(tmp_path / "done")))
     assert done is not None
-    assert done["adjusted"] == [("clipped", "3")]
-    assert [(row["name"], row["counts"]) for row in done["classes"]] == [("disc", ["400"]), (EVIL, ["26"])]
+    assert ("labels clipped", "3") in done["facts"]
+    assert [(row["name"], row["counts"]) for row in done["classes"]] == [("disc", [400]), (EVIL, [26])]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from anchorite.loss import LossConfig
 from anchorite.loss.criterion import initial_balance
-from anchorite.report.run_files import RunFiles
+from anchorite.report.run_data import RunFiles
 from anchorite.report.run_settings import (
     effective_gains,
     effective_settings,

@@ -17,8 +17,7 @@ import pytest
 
 from anchorite.errors import InputError
 from anchorite.files import is_locked
-from anchorite.report.run_files import RunFiles
-from anchorite.report.run_status import read_status
+from anchorite.report.run_data import RunFiles, read_status
 from anchorite.report.serve import RunServer
 from tests.report.fake_run import EVIL, make_full_run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anchorite.report.run_report import write_run_report
+from anchorite.report.run_page import write_run_report
 
 if TYPE_CHECKING:
     from anchorite.report.conclusion import conclude_run, is_concluded

@@ -1,4 +1,7 @@
-"""What a finished run still lacks: plots and pictures of its best weights, the facts around it, and its page."""
+"""The end of a run: plots, pictures and details of its best weights, the facts around it, and its page.
+
+Legend: K classes, N detections of an image.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +11,41 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import anchorite
-from anchorite.data import DatasetIndex, Record, ShardedSplit
+from anchorite.data import DatasetIndex, Record, ShardedSplit, decode_image
 from anchorite.devices import choose_device, choose_precision
+from anchorite.errors import StorageError
 from anchorite.evaluate import ValidationResult, Validator
-from anchorite.files import write_text_atomically
+from anchorite.files import write_bytes_atomically, write_text_atomically
+from anchorite.jpeg import encode_jpeg, shrunk
+from anchorite.metrics import Predictions, Truth, confusion_matrix, detection_curves
 from anchorite.model import load_weights
-from anchorite.predict import Predictor
-from anchorite.report.run_files import read_summary
-from anchorite.report.run_pictures import save_predictions
-from anchorite.report.run_report import write_run_report
-from anchorite.report.run_validation import save_details
+from anchorite.predict import Predictor, draw
+from anchorite.report.run_data import read_summary
+from anchorite.report.run_page import write_run_report
 from anchorite.train import RunFolder
 
-_PAGE = "report.html"
+_MOST_OF_A_KIND = 6
+_MOST_BOXES = 100  # of an image, of each kind; more cannot be distinguished in a small picture
+_EXAMPLE_PX, _EXAMPLE_QUALITY = 640, 80
+_CONFUSION_CONFIDENCE = 0.25
+_NUM_CONFIDENCES = 101
+_MAX_PREDICTIONS, _PREDICTION_PX, _PREDICTION_QUALITY = 12, 1280, 90
+_LONGEST_STEM = 50  # letters, each of up to four bytes
 
 
 def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
-    """Write what only the finished run can say, and return the path of its page.
+    """Write what is known only at the end of a run, and return the path of its page.
 
     plots/*.png, predictions/*.jpg, examples/*.jpg and validation.json show the best weights on the val split (without
-    one there is none of them), and summary.json gets the sections best_validation, environment and dataset. What stood
-    there before is replaced.
+    that split none of them is written), and summary.json gets the sections best_validation, environment and dataset.
+    Earlier ones are replaced.
     """
     folder = RunFolder(run_folder)
     recipe = folder.read_recipe()
@@ -48,7 +59,7 @@ def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
         result: ValidationResult = validator.run(detector, recipe.validation, device, precision.dtype)
         result.save_plots(run_folder / "plots")
         save_details(run_folder, result, records)
-        save_predictions(run_folder / "predictions", Predictor(detector, info, str(device)), records)
+        _save_predictions(run_folder / "predictions", Predictor(detector, info, str(device)), records)
         facts["best_validation"] = result.to_json()
     summary = read_summary(folder.summary) | facts
     write_text_atomically(folder.summary, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
@@ -56,8 +67,8 @@ def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
 
 
 def is_concluded(run_folder: Path) -> bool:
-    """Whether the run came to its end and `conclude_run` did, too: the page is the last that is written."""
-    return "environment" in read_summary(RunFolder(run_folder).summary) and (run_folder / _PAGE).is_file()
+    """Whether the run came to its end and `conclude_run` did, too: it writes the page last."""
+    return "environment" in read_summary(RunFolder(run_folder).summary) and (run_folder / "report.html").is_file()
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -74,8 +85,18 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def _processor() -> str:
+    """The processor's name; on Linux `platform` knows its architecture only."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
 def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
-    """What a run was trained on: place, format, images and boxes of each split and class, labels that were adjusted."""
+    """What a run was trained on: path, format, images and boxes of each split and class, labels that were adjusted."""
     counts = {split: _box_counts(records, len(dataset.class_names)) for split, records in dataset.splits.items()}
     return {
         "path": str(dataset.root.resolve()),
@@ -111,11 +132,129 @@ def _num_background(records: Sequence[Record]) -> int:
     return sum(len(record.class_ids) == 0 for record in records)
 
 
-def _processor() -> str:
-    """The processor's name; on Linux Python itself knows its architecture only."""
+def save_details(run_folder: Path, result: ValidationResult, records: Sequence[Record]) -> None:
+    """Write validation.json, and into examples/ the plain images that it names; StorageError when the disk refuses.
+
+    records: of the validated split, in the result's order. Raises InputError when an image can no longer be decoded.
+    """
+    curves = detection_curves(result.truths, result.predictions, result.class_names)
+    at, _ = curves.best_confidence()
+    confidence = _CONFUSION_CONFIDENCE if np.isnan(at) else at
+    confusion = confusion_matrix(result.truths, result.predictions, result.class_names, _CONFUSION_CONFIDENCE)
+    every = (len(curves.confidences) - 1) // (_NUM_CONFIDENCES - 1)
+    details = {
+        "class_names": list(result.class_names),
+        "iou_threshold": curves.iou_threshold,
+        "recalls": _rounded(curves.recalls),
+        "envelope": [_rounded(row) for row in curves.envelope],
+        "confidences": _rounded(curves.confidences[::every]),
+        "f1": [_rounded(row) for row in curves.f1[:, ::every]],
+        "confusion": {"counts": confusion.counts.tolist(), "confidence": confusion.confidence},
+        "examples": {"confidence": round(confidence, 3), "images": _examples(run_folder, result, records, confidence)},
+    }
+    write_text_atomically(
+        run_folder / "validation.json", json.dumps(details, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+
+
+class ImageVerdict(NamedTuple):
+    """How an image went at one confidence, at IoU .5: boxes found right, missed, false alarms, as another class."""
+
+    right: int
+    missed: int
+    false_alarms: int
+    confused: int
+
+    @property
+    def f1(self) -> float:
+        """1 where nothing is wrong, also for an image without boxes and detections."""
+        wrong = self.missed + self.false_alarms + 2 * self.confused
+        return 1.0 if not wrong else 2 * self.right / (2 * self.right + wrong)
+
+
+def choose_examples(verdicts: Sequence[ImageVerdict]) -> tuple[list[int], list[int]]:
+    """Numbers of the worst images, the worst first, and of the best, the best first: at most 6 each, none twice.
+
+    Of images with equal F1, more wrong boxes are worse, and more right ones better.
+    """
+    keys = [(one.f1, -(one.missed + one.false_alarms + one.confused), one.right) for one in verdicts]
+    order = sorted(range(len(verdicts)), key=keys.__getitem__)
+    num_worst = min(_MOST_OF_A_KIND, (len(order) + 1) // 2)
+    num_best = min(_MOST_OF_A_KIND, len(order) - num_worst)
+    return order[:num_worst], order[len(order) - num_best :][::-1]
+
+
+def _examples(
+    run_folder: Path, result: ValidationResult, records: Sequence[Record], confidence: float
+) -> list[dict[str, Any]]:
+    verdicts = []
+    for truth, found in zip(result.truths, result.predictions, strict=True):
+        counts = confusion_matrix([truth], [found], result.class_names, confidence).counts
+        right = int(np.trace(counts))
+        missed, false_alarms = int(counts[:-1, -1].sum()), int(counts[-1, :-1].sum())
+        verdicts.append(ImageVerdict(right, missed, false_alarms, int(counts[:-1, :-1].sum()) - right))
+    folder = _made(run_folder / "examples", remove="*.jpg")
+    examples = []
+    for kind, chosen in zip(("worst", "best"), choose_examples(verdicts), strict=True):
+        for number, index in enumerate(chosen, 1):
+            file, record = f"{kind}-{number:02d}.jpg", records[index]
+            picture = shrunk(decode_image(record.path), _EXAMPLE_PX)
+            write_bytes_atomically(folder / file, encode_jpeg(picture, _EXAMPLE_QUALITY))
+            examples.append(
+                {
+                    "kind": kind,
+                    "file": file,
+                    "name": record.path.name.encode("utf-8", "replace").decode("utf-8"),
+                    "width": record.width,
+                    "height": record.height,
+                    "f1": round(verdicts[index].f1, 4),
+                    **verdicts[index]._asdict(),
+                    "labels": _labels(result.truths[index]),
+                    "found": _found(result.predictions[index], confidence),
+                }
+            )
+    return examples
+
+
+def _labels(truth: Truth) -> list[dict[str, Any]]:
+    """The first labelled boxes; ignored ones, which count neither as right nor as wrong, are left out."""
+    chosen = np.flatnonzero(~truth.ignored)[:_MOST_BOXES]
+    return [{"box": _rounded(truth.boxes_xyxy[i], 1), "class": int(truth.class_ids[i])} for i in chosen]
+
+
+def _found(found: Predictions, confidence: float) -> list[dict[str, Any]]:
+    """The detections of at least that confidence, best first."""
+    order = np.argsort(-found.scores, kind="stable")
+    return [
+        {"box": _rounded(found.boxes_xyxy[i], 1), "class": int(found.class_ids[i]), "score": float(found.scores[i])}
+        for i in order[found.scores[order] >= confidence][:_MOST_BOXES]
+    ]
+
+
+def _rounded(values: NDArray[np.floating[Any]], digits: int = 4) -> list[float | None]:
+    return [None if np.isnan(value) else round(float(value), digits) for value in values]
+
+
+def _save_predictions(folder: Path, predictor: Predictor, records: Sequence[Record]) -> None:
+    """Draw what the predictor finds in up to 12 of the images, evenly spread over them, as NN-NAME.jpg into a folder.
+
+    Boxes are drawn at full size, then large pictures are made smaller. Raises StorageError when the disk refuses.
+    """
+    _made(folder)
+    chosen = np.linspace(0, len(records) - 1, min(_MAX_PREDICTIONS, len(records))).round().astype(int)
+    sources = [records[index].path for index in chosen.tolist()]
+    for number, (image, detections) in enumerate(predictor.stream(sources), 1):
+        stem = "".join(char if char.isalnum() or char in "-_." else "_" for char in Path(detections.source).stem)
+        picture = encode_jpeg(shrunk(draw(image, detections), _PREDICTION_PX), _PREDICTION_QUALITY)
+        write_bytes_atomically(folder / f"{number:02d}-{stem[:_LONGEST_STEM]}.jpg", picture)
+
+
+def _made(folder: Path, remove: str = "") -> Path:
+    """The folder, made where it is missing, without the files of that pattern."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(remove) if remove else ():
+            old.unlink()
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    return folder

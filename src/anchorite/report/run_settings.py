@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anchorite.report.curves import format_number
-from anchorite.report.overlay import Line, Overlay, make_overlay
-from anchorite.report.run_files import RunFiles
+from anchorite.report.charts import Chart, Line, format_number, make_chart
+from anchorite.report.run_data import RunFiles
 
 _FIXED_BALANCE = {3: "4, 1, 0.4", 4: "4, 1, 0.25, 0.06"}
 
@@ -54,7 +53,7 @@ def effective_settings(files: RunFiles) -> list[Setting]:
     return settings
 
 
-def rate_plan(files: RunFiles) -> Overlay | None:
+def rate_plan(files: RunFiles) -> Chart | None:
     """The learning rates planned over the epochs; None where recipe or facts do not tell them."""
     try:
         optimizer, plan = files.recipe["optimizer"], plan_of(files.recipe, files.facts)
@@ -65,7 +64,7 @@ def rate_plan(files: RunFiles) -> Overlay | None:
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError):
         return None
     lines = [Line("weights", epochs, [rate for rate, _ in pairs]), Line("biases", epochs, [bias for _, bias in pairs])]
-    return make_overlay("learning rate, as planned", lines, x_name="epochs")
+    return make_chart("learning rate, as planned", lines, x_name="epochs")
 
 
 def plan_of(recipe: dict[str, Any], facts: dict[str, Any]) -> Plan:

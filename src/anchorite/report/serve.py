@@ -1,8 +1,8 @@
 """A run's page kept up to date while it trains, for browsers on this machine alone.
 
-The server answers two paths, the page and what has become of the run, and reads nothing that a request names. It is
-bound to 127.0.0.1, and a request whose Host is another is refused: so a page of a stranger whose name is made to point
-here (DNS rebinding) gets nothing.
+The server answers two paths, the page and the run's state, and reads no file that a request names. It is bound to
+127.0.0.1 and refuses a request whose Host is another, so that a foreign web page whose name is made to resolve to
+127.0.0.1 (DNS rebinding) gets nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from pathlib import Path
 
 from anchorite.errors import AnchoriteError, InputError
 from anchorite.report.page import script_json
-from anchorite.report.run_files import RunFiles
-from anchorite.report.run_report import run_page
-from anchorite.report.run_status import read_status, stamp
+from anchorite.report.run_data import RunFiles, read_status, stamp
+from anchorite.report.run_page import run_page
 
 ADDRESS, DEFAULT_PORT = "127.0.0.1", 8765
-_NAMES = (ADDRESS, "localhost")
-_TIMEOUT_S = 10.0
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -32,7 +29,6 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 _NO_FRAMES = "frame-ancestors 'none'"  # which a page cannot say in its own policy
-_OTHER_POLICY = f"default-src 'none'; {_NO_FRAMES}"
 
 
 class RunServer(ThreadingHTTPServer):
@@ -47,12 +43,17 @@ class RunServer(ThreadingHTTPServer):
     def __init__(self, run_folder: Path, port: int = DEFAULT_PORT) -> None:
         self.run_folder = run_folder
         self._page: tuple[str, bytes] | None = None
-        self._making = threading.Lock()
-        run_page(run_folder)  # what cannot be shown is told before anything is served
+        self._page_lock = threading.Lock()
+        run_page(run_folder)  # raises what is wrong with the run before anything is served
         try:
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:
-            raise InputError(_port_message(port, error)) from error
+            reasons = {
+                errno.EADDRINUSE: "another program listens there",
+                errno.EACCES: "ports below 1024 need the system's permission",
+            }
+            reason = reasons.get(error.errno or 0, f"cannot be used: {error.strerror or error}")
+            raise InputError(f"--port {port}: {reason}; name another port, or 0 for any that is free") from error
 
     @property
     def address(self) -> str:
@@ -60,15 +61,15 @@ class RunServer(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def page(self) -> bytes:
-        """The page as it is now; made anew only when something has changed, however many ask."""
-        with self._making:
+        """The page as it is now; rendered only when something has changed, for all requests together."""
+        with self._page_lock:
             now = stamp(self.run_folder)
             if self._page is None or self._page[0] != now:
                 self._page = now, run_page(self.run_folder, live_stamp=now).encode("utf-8")
             return self._page[1]
 
     def state(self) -> bytes:
-        """What has become of the run, as JSON: state, words, title, and a stamp that changes with the page."""
+        """The state of the run as JSON: state, words, title, and a stamp that changes with the page."""
         now = stamp(self.run_folder)
         status = read_status(RunFiles(self.run_folder))
         planned = f"/{status.num_epochs}" if status.num_epochs else ""
@@ -76,7 +77,7 @@ class RunServer(ThreadingHTTPServer):
         return script_json({"state": status.state, "words": status.words, "title": title, "stamp": now}).encode("ascii")
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that went away in the middle is no error; anything else is told as usual."""
+        """Ignore a browser that closed its connection early; print anything else, as usual."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -87,22 +88,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: RunServer
     server_version, sys_version = "anchorite", ""
     protocol_version = "HTTP/1.1"
-    timeout = _TIMEOUT_S
+    timeout = 10.0
 
     def do_GET(self) -> None:
-        """Answer with the content."""
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        """Answer with the headers."""
-        self._answer()
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing: requests come every two seconds."""
-        return
-
-    def _answer(self) -> None:
-        if not self._is_meant_for_us():
+        """Answer with the content, or for HEAD with the headers alone."""
+        hosts = [host.lower() for host in self.headers.get_all("Host") or []]
+        port = self.server.server_port
+        if hosts not in ([f"{ADDRESS}:{port}"], [f"localhost:{port}"]):
             self._refuse(HTTPStatus.FORBIDDEN, f"open {self.server.address}")
             return
         try:
@@ -115,12 +107,11 @@ class _Handler(BaseHTTPRequestHandler):
         except AnchoriteError as error:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
 
-    def _is_meant_for_us(self) -> bool:
-        hosts = self.headers.get_all("Host") or []
-        return len(hosts) == 1 and hosts[0].lower() in {f"{name}:{self.server.server_port}" for name in _NAMES}
+    do_HEAD = do_GET
 
-    def _refuse(self, status: HTTPStatus, words: str) -> None:
-        self._send(status, "text/plain", (words + "\n").encode("utf-8", "replace"))
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Print nothing: requests come every two seconds."""
+        return
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the standard library refuses by itself, such as another method; without its page of HTML."""
@@ -128,25 +119,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self._refuse(status, status.phrase)
 
-    def _send(self, status: HTTPStatus, kind: str, content: bytes, policy: str = _OTHER_POLICY) -> None:
+    def _refuse(self, status: HTTPStatus, words: str) -> None:
+        self._send(status, "text/plain", (words + "\n").encode("utf-8", "replace"))
+
+    def _send(
+        self, status: HTTPStatus, kind: str, content: bytes, policy: str = f"default-src 'none'; {_NO_FRAMES}"
+    ) -> None:
+        headers = {
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Length": str(len(content)),
+            "Content-Security-Policy": policy,
+            **_HEADERS,
+            **({"Connection": "close"} if self.close_connection else {}),
+            **({"Allow": "GET, HEAD"} if status == HTTPStatus.METHOD_NOT_ALLOWED else {}),
+        }
         self.send_response(status)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Content-Security-Policy", policy)
-        for name, value in _HEADERS.items():
+        for name, value in headers.items():
             self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        if status == HTTPStatus.METHOD_NOT_ALLOWED:
-            self.send_header("Allow", "GET, HEAD")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
-
-
-def _port_message(port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"--port {port}: another program listens there; name another port, or 0 for any that is free"
-    if error.errno == errno.EACCES:
-        return f"--port {port}: ports below 1024 are the system's; name another, or 0 for any that is free"
-    return f"--port {port}: cannot be used: {error.strerror or error}; name another, or 0 for any that is free"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.jpeg import encode_jpeg, shrunk
-from anchorite.report.pictures import data_uri
+from anchorite.report.page import jpeg_uri
 
 _LONGEST_PX = 960
 # From best to smallest; the first that fits is taken, the last one whether it fits or not.
@@ -18,7 +17,7 @@ def picture_uri(image: NDArray[np.uint8], max_bytes: int) -> str:
     longest_px = min(_LONGEST_PX, max(image.shape[:2]))
     uri = ""
     for scale, quality in _WAYS:
-        uri = data_uri("jpeg", encode_jpeg(shrunk(image, longest_px * scale), quality))
+        uri = jpeg_uri(image, longest_px * scale, quality)
         if len(uri) <= max_bytes:
             break
     return uri

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data import decode_image
-from anchorite.jpeg import encode_jpeg, shrunk
-from anchorite.report.pictures import data_uri
+from anchorite.jpeg import shrunk
+from anchorite.report.page import jpeg_uri
 from anchorite.report.suspects.ranking import Suspect
 
 # Longer side in pixels and JPEG quality, from fine to coarse; what fits first is taken.
@@ -76,6 +76,6 @@ def _crops(image: NDArray[np.uint8], suspect: Suspect) -> list[Crop]:
     crops = []
     for side, quality in _SIZES:
         smaller = shrunk(part, side)
-        uri = data_uri("jpeg", encode_jpeg(smaller, quality))
+        uri = jpeg_uri(smaller, side, quality)
         crops.append(Crop(uri, (left, top, right, bottom), smaller.shape[1], smaller.shape[0]))
     return crops

@@ -1,0 +1,220 @@
+"""Small line charts: numbers in, SVG path data and ticks out; templates/chart.html.j2 draws them.
+
+Legend: E values of a line. Chart coordinates run right and down from the corner of the view box.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHART_WIDTH, CHART_HEIGHT = 320, 170
+PLOT_LEFT, PLOT_TOP, PLOT_RIGHT, PLOT_BOTTOM = 46, 10, 312, 148
+_X_RANGE, _Y_RANGE = (PLOT_LEFT + 4, PLOT_RIGHT - 4), (PLOT_BOTTOM, PLOT_TOP)
+NUM_COLOURS = 8  # of the style sheet; further lines repeat them, dashed
+_MAX_POINTS, _MAX_POINTS_BRIEF = 600, 60  # the first is twice what the chart has pixels
+_MAX_MAGNITUDE = 1e100  # differences of larger values overflow; they are shown as gaps
+
+
+class Tick(NamedTuple):
+    """A labelled position on an axis, `at` in chart coordinates."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A name, and E values over xs; a value that is not finite is a gap. note: shown beside the name."""
+
+    name: str
+    xs: Sequence[float]
+    values: Sequence[float]
+    note: str = ""
+    strong: bool = False
+
+
+class Stroke(NamedTuple):
+    """A line as drawn: name and note for the legend, class names of its style, and SVG path data, broken at gaps."""
+
+    name: str
+    note: str
+    style: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Lines over one pair of axes; without strokes where no line has a number.
+
+    last: of a single line, the newest value as text. best: of a single line, the marked point (x, y). hover: JSON for
+    chart.js, which shows values under the pointer: [x, label] pairs, and for each line its name and [y, value] pairs
+    (null where there is no number); empty for none.
+    """
+
+    title: str
+    note: str
+    last: str = ""
+    strokes: tuple[Stroke, ...] = ()
+    x_ticks: tuple[Tick, ...] = ()
+    y_ticks: tuple[Tick, ...] = ()
+    best: tuple[float, float] | None = None
+    hover: str = ""
+
+
+def make_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x_name: str = "epoch",
+    note: str = "",
+    y_range: tuple[float, float] | None = None,
+    mark_highest: bool = False,
+    brief: bool = False,
+) -> Chart:
+    """Chart the lines over the range of all their xs.
+
+    y_range: low and high end of the vertical axis, cut into five; by default those of the values. mark_highest: mark
+    the best of a single line. brief: fewer points and no values on hovering, for a page of many charts.
+    """
+    series = [_finite(line) for line in lines]
+    shown_xs = np.concatenate([x[np.isfinite(y)] for x, y in series])
+    shown_ys = np.concatenate([y[np.isfinite(y)] for _, y in series])
+    is_single = len(lines) == 1
+    notes = [note]
+    num_gaps = len(series[0][1]) - len(shown_ys) if is_single else 0
+    gaps = f"{num_gaps} without a number" if num_gaps else ""
+    if not len(shown_ys):
+        return Chart(title, gaps or "no epoch yet", "-")
+    x_low, x_high = float(shown_xs.min()), float(shown_xs.max())
+    y_marks = np.linspace(*y_range, 6) if y_range else _round_marks(float(shown_ys.min()), float(shown_ys.max()))
+    drawn = [
+        (_scaled(x, x_low, x_high, *_X_RANGE), _scaled(np.nan_to_num(y), y_marks[0], y_marks[-1], *_Y_RANGE))
+        for x, y in series
+    ]
+    best = None
+    if mark_highest and is_single:
+        (x, y), (xs, ys) = series[0], drawn[0]
+        top = int(np.nanargmax(y))
+        best = float(xs[top]), float(ys[top])
+        notes.append(f"best {format_number(y[top])} at {x_name} {format_number(x[top])}")
+    max_points = _MAX_POINTS_BRIEF if brief else _MAX_POINTS
+    return Chart(
+        title=title,
+        note=", ".join(filter(None, [*notes, gaps])),
+        last=format_number(shown_ys[-1]) if is_single else "",
+        strokes=tuple(
+            Stroke(line.name, line.note, _style(number, line, is_single), _path(xs, ys, np.isfinite(y), max_points))
+            for number, (line, (_, y), (xs, ys)) in enumerate(zip(lines, series, drawn, strict=True))
+        ),
+        x_ticks=_x_ticks(x_low, x_high, least_step=1.0 if x_name.startswith("epoch") else 0.0),
+        y_ticks=_ticks(y_marks, y_marks[0], y_marks[-1], _Y_RANGE),
+        best=best,
+        hover="" if brief else _hover_json(x_name, lines, series, drawn, (x_low, x_high)),
+    )
+
+
+def format_number(value: float) -> str:
+    """A number for people: whole ones whole, others to four digits, "-" where there is none."""
+    if not math.isfinite(value):
+        return "-"
+    if value == int(value) and abs(value) < 1e9:
+        return str(int(value))
+    return f"{value:.4g}"
+
+
+def decimals(value: Any) -> str:
+    """A score to four decimals, "-" where there is none."""
+    return f"{value:.4f}" if isinstance(value, int | float) and math.isfinite(value) else "-"
+
+
+def _finite(line: Line) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x, y = np.asarray(line.xs, np.float64), np.asarray(line.values, np.float64)
+    return x, np.where(np.abs(y) < _MAX_MAGNITUDE, y, np.nan)
+
+
+def _style(number: int, line: Line, is_single: bool) -> str:
+    if is_single or line.strong:
+        return "strong" if line.strong else ""
+    return f"c{number % NUM_COLOURS}" + (" dashed" if number >= NUM_COLOURS else "")
+
+
+def _hover_json(
+    x_name: str,
+    lines: Sequence[Line],
+    series: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    drawn: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    x_range: tuple[float, float],
+) -> str:
+    at = np.unique(np.concatenate([x[_thinned(np.nan_to_num(y), _MAX_POINTS)] for x, y in series]))
+    at = at[:: max(1, len(at) // _MAX_POINTS)]
+    named: list[tuple[str, list[tuple[float, str] | None]]] = []
+    for line, (x, y), (_, ys) in zip(lines, series, drawn, strict=True):
+        values: list[tuple[float, str] | None] = [None] * len(at)
+        for index in np.flatnonzero(np.isin(x, at) & np.isfinite(y)).tolist():
+            values[int(np.searchsorted(at, x[index]))] = float(ys[index]), format_number(y[index])
+        named.append((line.name, values))
+    places = [(float(x), format_number(value)) for x, value in zip(_scaled(at, *x_range, *_X_RANGE), at, strict=True)]
+    return json.dumps({"x": x_name, "at": places, "lines": named}, separators=(",", ":"), allow_nan=False)
+
+
+def _round_marks(low: float, high: float) -> NDArray[np.float64]:
+    """Three to seven evenly spaced round numbers; the first is <= low, the last >= high."""
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        margin = abs(low) / 10 or 1.0
+        low, high = low - margin, high + margin
+    step = _round_step((high - low) / 4)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return np.arange(first, last + 1, dtype=np.float64) * np.float64(step)
+
+
+def _round_step(rough: float) -> float:
+    """The smallest of 1, 2, 5 times a power of ten that is >= rough."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+
+
+def _x_ticks(low: float, high: float, least_step: float) -> tuple[Tick, ...]:
+    """Ticks at round numbers within low..high."""
+    marks = np.array([low])
+    if high > low:
+        step = max(least_step, _round_step((high - low) / 5))
+        marks = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * np.float64(step)
+    return _ticks(marks, low, high, _X_RANGE)
+
+
+def _ticks(marks: NDArray[np.float64], low: float, high: float, ends: tuple[float, float]) -> tuple[Tick, ...]:
+    places = _scaled(marks, low, high, *ends)
+    return tuple(Tick(float(at), format_number(mark)) for mark, at in zip(marks, places, strict=True))
+
+
+def _scaled(values: NDArray[np.float64], low: float, high: float, start: float, end: float) -> NDArray[np.float64]:
+    """Map low..high to start..end, to a tenth of a unit; into the middle where low is high."""
+    shares = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
+    places: NDArray[np.float64] = np.round(start + shares * (end - start), 1)
+    return places
+
+
+def _path(xs: NDArray[np.float64], ys: NDArray[np.float64], shown: NDArray[np.bool_], max_points: int) -> str:
+    """SVG path data through the shown points; a lone point becomes a stroke of no length, which round caps draw."""
+    breaks = np.flatnonzero(np.diff(np.concatenate([[False], shown, [False]]).astype(np.int8)))
+    parts = []
+    for start, end in breaks.reshape(-1, 2).tolist():
+        pairs = [f"{xs[i]:g},{ys[i]:g}" for i in (start + _thinned(ys[start:end], max_points)).tolist()]
+        parts.append("M" + " L".join(pairs if len(pairs) > 1 else pairs * 2))
+    return " ".join(parts)
+
+
+def _thinned(ys: NDArray[np.float64], max_points: int) -> NDArray[np.int64]:
+    """Indices to draw: all of them, or of a long series the lowest and highest of each stretch, so that peaks stay."""
+    if len(ys) <= max_points:
+        return np.arange(len(ys))
+    stretches = np.array_split(np.arange(len(ys)), max_points // 2)
+    extremes = [s[i] for s in stretches for i in (int(ys[s].argmin()), int(ys[s].argmax()))]
+    return np.unique(np.array([0, *extremes, len(ys) - 1]))
