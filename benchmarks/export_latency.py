@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor
 
-from anchorite.benchmark.timing import interleaved
+from anchorite.benchmark import interleaved
 from anchorite.data import Record, open_dataset
 from anchorite.evaluate import Validator
 from anchorite.export import (
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def made(
-    detector: Detector, info: WeightsInfo, train: list[Record], test: list[Record], size: int
+    detector: Detector, info: WeightsInfo, train: Sequence[Record], test: Sequence[Record], size: int
 ) -> Iterator[tuple[str, Built]]:
     """Every export, calibrated and compared on these images."""
     # Tracing takes most of the time, and many exports begin with the same model.
@@ -90,7 +90,7 @@ def made(
             models[key] = make_model(detector, key).SerializeToString()
         return ModelProto.FromString(models[key])
 
-    exporting.onnx_model = model_of
+    exporting.onnx_model = model_of  # type: ignore[assignment]
     for name, request in REQUESTS.items():
         request = replace(request, image_size=size)
         described = export_info(info, request)
@@ -99,7 +99,7 @@ def made(
 
 
 def latency_table(
-    detector: Detector, info: WeightsInfo, train: tuple[Record, ...], test: tuple[Record, ...], size: int, rounds: int
+    detector: Detector, info: WeightsInfo, train: Sequence[Record], test: Sequence[Record], size: int, rounds: int
 ) -> None:
     """Milliseconds from one image to its detections."""
     from anchorite.export.onnx_file import onnx_runtime
@@ -148,7 +148,7 @@ def finder(runtime: Runtime, images: list[Tensor]) -> Callable[[], object]:
     return lambda: runtime.detections(runtime.outputs(next(waiting)), _LIMITS)
 
 
-def parity_table(detector: Detector, info: WeightsInfo, train: tuple[Record, ...], test: tuple[Record, ...]) -> None:
+def parity_table(detector: Detector, info: WeightsInfo, train: Sequence[Record], test: Sequence[Record]) -> None:
     """Differences and mAP of every export."""
     validator = Validator(test, info.class_names, info.image_size)
     print("| export | MB | boxes within px | of their side | scores within | mAP50-95 | PyTorch | mAP50 | PyTorch |")

@@ -122,9 +122,10 @@ def _write_coco(root: Path, num_images: int) -> None:
             image = {"id": index + 1, "file_name": f"{index:07d}.jpg", "width": WIDTH, "height": HEIGHT, "license": 1}
             file.write((", " if index else "") + json.dumps(image))
         file.write('], "annotations": [')
-        for count, (image, class_id, x, y, width, height) in enumerate(_boxes(num_images)):
+        for count, (image_index, class_id, x, y, width, height) in enumerate(_boxes(num_images)):
             file.write(
-                f'{", " if count else ""}{{"id": {count + 1}, "image_id": {image + 1}, "category_id": {class_id + 1}, '
+                f'{", " if count else ""}{{"id": {count + 1}, "image_id": {image_index + 1}, '
+                f'"category_id": {class_id + 1}, '
                 f'"bbox": [{x:.2f}, {y:.2f}, {width:.2f}, {height:.2f}], "area": {width * height:.2f}, '
                 f'"iscrowd": 0, "segmentation": []}}'
             )

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from anchorite.benchmark.machine import machine
+from anchorite.benchmark import machine
 from anchorite.data import open_dataset
 from anchorite.model import Detector, default_anchors
 from anchorite.train import RunFolder

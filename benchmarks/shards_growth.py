@@ -82,7 +82,7 @@ def measure(data: Path, image_size: int, workers: int, seconds: float, mosaic: f
     records, config = dataset.splits["train"], AugmentConfig(mosaic=mosaic)
     options = LoaderConfig(batch_size=BATCH, workers=workers)
     if dataset.format == "shards":
-        loader = make_stream_loader(StreamSamples(records, config, image_size, seed=0), options)
+        loader = make_stream_loader(StreamSamples(records, config, image_size, seed=0), options)  # type: ignore[arg-type]
     else:
         store = ImageStore(records, image_size, "none")
         loader = make_loader(TrainSamples(store, records, config, image_size, seed=0), options)

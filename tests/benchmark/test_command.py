@@ -1,4 +1,4 @@
-"""Each benchmark runs from end to end, at small sizes."""
+"""`anchorite benchmark`, and each benchmark of the source tree, from end to end at small sizes."""
 
 from __future__ import annotations
 
@@ -7,39 +7,37 @@ from pathlib import Path
 
 import pytest
 
-from anchorite.benchmark.suite import benchmarks
 from anchorite.cli import run
+from benchmarks.__main__ import BENCHMARKS, main
+
+
+def test_the_command_measures_steps_and_predictions(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    assert run(["benchmark", "--quick", "--device", "cpu", "--rounds", "1", "--json", str(out)]) == 0
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert [outcome["name"] for outcome in report["outcomes"]] == ["step", "predict"]
+    figures = [figure for outcome in report["outcomes"] for figure in outcome["figures"]]
+    assert {figure["unit"] for figure in figures} == {"s", "img/s"}
+    assert all(figure["value"] > 0 for figure in figures)
+    assert report["machine"]["versions"].keys() == {"anchorite", "python", "torch", "numpy", "opencv"}
+    assert report["warnings"]
+
+
+@pytest.mark.parametrize("name", ["loss", "loader", "epoch", "growth", "all", "speed"])
+def test_comparisons_are_refused_with_the_command_that_runs_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["benchmark", name]) == 2
+    assert (f"python -m benchmarks {name}" in capsys.readouterr().err) == (name != "speed")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(benchmarks()))
+@pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_quick_benchmark_from_end_to_end(name: str, tmp_path: Path) -> None:
-    out = tmp_path / "result.json"
-    assert run(["benchmark", name, "--quick", "--device", "cpu", "--json", str(out)]) == 0
-    report = json.loads(out.read_text(encoding="utf-8"))
-    assert [outcome["name"] for outcome in report["outcomes"]] == [name]
-    comparisons = report["outcomes"][0]["comparisons"]
-    assert comparisons
-    for one in comparisons:
+    result, curves = tmp_path / "result.json", tmp_path / "curves"
+    main([name, "--quick", "--device", "cpu", "--rounds", "1", "--json", str(result), "--out", str(curves)])
+    (outcome,) = json.loads(result.read_text(encoding="utf-8"))["outcomes"]
+    assert outcome["name"] == name
+    assert outcome["comparisons"]
+    for one in outcome["comparisons"]:
         assert one["ours"]["value"] > 0
         assert one["yardstick"]["value"] > 0
-    assert any("quick" in warning for warning in report["warnings"])
-
-
-@pytest.mark.slow
-def test_growth_is_plotted(tmp_path: Path) -> None:
-    assert run(["benchmark", "growth", "--quick", "--device", "cpu", "--rounds", "1", "--out", str(tmp_path)]) == 0
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == [f"growth-{name}.png" for name in ("batch", "classes", "dataset", "objects", "size")]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
-
-
-def test_a_taken_folder_and_an_unknown_benchmark_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    assert run(["benchmark", "growth", "--quick", "--out", str(tmp_path)]) == 2
-    assert run(["benchmark", "speed"]) == 2
-    said = capsys.readouterr().err
-    assert "nothing is ever overwritten" in said
-    assert "speed" in said
+    assert {path.suffix for path in curves.glob("*")} == ({".png"} if name == "growth" else set())

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from anchorite.benchmark.dense_way import DenseLoss, assign_by_masks, dense_logits
-from anchorite.benchmark.loss_benchmark import make_works
-from anchorite.benchmark.subjects import detector_of, features_for, predictors_of, targets_for
+from anchorite.benchmark import detector_of, targets_for
 from anchorite.boxes import Targets
 from anchorite.loss import DetectionLoss, LossConfig, assign
+from benchmarks.loss import DenseLoss, assign_by_masks, dense_logits, make_works
+from benchmarks.measure import features_for, predictors_of
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-10

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from anchorite.benchmark.device_loader import device_loader_figures
 from anchorite.data.augment_config import AugmentConfig
+from benchmarks.loader import device_loader_figures
 from tests.data.test_samples import make_records
 
 

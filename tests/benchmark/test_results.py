@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import torch
 
-from anchorite.benchmark.machine import busy_warning, machine, matmul_rate, memory_rate
-from anchorite.benchmark.results import (
+from anchorite.benchmark import Figure, Sample, machine
+from benchmarks.measure import (
     Comparison,
-    Figure,
     Floor,
     Outcome,
     Report,
     Target,
+    busy_warning,
     cost,
     faster,
-    shown,
-    to_lines,
-    to_markdown,
+    matmul_rate,
+    memory_rate,
 )
-from anchorite.benchmark.timing import Sample
 
 SAMPLES = {"ours": Sample((1.0, 2.0, 3.0)), "plain": Sample((4.0, 8.0, 30.0))}
 
@@ -69,21 +66,6 @@ def test_a_report_is_plain_json_with_ratios_and_verdicts() -> None:
     assert timed["floor"] == {"value": 0.1, "what": "air"}
     assert (peak["ratio"], peak["met"], peak["floor"]) == (0.125, True, None)
     assert read["outcomes"][0]["figures"][0]["value"] is None
-
-
-def test_lines_and_table_say_what_was_missed() -> None:
-    lines = to_lines(outcome())
-    assert lines[1] == "    ours 2 s, plain 8 s: 4 (4 to 7) times faster; target at least 5: missed"
-    assert lines[2] == "    floor 100 ms: air"
-    assert "| 1.0 MiB | 8.0 MiB | 0.125 times the cost | at most 0.15: met |" in to_markdown([outcome()])
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [(0.00123, "s", "1.23 ms"), (2.5, "s", "2.5 s"), (125.04, "s", "125.04 s"), (0.02, "share", "2.00 %")],
-)
-def test_values_are_shown_in_their_unit(value: float, unit: str, text: str) -> None:
-    assert shown(value, unit) == text  # type: ignore[arg-type]
 
 
 def test_only_a_busy_machine_is_warned_of() -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anchorite.benchmark.bare_step import bare_step, to_contiguous
-from anchorite.benchmark.memory import in_fresh_process
-from anchorite.benchmark.subjects import batch_for, detector_of, targets_for
-from anchorite.benchmark.training_memory import peak_of_step
-from anchorite.benchmark.training_subjects import PARTS, PartsClock, training_step, whole_step
+from anchorite.benchmark import batch_for, detector_of, targets_for, training_step, whole_step
 from anchorite.devices import Precision
+from benchmarks.measure import in_fresh_process
+from benchmarks.step import PARTS, PartsClock, bare_step, peak_of_step, to_contiguous
 
 CPU = torch.device("cpu")
 FP32 = Precision("fp32", None, False, "for the test")

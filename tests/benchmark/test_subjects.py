@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from anchorite.benchmark.datasets import dataset_for, described, split_of
-from anchorite.benchmark.settings import Settings
-from anchorite.benchmark.subjects import batch_for, detector_of, find_objects
+from anchorite.benchmark import batch_for, detector_of
 from anchorite.data import DatasetIndex
 from anchorite.errors import InputError
 from anchorite.predict import PredictConfig, detections_from_logits
+from benchmarks.measure import Settings, dataset_for, described, find_objects, split_of
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.benchmark.memory import can_measure_cpu, in_fresh_process, peak_extra_bytes
-from anchorite.benchmark.timing import Sample, interleaved, rotated, round_ratios
+from anchorite.benchmark import Sample, interleaved
+from benchmarks.measure import can_measure_cpu, in_fresh_process, peak_extra_bytes, round_ratios
 
 
 def test_every_round_calls_each_function_once_beginning_with_another() -> None:
@@ -41,10 +41,6 @@ def test_quartiles_and_round_by_round_ratios() -> None:
     assert Sample((7.0,)).quartiles == (7.0, 7.0)
     # Drift that touches both alike leaves the ratio alone.
     assert round_ratios(Sample((2.0, 20.0, 6.0)), Sample((1.0, 10.0, 3.0))) == (2.0, 2.0)
-
-
-def test_rotation_comes_round_again() -> None:
-    assert [rotated(["a", "b"], number) for number in range(3)] == [["a", "b"], ["b", "a"], ["a", "b"]]
 
 
 @pytest.mark.skipif(not can_measure_cpu(), reason="this system does not tell a process its peak memory")

@@ -8,16 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from anchorite.benchmark.two_stage import (
-    Tile,
-    decoded_tile,
-    jitter_by_tables,
-    stored_tile,
-    two_stage_batch,
-    two_stage_sample,
-)
 from anchorite.data import AugmentConfig, ImageStore, open_dataset
 from anchorite.data.scenes import write_scenes
+from benchmarks.loader import Tile, decoded_tile, jitter_by_tables, stored_tile, two_stage_batch, two_stage_sample
 
 SIZE = 160
 PLAIN = AugmentConfig(hue=0, saturation=0, value=0)  # else colours could not be told from each other

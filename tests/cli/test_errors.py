@@ -197,7 +197,6 @@ REST = [
     ("anchors", 2, ["anchors: DATA is missing", "usage: anchorite anchors DATA"]),
     ("inspect gone", 2, ["gone: does not exist; name a dataset's folder"]),
     ("benchmark los", 2, ['"los" for WHICH. Choose from:']),
-    ("benchmark loss --out a.jpg/curves", 4, ["a.jpg is a file; name another folder"]),
     ("demo --epochs 0", 2, ["--epochs: must be greater than or equal to 1 (got 0)"]),
 ]
 

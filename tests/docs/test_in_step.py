@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tools.translations import PAIRS, RECORD, differences, main, sections, stale
 
 ROOT = Path(__file__).resolve().parents[2]

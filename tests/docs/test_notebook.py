@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
+
 from tools.notebooks import FOLDER, executed, read
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

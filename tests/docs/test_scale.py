@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tools import scaling
-from tools.scale import TABLES, filled, main, short
-from tools.scaling import NETWORKS, OBJECTS365, Data, Plan
 
 from anchorite.boxes import Targets
 from anchorite.distributed import SINGLE_PROCESS, World
@@ -25,6 +22,9 @@ from anchorite.train.checkpoint import save_checkpoint
 from anchorite.train.progress import Progress
 from anchorite.train.schedule import Settings
 from tests.distributed.programs import make_step, whole_batch
+from tools import scaling
+from tools.scale import TABLES, filled, main, short
+from tools.scaling import NETWORKS, OBJECTS365, Data, Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "scale.md"

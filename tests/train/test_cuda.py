@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from anchorite.benchmark.subjects import targets_for
-from anchorite.benchmark.training_subjects import training_step, whole_step
+from anchorite.benchmark import targets_for, training_step, whole_step
 from anchorite.data import Batch
 from anchorite.devices import Precision
 from anchorite.train.step import with_fixed_capacity

@@ -12,8 +12,8 @@ import torch
 
 _SCRIPT = """
 import torch
-from anchorite.benchmark.subjects import targets_for
-from anchorite.benchmark.training_subjects import training_step, whole_step
+from anchorite.benchmark import targets_for
+from anchorite.benchmark import training_step, whole_step
 from anchorite.data import Batch
 from anchorite.devices import choose_precision
 cpu = torch.device("cpu")

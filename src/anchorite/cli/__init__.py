@@ -40,7 +40,7 @@ _COMMANDS = {
     "split": "Copy a dataset with new splits: each class in its share, images of one view never in two splits.",
     "runs": "Show a run's state, its checkpoints, each verified, and what a resume would do.",
     "report": "Write the page of a run anew, or one that compares runs; or show it live while it trains (--serve).",
-    "benchmark": "Measure speed and memory against plain yardsticks and physical floors.",
+    "benchmark": "Measure how fast this machine trains and predicts.",
     "export": "Write weights as ONNX, OpenVINO or torch.export, once their answers are proved to be PyTorch's.",
     "import": "Turn a checkpoint of the original family into weights, without running anything of it.",
     "recipes": "List the built-in recipes, or print one as YAML to start your own from.",

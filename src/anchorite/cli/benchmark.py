@@ -12,17 +12,17 @@ from anchorite.cli.options import AT_LEAST_ONE
 
 def benchmark(
     which: Annotated[
-        Literal["all", "loss", "step", "loader", "epoch", "predict", "growth"],
-        Parameter(help="Which benchmark; all of them, but for growth, take minutes."),
-    ] = "all",
+        Literal["step", "predict", "all", "loss", "loader", "epoch", "growth"] | None,
+        Parameter(show_choices=False, help="step (training) or predict; without it, both."),
+    ] = None,
     *,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    data: Annotated[Path | None, Parameter(help="Dataset with images; default: scenes drawn for the purpose.")] = None,
+    data: Annotated[Path | None, Parameter(help="Dataset whose first image is predicted; default: noise.")] = None,
     json: Annotated[Path | None, Parameter(help="File for everything measured, as JSON.")] = None,
     rounds: Annotated[
-        int | None, Parameter(validator=AT_LEAST_ONE, help="Rounds of each measurement; default: enough for each.")
+        int | None, Parameter(validator=AT_LEAST_ONE, help="Rounds of each measurement; default: 25.")
     ] = None,
-    out: Annotated[Path | None, Parameter(help="New or empty folder for the curves of growth as PNG.")] = None,
+    out: Annotated[Path | None, Parameter(show=False)] = None,
     plain_memory: Annotated[
         bool, Parameter(negative="", help="Leave the C library's allocator as it is, which training does not.")
     ] = False,
@@ -30,28 +30,44 @@ def benchmark(
         bool, Parameter(negative="", help="Small sizes, two rounds: shows that it runs, not how fast.")
     ] = False,
 ) -> None:
-    """Measure speed and memory against plain yardsticks and physical floors of this machine."""
+    """Measure how fast this machine trains and predicts.
+
+    Comparisons with yardsticks (loss, loader, epoch, growth) run from a checkout: python -m benchmarks --help.
+    """
     import json as json_format
     import shlex
     import sys
+    from dataclasses import asdict
 
-    from anchorite.benchmark.results import to_lines
-    from anchorite.benchmark.settings import Settings
-    from anchorite.benchmark.suite import benchmarks, run_benchmarks
-    from anchorite.cli.folders import refuse_taken
-    from anchorite.devices import choose_device
+    from anchorite.benchmark import Figure, machine, predict_figures, step_figures
+    from anchorite.devices import choose_device, keep_freed_memory
+    from anchorite.errors import InputError
     from anchorite.files import write_text_atomically
 
-    if out is not None:
-        refuse_taken(out)
-    names = [name for name in benchmarks() if name != "growth"] if which == "all" else [which]
-    settings = Settings(choose_device(device), rounds, data, quick, out, plain_memory)
-    command = shlex.join(["anchorite", *sys.argv[1:]])
-    report = run_benchmarks(names, settings, command)
-    for outcome in report.outcomes:
-        print("\n".join(to_lines(outcome)))
-    for warning in report.warnings:
+    if which not in (None, "step", "predict") or out is not None:
+        raise InputError(
+            f"benchmark {which or '--out'}: comparisons and curves run from a checkout of the source: "
+            f"python -m benchmarks {which or 'growth --out FOLDER'}"
+        )
+    chosen = choose_device(device)
+    is_kept = chosen.type == "cpu" and not plain_memory and keep_freed_memory()
+    facts = {**machine(chosen), "freed_memory": "kept" if is_kept else "left to the allocator"}
+    outcomes: list[tuple[str, list[Figure]]] = []
+    if which != "predict":
+        outcomes.append(("step", step_figures(chosen, rounds, quick)))
+    if which != "step":
+        outcomes.append(("predict", predict_figures(chosen, rounds, quick, data)))
+    for name, figures in outcomes:
+        print("\n".join(f"{name}: {figure.to_text()}" for figure in figures))
+    warnings = ["quick: sizes and rounds are too small to say anything about speed"] if quick else []
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if json is not None:
-        write_text_atomically(json, json_format.dumps(report.to_json(), indent=1) + "\n")
+        report = {
+            "command": shlex.join(["anchorite", *sys.argv[1:]]),
+            "warnings": warnings,
+            "machine": facts,
+            "outcomes": [{"name": name, "figures": [asdict(one) for one in figures]} for name, figures in outcomes],
+        }
+        write_text_atomically(json, json_format.dumps(report, indent=1) + "\n")
         print(json)

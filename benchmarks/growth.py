@@ -12,12 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from anchorite.benchmark.loss_benchmark import make_works
-from anchorite.benchmark.results import Comparison, Figure, Outcome
-from anchorite.benchmark.settings import Settings
-from anchorite.benchmark.subjects import batch_for
-from anchorite.benchmark.timing import Sample, interleaved
-from anchorite.benchmark.training_subjects import training_step, whole_step
+from anchorite.benchmark import Figure, Sample, batch_for, interleaved, training_step, whole_step
 from anchorite.data import (
     AugmentConfig,
     ImageStore,
@@ -29,6 +24,8 @@ from anchorite.data import (
 )
 from anchorite.data.drawing import Key
 from anchorite.devices import choose_precision
+from benchmarks.loss import make_works
+from benchmarks.measure import Comparison, Outcome, Settings
 
 _ROUNDS, _READING_ROUNDS = 7, 3
 _ONE_ROUND_FROM = 50_000  # images, because reading so many takes long
@@ -60,8 +57,6 @@ def benchmark_growth(settings: Settings) -> Outcome:
     """Every curve; plotted where the settings name a folder."""
     curves = [*_curves_of_work(settings), _curve_of_dataset(settings)]
     if settings.out is not None:
-        from anchorite.benchmark.growth_plot import plot_curves
-
         plot_curves(curves, settings.out)
     figures = [
         Figure.of(f"{curve.name}, {line}, {curve.variable} {amount}", sample)
@@ -181,3 +176,40 @@ def write_thumbnails(root: Path, amount: int) -> None:
         ]
         (labels / f"{index:06d}.txt").write_text("".join(rows))
     (root / "data.yaml").write_text("train: images/train\nnames: [a, b, c]\n")
+
+
+def plot_curves(curves: Sequence[Curve], folder: Path) -> list[Path]:
+    """Write FOLDER/growth-NAME.png for each curve, medians with quartiles; dotted: proportional growth."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_plot(curve, folder / f"growth-{curve.name}.png") for curve in curves]
+
+
+def _plot(curve: Curve, path: Path) -> Path:
+    from matplotlib.figure import Figure as Canvas
+
+    figure = Canvas(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for line, points in curve.lines.items():
+        amounts = sorted(points)
+        medians = [1000 * points[amount].median for amount in amounts]
+        (drawn,) = axes.plot(amounts, medians, marker="o", label=line)
+        lower, upper = zip(*(points[amount].quartiles for amount in amounts), strict=True)
+        axes.fill_between(
+            amounts, [1000 * one for one in lower], [1000 * one for one in upper], alpha=0.2, color=drawn.get_color()
+        )
+        if curve.name in ("batch", "size", "dataset"):
+            power = 2 if curve.name == "size" else 1  # the pixels of an image grow with the square of its side
+            proportional = [medians[0] * (amount / amounts[0]) ** power for amount in amounts]
+            axes.plot(amounts, proportional, linestyle=":", linewidth=0.8, color=drawn.get_color())
+            axes.set_title("dotted: in proportion", fontsize="small", loc="right")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_yscale("log")
+    every = sorted({amount for points in curve.lines.values() for amount in points})
+    axes.set_xticks(every, [str(amount) for amount in every])
+    axes.minorticks_off()
+    axes.set_xlabel(curve.variable)
+    axes.set_ylabel("milliseconds")
+    axes.grid(visible=True, which="both", alpha=0.2)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    return path

@@ -9,17 +9,24 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from anchorite.benchmark.datasets import dataset_for, described, split_of
-from anchorite.benchmark.machine import matmul_rate
-from anchorite.benchmark.results import Comparison, Floor, Outcome, cost
-from anchorite.benchmark.settings import Settings
-from anchorite.benchmark.subjects import detector_of, find_objects
-from anchorite.benchmark.timing import interleaved
+from anchorite.benchmark import detector_of, interleaved
 from anchorite.data import DatasetIndex, Record, decode_image, letterbox, letterboxed_batches, rectangular_size
 from anchorite.devices import choose_precision
 from anchorite.evaluate import ValidationConfig, Validator
 from anchorite.model import Detector, WeightsInfo, fold_batch_norm, to_channels_last
 from anchorite.predict import PredictConfig, Predictor
+from benchmarks.measure import (
+    Comparison,
+    Floor,
+    Outcome,
+    Settings,
+    cost,
+    dataset_for,
+    described,
+    find_objects,
+    matmul_rate,
+    split_of,
+)
 
 COST_OF_PREDICTION, COST_OF_VALIDATION = 1.1, 1.2
 _PREDICT_ROUNDS, _VALIDATE_ROUNDS = 60, 5

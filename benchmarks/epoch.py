@@ -7,15 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from anchorite.benchmark.datasets import dataset_for, described
-from anchorite.benchmark.results import Comparison, Figure, Floor, Outcome, Target
-from anchorite.benchmark.settings import Settings
-from anchorite.benchmark.timing import Sample, interleaved, round_ratios, synchronise
-from anchorite.benchmark.training_subjects import whole_step
+from anchorite.benchmark import Figure, Sample, interleaved, synchronise, whole_step
 from anchorite.data import DatasetIndex, Loader
 from anchorite.train import load_recipe
 from anchorite.train.preparation import prepare
 from anchorite.train.step import TrainingStep
+from benchmarks.measure import Comparison, Floor, Outcome, Settings, Target, dataset_for, described, round_ratios
 
 SHARE_OF_WAITING = 0.02
 _ROUNDS = 5
