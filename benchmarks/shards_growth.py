@@ -28,6 +28,7 @@ from anchorite.data import (
     Record,
     StreamSamples,
     TrainSamples,
+    as_split,
     make_loader,
     make_stream_loader,
     open_dataset,
@@ -50,7 +51,7 @@ def write_all(folder: Path) -> None:
         image = cv2.resize(coarse, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(pictures / f"{number}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 92])
     for amount in AMOUNTS:
-        records = tuple(_record(pictures, number, rng) for number in range(amount))
+        records = as_split([_record(pictures, number, rng) for number in range(amount)])
         index = DatasetIndex(pictures, "coco", ("a", "b", "c"), {"train": records})
         write_dataset(index, folder / f"shards-{amount}", "shards", shard_bytes=8_000_000)
         if amount <= FILES_UP_TO:

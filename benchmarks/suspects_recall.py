@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anchorite.data import DatasetIndex, Record, open_dataset
+from anchorite.data import DatasetIndex, Record, as_split, open_dataset
 from anchorite.data.writing import write_dataset
 from anchorite.model import load_weights
 from anchorite.report.suspects import Observer, Suspect, rank_suspects
@@ -64,7 +64,7 @@ def plant(dataset: DatasetIndex, seed: int) -> tuple[DatasetIndex, list[Planted]
         planted.append(Planted(kind, split, record.path.name, tuple(box.tolist())))
     for split, number, label in sorted(dropped, reverse=True):  # last ones first, so that numbers stay true
         splits[split][number] = _dropped(splits[split][number], label)
-    return replace(dataset, splits={split: tuple(records) for split, records in splits.items()}), planted
+    return replace(dataset, splits={split: as_split(records) for split, records in splits.items()}), planted
 
 
 def _swapped(record: Record, label: int, num_classes: int, random: np.random.Generator) -> Record:

@@ -15,8 +15,8 @@ from anchorite.data.batches import SampleKey
 from anchorite.data.device_loader import in_parts
 from anchorite.data.device_plan import plan_batch
 from anchorite.data.device_store import DeviceStore, Storage
-from anchorite.data.index import Record
 from anchorite.data.plans import SamplePlan
+from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples
 from anchorite.data.store import ImageStore
 from tests.data.test_samples import make_records

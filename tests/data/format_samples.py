@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from anchorite.data.index import DatasetIndex
+from anchorite.data.dataset import DatasetIndex
 
 
 def write_image(path: Path, width: int = 64, height: int = 48, orientation: int | None = None) -> Path:

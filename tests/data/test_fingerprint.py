@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anchorite.data import DatasetIndex, Record, open_dataset
-from anchorite.data.fingerprint import dataset_fingerprint, split_fingerprints
+from anchorite.data import DatasetIndex, Record, dataset_fingerprint, open_dataset
 from tests.data.format_samples import write_text, yolo_dataset
 
 ROWS: dict[str, str | bytes] = {"a": "0 0.5 0.5 0.25 0.25\n1 0.25 0.25 0.125 0.125\n", "b": ""}
@@ -98,10 +97,10 @@ def test_an_edit_of_the_same_length_with_its_time_restored_is_noticed(tmp_path: 
 
 def test_a_split_has_its_own() -> None:
     both = DatasetIndex(Path("data"), "yolo", ("cat",), {"train": (record(),), "val": (record("b.png"),), "test": ()})
-    prints = split_fingerprints(both)
+    prints = {split: records.fingerprint() for split, records in both.splits.items()}
     assert list(prints) == ["train", "val", "test"]
     assert len(set(prints.values())) == 3
-    assert prints["val"] == split_fingerprints(index(record("b.png"), split="val"))["val"]
+    assert prints["val"] == index(record("b.png")).splits["train"].fingerprint()
 
 
 def test_a_name_that_is_no_text_is_no_obstacle() -> None:

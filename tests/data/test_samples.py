@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from anchorite.data.augment_config import AugmentConfig
 from anchorite.data.batches import SampleKey
-from anchorite.data.index import Record
 from anchorite.data.letterbox import FILL, letterbox
+from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples, draw_scene, sample_rng
 from anchorite.data.store import ImageStore
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from anchorite.data import cache_folder, memory, store
-from anchorite.data.index import Record
 from anchorite.data.memory import SharedBytes, cgroup_headroom
+from anchorite.data.records import Record
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError, StorageError
 

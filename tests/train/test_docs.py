@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from anchorite.cli import build_app
-from anchorite.data.index import Adjustment, AdjustmentKind
+from anchorite.data.dataset import Adjustment, AdjustmentKind
 from anchorite.train import Recipe, built_in_recipes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,7 +24,7 @@ from anchorite.train import (
     train,
 )
 from anchorite.train.checkpoint import load_latest
-from anchorite.train.preparation import class_counts, prepare, sides_at_network_size
+from anchorite.train.preparation import prepare
 from tests.train.runs import Recorder, scenes, small_recipe
 
 DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", "rate", "val/map", "val/map50")
@@ -206,15 +206,6 @@ def test_gradients_accumulate_over_batches() -> None:
     for batch in batches:
         step.accumulate(batch)
     torch.testing.assert_close(weight.grad, gradients[0] + gradients[1], rtol=1e-4, atol=1e-6)
-
-
-def test_facts_of_the_data_are_counted_by_class_and_at_network_size() -> None:
-    records = scenes().splits["train"]
-    counts = class_counts(records, 5)
-    assert counts.sum() == sum(len(record.class_ids) for record in records)
-    wh_px = sides_at_network_size(records, 64)
-    first = records[0].boxes_xyxy
-    assert wh_px[0].tolist() == pytest.approx(((first[0, 2:] - first[0, :2]) * 64 / 96).tolist())
 
 
 def test_anchors_are_fitted_when_the_default_leaves_boxes_out() -> None:

@@ -33,7 +33,7 @@ def anchors(
     from anchorite.data.writing import refuse_inside_dataset
     from anchorite.errors import InputError
     from anchorite.evaluate import require_side
-    from anchorite.inspect import anchor_table, training_sides
+    from anchorite.inspect import anchor_table
     from anchorite.model import default_anchors
 
     default = default_anchors(model)
@@ -44,7 +44,7 @@ def anchors(
     dataset = reading.open(data)
     if out is not None:
         refuse_inside_dataset(out, dataset)
-    wh_px = training_sides(dataset.splits.get("train", ()), image_size)
+    wh_px = dataset.split("train").table().box_sides(image_size)
     if not len(wh_px):
         raise InputError(f"{data}: the split train has no boxes to hold anchors against")
     fitted = fit_anchors(wh_px, default.strides, default.num_anchors, seed=seed)

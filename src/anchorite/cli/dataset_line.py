@@ -15,8 +15,7 @@ def dataset_line(dataset: DatasetIndex) -> str:
 
 def split_counts(dataset: DatasetIndex) -> str:
     """Images and boxes of each split."""
-    from anchorite.data import num_boxes
 
     return ", ".join(
-        f"{name} {len(records)} images / {num_boxes(records)} boxes" for name, records in dataset.splits.items()
+        f"{name} {len(records)} images / {records.num_boxes()} boxes" for name, records in dataset.splits.items()
     )

@@ -9,8 +9,6 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
     from anchorite.train import Recipe
@@ -79,13 +77,5 @@ def running_hints(folder: Path) -> list[Hint]:
 
 
 def _share_of_tiny(dataset: DatasetIndex, image_size: int) -> float:
-    from anchorite.data import ShardedSplit
-
-    num_tiny, num_boxes, train = 0, 0, dataset.splits.get("train", ())
-    if isinstance(train, ShardedSplit):
-        return float((train.sides(image_size).min(axis=1) < _TINY_PX).mean()) if train.facts.sides else 0.0
-    for record in train:
-        sides = (record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]).min(axis=1, initial=np.inf)
-        num_tiny += int((sides * image_size / max(record.width, record.height) < _TINY_PX).sum())
-        num_boxes += len(sides)
-    return num_tiny / num_boxes if num_boxes else 0.0
+    sides = dataset.split("train").box_sides(image_size).min(axis=1)
+    return float((sides < _TINY_PX).mean()) if len(sides) else 0.0

@@ -98,14 +98,13 @@ class JsonLines:
 
 def dataset_facts(dataset: DatasetIndex) -> dict[str, Any]:
     """Place, format, classes, counts of splits and of adjustments."""
-    from anchorite.data import num_boxes
 
     return {
         "path": dataset.root,
         "format": dataset.format,
         "class_names": list(dataset.class_names),
         "splits": {
-            name: {"images": len(records), "boxes": num_boxes(records)} for name, records in dataset.splits.items()
+            name: {"images": len(records), "boxes": records.num_boxes()} for name, records in dataset.splits.items()
         },
         "adjustments": dict(Counter(one.kind for one in dataset.adjustments)),
     }

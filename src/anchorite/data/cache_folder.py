@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from anchorite.data.record import Record
+from anchorite.data.records import Record
 from anchorite.errors import InputError, StorageError
 
 

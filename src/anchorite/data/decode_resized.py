@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from anchorite.data.decode import decode_image
 from anchorite.data.letterbox import resized
-from anchorite.data.record import Record
+from anchorite.data.records import Record
 from anchorite.errors import InputError
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from anchorite.boxes import Targets
 from anchorite.data.batches import Batch, EpochBatches, LoaderConfig, SampleKey, empty_batch
+from anchorite.data.dataset import LeftOut
 from anchorite.data.device_plan import BatchPlan, plan_batch
 from anchorite.data.device_render import render
 from anchorite.data.device_store import DeviceStore
-from anchorite.data.index import LeftOut
 from anchorite.data.prefetch import prefetch
 from anchorite.data.samples import TrainSamples
 

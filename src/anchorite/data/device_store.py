@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anchorite.data.index import Record
 from anchorite.data.letterbox import FILL
 from anchorite.data.memory import spendable_memory
+from anchorite.data.records import Record
 from anchorite.data.store import ImageStore, Progress
 
 Storage = Literal["device", "host"]

@@ -13,8 +13,8 @@ import torch
 
 from anchorite.boxes import Targets
 from anchorite.data.batches import Batch, BatchSizes, EpochBatches, LoaderConfig, empty_batch
+from anchorite.data.dataset import LeftOut
 from anchorite.data.drawing import Drawn, Failure, Key, Samples, draw_batch
-from anchorite.data.index import LeftOut
 from anchorite.data.prefetch import prefetch
 from anchorite.data.samples import TrainSamples
 from anchorite.data.workers import WorkerPool

@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 import anchorite
 from anchorite.data.cache_folder import private_cache_folder, private_cache_place
 from anchorite.data.column_file import load_columns, save_columns
-from anchorite.data.columns import Columns, RecordTable
-from anchorite.data.index import Adjustment, DatasetIndex
+from anchorite.data.dataset import Adjustment, DatasetIndex
+from anchorite.data.records import Columns, RecordTable, StringArray
 from anchorite.data.sources import Evidence, Sources
-from anchorite.data.string_array import StringArray
 from anchorite.errors import AnchoriteError
 
 VARIABLE = "ANCHORITE_INDEX_CACHE"  # "off", or a folder of one's own

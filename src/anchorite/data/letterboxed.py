@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anchorite.data.index import Record
 from anchorite.data.letterbox import LetterboxTransform, draw_letterboxed, letterbox_transform, rectangular_size
 from anchorite.data.prefetch import prefetch
+from anchorite.data.records import Record
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 

@@ -10,10 +10,11 @@ import torch
 
 from anchorite.data.augment_config import AugmentConfig
 from anchorite.data.batches import Batch, LoaderConfig
+from anchorite.data.dataset import LeftOut
 from anchorite.data.device_loader import DeviceLoader
 from anchorite.data.device_store import DeviceStore, choose_storage
 from anchorite.data.host_loader import make_loader
-from anchorite.data.index import LeftOut, Record
+from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples
 from anchorite.data.shards.checking import StreamedImages, readable
 from anchorite.data.shards.pool import StreamSamples, make_stream_loader

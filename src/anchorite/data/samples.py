@@ -24,11 +24,9 @@ from anchorite.data.affine import Map, map_boxes, plan_warp, scaling, turning, v
 from anchorite.data.augment_config import AugmentConfig
 from anchorite.data.batches import SampleKey
 from anchorite.data.colour import Jitter
-from anchorite.data.columns import record_paths
-from anchorite.data.flat import flat_labels
-from anchorite.data.index import Record
 from anchorite.data.letterbox import letterbox_transform
 from anchorite.data.plans import Images, SamplePlan, Tile, paint
+from anchorite.data.records import Record, as_split
 from anchorite.data.scratch import Scratch
 
 MIXUP_CONCENTRATION = 32.0  # of the Beta distribution: blends stay near half and half
@@ -133,8 +131,8 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
             seed,
             num_epochs,
         )
-        self._records = records
-        labels = flat_labels(records)
+        self._records = as_split(records)
+        labels = self._records.labels()
         keep = ~labels.ignored
         owners = np.repeat(np.arange(len(records)), labels.counts)[keep]
         scales = np.array([store.scale(index) * 2 for index in range(len(records))]).reshape(-1, 4)
@@ -168,7 +166,7 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
     @property
     def paths(self) -> tuple[Path, ...]:
         """The image of each record, for messages."""
-        return tuple(record_paths(self._records))
+        return tuple(self._records.paths())
 
     def draw_batch(
         self, keys: Sequence[SampleKey], pixels: NDArray[np.uint8], note: Callable[[int], None]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.string_array import StringArray, StringArrayBuilder
+from anchorite.data.records import StringArray, StringArrayBuilder
 
 _SETTLED_NS = 2_000_000_000  # how long a file must have rested: clocks of file systems tick as seldom as that
 _MAX_THREADS = 16
@@ -52,12 +52,12 @@ class Sources:
 
     def snapshot(self) -> Evidence | None:
         """The state of all places; None when one changed so lately that a change since would not show in its times."""
-        files, folders = self._files.texts(), StringArrayBuilder.of(self._folders)
+        files, folders = self._files.strings(), StringArray.of(self._folders)
         evidence = Evidence(
             files=files,
             folders=folders,
-            candidates=StringArrayBuilder.of(self._candidates),
-            realpaths=StringArrayBuilder.of(map(os.path.realpath, (*self._folders, *self._candidates))),
+            candidates=StringArray.of(self._candidates),
+            realpaths=StringArray.of(map(os.path.realpath, (*self._folders, *self._candidates))),
             file_facts=_all(files, _of_file),
             folder_facts=_all(folders, _of_folder),
             candidate_facts=np.array(list(self._candidates.values()), np.int64).reshape(-1, 5),

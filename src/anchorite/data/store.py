@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data.cache_folder import check_space, make_cache_folder, private_cache_folder, refuse_dataset_folder
-from anchorite.data.columns import RecordTable, image_sizes_hw, records_at
+from anchorite.data.dataset import LeftOut
 from anchorite.data.decode_resized import ChangedImageError, decode_resized
-from anchorite.data.index import LeftOut, Record
 from anchorite.data.letterbox import fitted_size
 from anchorite.data.memory import SharedBytes, shared_by_ranks, spendable_memory
+from anchorite.data.records import Record, as_split
 from anchorite.data.shards.tar import leads_into_shard
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import AnchoriteError, InputError, StorageError
@@ -51,11 +51,11 @@ class ImageStore:
         cache_dir: Path | None = None,
         skip_bad: bool = False,
     ) -> None:
-        self.records: Sequence[Record] = records if isinstance(records, RecordTable) else tuple(records)
+        self.records = as_split(records).table()
         self.left_out: tuple[LeftOut, ...] = ()
         self.long_side = long_side
         self.mode: StoreMode = mode
-        self._image_sizes_hw = list(image_sizes_hw(self.records))
+        self._image_sizes_hw = list(self.records.sizes_hw())
         self.sizes_hw = [fitted_size(image_hw, long_side) for image_hw in self._image_sizes_hw]
         ends = np.cumsum([0, *(height * width * 3 for height, width in self.sizes_hw)], dtype=np.int64)
         self._starts, self._num_bytes = ends[:-1], int(ends[-1])
@@ -120,8 +120,7 @@ class ImageStore:
         try:
             return decode_resized(self.records[index], self.sizes_hw[index])
         except ChangedImageError:
-            if isinstance(self.records, RecordTable):
-                self.records.forget_file()
+            self.records.forget_cache()
             raise
 
     def _view(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
@@ -181,7 +180,7 @@ class ImageStore:
             LeftOut(self.records[index], str(failure).removeprefix(f"{self.records[index].path}: "))
             for index, failure in failures.items()
         )
-        self.records = records_at(self.records, kept)
+        self.records = self.records.select(kept)
         self.sizes_hw = [self.sizes_hw[index] for index in kept]
         self._image_sizes_hw = [self._image_sizes_hw[index] for index in kept]
         self._starts = self._starts[kept]

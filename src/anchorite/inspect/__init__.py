@@ -1,6 +1,6 @@
 """Checks of a dataset: everything read and decoded once, what is wrong listed, and a corrected copy on request."""
 
-from anchorite.inspect.anchors import AnchorTable, anchor_table, save_anchor_plot, training_sides
+from anchorite.inspect.anchors import AnchorTable, anchor_table, save_anchor_plot
 from anchorite.inspect.checks import inspect_dataset
 from anchorite.inspect.corrected import Change, corrected_dataset
 from anchorite.inspect.findings import (
@@ -36,5 +36,4 @@ __all__ = [
     "resplit",
     "save_anchor_plot",
     "summary_text",
-    "training_sides",
 ]

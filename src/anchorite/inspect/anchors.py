@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors, mean_agreement
 from anchorite.boxes import Targets
-from anchorite.data import DatasetIndex, Record, flat_labels, training_sides
+from anchorite.data import DatasetIndex, Split
 from anchorite.errors import InputError
 from anchorite.files import write_atomically
 from anchorite.inspect.findings import AnchorFit, Finding, box_finding
@@ -64,9 +64,9 @@ def levels_that_match(wh_px: NDArray[np.float64], anchors: AnchorSet, image_size
     return matched
 
 
-def anchor_fit(records: Sequence[Record], anchors: AnchorSet, image_size: int) -> AnchorFit:
+def anchor_fit(records: Split, anchors: AnchorSet, image_size: int) -> AnchorFit:
     """The fit of anchors to all training boxes of some records."""
-    wh_px = training_sides(records, image_size)
+    wh_px = records.table().box_sides(image_size)
     matched = levels_that_match(wh_px, anchors, image_size)
     quantiles = np.quantile(wh_px, (0.05, 0.5, 0.95), axis=0) if len(wh_px) else None
     return AnchorFit(
@@ -104,7 +104,7 @@ def _fitted_recall(wh_px: NDArray[np.float64], anchors: AnchorSet) -> float | No
 def anchor_findings(dataset: DatasetIndex, anchors: AnchorSet, image_size: int) -> Iterator[Finding]:
     """Boxes that no anchor matches, and those thinner than 2 px of the network input."""
     for split, records in dataset.splits.items():
-        labels = flat_labels(records)
+        labels = records.labels()
         scales = np.repeat(image_size / np.maximum(labels.widths, labels.heights), labels.counts)
         wh_px = (labels.boxes_xyxy[:, 2:] - labels.boxes_xyxy[:, :2]) * scales[:, None]
         matched = _any_level(levels_that_match(wh_px, anchors, image_size))

@@ -17,8 +17,7 @@ import torch
 
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import pairwise_iou_xyxy
-from anchorite.data import DatasetIndex, Record, flat_labels
-from anchorite.data.fingerprint import dataset_fingerprint, split_fingerprints
+from anchorite.data import DatasetIndex, Record, dataset_fingerprint
 from anchorite.data.formats.paths import is_image_name
 from anchorite.inspect.anchors import anchor_findings, anchor_fit
 from anchorite.inspect.findings import KINDS, Finding, Inspection, SplitBalance, box_finding
@@ -71,18 +70,18 @@ def inspect_dataset(
     return Inspection(
         dataset=dataset,
         balances=balances,
-        anchor_fit=anchor_fit(dataset.splits.get("train", ()), anchors, image_size),
+        anchor_fit=anchor_fit(dataset.split("train"), anchors, image_size),
         findings=tuple(sorted(found, key=lambda finding: order[finding.kind])),
         images=tuple(images),
         label_fingerprint=dataset_fingerprint(dataset),
-        split_fingerprints=split_fingerprints(dataset),
+        split_fingerprints={split: records.fingerprint() for split, records in dataset.splits.items()},
         image_fingerprint=digest.hexdigest(),
         search=search_in_words(len(images)),
     )
 
 
 def _balance(dataset: DatasetIndex, split: str) -> SplitBalance:
-    labels = flat_labels(dataset.splits[split])
+    labels = dataset.splits[split].labels()
     ids = labels.class_ids[~labels.ignored]
     image_of = np.repeat(np.arange(len(labels.counts)), labels.counts)
     return SplitBalance(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from anchorite.data import DatasetIndex, Record
+from anchorite.data import DatasetIndex, Record, Split, as_split
 from anchorite.inspect.checks import BoxPair, overlapping_pairs, shown
 from anchorite.inspect.findings import Finding, Inspection, box_finding
 from anchorite.inspect.similar import same_pixels
@@ -57,7 +57,7 @@ def corrected_dataset(inspection: Inspection) -> tuple[DatasetIndex, tuple[Chang
                 detail = f"the same pixels as {last.split} {last.record.path.name}, which stays"
                 finding = Finding("shared-image", detail, image.split, str(image.record.path))
                 changes.append(Change("image out", finding))
-    splits: dict[str, tuple[Record, ...]] = {}
+    splits: dict[str, Split] = {}
     for split, records in dataset.splits.items():
         corrected = []
         for record in records:
@@ -65,7 +65,7 @@ def corrected_dataset(inspection: Inspection) -> tuple[DatasetIndex, tuple[Chang
                 record, dropped = _without_bad_boxes(dataset, split, record)
                 corrected.append(record)
                 changes += dropped
-        splits[split] = tuple(corrected)
+        splits[split] = as_split(corrected)
     return replace(dataset, splits=splits, adjustments=()), tuple(changes)
 
 

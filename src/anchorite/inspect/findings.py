@@ -165,7 +165,7 @@ class AnchorFit:
 @dataclass(frozen=True)
 class Inspection:
     """What was found. findings: errors first, then by kind, in reading order; label_fingerprint: of classes, names,
-    sizes and labels (`anchorite.data.fingerprint`); image_fingerprint: SHA-256 over all pixels, in order; search: in
+    sizes and labels; image_fingerprint: SHA-256 over all pixels, in order; search: in
     words, which pairs of images were compared."""
 
     dataset: DatasetIndex

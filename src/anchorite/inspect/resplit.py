@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data import DatasetIndex, Record
+from anchorite.data import DatasetIndex, as_split
 from anchorite.errors import InputError
 from anchorite.inspect.similar import Progress, same_pixels, scan_images, similar_pairs
 
@@ -70,9 +70,13 @@ def resplit(
             f"{dataset.root}: {views} too few for a split {empty[0]} of {shares[empty[0]]:.0%}; add images, give it a "
             "larger share, or leave it out"
         )
-    unchanged: dict[str, Sequence[Record]] = {name: dataset.splits[name] for name in keep}
+    unchanged = {name: dataset.splits[name] for name in keep}
     several = [group for group in groups if len(group) > 1]
-    return Resplit(replace(dataset, splits=splits | unchanged), len(several), sum(map(len, several)))
+    return Resplit(
+        replace(dataset, splits={name: as_split(records) for name, records in splits.items()} | unchanged),
+        len(several),
+        sum(map(len, several)),
+    )
 
 
 def connected(num_items: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:

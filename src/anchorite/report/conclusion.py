@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 import anchorite
-from anchorite.data import DatasetIndex, Record, ShardedSplit, decode_image
+from anchorite.data import DatasetIndex, Record, decode_image
 from anchorite.devices import choose_device, choose_precision
 from anchorite.errors import StorageError
 from anchorite.evaluate import ValidationResult, Validator
@@ -97,7 +97,10 @@ def _processor() -> str:
 
 def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
     """What a run was trained on: path, format, images and boxes of each split and class, labels that were adjusted."""
-    counts = {split: _box_counts(records, len(dataset.class_names)) for split, records in dataset.splits.items()}
+    counts = {
+        split: records.class_counts(len(dataset.class_names), with_ignored=True).tolist()
+        for split, records in dataset.splits.items()
+    }
     return {
         "path": str(dataset.root.resolve()),
         "format": dataset.format,
@@ -107,7 +110,7 @@ def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
                 "split": split,
                 "images": len(records),
                 "boxes": sum(counts[split]),
-                "images_without_boxes": _num_background(records),
+                "images_without_boxes": records.num_background(),
             }
             for split, records in dataset.splits.items()
         ],
@@ -116,20 +119,6 @@ def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
             for number, name in enumerate(dataset.class_names)
         ],
     }
-
-
-def _box_counts(records: Sequence[Record], num_classes: int) -> list[int]:
-    """Boxes of each class."""
-    if isinstance(records, ShardedSplit):
-        return records.class_counts(with_ignored=True).tolist()
-    ids = np.concatenate([np.zeros(0, np.int64), *(record.class_ids for record in records)])
-    return np.bincount(ids, minlength=num_classes).tolist()
-
-
-def _num_background(records: Sequence[Record]) -> int:
-    if isinstance(records, ShardedSplit):
-        return records.facts.background
-    return sum(len(record.class_ids) == 0 for record in records)
 
 
 def save_details(run_folder: Path, result: ValidationResult, records: Sequence[Record]) -> None:

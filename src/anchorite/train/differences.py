@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
-from anchorite.data import DatasetIndex, num_boxes, split_fingerprints
+from anchorite.data import DatasetIndex
 from anchorite.errors import InputError
 from anchorite.train.recipe import Recipe
 
@@ -25,11 +25,11 @@ def noted_facts(recipe: Recipe, dataset: DatasetIndex, num_ranks: int = 1) -> di
         "class_names": list(dataset.class_names),
         "splits": {
             split: {
-                "images": len(dataset.splits[split]),
-                "boxes": num_boxes(dataset.splits[split]),
-                "fingerprint": fingerprint,
+                "images": len(records),
+                "boxes": records.num_boxes(),
+                "fingerprint": records.fingerprint(),
             }
-            for split, fingerprint in split_fingerprints(dataset).items()
+            for split, records in dataset.splits.items()
         },
         "recipe": recipe.model_dump(mode="json"),
         "world_size": num_ranks,

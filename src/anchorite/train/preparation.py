@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
@@ -13,11 +12,8 @@ from anchorite.data import (
     DatasetIndex,
     Loader,
     LoaderConfig,
-    Record,
-    ShardedSplit,
-    flat_labels,
+    Split,
     open_loader,
-    training_sides,
     without_images,
 )
 from anchorite.devices import Precision, choose_compile, choose_precision, keep_freed_memory
@@ -133,9 +129,7 @@ def _without_undecodable(
     return dataset, sentences
 
 
-def choose_anchors(
-    recipe: Recipe, records: Sequence[Record], start: PretrainedWeights | None = None
-) -> tuple[AnchorSet, str]:
+def choose_anchors(recipe: Recipe, records: Split, start: PretrainedWeights | None = None) -> tuple[AnchorSet, str]:
     """The run's anchors and why: the recipe's own, else those of the weights to start from or the default of the size,
     else fitted ones where the recall of these is short.
     """
@@ -145,7 +139,7 @@ def choose_anchors(
         return own, "anchors: as given in the recipe"
     default, name = (usual, "default") if start is None else (start.info.anchors, "of the weights")
     limit = recipe.loss.ratio_limit
-    wh_px = sides_at_network_size(records, recipe.image_size)
+    wh_px = records.box_sides(recipe.image_size)
     recall = best_possible_recall(wh_px, default, limit)
     threshold = recipe.anchors.recall_threshold
     if recall >= threshold or not recipe.anchors.refit:
@@ -158,16 +152,6 @@ def choose_anchors(
     if better <= recall:
         return default, f"anchors: {name}; best possible recall {recall:.4f}, which fitting does not raise"
     return fitted, f"anchors: fitted to the data; best possible recall {recall:.4f} -> {better:.4f}"
-
-
-def sides_at_network_size(records: Sequence[Record], image_size: int) -> np.ndarray:
-    """(N, 2) widths and heights of all training boxes, in pixels of the letterboxed network input.
-
-    Of a split in shards: of the boxes that its list has.
-    """
-    if isinstance(records, ShardedSplit):
-        return records.sides(image_size)
-    return training_sides(records, image_size)
 
 
 def _open_loader(
@@ -215,7 +199,7 @@ def _build_train_state(
     num_classes = len(dataset.class_names)
     detector = new_detector(recipe, num_classes, anchors, borrowed)
     if recipe.class_bias_from_data:
-        counts = class_counts(dataset.splits["train"], num_classes)
+        counts = dataset.splits["train"].class_counts(num_classes)
         if counts.any() and num_classes > 1:
             detector.head.start_biases(counts.tolist())
     kept = "" if start is None else load_matching(detector, start, dataset.class_names)
@@ -239,7 +223,7 @@ def _build_validator(
     recipe: Recipe, dataset: DatasetIndex, listener: Listener, world: World
 ) -> tuple[Validator | None, str | None]:
     """The validator of the val split, if there is one, and what is missing there, if anything is."""
-    records = dataset.splits.get("val", ())
+    records = dataset.split("val")
     if not records:
         return None, "no val split"
     validator = Validator(
@@ -252,16 +236,8 @@ def _build_validator(
         skip_bad=dataset.skip_bad,
         shared=Shared(world, default_anchors(recipe.model).strides[-1], recipe.validation.rectangular),
     )
-    is_labelled = class_counts(records, len(dataset.class_names)).any()
+    is_labelled = records.class_counts(len(dataset.class_names)).any()
     return validator, None if is_labelled else "the val split has no labels"
-
-
-def class_counts(records: Sequence[Record], num_classes: int) -> np.ndarray:
-    """(K,) number of training boxes of each class."""
-    if isinstance(records, ShardedSplit):
-        return records.class_counts()
-    labels = flat_labels(records)
-    return np.bincount(labels.class_ids[~labels.ignored], minlength=num_classes)
 
 
 def _describe_gains(criterion: DetectionLoss) -> str:

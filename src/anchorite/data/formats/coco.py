@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from anchorite.data.columns import RecordTable, TableBuilder
+from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.coco_boxes import by_image
 from anchorite.data.formats.coco_config import Categories, CocoFile, agree_on_categories
 from anchorite.data.formats.coco_lists import CocoLists, ImageEntry, shown_id
@@ -18,8 +18,7 @@ from anchorite.data.formats.geometry import build_record, read_image_header, siz
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, Folders, without_links
 from anchorite.data.headers import ImageHeader
-from anchorite.data.index import DatasetIndex
-from anchorite.data.record import Record
+from anchorite.data.records import Record, RecordTable, TableBuilder
 from anchorite.data.sources import Sources
 from anchorite.reading import shorten
 

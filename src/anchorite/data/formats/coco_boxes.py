@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from anchorite.data.formats.coco_lists import BY_ID, NONE, Annotations, ImageEntry
 from anchorite.data.formats.geometry import RawBox, plain_boxes
 from anchorite.data.formats.log import ReadingLog
-from anchorite.data.string_array import as_array
+from anchorite.data.records import as_array
 
 _LARGEST_SIDE = 2**31 - 1
 _BLOCK = 16_384  # images that are looked at together

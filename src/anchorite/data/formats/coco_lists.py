@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from anchorite.data.formats.geometry import RawBox
 from anchorite.data.formats.json_stream import LEAST_BYTES, stream_json
 from anchorite.data.formats.paths import is_image_name
-from anchorite.data.string_array import as_array
+from anchorite.data.records import as_array
 from anchorite.errors import InputError
 from anchorite.reading import shorten
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence
 from anchorite.data.headers import ImageHeader, read_header
-from anchorite.data.index import Record
+from anchorite.data.records import Record
 from anchorite.errors import InputError
 
 # Clipping always happens, but is only reported beyond this: six decimals of a normalised number are worth up to

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from anchorite.data.index import Adjustment, AdjustmentKind
+from anchorite.data.dataset import Adjustment, AdjustmentKind
 from anchorite.data.sources import Sources
 from anchorite.errors import InputError
 from anchorite.reading import printable

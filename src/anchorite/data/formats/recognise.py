@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.coco import read_coco
 from anchorite.data.formats.coco_config import broken_jsons, find_coco, single_coco
 from anchorite.data.formats.log import ReadingLog
@@ -13,7 +14,6 @@ from anchorite.data.formats.paths import Fence, exists
 from anchorite.data.formats.voc import read_voc
 from anchorite.data.formats.voc_layout import find_voc
 from anchorite.data.formats.yolo import find_yolo, read_yolo
-from anchorite.data.index import DatasetIndex
 from anchorite.data.index_cache import Reading, keep_index, kept_index
 from anchorite.data.shards.manifest import MANIFEST
 from anchorite.data.shards.opening import find_shards, read_shards

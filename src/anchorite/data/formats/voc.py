@@ -10,14 +10,14 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-from anchorite.data.columns import RecordTable, TableBuilder
+from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.geometry import RawBox, build_record, read_image_header, sizes_agree
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, Folders, exists, without_links
 from anchorite.data.formats.text import is_class_name, plain_number
 from anchorite.data.formats.voc_layout import VocItem, VocLayout, read_class_list
 from anchorite.data.formats.xml_tree import XmlElement, read_xml
-from anchorite.data.index import DatasetIndex
+from anchorite.data.records import RecordTable, TableBuilder
 from anchorite.errors import InputError
 from anchorite.reading import shorten
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from anchorite.data.columns import RecordTable, TableBuilder
+from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.geometry import RawBox, build_record, read_image_header
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, Folders, is_image_name, walk_images
 from anchorite.data.formats.text import plain_integer, plain_number
 from anchorite.data.formats.yolo_config import SplitSource, YoloConfig, read_yolo_config
 from anchorite.data.headers import ImageHeader
-from anchorite.data.index import DatasetIndex
-from anchorite.data.record import Record
+from anchorite.data.records import Record, RecordTable, TableBuilder
 from anchorite.errors import InputError
 from anchorite.plain_yaml import read_yaml_mapping
 from anchorite.reading import read_limited, shorten

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data.headers import MAX_PIXELS
-from anchorite.data.record import Record
+from anchorite.data.records import Record
 from anchorite.errors import InputError
 from anchorite.reading import shorten
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import SPLITS, Fence
 from anchorite.data.formats.text import is_class_name
-from anchorite.data.index import DatasetIndex
 from anchorite.data.shards.manifest import MANIFEST, ShardFacts, read_manifest
 from anchorite.data.shards.split import Shard, ShardedSplit
 from anchorite.data.shards.tar import REMEDY, read_table

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from anchorite.data.augment_config import AugmentConfig
 from anchorite.data.batches import LoaderConfig, SampleKey
+from anchorite.data.dataset import LeftOut
 from anchorite.data.decode_resized import decode_resized
 from anchorite.data.host_loader import HostLoader
-from anchorite.data.index import LeftOut
 from anchorite.data.letterbox import fitted_size
 from anchorite.data.plans import paint
-from anchorite.data.record import Record
+from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples, sample_rng
 from anchorite.data.scratch import Scratch
 from anchorite.data.shards.order import WINDOW, PoolMember, StreamBatches, StreamKey

@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.record import Record
+from anchorite.data.records import Record, RecordTable, Split, TableBuilder
 from anchorite.data.shards.labels import parse_label
 from anchorite.data.shards.manifest import SplitFacts
 from anchorite.data.shards.tar import (
@@ -92,12 +92,14 @@ def _named(path: Path, read: Callable[[], Result]) -> Result:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-class ShardedSplit(Sequence[Record]):
+class ShardedSplit(Split):
     """The records of a split in shards: none is held, each is read anew.
 
     Going through all of them reads labels alone, shard by shard. facts: counts made when the shards were written; what
     was left out later is still counted there.
     """
+
+    is_shuffled = True
 
     def __init__(self, shards: Sequence[Shard], num_classes: int, facts: SplitFacts) -> None:
         self.shards, self.num_classes, self.facts = tuple(shards), num_classes, facts
@@ -144,19 +146,34 @@ class ShardedSplit(Sequence[Record]):
         nth = index - self.starts[number]
         return shard, int(shard.positions()[nth]) if shard.left_out else nth
 
-    @property
     def num_boxes(self) -> int:
         """Boxes of the split, crowds and difficult ones too."""
         return sum(self.facts.class_counts) + sum(self.facts.ignored_counts)
 
-    def class_counts(self, with_ignored: bool = False) -> NDArray[np.int64]:
+    def num_background(self) -> int:
+        """Images without a box."""
+        return self.facts.background
+
+    def class_counts(self, num_classes: int, with_ignored: bool = False) -> NDArray[np.int64]:
         """(K,) number of boxes of each class that are trained on, or of all."""
+        assert num_classes == self.num_classes
         counts = np.array(self.facts.class_counts, np.int64)
         return counts + self.facts.ignored_counts if with_ignored else counts
 
-    def sides(self, image_size: int) -> NDArray[np.float64]:
+    def box_sides(self, image_size: int) -> NDArray[np.float64]:
         """Widths and heights of boxes, (up to 20 000, 2), where their image's longer side has `image_size` pixels."""
         return np.array(self.facts.sides, np.float64).reshape(-1, 2) * image_size
+
+    def table(self) -> RecordTable:
+        """The same records in memory, which reads every label."""
+        builder = TableBuilder()
+        for record in self:
+            builder.append(record)
+        return builder.table()
+
+    def paths(self) -> Iterator[Path]:
+        """The paths of the images, in order; no label is read."""
+        return (path for _, path, _ in self._located())
 
     def fingerprint(self) -> str:
         """SHA-256 over those of the shards and what is left out of them, in order."""

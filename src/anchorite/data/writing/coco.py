@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anchorite.data.index import Record
+from anchorite.data.records import Record
 from anchorite.data.writing.naming import PlacedRecord
 from anchorite.data.writing.numbers import json_text, side_between, whole_if_possible
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats import FormatName, open_dataset
 from anchorite.data.headers import copy_image, image_bytes
-from anchorite.data.index import DatasetIndex, Record
+from anchorite.data.records import Record
 from anchorite.data.shards.manifest import MANIFEST
 from anchorite.data.writing import coco, voc, yolo
 from anchorite.data.writing.naming import PlacedRecord, place_records

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from anchorite.data.index import Record
+from anchorite.data.records import Record
 
 # Folders that mean something to a reader, or that readers pass over.
 _SPECIAL_FOLDERS = frozenset({"images", "labels", "annotations", "..", "__MACOSX"})

@@ -20,11 +20,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from anchorite.data.columns import same_record
+from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.headers import image_bytes, open_regular
-from anchorite.data.index import DatasetIndex
-from anchorite.data.record import Record
+from anchorite.data.records import Record, Split
 from anchorite.data.shards.labels import label_bytes
 from anchorite.data.shards.manifest import MANIFEST, MAX_SIDES, Manifest, ShardFacts, SplitFacts, shard_name
 from anchorite.data.shards.opening import read_shards
@@ -157,9 +156,9 @@ def write_shards(
     _compare(dataset, orders, folder)
 
 
-def _order(split: str, records: Sequence[Record]) -> Sequence[int]:
+def _order(split: str, records: Split) -> Sequence[int]:
     """The order in which a split is written. What comes from shards is shuffled already, and slow to read at random."""
-    if split != "train" or isinstance(records, ShardedSplit):
+    if split != "train" or records.is_shuffled:
         return range(len(records))
     order: Sequence[int] = np.random.default_rng(_SEED).permutation(len(records)).tolist()
     return order
@@ -215,7 +214,7 @@ def _compare(dataset: DatasetIndex, orders: dict[str, Sequence[int]], folder: Pa
         assert isinstance(written, ShardedSplit)
         samples = zip(_in_order(records, orders[split]), written.samples(), strict=True)
         for record, (found, _) in samples:  # whose image has the CRC-32 of the one that was read
-            if not same_record(record, replace(found, path=record.path)):
+            if record != replace(found, path=record.path):
                 raise StorageError(
                     f"{folder.parent}: the copy reads back otherwise than it was written ({found.path}); it was removed"
                 )

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from anchorite.data.formats.paths import is_image_name
-from anchorite.data.index import Record
+from anchorite.data.records import Record
 from anchorite.data.writing.naming import PlacedRecord
 from anchorite.data.writing.numbers import exact
 from anchorite.errors import InputError

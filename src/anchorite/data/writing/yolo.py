@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from anchorite.data.index import Record
+from anchorite.data.records import Record
 from anchorite.data.writing.naming import PlacedRecord
 from anchorite.data.writing.numbers import shortest_close
 

@@ -44,7 +44,7 @@ def choose_setting(
         strides = default_anchors(chosen.model).strides
         size = require_side(image_size or chosen.image_size, strides[-1], f"model {chosen.model}")
         sized = chosen.model_copy(update={"image_size": size})
-        records = dataset.splits.get("train", ())
+        records = dataset.split("train")
         anchors, sentence = choose_anchors(sized, records)
         sentences = (sentence, f"ratio limit {chosen.loss.ratio_limit:g}: recipe {chosen.name}")
         return Setting(dataset.class_names, anchors, size, chosen.loss.ratio_limit, None, None, sentences)

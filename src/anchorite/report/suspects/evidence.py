@@ -86,7 +86,7 @@ def weigh(record: Record, looks: Sequence[Look], num_classes: int, image: int = 
 
 def iou_of(boxes_xyxy: NDArray[np.float64], others_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union (N, M) of boxes (N, 4) with others (M, 4)."""
-    iou: NDArray[np.float64] = pairwise_iou_xyxy(torch.from_numpy(boxes_xyxy), torch.from_numpy(others_xyxy)).numpy()
+    iou: NDArray[np.float64] = pairwise_iou_xyxy(torch.tensor(boxes_xyxy), torch.tensor(others_xyxy)).numpy()
     return iou
 
 
@@ -172,7 +172,7 @@ def _explained(
     boxes: NDArray[np.float64], class_ids: NDArray[np.int64], record: Record, iou: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
     """(D,) whether a label lies there, or a part of one of its class is meant, or the place is ignored."""
-    of_detections, of_labels = torch.from_numpy(boxes), torch.from_numpy(record.boxes_xyxy)
+    of_detections, of_labels = torch.from_numpy(boxes), torch.tensor(record.boxes_xyxy)
     common = pairwise_overlap_xyxy(of_detections, of_labels)[0].numpy()
     own, theirs = _areas(boxes), _areas(record.boxes_xyxy)
     part = (common > 0) & (common >= _EXPLAINED_COVER * np.minimum(own[:, None], theirs))

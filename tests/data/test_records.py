@@ -13,15 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from anchorite.data import Record, open_dataset
-from anchorite.data.columns import RecordTable, TableBuilder, image_sizes_hw, records_at
-from anchorite.data.fingerprint import split_fingerprints
-from anchorite.data.flat import flat_labels
-from anchorite.data.formats import coco, coco_boxes, coco_lists, voc, yolo
+from anchorite.data.formats import coco_boxes, coco_lists
 from anchorite.data.formats.json_stream import stream_json
-from anchorite.data.index import DatasetIndex
+from anchorite.data.records import RecordTable, as_split
 from tests.data.format_samples import coco_json, write_image
 from tests.shared import shared_path
 
@@ -45,10 +41,7 @@ def some_records(draw: st.DrawFn) -> Record:
 
 
 def table_of(records: list[Record]) -> RecordTable:
-    builder = TableBuilder()
-    for record in records:
-        builder.append(record)
-    return builder.table()
+    return as_split(records).table()
 
 
 def bits(record: Record) -> tuple[Any, ...]:
@@ -81,18 +74,16 @@ def test_slices_and_choices_are_those_of_a_tuple(records: list[Record], data: st
         (table[cut].select(list(range(len(records[cut])))[::-1]), records[cut][::-1]),
     ):
         assert list(map(bits, part)) == list(map(bits, expected))
-        labels, wanted = flat_labels(part), flat_labels(expected)
-        for ours, theirs in zip(labels, wanted, strict=True):
+        for ours, theirs in zip(part.labels(), table_of(expected).labels(), strict=True):
             assert ours.dtype == theirs.dtype
             assert ours.tobytes() == theirs.tobytes()
-        assert list(image_sizes_hw(part)) == list(image_sizes_hw(expected))
-        assert tuple(records_at(expected, range(len(expected)))) == tuple(expected)
+        assert list(part.sizes_hw()) == [(record.height, record.width) for record in expected]
 
 
 def test_flat_labels_are_the_records_labels_behind_one_another() -> None:
     index = open_dataset(shared_path("datasets/cards"))
     records = tuple(index.splits["train"])
-    labels = flat_labels(index.splits["train"])
+    labels = index.splits["train"].labels()
     assert np.array_equal(labels.boxes_xyxy, np.concatenate([record.boxes_xyxy for record in records]))
     assert np.array_equal(labels.counts, [len(record.class_ids) for record in records])
     assert np.array_equal(labels.widths, [record.width for record in records])
@@ -118,52 +109,27 @@ def test_different_records_make_different_tables() -> None:
     ]
     for other in others:
         assert table_of([record]) != table_of([other])
-        assert split_fingerprints(DatasetIndex(Path(), "yolo", ("a",), {"train": (record,)})) == split_fingerprints(
-            DatasetIndex(Path(), "yolo", ("a",), {"train": table_of([record])})
-        )
+        assert record != other
+
+
+def test_what_is_asked_of_a_split_is_what_its_records_say() -> None:
+    split = open_dataset(shared_path("datasets/cards")).splits["train"]
+    num_classes = 1 + max(int(record.class_ids.max(initial=0)) for record in split)
+    expected = np.bincount(np.concatenate([record.class_ids for record in split]), minlength=num_classes)
+    assert split.class_counts(num_classes, with_ignored=True).tolist() == expected.tolist()
+    assert split.num_boxes() == expected.sum()
+    assert split.num_background() == sum(not len(record.class_ids) for record in split)
+    record, sides = split[0], split.box_sides(320)
+    first = (record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]) * 320 / max(record.width, record.height)
+    np.testing.assert_allclose(sides[: len(first)], first)
+    gone = {split[0].path, split[2].path}
+    assert split.without(gone) == [record for record in split if record.path not in gone]
 
 
 def test_nothing_can_be_written_into_a_table() -> None:
     record = Record(Path("a.png"), 8, 8, np.zeros((1, 4)), np.zeros(1, int), np.zeros(1, bool), np.zeros(1), ("a:1",))
     with pytest.raises(ValueError, match="read-only"):
         table_of([record])[0].boxes_xyxy[0, 0] = 1.0
-
-
-class Plain:
-    """What stands in for a `TableBuilder`, and keeps the records themselves."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def append(self, record: Record, head: str | None = None, numbers: NDArray[np.int64] | None = None) -> None:
-        origins = record.origins if head is None or numbers is None else tuple(f"{head}{one}" for one in numbers)
-        values = [getattr(record, name) for name in Record.__slots__[:-1]]
-        self.records.append(Record(*values, origins=origins))
-
-    def table(self) -> Any:
-        return PlainTable(self.records)
-
-
-class PlainTable(tuple[Record, ...]):
-    def paths(self) -> list[Path]:
-        return [record.path for record in self]
-
-
-@pytest.mark.parametrize(("place", "format"), [("bccd", "voc"), ("cards", "yolo"), ("cards", "coco"), ("cards", "voc")])
-def test_each_format_reads_into_a_table_what_it_reads_into_records(
-    monkeypatch: pytest.MonkeyPatch, place: str, format: Any
-) -> None:
-    root = shared_path(f"datasets/{place}")
-    read = open_dataset(root, format, skip_bad=True)
-    for module in (yolo, coco, voc):
-        monkeypatch.setattr(module, "TableBuilder", Plain)
-    expected = open_dataset(root, format, skip_bad=True)
-    assert read.splits.keys() == expected.splits.keys()
-    for split, records in expected.splits.items():
-        assert isinstance(records, tuple)
-        assert records
-        assert list(map(bits, read.splits[split])) == list(map(bits, records))
-    assert read.adjustments == expected.adjustments
 
 
 @given(seed=st.integers(0, 10**6))
