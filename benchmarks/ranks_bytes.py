@@ -21,7 +21,7 @@ from anchorite.devices import Precision
 from anchorite.distributed import World, init_process_group
 from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, default_anchors
-from anchorite.train.ema import EMA, AverageConfig
+from anchorite.train.ema import EMA, EMAConfig
 from anchorite.train.optimizer import OptimizerConfig, build_optimizer
 from anchorite.train.schedule import Settings
 from anchorite.train.shared_norm import share_batch_norm
@@ -46,7 +46,7 @@ def make_step(size: str, sync: bool, world: World) -> TrainingStep:
         detector,
         DetectionLoss(detector.anchors, CLASSES, world=world).train(),
         build_optimizer(detector, OptimizerConfig()),
-        EMA(detector, AverageConfig()),
+        EMA(detector, EMAConfig()),
         torch.amp.GradScaler("cpu", enabled=False),
     )
     if sync:

@@ -49,7 +49,7 @@ _QUICK_SIZES, _SIZES = (2, 64), (16, 320)
 _RATE = 1e-4
 _CLASSES, _OBJECTS = 80, 8
 PARTS = ("forward: backbone and neck", "head and loss", "backward", "clipping and optimizer", "average")
-_SMALL_RATE = StepSettings(rate=1e-4, bias_rate=1e-4, momentum=0.9)  # so small that no round differs from another
+_SMALL_LR = StepSettings(lr=1e-4, bias_lr=1e-4, momentum=0.9)  # so small that no round differs from another
 
 
 def benchmark_step(settings: Settings) -> Outcome:
@@ -186,15 +186,15 @@ class PartsClock:
         train_state = step.train_state
         train_state.detector.neck.register_forward_hook(self._hook("neck"))
         train_state.criterion.register_forward_hook(self._hook("criterion"))
-        self._update = train_state.average.update
-        train_state.average.update = self._timed_update  # type: ignore[method-assign]
+        self._update = train_state.ema.update
+        train_state.ema.update = self._timed_update  # type: ignore[method-assign]
 
     def run(self, batch: Batch) -> dict[str, float]:
         """One whole step; seconds by part, in the order of PARTS."""
         start = self._now()
         self.step.accumulate(batch)
         accumulated = self._now()
-        self.step.apply(_SMALL_RATE)
+        self.step.apply(_SMALL_LR)
         end = self._now()
         neck, criterion, average = (self._marks[name] for name in ("neck", "criterion", "average"))
         seconds = (neck - start, criterion - neck, accumulated - criterion, end - accumulated - average, average)

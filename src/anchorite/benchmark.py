@@ -38,7 +38,7 @@ from anchorite.train.step import TrainingStep, TrainState
 
 WARM_UP_CALLS = 2
 _SHORTEST, _LONGEST = 0.02, 0.6  # sides of objects, as fractions of the image's
-_SMALL_RATE = StepSettings(rate=1e-4, bias_rate=1e-4, momentum=0.9)  # so small that no round differs from another
+_SMALL_LR = StepSettings(lr=1e-4, bias_lr=1e-4, momentum=0.9)  # so small that no round differs from another
 _DETECTIONS = 50  # of random weights in one image, so that suppression has as much to do as with trained ones
 
 
@@ -207,7 +207,7 @@ def training_step(
         detector=detector,
         criterion=DetectionLoss(detector.anchors, num_classes, config).to(device),
         optimizer=build_optimizer(detector, recipe.optimizer),
-        average=EMA(detector, recipe.average),
+        ema=EMA(detector, recipe.ema),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.scaled),
     )
     return TrainingStep(train_state, precision, recipe.optimizer.clip_norm, device)
@@ -218,7 +218,7 @@ def whole_step(step: TrainingStep, batch: Batch) -> Callable[[], LossTerms]:
 
     def run() -> LossTerms:
         terms = step.accumulate(batch)
-        step.apply(_SMALL_RATE)
+        step.apply(_SMALL_LR)
         return terms
 
     return run

@@ -52,7 +52,7 @@ def test_taking_the_parts_of_a_step_leaves_the_step_as_it_is() -> None:
         assert torch.equal(tensor, observed.train_state.detector.state_dict()[name]), name
     moved = [name for name, tensor in plain.train_state.detector.state_dict().items() if not tensor.equal(before[name])]
     assert len(moved) > len(before) / 2
-    assert observed.train_state.average.updates == plain.train_state.average.updates == 2
+    assert observed.train_state.ema.updates == plain.train_state.ema.updates == 2
 
 
 @pytest.mark.parametrize("objects", [0, 8])

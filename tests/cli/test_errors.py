@@ -127,19 +127,19 @@ def test_weights_that_are_none(
 
 
 SETTINGS = [
-    ("--set lr=0.1", ["--set lr: no such recipe field; did you mean optimizer.rate?"]),
-    ("--set lr0=0.1", ["--set lr0: no such recipe field; did you mean optimizer.rate?"]),
-    ("--set learning_rate=0.1", ["did you mean optimizer.rate?"]),
+    ("--set lr=0.1", ["--set lr: no such recipe field; did you mean optimizer.lr?"]),
+    ("--set lr0=0.1", ["--set lr0: no such recipe field; did you mean optimizer.lr?"]),
+    ("--set learning_rate=0.1", ["did you mean optimizer.lr?"]),
     ("--set hsv_h=0.1", ["did you mean augment.hue?"]),
     ("--set label_smoothing=0.1", ["did you mean loss.label_smoothing?"]),
     ("--set box=0.05", ["did you mean loss.box_gain?"]),
     ("--set loss.cls=0.5", ["--set loss.cls", "did you mean loss.class_gain?"]),
     ("--set copy_paste=0.5", ["nothing here does what copy_paste does elsewhere: it needs masks"]),
-    ("--set optimizer=adam", ["--set optimizer: this is a group", "optimizer.name, optimizer.rate"]),
+    ("--set optimizer=adam", ["--set optimizer: this is a group", "optimizer.name, optimizer.lr"]),
     (
         "--recipe lines.yaml",
         [
-            "lines.yaml:2: lr0: no such recipe field; did you mean optimizer.rate?",
+            "lines.yaml:2: lr0: no such recipe field; did you mean optimizer.lr?",
             "lines.yaml:3: hsv_h: no such recipe field; did you mean augment.hue?",
             "lines.yaml:5: loss.box: no such recipe field; did you mean loss.box_gain?",
         ],
@@ -147,7 +147,7 @@ SETTINGS = [
     ("--img 640", ["train: unknown option --img: here it is --image-size\nusage: anchorite train DATA"]),
     ("--project x", ["unknown option --project: here it is --out"]),
     ("--weights yolo.pt", ["yolo.pt: cannot be read", "nothing is ever downloaded"]),
-    ("--lr0 0.1", ["unknown option --lr0: it is a field of the recipe: --set optimizer.rate=VALUE"]),
+    ("--lr0 0.1", ["unknown option --lr0: it is a field of the recipe: --set optimizer.lr=VALUE"]),
     ("--patience=5", ["unknown option --patience: it is a field of the recipe: --set patience=VALUE"]),
     ("--label-smoothing 0.1", ["--set loss.label_smoothing=VALUE"]),
 ]
@@ -186,7 +186,7 @@ REST = [
     ("explain D --image nope", 2, ["--image nope: no image of split val has this name"]),
     ("validate OTHER D", 2, ["have other classes"]),
     ("tune D --trials 0", 2, ['tune: Invalid value "0" for --trials. Must be >= 1', "usage: anchorite tune DATA"]),
-    ("tune D --set lr0=0.1", 2, ["lr0: no such recipe field; did you mean optimizer.rate?"]),
+    ("tune D --set lr0=0.1", 2, ["lr0: no such recipe field; did you mean optimizer.lr?"]),
     ("serve", 2, ["serve: WEIGHTS is missing", "usage: anchorite serve WEIGHTS"]),
     ("serve W --port 99999", 2, ['"99999" for --port. Must be <= 65535', "usage: anchorite serve WEIGHTS"]),
     ("split one out", 2, ["one: 1 view is too few for a split val of 20%"]),

@@ -215,7 +215,7 @@ def test_missing_splits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
 
 
 def test_divergence_has_a_code_of_its_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    wild = ["--set", "optimizer.rate=1e30", "--set", "optimizer.clip_norm=0.0", "--set", "optimizer.warmup_epochs=0.0"]
+    wild = ["--set", "optimizer.lr=1e30", "--set", "optimizer.clip_norm=0.0", "--set", "optimizer.warmup_epochs=0.0"]
     words = ["train", str(data_folder()), "--recipe", quick_recipe(), "--epochs", "3"]
     # Two steps an epoch: the validation finds out first; ten: the steps themselves.
     for name, more, found in (("a", [], "in validation"), ("b", ["--batch", "1"], "5 times in a row")):
@@ -224,7 +224,7 @@ def test_divergence_has_a_code_of_its_own(capsys: pytest.CaptureFixture[str], tm
         message = capsys.readouterr().err
         assert "training diverged: epoch" in message
         assert found in message
-        assert "optimizer.rate" in message
+        assert "optimizer.lr" in message
     assert list((tmp_path / "b").glob("post-mortem-*.json"))
     assert run(["runs", str(tmp_path / "b")]) == 0
     assert "post-mortem: " in capsys.readouterr().out

@@ -15,7 +15,7 @@ from tests.cli.commands import data_folder, quick_recipe
 @pytest.mark.slow
 def test_a_study_ends_with_a_recipe_that_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space = tmp_path / "space.yaml"
-    space.write_text("optimizer.rate: {low: 0.001, high: 0.02, log: true}\n")
+    space.write_text("optimizer.lr: {low: 0.001, high: 0.02, log: true}\n")
     folder = tmp_path / "study"
     words = ["tune", str(data_folder()), "--recipe", quick_recipe(), "--space", str(space), "--out", str(folder)]
     assert run([*words, "--trials", "2"]) == 0
@@ -39,7 +39,7 @@ def test_a_study_goes_on_with_the_recipe_and_the_reading_it_was_started_with(
     with next((data / "labels" / "train").iterdir()).open("a") as file:
         file.write("0 bad row\n")
     recipe.write_text(Path(quick_recipe()).read_text())
-    space.write_text("optimizer.rate: {low: 0.001, high: 0.02, log: true}\n")
+    space.write_text("optimizer.lr: {low: 0.001, high: 0.02, log: true}\n")
     folder = tmp_path / "study"
     words = ["--recipe", str(recipe), "--space", str(space), "--out", str(folder), "--skip-bad", "--trials", "1"]
     assert run(["tune", str(data), *words]) == 0

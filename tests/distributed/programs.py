@@ -18,7 +18,7 @@ from anchorite.devices import Precision
 from anchorite.distributed import World
 from anchorite.loss import DetectionLoss, LossConfig
 from anchorite.model import Detector, default_anchors
-from anchorite.train.ema import EMA, AverageConfig
+from anchorite.train.ema import EMA, EMAConfig
 from anchorite.train.optimizer import OptimizerConfig, build_optimizer
 from anchorite.train.shared_norm import share_batch_norm
 from anchorite.train.step import TrainingStep, TrainState
@@ -53,7 +53,7 @@ def make_step(world: World, norm: str, **settings: object) -> tuple[TrainingStep
     torch.manual_seed(0)
     detector = Detector("n", CLASSES, default_anchors("n")).double().train()
     criterion = DetectionLoss(detector.anchors, CLASSES, LossConfig(**settings), world).train()  # type: ignore[arg-type]
-    average = EMA(detector, AverageConfig())
+    average = EMA(detector, EMAConfig())
     optimizer = build_optimizer(detector, OptimizerConfig())
     if norm == "fixed":
         for module in detector.modules():

@@ -97,7 +97,7 @@ def test_patience_that_runs_out_late_leaves_what_it_would_have_left_at_once(tmp_
     assert [row["epoch"] for row in RunFolder(run).read_rows()] == ["1", "2"]
     at_the_end = load_file(run / "checkpoints" / "epoch-0001-batch-00003.safetensors")
     last = load_file(run / "last.safetensors")
-    assert all(torch.equal(tensor, at_the_end[f"average.{name}"]) for name, tensor in last.items())
+    assert all(torch.equal(tensor, at_the_end[f"ema.{name}"]) for name, tensor in last.items())
 
 
 def test_ranks_of_a_machine_decode_each_image_once_and_keep_it_once(tmp_path: Path) -> None:

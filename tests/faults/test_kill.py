@@ -35,7 +35,7 @@ def tmp_path() -> Iterator[Path]:
 
 NUM_KILLS, NUM_SAVES_KILLED = 50, 200  # of runs ten times as many in tests/faults/soak.py
 LONGEST_S, LONGEST_SAVE_S = 1.6, 0.12
-DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", "train/skipped_steps", "rate")
+DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", "train/skipped_steps", "lr")
 
 
 def outcome(run: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:

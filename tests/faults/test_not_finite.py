@@ -19,7 +19,7 @@ from anchorite.train.schedule import Settings
 from anchorite.train.step import TrainingStep
 from tests.train.runs import Recorder, scenes, small_recipe
 
-SETTINGS = Settings(rate=0.01, bias_rate=0.01, momentum=0.9)
+SETTINGS = Settings(lr=0.01, bias_lr=0.01, momentum=0.9)
 Poison = Callable[[TrainingStep], object]
 
 
@@ -58,7 +58,7 @@ POISONS: list[tuple[Poison, str]] = [
 def lasting(step: TrainingStep) -> dict[str, torch.Tensor]:
     train_state = step.train_state
     state = {f"model.{name}": tensor for name, tensor in train_state.detector.state_dict().items()}
-    state |= {f"average.{name}": tensor for name, tensor in train_state.average.model.state_dict().items()}
+    state |= {f"ema.{name}": tensor for name, tensor in train_state.ema.model.state_dict().items()}
     state |= {f"criterion.{name}": tensor for name, tensor in train_state.criterion.state_dict().items()}
     for number, values in enumerate(train_state.optimizer.state.values()):
         state |= {f"optimizer.{number}.{name}": value for name, value in values.items() if value is not None}

@@ -59,7 +59,7 @@ def test_a_run_interrupted_within_an_epoch_goes_on_bit_for_bit(
     tmp_path: Path, name: str, epoch: int, batch: int
 ) -> None:
     # 10 images in batches of 4 and steps of 8: after batch 1 or 3 of an epoch, gradients are under way.
-    recipe = small_recipe(epochs=3, optimizer__name=name, optimizer__rate=0.001, precision="bf16", patience=3)
+    recipe = small_recipe(epochs=3, optimizer__name=name, optimizer__lr=0.001, precision="bf16", patience=3)
     train(recipe, scenes(), tmp_path / "straight", Recorder())
     with pytest.raises(KeyboardInterrupt):
         train(recipe, scenes(), tmp_path / "broken", InterruptAt(epoch, batch))

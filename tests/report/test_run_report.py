@@ -61,7 +61,7 @@ def test_the_page_shows_what_the_run_left(run_folder: Path) -> None:
         "Validation",
         "Recipe",
     } <= shown
-    assert {"box", "objectness", "classification", "map", "map50", "rate", "images_per_second", "seconds"} <= shown
+    assert {"box", "objectness", "classification", "map", "map50", "lr", "images_per_second", "seconds"} <= shown
     assert "epoch" not in shown
     assert {"train.rate", "0.01", "train.compile", "no", "model.anchors.1", "16, 30"} <= shown
     assert {"train.boxes", "1981", "torch", "2.13.0", "0.9123", "0.8123", "0.8765"} <= shown

@@ -48,13 +48,13 @@ def test_gains_are_those_of_the_loss(gain: float, levels: int, classes: int, siz
 def test_rates_are_those_of_the_schedule(
     name: str, decay: str, bias: float | None, warmup: float, epochs: int, images: int
 ) -> None:
-    config = OptimizerConfig(name=name, decay=decay, warmup_bias_rate=bias, warmup_epochs=warmup, nominal_batch=32)  # type: ignore[arg-type]
+    config = OptimizerConfig(name=name, schedule=decay, warmup_bias_lr=bias, warmup_epochs=warmup, nominal_batch=32)  # type: ignore[arg-type]
     recipe = {"optimizer": config.model_dump(), "batch": 8, "epochs": epochs}
     plan = plan_of(recipe, {"splits": {"train": {"images": images}}})
     assert plan.accumulation == config.accumulation(8) == 4
     for step in {0, plan.num_steps // 3, plan.num_steps - 1}:
         said = settings_at(step, plan.num_steps, plan.steps_per_epoch, config)
-        assert rates_at(step, plan, config.model_dump()) == pytest.approx((said.rate, said.bias_rate), rel=1e-12)
+        assert rates_at(step, plan, config.model_dump()) == pytest.approx((said.lr, said.bias_lr), rel=1e-12)
 
 
 def test_each_setting_says_what_it_derives_from(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_each_setting_says_what_it_derives_from(tmp_path: Path) -> None:
     assert rows["images per step"].effective == "64"
     assert rows["optimizer steps"].effective == "24"  # 15 batches, 4 a step, 6 epochs
     assert rows["warm-up"].effective == "12 steps"
-    assert float(rows["average of weights"].effective) == pytest.approx(decay_after(24, Recipe().average), rel=1e-5)
+    assert float(rows["average of weights"].effective) == pytest.approx(decay_after(24, Recipe().ema), rel=1e-5)
     assert rows["mosaic"].effective == "never"
     assert all(row.why for row in rows.values())
     assert rate_plan(files) is not None

@@ -15,7 +15,7 @@ from anchorite.data import Batch
 from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, default_anchors
-from anchorite.train.ema import EMA, AverageConfig
+from anchorite.train.ema import EMA, EMAConfig
 from anchorite.train.optimizer import OptimizerConfig, build_optimizer
 from anchorite.train.schedule import Settings
 from anchorite.train.step import TrainingStep, TrainState
@@ -29,7 +29,7 @@ def losses_and_weights(compiled: bool) -> list[torch.Tensor]:
     detector = Detector("n", 4, default_anchors("n")).train()
     criterion = DetectionLoss(detector.anchors, 4)
     optimizer = build_optimizer(detector, OptimizerConfig())
-    average = EMA(detector, AverageConfig())
+    average = EMA(detector, EMAConfig())
     train_state = TrainState(detector, criterion, optimizer, average, torch.amp.GradScaler("cpu", enabled=False))
     step = TrainingStep(train_state, Precision("fp32", None, False, "test"), 10.0, CPU, compiled)
     rows = torch.tensor([[0, 1, 0.5, 0.5, 0.3, 0.4], [1, 2, 0.3, 0.6, 0.1, 0.2], [1, 3, 0.7, 0.2, 0.6, 0.5]])
@@ -38,7 +38,7 @@ def losses_and_weights(compiled: bool) -> list[torch.Tensor]:
         images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
         batch = Batch(images, Targets.from_rows(rows[: 3 - number]), torch.arange(2))
         losses.append(step.accumulate(batch).total)
-        step.apply(Settings(rate=0.01, bias_rate=0.01, momentum=0.9))
+        step.apply(Settings(lr=0.01, bias_lr=0.01, momentum=0.9))
     return [*losses, *detector.parameters()]
 
 

@@ -18,7 +18,7 @@ OVERRIDES: dict[str, object] = {
     "device": "cpu",
     "workers": 0,
     "optimizer.nominal_batch": 8,
-    "average.ramp_steps": 4.0,
+    "ema.ramp_steps": 4.0,
     "loss.automatic_balance": True,
     "augment.close_mosaic_epochs": 1,
 }

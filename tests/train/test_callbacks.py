@@ -142,10 +142,10 @@ def test_steps_are_numbered_through_and_know_their_rates(tmp_path: Path) -> None
     # Batches of 4, two to a step and the third alone: the rates are those of the last step; before any, of the first.
     taken = [0, 0, 1, 1, 2, 3]
     expected = [settings_at(number, 4, 2, recipe.optimizer) for number in taken]
-    assert [event.rate for event in steps] == [one.rate for one in expected]
-    assert [event.bias_rate for event in steps] == [one.bias_rate for one in expected]
-    assert len({event.bias_rate for event in steps}) > 2
-    assert [event.row["rate"] for event in recorder.of(EpochDone)] == [steps[2].rate, steps[5].rate]
+    assert [event.lr for event in steps] == [one.lr for one in expected]
+    assert [event.bias_lr for event in steps] == [one.bias_lr for one in expected]
+    assert len({event.bias_lr for event in steps}) > 2
+    assert [event.row["lr"] for event in recorder.of(EpochDone)] == [steps[2].lr, steps[5].lr]
 
 
 class Stop(Exception):
@@ -172,4 +172,4 @@ def test_a_resumed_run_tells_where_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_is_not_a_number() -> None:
-    assert math.isnan(StepDone(1, 1, 0.1, 0.1, 0.1, 5.0, 1.0).rate)
+    assert math.isnan(StepDone(1, 1, 0.1, 0.1, 0.1, 5.0, 1.0).lr)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from anchorite.train.ema import EMA, AverageConfig
+from anchorite.train.ema import EMA, EMAConfig
 
 
 def test_average_follows_the_recurrence_for_weights_and_buffers() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
-    average = EMA(model, AverageConfig(decay=0.9, ramp_steps=2))
+    average = EMA(model, EMAConfig(decay=0.9, ramp_steps=2))
     expected, mean = model[0].weight.item(), 0.0
     for update in range(1, 5):
         with torch.no_grad():
@@ -32,7 +32,7 @@ def test_average_follows_the_recurrence_for_weights_and_buffers() -> None:
 
 def test_average_is_a_copy() -> None:
     model = nn.Conv2d(1, 1, 1)
-    average = EMA(model, AverageConfig())
+    average = EMA(model, EMAConfig())
     before = average.model.weight.clone()
     with torch.no_grad():
         model.weight.add_(5)

@@ -15,13 +15,13 @@ from anchorite.train.familiar_names import FAMILIAR_NAMES, HYPERPARAMETERS, WITH
 from tests.cli.commands import data_folder
 
 TAKEN: dict[str, tuple[str, float]] = {
-    "lr0": ("optimizer.rate", 0.012),
-    "lrf": ("optimizer.final_rate", 0.2),
+    "lr0": ("optimizer.lr", 0.012),
+    "lrf": ("optimizer.lr_final", 0.2),
     "momentum": ("optimizer.momentum", 0.91),
     "weight_decay": ("optimizer.weight_decay", 0.0004),
     "warmup_epochs": ("optimizer.warmup_epochs", 2.5),
     "warmup_momentum": ("optimizer.warmup_momentum", 0.7),
-    "warmup_bias_lr": ("optimizer.warmup_bias_rate", 0.15),
+    "warmup_bias_lr": ("optimizer.warmup_bias_lr", 0.15),
     "box": ("loss.box_gain", 0.06),
     "cls": ("loss.class_gain", 0.3),
     "cls_pw": ("loss.class_pos_weight", 0.9),
@@ -134,7 +134,7 @@ def test_a_file_of_both_is_refused_naming_both(ours: str, tmp_path: Path) -> Non
     with pytest.raises(InputError) as caught:
         read_recipe(path)
     lines = str(caught.value).splitlines()
-    assert f"{path}:1: lr0: no such recipe field; did you mean optimizer.rate?" in lines
+    assert f"{path}:1: lr0: no such recipe field; did you mean optimizer.lr?" in lines
     assert any(
         re.fullmatch(rf"{path}:\d: hsv_h: no such recipe field; did you mean augment.hue\?", line) for line in lines
     )
@@ -146,9 +146,9 @@ def test_a_file_of_both_is_refused_naming_both(ours: str, tmp_path: Path) -> Non
 
 
 def test_what_is_set_beside_the_file_wins_and_is_told(tmp_path: Path) -> None:
-    recipe, notes = read_recipe(written(tmp_path, "lr0: 0.01\nlrf: 0.1\n"), {"optimizer.rate": 0.5, "epochs": 2})
-    assert (recipe.optimizer.rate, recipe.optimizer.final_rate, recipe.epochs) == (0.5, 0.1, 2)
-    assert notes[1] == "lr0 0.01 -> optimizer.rate; overruled by what was set beside the file"
+    recipe, notes = read_recipe(written(tmp_path, "lr0: 0.01\nlrf: 0.1\n"), {"optimizer.lr": 0.5, "epochs": 2})
+    assert (recipe.optimizer.lr, recipe.optimizer.lr_final, recipe.epochs) == (0.5, 0.1, 2)
+    assert notes[1] == "lr0 0.01 -> optimizer.lr; overruled by what was set beside the file"
     assert "overruled" not in notes[2]
 
 
@@ -167,7 +167,7 @@ def test_a_run_by_such_a_file_says_how_it_was_taken(capsys: pytest.CaptureFixtur
             f"recipe {path}: hyperparameters of another trainer, 2 names; what they leave open has the defaults of "
             "docs/recipes.md. They are taken so:"
         ),
-        "lr0 0.01 -> optimizer.rate",
+        "lr0 0.01 -> optimizer.lr",
         f"warning: perspective 0.001 is ignored: {WITHOUT_FIELD['perspective']}",
     ]
     lines = capsys.readouterr().out.splitlines()

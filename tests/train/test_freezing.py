@@ -41,7 +41,7 @@ def test_frozen_tensors_stay_to_the_bit_and_all_others_move(names: list[str]) ->
     still = {name for name in before if any(name.startswith(f"{one}.") for one in names)}
     assert {name for name in before if torch.equal(before[name], after[name])} == still
     assert any("running_var" in name for name in still) or names == ["head"]
-    average = prepared.train_state.average.model.state_dict()
+    average = prepared.train_state.ema.model.state_dict()
     assert all(torch.equal(before[name], average[name]) for name in still)
     warning = f"warning: {', '.join(names)} will keep random values: nothing was learned there before"
     assert warning in prepared.decisions

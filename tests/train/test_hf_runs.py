@@ -60,7 +60,7 @@ def test_matrices_decay_and_scales_do_not() -> None:
 @pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_when_the_folder_is_gone(tmp_path: Path) -> None:
     place = copied("convnext", tmp_path)
-    recipe = small_recipe(epochs=2, backbone=f"hf:{place}", optimizer__rate=0.001)
+    recipe = small_recipe(epochs=2, backbone=f"hf:{place}", optimizer__lr=0.001)
     train(recipe, scenes(), tmp_path / "straight")
     assert load_recipe(tmp_path / "straight" / "recipe.yaml") == recipe
     with pytest.raises(KeyboardInterrupt):

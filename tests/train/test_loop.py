@@ -27,7 +27,7 @@ from anchorite.train.checkpoint import load_latest
 from anchorite.train.preparation import prepare
 from tests.train.runs import Recorder, scenes, small_recipe
 
-DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", "rate", "val/map", "val/map50")
+DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", "lr", "val/map", "val/map50")
 
 
 def checkpoint_tensors(run: Path, epoch: int) -> dict[str, torch.Tensor]:
@@ -74,7 +74,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     detector, info = load_weights(out / "last.safetensors")
     assert info.class_names == scenes().class_names
     assert info.image_size == 64
-    averaged = {name.removeprefix("average."): tensor for name, tensor in checkpoint_tensors(out, 2).items()}
+    averaged = {name.removeprefix("ema."): tensor for name, tensor in checkpoint_tensors(out, 2).items()}
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in detector.state_dict().items())
 
 
@@ -93,7 +93,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_resuming_is_bit_exact(tmp_path: Path, name: str) -> None:
-    recipe = small_recipe(epochs=4, optimizer__name=name, optimizer__rate=0.001, precision="bf16")
+    recipe = small_recipe(epochs=4, optimizer__name=name, optimizer__lr=0.001, precision="bf16")
     train(recipe, scenes(), tmp_path / "straight", Recorder())
 
     def stop_after_two(event: object) -> None:
@@ -154,16 +154,16 @@ def test_resuming_with_other_classes_is_refused(tmp_path: Path) -> None:
 
 
 def test_divergence_stops_the_run_with_the_step_named(tmp_path: Path) -> None:
-    unsteady = {"optimizer__rate": 1e30, "optimizer__clip_norm": 0.0, "optimizer__warmup_epochs": 0.0}
+    unsteady = {"optimizer__lr": 1e30, "optimizer__clip_norm": 0.0, "optimizer__warmup_epochs": 0.0}
     recipe = small_recipe(epochs=3, batch=1, optimizer__nominal_batch=1, **unsteady)
-    with pytest.raises(DivergedError, match=r"(?s)epoch \d, batch \d.* 5 times in a row.*optimizer.rate") as caught:
+    with pytest.raises(DivergedError, match=r"(?s)epoch \d, batch \d.* 5 times in a row.*optimizer.lr") as caught:
         train(recipe, scenes(), tmp_path / "run", Recorder())
     assert caught.value.exit_code == 3
 
 
 def test_patience_stops_early(tmp_path: Path) -> None:
     # A rate of next to nothing: no epoch is better than the first by mAP.
-    recipe = small_recipe(epochs=9, patience=2, optimizer__rate=1e-12, optimizer__warmup_bias_rate=0.0)
+    recipe = small_recipe(epochs=9, patience=2, optimizer__lr=1e-12, optimizer__warmup_bias_lr=0.0)
     finished = train(recipe, scenes(), tmp_path / "run", Recorder())
     assert finished.reason == "no better mAP for 2 epochs"
     assert len(RunFolder(tmp_path / "run").read_rows()) == 3
@@ -220,7 +220,7 @@ def test_checkpoint_restores_into_a_fresh_trainee(tmp_path: Path) -> None:
     fresh = prepare(small_recipe(seed=9), scenes()).train_state
     progress, damaged = load_latest(tmp_path / "run" / "checkpoints", fresh)
     assert (progress.epoch, progress.optimizer_steps, damaged) == (2, 4, [])
-    assert fresh.average.updates == 4
+    assert fresh.ema.updates == 4
     stored = checkpoint_tensors(tmp_path / "run", 2)
     assert torch.equal(fresh.criterion.balance, stored["criterion.balance"])
     assert not torch.equal(stored["criterion.balance"], torch.tensor([4.0, 1.0, 0.4], dtype=torch.float64))

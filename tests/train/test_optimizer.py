@@ -36,7 +36,7 @@ def test_one_nesterov_step_by_hand() -> None:
         model.weight.fill_(2.0)
         model.bias.fill_(1.0)
     optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.5))
-    apply_settings(optimizer, rate=0.1, bias_rate=0.3, momentum=0.5)
+    apply_settings(optimizer, lr=0.1, bias_lr=0.3, momentum=0.5)
     model.weight.grad, model.bias.grad = torch.full((1, 1, 1, 1), 3.0), torch.ones(1)
     optimizer.step()
     # Weight: gradient 3 + 0.5 * 2 = 4, first velocity 4, Nesterov 4 + 0.5 * 4 = 6: 2 - 0.1 * 6. Bias: 1 - 0.3 * 1.5.
@@ -46,7 +46,7 @@ def test_one_nesterov_step_by_hand() -> None:
 
 def test_adamw_takes_momentum_as_its_first_beta() -> None:
     optimizer = build_optimizer(network(), OptimizerConfig(name="adamw", momentum=0.9))
-    apply_settings(optimizer, rate=0.1, bias_rate=0.2, momentum=0.6)
+    apply_settings(optimizer, lr=0.1, bias_lr=0.2, momentum=0.6)
     assert [group["betas"] for group in optimizer.param_groups] == [(0.6, 0.999)] * 3
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.2]
 
@@ -73,7 +73,7 @@ def test_without_layer_decay_there_are_three_groups_in_the_order_that_old_checkp
     for group, parameters in zip(optimizer.param_groups, expected, strict=True):
         assert [id(one) for one in group["params"]] == [id(one) for one in parameters]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.0]
-    apply_settings(optimizer, rate=0.3, bias_rate=0.7, momentum=0.5)
+    apply_settings(optimizer, lr=0.3, bias_lr=0.7, momentum=0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.3, 0.7]
 
 
@@ -85,7 +85,7 @@ def test_each_part_moves_at_its_factor_of_the_rate(name: str) -> None:
     assert [(part, factor) for part, _, factor in parts_by_depth(model, config)] == [
         *((f"backbone.{part}", 0.5 ** (7 - depth)) for depth, part in enumerate(parts)), ("neck", 0.5), ("head", 1.0)
     ]  # fmt: skip
-    apply_settings(optimizer, rate=0.3, bias_rate=0.7, momentum=0.5)
+    apply_settings(optimizer, lr=0.3, bias_lr=0.7, momentum=0.5)
     rates = {id(one): (group["lr"], group) for group in optimizer.param_groups for one in group["params"]}
     for place, factor in (("backbone.stem", 0.5**7), ("backbone.pool", 0.25), ("neck.lateral", 0.5), ("head", 1.0)):
         for one_name, parameter in model.get_submodule(place).named_parameters():
@@ -114,7 +114,7 @@ def test_the_stages_of_a_borrowed_backbone_are_parts_of_their_own() -> None:
         ("head", 1.0),
     ]
     optimizer = build_optimizer(model, config)
-    factors = {id(one): group["rate_factor"] for group in optimizer.param_groups for one in group["params"]}
+    factors = {id(one): group["lr_factor"] for group in optimizer.param_groups for one in group["params"]}
     assert factors[id(body.embeddings.weight)] == factors[id(body.norms[0].weight)] == 0.5**5
     assert {factors[id(one)] for one in body.encoder.stages[1].parameters()} == {0.5**3}
     in_order = [id(one) for group in optimizer.param_groups for one in group["params"]]

@@ -74,7 +74,7 @@ def test_what_fits_is_kept_to_the_bit_and_the_rest_is_as_without_weights(tmp_pat
         assert torch.equal(ours[:, 5:9:2], started[:, 5:9:2])
         assert torch.equal(ours[:, 8], started[:, 8])
         assert not torch.equal(ours[:, :5], started[:, :5])
-    average = prepared.train_state.average.model.state_dict()
+    average = prepared.train_state.ema.model.state_dict()
     assert all(torch.equal(average[name], tensor) for name, tensor in new.items())
     assert prepared.kept in prepared.decisions
     assert prepared.kept == (
@@ -251,7 +251,7 @@ def test_a_run_goes_on_bit_for_bit_when_the_weights_are_gone(tmp_path: Path, nam
         epochs=2,
         weights=path,
         optimizer__name=name,
-        optimizer__rate=0.001,
+        optimizer__lr=0.001,
         optimizer__freeze=["backbone.stem", "backbone.stage2"],
         optimizer__layer_decay=0.8,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anchorite.errors import InputError
-from anchorite.train import built_in_recipes, load_recipe, parse_setting
+from anchorite.train import built_in_recipes, load_recipe, parse_setting, read_recipe, with_settings
 from anchorite.train.familiar_names import FAMILIAR_NAMES, WITHOUT_FIELD
 from anchorite.train.recipe import field_names
 
@@ -42,7 +42,7 @@ def test_overrides_by_dotted_name() -> None:
 
 def test_settings_are_read_as_yaml() -> None:
     assert parse_setting("loss.label_smoothing=0.1") == ("loss.label_smoothing", 0.1)
-    assert parse_setting("optimizer.rate=1e-3") == ("optimizer.rate", 0.001)
+    assert parse_setting("optimizer.lr=1e-3") == ("optimizer.lr", 0.001)
     assert parse_setting("model=s") == ("model", "s")
     assert parse_setting("anchors.rows=[[1, 2], [3e0, 4]]") == ("anchors.rows", [[1, 2], [3.0, 4]])
     for wrong in ("epochs", "=3", "x=[1"):
@@ -71,7 +71,7 @@ def test_wrong_overrides_are_explained(overrides: dict[str, object], words: list
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("epochs: 3\noptimizer:\n  rat: 0.1\n", ["r.yaml:3: optimizer.rat", "did you mean optimizer.rate"]),
+        ("epochs: 3\noptimizer:\n  rat: 0.1\n", ["r.yaml:3: optimizer.rat", "did you mean optimizer.lr"]),
         ("epochs: 3\nimage_size: 7\n", ["r.yaml:2: image_size", "32"]),
         ("- 1\n", ["r.yaml:1", "mapping"]),
         ("epochs: [1\n", ["r.yaml:2", "YAML"]),
@@ -108,15 +108,15 @@ def test_a_table_of_anchors_that_does_not_fit_the_model_is_refused(rows: object)
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("lr", "did you mean optimizer.rate?"),
-        ("optimizer.lr0", "did you mean optimizer.rate?"),
-        ("lrf", "did you mean optimizer.final_rate?"),
+        ("lr", "did you mean optimizer.lr?"),
+        ("optimizer.lr0", "did you mean optimizer.lr?"),
+        ("lrf", "did you mean optimizer.lr_final?"),
         ("hsv_h", "did you mean augment.hue?"),
         ("loss.box", "did you mean loss.box_gain?"),
         ("FlipLR", "did you mean augment.flip_horizontal?"),
         ("imgsz", "did you mean image_size?"),
         ("batch-size", "did you mean batch?"),
-        ("decay", "did you mean optimizer.decay or average.decay?"),
+        ("decay", "did you mean ema.decay?"),
         ("perspective", "nothing here does what perspective does elsewhere: images are rotated"),
     ],
 )
@@ -147,9 +147,53 @@ def test_what_other_trainers_call_our_fields_is_what_the_documentation_says() ->
     assert documented > 20
 
 
+OLD_FILE = """epochs: 3
+optimizer:
+  rate: 0.03
+  final_rate: 0.2
+  decay: linear
+  warmup_bias_rate: 0.05
+average: {decay: 0.99, ramp_steps: 7.0}
+validation: {iou_limit: 0.6}
+"""
+
+
+def test_earlier_names_of_fields_are_read_and_answered_with_the_current_ones(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(OLD_FILE)
+    settings = {"average.decay": 0.9, "loss.box_gain": 0.2}
+    recipe, notes = read_recipe(path, settings)
+    optimizer = recipe.optimizer
+    assert (optimizer.lr, optimizer.lr_final, optimizer.schedule, optimizer.warmup_bias_lr) == (
+        0.03,
+        0.2,
+        "linear",
+        0.05,
+    )
+    assert (recipe.ema.decay, recipe.ema.ramp_steps, recipe.validation.iou_threshold) == (0.9, 7.0, 0.6)
+    assert len(notes) == 7
+    assert f"{path}:3: optimizer.rate is now called optimizer.lr" in notes
+    assert with_settings(recipe, {"optimizer.rate": 0.5}).optimizer.lr == 0.5
+    assert read_recipe("small-data", {"ema.decay": 0.9})[1] == ()
+
+
+def test_a_field_under_both_names_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "both.yaml"
+    path.write_text("optimizer:\n  lr: 0.1\n  rate: 0.2\n")
+    with pytest.raises(InputError, match=r"both.yaml:3: optimizer.rate: .*optimizer.lr"):
+        load_recipe(path)
+
+
+def test_a_wrong_value_under_an_earlier_name_is_found_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("optimizer:\n  rate: -1.0\n")
+    with pytest.raises(InputError, match=r"wrong.yaml:2: optimizer.rate: .*-1.0"):
+        load_recipe(path)
+
+
 def test_a_group_is_not_set_at_once() -> None:
-    with pytest.raises(InputError, match=r"--set average: this is a group .*: average.decay, average.ramp_steps"):
-        load_recipe("small-data", {"average": 3})
+    with pytest.raises(InputError, match=r"--set ema: this is a group .*: ema.decay, ema.ramp_steps"):
+        load_recipe("small-data", {"ema": 3})
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:

@@ -85,7 +85,7 @@ def test_every_number_of_the_metrics_is_there() -> None:
 def test_steps_have_losses_rates_and_speed() -> None:
     out, recorder = logged()
     found, steps = curves(out / "events" / "steps"), recorder.of(StepDone)
-    fields = ("box", "objectness", "classification", "rate", "bias_rate", "images_per_second")
+    fields = ("box", "objectness", "classification", "lr", "bias_lr", "images_per_second")
     assert set(found) == {f"step/{name}" for name in fields}
     for name in fields:
         expected = [(event.step, float(np.float32(getattr(event, name)))) for event in steps]
@@ -100,7 +100,7 @@ def test_settings_and_decisions_are_there() -> None:
     session = hparams.parse_session_start_info_plugin_data(content).hparams
     settings = started.settings()
     assert session.keys() == settings.keys()
-    assert session["optimizer.rate"].number_value == small_recipe().optimizer.rate
+    assert session["optimizer.lr"].number_value == small_recipe().optimizer.lr
     assert session["loss.automatic_balance"].bool_value is True
     assert session["effective.box"].number_value == started.gains["box"]
     assert session["workers"].number_value == 0

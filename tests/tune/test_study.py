@@ -14,7 +14,7 @@ from anchorite.train import EpochDone, Listener, Recipe, RunFinished, load_recip
 from anchorite.tune import Choice, Range, Study, TrialDone, default_space, read_space
 from tests.train.runs import OVERRIDES, scenes
 
-RATE = {"optimizer.rate": Range(low=0.001, high=0.1, log=True)}
+RATE = {"optimizer.lr": Range(low=0.001, high=0.1, log=True)}
 
 
 class FakeRuns:
@@ -42,7 +42,7 @@ class FakeRuns:
         return self._epochs(load_recipe(folder / "recipe.yaml"), folder, listener)
 
     def _epochs(self, recipe: Recipe, folder: Path, listener: Listener) -> RunFinished:
-        rate = recipe.optimizer.rate
+        rate = recipe.optimizer.lr
         if rate > self.diverge_above:
             raise DivergedError("training diverged")
         height = 1 / (1 + abs(rate - 0.02) * 50)
@@ -73,12 +73,12 @@ def study(folder: Path, space: Any = None, **overrides: object) -> Study:
 
 def test_the_first_trial_is_the_recipe_and_the_best_becomes_a_recipe(runs: FakeRuns, tmp_path: Path) -> None:
     done: list[TrialDone] = []
-    best = study(tmp_path / "s", **{"optimizer.rate": 0.002}).search(scenes(), 15, done.append)
-    assert runs.recipes[0].optimizer.rate == 0.002
+    best = study(tmp_path / "s", **{"optimizer.lr": 0.002}).search(scenes(), 15, done.append)
+    assert runs.recipes[0].optimizer.lr == 0.002
     assert [one.number for one in done] == list(range(15))
     complete = [one for one in done if one.outcome == "complete"]
     winner = max(complete, key=lambda one: one.best_map)
-    assert best.optimizer.rate == pytest.approx(winner.values["optimizer.rate"])
+    assert best.optimizer.lr == pytest.approx(winner.values["optimizer.lr"])
     assert winner.best_map > done[0].best_map
     assert [one.number for one in done if one.is_best][-1] == winner.number
     written = load_recipe(tmp_path / "s/best.yaml")
@@ -91,7 +91,7 @@ def test_the_first_trial_is_the_recipe_and_the_best_becomes_a_recipe(runs: FakeR
 def test_the_same_seed_searches_the_same(runs: FakeRuns, tmp_path: Path) -> None:
     for name in ("a", "b"):
         study(tmp_path / name).search(scenes(), 6, lambda done: None)
-    rates = [recipe.optimizer.rate for recipe in runs.recipes]
+    rates = [recipe.optimizer.lr for recipe in runs.recipes]
     assert rates[:6] == rates[6:]
     assert len(set(rates)) == 6
 
@@ -106,13 +106,13 @@ def test_an_interrupted_trial_is_gone_on_with(runs: FakeRuns, tmp_path: Path) ->
     again.search(scenes(), 6, done.append)
     assert [one.number for one in done] == list(range(6))
     assert runs.resumed == [tmp_path / "s/trials/0003"]
-    assert done[3].values == {"optimizer.rate": runs.recipes[3].optimizer.rate}
+    assert done[3].values == {"optimizer.lr": runs.recipes[3].optimizer.lr}
     again.search(scenes(), 6, done.append)  # there is nothing left to do
     assert len(done) == 6
 
 
 def test_a_study_keeps_the_recipe_and_how_the_data_was_read(tmp_path: Path) -> None:
-    made = study(tmp_path / "s", **{"optimizer.rate": 0.003})
+    made = study(tmp_path / "s", **{"optimizer.lr": 0.003})
     again = Study.open(tmp_path / "s")
     assert again.recipe == made.recipe
     assert again.space == made.space
@@ -123,11 +123,11 @@ def test_a_study_keeps_the_recipe_and_how_the_data_was_read(tmp_path: Path) -> N
 def test_a_first_trial_that_is_interrupted_is_the_recipe_still(runs: FakeRuns, tmp_path: Path) -> None:
     runs.interrupt_in = 0
     with pytest.raises(KeyboardInterrupt):
-        study(tmp_path / "s", **{"optimizer.rate": 0.5}).search(scenes(), 2, lambda done: None)
+        study(tmp_path / "s", **{"optimizer.lr": 0.5}).search(scenes(), 2, lambda done: None)
     done: list[TrialDone] = []
     Study.open(tmp_path / "s").search(scenes(), 2, done.append)
-    assert done[0].values == {"optimizer.rate": 0.5}  # outside the space, and run nevertheless
-    assert done[1].values["optimizer.rate"] <= 0.1
+    assert done[0].values == {"optimizer.lr": 0.5}  # outside the space, and run nevertheless
+    assert done[1].values["optimizer.lr"] <= 0.1
 
 
 def test_what_diverges_is_noted_and_the_search_goes_on(runs: FakeRuns, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_what_diverges_is_noted_and_the_search_goes_on(runs: FakeRuns, tmp_path:
     done: list[TrialDone] = []
     best = study(tmp_path / "s").search(scenes(), 8, done.append)
     assert "diverged" in {one.outcome for one in done}
-    assert best.optimizer.rate <= 0.03
+    assert best.optimizer.lr <= 0.03
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_the_default_space_fits_the_built_in_recipes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("optimizer.rate: {low: 1, high: 0.5}", "low must be under high"),
-        ("optimizer.rate: {low: 0, high: 0.5, log: true}", "with log, low must be above 0"),
-        ("optimizer.rate: {low: 0.1}", "high: Field required"),
+        ("optimizer.lr: {low: 1, high: 0.5}", "low must be under high"),
+        ("optimizer.lr: {low: 0, high: 0.5, log: true}", "with log, low must be above 0"),
+        ("optimizer.lr: {low: 0.1}", "high: Field required"),
         ("optimizer.name: {choices: [sgd]}", "choices: List should have at least 2"),
-        ("optimizer.rate: 3", "optimizer.rate"),
+        ("optimizer.lr: 3", "optimizer.lr"),
         ("- a", "a space is a mapping"),
     ],
 )

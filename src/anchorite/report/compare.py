@@ -122,7 +122,7 @@ def _charts(runs: Sequence[RunFiles], names: Sequence[str]) -> list[Chart]:
     """A chart for every column of scores and losses, a line a run."""
     columns = list(dict.fromkeys(name for files in runs for name in files.metrics))
     scores = [name for name in columns if name.startswith(("val/map", "val/ar_"))]
-    others = [name for name in columns if name.startswith(("train/", "lr")) or name in ("rate", "images_per_second")]
+    others = [name for name in columns if name.startswith("train/") or name in ("lr", "images_per_second")]
     charts = []
     for column in [*scores, *others][:_MAX_CURVES]:
         values = [files.metrics.get(column, [math.nan] * len(files.epochs)) for files in runs]

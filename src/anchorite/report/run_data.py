@@ -19,6 +19,7 @@ from anchorite.errors import InputError
 from anchorite.files import is_locked
 from anchorite.plain_yaml import yaml_value
 from anchorite.reading import decode_utf8, read_json, read_limited
+from anchorite.train.familiar_names import RENAMED_COLUMNS, with_current_names
 
 RunState = Literal["running", "finished", "diverged", "interrupted", "stopped"]
 _MAX_BYTES = 20_000_000
@@ -43,7 +44,7 @@ class RunFiles:
         if not isinstance(recipe, dict):
             kind = type(recipe).__name__
             raise InputError(f"{path}: must be a mapping of settings, not {kind}; correct it or remove it")
-        return recipe
+        return with_current_names(recipe)[0]
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -63,7 +64,9 @@ class RunFiles:
             raise InputError(f"{path}: not valid CSV: {error}; correct it or remove it") from error
         rows = [row for row in rows if row]
         return {
-            name: [_number(row[position]) if position < len(row) else math.nan for row in rows]
+            RENAMED_COLUMNS.get(name, name): [
+                _number(row[position]) if position < len(row) else math.nan for row in rows
+            ]
             for position, name in enumerate(header)
         }
 

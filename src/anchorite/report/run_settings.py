@@ -81,18 +81,18 @@ def plan_of(recipe: dict[str, Any], facts: dict[str, Any]) -> Plan:
 def rates_at(step: int, plan: Plan, optimizer: dict[str, Any]) -> tuple[float, float]:
     """The learning rates of weights and of biases at an optimizer step (from 0)."""
     progress = step / max(plan.num_steps - 1, 1)
-    left = (1 + math.cos(math.pi * progress)) / 2 if optimizer["decay"] == "cosine" else 1 - progress
-    final = optimizer["final_rate"]
-    rate = optimizer["rate"] * (final + (1 - final) * left)
+    left = (1 + math.cos(math.pi * progress)) / 2 if optimizer["schedule"] == "cosine" else 1 - progress
+    final = optimizer["lr_final"]
+    rate = optimizer["lr"] * (final + (1 - final) * left)
     if step >= plan.warmup_steps:
         return rate, rate
-    share, first = step / plan.warmup_steps, first_bias_rate(optimizer)
+    share, first = step / plan.warmup_steps, first_bias_lr(optimizer)
     return rate * share, first + (rate - first) * share
 
 
-def first_bias_rate(optimizer: dict[str, Any]) -> float:
+def first_bias_lr(optimizer: dict[str, Any]) -> float:
     """The rate of biases at the start of the warm-up."""
-    given = optimizer["warmup_bias_rate"]
+    given = optimizer["warmup_bias_lr"]
     return float(given) if given is not None else (0.1 if optimizer["name"] == "sgd" else 0.0)
 
 
@@ -202,8 +202,8 @@ def _steps(recipe: dict[str, Any], facts: dict[str, Any], _folder: Path) -> list
 def _rates(recipe: dict[str, Any], facts: dict[str, Any], _folder: Path) -> list[Setting]:
     optimizer, plan = recipe["optimizer"], plan_of(recipe, facts)
     last, momentum = rates_at(plan.num_steps - 1, plan, optimizer)[0], format_number(optimizer["momentum"])
-    curve = "a cosine" if optimizer["decay"] == "cosine" else "a line"
-    first = format_number(first_bias_rate(optimizer))
+    curve = "a cosine" if optimizer["schedule"] == "cosine" else "a line"
+    first = format_number(first_bias_lr(optimizer))
     return [
         Setting(
             "warm-up",
@@ -214,15 +214,15 @@ def _rates(recipe: dict[str, Any], facts: dict[str, Any], _folder: Path) -> list
         ),
         Setting(
             "last learning rate",
-            f"{format_number(optimizer['rate'])} x {format_number(optimizer['final_rate'])}",
+            f"{format_number(optimizer['lr'])} x {format_number(optimizer['lr_final'])}",
             format_number(last),
-            f"the peak rate falls to rate x final_rate by {curve}",
+            f"the peak rate falls to lr x lr_final by {curve}",
         ),
     ]
 
 
 def _average(recipe: dict[str, Any], facts: dict[str, Any], _folder: Path) -> list[Setting]:
-    average, steps = recipe["average"], plan_of(recipe, facts).num_steps
+    average, steps = recipe["ema"], plan_of(recipe, facts).num_steps
     last = average["decay"] * (1 - math.exp(-steps / average["ramp_steps"]))
     return [
         Setting(

@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, train_state: TrainState, progress: Progress) -
         "format_version": FORMAT_VERSION,
         "tensors_sha256": _sha256_of_file(path),
         "progress": asdict(progress),
-        "average_updates": train_state.average.updates,
+        "ema_updates": train_state.ema.updates,
         "scaler": train_state.scaler.state_dict(),
         "environment": environment(train_state),
     }
@@ -162,7 +162,8 @@ def _read(manifest_path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     content = manifest_path.with_suffix(".safetensors").read_bytes()
     if hashlib.sha256(content).hexdigest() != body["tensors_sha256"]:
         raise ValueError("its SHA-256 is not that of the manifest")
-    return body, load(content)
+    tensors = load(content)
+    return body, {re.sub(r"^average\.", "ema.", name): tensor for name, tensor in tensors.items()}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -181,6 +182,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if _signed(manifest["body"]).encode() != text:
         raise ValueError(f"the SHA-256 of its manifest {path.name} is not the one in it")
     body: dict[str, Any] = manifest["body"]
+    if "average_updates" in body:  # the EMA's name in earlier releases
+        body["ema_updates"] = body.pop("average_updates")
     return body
 
 
@@ -188,7 +191,7 @@ def _gather(train_state: TrainState) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for part, state in (
         ("model", train_state.detector.state_dict()),
-        ("average", train_state.average.model.state_dict()),
+        ("ema", train_state.ema.model.state_dict()),
         ("criterion", train_state.criterion.state_dict()),
     ):
         tensors |= {f"{part}.{name}": tensor for name, tensor in state.items()}
@@ -204,8 +207,8 @@ def _gather(train_state: TrainState) -> dict[str, Tensor]:
 
 def _restore(train_state: TrainState, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
     train_state.detector.load_state_dict(_part(tensors, "model"))
-    train_state.average.model.load_state_dict(_part(tensors, "average"))
-    train_state.average.updates = manifest["average_updates"]
+    train_state.ema.model.load_state_dict(_part(tensors, "ema"))
+    train_state.ema.updates = manifest["ema_updates"]
     train_state.criterion.load_state_dict(_part(tensors, "criterion"))
     if manifest["scaler"]:
         train_state.scaler.load_state_dict(manifest["scaler"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class AverageConfig(BaseModel):
+class EMAConfig(BaseModel):
     """How fast the average follows: decay d after n updates is decay * (1 - exp(-n / ramp_steps))."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -28,7 +28,7 @@ class EMA(Generic[Network]):
     `model` is the averaged copy, in evaluation mode and without gradients; `updates` counts the steps seen.
     """
 
-    def __init__(self, model: Network, config: AverageConfig) -> None:
+    def __init__(self, model: Network, config: EMAConfig) -> None:
         self.config = config
         self.updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -48,7 +48,7 @@ class EMA(Generic[Network]):
         torch._foreach_add_(averaged, steps)
 
 
-def decay_after(updates: int, config: AverageConfig) -> float:
+def decay_after(updates: int, config: EMAConfig) -> float:
     """The share of the old average kept at update number `updates` (1-based)."""
     return config.decay * (1 - math.exp(-updates / config.ramp_steps))
 

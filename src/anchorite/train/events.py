@@ -66,7 +66,7 @@ class RunStarted:
 class StepDone:
     """After each batch. Losses, with their gains, are means over the epoch so far; seconds_left is for the whole run.
 
-    step: which batch of the whole run this was. rate, bias_rate: of the last optimizer step, for weights and biases.
+    step: which batch of the whole run this was. lr, bias_lr: of the last optimizer step, for weights and biases.
     """
 
     epoch: int
@@ -77,8 +77,18 @@ class StepDone:
     images_per_second: float
     seconds_left: float
     step: int = 0
-    rate: float = math.nan
-    bias_rate: float = math.nan
+    lr: float = math.nan
+    bias_lr: float = math.nan
+
+    @property
+    def rate(self) -> float:
+        """The earlier name of `lr`."""
+        return self.lr
+
+    @property
+    def bias_rate(self) -> float:
+        """The earlier name of `bias_lr`."""
+        return self.bias_lr
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,55 @@
-"""What other trainers call the fields of a recipe, so that who comes from one is told the name here.
+"""Other names of recipe fields: those that earlier releases had, and those that other trainers use.
 
-Names alone; docs/other-trainers.md has the same table with what differs. `HYPERPARAMETERS` are those of their names
-that stand in a file of hyperparameters, which `foreign_recipe` reads.
+docs/other-trainers.md has the table of other trainers' names with what differs. `HYPERPARAMETERS` are the names that
+stand in a file of hyperparameters, which `foreign_recipe` reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
+
+RENAMED_FIELDS = MappingProxyType(
+    {
+        "average": "ema",
+        "optimizer.rate": "optimizer.lr",
+        "optimizer.final_rate": "optimizer.lr_final",
+        "optimizer.decay": "optimizer.schedule",
+        "optimizer.warmup_bias_rate": "optimizer.warmup_bias_lr",
+        "validation.iou_limit": "validation.iou_threshold",
+    }
+)
+"""Earlier names of fields and groups of a recipe to the current ones; files, settings and runs with them are read."""
+
+RENAMED_COLUMNS = MappingProxyType({"rate": "lr"})
+"""The same for the columns of metrics.csv."""
+
+
+def current_name(name: str) -> str:
+    """The current dotted name of a recipe field or group."""
+    for old, new in RENAMED_FIELDS.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    return name
+
+
+def with_current_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Nested recipe values with the current names of their fields, and the earlier names that were replaced.
+
+    An earlier name beside the current one stays, to be refused as an unknown field.
+    """
+    renamed = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+    found = []
+    for old, new in RENAMED_FIELDS.items():
+        group, _, name = old.rpartition(".")
+        fields = renamed.get(group) if group else renamed
+        new_name = new.rpartition(".")[2]
+        if isinstance(fields, dict) and name in fields and new_name not in fields:
+            fields[new_name] = fields.pop(name)
+            found.append(old)
+    return renamed, found
+
 
 FAMILIAR_NAMES = MappingProxyType(
     {
@@ -23,7 +66,7 @@ FAMILIAR_NAMES = MappingProxyType(
         "cls": "loss.class_gain",
         "cls_pw": "loss.class_pos_weight",
         "conf_thres": "validation.confidence",
-        "cos_lr": "optimizer.decay",
+        "cos_lr": "optimizer.schedule",
         "degrees": "augment.rotation",
         "fl_gamma": "loss.focal_gamma",
         "fliplr": "augment.flip_horizontal",
@@ -39,10 +82,10 @@ FAMILIAR_NAMES = MappingProxyType(
         "imgsz": "image_size",
         "iou_thres": "validation.iou_threshold",
         "label_smoothing": "loss.label_smoothing",
-        "learning_rate": "optimizer.rate",
-        "lr": "optimizer.rate",
-        "lr0": "optimizer.rate",
-        "lrf": "optimizer.final_rate",
+        "learning_rate": "optimizer.lr",
+        "lr": "optimizer.lr",
+        "lr0": "optimizer.lr",
+        "lrf": "optimizer.lr_final",
         "max_det": "validation.max_detections",
         "mixup": "augment.mixup",
         "momentum": "optimizer.momentum",
@@ -57,7 +100,7 @@ FAMILIAR_NAMES = MappingProxyType(
         "shear": "augment.shear",
         "sort_obj_iou": "loss.collision",
         "translate": "augment.translation",
-        "warmup_bias_lr": "optimizer.warmup_bias_rate",
+        "warmup_bias_lr": "optimizer.warmup_bias_lr",
         "warmup_epochs": "optimizer.warmup_epochs",
         "warmup_momentum": "optimizer.warmup_momentum",
         "weight_decay": "optimizer.weight_decay",

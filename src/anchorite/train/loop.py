@@ -128,7 +128,7 @@ class Run:
             "train/objectness": objectness,
             "train/classification": classification,
             "train/skipped_steps": self.watch.num_skipped,
-            "rate": self._settings(self.progress.optimizer_steps - 1).rate,
+            "lr": self._settings(self.progress.optimizer_steps - 1).lr,
             "images_per_second": images / seconds,
             "seconds/train": seconds,
             "seconds/data_wait": waited,
@@ -199,7 +199,7 @@ class Run:
         box, objectness, classification = self.watch.means.tolist()
         told = StepDone(self.progress.epoch + 1, number, box, objectness, classification, speed, left)
         settings = self._settings(max(0, self.progress.optimizer_steps - 1))
-        self.listener(replace(told, step=at, rate=settings.rate, bias_rate=settings.bias_rate))
+        self.listener(replace(told, step=at, lr=settings.lr, bias_lr=settings.bias_lr))
 
     def _end_epoch(self, row: dict[str, float]) -> None:
         """Validate and conclude an epoch, or leave its metrics to a thread while the next one trains."""
@@ -209,7 +209,7 @@ class Run:
         finish = None if self.prepared.validator is None else self._validate()
         epoch, in_a_row = self.progress.epoch + 1, self.watch.in_a_row
         progress = replace(self.progress, epoch=epoch, partial=PartialEpoch(), skipped_in_a_row=in_a_row)
-        averaged = self.prepared.train_state.average.model
+        averaged = self.prepared.train_state.ema.model
         with HeldInterrupts():
             if self.world.is_distributed and self.prepared.validator is not None and epoch < self.recipe.epochs:
                 self._save()  # of the epoch with all its batches: a resume begins with the validation
@@ -226,7 +226,7 @@ class Run:
         self._share_statistics()
         try:
             return self.prepared.validator.run_shared(
-                self.prepared.train_state.average.model,
+                self.prepared.train_state.ema.model,
                 self.recipe.validation,
                 self.prepared.device,
                 autocast_dtype=self.prepared.precision.dtype,
@@ -241,7 +241,7 @@ class Run:
     def _share_statistics(self) -> None:
         """Give all ranks the first one's averaged statistics of batch normalisation: all measure one network."""
         if self.world.is_distributed:
-            averaged = dict(self.prepared.train_state.average.model.named_buffers())
+            averaged = dict(self.prepared.train_state.ema.model.named_buffers())
             of_first = self.world.broadcast_tensors({name: buffer.cpu() for name, buffer in averaged.items()})
             for name, buffer in averaged.items():
                 buffer.copy_(of_first[name])

@@ -17,20 +17,23 @@ class OptimizerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     name: Literal["sgd", "adamw"] = Field("sgd", description="sgd (with Nesterov momentum) or adamw")
-    rate: float = Field(0.01, gt=0, allow_inf_nan=False, description="peak learning rate")
-    final_rate: float = Field(0.01, ge=0, le=1, description="rate at the end, as a share of the peak")
-    decay: Literal["cosine", "linear"] = Field("cosine", description="how the rate falls")
+    lr: float = Field(0.01, gt=0, allow_inf_nan=False, description="peak learning rate")
+    lr_final: float = Field(0.01, ge=0, le=1, description="learning rate at the end, as a share of lr")
+    schedule: Literal["cosine", "linear"] = Field("cosine", description="how the learning rate falls")
     momentum: float = Field(0.937, ge=0, lt=1, description="momentum of sgd, beta 1 of adamw")
     weight_decay: float = Field(0.0005, ge=0, allow_inf_nan=False, description="decay of convolution weights alone")
     warmup_epochs: float = Field(3.0, ge=0, allow_inf_nan=False, description="length of the warm-up in epochs")
     warmup_momentum: float = Field(0.8, ge=0, lt=1, description="momentum at the start of the warm-up")
-    warmup_bias_rate: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="rate of biases at its start; null: 0.1 for sgd, 0 for adamw"
+    warmup_bias_lr: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="learning rate of biases at its start; null: 0.1 for sgd, 0 for adamw",
     )
     nominal_batch: int = Field(64, ge=1, description="images per optimizer step; smaller batches are accumulated")
     clip_norm: float = Field(10.0, ge=0, allow_inf_nan=False, description="largest gradient norm; 0 is no clipping")
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="rate of each part of the network as a share of that of the part after it"
+        1.0, gt=0, le=1, description="learning rate of each part of the network as a share of that of the part after it"
     )
     freeze: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="parts of the network that stay as they are, such as [backbone]"
@@ -44,10 +47,10 @@ class OptimizerConfig(BaseModel):
         return (freeze,) if isinstance(freeze, str) else freeze
 
     @property
-    def first_bias_rate(self) -> float:
+    def first_bias_lr(self) -> float:
         """The rate of biases at the start of the warm-up. Steps of AdamW are as long as its rate, so it starts at 0."""
-        if self.warmup_bias_rate is not None:
-            return self.warmup_bias_rate
+        if self.warmup_bias_lr is not None:
+            return self.warmup_bias_lr
         return 0.1 if self.name == "sgd" else 0.0
 
     def accumulation(self, batch: int) -> int:
@@ -67,10 +70,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     for kind, parameters in enumerate(parameter_groups(model)):
         common = {"weight_decay": config.weight_decay if kind == 0 else 0.0, "is_biases": kind == 2}
         runs = [(factor, list(run)) for factor, run in groupby(parameters, lambda one: factors.get(id(one), 1.0))]
-        groups += [{"params": run, "rate_factor": factor, **common} for factor, run in runs or [(1.0, [])]]
+        groups += [{"params": run, "lr_factor": factor, **common} for factor, run in runs or [(1.0, [])]]
     if config.name == "adamw":
-        return AdamW(groups, lr=config.rate, betas=(config.momentum, 0.999), fused=True)
-    return SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+    return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 def parts_by_depth(model: nn.Module, config: OptimizerConfig) -> list[tuple[str, nn.Module, float]]:
@@ -112,10 +115,10 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return decayed, plain, biases
 
 
-def apply_settings(optimizer: Optimizer, rate: float, bias_rate: float, momentum: float) -> None:
+def apply_settings(optimizer: Optimizer, lr: float, bias_lr: float, momentum: float) -> None:
     """Set the rates, each times its group's factor, and the momentum of all groups."""
     for group in optimizer.param_groups:
-        group["lr"] = (bias_rate if group["is_biases"] else rate) * group["rate_factor"]
+        group["lr"] = (bias_lr if group["is_biases"] else lr) * group["lr_factor"]
         if "betas" in group:
             group["betas"] = (momentum, group["betas"][1])
         else:

@@ -211,10 +211,10 @@ def _build_train_state(
         detector=detector,
         criterion=DetectionLoss(anchors, num_classes, config, world).to(device),
         optimizer=build_optimizer(detector, recipe.optimizer),
-        average=EMA(detector, recipe.average),
+        ema=EMA(detector, recipe.ema),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.scaled),
     )
-    if recipe.sync_batch_norm and world.is_distributed:  # not the average, which never trains
+    if recipe.sync_batch_norm and world.is_distributed:  # not the EMA, which never trains
         share_batch_norm(detector, device)
     return train_state, kept
 

@@ -21,8 +21,14 @@ from anchorite.model import MAX_IMAGE_SIZE, check_source, default_anchors
 from anchorite.plain_yaml import read_yaml_text, yaml_value
 from anchorite.reading import printable, shorten
 from anchorite.train.built_in import built_in_recipes
-from anchorite.train.ema import AverageConfig
-from anchorite.train.familiar_names import FAMILIAR_NAMES, WITHOUT_FIELD
+from anchorite.train.ema import EMAConfig
+from anchorite.train.familiar_names import (
+    FAMILIAR_NAMES,
+    RENAMED_FIELDS,
+    WITHOUT_FIELD,
+    current_name,
+    with_current_names,
+)
 from anchorite.train.foreign_recipe import is_foreign, mixed_note, taken_over
 from anchorite.train.optimizer import OptimizerConfig
 
@@ -82,7 +88,7 @@ class Recipe(BaseModel):
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    average: AverageConfig = AverageConfig()
+    ema: EMAConfig = EMAConfig()
     validation: ValidationConfig = ValidationConfig()
 
     @field_validator("weights", "backbone")
@@ -140,18 +146,26 @@ def load_recipe(
 def read_recipe(
     source: str | Path | None = None, overrides: Mapping[str, Any] | None = None, flags: Collection[str] = ()
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """What `load_recipe` gives, and sentences on how it was read: one on each name of a file of the original family's
-    hyperparameters, which is recognised by its names; none for a recipe of ours.
+    """The recipe as `load_recipe` returns it, and sentences on how it was read: one for each name of a file of the
+    original family's hyperparameters, which is recognised by its names, and for each earlier name of a field.
     """
     source, overrides = str(source or DEFAULT_RECIPE), overrides or {}
     text, where = _recipe_text(source)
-    values = _parse(text, where)
+    values, old_names = with_current_names(_parse(text, where))
+    notes = [f"{where}{_line_of(text, name)}: {name} is now called {current_name(name)}" for name in old_names]
+    flagged = {name: f"--{name.replace('_', '-')}" if name in flags else f"--set {name}" for name in overrides}
+    notes += [
+        f"{flagged[name]}: this field is now called {current_name(name)}"
+        for name in overrides
+        if current_name(name) != name
+    ]
     if is_foreign(values, Recipe.model_fields):
         taken = taken_over(values, where, lambda name: _line_of(text, name), overrides)
-        return _changed(taken.values, overrides, where, text, flags, taken.said), tuple(taken.notes)
+        return _changed(taken.values, overrides, where, text, flags, taken.said), (*taken.notes, *notes)
     if source in built_in_recipes() and overrides.get("weights"):
         values.pop("model", None)  # its default; a run then takes the size that the weights have
-    return _changed(values, overrides, where, text, flags), ()
+    said = {current_name(name): f"{where}{_line_of(text, name)}: {name}" for name in old_names}
+    return _changed(values, overrides, where, text, flags, said), tuple(notes)
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -173,11 +187,12 @@ def _changed(
     """
     why = mixed_note(values, Recipe.model_fields, where)
     for name, value in overrides.items():
-        _set_by_dotted_name(values, name, value)
+        _set_by_dotted_name(values, current_name(name), value)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         names = {name: f"--{name.replace('_', '-')}" if name in flags else f"--set {name}" for name in overrides}
+        names = {current_name(name): named for name, named in names.items()}
         raise InputError(_explain(error, where, text, {**(said or {}), **names}) + why) from None
 
 
@@ -249,6 +264,8 @@ def suggest_field(name: str) -> str:
     other trainers have for one, or the nearest spelling; empty when nothing is like it.
     """
     known, last = field_names(), name.rsplit(".", 1)[-1].lower().replace("-", "_")
+    if name in RENAMED_FIELDS:
+        return f"; it is now called {RENAMED_FIELDS[name]}, which is set as well"
     if last in WITHOUT_FIELD:
         return f"; nothing here does what {last} does elsewhere: {WITHOUT_FIELD[last]}"
     if last in FAMILIAR_NAMES:

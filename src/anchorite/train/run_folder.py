@@ -19,6 +19,7 @@ from anchorite.data import DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
 from anchorite.files import is_locked, write_text_atomically
 from anchorite.reading import read_json
+from anchorite.train.familiar_names import RENAMED_COLUMNS, with_current_names
 from anchorite.train.recipe import Recipe, load_recipe
 
 _MAX_FACTS_BYTES = 64_000_000
@@ -195,6 +196,8 @@ class RunFolder:
         try:
             facts = read_json(self.run, _MAX_FACTS_BYTES)
             _Facts.model_validate(facts)
+            if "recipe" in facts:
+                facts["recipe"], _ = with_current_names(facts["recipe"])
         except ValidationError as error:
             names = sorted({str(problem["loc"][0]) for problem in error.errors(include_url=False)})
             raise StorageError(
@@ -220,7 +223,8 @@ class RunFolder:
         """The rows of metrics.csv, none when there is no file yet."""
         if not self.metrics.is_file():
             return []
-        return list(csv.DictReader(io.StringIO(self.metrics.read_text(encoding="utf-8"))))
+        rows = csv.DictReader(io.StringIO(self.metrics.read_text(encoding="utf-8")))
+        return [{RENAMED_COLUMNS.get(name, name): value for name, value in row.items()} for row in rows]
 
     def write_rows(self, rows: list[dict[str, str]]) -> None:
         """Replace metrics.csv; columns in the order of the last row."""

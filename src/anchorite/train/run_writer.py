@@ -80,7 +80,7 @@ class RunWriter:
     def after_divergence(self) -> str:
         """What there is to say after a divergence."""
         kept = f"what was saved before in {self.folder.path} is as it was"
-        return f"{kept}. Start a new run with a lower optimizer.rate or a longer optimizer.warmup_epochs"
+        return f"{kept}. Start a new run with a lower optimizer.lr or a longer optimizer.warmup_epochs"
 
     def write_summary(
         self, finished: RunFinished, validation: ValidationResult | None, decisions: Sequence[str]

@@ -10,28 +10,28 @@ from anchorite.train.optimizer import OptimizerConfig
 
 @dataclass(frozen=True)
 class Settings:
-    """What the optimizer runs with at one step: rate of weights, rate of biases, momentum (beta 1 for AdamW)."""
+    """What the optimizer runs with at one step: learning rate of weights and of biases, momentum (beta 1 for AdamW)."""
 
-    rate: float
-    bias_rate: float
+    lr: float
+    bias_lr: float
     momentum: float
 
 
 def settings_at(step: int, num_steps: int, steps_per_epoch: int, config: OptimizerConfig) -> Settings:
     """The settings of optimizer step `step` (0-based) of `num_steps`.
 
-    The rate decays from config.rate to config.rate * config.final_rate by a cosine or a line; during the warm-up the
-    rate rises from 0, the rate of biases moves from config.first_bias_rate, and the momentum rises from
+    The rate decays from config.lr to config.lr * config.lr_final by a cosine or a line; during the warm-up the
+    rate rises from 0, the rate of biases moves from config.first_bias_lr, and the momentum rises from
     config.warmup_momentum, all linearly to where the decay stands. The warm-up never takes more than half the run.
     """
-    decayed = config.rate * decay_factor(step / max(num_steps - 1, 1), config.final_rate, config.decay)
+    decayed = config.lr * decay_factor(step / max(num_steps - 1, 1), config.lr_final, config.schedule)
     warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), num_steps // 2)
     if step >= warmup_steps:
         return Settings(decayed, decayed, config.momentum)
     share = step / warmup_steps
     return Settings(
-        rate=decayed * share,
-        bias_rate=config.first_bias_rate + (decayed - config.first_bias_rate) * share,
+        lr=decayed * share,
+        bias_lr=config.first_bias_lr + (decayed - config.first_bias_lr) * share,
         momentum=config.warmup_momentum + (config.momentum - config.warmup_momentum) * share,
     )
 

@@ -30,7 +30,7 @@ class TrainState:
     detector: Detector
     criterion: DetectionLoss
     optimizer: Optimizer
-    average: EMA[Detector]
+    ema: EMA[Detector]
     scaler: torch.amp.GradScaler
 
 
@@ -123,7 +123,7 @@ class TrainingStep:
         A norm that is not finite says that there was nothing to be gathered or something not finite, and no step.
         """
         train_state = self.train_state
-        apply_settings(train_state.optimizer, settings.rate, settings.bias_rate, settings.momentum)
+        apply_settings(train_state.optimizer, settings.lr, settings.bias_lr, settings.momentum)
         train_state.scaler.unscale_(train_state.optimizer)
         norm = clip_gradients(self._parameters, self.clip_norm)
         norm = self._step_by_looking(norm) if self.on_host else self._step_without_looking(norm)
@@ -142,7 +142,7 @@ class TrainingStep:
             return norm.new_full((), torch.nan)
         train_state.scaler.step(train_state.optimizer)
         train_state.scaler.update()
-        train_state.average.update()
+        train_state.ema.update()
         return norm
 
     def _step_without_looking(self, norm: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class TrainingStep:
         train_state.scaler.step(train_state.optimizer)
         train_state.scaler.update()
         self._snapshot.put_back_unless(is_fine)
-        train_state.average.update(is_fine)
+        train_state.ema.update(is_fine)
         return torch.where(is_fine, norm, torch.nan)
 
 

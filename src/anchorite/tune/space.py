@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from anchorite.errors import InputError
 from anchorite.plain_yaml import read_yaml_text, yaml_value
 from anchorite.train import Recipe, with_settings
+from anchorite.train.familiar_names import current_name
 
 
 class Range(BaseModel):
@@ -64,7 +65,7 @@ class Choice(BaseModel):
 Space = dict[str, Range | Choice]
 
 _DEFAULT: Space = {
-    "optimizer.rate": Range(low=0.005, high=0.05, log=True),
+    "optimizer.lr": Range(low=0.005, high=0.05, log=True),
     "optimizer.weight_decay": Range(low=0.0001, high=0.005, log=True),
     "loss.box_gain": Range(low=0.03, high=0.3, log=True),
     "loss.class_gain": Range(low=0.5, high=10.0, log=True),
@@ -89,7 +90,7 @@ def read_space(path: Path) -> Space:
     for name, given in values.items():
         kind: TypeAdapter[Any] = TypeAdapter(Choice if isinstance(given, dict) and "choices" in given else Range)
         try:
-            space[str(name)] = kind.validate_python(given)
+            space[current_name(str(name))] = kind.validate_python(given)
         except ValidationError as error:
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"])
@@ -112,7 +113,7 @@ def refuse_impossible(space: Space, recipe: Recipe) -> None:
 def recipe_value(recipe: Recipe, name: str) -> Any:
     """The recipe's value of a field by dotted name; InputError where there is none."""
     found: Any = recipe.model_dump(mode="json")
-    for part in name.split("."):
+    for part in current_name(name).split("."):
         if not isinstance(found, dict) or part not in found:
             close = difflib.get_close_matches(part, list(found) if isinstance(found, dict) else [], n=1)
             raise InputError(f"space: {name}: no such recipe field{f'; did you mean {close[0]}?' if close else ''}")
