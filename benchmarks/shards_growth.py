@@ -33,7 +33,7 @@ from anchorite.data import (
     make_stream_loader,
     open_dataset,
 )
-from anchorite.data.writing import write_dataset
+from anchorite.data.convert import write_dataset
 
 AMOUNTS = (1_000, 10_000, 100_000)
 FILES_UP_TO = 10_000

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from anchorite.data import DatasetIndex, Record, as_split, open_dataset
-from anchorite.data.writing import write_dataset
+from anchorite.data.convert import write_dataset
 from anchorite.model import load_weights
 from anchorite.report.suspects import Observer, Suspect, rank_suspects
 from anchorite.report.suspects.evidence import iou_of

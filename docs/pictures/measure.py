@@ -16,7 +16,7 @@ import torch
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import Targets
 from anchorite.data import open_dataset
-from anchorite.data.scene_drawing import draw_scene
+from anchorite.data.scenes import draw_scene
 from anchorite.loss import Assignment, assign
 
 SCENES, SCENE_SIDE = 100, 640

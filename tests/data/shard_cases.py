@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from anchorite.data import DatasetIndex, Record, ShardedSplit, open_dataset
-from anchorite.data.writing import write_dataset
+from anchorite.data.convert import write_dataset
 
 NAMES = ("cat", "dog", "a: \u00fc")
 

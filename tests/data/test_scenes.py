@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from anchorite.data import scene_drawing
-from anchorite.data.scene_drawing import SCENE_CLASSES, Scene, Shape, cover, draw_scene
-from anchorite.data.scenes import write_scenes
+from anchorite.data import scenes as module
+from anchorite.data.scenes import SCENE_CLASSES, Scene, Shape, cover, draw_scene, write_scenes
 from anchorite.errors import InputError
 
 SIZE = 192
@@ -94,7 +93,7 @@ def test_boxes_enclose_the_pixels_of_a_shape_drawn_alone(scenes: list[Scene]) ->
     for scene in scenes:
         for shape, box_xyxy in zip(scene.shapes, scene.boxes_xyxy, strict=True):
             canvas = np.full((SIZE, SIZE, 3), 128, np.float32)
-            scene_drawing._paint(canvas, cover(shape, SIZE), random)
+            module._paint(canvas, cover(shape, SIZE), random)
             rows, columns = np.nonzero(np.abs(canvas - 128).max(axis=2) > 15)
             drawn_xyxy = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
             assert np.abs(box_xyxy - drawn_xyxy).max() <= 1.0, shape

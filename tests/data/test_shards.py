@@ -15,11 +15,11 @@ import pytest
 import webdataset
 
 from anchorite.data import DatasetIndex, Record, ShardedSplit, dataset_fingerprint, decode_image, open_dataset, readable
+from anchorite.data.convert import write_dataset
 from anchorite.data.formats import FormatName
 from anchorite.data.shards.labels import label_bytes, parse_label
 from anchorite.data.shards.tar import member_header, padding, read_table
 from anchorite.data.store import ImageStore
-from anchorite.data.writing import write_dataset
 from anchorite.errors import InputError
 from tests.data.format_samples import write_image
 from tests.data.shard_cases import train_split, write_cases

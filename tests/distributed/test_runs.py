@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from anchorite.data import open_dataset
-from anchorite.data.writing import write_dataset
+from anchorite.data.convert import write_dataset
 from anchorite.evaluate import ValidationConfig, Validator
 from anchorite.model import load_weights
 from anchorite.train import RunFolder

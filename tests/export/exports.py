@@ -15,7 +15,7 @@ from jaxtyping import config
 from onnx import ModelProto
 from torch import Tensor
 
-from anchorite.data.scene_drawing import SCENE_CLASSES
+from anchorite.data.scenes import SCENE_CLASSES
 from anchorite.export import Built, ExportInfo, ExportRequest, build, drawn_batches, export_info, exporting
 from anchorite.export.tracing import onnx_model
 from anchorite.model import Detector, WeightsInfo, default_anchors, save_weights

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from anchorite.data import open_dataset
+from anchorite.data.convert import write_dataset
 from anchorite.data.formats import FormatName
-from anchorite.data.writing import write_dataset
 from anchorite.inspect import corrected_dataset
 from tests.cli.commands import contents
 from tests.data.format_samples import voc_object, voc_xml, write_text

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from anchorite.data import open_dataset
+from anchorite.data.convert import write_dataset
 from anchorite.data.formats import FormatName
-from anchorite.data.writing import write_dataset
 from anchorite.inspect import Finding, Inspection, corrected_dataset
 from tests.inspect.samples import inspected
 from tests.shared import shared_path

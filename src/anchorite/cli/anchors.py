@@ -30,7 +30,7 @@ def anchors(
     """Fit anchors to the training boxes and compare them with the default ones."""
     from anchorite.anchors import fit_anchors
     from anchorite.cli.folders import refuse_taken
-    from anchorite.data.writing import refuse_inside_dataset
+    from anchorite.data.convert import refuse_inside_dataset
     from anchorite.errors import InputError
     from anchorite.evaluate import require_side
     from anchorite.inspect import anchor_table

@@ -19,7 +19,7 @@ _MOST_NOTES = 10
 def read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetIndex:
     """The dataset, and before that a look at `out`: InputError when it is taken or lies in the dataset."""
     from anchorite.cli.folders import refuse_taken
-    from anchorite.data.writing import refuse_inside_dataset
+    from anchorite.data.convert import refuse_inside_dataset
 
     refuse_taken(out, "OUT")
     dataset = reading.open(data)
@@ -33,7 +33,7 @@ def read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetInde
 def write_copy(dataset: DatasetIndex, out: Path, format: FormatName, heading: str, shard_mb: int | None = None) -> None:
     """Write and tell; what reading changed stands in changes.txt, too."""
     from anchorite.cli.counting import counting
-    from anchorite.data.writing import write_dataset
+    from anchorite.data.convert import write_dataset
     from anchorite.reading import one_line
 
     changed = [f"{one.kind:<18} {one.origin}: {one.detail}" for one in dataset.adjustments]

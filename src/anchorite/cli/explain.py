@@ -34,7 +34,7 @@ def explain(
     """Show on one page which anchors and cells answer for which box and why, and what each box costs."""
     from anchorite.cli.counting import counting
     from anchorite.cli.folders import free_page, make_folder, refuse_taken_page
-    from anchorite.data.writing import refuse_inside_dataset
+    from anchorite.data.convert import refuse_inside_dataset
     from anchorite.evaluate import require_images
     from anchorite.files import write_text_atomically
     from anchorite.report.explain import choose_images, choose_setting, find_images

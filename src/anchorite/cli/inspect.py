@@ -48,7 +48,7 @@ def inspect(
     """
     from anchorite.cli.counting import counting
     from anchorite.data import open_dataset
-    from anchorite.data.writing import refuse_inside_dataset
+    from anchorite.data.convert import refuse_inside_dataset
     from anchorite.errors import InputError
     from anchorite.evaluate import require_side
     from anchorite.inspect import inspect_dataset, summary_text
@@ -116,8 +116,8 @@ def _write_report(inspection: Inspection, out: Path) -> None:
 
 def _write_copy(inspection: Inspection, fix: Path) -> None:
     from anchorite.cli.counting import counting
+    from anchorite.data.convert import write_dataset
     from anchorite.data.formats import FormatName
-    from anchorite.data.writing import write_dataset
     from anchorite.inspect import corrected_dataset
     from anchorite.reading import one_line
 

@@ -35,7 +35,7 @@ def suspects(
     """
     from anchorite.cli.counting import counting
     from anchorite.cli.folders import free_folder, refuse_taken
-    from anchorite.data.writing import refuse_inside_dataset
+    from anchorite.data.convert import refuse_inside_dataset
     from anchorite.devices import choose_device, choose_precision, keep_freed_memory
     from anchorite.evaluate import require_classes, require_side
     from anchorite.model import load_weights

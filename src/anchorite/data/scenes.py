@@ -1,19 +1,35 @@
-"""A synthetic detection dataset in YOLO's layout: for the demo, and for tests that must not download anything.
+"""Synthetic scenes as a YOLO dataset: for the demo, and for tests that must not download anything.
 
-What a scene looks like is the business of scene_drawing.py; here it becomes files.
+Five kinds of shape overlap on textured ground in random colours, so that only form tells the class, and boxes are true
+by construction. A scene is a pure function of (seed, split, index, size_px): it can be drawn again alone, in any order,
+to the same pixels.
+
+Legend: N boxes of a scene, H = W = size_px; h, w the sides of a shape's patch. Pixel coordinates are continuous:
+pixel i spans i to i + 1.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from anchorite.data.scene_drawing import SCENE_CLASSES, SCENE_SPLITS, Scene, draw_scene
 from anchorite.errors import InputError, StorageError
 from anchorite.files import write_text_atomically
 from anchorite.jpeg import encode_jpeg
+
+SCENE_CLASSES = ("disc", "ring", "square", "triangle", "cross")
+SCENE_SPLITS = ("train", "val", "test")
+MIN_VISIBLE = 0.7  # of a shape's own pixels
+
+_SMALLEST_SIDE, _LARGEST_SIDE = 0.15, 0.7  # of the image's side
+_MAX_BOX_IOU = 0.4  # below the usual limit of non-maximum suppression, so that every box can be found
+_SUPERSAMPLING = 4
+_MIN_CONTRAST = 110.0  # Euclidean, in 8-bit RGB, between a shape's colour and what it covers
 
 # Names the settings a folder was filled with. No suffix, so that no dataset format takes it for its own.
 _MARKER = ".anchorite-scenes"
@@ -116,3 +132,203 @@ def _claim(folder: Path, settings: dict[str, int]) -> bool:
 
 def _write_marker(folder: Path, settings: dict[str, int], *, filled: bool) -> None:
     write_text_atomically(folder / _MARKER, json.dumps({**settings, "filled": filled}) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One object: which class, where its centre lies, its sides before rotation, and its rotation in radians."""
+
+    class_id: int
+    center_xy: tuple[float, float]
+    wh_px: tuple[float, float]
+    angle: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """image: (H, W, 3) uint8 RGB. shapes: back to front. boxes_xyxy: (N, 4) float64 pixels, the full extent of each
+    shape, hidden parts included. class_ids: (N,) int64.
+    """
+
+    image: NDArray[np.uint8]
+    shapes: tuple[Shape, ...]
+    boxes_xyxy: NDArray[np.float64]
+    class_ids: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of each pixel a shape covers: share (h, w) float32 in 0..1, its corner at column, row of the image."""
+
+    share: NDArray[np.float32]
+    column: int
+    row: int
+
+    @property
+    def area(self) -> tuple[slice, slice]:
+        """The rows and columns of the image that `share` spans."""
+        height, width = self.share.shape
+        return slice(self.row, self.row + height), slice(self.column, self.column + width)
+
+    def box_xyxy(self) -> tuple[int, int, int, int]:
+        """The extent of the drawn pixels, in whole pixels; a quarter covered counts, or sharp tips would be lost."""
+        rows, columns = np.nonzero(self.share >= 0.25)
+        left, top = self.column + int(columns.min()), self.row + int(rows.min())
+        return left, top, self.column + int(columns.max()) + 1, self.row + int(rows.max()) + 1
+
+
+def draw_scene(seed: int, split: str, index: int, size_px: int) -> Scene:
+    """Draw scene number `index` of a split, every time the same."""
+    random = np.random.default_rng([seed, SCENE_SPLITS.index(split), index])
+    canvas = _ground(random, size_px)
+    shapes, coverages = _arrange(random, size_px)
+    for coverage in coverages:
+        _paint(canvas, coverage, random)
+    return Scene(
+        image=_photograph(canvas, random),
+        shapes=shapes,
+        boxes_xyxy=np.array([coverage.box_xyxy() for coverage in coverages], dtype=np.float64).reshape(-1, 4),
+        class_ids=np.array([shape.class_id for shape in shapes], dtype=np.int64),
+    )
+
+
+def cover(shape: Shape, size_px: int) -> Coverage:
+    """What a shape covers of the image, antialiased; the shape must lie inside."""
+    outlines_xy = _outlines(shape)
+    points = np.concatenate(outlines_xy)
+    left, top = np.maximum(np.floor(points.min(axis=0)), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(points.max(axis=0)), size_px).astype(int)
+    fine = np.zeros(((bottom - top) * _SUPERSAMPLING, (right - left) * _SUPERSAMPLING), np.uint8)
+    # OpenCV puts whole numbers at pixel centres, hence the half; 4 fractional bits keep the edges straight.
+    fine_points = [
+        np.round(((outline - (left, top)) * _SUPERSAMPLING - 0.5) * 16).astype(np.int32) for outline in outlines_xy
+    ]
+    cv2.fillPoly(fine, fine_points, 255, shift=4)  # outlines within outlines are holes
+    share = cv2.resize(fine, (int(right - left), int(bottom - top)), interpolation=cv2.INTER_AREA)
+    return Coverage((share / 255).astype(np.float32), int(left), int(top))
+
+
+def _outlines(shape: Shape) -> list[NDArray[np.float64]]:
+    """The closed polygons of a shape in pixels; a second one is a hole."""
+    turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    circle = np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    square = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], dtype=np.float64)
+    corner = np.array([(0.34, -1), (0.34, -0.34), (1, -0.34)])
+    quarter_turn = np.array([(0, 1), (-1, 0)])
+    units = {
+        "disc": [circle],
+        "ring": [circle, circle * 0.58],
+        "square": [square],
+        "triangle": [np.array([(0, -1), (1, 1), (-1, 1)], dtype=np.float64)],
+        "cross": [np.concatenate([corner @ np.linalg.matrix_power(quarter_turn, turn) for turn in range(4)])],
+    }[SCENE_CLASSES[shape.class_id]]
+    cosine, sine = np.cos(shape.angle), np.sin(shape.angle)
+    rotation = np.array([(cosine, sine), (-sine, cosine)])
+    return [unit * (np.array(shape.wh_px) / 2) @ rotation + np.array(shape.center_xy) for unit in units]
+
+
+def _arrange(random: np.random.Generator, size_px: int) -> tuple[tuple[Shape, ...], tuple[Coverage, ...]]:
+    """Place shapes back to front, dropping those that would hide another by half or share its box."""
+    shapes: list[Shape] = []
+    coverages: list[Coverage] = []
+    owner = np.full((size_px, size_px), -1, np.int16)  # which shape is seen at a pixel
+    wanted = int(random.integers(2, 5))
+    for _ in range(20 * wanted):
+        if len(shapes) == wanted:
+            break
+        shape = _random_shape(random, size_px)
+        if shape is None:
+            continue
+        coverage = cover(shape, size_px)
+        trial = owner.copy()
+        trial[coverage.area][coverage.share >= 0.5] = len(shapes)
+        seen = all(
+            np.count_nonzero(trial == i) >= MIN_VISIBLE * np.count_nonzero(c.share >= 0.5)
+            for i, c in enumerate(coverages)
+        )
+        if seen and all(_iou(coverage.box_xyxy(), other.box_xyxy()) <= _MAX_BOX_IOU for other in coverages):
+            owner = trial
+            shapes.append(shape)
+            coverages.append(coverage)
+    return tuple(shapes), tuple(coverages)
+
+
+def _iou(box_xyxy: tuple[int, int, int, int], other_xyxy: tuple[int, int, int, int]) -> float:
+    left, top = max(box_xyxy[0], other_xyxy[0]), max(box_xyxy[1], other_xyxy[1])
+    right, bottom = min(box_xyxy[2], other_xyxy[2]), min(box_xyxy[3], other_xyxy[3])
+    both = max(0, right - left) * max(0, bottom - top)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (box_xyxy, other_xyxy)]
+    return both / (sum(areas) - both)
+
+
+def _random_shape(random: np.random.Generator, size_px: int) -> Shape | None:
+    """A shape of random class, size, proportion and position, or None where that would leave the image."""
+    class_id = int(random.integers(len(SCENE_CLASSES)))
+    side = size_px * float(np.exp(random.uniform(np.log(_SMALLEST_SIDE), np.log(_LARGEST_SIDE))))
+    proportion = float(np.exp(random.uniform(-0.3, 0.3)))
+    width, height = side * min(1.0, proportion), side * min(1.0, 1 / proportion)
+    center_x, center_y = random.uniform(side / 2, size_px - side / 2, size=2)
+    shape = Shape(class_id, (float(center_x), float(center_y)), (width, height), float(random.uniform(-0.35, 0.35)))
+    points = np.concatenate(_outlines(shape))
+    return shape if points.min() >= 0 and points.max() <= size_px else None
+
+
+def _ground(random: np.random.Generator, size_px: int) -> NDArray[np.float32]:
+    """A textured ground, (H, W, 3) float32 in 0..255: noise of several scales, a gradient, stripes and thin lines."""
+    height_field = np.zeros((size_px, size_px), np.float32)
+    for cells, strength in ((3, 1.0), (8, 0.6), (24, 0.35), (64, 0.2)):
+        coarse = random.standard_normal((cells, cells), dtype=np.float32)
+        weight = np.float32(strength * random.uniform(0.2, 1.0))
+        height_field += weight * cv2.resize(coarse, (size_px, size_px), interpolation=cv2.INTER_CUBIC)
+    along = _ramp(random, size_px, size_px)
+    height_field += np.float32(random.uniform(0, 2.0)) * along
+    if random.random() < 0.5:
+        waves = _ramp(random, size_px, size_px) * np.float32(random.uniform(8, 40))
+        height_field += np.float32(random.uniform(0.2, 0.8)) * np.sin(waves)
+    mix = (0.5 + 0.5 * np.tanh(0.7 * height_field))[..., None]
+    colours = random.uniform(20, 235, size=(2, 3)).astype(np.float32)
+    first, second = (colours + colours.mean(axis=1, keepdims=True)) / 2  # halfway to grey
+    second = first + (second - first) * np.float32(0.6)  # the ground is calmer than what lies on it
+    canvas = first * (1 - mix) + second * mix
+    for _ in range(int(random.integers(0, 5))):
+        start, end = random.integers(0, size_px, size=(2, 2)).tolist()
+        colour = (first + random.uniform(-60, 60, size=3)).tolist()
+        cv2.line(canvas, tuple(start), tuple(end), colour, thickness=int(random.integers(1, 3)))
+    return canvas.astype(np.float32)
+
+
+def _ramp(random: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
+    """A linear ramp, (height, width) float32, about -1..1 in a random direction."""
+    direction = random.uniform(0, 2 * np.pi)
+    ys = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    xs = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
+    return np.float32(np.cos(direction)) * xs + np.float32(np.sin(direction)) * ys
+
+
+def _paint(canvas: NDArray[np.float32], coverage: Coverage, random: np.random.Generator) -> None:
+    """Blend a shape into the canvas in a colour that stands out, with some shading, speckle or stripes."""
+    below = canvas[coverage.area]
+    weight = coverage.share[..., None]
+    mean_below = (below * weight).sum(axis=(0, 1)) / weight.sum()
+    colours = random.uniform(10, 245, size=(12, 3)).astype(np.float32)
+    contrasts = np.linalg.norm(colours - mean_below, axis=1)
+    enough = np.flatnonzero(contrasts >= _MIN_CONTRAST)
+    colour = colours[enough[0] if len(enough) else int(contrasts.argmax())]
+    height, width = coverage.share.shape
+    relief = np.float32(random.uniform(0, 22)) * _ramp(random, height, width)
+    pattern = random.integers(3)
+    if pattern == 1:
+        relief += np.float32(14) * np.sin(_ramp(random, height, width) * np.float32(random.uniform(4, 16)))
+    elif pattern == 2:
+        relief += random.standard_normal((height, width), dtype=np.float32) * np.float32(random.uniform(4, 14))
+    canvas[coverage.area] = below * (1 - weight) + (colour + relief[..., None]) * weight
+
+
+def _photograph(canvas: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.uint8]:
+    """What a plain camera makes of the canvas: a little blur, exposure and sensor noise, then 8 bits."""
+    sigma = float(random.uniform(0, 1.1))
+    if sigma > 0.3:
+        canvas = cv2.GaussianBlur(canvas, (0, 0), sigma).astype(np.float32)
+    canvas = (canvas - 128) * np.float32(random.uniform(0.8, 1.1)) + np.float32(128 + random.uniform(-15, 15))
+    canvas = canvas + random.standard_normal(canvas.shape, dtype=np.float32) * np.float32(random.uniform(0, 9))
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anchorite.data import Record, letterbox, letterboxed_batches
-from anchorite.data.scene_drawing import draw_scene
+from anchorite.data.scenes import draw_scene
 from anchorite.export.exported import filled
 from anchorite.export.metadata import ExportInfo
 

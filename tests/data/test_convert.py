@@ -14,11 +14,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from anchorite.data import DatasetIndex, Record, open_dataset
+from anchorite.data import DatasetIndex, Record, as_split, open_dataset
+from anchorite.data.convert import exact, place_records, shortest_close, side_between, write_dataset
 from anchorite.data.formats import FormatName
-from anchorite.data.writing import write_dataset
-from anchorite.data.writing.naming import place_records
-from anchorite.data.writing.numbers import exact, shortest_close, side_between
 from anchorite.errors import InputError, StorageError
 from tests.data.format_samples import coco_json, write_image, yolo_dataset
 
@@ -119,7 +117,7 @@ def test_images_of_one_name_in_several_folders_all_get_there(format: FormatName,
 def test_names_stay_within_what_file_systems_hold(tmp_path: Path) -> None:
     long = "\u00e9" * 125 + ".png"
     records = [record(tmp_path / folder / long, [], []) for folder in (".a", ".b", ".c")]
-    names = [placed.place.name for placed in place_records({"train": records})["train"]]
+    names = [placed.file.name for placed in place_records({"train": as_split(records)})["train"]]
     assert len({name.casefold() for name in names}) == 3
     assert all(len(name.encode()) <= 255 for name in names)
 
@@ -143,7 +141,7 @@ def test_a_full_disk_leaves_nothing(format: FormatName, tmp_path: Path, monkeypa
 
 
 def test_a_copy_that_reads_back_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchorite.data.writing.yolo.shortest_close", lambda value: "0.5")
+    monkeypatch.setattr("anchorite.data.convert.shortest_close", lambda value: "0.5")
     with pytest.raises(StorageError, match=r"reads back otherwise .*; it was removed"):
         write_dataset(awkward_index(tmp_path / "data"), tmp_path / "out", "yolo")
     assert not (tmp_path / "out").exists()
