@@ -10,7 +10,7 @@ import torch
 from anchorite.benchmark import Figure, Sample, interleaved, synchronise, whole_step
 from anchorite.data import DatasetIndex, Loader
 from anchorite.train import load_recipe
-from anchorite.train.preparation import prepare
+from anchorite.train.setup import prepare
 from anchorite.train.step import TrainingStep
 from benchmarks.measure import Comparison, Floor, Outcome, Settings, Target, dataset_for, described, round_ratios
 

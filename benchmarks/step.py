@@ -28,7 +28,7 @@ from anchorite.benchmark import (
 from anchorite.data import Batch
 from anchorite.devices import Precision, choose_precision
 from anchorite.model import Detector
-from anchorite.train.schedule import Settings as StepSettings
+from anchorite.train.optim import Settings as StepSettings
 from anchorite.train.step import TrainingStep
 from benchmarks.measure import (
     Comparison,

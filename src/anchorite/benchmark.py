@@ -31,9 +31,8 @@ from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector, WeightsInfo, default_anchors, to_channels_last
 from anchorite.predict import Predictor
 from anchorite.train import load_recipe
-from anchorite.train.ema import EMA
-from anchorite.train.optimizer import build_optimizer
-from anchorite.train.schedule import Settings as StepSettings
+from anchorite.train.optim import EMA, build_optimizer
+from anchorite.train.optim import Settings as StepSettings
 from anchorite.train.step import TrainingStep, TrainState
 
 WARM_UP_CALLS = 2

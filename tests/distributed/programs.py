@@ -18,8 +18,7 @@ from anchorite.devices import Precision
 from anchorite.distributed import World
 from anchorite.loss import DetectionLoss, LossConfig
 from anchorite.model import Detector, default_anchors
-from anchorite.train.ema import EMA, EMAConfig
-from anchorite.train.optimizer import OptimizerConfig, build_optimizer
+from anchorite.train.optim import EMA, EMAConfig, OptimizerConfig, build_optimizer
 from anchorite.train.shared_norm import share_batch_norm
 from anchorite.train.step import TrainingStep, TrainState
 

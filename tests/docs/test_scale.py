@@ -18,9 +18,8 @@ from anchorite.evaluate.sharing import Shared
 from anchorite.loss import DetectionLoss
 from anchorite.metrics import Predictions
 from anchorite.model import default_anchors
-from anchorite.train.checkpoint import save_checkpoint
-from anchorite.train.progress import Progress
-from anchorite.train.schedule import Settings
+from anchorite.train.checkpoint import Progress, save_checkpoint
+from anchorite.train.optim import Settings
 from tests.distributed.programs import make_step, whole_batch
 from tools import scaling
 from tools.scale import TABLES, filled, main, short

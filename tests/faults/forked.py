@@ -50,8 +50,7 @@ def _train(folder: Path, dataset: Any) -> None:
 
 def _save(folder: Path, train_state: Any) -> None:
     """Save checkpoint after checkpoint; the number of each begun and of each finished becomes a line of a file."""
-    from anchorite.train.checkpoint import found_checkpoints, save_checkpoint
-    from anchorite.train.progress import PartialEpoch, Progress
+    from anchorite.train.checkpoint import PartialEpoch, Progress, found_checkpoints, save_checkpoint
 
     newest = next(iter(found_checkpoints(folder)), None)
     number = newest.progress.partial.batches if newest is not None and newest.progress is not None else 0
@@ -70,7 +69,7 @@ def serve(data: Path) -> None:
 
     torch.set_num_threads(1)  # no pool of threads, which a fork could not take along
     from anchorite.data import open_dataset
-    from anchorite.train.preparation import prepare
+    from anchorite.train.setup import prepare
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is in the background deaf to it
     dataset = open_dataset(data)

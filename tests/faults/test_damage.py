@@ -11,7 +11,7 @@ import pytest
 from anchorite.errors import StorageError
 from anchorite.train import RunFolder, RunStarted, resume, train
 from anchorite.train.checkpoint import found_checkpoints, load_latest
-from anchorite.train.preparation import prepare
+from anchorite.train.setup import prepare
 from anchorite.train.step import TrainState
 from tests.train.runs import Recorder, scenes, small_recipe
 

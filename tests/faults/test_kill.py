@@ -16,8 +16,14 @@ import pytest
 from safetensors.torch import load_file
 
 from anchorite.train import RunFolder
-from anchorite.train.checkpoint import found_checkpoints, leftovers, load_latest, save_checkpoint
-from anchorite.train.progress import PartialEpoch, Progress
+from anchorite.train.checkpoint import (
+    PartialEpoch,
+    Progress,
+    found_checkpoints,
+    leftovers,
+    load_latest,
+    save_checkpoint,
+)
 from tests.faults.forked import BATCHES, EPOCHS, Forker, forker
 from tests.train.runs import scenes, small_recipe
 
@@ -119,7 +125,7 @@ def test_no_kill_inside_a_save_leaves_a_checkpoint_that_cannot_be_read(tmp_path:
             newest = found[0].progress.partial.batches if found and found[0].progress else 0
             assert newest >= max(finished, default=0)
     assert inside > NUM_SAVES_KILLED / 2, "most kills should fall inside a save"
-    from anchorite.train.preparation import prepare
+    from anchorite.train.setup import prepare
 
     train_state = prepare(small_recipe(), scenes()).train_state
     progress, _ = load_latest(folder, train_state)

@@ -14,8 +14,8 @@ from torch import nn
 from anchorite.errors import DivergedError
 from anchorite.model import load_weights
 from anchorite.train import RunFolder, StepSkipped, train
-from anchorite.train.preparation import prepare
-from anchorite.train.schedule import Settings
+from anchorite.train.optim import Settings
+from anchorite.train.setup import prepare
 from anchorite.train.step import TrainingStep
 from tests.train.runs import Recorder, scenes, small_recipe
 

@@ -316,7 +316,7 @@ def test_without_the_library_there_is_one_message(tmp_path: Path, monkeypatch: A
 def test_nothing_imports_the_library_that_has_no_use_for_it() -> None:
     code = """
 import sys
-import anchorite.cli, anchorite.export, anchorite.train.running, anchorite.train.hf_backbone
+import anchorite.cli, anchorite.export, anchorite.train.run, anchorite.train.pretrained
 from anchorite.model import Detector, default_anchors, fold_batch_norm
 fold_batch_norm(Detector("n", 1, default_anchors("n")))
 print({"transformers", "huggingface_hub"} & set(sys.modules))

@@ -22,9 +22,7 @@ from anchorite.report.run_settings import (
     saved_balance,
 )
 from anchorite.train import Recipe
-from anchorite.train.ema import decay_after
-from anchorite.train.optimizer import OptimizerConfig
-from anchorite.train.schedule import settings_at
+from anchorite.train.optim import OptimizerConfig, decay_after, settings_at
 from tests.report.fake_run import make_full_run
 
 

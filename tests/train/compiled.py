@@ -15,9 +15,7 @@ from anchorite.data import Batch
 from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, default_anchors
-from anchorite.train.ema import EMA, EMAConfig
-from anchorite.train.optimizer import OptimizerConfig, build_optimizer
-from anchorite.train.schedule import Settings
+from anchorite.train.optim import EMA, EMAConfig, OptimizerConfig, Settings, build_optimizer
 from anchorite.train.step import TrainingStep, TrainState
 
 CPU = torch.device("cpu")

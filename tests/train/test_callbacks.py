@@ -23,7 +23,7 @@ from anchorite.train import (
     resume,
     train,
 )
-from anchorite.train.schedule import settings_at
+from anchorite.train.optim import settings_at
 from tests.train.runs import Recorder, scenes, small_recipe
 
 FIRST, SECOND = StoreProgress("train", 1, 2), StoreProgress("train", 2, 2)

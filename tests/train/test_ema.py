@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from anchorite.train.ema import EMA, EMAConfig
+from anchorite.train.optim import EMA, EMAConfig
 
 
 def test_average_follows_the_recurrence_for_weights_and_buffers() -> None:

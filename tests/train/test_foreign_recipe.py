@@ -11,7 +11,7 @@ import pytest
 from anchorite.cli import run
 from anchorite.errors import InputError
 from anchorite.train import Recipe, load_recipe, read_recipe
-from anchorite.train.familiar_names import FAMILIAR_NAMES, HYPERPARAMETERS, WITHOUT_FIELD
+from anchorite.train.recipe_names import FAMILIAR_NAMES, HYPERPARAMETERS, WITHOUT_FIELD
 from tests.cli.commands import data_folder
 
 TAKEN: dict[str, tuple[str, float]] = {

@@ -10,9 +10,9 @@ import torch
 from anchorite.errors import InputError
 from anchorite.model import Detector, default_anchors
 from anchorite.train import RunFolder, RunStarted, load_recipe, resume, train
-from anchorite.train.freezing import freeze
-from anchorite.train.preparation import Prepared, prepare
-from anchorite.train.schedule import Settings
+from anchorite.train.optim import Settings
+from anchorite.train.pretrained import freeze
+from anchorite.train.setup import Prepared, prepare
 from anchorite.train.step import TrainingStep
 from tests.train.runs import Recorder, scenes, small_recipe
 from tests.train.test_loop import checkpoint_tensors

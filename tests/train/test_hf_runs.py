@@ -14,9 +14,9 @@ from anchorite.errors import InputError
 from anchorite.model import load_weights
 from anchorite.model.hf_backbone import HFBackbone
 from anchorite.train import RunStarted, load_recipe, resume, train
-from anchorite.train.hf_backbone import read_hf_backbone
-from anchorite.train.optimizer import parameter_groups
-from anchorite.train.preparation import prepare
+from anchorite.train.optim import parameter_groups
+from anchorite.train.pretrained import read_hf_backbone
+from anchorite.train.setup import prepare
 from tests.cli.commands import data_folder, quick_recipe, weights
 from tests.faults.test_resume import InterruptAt, assert_equal
 from tests.faults.watch import watched

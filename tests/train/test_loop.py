@@ -24,7 +24,7 @@ from anchorite.train import (
     train,
 )
 from anchorite.train.checkpoint import load_latest
-from anchorite.train.preparation import prepare
+from anchorite.train.setup import prepare
 from tests.train.runs import Recorder, scenes, small_recipe
 
 DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", "lr", "val/map", "val/map50")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from anchorite.model import Detector, default_anchors
-from anchorite.train.optimizer import (
+from anchorite.train.optim import (
     OptimizerConfig,
     apply_settings,
     build_optimizer,

@@ -15,8 +15,8 @@ from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError, UnsafeFileError
 from anchorite.model import Detector, WeightsInfo, default_anchors, save_weights
 from anchorite.train import Recipe, RunFolder, RunStarted, StepDone, load_recipe, read_pretrained, resume, train
-from anchorite.train.preparation import Prepared, choose_anchors, prepare
 from anchorite.train.pretrained import load_matching
+from anchorite.train.setup import Prepared, choose_anchors, prepare
 from tests.faults.test_resume import InterruptAt, assert_equal
 from tests.model.foreign_files import foreign_model, random_detector, save_checkpoint
 from tests.shared import shared_path

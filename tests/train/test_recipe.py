@@ -10,8 +10,8 @@ import pytest
 
 from anchorite.errors import InputError
 from anchorite.train import built_in_recipes, load_recipe, parse_setting, read_recipe, with_settings
-from anchorite.train.familiar_names import FAMILIAR_NAMES, WITHOUT_FIELD
 from anchorite.train.recipe import field_names
+from anchorite.train.recipe_names import FAMILIAR_NAMES, WITHOUT_FIELD
 
 ROOT = Path(__file__).parents[2]
 

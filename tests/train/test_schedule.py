@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anchorite.train.optimizer import OptimizerConfig
-from anchorite.train.schedule import decay_factor, settings_at
+from anchorite.train.optim import OptimizerConfig, decay_factor, settings_at
 
 CONFIG = OptimizerConfig(lr=0.1, lr_final=0.1, warmup_epochs=2, warmup_bias_lr=0.5, momentum=0.9, schedule="linear")
 

@@ -12,8 +12,8 @@ from anchorite.boxes import Targets
 from anchorite.data import Batch
 from anchorite.devices import choose_compile
 from anchorite.loss import LossTerms
+from anchorite.train.checkpoint import PartialEpoch
 from anchorite.train.loss_meter import AsyncLossMeter, Skipped
-from anchorite.train.progress import PartialEpoch
 from anchorite.train.step import with_fixed_capacity
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -118,7 +118,7 @@ def _what_it_is(error: MissingArgumentError) -> str:
 
 def _familiar(error: UnknownOptionError) -> str:
     """What a flag of other trainers is called here, if this command has it; else an empty string."""
-    from anchorite.train.familiar_names import FAMILIAR_NAMES, WITHOUT_FIELD
+    from anchorite.train.recipe_names import FAMILIAR_NAMES, WITHOUT_FIELD
 
     flag = (error.token.keyword or error.token.value).partition("=")[0]
     known = {name for argument in error.argument_collection for name in argument.names}

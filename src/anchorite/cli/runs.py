@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from anchorite.train.run_state import RunState
+    from anchorite.train.run_folder import RunState
 
 
 def runs(
@@ -16,7 +16,7 @@ def runs(
 ) -> None:
     """Show a run's state, its checkpoints, each verified, and what a resume would do; changes nothing."""
     from anchorite.errors import InputError
-    from anchorite.train.run_state import read_run_state
+    from anchorite.train.run_folder import read_run_state
 
     if (run / "recipe.yaml").is_file() or not run.is_dir():
         print(_described(read_run_state(run)))

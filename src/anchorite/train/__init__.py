@@ -1,15 +1,14 @@
-"""Training: the recipe, one step, the loop, precision, the average, the optimizer and checkpoints."""
+"""Training: the recipe, setting up a run, the loop and its step, the optimizer, checkpoints and the run folder."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from anchorite.train.built_in import built_in_recipes
+from anchorite.train.recipe_names import built_in_recipes
 
 if TYPE_CHECKING:
     from anchorite.devices import choose_device, choose_precision
-    from anchorite.train.callbacks import listeners, loggers
     from anchorite.train.events import (
         EpochDone,
         Event,
@@ -19,13 +18,14 @@ if TYPE_CHECKING:
         StepDone,
         StepSkipped,
         StoreProgress,
+        listeners,
+        loggers,
     )
-    from anchorite.train.hf_backbone import read_hf_backbone
-    from anchorite.train.places import device_of_rank
-    from anchorite.train.pretrained import PretrainedWeights, read_pretrained
+    from anchorite.train.pretrained import PretrainedWeights, read_hf_backbone, read_pretrained
     from anchorite.train.recipe import Recipe, load_recipe, parse_setting, read_recipe, with_settings
+    from anchorite.train.run import resume, train
     from anchorite.train.run_folder import RunFolder
-    from anchorite.train.running import resume, train
+    from anchorite.train.setup import device_of_rank
     from anchorite.train.tensorboard import TensorBoard
 
 __all__ = [
@@ -59,17 +59,15 @@ __all__ = [
 
 _LATE = {
     "anchorite.devices": ("choose_device", "choose_precision"),
-    "anchorite.train.callbacks": ("listeners", "loggers"),
     "anchorite.train.events": (
-        "EpochDone", "Event", "Listener", "RunFinished", "RunStarted", "StepDone", "StepSkipped",
-        "StoreProgress",
+        "EpochDone", "Event", "Listener", "RunFinished", "RunStarted", "StepDone", "StepSkipped", "StoreProgress",
+        "listeners", "loggers",
     ),
-    "anchorite.train.places": ("device_of_rank",),
-    "anchorite.train.running": ("resume", "train"),
+    "anchorite.train.pretrained": ("PretrainedWeights", "read_hf_backbone", "read_pretrained"),
     "anchorite.train.recipe": ("Recipe", "load_recipe", "parse_setting", "read_recipe", "with_settings"),
+    "anchorite.train.run": ("resume", "train"),
     "anchorite.train.run_folder": ("RunFolder",),
-    "anchorite.train.hf_backbone": ("read_hf_backbone",),
-    "anchorite.train.pretrained": ("PretrainedWeights", "read_pretrained"),
+    "anchorite.train.setup": ("device_of_rank",),
     "anchorite.train.tensorboard": ("TensorBoard",),
 }  # fmt: skip
 

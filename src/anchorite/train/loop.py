@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -14,18 +16,49 @@ from anchorite.errors import DivergedError
 from anchorite.evaluate import ValidationResult
 from anchorite.interrupts import HeldInterrupts, NotedInterrupts
 from anchorite.model import Detector, WeightsInfo
+from anchorite.train.checkpoint import PartialEpoch, Progress
 from anchorite.train.events import EpochDone, Listener, RunFinished, StepDone, StepSkipped
 from anchorite.train.loss_meter import AsyncLossMeter, Skipped
-from anchorite.train.overlapped_validation import OverlappedValidation
-from anchorite.train.post_mortem import facts_of
-from anchorite.train.preparation import Prepared
-from anchorite.train.progress import PartialEpoch, Progress
+from anchorite.train.optim import Settings, settings_at
 from anchorite.train.recipe import Recipe
 from anchorite.train.run_folder import RunFolder
-from anchorite.train.run_writer import RunWriter
-from anchorite.train.schedule import Settings, settings_at
-from anchorite.train.starting import run_started
+from anchorite.train.run_writer import RunWriter, facts_of
+from anchorite.train.setup import Prepared, run_started
 from anchorite.train.step import TrainingStep
+
+
+class OverlappedValidation:
+    """An epoch that is validated but not concluded. row: its metrics so far; progress: the run's, at its end.
+
+    finish: computes the metrics, in a thread; None on ranks other than the first, which have no metrics and no copy of
+    the averaged weights.
+    """
+
+    def __init__(
+        self,
+        row: dict[str, float],
+        progress: Progress,
+        averaged: Detector,
+        finish: Callable[[], ValidationResult] | None,
+    ) -> None:
+        self.row, self.progress = row, progress
+        self.averaged: Detector | None = None
+        self._future: Future[ValidationResult] | None = None
+        if finish is not None:
+            self.averaged = copy.deepcopy(averaged)
+            pool = ThreadPoolExecutor(1, thread_name_prefix="anchorite-metrics")
+            self._future = pool.submit(finish)
+            pool.shutdown(wait=False)
+
+    @property
+    def are_ready(self) -> bool:
+        """Whether they are there; never on ranks other than the first."""
+        return self._future is not None and self._future.done()
+
+    def result(self) -> ValidationResult | None:
+        """The metrics, waited for; None on ranks other than the first."""
+        return None if self._future is None else self._future.result()
+
 
 # Steps in a row that may be skipped; more with a gradient scaler, which finds its scale by trying.
 _MOST_SKIPPED, _MOST_SKIPPED_SCALED = 5, 25

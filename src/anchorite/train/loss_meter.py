@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anchorite.data import Batch
 from anchorite.loss import LossTerms
-from anchorite.train.progress import PartialEpoch
+from anchorite.train.checkpoint import PartialEpoch
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""What a run starts from when its recipe names weights: how they are read, and what of them a new detector keeps.
+"""What a run starts from: pre-trained weights or a backbone of transformers, and which parts of the network are frozen.
 
 Legend: K classes, A anchors per level.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError, UnsafeFileError
-from anchorite.model import Detector, WeightsInfo, import_checkpoint, load_weights
+from anchorite.model import (
+    Detector,
+    HFBackboneSource,
+    WeightsInfo,
+    config_from_noted,
+    default_anchors,
+    import_checkpoint,
+    load_weights,
+    read_backbone,
+)
+from anchorite.model.hf_backbone import HFBackbone
 from anchorite.reading import one_line, shorten
+from anchorite.train.optim import OptimizerConfig, parts_by_depth
 from anchorite.train.recipe import Recipe, with_settings
 
 _EXPORTS = (".onnx", ".xml", ".bin", ".pt2")
@@ -215,3 +228,133 @@ def _describe_head(kept: bool, classes: Sequence[str], detector: Detector, other
         )
     learned = "" if ours == theirs else "; they were learned for other anchors than the run's"
     return f"rows of box and objectness kept, {rows}{learned}"
+
+
+def read_hf_backbone(recipe: Recipe, start: PretrainedWeights | None) -> HFBackboneSource | None:
+    """The backbone that the recipe names, or else that of the weights to start from; None for our own.
+
+    Raises InputError where both are given, and what `read_backbone` raises.
+    """
+    if recipe.backbone is not None:
+        if start is not None:
+            raise InputError(
+                f"backbone {recipe.backbone} and weights {recipe.weights}: weights have a backbone already; leave "
+                "one of them out"
+            )
+        return read_backbone(recipe.backbone)
+    if start is None or start.info.borrowed is None:
+        return None
+    config = start.info.borrowed
+    return HFBackboneSource(config, f"backbone {config.model_type} of the weights")
+
+
+def noted_backbone(borrowed: HFBackboneSource | None) -> dict[str, Any] | None:
+    """What a run's facts say of its backbone: enough to build it again without the folder that it came from."""
+    if borrowed is None:
+        return None
+    return {"config": borrowed.config.model_dump(mode="json"), "sha256": borrowed.sha256}
+
+
+def reread_hf_backbone(
+    recipe: Recipe, facts: Mapping[str, Any], start: PretrainedWeights | None, starts_over: bool
+) -> HFBackboneSource | None:
+    """The backbone of a run that goes on, by what the run noted: all its tensors are in the checkpoint.
+
+    Only a run that has saved nothing yet is begun again, with what its recipe names.
+    """
+    noted = facts.get("borrowed")
+    if noted is None:
+        return None
+    config = config_from_noted(noted["config"], "run.json: borrowed")
+    if starts_over:
+        again = read_hf_backbone(recipe, start)
+        if again is None or (again.config, again.sha256) != (config, noted["sha256"]):
+            raise InputError(
+                f"backbone {recipe.backbone}: the run was stopped before its first checkpoint, so it begins again with "
+                f"the backbone that it was started from (SHA-256 {noted['sha256'][:12] or 'none: random weights'}), "
+                "and this is another; put that one back, or start a new run"
+            )
+        return again
+    return HFBackboneSource(config, f"backbone {config.model_type} of the run")
+
+
+def new_detector(recipe: Recipe, num_classes: int, anchors: AnchorSet, start: HFBackboneSource | None) -> Detector:
+    """A detector of the recipe's size; with a borrowed backbone and its weights, where there is one."""
+    if start is None:
+        return Detector(recipe.model, num_classes, anchors)
+    detector = Detector(recipe.model, num_classes, anchors, start.config)
+    backbone = detector.backbone
+    assert isinstance(backbone, HFBackbone)
+    backbone.normalise_by(start.mean, start.std)
+    if start.tensors is not None:
+        backbone.load_body(start.tensors, start.where)
+    return detector
+
+
+def freeze(detector: Detector, names: Sequence[str]) -> None:
+    """Take gradients from the parts of these names, and hold them in evaluation mode from now on.
+
+    Names are those of modules, with all that is in them: "backbone", "backbone.stage2", "neck.lateral.p5". Raises
+    InputError, with the names that there are, for any other, and where nothing would be left to train.
+    """
+    refuse_unknown(detector, names)
+    for name in names:
+        detector.get_submodule(name).requires_grad_(False)
+    detector.frozen = tuple(names)
+    if not any(parameter.requires_grad for parameter in detector.parameters()):
+        raise InputError(
+            f"optimizer.freeze {list(names)}: nothing is left to train; leave out one of "
+            f"{', '.join(name for name, _ in detector.named_children())}"
+        )
+
+
+def refuse_early(size: str, names: Sequence[str]) -> None:
+    """`refuse_unknown` before there is a detector, for all names but those within a backbone, which may be borrowed."""
+    if not names:
+        return  # even on the meta device a network takes a second, most of it torch's imports
+    with torch.device("meta"):
+        refuse_unknown(Detector(size, 1, default_anchors(size)), [one for one in names if "backbone." not in one])
+
+
+def refuse_unknown(detector: nn.Module, names: Sequence[str]) -> None:
+    """InputError, with the names that there are, where one is of no part of the detector."""
+    known = {name for name, _ in detector.named_modules() if name}
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            meant = f"; did you mean {close[0]}?" if close else ""
+            raise InputError(
+                f"optimizer.freeze: the network has no part {shorten(name)}{meant or '.'} It has "
+                f"{', '.join(_parts(detector))}, and parts of these"
+            )
+
+
+def _parts(detector: nn.Module) -> list[str]:
+    """The names of children and of their children."""
+    return [
+        name
+        for outer, child in detector.named_children()
+        for name in (outer, *(f"{outer}.{inner}" for inner, _ in child.named_children()))
+    ]
+
+
+def describe_frozen(detector: nn.Module, config: OptimizerConfig, has_weights: bool) -> list[str]:
+    """A sentence on what is frozen, and one on rates that differ by depth; none where neither is so.
+
+    has_weights: the network started from weights, else from random values, but for the body of a borrowed backbone.
+    """
+    sentences = []
+    if config.freeze:
+        sizes = [(parameter.requires_grad, parameter.numel()) for parameter in detector.parameters()]
+        still = sum(size for moves, size in sizes if not moves)
+        sentences.append(
+            f"frozen: {', '.join(config.freeze)}; {still} of {sum(size for _, size in sizes)} parameters keep their "
+            "values, and normalisation there its statistics"
+        )
+        random = [name for name in config.freeze if not has_weights and not name.startswith("backbone.body")]
+        if random:
+            sentences.append(f"warning: {', '.join(random)} will keep random values: nothing was learned there before")
+    if config.layer_decay != 1:
+        shown = ", ".join(f"{name} {factor:.4g}" for name, _, factor in reversed(parts_by_depth(detector, config)))
+        sentences.append(f"rates by depth: {shown} times the rate")
+    return sentences

@@ -20,17 +20,18 @@ from anchorite.loss import LossConfig
 from anchorite.model import MAX_IMAGE_SIZE, check_source, default_anchors
 from anchorite.plain_yaml import read_yaml_text, yaml_value
 from anchorite.reading import printable, shorten
-from anchorite.train.built_in import built_in_recipes
-from anchorite.train.ema import EMAConfig
-from anchorite.train.familiar_names import (
+from anchorite.train.optim import EMAConfig, OptimizerConfig
+from anchorite.train.recipe_names import (
     FAMILIAR_NAMES,
     RENAMED_FIELDS,
     WITHOUT_FIELD,
+    built_in_recipes,
     current_name,
+    is_foreign,
+    mixed_note,
+    taken_over,
     with_current_names,
 )
-from anchorite.train.foreign_recipe import is_foreign, mixed_note, taken_over
-from anchorite.train.optimizer import OptimizerConfig
 
 ModelSize = Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"]
 DEFAULT_RECIPE = "small-data"

@@ -1,4 +1,4 @@
-"""The folder of a run: which files it has, and the log of metrics that survives a crash at any byte."""
+"""The folder of a run: its files, what has changed since the run was started, and what state the run is in."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,8 +19,9 @@ from anchorite.data import DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
 from anchorite.files import is_locked, write_text_atomically
 from anchorite.reading import read_json
-from anchorite.train.familiar_names import RENAMED_COLUMNS, with_current_names
+from anchorite.train.checkpoint import FoundCheckpoint, found_checkpoints, has_checkpoint, leftovers
 from anchorite.train.recipe import Recipe, load_recipe
+from anchorite.train.recipe_names import RENAMED_COLUMNS, with_current_names
 
 _MAX_FACTS_BYTES = 64_000_000
 
@@ -270,3 +271,178 @@ def format_row(row: dict[str, float]) -> dict[str, str]:
         name: str(int(value)) if name in ("epoch", "train/skipped_steps") else f"{value:.6g}"
         for name, value in row.items()
     }
+
+
+Change = Literal["data", "recipe", "ranks"]
+CHANGES: tuple[Change, ...] = get_args(Change)
+
+_NUM_SHOWN = 5
+# Fields that change how a run goes on, not what it computes.
+_FREE = frozenset({"name", "workers", "worker_timeout_s", "rank_timeout_s", "store", "checkpoint_minutes"})
+# Without these the tensors of a checkpoint have no place.
+_FIXED = frozenset({"model", "backbone", "optimizer.name"})
+
+
+def noted_facts(recipe: Recipe, dataset: DatasetIndex, num_ranks: int = 1) -> dict[str, Any]:
+    """What a run notes when it starts, for `refuse_changes` to compare with."""
+    return {
+        "class_names": list(dataset.class_names),
+        "splits": {
+            split: {
+                "images": len(records),
+                "boxes": records.num_boxes(),
+                "fingerprint": records.fingerprint(),
+            }
+            for split, records in dataset.splits.items()
+        },
+        "recipe": recipe.model_dump(mode="json"),
+        "world_size": num_ranks,
+    }
+
+
+def refuse_changes(
+    facts: Mapping[str, Any],
+    recipe: Recipe,
+    dataset: DatasetIndex,
+    allowed: Collection[Change] = (),
+    num_ranks: int = 1,
+) -> list[str]:
+    """A line on each change that was allowed; InputError, with every difference, for one that was not.
+
+    Other classes, another model or kind of optimizer are never allowed. Facts of a run that noted less are compared as
+    far as they go.
+    """
+    now = noted_facts(recipe, dataset, num_ranks)
+    classes = facts.get("class_names", now["class_names"])
+    fixed = []
+    if classes != now["class_names"]:
+        fixed.append(f"class_names: the run has {classes}, here it is {now['class_names']}")
+    # A field that the run did not know yet was what is its default now.
+    then = dict(_flat(Recipe().model_dump(mode="json")) + _flat(facts.get("recipe", now["recipe"])))
+    changed = [
+        f"recipe.yaml: {name} was {then.get(name)}, now it is {value}"
+        for name, value in _flat(now["recipe"])
+        if then.get(name) != value and name not in _FREE
+    ]
+    fixed += [line for line in changed if line.split()[1] in _FIXED]
+    if fixed:
+        lines = "\n".join(fixed)
+        raise InputError(f"the run cannot go on like this:\n{lines}\nput back what it was, or start a new run")
+    found: dict[Change, list[str]] = {
+        "recipe": changed,
+        "data": _data_changes(facts, now),
+        "ranks": _rank_changes(facts.get("world_size", num_ranks), num_ranks, recipe.sync_batch_norm),
+    }
+    refused = [kind for kind, lines in found.items() if lines and kind not in allowed]
+    if refused:
+        shown = "\n".join(_shortened([line for kind in refused for line in found[kind]]))
+        flags = " ".join(f"--allow {kind}" for kind in refused)
+        raise InputError(
+            f"what the run was started with has changed:\n{shown}\nput it back, start a new run, or go on with the "
+            f"change: {flags}"
+        )
+    return [f"allowed: {line}" for lines in found.values() for line in lines]
+
+
+def _rank_changes(then: int, now: int, shared_statistics: bool) -> list[str]:
+    """The same batches in other parts: equal but for rounding, unless each part is normalised by its own statistics."""
+    if then == now:
+        return []
+    effect = "sums round otherwise" if shared_statistics else "batch normalisation is over parts of another size"
+    return [f"ranks: {then} then, {now} now: {effect}"]
+
+
+def _data_changes(facts: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    then, here = facts.get("splits", now["splits"]), now["splits"]
+    lines = []
+    for split in dict.fromkeys((*then, *here)):
+        before, after = then.get(split), here.get(split)
+        if before == after:
+            continue
+        was, is_now = (
+            "none" if one is None else f"{one['images']} images, {one['boxes']} boxes" for one in (before, after)
+        )
+        same = was == is_now
+        lines.append(f"data: {split}: " + (f"other labels or names ({was})" if same else f"{was} then, {is_now} now"))
+    return lines
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted names and values of nested mappings."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return pairs
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    more = len(lines) - _NUM_SHOWN
+    return lines if more <= 0 else [*lines[:_NUM_SHOWN], f"and {more} more"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run as it lies there.
+
+    num_epochs: planned; epochs: done, by metrics.csv; best_epoch, best_map: of them, None without any mAP; reason: why
+    it ended, None while it has not; in_use: another process is training in it; checkpoints: newest first, verified;
+    leftovers: files that a crash left, which a resume removes; num_skipped: steps that were not taken; post_mortems:
+    files that a divergence left; data: the place of its data set.
+    """
+
+    path: Path
+    model: str
+    data: str
+    num_epochs: int
+    epochs: int
+    best_epoch: int | None
+    best_map: float | None
+    reason: str | None
+    in_use: bool
+    checkpoints: tuple[FoundCheckpoint, ...]
+    leftovers: tuple[Path, ...]
+    num_skipped: int
+    post_mortems: tuple[Path, ...]
+
+    def would_resume(self) -> str:
+        """What `anchorite train --resume` would do, a sentence."""
+        if self.in_use:
+            return "nothing: another process is training in this folder"
+        if self.reason is not None:
+            return f"nothing: the run has ended ({self.reason})"
+        good = next((one for one in self.checkpoints if one.progress is not None), None)
+        if good is None or good.progress is None:
+            if self.checkpoints or self.epochs > 1:
+                return "nothing: no checkpoint is whole; it would end with exit code 4"
+            return "start over: the run was stopped before its first checkpoint"
+        passed = sum(one.fault is not None for one in self.checkpoints[: self.checkpoints.index(good)])
+        over = f", passing over {passed} damaged" if passed else ""
+        return f"go on after {good.progress.describe()} of {self.num_epochs}, from {good.path.name}{over}"
+
+
+def read_run_state(path: Path) -> RunState:
+    """The state of the run in a folder; every checkpoint is read whole and its hashes compared.
+
+    Raises InputError when it is no run folder, StorageError when its files cannot be read.
+    """
+    folder = RunFolder.open(path, "runs")
+    recipe, facts, rows = folder.read_recipe(), folder.read_facts(), folder.read_rows()
+    scored = [(float(row["val/map"]), int(row["epoch"])) for row in rows if row.get("val/map", "nan") != "nan"]
+    best_map, best_epoch = max(scored, key=lambda pair: (pair[0], -pair[1])) if scored else (None, None)
+    summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else {}
+    skipped = folder.skipped.read_text(encoding="utf-8").splitlines() if folder.skipped.is_file() else []
+    return RunState(
+        path=path,
+        model=recipe.model,
+        data=facts["data"],
+        num_epochs=recipe.epochs,
+        epochs=len(rows),
+        best_epoch=best_epoch,
+        best_map=best_map,
+        reason=summary.get("reason"),
+        in_use=folder.is_held(),
+        checkpoints=tuple(found_checkpoints(folder.checkpoints)) if has_checkpoint(folder.checkpoints) else (),
+        leftovers=tuple(leftovers(folder.checkpoints)),
+        num_skipped=len(skipped),
+        post_mortems=tuple(sorted(path.glob("post-mortem-*.json"))),
+    )

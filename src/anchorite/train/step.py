@@ -1,12 +1,17 @@
-"""One training step: forward, loss, backward, clipping, optimizer, average."""
+"""One training step: forward, loss, backward, clipping, optimizer, EMA; what is not finite changes nothing.
+
+Legend: B images, H, W height and width in pixels, T targets.
+"""
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from anchorite.boxes import Targets
@@ -14,11 +19,106 @@ from anchorite.data import Batch, empty_batch
 from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector
-from anchorite.train.ema import EMA
-from anchorite.train.finite import BufferSnapshot, first_gradient_not_finite, first_not_finite
-from anchorite.train.objective import Objective, shared
-from anchorite.train.optimizer import apply_settings, clip_gradients
-from anchorite.train.schedule import Settings
+from anchorite.train.optim import EMA, Settings, apply_settings, clip_gradients
+
+
+class BufferSnapshot:
+    """The buffers that a forward pass changes: running statistics and the balance, with a copy to go back to."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        named = [(name, buffer) for module in modules for name, buffer in module.named_buffers()]
+        # Of what is changed, foreach wants one type at a time: that of the statistics, and what else there is.
+        dtype = next((buffer.dtype for _, buffer in named if buffer.is_floating_point()), torch.float32)
+        self._names = [name for name, buffer in named if buffer.dtype == dtype]
+        self._floats = [buffer for _, buffer in named if buffer.dtype == dtype]
+        self._others = [buffer for _, buffer in named if buffer.dtype != dtype]
+        self._kept = [buffer.clone() for buffer in (*self._floats, *self._others)]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Copy the buffers as they are now."""
+        self._copy([*self._floats, *self._others], self._kept)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give the buffers the values that were kept."""
+        self._copy(self._kept, [*self._floats, *self._others])
+
+    @torch.no_grad()
+    def put_back_unless(self, is_fine: Tensor) -> None:
+        """`put_back` where is_fine (a scalar bool on the device) is false, without looking at it."""
+        for buffer, kept in zip([*self._floats, *self._others], self._kept, strict=True):
+            buffer.copy_(torch.where(is_fine, buffer, kept))
+
+    @torch.no_grad()
+    def are_finite(self) -> Tensor:
+        """Whether every statistic is finite, a scalar bool on their device."""
+        return torch.stack(torch._foreach_norm(self._floats, float("inf"))).isfinite().all()
+
+    def first_not_finite(self) -> str | None:
+        """The name of the first statistic that is not finite."""
+        if bool(self.are_finite()):
+            return None
+        bad = (name for name, buffer in zip(self._names, self._floats, strict=True) if not buffer.isfinite().all())
+        return f"the statistic {next(bad)}"
+
+    def _copy(self, sources: list[Tensor], targets: list[Tensor]) -> None:
+        num_floats = len(self._floats)
+        torch._foreach_copy_(targets[:num_floats], sources[:num_floats])
+        if targets[num_floats:]:
+            torch._foreach_copy_(targets[num_floats:], sources[num_floats:])
+
+
+def first_not_finite(terms: LossTerms) -> str:
+    """The name of the first term of the loss that is not finite."""
+    of_terms = (name for name, term in zip(terms._fields[1:], terms[1:], strict=True) if not term.isfinite())
+    return f"the {next(of_terms, 'total')} loss"
+
+
+def first_gradient_not_finite(model: nn.Module) -> str:
+    """The name of the first parameter whose gradient is not finite; else it is their common norm that overflows."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+            return f"the gradient of {name}"
+    return "the norm of all gradients"
+
+
+class Objective(nn.Module):
+    """A detector and its loss. dtype: what the convolutions compute in by autocast, None for the weights' own type."""
+
+    def __init__(self, detector: Detector, criterion: DetectionLoss, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.detector, self.criterion, self.dtype = detector, criterion, dtype
+
+    def forward(self, images: Tensor, rows: Tensor, valid: Tensor | None, num_images: int | None) -> LossTerms:
+        """The loss of images (B, 3, H, W) uint8 and targets (T, 6), valid (T,); num_images: of all ranks together."""
+        with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            features = self.detector.features(normalised(images, self.dtype, self.detector))
+            logits = self.detector.head.matched(features)
+            terms: LossTerms = self.criterion(logits, Targets(rows, valid), num_images)
+        return terms
+
+
+def shared(objective: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The objective with gradients averaged over the ranks as they are made; all start from the first rank's weights.
+
+    Buffers are not exchanged: statistics of batch normalisation stay each rank's own, and the first rank's are kept.
+    """
+    with warnings.catch_warnings():
+        # The name that replaces `broadcast_buffers` is not in all releases of torch that are supported.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            objective,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+
+def normalised(images: Tensor, dtype: torch.dtype | None, model: nn.Module) -> Tensor:
+    """Images (B, 3, H, W) uint8 as floating point in 0..1, in the type that the first convolution wants."""
+    return images.to(dtype or next(model.parameters()).dtype) / 255
+
 
 _LEAST_CAPACITY = 64
 

@@ -11,7 +11,7 @@ from anchorite.evaluate import require_classes, require_side
 from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, WeightsInfo, default_anchors, load_weights
 from anchorite.train import Recipe, load_recipe
-from anchorite.train.preparation import choose_anchors
+from anchorite.train.setup import choose_anchors
 
 
 @dataclass(frozen=True)

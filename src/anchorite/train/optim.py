@@ -1,13 +1,16 @@
-"""The optimizer: parameter groups and the two algorithms."""
+"""The optimizer, its learning-rate schedule, and the exponential moving average (EMA) of the weights."""
 
 from __future__ import annotations
 
+import copy
+import math
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 
@@ -134,3 +137,88 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float) -> torch.Tensor
     if limit > 0 and not (norm.device.type == "cpu" and bool(norm <= limit)):
         nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
     return norm
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the optimizer runs with at one step: learning rate of weights and of biases, momentum (beta 1 for AdamW)."""
+
+    lr: float
+    bias_lr: float
+    momentum: float
+
+
+def settings_at(step: int, num_steps: int, steps_per_epoch: int, config: OptimizerConfig) -> Settings:
+    """The settings of optimizer step `step` (0-based) of `num_steps`.
+
+    The rate decays from config.lr to config.lr * config.lr_final by a cosine or a line; during the warm-up the
+    rate rises from 0, the rate of biases moves from config.first_bias_lr, and the momentum rises from
+    config.warmup_momentum, all linearly to where the decay stands. The warm-up never takes more than half the run.
+    """
+    decayed = config.lr * decay_factor(step / max(num_steps - 1, 1), config.lr_final, config.schedule)
+    warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), num_steps // 2)
+    if step >= warmup_steps:
+        return Settings(decayed, decayed, config.momentum)
+    share = step / warmup_steps
+    return Settings(
+        lr=decayed * share,
+        bias_lr=config.first_bias_lr + (decayed - config.first_bias_lr) * share,
+        momentum=config.warmup_momentum + (config.momentum - config.warmup_momentum) * share,
+    )
+
+
+def decay_factor(progress: float, final: float, decay: str) -> float:
+    """The factor on the rate after the share `progress` (0..1) of the run: 1 at the start, `final` at the end."""
+    left = (1 + math.cos(math.pi * progress)) / 2 if decay == "cosine" else 1 - progress
+    return final + (1 - final) * left
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class EMAConfig(BaseModel):
+    """How fast the average follows: decay d after n updates is decay * (1 - exp(-n / ramp_steps))."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    decay: float = Field(0.9999, ge=0, lt=1, description="share of the old average kept at each step, in the long run")
+    ramp_steps: float = Field(2000.0, gt=0, allow_inf_nan=False, description="optimizer steps over which decay builds")
+
+
+class EMA(Generic[Network]):
+    """Exponential moving average of a model's parameters and floating-point buffers.
+
+    `model` is the averaged copy, in evaluation mode and without gradients; `updates` counts the steps seen.
+    """
+
+    def __init__(self, model: Network, config: EMAConfig) -> None:
+        self.config = config
+        self.updates = 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._pairs = _matching(self.model, model)
+
+    @torch.no_grad()
+    def update(self, is_fine: Tensor | None = None) -> None:
+        """Take in the model's weights as they are now, unless is_fine, a scalar bool on their device, is false."""
+        self.updates += 1
+        keep = decay_after(self.updates, self.config)
+        averaged, current = self._pairs
+        if is_fine is None:
+            torch._foreach_lerp_(averaged, current, 1 - keep)
+            return
+        steps = torch._foreach_sub(current, averaged)
+        torch._foreach_mul_(steps, is_fine * (1 - keep))
+        torch._foreach_add_(averaged, steps)
+
+
+def decay_after(updates: int, config: EMAConfig) -> float:
+    """The share of the old average kept at update number `updates` (1-based)."""
+    return config.decay * (1 - math.exp(-updates / config.ramp_steps))
+
+
+def _matching(averaged: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The floating-point tensors of both models, in equal order."""
+    theirs = model.state_dict(keep_vars=True)
+    ours = averaged.state_dict(keep_vars=True)
+    names = [name for name, tensor in ours.items() if tensor.is_floating_point()]
+    return [ours[name].detach() for name in names], [theirs[name].detach() for name in names]

@@ -1,12 +1,15 @@
-"""From a recipe and a data set to everything a run needs, with each automatic decision put into words."""
+"""Setting up a run: from a recipe and a dataset to network, loss, optimizer, loaders, and the reason of each choice."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+import anchorite
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
 from anchorite.data import (
     DatasetIndex,
@@ -16,22 +19,60 @@ from anchorite.data import (
     open_loader,
     without_images,
 )
-from anchorite.devices import Precision, choose_compile, choose_precision, keep_freed_memory
+from anchorite.devices import Precision, choose_compile, choose_device, choose_precision, keep_freed_memory
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
 from anchorite.evaluate import Shared, Validator
 from anchorite.loss import DetectionLoss
 from anchorite.model import HFBackboneSource, default_anchors, to_channels_last
-from anchorite.train.ema import EMA
-from anchorite.train.events import Listener, StoreProgress, ignore
-from anchorite.train.freezing import describe, freeze, refuse_early
-from anchorite.train.hf_backbone import new_detector
-from anchorite.train.optimizer import build_optimizer
-from anchorite.train.places import describe_ranks, device_of_rank
-from anchorite.train.pretrained import PretrainedWeights, load_matching
+from anchorite.train.checkpoint import Progress, environment
+from anchorite.train.events import Listener, RunStarted, StoreProgress, ignore
+from anchorite.train.optim import EMA, build_optimizer
+from anchorite.train.pretrained import (
+    PretrainedWeights,
+    describe_frozen,
+    freeze,
+    load_matching,
+    new_detector,
+    refuse_early,
+)
 from anchorite.train.recipe import Recipe
 from anchorite.train.shared_norm import share_batch_norm
 from anchorite.train.step import TrainState
+
+
+def device_of_rank(name: str, world: World) -> torch.device:
+    """This rank's device: of several ranks each has the GPU of its number on its machine.
+
+    Raises InputError when there is none for it, or the name is that of a single one.
+    """
+    device = choose_device(name)
+    if not world.is_distributed or device.type == "cpu":
+        return device
+    if device.index is not None:
+        raise InputError(f"device {name}: {world.world_size} ranks cannot share one; say cuda, and each takes its own")
+    if world.local_world_size > torch.cuda.device_count():
+        raise InputError(
+            f"{world.local_world_size} ranks on this machine, which has {torch.cuda.device_count()} CUDA devices: "
+            "start one rank a device (torchrun --nproc-per-node), or train with --device cpu"
+        )
+    return torch.device("cuda", world.local_rank)
+
+
+def describe_ranks(recipe: Recipe, world: World) -> list[str]:
+    """A sentence on how ranks share the batches; none for a single process. InputError when some would get nothing."""
+    if not world.is_distributed:
+        return []
+    if recipe.batch < world.world_size:
+        raise InputError(
+            f"batch {recipe.batch} for {world.world_size} ranks: it is the batch of all together, and each needs an "
+            f"image; raise --batch to {world.world_size} or more, or start fewer ranks"
+        )
+    least, more = divmod(recipe.batch, world.world_size)
+    part = f"{least} images each" if not more else f"{least} or {least + 1} images each, some ranks wait for others"
+    norm = "of the whole batch" if recipe.sync_batch_norm else "of each rank's part (sync_batch_norm: of the whole)"
+    return [f"ranks {world.world_size}: batch {recipe.batch}, {part}; statistics of batch normalisation {norm}"]
+
 
 _NUM_NAMED = 3  # images left out, in a sentence
 
@@ -96,7 +137,7 @@ def prepare(
     train_state, kept_sentence = _build_train_state(recipe, dataset, chosen, device, precision, start, world, borrowed)
     decisions += [borrowed.said] if borrowed else []
     decisions += [kept_sentence] if kept_sentence else []
-    decisions += describe(train_state.detector, recipe.optimizer, has_weights=recipe.weights is not None)
+    decisions += describe_frozen(train_state.detector, recipe.optimizer, has_weights=recipe.weights is not None)
     decisions.append(_describe_gains(train_state.criterion))
     decisions += loader.decisions
     if lack is not None:
@@ -245,4 +286,28 @@ def _describe_gains(criterion: DetectionLoss) -> str:
     return (
         f"effective gains: box {gains.box_gain:.4g}, objectness {gains.objectness_gain:.4g}, "
         f"class {gains.class_gain:.4g} (scaled by levels, image size and classes)"
+    )
+
+
+def run_started(folder: Path, recipe: Recipe, prepared: Prepared, progress: Progress) -> RunStarted:
+    """The event of a run that begins at a point of progress."""
+    config = prepared.train_state.criterion.config
+    return RunStarted(
+        folder=folder,
+        decisions=prepared.decisions,
+        first_epoch=progress.epoch,
+        num_epochs=recipe.epochs,
+        num_batches=len(prepared.loader),
+        first_batch=progress.partial.batches,
+        recipe=recipe,
+        class_names=prepared.dataset.class_names,
+        gains={"box": config.box_gain, "objectness": config.objectness_gain, "class": config.class_gain},
+        environment={
+            "anchorite": anchorite.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            **environment(prepared.train_state),
+            "precision": prepared.precision.name,
+        },
+        val_images=tuple(record.path for record in prepared.dataset.splits.get("val", ())),
     )

@@ -1,4 +1,4 @@
-"""Starting a run and going on with one."""
+"""`train` and `resume`: starting a run and continuing one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from anchorite.data import DatasetIndex
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
 from anchorite.model import default_anchors
-from anchorite.train.checkpoint import has_checkpoint, leftovers, load_latest
-from anchorite.train.differences import Change, noted_facts, refuse_changes
+from anchorite.train.checkpoint import Progress, has_checkpoint, leftovers, load_latest
 from anchorite.train.events import Listener, RunFinished, ignore
-from anchorite.train.hf_backbone import noted_backbone, read_hf_backbone, reread_hf_backbone
 from anchorite.train.loop import Run
-from anchorite.train.preparation import Prepared, prepare
-from anchorite.train.pretrained import read_pretrained, reread_pretrained, said_at_start
-from anchorite.train.progress import Progress
+from anchorite.train.pretrained import (
+    noted_backbone,
+    read_hf_backbone,
+    read_pretrained,
+    reread_hf_backbone,
+    reread_pretrained,
+    said_at_start,
+)
 from anchorite.train.recipe import Recipe
-from anchorite.train.run_folder import RunFolder, noted_left_out
+from anchorite.train.run_folder import Change, RunFolder, noted_facts, noted_left_out, refuse_changes
+from anchorite.train.setup import Prepared, prepare
 
 
 def train(
