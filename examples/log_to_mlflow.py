@@ -1,9 +1,9 @@
-"""Train on a folder of labelled images and log the run to MLflow, kept in a file beside it; no server is needed.
+"""Train on a folder of labelled images and log the run to MLflow, stored in a local file; no server is needed.
 
 pip install anchorite mlflow
 python log_to_mlflow.py photos runs/photos --epochs 50
-python log_to_mlflow.py photos runs/photos --resume         # after an interruption: goes on, in the same MLflow run
-mlflow ui --backend-store-uri sqlite:///mlflow.db           # to look at it
+python log_to_mlflow.py photos runs/photos --resume         # after an interruption: continues, in the same MLflow run
+mlflow ui --backend-store-uri sqlite:///mlflow.db           # to view it
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from anchorite.train import EpochDone, Event, RunFinished, RunStarted, load_reci
 
 
 class MlflowLogger:
-    """Sends settings at the start, the numbers of each epoch, and at the end the best weights."""
+    """Logs settings at the start, the metrics of each epoch, and at the end the best weights."""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
@@ -35,7 +35,7 @@ class MlflowLogger:
 
     def _start(self, event: RunStarted) -> None:
         note = event.folder / "mlflow-run-id.txt"
-        if note.is_file():  # the run goes on where it stood: nothing is logged twice
+        if note.is_file():  # a resumed run: nothing is logged twice
             run = mlflow.start_run(run_id=note.read_text())
             history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/box")
             self.last_epoch = max((one.step for one in history), default=0)
@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--image-size", type=int, default=640)
-    parser.add_argument("--store", default="sqlite:///mlflow.db", help="where MLflow keeps runs: a file or a server")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
+    parser.add_argument("--store", default="sqlite:///mlflow.db", help="where MLflow stores runs: a file or a server")
+    parser.add_argument("--resume", action="store_true", help="resume the run in OUT")
     asked = parser.parse_args()
     mlflow.set_tracking_uri(asked.store)
     mlflow.set_experiment("anchorite")

@@ -2,9 +2,9 @@
 
 pip install anchorite wandb
 python log_to_wandb.py photos runs/photos --epochs 50
-python log_to_wandb.py photos runs/photos --resume          # after an interruption: goes on, in the same W&B run
-WANDB_MODE=online python log_to_wandb.py ...                # to send it, once you have said `wandb login`
-wandb sync runs/photos/wandb/offline-run-*                  # to send later what was logged offline
+python log_to_wandb.py photos runs/photos --resume          # after an interruption: continues, in the same W&B run
+WANDB_MODE=online python log_to_wandb.py ...                # to upload it, after `wandb login`
+wandb sync runs/photos/wandb/offline-run-*                  # to upload later what was logged offline
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("WANDB_MODE", "offline")
-os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # of wandb's own errors, over the network
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own error reports, over the network
 
 import wandb
 
@@ -23,12 +23,12 @@ from anchorite.train import EpochDone, Event, RunFinished, RunStarted, load_reci
 
 
 class WandbLogger:
-    """Sends settings at the start, the numbers of each epoch, and at the end the best weights."""
+    """Logs settings at the start, the metrics of each epoch, and at the end the best weights."""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
             self._start(event)
-        elif isinstance(event, EpochDone):  # after a resume this begins where the checkpoint stood
+        elif isinstance(event, EpochDone):  # after a resume this begins after the checkpoint's epoch
             self.run.log(event.row, step=event.epoch)
         elif isinstance(event, RunFinished):
             weights = wandb.Artifact(f"{event.folder.name}-best", type="model", metadata={"best_map": event.best_map})
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--image-size", type=int, default=640)
-    parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
+    parser.add_argument("--resume", action="store_true", help="resume the run in OUT")
     asked = parser.parse_args()
     dataset = open_dataset(asked.data)
     code = 1
