@@ -11,7 +11,7 @@ from anchorite.boxes import Targets
 from anchorite.data import DatasetIndex, open_dataset
 from anchorite.loss import DetectionLoss, LossConfig
 from anchorite.model import Detector
-from anchorite.report.explain import Chosen, Explained, Setting, explain
+from anchorite.report.explain import Chosen, Explained, ExplainSettings, explain
 from tests.inspect.samples import yolo_folder
 
 EVIL = "<script>alert(1)</script>"
@@ -34,7 +34,7 @@ def dataset_in(folder: Path, names: str = "[cat, dog]") -> DatasetIndex:
     return open_dataset(yolo_folder(folder, SAMPLES, names))
 
 
-def setting_of(dataset: DatasetIndex, *, costs: bool = False, image_size: int = 128) -> Setting:
+def setting_of(dataset: DatasetIndex, *, costs: bool = False, image_size: int = 128) -> ExplainSettings:
     """The default anchors; with `costs`, a detector of size n with random weights."""
     anchors, num_classes = AnchorSet.coco_p5(), len(dataset.class_names)
     detector = criterion = None
@@ -42,10 +42,12 @@ def setting_of(dataset: DatasetIndex, *, costs: bool = False, image_size: int = 
         torch.manual_seed(3)
         detector = Detector("n", num_classes, anchors).eval()
         criterion = DetectionLoss(anchors, num_classes, LossConfig())
-    return Setting(dataset.class_names, anchors, image_size, 4.0, detector, criterion, ("anchors: of the test",))
+    return ExplainSettings(
+        dataset.class_names, anchors, image_size, 4.0, detector, criterion, ("anchors: of the test",)
+    )
 
 
-def explained_val(dataset: DatasetIndex, setting: Setting, *names: str) -> Explained:
+def explained_val(dataset: DatasetIndex, setting: ExplainSettings, *names: str) -> Explained:
     """The page of these images of val, or of all."""
     records = dataset.splits["val"]
     stems = [record.path.stem for record in records]

@@ -24,7 +24,7 @@ from anchorite.errors import DivergedError, InputError
 from anchorite.loss import DetectionLoss, LossConfig, assign
 from anchorite.model import WeightsInfo, save_weights
 from anchorite.report.explain import Chosen, choose_images, choose_setting, explain, find_images
-from anchorite.report.explain.costs import image_costs
+from anchorite.report.explain_costs import image_costs
 from anchorite.report.page import script_json
 from tests.inspect.samples import write_picture, yolo_folder
 from tests.report.explained import EVIL, MIDDLE, dataset_in, explained_val, setting_of, targets_of
@@ -37,8 +37,8 @@ def test_the_most_instructive_images_are_chosen_in_turn(tmp_path: Path) -> None:
     names = [records[one.index].path.stem for one in found]
     assert names == ["lost", "crash", "many", "empty"]
     reasons = [one.reason for one in found]
-    assert reasons[0] == "1 box that nothing answers for"
-    assert re.fullmatch(r"\d+ places claimed by several boxes", reasons[1])
+    assert reasons[0] == "1 box that no anchor matches"
+    assert re.fullmatch(r"\d+ anchor cells assigned to several boxes", reasons[1])
     assert reasons[2:] == ["5 boxes", "no boxes"]
     assert choose_images(records, setting_of(dataset), most=2) == found[:2]
     assert choose_images(records[:0], setting_of(dataset)) == []
@@ -80,7 +80,7 @@ def test_costs_of_a_small_case_worked_by_hand() -> None:
     targets = Targets.from_rows(torch.tensor([[0, 1, 0.75, 0.75, 1.0, 1.0]]))
     image = torch.zeros((1, 3, 16, 16), dtype=torch.uint8)
     costs = image_costs(constant_detector(logits), criterion, image, targets, "a.png")  # type: ignore[arg-type]
-    (place,) = costs["places"]
+    (place,) = costs["anchor_cells"]
     assert place[:5] == [0, 0, 1, 1, 0]
     assert place[5:9] == pytest.approx([1, 1, 0.75, 0.5], abs=1e-5)
     assert place[9:12] == pytest.approx([0, math.log(4 / 3), math.log(2)], abs=1e-5)
@@ -105,7 +105,7 @@ def test_costs_of_an_image_without_boxes_and_a_single_class() -> None:
     logits = torch.zeros(1, 1, 6, 2, 2)
     costs = image_costs(constant_detector(logits), DetectionLoss(anchors, 1), image, targets, "a.png")  # type: ignore[arg-type]
     assert costs["terms"] == {"box": 0, "classification": 0, **dict.fromkeys(("objectness", "total"), 2.77259)}
-    assert costs["places"] == []
+    assert costs["anchor_cells"] == []
     assert [(cell["near"], cell["class"]) for cell in costs["background"]] == [(None, 0)] * 4
     # sigmoid(0) = 1/2 at each of 4 places, times balance 4, by 4 places: the norm is sqrt(4 * 1/4) = 1.
     assert [costs["levels"][0][f"gradient{part}"] for part in ("", "_box", "_objectness")] == [1, 0, 1]
@@ -121,14 +121,14 @@ def test_places_and_background_add_up_to_the_loss(tmp_path: Path, collision: str
     collided = 0
     for image in explained_val(dataset, setting, "crash", "empty").facts["images"]:
         costs, terms = image["costs"], image["costs"]["terms"]
-        sums = [sum(place[column] for place in costs["places"]) for column in (9, 10, 11)]
+        sums = [sum(place[column] for place in costs["anchor_cells"]) for column in (9, 10, 11)]
         background = sum(level["background"] for level in costs["levels"])
         assert sums[0] == pytest.approx(terms["box"], rel=1e-4)
         assert sums[1] + background == pytest.approx(terms["objectness"], rel=1e-4)
         assert sums[2] == pytest.approx(terms["classification"], rel=1e-4)
         assert terms["total"] == pytest.approx(sum(sums) + background, rel=1e-4)
-        collided += sum(not place[12] for place in costs["places"])
-        for place in costs["places"]:  # the objectness target is the IoU of the winner
+        collided += sum(not place[12] for place in costs["anchor_cells"])
+        for place in costs["anchor_cells"]:  # the objectness target is the IoU of the winner
             assert not place[12] or place[6] == pytest.approx(max(place[5], 0), abs=2e-6)
         found = assign(
             targets_of(image), setting.anchors, [(image["height"] // s, image["width"] // s) for s in (8, 16, 32)]
@@ -138,7 +138,7 @@ def test_places_and_background_add_up_to_the_loss(tmp_path: Path, collision: str
             for number, level in enumerate(found)
             for row in torch.stack([level.anchor, level.row, level.column, level.target], 1).tolist()
         ]
-        assert [place[:5] for place in costs["places"]] == places
+        assert [place[:5] for place in costs["anchor_cells"]] == places
     assert collided > 0
 
 

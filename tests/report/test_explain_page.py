@@ -109,7 +109,7 @@ def value(page: Page, label: str) -> int:
 
 
 def python_counts(images: list[dict[str, Any]], anchors: AnchorSet, limit: float) -> dict[str, int]:
-    counts = {"Places on P3": 0, "Places on P4": 0, "Places on P5": 0, "Unmatched": 0}
+    counts = {"Anchor cells on P3": 0, "Anchor cells on P4": 0, "Anchor cells on P5": 0, "Unmatched": 0}
     for image in images:
         sizes = [(image["height"] // stride, image["width"] // stride) for stride in (8, 16, 32)]
         levels = assign(targets_of(image), anchors, sizes, limit)
@@ -155,10 +155,10 @@ def test_the_limit_and_the_anchors_assign_anew_and_come_back(
 def test_an_unmatched_box_says_what_would_match_it_and_does(page: Page) -> None:
     # 2 x 2 px, to float32; the nearest of all is the anchor of 10 x 13 px: 13 / 2 = 6.5.
     panel = page.locator("#object")
-    listed = panel.get_by_role("table", name="Boxes that nothing answers for").locator("tbody tr")
+    listed = panel.get_by_role("table", name="Boxes that no anchor matches").locator("tbody tr")
     assert listed.locator("td").all_inner_texts() == [f"#1 {EVIL}", "2 x 2", "P3 1", "6.5"]
     listed.get_by_role("button").click()
-    expect(panel).to_contain_text("Nothing answers for this box")
+    expect(panel).to_contain_text("No anchor matches this box")
     expect(panel).to_contain_text("anchor 1 of P3 (10 x 13 px): its height is 1/6.50 of the anchor's")
     expect(panel).to_contain_text("a ratio limit above 6.500")
     page.get_by_role("button", name=re.compile(r"Try limit 6\.51?$")).click()
@@ -245,7 +245,7 @@ def test_a_tap_selects_on_a_phone_and_nothing_is_wider_than_it(
         page.locator('#stage .box[data-number="1"] .edge').tap()
         expect(page.locator("#object h2")).to_have_text("#2 dog")
         page.locator("#background-costs button").first.tap()
-        assert page.locator("#stage .place .edge").count() == 1
+        assert page.locator("#stage .predicted .edge").count() == 1
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -258,13 +258,13 @@ def test_costs_are_shown_and_marked_when_the_setting_moves(
         expect(page.locator("#level-costs tbody tr")).to_have_count(3)
         expect(page.locator("#background-costs tbody tr")).to_have_count(len(costs["background"]))
         page.locator("#boxes button", has_text="#2").click()
-        places = [place for place in costs["places"] if place[4] == 1]
-        expect(page.locator("#place-costs tbody tr")).to_have_count(len(places))
-        expect(page.locator("#place-costs tbody tr").first).to_contain_text(f"{places[0][5]:.3f}")
+        places = [place for place in costs["anchor_cells"] if place[4] == 1]
+        expect(page.locator("#cell-costs tbody tr")).to_have_count(len(places))
+        expect(page.locator("#cell-costs tbody tr").first).to_contain_text(f"{places[0][5]:.3f}")
         share = 100 * sum(sum(place[9:12]) for place in places) / costs["terms"]["total"]
         expect(page.locator('#boxes tr[data-number="1"]')).to_contain_text(f"{share:.1f} %")
-        page.locator("#place-costs tbody tr").first.hover()
-        edge = page.locator("#stage .place .edge")
+        page.locator("#cell-costs tbody tr").first.hover()
+        edge = page.locator("#stage .predicted .edge")
         assert float(edge.get_attribute("width") or 0) == pytest.approx(places[0][15])
         stale = page.locator(".stale")
         assert not any(note.is_visible() for note in stale.all())

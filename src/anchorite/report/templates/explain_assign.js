@@ -15,8 +15,8 @@ function shapeTest(w, h, anchor) {
   return { ratioW, ratioH, worst: Math.max(ratioW, 1 / ratioW, ratioH, 1 / ratioH) };
 }
 
-// Which of the five cells answer for a centre (x, y in cells): its own, left, up, right, down.
-function cellsAnswer(x, y, rows, columns) {
+// Which of the five cells are assigned to a centre (x, y in cells): its own, left, up, right, down.
+function cellsAssigned(x, y, rows, columns) {
   const near = (side) => side > 1 && side % 1 < 0.5;
   return [true, near(x), near(y), near(columns - x), near(rows - y)];
 }
@@ -35,7 +35,7 @@ function assignLevel(boxes, anchors, rows, columns, ratioLimit) {
     const x = cx * columns, y = cy * rows, sides = [w * columns, h * rows];
     return {
       x, y, sides,
-      answers: cellsAnswer(x, y, rows, columns),
+      assigned: cellsAssigned(x, y, rows, columns),
       cells: fiveCells(x, y, rows, columns),
       matches: anchors.map((anchor) => shapeTest(sides[0], sides[1], anchor).worst < ratioLimit),
     };
@@ -44,7 +44,7 @@ function assignLevel(boxes, anchors, rows, columns, ratioLimit) {
   for (let shift = 0; shift < SHIFTS.length; shift++) {
     for (let anchor = 0; anchor < anchors.length; anchor++) {
       seen.forEach((one, target) => {
-        if (!one.answers[shift] || !one.matches[anchor]) return;
+        if (!one.assigned[shift] || !one.matches[anchor]) return;
         const { column, row } = one.cells[shift];
         found.push({
           shift, anchor, target, column, row,

@@ -1,27 +1,27 @@
-// What the chosen image costs under the weights: by box, by level, by place of the shown box, and in the background.
+// What the chosen image costs under the weights: by box, by level, by anchor cell of the shown box, and in the background.
 // All of it belongs to the original setting, whatever the sliders say.
 
 const TERMS = ["box", "objectness", "classification"];
-const PLACE = { level: 0, anchor: 1, row: 2, column: 3, target: 4, iou: 5, goal: 6, says: 7, classSays: 8, box: 9,
+const COLUMN = { level: 0, anchor: 1, row: 2, column: 3, target: 4, iou: 5, objectnessTarget: 6, objectnessSeen: 7, classSeen: 8, box: 9,
   objectness: 10, classification: 11, wins: 12, predicted: 13 };
 const iouName = facts.loss ? facts.loss.iou.toUpperCase().replace("IOU", "IoU") : "";
 const levelCosts = document.getElementById("level-costs");
 const backgroundCosts = document.getElementById("background-costs");
-const placeCosts = document.getElementById("place-costs");
+const cellCosts = document.getElementById("cell-costs");
 
-// Costs of each box of an image: sums over its places, and the mean IoU there.
+// Costs of each box of an image: sums over its anchor cells, and the mean IoU there.
 function costsOfBoxes(image) {
-  const sums = image.targets.map(() => ({ box: 0, objectness: 0, classification: 0, total: 0, iou: 0, places: 0 }));
-  for (const place of image.costs.places) {
-    const sum = sums[place[PLACE.target]];
+  const sums = image.targets.map(() => ({ box: 0, objectness: 0, classification: 0, total: 0, iou: 0, anchorCells: 0 }));
+  for (const predicted of image.costs.anchor_cells) {
+    const sum = sums[predicted[COLUMN.target]];
     for (const term of TERMS) {
-      sum[term] += place[PLACE[term]];
-      sum.total += place[PLACE[term]];
+      sum[term] += predicted[COLUMN[term]];
+      sum.total += predicted[COLUMN[term]];
     }
-    sum.iou += place[PLACE.iou];
-    sum.places += 1;
+    sum.iou += predicted[COLUMN.iou];
+    sum.anchorCells += 1;
   }
-  for (const sum of sums) sum.iou = sum.places ? sum.iou / sum.places : NaN;
+  for (const sum of sums) sum.iou = sum.anchorCells ? sum.iou / sum.anchorCells : NaN;
   return sums;
 }
 
@@ -43,7 +43,7 @@ function drawCosts() {
   if (!costs) return;
   drawLevelCosts(costs);
   drawBackground(costs);
-  drawPlaceCosts(costs);
+  drawCellCosts(costs);
 }
 
 function drawLevelCosts({ terms, levels }) {
@@ -73,74 +73,74 @@ function drawLevelCosts({ terms, levels }) {
       "the network's output, not how far the weights move."));
 }
 
-function placeEvents(place) {
+function predictedEvents(predicted) {
   return {
-    pointerenter: (event) => { if (event.pointerType === "mouse") change({ place }); },
-    pointerleave: (event) => { if (event.pointerType === "mouse") change({ place: null }); },
+    pointerenter: (event) => { if (event.pointerType === "mouse") change({ predicted }); },
+    pointerleave: (event) => { if (event.pointerType === "mouse") change({ predicted: null }); },
   };
 }
 
 // A button that shows a predicted box in the picture, for keyboard and touch.
-function placeButton(place, text) {
+function predictedButton(predicted, text) {
   return make("button", { type: "button", class: "link", "aria-label": `Show the predicted box of ${text}`,
     click: (event) => {  // under a mouse it is shown already, and should stay
-      change({ place: event.pointerType !== "mouse" && samePlace(state.place, place) ? null : place });
+      change({ predicted: event.pointerType !== "mouse" && samePredicted(state.predicted, predicted) ? null : predicted });
     } }, text);
 }
 
-const samePlace = (one, other) => one !== null && JSON.stringify(one) === JSON.stringify(other);
-const placeName = (place) => `${levelName(place.level)}, anchor ${place.anchor + 1}, cell (${place.column}, ${place.row})`;
+const samePredicted = (one, other) => one !== null && JSON.stringify(one) === JSON.stringify(other);
+const anchorCellName = (predicted) => `${levelName(predicted.level)}, anchor ${predicted.anchor + 1}, cell (${predicted.column}, ${predicted.row})`;
 
 function drawBackground({ background, terms, levels }) {
   const all = levels.reduce((sum, level) => sum + level.background, 0), { targets } = imageNow();
   const rows = background.map((cell) => {
-    const place = { level: cell.level, anchor: cell.anchor, row: cell.row, column: cell.column, box: cell.box };
+    const predicted = { level: cell.level, anchor: cell.anchor, row: cell.row, column: cell.column, box: cell.box };
     const near = cell.near === null || cell.near_iou < 0.1 ? "no box there: missing label?"
       : `${cell.near_iou >= 0.5 ? "over" : "beside"} ${objectName(cell.near)}, IoU ${cell.near_iou.toFixed(2)}`;
-    return make("tr", placeEvents(place),
-      make("td", {}, placeButton(place, placeName(place))),
+    return make("tr", predictedEvents(predicted),
+      make("td", {}, predictedButton(predicted, anchorCellName(predicted))),
       make("td", { class: "number" }, short(cell.cost)), make("td", { class: "number" }, percent(cell.cost / terms.total)),
-      make("td", { class: "number" }, cell.says.toFixed(2)),
-      make("td", {}, facts.classes.length > 1 ? `${facts.classes[cell.class]} (${cell.class_says.toFixed(2)})` : facts.classes[0]),
+      make("td", { class: "number" }, cell.predicted.toFixed(2)),
+      make("td", {}, facts.classes.length > 1 ? `${facts.classes[cell.class]} (${cell.class_predicted.toFixed(2)})` : facts.classes[0]),
       make("td", {}, targets.length ? near : "no box in this image"));
   });
   backgroundCosts.replaceChildren(
-    make("p", { class: "note" }, `Places that answer for no box cost ${percent(all / terms.total)} of this image's loss together. ` +
-      "The dearest are those where the network is surest of an object: a second claim on a box, or a label that is missing."),
-    table("Most expensive background cells", ["Place", "Cost", "Share", "Objectness", "Class", "What is there"], rows));
+    make("p", { class: "note" }, `Anchor cells that are assigned to no box cost ${percent(all / terms.total)} of this image's loss together. ` +
+      "The most expensive are those where the network is most certain of an object: a second detection of a box, or a missing label."),
+    table("Most expensive background cells", ["Anchor cell", "Cost", "Share", "Objectness", "Class", "What is there"], rows));
 }
 
-// The places of the shown box as they were trained: what was predicted, and what each costs.
-function drawPlaceCosts({ places, terms }) {
+// The anchor cells of the shown box as they were trained: what was predicted, and what each costs.
+function drawCellCosts({ anchor_cells: anchorCells, terms }) {
   const shown = boxShown();
   if (shown === null) {
-    placeCosts.replaceChildren();
+    cellCosts.replaceChildren();
     return;
   }
-  const own = places.filter((row) => row[PLACE.target] === shown);
-  const sumOf = (row) => TERMS.reduce((sum, term) => sum + row[PLACE[term]], 0), most = Math.max(...own.map(sumOf), 0);
+  const own = anchorCells.filter((row) => row[COLUMN.target] === shown);
+  const sumOf = (row) => TERMS.reduce((sum, term) => sum + row[COLUMN[term]], 0), most = Math.max(...own.map(sumOf), 0);
   const rows = own.map((row) => {
-    const place = { level: row[PLACE.level], anchor: row[PLACE.anchor], row: row[PLACE.row], column: row[PLACE.column],
-      box: row.slice(PLACE.predicted, PLACE.predicted + 4) };
-    const parts = Object.fromEntries(TERMS.map((term) => [term, row[PLACE[term]]]));
-    return make("tr", placeEvents(place),
-      make("td", {}, placeButton(place, `${levelName(place.level)} ${place.anchor + 1} (${place.column}, ${place.row})`)),
-      make("td", { class: "number" }, row[PLACE.iou].toFixed(3)),
-      make("td", { class: "number" }, row[PLACE.wins] ? `${row[PLACE.says].toFixed(2)} / ${row[PLACE.goal].toFixed(2)}` : "other box"),
-      make("td", { class: "number" }, facts.classes.length > 1 ? row[PLACE.classSays].toFixed(2) : "-"),
+    const predicted = { level: row[COLUMN.level], anchor: row[COLUMN.anchor], row: row[COLUMN.row], column: row[COLUMN.column],
+      box: row.slice(COLUMN.predicted, COLUMN.predicted + 4) };
+    const parts = Object.fromEntries(TERMS.map((term) => [term, row[COLUMN[term]]]));
+    return make("tr", predictedEvents(predicted),
+      make("td", {}, predictedButton(predicted, `${levelName(predicted.level)} ${predicted.anchor + 1} (${predicted.column}, ${predicted.row})`)),
+      make("td", { class: "number" }, row[COLUMN.iou].toFixed(3)),
+      make("td", { class: "number" }, row[COLUMN.wins] ? `${row[COLUMN.objectnessSeen].toFixed(2)} / ${row[COLUMN.objectnessTarget].toFixed(2)}` : "other box"),
+      make("td", { class: "number" }, facts.classes.length > 1 ? row[COLUMN.classSeen].toFixed(2) : "-"),
       make("td", { class: "number", title: TERMS.map((term) => `${term} ${short(parts[term])}`).join(", ") },
         percent(sumOf(row) / terms.total), costBar(parts, most)));
   });
-  placeCosts.replaceChildren(
+  cellCosts.replaceChildren(
     make("h3", {}, "Predicted boxes and what they cost"),
-    rows.length === 0 ? make("p", { class: "note" }, "In the setting of the weights no place answered for this box.")
+    rows.length === 0 ? make("p", { class: "note" }, "With the settings of the weights no anchor matched this box.")
       : table("Predicted boxes and costs",
-        ["Place", iouName, "Objectness", "Class", "Share of loss"], rows),
-    make("p", { class: "note" }, "Objectness: said / wanted, or \"other box\" where another box sets it; class: said for the true one."),
+        ["Anchor cell", iouName, "Objectness", "Class", "Share of loss"], rows),
+    make("p", { class: "note" }, "Objectness: predicted / target, or \"other box\" where another box sets the target; class: probability predicted for the true one."),
     staleNote());
 }
 
-// Said beside figures of the loss while the sliders are elsewhere.
+// Shown beside figures of the loss while the sliders are elsewhere.
 function staleNote() {
   return make("p", { class: "stale", hidden: isOriginal() }, "These figures belong to the original setting, not to the sliders'.");
 }

@@ -8,23 +8,23 @@ function drawObject() {
     objectPanel.replaceChildren(
       make("h2", {}, "No box selected"),
       make("p", { class: "note" }, "Tap or hover over a box in the picture, or pick one in a list, to see which anchors and " +
-        "cells answer for it, and why."),
+        "cells are assigned to it, and why."),
       ...unmatchedList());
     return;
   }
-  const image = imageNow(), target = image.targets[shown], places = foundNow().ofBox[shown];
+  const image = imageNow(), target = image.targets[shown], anchorCells = foundNow().ofBox[shown];
   const { w, h } = inPixels(target, image);
   const parts = [
     make("h2", {}, objectName(shown)),
     make("p", { class: "note" }, `${px(w)} x ${px(h)} px of the network input; label: ${target.origin}`),
-    verdict(places, w, h),
-    shapeTable(w, h, places),
-    ...neighbourDrawings(target, image, places),
+    verdict(anchorCells, w, h),
+    shapeTable(w, h, anchorCells),
+    ...neighbourDrawings(target, image, anchorCells),
   ];
   objectPanel.replaceChildren(...parts);
 }
 
-// The boxes of the image that nothing answers for, each with the limit that it would need.
+// The boxes of the image that no anchor matches, each with the limit that it would need.
 function unmatchedList() {
   const image = imageNow(), levels = levelsNow();
   const rows = foundNow().unmatched.map((number) => {
@@ -35,26 +35,26 @@ function unmatchedList() {
       make("td", {}, `${levelName(nearest.level)} ${nearest.anchor + 1}`),
       make("td", { class: "number" }, short(nearest.worst, 4)));
   });
-  if (rows.length === 0) return [make("p", {}, image.targets.length ? "Every box of this image has places that answer for it." : "")];
-  return [make("h3", {}, "Boxes that nothing answers for"),
-    table("Boxes that nothing answers for", ["Box", "Size, px", "Nearest", "Limit above"], rows)];
+  if (rows.length === 0) return [make("p", {}, image.targets.length ? "Every box of this image is matched." : "")];
+  return [make("h3", {}, "Boxes that no anchor matches"),
+    table("Boxes that no anchor matches", ["Box", "Size, px", "Nearest", "Limit above"], rows)];
 }
 
 const levelsNow = () => facts.levels.map((level, number) => ({ stride: level.stride, anchors: state.anchors[number] }));
 
-function verdict(places, w, h) {
-  if (places.length === 0) return unmatchedAdvice(w, h);
+function verdict(anchorCells, w, h) {
+  if (anchorCells.length === 0) return unmatchedAdvice(w, h);
   const levels = facts.levels.flatMap((level, number) => {
-    const count = places.filter((one) => one.level === number).length;
+    const count = anchorCells.filter((one) => one.level === number).length;
     return count ? [`${count} on ${level.name}`] : [];
   });
-  return make("p", {}, `${counted(places.length, "place answers", "places answer")} for it: ${levels.join(", ")}.`);
+  return make("p", {}, `${counted(anchorCells.length, "anchor cell is", "anchor cells are")} assigned to it: ${levels.join(", ")}.`);
 }
 
 // What would make an unmatched box match: a higher limit, or other sides of the nearest anchor.
 function unmatchedAdvice(w, h) {
   const nearest = nearestAnchor(w, h, levelsNow());
-  const box = make("div", { class: "alert" }, make("p", {}, make("strong", {}, "Nothing answers for this box: it is never learned.")));
+  const box = make("div", { class: "alert" }, make("p", {}, make("strong", {}, "No anchor matches this box: it is never learned.")));
   if (!Number.isFinite(nearest.worst)) {
     box.append(make("p", {}, "A side of it is 0; no limit and no anchor matches that."));
     return box;
@@ -79,14 +79,14 @@ function unmatchedAdvice(w, h) {
 
 const times = (ratio) => (ratio >= 1 ? `${ratio.toFixed(2)} times` : `1/${(1 / ratio).toFixed(2)} of`);
 
-function shapeTable(w, h, places) {
+function shapeTable(w, h, anchorCells) {
   const rows = [];
   facts.levels.forEach((level, number) => {
     if (state.level !== null && state.level !== number) return;
     const cells = anchorsInCells(state.anchors[number], level.stride);
     cells.forEach((anchor, index) => {
       const test = shapeTest(w / level.stride, h / level.stride, anchor), passes = test.worst < state.limit;
-      const count = places.filter((one) => one.level === number && one.anchor === index).length;
+      const count = anchorCells.filter((one) => one.level === number && one.anchor === index).length;
       const [anchorW, anchorH] = state.anchors[number][index];
       const meter = makeSvg("svg", { class: "meter", viewBox: "0 0 60 10", "aria-hidden": "true" },
         makeSvg("rect", { class: "ground", width: 60, height: 10, rx: 3 }),
@@ -111,29 +111,29 @@ function shapeTable(w, h, places) {
 // On a scale of logarithms from 1 to 16.
 const meterWidth = (ratio) => 60 * Math.min(Math.log(Math.max(ratio, 1)) / Math.log(16), 1);
 
-function neighbourDrawings(target, image, places) {
+function neighbourDrawings(target, image, anchorCells) {
   const matching = facts.levels.map((_, number) => number).filter((number) =>
-    state.level === null ? places.some((one) => one.level === number) : state.level === number);
+    state.level === null ? anchorCells.some((one) => one.level === number) : state.level === number);
   if (matching.length === 0) return [];
   return [
     make("h3", {}, "Cells: its own, and the neighbours nearest to the centre"),
-    make("p", { class: "note" }, "A neighbour answers too when the centre lies in the half of the cell next to it, unless the " +
-      "grid ends there. Dot: the centre; dashed: the half-cell lines; filled: cells that answer."),
-    make("div", { class: "neighbours" }, matching.map((number) => neighbourDrawing(number, target, image, places))),
+    make("p", { class: "note" }, "A neighbour is assigned too when the centre lies in the half of the cell next to it, unless the " +
+      "grid ends there. Dot: the centre; dashed: the half-cell lines; filled: assigned cells."),
+    make("div", { class: "neighbours" }, matching.map((number) => neighbourDrawing(number, target, image, anchorCells))),
   ];
 }
 
-function neighbourDrawing(number, target, image, places) {
+function neighbourDrawing(number, target, image, anchorCells) {
   const { stride, name } = facts.levels[number];
   const rows = image.height / stride, columns = image.width / stride;
   const x = target.box[0] * columns, y = target.box[1] * rows;
-  const answers = cellsAnswer(x, y, rows, columns), cells = fiveCells(x, y, rows, columns), own = cells[0];
-  const side = 40, matches = places.some((one) => one.level === number);
+  const assigned = cellsAssigned(x, y, rows, columns), cells = fiveCells(x, y, rows, columns), own = cells[0];
+  const side = 40, matches = anchorCells.some((one) => one.level === number);
   const svg = makeSvg("svg", { viewBox: `-2 -2 ${3 * side + 4} ${3 * side + 4}`, role: "img", "aria-label": `Cells of ${name}` });
   for (let row = -1; row <= 1; row++) {
     for (let column = -1; column <= 1; column++) {
       const inside = own.column + column >= 0 && own.column + column < columns && own.row + row >= 0 && own.row + row < rows;
-      const taken = cells.some((cell, shift) => answers[shift] && cell.column === own.column + column && cell.row === own.row + row);
+      const taken = cells.some((cell, shift) => assigned[shift] && cell.column === own.column + column && cell.row === own.row + row);
       const kind = !inside ? "outside" : !taken ? "free" : matches ? "taken" : "would";
       svg.append(makeSvg("rect", { class: kind, x: (column + 1) * side, y: (row + 1) * side, width: side, height: side }));
     }
@@ -144,9 +144,9 @@ function neighbourDrawing(number, target, image, places) {
     makeSvg("circle", { ...dot, r: 4 }));
   return make("figure", {}, svg, make("figcaption", {},
     make("strong", {}, `${name}: cell (${own.column}, ${own.row})`),
-    make("span", {}, axisWords("x", x, columns, answers[1], answers[3], ["left", "right"])),
-    make("span", {}, axisWords("y", y, rows, answers[2], answers[4], ["up", "down"])),
-    matches ? null : make("span", { class: "bad" }, "no anchor of this level matches, so none of these cells answers")));
+    make("span", {}, axisWords("x", x, columns, assigned[1], assigned[3], ["left", "right"])),
+    make("span", {}, axisWords("y", y, rows, assigned[2], assigned[4], ["up", "down"])),
+    matches ? null : make("span", { class: "bad" }, "no anchor of this level matches, so none of these cells is assigned")));
 }
 
 function axisWords(axis, value, cells, low, high, [lowName, highName]) {

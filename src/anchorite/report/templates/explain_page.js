@@ -1,4 +1,4 @@
-// Lists, controls and keys: everything that changes the state, and who draws what when it did.
+// Lists, controls and keys: everything that changes the state, and what is drawn anew then.
 
 const byId = (id) => document.getElementById(id);
 
@@ -27,7 +27,7 @@ function drawImageList() {
 function drawHeading() {
   const image = imageNow(), [width, height] = image.source;
   byId("image-name").textContent = image.name;
-  byId("image-note").textContent = `Image ${state.image + 1} of ${facts.images.length}, here for: ${image.reason}. ${width} x ${height} px, ` +
+  byId("image-note").textContent = `Image ${state.image + 1} of ${facts.images.length}, chosen for: ${image.reason}. ${width} x ${height} px, ` +
     `letterboxed to ${image.width} x ${image.height}.`;
 }
 
@@ -41,9 +41,9 @@ function drawSummary() {
     ["Boxes", String(boxes), counted(facts.images.length, "image")],
     ["Matched", String(boxes - unmatched), boxes ? percent((boxes - unmatched) / boxes) : ""],
     ["Unmatched", String(unmatched), unmatched ? "never learned" : "all are learned"],
-    ...facts.levels.map((level, number) => [`Places on ${level.name}`, String(sum((one) => one.levels[number].length)),
-      `${sum((one) => new Set(one.levels[number].map((place) => place.target)).size)} boxes`]),
-    ["Collisions", String(sum((one) => one.collisions.length)), "places of several boxes"],
+    ...facts.levels.map((level, number) => [`Anchor cells on ${level.name}`, String(sum((one) => one.levels[number].length)),
+      `${sum((one) => new Set(one.levels[number].map((one) => one.target)).size)} boxes`]),
+    ["Collisions", String(sum((one) => one.collisions.length)), "anchor cells of several boxes"],
   ];
   byId("summary").replaceChildren(...tiles.map(([label, value, note]) => make("li", { "data-label": label },
     make("span", { class: "label" }, label), make("span", { class: "value" }, value), make("span", { class: "note" }, note))));
@@ -59,19 +59,19 @@ function drawBoxes() {
   if (costs) order.sort((a, b) => costs[b].total - costs[a].total || a - b);
   const most = costs ? Math.max(...costs.map((one) => one.total), 0) : 0;
   const rows = order.map((number) => {
-    const target = image.targets[number], { w, h } = inPixels(target, image), places = now.ofBox[number];
+    const target = image.targets[number], { w, h } = inPixels(target, image), anchorCells = now.ofBox[number];
     const cells = [
       make("td", {}, make("button", { type: "button", class: "link", "data-number": number, "aria-pressed": "false",
-        click: () => change({ object: state.object === number ? null : number, hovered: null, place: null }) }, objectName(number))),
+        click: () => change({ object: state.object === number ? null : number, hovered: null, predicted: null }) }, objectName(number))),
       make("td", { class: "number" }, `${px(w)} x ${px(h)}`),
-      ...facts.levels.map((_, level) => make("td", { class: "number" }, String(places.filter((one) => one.level === level).length || "-"))),
+      ...facts.levels.map((_, level) => make("td", { class: "number" }, String(anchorCells.filter((one) => one.level === level).length || "-"))),
     ];
     if (costs) {
       const cost = costs[number];
-      cells.push(make("td", { class: "number" }, cost.places ? cost.iou.toFixed(2) : "-"),
+      cells.push(make("td", { class: "number" }, cost.anchorCells ? cost.iou.toFixed(2) : "-"),
         make("td", { class: "number" }, percent(cost.total / image.costs.terms.total), costBar(cost, most)));
     }
-    return make("tr", { class: places.length ? "" : "fails", "data-number": number,
+    return make("tr", { class: anchorCells.length ? "" : "fails", "data-number": number,
       pointerenter: (event) => { if (event.pointerType === "mouse") change({ hovered: number }); },
       pointerleave: (event) => { if (event.pointerType === "mouse") change({ hovered: null }); } }, cells);
   });
@@ -82,9 +82,9 @@ function drawBoxes() {
   markShown();
 }
 
-// One line for boxes that meet, with the places where they do.
+// One line for boxes that share anchor cells, with these cells.
 function collisionLines(collisions) {
-  if (collisions.length === 0) return [make("p", { class: "note" }, "No place is claimed by more than one box.")];
+  if (collisions.length === 0) return [make("p", { class: "note" }, "No anchor cell is assigned to more than one box.")];
   const rule = facts.loss?.collision === "best" ? "the one whose predicted box overlaps most" : "the last in canonical order";
   const groups = new Map();
   for (const claim of collisions) {
@@ -93,12 +93,12 @@ function collisionLines(collisions) {
   }
   const rows = [...groups].map(([key, claims]) => make("tr", {},
     make("td", {}, key.split(",").flatMap((number, at) => [at ? ", " : "", make("button", { type: "button", class: "link",
-      click: () => change({ object: Number(number), hovered: null, place: null }) }, objectName(Number(number)))])),
+      click: () => change({ object: Number(number), hovered: null, predicted: null }) }, objectName(Number(number)))])),
     ...facts.levels.map((_, level) => make("td", {}, claims.filter((claim) => claim.level === level)
       .map((claim) => `${claim.anchor + 1} (${claim.column}, ${claim.row})`).join("; ") || "-"))));
   return [
-    make("p", { class: "note" }, "Places (anchor and cell) that several boxes claim. Each of these boxes adds box and class loss " +
-      `there; for objectness one counts: ${rule}.`),
+    make("p", { class: "note" }, "Anchor cells that are assigned to several boxes. Each of these boxes adds box and class loss " +
+      `there; for objectness one box counts: ${rule}.`),
     table("Collisions", ["Boxes", ...facts.levels.map((level) => level.name)], rows, "wrap")];
 }
 
@@ -168,7 +168,7 @@ function drawControls() {
 function onKey(event) {
   if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, .scroll:focus")) return;
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key];
-  if (event.key === "Escape") change({ object: null, hovered: null, place: null });
+  if (event.key === "Escape") change({ object: null, hovered: null, predicted: null });
   else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
     change({ image: (state.image + step + facts.images.length) % facts.images.length });
     byId("images").children[state.image].scrollIntoView({ block: "nearest", inline: "nearest" });
@@ -178,7 +178,7 @@ function onKey(event) {
     if (!order.length) return;
     const at = order.indexOf(state.object);
     const next = order[at < 0 ? (step > 0 ? 0 : order.length - 1) : (at + step + order.length) % order.length];
-    change({ object: next, hovered: null, place: null });
+    change({ object: next, hovered: null, predicted: null });
     if (event.target.closest("#boxes")) byId("boxes").querySelector(`button[data-number="${next}"]`).focus();
   } else return;
   event.preventDefault();
@@ -197,7 +197,7 @@ listeners.push((keys, rule) => {
   } else drawOverlays();
   if (image || rule || ["object", "hovered", "level"].some((key) => keys.has(key))) drawObject();
   if (image) drawCosts();
-  else if ((keys.has("object") || keys.has("hovered")) && imageNow().costs) drawPlaceCosts(imageNow().costs);
+  else if ((keys.has("object") || keys.has("hovered")) && imageNow().costs) drawCellCosts(imageNow().costs);
   markShown();
   drawControls();
 });
@@ -205,7 +205,7 @@ listeners.push((keys, rule) => {
 assignAll();
 makeImageList();
 makeControls();
-stage.addEventListener("click", () => change({ object: null, place: null }));
+stage.addEventListener("click", () => change({ object: null, predicted: null }));
 document.addEventListener("keydown", onKey);
 document.getElementById("page").hidden = false;
 drawImageList();

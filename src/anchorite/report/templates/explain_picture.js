@@ -1,4 +1,4 @@
-// The picture of the chosen image: boxes, the grid of a level, the cells that answer, and where the centre falls.
+// The picture of the chosen image: boxes, the grid of a level, the assigned cells, and where the centre falls.
 
 const stage = document.getElementById("stage");
 const legend = document.getElementById("legend");
@@ -7,7 +7,7 @@ let layers = {};
 function drawPicture() {
   const image = imageNow();
   layers = {};
-  for (const name of ["grid", "cells", "centre", "place", "boxes"]) layers[name] = makeSvg("g", { class: name });
+  for (const name of ["grid", "cells", "centre", "predicted", "boxes"]) layers[name] = makeSvg("g", { class: name });
   const photo = makeSvg("image", { href: image.uri, width: image.width, height: image.height, preserveAspectRatio: "none" });
   stage.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
   stage.setAttribute("aria-label", `${image.name}, ${counted(image.targets.length, "box", "boxes")}. ` +
@@ -20,15 +20,15 @@ function drawPicture() {
     layers.boxes.append(makeSvg("rect", { class: "ignored", x: left, y: top, width: right - left, height: bottom - top }));
   }
   for (const { number, cx, cy, w, h } of order) {
-    const place = { x: cx - w / 2, y: cy - h / 2, width: w, height: h };
+    const corners = { x: cx - w / 2, y: cy - h / 2, width: w, height: h };
     const enter = (event) => { if (event.pointerType === "mouse") change({ hovered: number }); };
     const leave = (event) => { if (event.pointerType === "mouse") change({ hovered: null }); };
     const select = (event) => {
       event.stopPropagation();
-      change({ object: state.object === number ? null : number, hovered: null, place: null });
+      change({ object: state.object === number ? null : number, hovered: null, predicted: null });
     };
     layers.boxes.append(makeSvg("g", { class: "box", "data-number": number, pointerenter: enter, pointerleave: leave, click: select },
-      makeSvg("rect", { class: "halo", ...place }), makeSvg("rect", { class: "edge", ...place })));
+      makeSvg("rect", { class: "halo", ...corners }), makeSvg("rect", { class: "edge", ...corners })));
   }
   drawOverlays();
 }
@@ -44,7 +44,7 @@ function drawOverlays() {
   drawGrid();
   drawCells(shown);
   drawCentre(shown);
-  drawPlace();
+  drawPredicted();
   drawLegend(shown);
 }
 
@@ -99,11 +99,11 @@ function drawCentre(shown) {
 }
 
 // A predicted box under the pointer, with its cell.
-function drawPlace() {
-  layers.place.replaceChildren();
-  if (state.place === null) return;
-  const { box: [cx, cy, w, h], level, row, column } = state.place, { stride } = facts.levels[level];
-  layers.place.append(
+function drawPredicted() {
+  layers.predicted.replaceChildren();
+  if (state.predicted === null) return;
+  const { box: [cx, cy, w, h], level, row, column } = state.predicted, { stride } = facts.levels[level];
+  layers.predicted.append(
     makeSvg("rect", { class: "source", x: column * stride, y: row * stride, width: stride, height: stride }),
     makeSvg("rect", { class: "halo", x: cx - w / 2, y: cy - h / 2, width: w, height: h }),
     makeSvg("rect", { class: "edge", x: cx - w / 2, y: cy - h / 2, width: w, height: h }));
@@ -119,8 +119,8 @@ function drawLegend(shown) {
       parts.push(key(`anchor-${number % 6}`, `anchor ${number + 1} (${px(w)} x ${px(h)} px)`)));
   }
   if (state.level !== null && shown !== null) parts.push(key("halves", "half-cell lines of the cell with the centre"));
-  if (foundNow().unmatched.length) parts.push(key("unmatched", "box that nothing answers for"));
+  if (foundNow().unmatched.length) parts.push(key("unmatched", "box that no anchor matches"));
   if (imageNow().ignored.length) parts.push(key("ignored", "ignored by training (crowd, difficult)"));
-  if (state.place !== null) parts.push(key("predicted", "predicted box and its cell"));
+  if (state.predicted !== null) parts.push(key("predicted", "predicted box and its cell"));
   legend.replaceChildren(...parts);
 }

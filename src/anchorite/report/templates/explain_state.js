@@ -8,18 +8,18 @@ const state = {
   object: null,        // number of the selected box of the image
   hovered: null,       // number of the box under the pointer
   level: null,         // number of the level shown, null for all
-  place: null,         // a predicted box under the pointer or tapped: {box: [cx, cy, w, h] in px, level, row, column, anchor}
+  predicted: null,         // a predicted box under the pointer or tapped: {box: [cx, cy, w, h] in px, level, row, column, anchor}
   limit: original.limit,
   anchors: copyOf(original.anchors),
 };
-let found = [];        // for each image: what `assignedTo` says
+let found = [];        // for each image: the result of `assignedTo`
 const listeners = [];
 
 function isOriginal() {
   return state.limit === original.limit && JSON.stringify(state.anchors) === JSON.stringify(original.anchors);
 }
 
-// The assignment of one image: candidates of each level, those of each box, and places that several boxes claim.
+// The assignment of one image: candidates of each level, those of each box, and anchor cells that several boxes share.
 function assignedTo(image) {
   const boxes = image.targets.map((target) => target.box);
   const ofBox = boxes.map(() => []);
@@ -39,7 +39,7 @@ function assignedTo(image) {
     collisions.push(...[...claims.values()].filter((claim) => claim.targets.length > 1));
     return candidates;
   });
-  return { levels, ofBox, collisions, unmatched: ofBox.flatMap((places, number) => (places.length ? [] : [number])) };
+  return { levels, ofBox, collisions, unmatched: ofBox.flatMap((anchorCells, number) => (anchorCells.length ? [] : [number])) };
 }
 
 function assignAll() {
@@ -49,7 +49,7 @@ function assignAll() {
 // Take some values of the state, work out what follows, and tell who draws what changed.
 function change(values) {
   const rule = "limit" in values || "anchors" in values;
-  if ("image" in values && values.image !== state.image) values = { object: null, hovered: null, place: null, ...values };
+  if ("image" in values && values.image !== state.image) values = { object: null, hovered: null, predicted: null, ...values };
   if (Object.keys(values).every((key) => state[key] === values[key])) return;
   Object.assign(state, values);
   if (rule) assignAll();
