@@ -18,11 +18,11 @@ from anchorite.data import (
     ImageStore,
     LoaderConfig,
     Record,
+    SampleKey,
     TrainSamples,
     make_loader,
     open_dataset,
 )
-from anchorite.data.drawing import Key
 from anchorite.devices import choose_precision
 from benchmarks.loss import make_works
 from benchmarks.measure import Comparison, Outcome, Settings
@@ -148,7 +148,7 @@ def _opened(records: Sequence[Record], cache: Path) -> ImageStore:
     return store
 
 
-def _first_batch(store: ImageStore) -> Sequence[Key]:
+def _first_batch(store: ImageStore) -> Sequence[SampleKey]:
     """What a run does before its first image: samples, loader, the order of an epoch."""
     samples = TrainSamples(store, store.records, AugmentConfig(), 64, seed=0)
     return next(iter(make_loader(samples, LoaderConfig()).batches.of_epoch(0)))

@@ -33,7 +33,6 @@ from anchorite.data import (
     make_loader,
 )
 from anchorite.data.device_store import Storage
-from anchorite.data.drawing import draw_batch
 from anchorite.train import load_recipe
 from benchmarks.measure import Comparison, Floor, Outcome, Settings, dataset_for, described, faster, split_of
 
@@ -94,7 +93,7 @@ def _per_core(
 
     def ours() -> object:
         first = next(numbers) * batch
-        return draw_batch(samples, [SampleKey(0, (first + place) % len(store)) for place in range(batch)], pixels)
+        return samples.draw_batch([SampleKey(0, (first + place) % len(store)) for place in range(batch)], pixels)
 
     def from_files(index: int) -> Tile:
         return decoded_tile(store.records[index], size)
@@ -271,8 +270,9 @@ def decoded_tile(record: Record, size: int) -> Tile:
 
 def stored_tile(store: ImageStore, index: int) -> Tile:
     """A record's image as a store in memory keeps it, with its boxes."""
-    record = store.records[index]
-    return store.image(index), record.boxes_xyxy * np.tile(store.scale(index), 2), record.class_ids
+    record, (height, width) = store.records[index], store.sizes_hw[index]
+    scale_xy = (width / record.width, height / record.height)
+    return store.image(index), record.boxes_xyxy * np.tile(scale_xy, 2), record.class_ids
 
 
 def two_stage_batch(

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anchorite.benchmark import Figure, Sample, detector_of, interleaved, targets_for
-from anchorite.data.memory import spendable_memory
+from anchorite.data.store import spendable_memory
 from anchorite.loss import DetectionLoss, LossConfig
 from benchmarks.measure import (
     Comparison,

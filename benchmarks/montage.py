@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from anchorite.data import Record, open_dataset
-from anchorite.data.decode import decode_image
+from anchorite.data.images import decode_image
 from anchorite.errors import InputError
 
 

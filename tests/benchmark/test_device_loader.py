@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.augment import AugmentConfig
 from benchmarks.loader import device_loader_figures
 from tests.data.test_samples import make_records
 

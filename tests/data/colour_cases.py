@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anchorite.data.colour import Jitter
+from anchorite.data.augment import Jitter
 
 JITTERS = [
     Jitter(0.1, 1.0, 1.0),

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.augment import AugmentConfig, SamplePlan
 from anchorite.data.batches import SampleKey
 from anchorite.data.device_loader import in_parts
 from anchorite.data.device_plan import plan_batch
 from anchorite.data.device_store import DeviceStore, Storage
-from anchorite.data.plans import SamplePlan
 from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples
 from anchorite.data.store import ImageStore
@@ -61,10 +60,7 @@ def painted(case: Case, plans: Sequence[SamplePlan]) -> np.ndarray:
 
 def drawn(case: Case, keys: Sequence[SampleKey]) -> np.ndarray:
     """(B, S, S, 3) as OpenCV draws them."""
-    canvases = np.empty((len(keys), case.samples.side(keys[0]), case.samples.side(keys[0]), 3), np.uint8)
-    for key, canvas in zip(keys, canvases, strict=True):
-        case.samples.draw(key, canvas)
-    return canvases
+    return np.stack([case.samples[key][0].permute(1, 2, 0).numpy() for key in keys])
 
 
 def needs_cuda() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorite.data.affine import Map, draw_warped, map_boxes, plan_warp, scaling, turning, visible_boxes
+from anchorite.data.augment import Map, draw_warped, map_boxes, plan_warp, scaling, turning, visible_boxes
 
 SIZE = 200
 factors = st.one_of(st.floats(0.3, 3.0), st.floats(-3.0, -0.3))

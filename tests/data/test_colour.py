@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from anchorite.data import colour
-from anchorite.data.colour import NO_JITTER, Jitter, jitter_colours
-from anchorite.data.scratch import Scratch
+from anchorite.data import augment
+from anchorite.data.augment import NO_JITTER, Jitter, Scratch, jitter_colours
 from tests.data.colour_cases import JITTERS
 
 
@@ -54,7 +53,7 @@ def test_grey_stays_grey_and_black_black() -> None:
 def test_strips_do_not_show(strip_pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = picture()
     jitter_colours(whole, Jitter(0.1, 1.2, 0.8))
-    monkeypatch.setattr(colour, "STRIP_PIXELS", strip_pixels)
+    monkeypatch.setattr(augment, "STRIP_PIXELS", strip_pixels)
     in_strips = picture()
     jitter_colours(in_strips, Jitter(0.1, 1.2, 0.8))
     assert np.array_equal(in_strips, whole)

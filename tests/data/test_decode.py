@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from anchorite.data.decode import decode_image
 from anchorite.data.headers import read_header
+from anchorite.data.images import decode_image
 from anchorite.errors import AnchoriteError, InputError
 from tests.shared import shared_path
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from anchorite.data import device_loader
-from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, EpochBatches, LoaderConfig
 from anchorite.data.device_loader import CAPACITY_STEP, Capacity, DeviceLoader, choose_capacity
 from anchorite.data.host_loader import make_loader

@@ -11,13 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorite.data import device_loader
-from anchorite.data.affine import Warp, plan_warp, scaling
-from anchorite.data.augment_config import AugmentConfig
-from anchorite.data.colour import Jitter, jitter_colours
+from anchorite.data.augment import AugmentConfig, Jitter, SamplePlan, Tile, Warp, jitter_colours, plan_warp, scaling
 from anchorite.data.device_plan import plan_batch
 from anchorite.data.device_render import blended, jittered, render
-from anchorite.data.letterbox import FILL
-from anchorite.data.plans import SamplePlan, Tile
+from anchorite.data.images import FILL
 from tests.data.colour_cases import JITTERS
 from tests.data.device_cases import (
     COLOURLESS,

@@ -11,7 +11,7 @@ import torch
 
 from anchorite.data import device_store
 from anchorite.data.device_store import DeviceStore, Storage, choose_storage, packed, place_for
-from anchorite.data.letterbox import FILL
+from anchorite.data.images import FILL
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 from tests.data.device_cases import needs_cuda

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorite.data.letterbox import FILL, letterbox, letterbox_transform, rectangular_size
+from anchorite.data.images import FILL, letterbox, letterbox_transform, rectangular_size
 
 sides = st.integers(1, 3000)
 network_sides = st.integers(32, 1600)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.data.letterbox import FILL, letterbox, rectangular_size
-from anchorite.data.letterboxed import letterboxed_batches, plan_letterboxed
+from anchorite.data.batches import letterboxed_batches, plan_letterboxed
+from anchorite.data.images import FILL, letterbox, rectangular_size
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 from tests.data.test_samples import make_records

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, EpochBatches, LoaderConfig, SampleKey
 from anchorite.data.host_loader import HostLoader, make_loader
 from anchorite.data.samples import TrainSamples
@@ -213,7 +213,7 @@ def test_batches_kept_are_not_overwritten_by_later_ones(samples: TrainSamples) -
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_that_fails_is_named(tmp_path: Path, workers: int) -> None:
     samples = make_samples(tmp_path, mode="none")
-    bad = samples.paths[5]
+    bad = samples.image_path(5)
     bad.write_bytes(b"overwritten during the run")
     with make_loader(samples, LoaderConfig(batch_size=4, workers=workers)) as loader:
         with pytest.raises(WorkerError, match=r"image \d+\.png: .*InputError: .*image 5\.png: not a JPEG") as caught:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import SampleKey
-from anchorite.data.letterbox import FILL, letterbox
+from anchorite.data.images import FILL, letterbox
 from anchorite.data.records import Record
-from anchorite.data.samples import TrainSamples, draw_scene, sample_rng
+from anchorite.data.samples import TrainSamples, draw_tiles, sample_rng
 from anchorite.data.store import ImageStore
 
 SIZE = 160
@@ -96,17 +96,18 @@ def test_another_process_makes_the_same_sample(tmp_path: Path) -> None:
     assert done.stdout.strip() == digest(make_samples(records, EVERYTHING), keys)
 
 
-def test_the_order_of_random_numbers_does_not_depend_on_what_is_switched_on() -> None:
-    still = draw_scene(sample_rng(0, 0, 5), 5, 100, AugmentConfig.none(), True)
-    moved = draw_scene(sample_rng(0, 0, 5), 5, 100, EVERYTHING, True)
-    assert still.indices == moved.indices
-    assert still.centre == moved.centre
-    assert len(set(moved.indices)) == 4
+def test_the_images_of_a_mosaic_do_not_depend_on_what_else_is_switched_on() -> None:
+    sizes_hw = [(90, 90)] * 100
+    still = draw_tiles(sample_rng(0, 0, 5), 5, sizes_hw, AugmentConfig.none(), True, SIZE)
+    moved = draw_tiles(sample_rng(0, 0, 5), 5, sizes_hw, EVERYTHING, True, SIZE)
+    assert [tile for tile, _ in still] == [tile for tile, _ in moved]
+    assert len({tile for tile, _ in moved}) == 4
 
 
 def test_seed_epoch_and_index_each_change_the_choices() -> None:
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    assert len({draw_scene(sample_rng(*key), 0, 10**6, EVERYTHING, True) for key in keys}) == 4
+    drawn = [draw_tiles(sample_rng(*key), 0, [(90, 90)] * 100, EVERYTHING, False, SIZE) for key in keys]
+    assert len({str(tiles) for tiles in drawn}) == 4
 
 
 @pytest.mark.parametrize("long_side", [SIZE, 100, 300])

@@ -192,12 +192,12 @@ def test_a_mosaic_is_made_of_the_pool_as_of_any_records(dataset: DatasetIndex) -
     rows = samples.draw_batch(keys, pixels, lambda _: None)
     records = [samples.split[member.record_index] for member in keys[0].pool]
     ordinary = TrainSamples(ImageStore(records, SIZE, "none"), records, samples.config, SIZE, seed=7)
-    from anchorite.data.plans import paint
+    from anchorite.data.augment import paint
     from anchorite.data.samples import sample_rng
 
     canvas = np.empty((SIZE, SIZE, 3), np.uint8)
     for place, key in enumerate(keys):
-        plan = ordinary.plan_from(sample_rng(7, 0, key.record_index), SampleKey(0, place, SIZE))
+        plan = ordinary.plan(SampleKey(0, place, SIZE), sample_rng(7, 0, key.record_index))
         paint(plan, ordinary.store, canvas)
         assert np.array_equal(canvas, pixels[place])
         assert np.array_equal(ordinary.rows([plan])[:, 1:], rows[rows[:, 0] == place][:, 1:])

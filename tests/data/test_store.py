@@ -11,10 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from anchorite.data import cache_folder, memory, store
-from anchorite.data.memory import SharedBytes, cgroup_headroom
+from anchorite.data import cache_folder, store
 from anchorite.data.records import Record
-from anchorite.data.store import ImageStore
+from anchorite.data.store import ImageStore, SharedBytes, cgroup_headroom
 from anchorite.errors import InputError, StorageError
 
 
@@ -47,7 +46,7 @@ def test_images_are_the_resized_originals(mode: store.StoreMode, records: list[R
         original = cv2.imread(str(record.path), cv2.IMREAD_COLOR_RGB)
         assert max(image.shape[:2]) == 64
         height, width = image.shape[:2]
-        assert images.scale(index) == (width / record.width, height / record.height)
+        assert images.sizes_hw[index] == (height, width)
         is_smaller = max(record.width, record.height) > 64
         method = cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR
         assert np.array_equal(image, cv2.resize(original, (width, height), interpolation=method))
@@ -108,13 +107,13 @@ def test_memory_limits_of_control_groups_are_read(tmp_path: Path) -> None:
 
 
 def test_a_margin_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_meminfo_available", lambda: 100 << 30)
-    monkeypatch.setattr(memory, "_cgroup_headrooms", lambda: [20 << 30])
-    assert memory.spendable_memory() == 18 << 30
-    monkeypatch.setattr(memory, "_cgroup_headrooms", lambda: [600 << 20])
-    assert memory.spendable_memory() == 88 << 20
-    monkeypatch.setattr(memory, "_cgroup_headrooms", lambda: [100 << 20])
-    assert memory.spendable_memory() == 0
+    monkeypatch.setattr(store, "_meminfo_available", lambda: 100 << 30)
+    monkeypatch.setattr(store, "_cgroup_headrooms", lambda: [20 << 30])
+    assert store.spendable_memory() == 18 << 30
+    monkeypatch.setattr(store, "_cgroup_headrooms", lambda: [600 << 20])
+    assert store.spendable_memory() == 88 << 20
+    monkeypatch.setattr(store, "_cgroup_headrooms", lambda: [100 << 20])
+    assert store.spendable_memory() == 0
 
 
 def test_the_disk_store_is_used_again_and_made_anew_when_an_image_changes(
@@ -225,7 +224,7 @@ def test_with_skip_bad_the_images_that_cannot_be_decoded_are_left_out(
         assert ["truncated" in one.reason or "empty" in one.reason for one in images.left_out] == [True, True]
         for index in range(3):
             assert np.array_equal(images.image(index), whole.image(index))
-            assert images.scale(index) == whole.scale(index)
+            assert images.sizes_hw[index] == whole.sizes_hw[index]
     with pytest.raises(InputError, match=r"(?s)image 0\.png: .*image 3\.png: "):
         ImageStore(records, 64, mode if mode == "disk" else "ram", tmp_path / "cache").build()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anchorite.boxes import Targets, clip_xyxy
-from anchorite.data.letterbox import letterbox_transform
+from anchorite.data.images import letterbox_transform
 from anchorite.errors import DivergedError, InputError
 from anchorite.evaluate import ValidationConfig, Validator
 from anchorite.evaluate.validator import _as_founds

@@ -1,15 +1,13 @@
 """Data: label formats, the one image decoder, the image store, augmentation, and the batches made of them."""
 
-from anchorite.data.augment_config import AugmentConfig
-from anchorite.data.batches import Batch, LoaderConfig, SampleKey, empty_batch
+from anchorite.data.augment import AugmentConfig
+from anchorite.data.batches import Batch, LetterboxedBatch, LoaderConfig, SampleKey, empty_batch, letterboxed_batches
 from anchorite.data.dataset import Adjustment, DatasetIndex, LeftOut, dataset_fingerprint, without_images
-from anchorite.data.decode import decode_image
 from anchorite.data.device_loader import Capacity, DeviceLoader
 from anchorite.data.device_store import DeviceStore
 from anchorite.data.formats import open_dataset
 from anchorite.data.host_loader import HostLoader, make_loader
-from anchorite.data.letterbox import LetterboxTransform, letterbox, letterbox_transform, rectangular_size
-from anchorite.data.letterboxed import LetterboxedBatch, letterboxed_batches
+from anchorite.data.images import LetterboxTransform, decode_image, letterbox, letterbox_transform, rectangular_size
 from anchorite.data.loader import Loader, open_loader
 from anchorite.data.records import Record, RecordTable, Split, as_split
 from anchorite.data.samples import TrainSamples

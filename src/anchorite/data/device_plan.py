@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anchorite.data.colour import hue_steps
-from anchorite.data.plans import SamplePlan, Tile
+from anchorite.data.augment import SamplePlan, Tile, hue_steps
 
 # Columns of a tile's numbers.
 MAP = slice(0, 6)  # x of X, of Y and of 1; then y of X, Y, 1

@@ -19,10 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anchorite.data.letterbox import FILL
-from anchorite.data.memory import spendable_memory
+from anchorite.data.images import FILL
 from anchorite.data.records import Record
-from anchorite.data.store import ImageStore, Progress
+from anchorite.data.store import ImageStore, Progress, spendable_memory
 
 Storage = Literal["device", "host"]
 DEVICE_SHARE = 0.5  # of the device's free memory; the rest is for the network's activations

@@ -14,10 +14,9 @@ import torch
 from anchorite.boxes import Targets
 from anchorite.data.batches import Batch, BatchSizes, EpochBatches, LoaderConfig, empty_batch
 from anchorite.data.dataset import LeftOut
-from anchorite.data.drawing import Drawn, Failure, Key, Samples, draw_batch
 from anchorite.data.prefetch import prefetch
-from anchorite.data.samples import TrainSamples
-from anchorite.data.workers import WorkerPool
+from anchorite.data.samples import Samples, TrainSamples
+from anchorite.data.workers import Drawn, Failure, Key, WorkerPool, draw_batch
 from anchorite.errors import InputError
 from anchorite.interrupts import HeldInterrupts
 

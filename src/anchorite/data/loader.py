@@ -8,7 +8,7 @@ from typing import Literal, Protocol, Self
 
 import torch
 
-from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, LoaderConfig
 from anchorite.data.dataset import LeftOut
 from anchorite.data.device_loader import DeviceLoader

@@ -1,26 +1,30 @@
-"""Decoded images, resized once and kept: in shared memory, in a memory-mapped file, or not at all.
+"""Decoded images, resized once and stored: in shared memory, in a memory-mapped file, or not at all.
 
-Pixels are kept in one flat uint8 array with an offset an image, computed from the records' sizes, so that worker
-processes share it without copies. Nothing is ever written into a dataset folder, and nothing is unpickled.
+Pixels lie in one flat uint8 array with an offset an image, computed from the records' sizes, so that worker processes
+share it without copies. Nothing is ever written into a dataset folder, and nothing is unpickled. Shared memory is an
+anonymous file rather than one under /dev/shm, which containers often limit to 64 MB and whose overflow kills a process
+without a message. At the end: how much memory may still be taken.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing import reduction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data.cache_folder import check_space, make_cache_folder, private_cache_folder, refuse_dataset_folder
 from anchorite.data.dataset import LeftOut
-from anchorite.data.decode_resized import ChangedImageError, decode_resized
-from anchorite.data.letterbox import fitted_size
-from anchorite.data.memory import SharedBytes, shared_by_ranks, spendable_memory
+from anchorite.data.images import ChangedImageError, decode_resized, fitted_size
 from anchorite.data.records import Record, as_split
 from anchorite.data.shards.tar import leads_into_shard
 from anchorite.distributed import SINGLE_PROCESS, World
@@ -31,6 +35,9 @@ StoreMode = Literal["auto", "ram", "disk", "none"]
 Progress = Callable[[int, int], None]
 _LAYOUT_VERSION = 2
 _MAX_NAMED = 10  # unreadable images named in one message
+MARGIN_FRACTION = 0.1
+MARGIN_BYTES = 512 << 20
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 class ImageStore:
@@ -79,15 +86,10 @@ class ImageStore:
         assert self._pixels is not None, "build() the store before asking for images"
         return self._view(self._pixels, index)
 
-    def scale(self, index: int) -> tuple[float, float]:
-        """Stored pixels an original pixel of image `index`, along x and y."""
-        (height, width), (image_height, image_width) = self.sizes_hw[index], self._image_sizes_hw[index]
-        return width / image_width, height / image_height
-
     def build(self, progress: Progress | None = None, world: World = SINGLE_PROCESS) -> None:
         """Decode everything now, on all cores; `progress` is called with (images done, images in all).
 
-        world: those that keep the same images, and all build: of one machine they share the work, and the memory.
+        world: the ranks that build the same store: those of one machine share the work, and the memory.
         Raises InputError naming the images that cannot be decoded or changed their size since they were indexed, and,
         before anything is allocated, when mode "ram" needs more memory than there is; StorageError when the cache file
         of mode "disk" does not fit or cannot be written.
@@ -128,27 +130,27 @@ class ImageStore:
         return pixels[self._starts[index] :][: height * width * 3].reshape(height, width, 3)
 
     def _fill(self, pixels: NDArray[np.uint8], progress: Progress | None, world: World = SINGLE_PROCESS) -> list[int]:
-        def keep(index: int, image: NDArray[np.uint8]) -> None:
+        def save(index: int, image: NDArray[np.uint8]) -> None:
             self._view(pixels, index)[:] = image
 
-        return self.decode_all(keep, progress, world)
+        return self.decode_all(save, progress, world)
 
     def decode_all(
         self,
-        keep: Callable[[int, NDArray[np.uint8]], None],
+        save: Callable[[int, NDArray[np.uint8]], None],
         progress: Progress | None = None,
         world: World = SINGLE_PROCESS,
     ) -> list[int]:
-        """Decode and resize every image, on all cores; `keep` gets each one's index and pixels, from several threads.
+        """Decode and resize every image, on all cores; `save` gets each one's index and pixels, from several threads.
 
-        world: those that do the same: of one machine each takes a part, and all learn what could not be decoded.
-        Returns the indices of the images that remain, counted as before: all, unless some were left out by skip_bad.
+        world: the ranks that do the same: those of one machine share the work, and all learn what could not be decoded.
+        Returns the indices of the images that remain, all unless skip_bad left some out.
         Raises InputError naming the images that cannot be decoded, once all others are done.
         """
 
         def fill_one(index: int) -> AnchoriteError | None:
             try:
-                keep(index, self._decode(index))
+                save(index, self._decode(index))
             except AnchoriteError as error:
                 return error
             return None
@@ -167,7 +169,7 @@ class ImageStore:
         return [index for index in range(num_images) if index not in failures]
 
     def _leave_out(self, failures: Mapping[int, AnchoriteError]) -> None:
-        """Go on without the images that cannot be decoded; raise where that is not wanted, or the disk is to blame."""
+        """Leave out the images that cannot be decoded; raise without skip_bad, or where the disk is to blame."""
         refused = [one for one in failures.values() if not (self._skip_bad and isinstance(one, InputError))]
         if refused:
             more = len(refused) - _MAX_NAMED
@@ -254,11 +256,11 @@ class ImageStore:
 
 
 def _of_all_ranks(failures: Mapping[int, AnchoriteError], world: World) -> Mapping[int, AnchoriteError]:
-    """What any rank could not decode, the same on all."""
+    """The failures of all ranks together, the same on each."""
     if not world.is_distributed:
         return failures
-    told = [(index, isinstance(one, InputError), str(one)) for index, one in failures.items()]
-    merged = {index: (is_input, text) for part in world.all_gather(told) for index, is_input, text in part}
+    mine = [(index, isinstance(one, InputError), str(one)) for index, one in failures.items()]
+    merged = {index: (is_input, text) for part in world.all_gather(mine) for index, is_input, text in part}
     return {index: (InputError if merged[index][0] else StorageError)(merged[index][1]) for index in sorted(merged)}
 
 
@@ -266,3 +268,118 @@ def _read_only(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     view = array[:]
     view.flags.writeable = False
     return view
+
+
+class SharedBytes:
+    """A flat uint8 array that forked and spawned workers see without a copy; freed with its last user."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._open(_anonymous_file(), num_bytes)
+        os.ftruncate(self._descriptor, max(1, num_bytes))
+        self._map()
+
+    @classmethod
+    def at(cls, path: str, num_bytes: int) -> SharedBytes:
+        """The memory that another process has shown as `path`; OSError where it cannot be reached."""
+        shared = cls.__new__(cls)
+        shared._open(os.open(path, os.O_RDWR), num_bytes)
+        shared._map()
+        return shared
+
+    @property
+    def path(self) -> str:
+        """Where other processes of this user and machine find it, as long as this one has it open."""
+        return f"/proc/{os.getpid()}/fd/{self._descriptor}"
+
+    def _open(self, descriptor: int, num_bytes: int) -> None:
+        self._descriptor, self._num_bytes = descriptor, num_bytes
+
+    def _map(self) -> None:
+        memory = mmap.mmap(self._descriptor, max(1, self._num_bytes))
+        self.array: NDArray[np.uint8] = np.frombuffer(memory, np.uint8)[: self._num_bytes]
+
+    def __getstate__(self) -> tuple[int, Any]:
+        """How a spawned process finds the same memory: through a duplicate of the file descriptor."""
+        return self._num_bytes, reduction.DupFd(self._descriptor)
+
+    def __setstate__(self, state: tuple[int, Any]) -> None:
+        num_bytes, duplicate = state
+        self._open(duplicate.detach(), num_bytes)
+        self._map()
+
+    def __del__(self) -> None:
+        if (descriptor := getattr(self, "_descriptor", None)) is not None:
+            os.close(descriptor)
+
+
+def shared_by_ranks(num_bytes: int, world: World) -> tuple[SharedBytes, bool]:
+    """A flat array that all ranks of a machine see, and whether they do; else each has one of its own."""
+    if not world.is_distributed:
+        return SharedBytes(num_bytes), False
+    mine = SharedBytes(num_bytes) if world.local_rank == 0 else None
+    of_machine = world.all_gather(None if mine is None else mine.path)[world.rank - world.local_rank]
+    if mine is None:
+        with suppress(OSError):
+            mine = SharedBytes.at(of_machine, num_bytes)
+    if world.any(mine is None):
+        return SharedBytes(num_bytes), False
+    assert mine is not None
+    return mine, True
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("anchorite-images")
+    with tempfile.TemporaryFile() as file:  # no memory files on this system: an unlinked one on disk
+        return os.dup(file.fileno())
+
+
+def spendable_memory() -> int | None:
+    """Bytes that may be allocated with a margin left for the rest of the program; None where it cannot be known.
+
+    The smaller of what the kernel calls available and what the control groups of this process still allow, less 512 MB
+    or a tenth, whichever is more.
+    """
+    limits = [_meminfo_available(), *_cgroup_headrooms()]
+    known = [limit for limit in limits if limit is not None]
+    if not known:
+        return None
+    return max(0, min(known) - max(MARGIN_BYTES, int(min(known) * MARGIN_FRACTION)))
+
+
+def _meminfo_available() -> int | None:
+    for line in _text(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup_headrooms() -> list[int]:
+    """What each memory control group around this process has left (version 2: this group and those above; or 1)."""
+    folders = []
+    for line in _text(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        root = CGROUP_ROOT / "memory" if controllers == "memory" else CGROUP_ROOT
+        if controllers in ("", "memory"):
+            group = root / path.lstrip("/")
+            folders += [folder for folder in (group, *group.parents) if folder.is_relative_to(root)]
+    headrooms = [cgroup_headroom(folder) for folder in dict.fromkeys(folders)]
+    return [headroom for headroom in headrooms if headroom is not None]
+
+
+def cgroup_headroom(folder: Path) -> int | None:
+    """Bytes a memory control group may still take, its reclaimable file cache counted as free; None without a limit."""
+    limit = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")
+    used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")
+    if not limit.strip().isdigit() or not used.strip().isdigit():
+        return None
+    statistics = dict(line.split() for line in _text(folder / "memory.stat").splitlines() if len(line.split()) == 2)
+    reclaimable = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
+    return max(0, int(limit) - int(used) + reclaimable)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from anchorite.data import LeftOut, Record
-from anchorite.data.letterboxed import plan_letterboxed
+from anchorite.data.batches import plan_letterboxed
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.metrics import Predictions
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anchorite.boxes import clip_xyxy
-from anchorite.data.letterbox import LetterboxTransform, letterbox, letterbox_transform, rectangular_size
+from anchorite.data.images import LetterboxTransform, letterbox, letterbox_transform, rectangular_size
 from anchorite.predict.tiles import Window
 
 AUGMENTED = ((1.0, False), (1.0, True), (0.83, False), (1.17, True))

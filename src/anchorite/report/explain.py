@@ -26,7 +26,7 @@ from anchorite.data import (
     letterbox_transform,
     rectangular_size,
 )
-from anchorite.data.letterboxed import plan_letterboxed
+from anchorite.data.batches import plan_letterboxed
 from anchorite.errors import InputError
 from anchorite.evaluate import require_classes, require_side
 from anchorite.evaluate.targets import batch_targets

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from anchorite.data.dataset import LeftOut
-from anchorite.data.decode_resized import decode_resized
+from anchorite.data.images import decode_resized
 from anchorite.data.records import Record
 from anchorite.data.shards.split import Shard, ShardedSplit, read_image, read_record
 from anchorite.data.shards.tar import Sample, open_shard, read_table, sample_path

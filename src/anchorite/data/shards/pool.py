@@ -16,16 +16,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.augment_config import AugmentConfig
+from anchorite.data.augment import AugmentConfig, Scratch, paint
 from anchorite.data.batches import LoaderConfig, SampleKey
 from anchorite.data.dataset import LeftOut
-from anchorite.data.decode_resized import decode_resized
 from anchorite.data.host_loader import HostLoader
-from anchorite.data.letterbox import fitted_size
-from anchorite.data.plans import paint
+from anchorite.data.images import decode_resized, fitted_size
 from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples, sample_rng
-from anchorite.data.scratch import Scratch
 from anchorite.data.shards.order import WINDOW, PoolMember, StreamBatches, StreamKey
 from anchorite.data.shards.split import ShardedSplit, read_image, read_record
 from anchorite.data.shards.tar import as_sample, open_shard, sample_path
@@ -66,30 +63,22 @@ class PooledImages:
     """The images of a batch's pool, each decoded when first asked for, the longer side `long_side` pixels."""
 
     def __init__(
-        self, pool: Sequence[PoolMember], files: ShardFiles, long_side: int, note: Callable[[int], None]
+        self, pool: Sequence[PoolMember], files: ShardFiles, long_side: int, report: Callable[[int], object]
     ) -> None:
-        self._pool, self._files, self._note = pool, files, note
+        self._pool, self._files, self._report = pool, files, report
         self.records = []
         for member in pool:
-            note(member.record_index)
+            report(member.record_index)
             self.records.append(files.record(member))
         self.sizes_hw = [fitted_size((record.height, record.width), long_side) for record in self.records]
         self._decoded: dict[int, NDArray[np.uint8]] = {}
 
-    def __len__(self) -> int:
-        return len(self._pool)
-
     def image(self, index: int) -> NDArray[np.uint8]:
         """Image `index` of the pool: (h, w, 3) uint8 RGB."""
         if index not in self._decoded:
-            self._note(self._pool[index].record_index)
+            self._report(self._pool[index].record_index)
             self._decoded[index] = self._files.image(self._pool[index], self.records[index], self.sizes_hw[index])
         return self._decoded[index]
-
-    def scale(self, index: int) -> tuple[float, float]:
-        """Pixels of the resized image for one of image `index`, along x and y."""
-        (height, width), record = self.sizes_hw[index], self.records[index]
-        return width / record.width, height / record.height
 
 
 class StreamSamples:
@@ -110,23 +99,23 @@ class StreamSamples:
         """The canvas side S of a sample, in pixels."""
         return key.size
 
-    def place(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         """The image of a record, for messages; its suffix is not known without reading."""
         shard, position = self.split.place(index)
         return sample_path(shard.path, position, 0).with_suffix("")
 
     def draw_batch(
-        self, keys: Sequence[StreamKey], pixels: NDArray[np.uint8], note: Callable[[int], None]
+        self, keys: Sequence[StreamKey], pixels: NDArray[np.uint8], report: Callable[[int], object]
     ) -> NDArray[np.float32]:
         """Draw a whole batch into `pixels` (B, S, S, 3); the rows (T, 6) of its targets, as `TrainSamples.rows`."""
         plans, scratch = [], Scratch()
         with ShardFiles(self.split) as files:
-            images = PooledImages(keys[0].pool, files, self.image_size, note)
+            images = PooledImages(keys[0].pool, files, self.image_size, report)
             samples = TrainSamples(images, images.records, self.config, self.image_size, self.seed, self.num_epochs)
             for place, key in enumerate(keys):
-                note(key.record_index)
+                report(key.record_index)
                 rng = sample_rng(self.seed, key.epoch, key.record_index)
-                plans.append(samples.plan_from(rng, SampleKey(key.epoch, place, key.size)))
+                plans.append(samples.plan(SampleKey(key.epoch, place, key.size), rng))
                 paint(plans[-1], images, pixels[place], scratch)
         return samples.rows(plans)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
-from anchorite.data.decode import decode_image
+from anchorite.data.images import decode_image
 from anchorite.errors import InputError
 from anchorite.predict.sources.frames import Frame
 

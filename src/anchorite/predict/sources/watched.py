@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from anchorite.data.decode import decode_image
+from anchorite.data.images import decode_image
 from anchorite.errors import AnchoriteError, StorageError
 from anchorite.predict.sources.frames import Frame
 from anchorite.predict.sources.paths import is_image_name

@@ -1,7 +1,11 @@
-"""The one image decoder: training, validation, prediction and inspection all see the same pixels.
+"""Pixels of images: the one decoder, the same for training, validation, prediction and inspection, and letterboxing.
 
 Decoding is OpenCV's; sizes, orientation and completeness are checked here first, because OpenCV reports some damage not
-at all and other damage only on stderr.
+at all and other damage only on stderr. Letterboxing scales an image to fit a given size, its aspect kept, and centres
+it on grey. Coordinates are continuous: pixel i covers i..i+1. Frames: `source`, pixels of the image as displayed;
+`network`, pixels of the letterboxed image.
+
+Legend: H, W height and width of an image in pixels.
 """
 
 from __future__ import annotations
@@ -9,15 +13,21 @@ from __future__ import annotations
 import io
 import re
 import struct
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from anchorite.data.headers import MAX_PIXELS, ImageHeader, open_regular, parse_header
+from anchorite.data.records import Record
 from anchorite.errors import InputError, StorageError
 
+FILL = 114  # grey level around a letterboxed image
+Boxes = TypeVar("Boxes", NDArray[np.float64], NDArray[np.float32], Tensor)
 DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _ENTROPY_LOOKAHEAD = bytes(8)  # libjpeg fills a 64-bit register before it decodes the last block
@@ -181,3 +191,110 @@ def _jpeg_scans(data: bytes) -> tuple[int, bool, bool] | None:
                     finished.setdefault(component, set()).update(coefficients)
         position += len(segment) + 2
     return None
+
+
+class ChangedImageError(InputError):
+    """An image is not of the size that it had when the dataset was read."""
+
+
+def decode_resized(record: Record, size_hw: tuple[int, int], data: bytes | None = None) -> NDArray[np.uint8]:
+    """The image of a record at a (height, width); data: its file's bytes, read where they are not at hand.
+
+    Raises what `decode_image` raises, and ChangedImageError when the image has another size than its record.
+    """
+    image = decode_image(record.path if data is None else data, name=str(record.path))
+    if image.shape[:2] != (record.height, record.width):
+        raise ChangedImageError(
+            f"{record.path}: is {image.shape[1]}x{image.shape[0]} pixels but was {record.width}x{record.height} "
+            "when the dataset was read. Start again, so that the labels are read anew"
+        )
+    return resized(image, size_hw)
+
+
+@dataclass(frozen=True, slots=True)
+class LetterboxTransform:
+    """Where the pixels of an image went: scaled from `source_size_hw` to `resized_size_hw`, centred in `size_hw`.
+
+    All sizes are (height, width) in whole pixels. The two scales differ from each other by the rounding of the resized
+    size alone; boxes use exactly the scales that the pixels had.
+    """
+
+    source_size_hw: tuple[int, int]
+    resized_size_hw: tuple[int, int]
+    size_hw: tuple[int, int]
+
+    @property
+    def scale_xy(self) -> tuple[float, float]:
+        """Network pixels a source pixel, along x and y."""
+        return self.resized_size_hw[1] / self.source_size_hw[1], self.resized_size_hw[0] / self.source_size_hw[0]
+
+    @property
+    def pad_left_top(self) -> tuple[int, int]:
+        """Whole pixels of padding before the image; what cannot be halved goes behind it."""
+        return (self.size_hw[1] - self.resized_size_hw[1]) // 2, (self.size_hw[0] - self.resized_size_hw[0]) // 2
+
+    def to_network(self, boxes_xyxy: Boxes) -> Boxes:
+        """Boxes (..., 4) in source pixels as boxes in network pixels."""
+        (scale_x, scale_y), (left, top) = self.scale_xy, self.pad_left_top
+        moved = boxes_xyxy * 1.0  # a new array or tensor, floating
+        moved[..., 0::2] = moved[..., 0::2] * scale_x + left
+        moved[..., 1::2] = moved[..., 1::2] * scale_y + top
+        return moved
+
+    def to_source(self, boxes_xyxy: Boxes) -> Boxes:
+        """Boxes (..., 4) in network pixels as boxes in source pixels, not clipped: undoes `to_network`."""
+        (scale_x, scale_y), (left, top) = self.scale_xy, self.pad_left_top
+        moved = boxes_xyxy * 1.0
+        moved[..., 0::2] = (moved[..., 0::2] - left) / scale_x
+        moved[..., 1::2] = (moved[..., 1::2] - top) / scale_y
+        return moved
+
+
+def letterbox_transform(source_size_hw: tuple[int, int], size_hw: tuple[int, int]) -> LetterboxTransform:
+    """The transform that fits an image of one (height, width) into another, growing or shrinking it."""
+    (source_height, source_width), (height, width) = source_size_hw, size_hw
+    ratio = min(height / source_height, width / source_width)
+    resized = (min(height, max(1, round(source_height * ratio))), min(width, max(1, round(source_width * ratio))))
+    return LetterboxTransform(source_size_hw, resized, size_hw)
+
+
+def letterbox(
+    image: NDArray[np.uint8], size_hw: tuple[int, int], fill: int = FILL
+) -> tuple[NDArray[np.uint8], LetterboxTransform]:
+    """An image (H, W, 3) scaled into `size_hw`, centred on `fill`, and the transform of its boxes."""
+    transform = letterbox_transform(image.shape[:2], size_hw)
+    canvas = np.empty((*size_hw, 3), np.uint8)
+    draw_letterboxed(image, transform, canvas, fill)
+    return canvas, transform
+
+
+def draw_letterboxed(
+    image: NDArray[np.uint8], transform: LetterboxTransform, canvas: NDArray[np.uint8], fill: int = FILL
+) -> None:
+    """Write an image over all of `canvas` (of the transform's `size_hw`); it may come at any resolution, as stored."""
+    height, width = transform.resized_size_hw
+    left, top = transform.pad_left_top
+    canvas[:top], canvas[top + height :] = fill, fill
+    canvas[top : top + height, :left], canvas[top : top + height, left + width :] = fill, fill
+    canvas[top : top + height, left : left + width] = resized(image, transform.resized_size_hw)
+
+
+def resized(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """An image (H, W, 3) at another (height, width): areas averaged when it shrinks, linear when it grows."""
+    height, width = image.shape[:2]
+    if (height, width) == size_hw:
+        return image
+    is_smaller = size_hw[0] * size_hw[1] < height * width
+    method = cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=method), np.uint8)
+
+
+def rectangular_size(source_size_hw: tuple[int, int], long_side: int, stride: int) -> tuple[int, int]:
+    """The smallest (height, width), multiples of `stride`, that hold an image scaled to a long side of `long_side`."""
+    height, width = fitted_size(source_size_hw, long_side)
+    return -(-height // stride) * stride, -(-width // stride) * stride
+
+
+def fitted_size(source_size_hw: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """(height, width) of an image scaled, its aspect kept, so that the longer side is `long_side`."""
+    return letterbox_transform(source_size_hw, (long_side, long_side)).resized_size_hw

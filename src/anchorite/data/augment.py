@@ -1,0 +1,328 @@
+"""Augmentation: what may be done to a training image, the plan of one sample, and OpenCV's painting of it.
+
+All that is random is settled in the plan, before any pixel is touched; `device_render` paints the same plans on an
+accelerator. A map is a (3, 3) float64 matrix on continuous coordinates (x, y, 1): pixel i covers i..i+1. OpenCV's warp
+counts from pixel centres; the half pixel between the two conventions is corrected in `_draw_turned` and nowhere else.
+
+Legend: N boxes, S side of the canvas in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from anchorite.data.images import FILL
+
+NUM_HUES = 180  # OpenCV keeps the hue of a uint8 image in half degrees
+STRIP_PIXELS = 102_400  # what is worked on at a time, so that the intermediate planes stay in the processor's cache
+_LINE = 64  # bytes of a cache line, and of the widest vector
+
+Map = NDArray[np.float64]
+Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+Probability = Annotated[float, Field(ge=0, le=1)]
+Gain = Annotated[float, Field(ge=0, lt=1)]
+Degrees = Annotated[float, Field(ge=0, lt=90)]
+
+
+class AugmentConfig(BaseModel):
+    """Probabilities and ranges; a range is drawn from evenly, and 0 switches its augmentation off.
+
+    mosaic: probability that four images share the canvas. mixup: probability that a second sample is blended in.
+    hue: largest shift, in turns of the colour circle. saturation, value: factors from 1 - gain to 1 + gain.
+    rotation, shear: largest angles in degrees, either way. translation: largest shift as a fraction of the canvas.
+    scale: factors from 1 - scale to 1 + scale. flip_horizontal, flip_vertical: probabilities.
+    close_mosaic_epochs: the last epochs see neither mosaic nor mixup. min_visible: a box stays a target when at least
+    this fraction of its area is still seen, and min_side_px of each side.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    mosaic: Probability = 1.0
+    mixup: Probability = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.015
+    saturation: Gain = 0.7
+    value: Gain = 0.4
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    translation: Gain = 0.1
+    scale: Gain = 0.5
+    shear: Degrees = 0.0
+    flip_horizontal: Probability = 0.5
+    flip_vertical: Probability = 0.0
+    close_mosaic_epochs: Annotated[int, Field(ge=0)] = 10
+    min_visible: Probability = 0.1
+    min_side_px: Annotated[float, Field(ge=0)] = 2.0
+
+    @classmethod
+    def none(cls) -> AugmentConfig:
+        """No augmentation: letterboxed images as they are."""
+        off = ("mosaic", "hue", "saturation", "value", "translation", "scale", "flip_horizontal")
+        return cls(**dict.fromkeys(off, 0.0), close_mosaic_epochs=0)
+
+
+class Scratch:
+    """Byte arrays by name, used again from sample to sample: the first touch of fresh memory costs as much as the work.
+
+    For one thread at a time; an array is valid until the same name is asked for again.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray[np.uint8]] = {}
+
+    def array(self, name: str, *shape: int, skew: int = 8) -> NDArray[np.uint8]:
+        """An uninitialised uint8 array of this shape that begins `skew` bytes after a cache line does.
+
+        OpenCV's split and merge write past the cache, several times slower for whoever reads next, when all they write
+        to is aligned alike: give their outputs different skews, none a multiple of 3.
+        """
+        size = math.prod(shape)
+        array = self._arrays.get(name)
+        if array is None or array.size < size:
+            array = np.empty(size + _LINE + skew, np.uint8)
+            array = self._arrays[name] = array[-array.ctypes.data % _LINE + skew :]
+        return array[:size].reshape(shape)
+
+
+class Warp(NamedTuple):
+    """How a source image gets onto the canvas.
+
+    map: source pixels to canvas pixels, exactly as the pixels go. seen: the rectangle of the canvas it may touch.
+    crop: for maps without rotation and shear, the source rectangle that fills `seen`; else None.
+    """
+
+    map: Map
+    seen: Rectangle
+    crop: Rectangle | None
+
+    @property
+    def averages(self) -> bool:
+        """Whether the source shrinks so much, to under a quarter, that its areas are averaged."""
+        if self.crop is None:
+            return False
+        (left, top, right, bottom), (x0, y0, x1, y1) = self.seen, self.crop
+        return (right - left) * (bottom - top) * 4 < (x1 - x0) * (y1 - y0)
+
+
+def scaling(scale_x: float, scale_y: float, shift_x: float = 0.0, shift_y: float = 0.0) -> Map:
+    """The map x * scale + shift, for both axes."""
+    return np.array([[scale_x, 0.0, shift_x], [0.0, scale_y, shift_y], [0.0, 0.0, 1.0]])
+
+
+def turning(degrees: float, shear_x_degrees: float, shear_y_degrees: float) -> Map:
+    """Shear along both axes after a rotation (clockwise on screen), about the origin."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    across, down = math.tan(math.radians(shear_x_degrees)), math.tan(math.radians(shear_y_degrees))
+    rotation = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+    return np.array([[1.0, across, 0.0], [down, 1.0, 0.0], [0.0, 0.0, 1.0]]) @ rotation
+
+
+def plan_warp(source_map: Map, source_size_hw: tuple[int, int], size: int) -> Warp | None:
+    """The warp of a whole source image onto a square canvas of `size` pixels; None when nothing of it can be seen.
+
+    Without rotation and shear, both rectangles are rounded to whole pixels, so that a plain resize does the work, and
+    the map is refitted to them (it moves by less than a pixel inside the canvas): boxes go exactly where the pixels go.
+    """
+    height, width = source_size_hw
+    (x_of_x, x_of_y, shift_x), (y_of_x, y_of_y, shift_y), _ = source_map.tolist()
+    if x_of_y == 0 and y_of_x == 0:
+        along_x = _snap_axis(x_of_x, shift_x, width, size)
+        along_y = _snap_axis(y_of_y, shift_y, height, size)
+        if along_x is None or along_y is None:
+            return None
+        (scale_x, shift_x, seen_x, crop_x), (scale_y, shift_y, seen_y, crop_y) = along_x, along_y
+        snapped = scaling(scale_x, scale_y, shift_x, shift_y)
+        return Warp(snapped, (seen_x[0], seen_y[0], seen_x[1], seen_y[1]), (crop_x[0], crop_y[0], crop_x[1], crop_y[1]))
+    left, top, right, bottom = map_boxes(source_map, np.array([[0.0, 0.0, width, height]]))[0].tolist()
+    seen = (
+        max(0, math.floor(left)),
+        max(0, math.floor(top)),
+        min(size, math.ceil(right)),
+        min(size, math.ceil(bottom)),
+    )
+    return Warp(source_map, seen, None) if seen[0] < seen[2] and seen[1] < seen[3] else None
+
+
+def _snap_axis(
+    scale: float, shift: float, source_side: int, size: int
+) -> tuple[float, float, tuple[int, int], tuple[int, int]] | None:
+    """Scale, shift, canvas interval and source interval along one axis, the intervals in whole pixels."""
+    start, stop = sorted((shift, shift + scale * source_side))
+    seen = round(max(0.0, start)), round(min(float(size), stop))
+    if seen[1] <= seen[0]:
+        return None
+    first, last = sorted(((seen[0] - shift) / scale, (seen[1] - shift) / scale))
+    crop_start = min(max(0, round(first)), source_side - 1)
+    crop_stop = max(min(source_side, round(last)), crop_start + 1)
+    snapped = math.copysign((seen[1] - seen[0]) / (crop_stop - crop_start), scale)
+    return snapped, (seen[0] if scale > 0 else seen[1]) - snapped * crop_start, seen, (crop_start, crop_stop)
+
+
+def draw_warped(
+    image: NDArray[np.uint8], warp: Warp, canvas: NDArray[np.uint8], scratch: Scratch | None = None
+) -> None:
+    """Write the warped image into the part of the canvas (H, W, 3) that it covers; the rest stays."""
+    left, top, right, bottom = warp.seen
+    target = canvas[top:bottom, left:right]
+    if warp.crop is None:
+        _draw_turned(image, warp.map, (left, top), target)
+        return
+    x0, y0, x1, y1 = warp.crop
+    width, height = right - left, bottom - top
+    method = cv2.INTER_AREA if warp.averages else cv2.INTER_LINEAR
+    flip_x, flip_y = warp.map[0, 0] < 0, warp.map[1, 1] < 0
+    if not flip_x and not flip_y:
+        cv2.resize(image[y0:y1, x0:x1], (width, height), dst=target, interpolation=method)
+        return
+    upright = (scratch or Scratch()).array("upright", height, width, 3)
+    cv2.resize(image[y0:y1, x0:x1], (width, height), dst=upright, interpolation=method)
+    cv2.flip(upright, -1 if flip_x and flip_y else int(flip_x), dst=target)
+
+
+def _draw_turned(image: NDArray[np.uint8], source_map: Map, corner: tuple[int, int], target: NDArray[np.uint8]) -> None:
+    # Transparent, so that the corners of the rectangle keep what other tiles drew there. The price: the outermost half
+    # pixel of the source, where no four neighbours are left to interpolate between, is not drawn either.
+    to_target = scaling(1.0, 1.0, -0.5 - corner[0], -0.5 - corner[1]) @ source_map @ scaling(1.0, 1.0, 0.5, 0.5)
+    cv2.warpAffine(
+        image,
+        to_target[:2],
+        (target.shape[1], target.shape[0]),
+        dst=target,
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_TRANSPARENT,
+    )
+
+
+def map_boxes(maps: NDArray[np.float64], boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The upright boxes (N, 4) around mapped boxes (N, 4): centres go by the map, half sides by its absolute values.
+
+    maps: one (3, 3) for all, or (N, 3, 3), one a box.
+    """
+    linear, shifts = maps[..., :2, :2], maps[..., :2, 2]
+    lows, highs = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    centres = np.matmul(linear, ((lows + highs) * 0.5)[..., None])[..., 0] + shifts
+    half_sides = np.matmul(np.abs(linear), ((highs - lows) * 0.5)[..., None])[..., 0]
+    return np.concatenate([centres - half_sides, centres + half_sides], axis=1)
+
+
+def visible_boxes(
+    boxes_xyxy: NDArray[np.float64], seen_xyxy: NDArray[np.float64], min_visible: float, min_side_px: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Boxes (N, 4) cut to what is seen of their tile (N, 4), and which of them (N,) are still targets.
+
+    A box stays when it keeps at least `min_visible` of its area and `min_side_px` of each side.
+    """
+    cut = np.concatenate(
+        [np.maximum(boxes_xyxy[:, :2], seen_xyxy[:, :2]), np.minimum(boxes_xyxy[:, 2:], seen_xyxy[:, 2:])], axis=1
+    )
+    width, height = cut[:, 2] - cut[:, 0], cut[:, 3] - cut[:, 1]
+    whole_area = (boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])
+    shorter = np.minimum(width, height)
+    return cut, (shorter > 0) & (shorter >= min_side_px) & (width * height >= min_visible * whole_area)
+
+
+class Jitter(NamedTuple):
+    """hue: shift in turns of the colour circle; saturation, value: factors."""
+
+    hue: float
+    saturation: float
+    value: float
+
+
+NO_JITTER = Jitter(0.0, 1.0, 1.0)
+
+
+def jitter_colours(
+    image: NDArray[np.uint8], jitter: Jitter, out: NDArray[np.uint8] | None = None, scratch: Scratch | None = None
+) -> None:
+    """Shift the hue and scale saturation and value of an RGB image (H, W, 3), saturating at 255.
+
+    out: where the result goes, (H, W, 3); None changes the image in place.
+    """
+    out = image if out is None else out
+    if jitter == NO_JITTER:
+        if out is not image:
+            out[:] = image
+        return
+    scratch = scratch or Scratch()
+    height, width = image.shape[:2]
+    strip_height = min(height, max(1, STRIP_PIXELS // width))
+    hues = hue_table(jitter.hue)
+    for top in range(0, height, strip_height):
+        rows = slice(top, top + strip_height)
+        _jitter_strip(image[rows], jitter, hues, out[rows], scratch)
+
+
+def _jitter_strip(
+    strip: NDArray[np.uint8], jitter: Jitter, hues: NDArray[np.uint8], out: NDArray[np.uint8], scratch: Scratch
+) -> None:
+    hsv = scratch.array("hsv", *strip.shape)
+    planes = [scratch.array(f"plane {skew}", *strip.shape[:2], skew=skew) for skew in (8, 16, 32)]
+    cv2.cvtColor(strip, cv2.COLOR_RGB2HSV, dst=hsv)
+    hue, saturation, value = cv2.split(hsv, planes)
+    cv2.LUT(hue, hues, dst=hue)
+    cv2.convertScaleAbs(saturation, dst=saturation, alpha=jitter.saturation)  # as tables would, but vectorised
+    cv2.convertScaleAbs(value, dst=value, alpha=jitter.value)
+    cv2.merge((hue, saturation, value), dst=hsv)
+    cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=out)
+
+
+def hue_table(shift: float) -> NDArray[np.uint8]:
+    """The table (256,) uint8 that shifts OpenCV's hues by a fraction of the colour circle."""
+    return ((np.arange(256) + hue_steps(shift)) % NUM_HUES).astype(np.uint8)
+
+
+def hue_steps(shift: float) -> int:
+    """A shift of the hue, a fraction of the colour circle, in OpenCV's half degrees."""
+    return round(shift * NUM_HUES)
+
+
+class Images(Protocol):
+    """Decoded images by the index of their record."""
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """(h, w, 3) uint8 RGB."""
+        ...
+
+
+class Tile(NamedTuple):
+    """One image on a canvas: source, the index of its record, and how it gets there."""
+
+    source: int
+    warp: Warp
+
+
+class SamplePlan(NamedTuple):
+    """A sample before it is painted.
+
+    size: canvas side S. layers: the canvases to blend (two with mixup), each its tiles in the order of drawing. share:
+    the weight of the first layer when there are two. jitter: of the colours, once all is blended.
+    """
+
+    size: int
+    layers: tuple[tuple[Tile, ...], ...]
+    share: float
+    jitter: Jitter
+
+
+def paint(plan: SamplePlan, store: Images, canvas: NDArray[np.uint8], scratch: Scratch | None = None) -> None:
+    """Paint a planned sample over all of `canvas` (S, S, 3); `scratch` serves from sample to sample."""
+    scratch = scratch or Scratch()
+    # What is worked on stays in the processor's cache; the canvas, new in every batch, is written once.
+    draft = canvas if plan.jitter == NO_JITTER else scratch.array("draft", *canvas.shape)
+    _paint_layer(plan.layers[0], store, draft, scratch)
+    for layer in plan.layers[1:]:
+        second = scratch.array("layer", *canvas.shape)
+        _paint_layer(layer, store, second, scratch)
+        cv2.addWeighted(draft, plan.share, second, 1.0 - plan.share, 0.0, dst=draft)
+    jitter_colours(draft, plan.jitter, canvas, scratch)
+
+
+def _paint_layer(tiles: tuple[Tile, ...], store: Images, canvas: NDArray[np.uint8], scratch: Scratch) -> None:
+    canvas.fill(FILL)
+    for tile in tiles:
+        draw_warped(store.image(tile.source), tile.warp, canvas, scratch)
