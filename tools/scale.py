@@ -107,7 +107,7 @@ def data_table() -> str:
         "later openings, s": lambda data: scaling.REOPEN_S * data.boxes,
         "decoded at 640 px, TB": lambda data: scaling.store_bytes(data.images, 640) / 1e12,
         "val split decoded, shared by all ranks, GB": lambda data: scaling.store_bytes(data.val_images, 640) / 1e9,
-        "found in val, to the first rank, at most GB": lambda data: scaling.found_bytes(data) / 1e9,
+        "detections on val sent to rank 0, at most GB": lambda data: scaling.found_bytes(data) / 1e9,
     }
     titles = ("", OBJECTS365.name, OPEN_IMAGES.name)
     return table(titles, ((name, made(OBJECTS365), made(OPEN_IMAGES)) for name, made in rows.items()))
@@ -140,7 +140,7 @@ def link_table() -> str:
 
 def validation_table() -> str:
     """Seconds of a validation on one node."""
-    titles = ("data", "size", "decoding, once a run, s", "forward passes, s", "scoring on the first rank, s")
+    titles = ("data", "size", "decoding, once a run, s", "forward passes, s", "scoring on rank 0, s")
     pairs = [(data, size) for data in (OBJECTS365, OPEN_IMAGES) for size in "nx"]
     return table(titles, ((data.name, size, *scaling.validation_seconds(size, data, Plan())) for data, size in pairs))
 
