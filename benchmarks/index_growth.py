@@ -61,7 +61,7 @@ def _measure(root: Path, cache: Path, boxes: int) -> dict[str, Any]:
         words = [sys.executable, __file__, "one", str(root)]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
         figures[which] = json.loads(done.stdout)
-    figures["cache_mb"] = sum(path.stat().st_size for path in cache.glob("*.bin")) / 1e6 if cache.exists() else 0.0
+    figures["cache_mb"] = sum(path.stat().st_size for path in cache.glob("index-*")) / 1e6 if cache.exists() else 0.0
     assert figures["first"]["boxes"] == figures["second"]["boxes"] == boxes
     shutil.rmtree(cache, ignore_errors=True)
     return figures

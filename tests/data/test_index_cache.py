@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anchorite.data import DatasetIndex, index_cache, open_dataset, sources
+from anchorite.data import DatasetIndex, index_cache, open_dataset
 from anchorite.data.formats import recognise
 from anchorite.data.index_cache import VARIABLE
 from anchorite.data.records import RecordTable
@@ -32,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv(VARIABLE, str(folder))
     monkeypatch.setattr(index_cache, "LEAST_IMAGES", 1)
-    monkeypatch.setattr(sources, "_SETTLED_NS", 0)
+    monkeypatch.setattr(index_cache, "_SETTLED_NS", 0)
     return folder
 
 
@@ -168,7 +168,7 @@ def test_a_damaged_cache_is_read_past_and_made_anew(
 ) -> None:
     root = write_yolo(tmp_path / "data")
     first = open_dataset(root)
-    (file,) = cache.glob("index-*.bin")
+    (file,) = cache.glob("index-*")
     whole = file.read_bytes()
     monkeypatch.setattr(pickle, "loads", lambda *_: pytest.fail("unpickled"))
     monkeypatch.setattr(np, "load", lambda *_: pytest.fail("loaded"))
@@ -201,16 +201,16 @@ def test_an_index_that_points_outside_its_arrays_is_not_taken(
     """A file with the right sums, as nobody writes by mistake."""
     root = write_yolo(tmp_path / "data")
     open_dataset(root)
-    (file,) = cache.glob("index-*.bin")
-    found = index_cache.load_columns(file)
+    (file,) = cache.glob("index-*")
+    found = index_cache.load_arrays(file)
     assert found is not None
     for name, value in (("0.class_ids", 2), ("0.class_ids", -1), ("0.folder_ids", 1), ("0.box_starts", 9)):
-        arrays = {key: array.copy() for key, array in found.arrays.items()}
+        arrays = {key: array.copy() for key, array in found.items()}
         arrays[name][-1] = value
-        index_cache.save_columns(file, found.facts, arrays)
+        index_cache.save_arrays(file, arrays)
         assert opened(root, monkeypatch)[1], name
-    arrays = {key: array for key, array in found.arrays.items() if key != "0.areas"}
-    index_cache.save_columns(file, found.facts, arrays)
+    arrays = {key: array for key, array in found.items() if key != "0.areas"}
+    index_cache.save_arrays(file, arrays)
     assert opened(root, monkeypatch)[1]
 
 
@@ -222,7 +222,7 @@ def test_small_datasets_and_files_of_this_moment_are_not_kept(
     open_dataset(root)
     assert not cache.exists()
     monkeypatch.setattr(index_cache, "LEAST_IMAGES", 3)
-    monkeypatch.setattr(sources, "_SETTLED_NS", 60_000_000_000)
+    monkeypatch.setattr(index_cache, "_SETTLED_NS", 60_000_000_000)
     open_dataset(root)
     assert not cache.exists()
 
@@ -262,10 +262,10 @@ def test_two_processes_may_keep_the_same_index_at_once(tmp_path: Path, cache: Pa
     root = write_coco(tmp_path / "data")
     time.sleep(0.05)
     code = (
-        "import sys\nfrom anchorite.data import index_cache, open_dataset, sources\n"
-        "index_cache.LEAST_IMAGES, sources._SETTLED_NS = 1, 0\n"
-        "for _ in range(20):\n"
-        "    for file in index_cache.Path(sys.argv[2]).glob('index-*.bin'): file.unlink(missing_ok=True)\n"
+        "import sys\nfrom anchorite.data import index_cache, open_dataset\n"
+        "index_cache.LEAST_IMAGES, index_cache._SETTLED_NS = 1, 0\n"
+        "for _ in range(8):\n"
+        "    for file in index_cache.Path(sys.argv[2]).glob('index-*'): file.unlink(missing_ok=True)\n"
         "    index = open_dataset(sys.argv[1])\n"
         "    assert [len(record.class_ids) for record in index.splits['train']] == [1, 2, 0], index\n"
     )
@@ -278,7 +278,7 @@ def test_two_processes_may_keep_the_same_index_at_once(tmp_path: Path, cache: Pa
 
 
 def test_only_the_last_used_are_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_cache, "_MOST_KEPT", 2)
+    monkeypatch.setattr(index_cache, "_MOST_FILES", 2)
     roots = [write_yolo(tmp_path / name) for name in ("one", "two", "three")]
     for root in roots:
         open_dataset(root)

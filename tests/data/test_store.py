@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from anchorite.data import cache_folder, store
+from anchorite.data import index_cache, store
 from anchorite.data.records import Record
 from anchorite.data.store import ImageStore, SharedBytes, cgroup_headroom
 from anchorite.errors import InputError, StorageError
@@ -171,7 +171,7 @@ def test_a_cache_in_the_dataset_is_refused(records: list[Record], tmp_path: Path
 def test_too_small_a_disk_is_noticed_before_writing(
     records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_folder.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(index_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(StorageError, match="nothing was written"):
         ImageStore(records, 64, "disk", tmp_path / "cache").build()
     assert list((tmp_path / "cache").iterdir()) == []

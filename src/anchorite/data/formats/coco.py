@@ -18,8 +18,8 @@ from anchorite.data.formats.geometry import build_record, read_image_header, siz
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, Folders, without_links
 from anchorite.data.headers import ImageHeader
+from anchorite.data.index_cache import Dependencies
 from anchorite.data.records import Record, RecordTable, TableBuilder
-from anchorite.data.sources import Sources
 from anchorite.reading import shorten
 
 
@@ -30,14 +30,14 @@ def read_coco(files: Sequence[CocoFile], root: Path, log: ReadingLog, allow_outs
     have been read.
     """
     for file in files:
-        log.sources.read(file.path)
+        log.dependencies.add_file(file.path)
     contents = {file.path: CocoLists.read(file.path) for file in files}
     categories = agree_on_categories({path: {"categories": lists.categories} for path, lists in contents.items()})
-    folders = Folders(log.sources)
+    folders = Folders(log.dependencies)
     splits: dict[str, RecordTable] = {}
     for file in files:
         log.split = file.split
-        places = _image_places(file, root, log.sources)
+        places = _image_places(file, root, log.dependencies)
         home = file.path.parent
         fence = Fence([root if root.is_dir() else home, *without_links(places, home)], allow_outside)
         lists = contents.pop(file.path)  # the largest thing in memory goes as soon as it is read
@@ -47,7 +47,7 @@ def read_coco(files: Sequence[CocoFile], root: Path, log: ReadingLog, allow_outs
     return DatasetIndex(root, "coco", categories.names, splits, log.adjustments)
 
 
-def _image_places(file: CocoFile, root: Path, sources: Sources) -> list[Path]:
+def _image_places(file: CocoFile, root: Path, dependencies: Dependencies) -> list[Path]:
     """The existing folders that a json's file names may be relative to, the most telling first."""
     home = file.path.parent
     is_apart = home.resolve().name.lower() == "annotations"
@@ -61,7 +61,7 @@ def _image_places(file: CocoFile, root: Path, sources: Sources) -> list[Path]:
         if base == home or is_apart or root.is_dir():  # the folder above a lone json may be the whole disk
             places.append(base)
     for place in (home, *places):
-        sources.asked_for(place)
+        dependencies.add_candidate(place)
     return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 

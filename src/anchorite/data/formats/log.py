@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorite.data.dataset import Adjustment, AdjustmentKind
-from anchorite.data.sources import Sources
+from anchorite.data.index_cache import Dependencies
 from anchorite.errors import InputError
 from anchorite.reading import printable
 
@@ -18,15 +18,15 @@ class ReadingLog:
     """Collects the bad rows and the adjustments of one dataset.
 
     With `skip_bad`, whatever is bad is left out and becomes an Adjustment("skipped-bad"); otherwise it is counted, and
-    `raise_if_bad` ends the reading. `split` is the one being read, as the readers set it. `sources`: the files and
-    folders that were looked at.
+    `raise_if_bad` ends the reading. `split` is the one being read, as the readers set it. `dependencies`: the
+    files and folders that were read.
     """
 
     def __init__(self, skip_bad: bool) -> None:
         self.skip_bad = skip_bad
         self.split: str | None = None
         self.num_bad = 0
-        self.sources = Sources()
+        self.dependencies = Dependencies()
         self._listed: list[str] = []
         self._adjustments: list[Adjustment] = []
 

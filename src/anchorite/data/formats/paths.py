@@ -9,7 +9,7 @@ from pathlib import Path
 
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.headers import IMAGE_SUFFIXES
-from anchorite.data.sources import Sources
+from anchorite.data.index_cache import Dependencies
 from anchorite.errors import InputError
 from anchorite.reading import printable
 
@@ -129,15 +129,15 @@ def _real_path(path: Path) -> Path:
 class Folders:
     """Listings of folders, each read once: a dataset asks for the same few folders a hundred thousand times."""
 
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
         self._names: dict[Path, frozenset[str]] = {}
         self._image_stems: dict[Path, dict[str, list[str]]] = {}
 
     def names(self, folder: Path) -> frozenset[str]:
         """The names in a folder; none when it does not exist or cannot be read."""
         if folder not in self._names:
-            self._sources.listed(folder)
+            self._dependencies.add_folder(folder)
             try:
                 self._names[folder] = frozenset(entry.name for entry in folder.iterdir())
             except (OSError, ValueError):
@@ -158,7 +158,7 @@ class Folders:
         return self._image_stems[folder]
 
 
-def walk_images(folder: Path, fence: Fence, sources: Sources) -> Iterator[Path]:
+def walk_images(folder: Path, fence: Fence, dependencies: Dependencies) -> Iterator[Path]:
     """The images in a folder and below, in no order to rely on; InputError for a linked folder that leads outside.
 
     Hidden names are passed over: they are thumbnails and droppings of other programs.
@@ -167,7 +167,7 @@ def walk_images(folder: Path, fence: Fence, sources: Sources) -> Iterator[Path]:
     waiting = [folder]
     while waiting:
         current = waiting.pop()
-        sources.listed(current)
+        dependencies.add_folder(current)
         try:
             with os.scandir(current) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)

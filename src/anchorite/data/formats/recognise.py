@@ -14,7 +14,7 @@ from anchorite.data.formats.paths import Fence, exists
 from anchorite.data.formats.voc import read_voc
 from anchorite.data.formats.voc_layout import find_voc
 from anchorite.data.formats.yolo import find_yolo, read_yolo
-from anchorite.data.index_cache import Reading, keep_index, kept_index
+from anchorite.data.index_cache import Reading, load_index, save_index
 from anchorite.data.shards.manifest import MANIFEST
 from anchorite.data.shards.opening import find_shards, read_shards
 from anchorite.errors import InputError
@@ -49,17 +49,17 @@ def open_dataset(
     if not exists(root):
         raise InputError(f"{root}: does not exist; name a dataset's folder, its data.yaml or its COCO json")
     reading = Reading(root, format, skip_bad, allow_outside)
-    kept = kept_index(reading)
-    if kept is not None:
-        return kept
+    cached = load_index(reading)
+    if cached is not None:
+        return cached
     log = ReadingLog(skip_bad)
-    log.sources.asked_for(root)
+    log.dependencies.add_candidate(root)
     try:
         index = _open_file(root, format, log, allow_outside) if root.is_file() else None
         index = index or _open_folder(root, format, log, allow_outside)
     except OSError as error:
         raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
-    return keep_index(reading, replace(index, allow_outside=allow_outside, skip_bad=skip_bad), log.sources)
+    return save_index(reading, replace(index, allow_outside=allow_outside, skip_bad=skip_bad), log.dependencies)
 
 
 def _open_file(path: Path, format: FormatName | None, log: ReadingLog, allow_outside: bool) -> DatasetIndex:

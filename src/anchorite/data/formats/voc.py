@@ -47,7 +47,7 @@ def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool
     image_folders = [folder for folders in layout.image_folders.values() for folder in folders]
     fence = Fence([root, *without_links(image_folders, root)], allow_outside)
     if layout.class_list:
-        log.sources.read(layout.class_list)
+        log.dependencies.add_file(layout.class_list)
     known_names = read_class_list(layout.class_list) if layout.class_list else None
     annotations: dict[str, list[_Annotation]] = {}
     for split, items in layout.splits.items():
@@ -56,7 +56,7 @@ def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool
     class_names = known_names or tuple(
         sorted({thing.class_name for split in annotations.values() for one in split for thing in one.objects})
     )
-    folders = Folders(log.sources)
+    folders = Folders(log.dependencies)
     splits: dict[str, RecordTable] = {}
     for split, image_folders_of_split in layout.image_folders.items():
         log.split = split
@@ -80,7 +80,7 @@ def _read_annotations(
             log.adjusted("repeated-image", item.origin, f"{path.stem} is listed already, {first_origins[path]}")
             continue
         first_origins[path] = item.origin
-        log.sources.read(path)
+        log.dependencies.add_file(path)
         if not exists(path):
             log.bad(item.origin, f"{path} does not exist; add it, or take the line out")
             continue

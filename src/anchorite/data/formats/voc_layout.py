@@ -74,7 +74,7 @@ def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | N
         return None
     chosen = assign_splits(lists, log)
     for path in chosen.values():
-        log.sources.read(path)
+        log.dependencies.add_file(path)
     splits = {split: _listed_items(fence.check(path), xml_folder) for split, path in chosen.items()}
     image_folders = _existing([base / name for name in _IMAGE_FOLDERS] + [xml_folder], log)
     return VocLayout(splits, dict.fromkeys(splits, image_folders), _class_list([base], fence, log))
@@ -142,14 +142,14 @@ def _near_folders(xml_folder: Path, split: str, base: Path) -> list[Path]:
 def _existing(folders: Iterable[Path], log: ReadingLog) -> tuple[Path, ...]:
     distinct = dict.fromkeys(folders)
     for folder in distinct:
-        log.sources.asked_for(folder)
+        log.dependencies.add_candidate(folder)
     return tuple(folder for folder in distinct if folder.is_dir())
 
 
 def _class_list(folders: Iterable[Path], fence: Fence, log: ReadingLog) -> Path | None:
     """The first list of class names; one above the dataset is taken too, but none through a link that leads out."""
     for path in (folder / name for folder in folders for name in _CLASS_LISTS):
-        log.sources.asked_for(path)
+        log.dependencies.add_candidate(path)
         if path.is_file():
             return fence.check(path) if path.is_symlink() else path
     return None

@@ -64,7 +64,7 @@ def read_yolo(yaml_path: Path, root: Path, log: ReadingLog, allow_outside: bool 
     Raises InputError for a bad data.yaml at once, and for bad rows and images after all have been read.
     """
     fence = Fence([yaml_path.parent], allow_outside)
-    log.sources.read(yaml_path)
+    log.dependencies.add_file(yaml_path)
     config = read_yolo_config(yaml_path, fence, log)
     reader = _YoloReader(config, yaml_path.parent, fence, log)
     splits = {split: reader.read_split(split, sources) for split, sources in config.splits.items()}
@@ -109,7 +109,7 @@ class _YoloReader:
         self._home = home
         self._fence = fence
         self._log = log
-        self._folders = Folders(log.sources)
+        self._folders = Folders(log.dependencies)
 
     def read_split(self, split: str, sources: Iterable[SplitSource]) -> RecordTable:
         """The records of a split's folders and lists, in their order, each image once."""
@@ -145,12 +145,12 @@ class _YoloReader:
         return records.table()
 
     def _folder_images(self, source: SplitSource) -> list[tuple[Path, str]]:
-        images = sorted(walk_images(source.path, self._fence, self._log.sources), key=lambda path: path.parts)
+        images = sorted(walk_images(source.path, self._fence, self._log.dependencies), key=lambda path: path.parts)
         return [(image, source.origin) for image in images]
 
     def _listed_images(self, source: SplitSource) -> list[tuple[Path, str]]:
         images: list[tuple[Path, str]] = []
-        self._log.sources.read(source.path)
+        self._log.dependencies.add_file(source.path)
         lines = read_limited(source.path, _MAX_LIST_BYTES).removeprefix(_BOM).split(b"\n")
         for number, line in enumerate(lines, start=1):
             origin = f"{source.path}:{number}"
@@ -198,7 +198,7 @@ class _YoloReader:
 
     def _read_labels(self, path: Path, image: Path, header: ImageHeader) -> list[RawBox] | None:
         refusal = self._fence.refusal(path)
-        self._log.sources.read(path)
+        self._log.dependencies.add_file(path)
         try:
             if refusal:
                 raise InputError(refusal)

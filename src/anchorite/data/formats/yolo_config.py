@@ -138,7 +138,7 @@ def _folder(nodes: dict[str, yaml.Node], path: Path, fence: Fence, log: ReadingL
     origin = f"{path}:{line_of(node)}"
     text = _text(node, "path", origin)
     folder, shown = path.parent / text, printable(text, 100)
-    log.sources.asked_for(folder)
+    log.dependencies.add_candidate(folder)
     refusal = fence.refusal(folder)
     if refusal:
         raise InputError(f"{origin}: path: {shown} {refusal}; without path, the yaml's own folder is taken")
@@ -154,12 +154,12 @@ def _source(node: yaml.Node, key: str, path: Path, folder: Path, fence: Fence, l
     origin = f"{path}:{line_of(node)}"
     text = _text(node, key, origin)
     target, shown = folder / text, printable(text, 100)
-    log.sources.asked_for(target)
+    log.dependencies.add_candidate(target)
     key = printable(key, 60)
     refusal = fence.refusal(target)
     if refusal or not exists(target):
         inside = path.parent / _without_leading_parents(text)
-        log.sources.asked_for(inside)
+        log.dependencies.add_candidate(inside)
         if inside not in (target, path.parent) and exists(inside) and not fence.refusal(inside):
             # A common exporter writes ../train/images for the train/images that lies beside its data.yaml.
             log.adjusted("relocated", origin, f"{key}: {shown} does not lie in the dataset; took {inside}")
