@@ -22,7 +22,7 @@ from anchorite.data import DatasetIndex, Record, as_split, open_dataset
 from anchorite.data.convert import write_dataset
 from anchorite.model import load_weights
 from anchorite.report.suspects import Observer, Suspect, rank_suspects
-from anchorite.report.suspects.evidence import iou_of
+from anchorite.report.suspects_evidence import iou_of
 
 SHARE = 0.03  # of the labels, for each kind of error
 

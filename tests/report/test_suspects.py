@@ -13,8 +13,7 @@ import torch
 
 from anchorite.data import DatasetIndex, Record
 from anchorite.errors import DivergedError, InputError
-from anchorite.report.suspects import Ranking, as_csv, rank_suspects
-from anchorite.report.suspects.crops import crop_box, make_crops
+from anchorite.report.suspects import Ranking, as_csv, crop_box, make_crops, rank_suspects
 from tests.report.suspects_samples import EVIL, NAMES, SIDE, TruthfulObserver, free_corner, right_dataset
 
 
@@ -91,7 +90,7 @@ def test_what_was_planted_is_all_that_is_found(right: DatasetIndex) -> None:
     assert by_kind["spurious"].split == "val"
 
 
-def test_neither_batches_nor_the_number_of_looks_change_the_order(right: DatasetIndex) -> None:
+def test_neither_batches_nor_the_number_of_views_change_the_order(right: DatasetIndex) -> None:
     dataset, _ = planted(right)
     first = ranked(right, dataset, batch_size=16)
     second = ranked(right, dataset, batch_size=5)
@@ -103,15 +102,15 @@ def test_neither_batches_nor_the_number_of_looks_change_the_order(right: Dataset
         np.testing.assert_allclose([a.score for a in other.suspects], [b.score for b in first.suspects], atol=2e-3)
 
 
-def test_mirrored_looks_come_back_in_the_pixels_of_the_image(right: DatasetIndex) -> None:
+def test_mirrored_views_are_mapped_back_to_the_pixels_of_the_image(right: DatasetIndex) -> None:
     observer = TruthfulObserver(right)
     records = [record for split in right.splits.values() for record in split]
     told = []
-    for index, (plain, mirrored) in observer.looks(records, SIDE, 5, lambda *counts: told.append(counts)):
+    for index, (plain, mirrored) in observer.observe(records, SIDE, 5, lambda *counts: told.append(counts)):
         expected = np.unique(records[index].boxes_xyxy, axis=0)
-        for look in (plain, mirrored):
-            np.testing.assert_allclose(np.unique(look.boxes_xyxy.round(2), axis=0), expected, atol=0.5)
-            assert (look.losses < 0.06).all()
+        for view in (plain, mirrored):
+            np.testing.assert_allclose(np.unique(view.boxes_xyxy.round(2), axis=0), expected, atol=0.5)
+            assert (view.losses < 0.06).all()
     assert observer.num_mirrored == 12
     assert told == [(5, 12), (10, 12), (12, 12)]
 
@@ -121,12 +120,12 @@ def test_losses_go_to_their_labels_and_not_to_ignored_ones(right: DatasetIndex) 
     wrong = record.class_ids.copy()
     wrong[2] = (wrong[2] + 1) % len(NAMES)
     changed = replace(record, class_ids=wrong, ignored=np.array([True, False, False]))
-    ((_, looks),) = TruthfulObserver(right).looks([changed], SIDE)
-    for look in looks:
-        assert np.isnan(look.losses[0])
-        assert look.losses[1] < 0.06
+    ((_, views),) = TruthfulObserver(right).observe([changed], SIDE)
+    for view in views:
+        assert np.isnan(view.losses[0])
+        assert view.losses[1] < 0.06
         # 9 from the class that is labelled and not seen, 6 from the one that is seen and not labelled.
-        assert look.losses[2] == pytest.approx(9 + 6, abs=0.06)
+        assert view.losses[2] == pytest.approx(9 + 6, abs=0.06)
 
 
 def test_an_output_that_is_not_finite_names_the_image(right: DatasetIndex) -> None:
@@ -138,7 +137,7 @@ def test_an_output_that_is_not_finite_names_the_image(right: DatasetIndex) -> No
 
     records = right.splits["train"]
     with pytest.raises(DivergedError, match=r"01 <b>\.png: the network"):
-        list(Broken(right).looks(records, SIDE))
+        list(Broken(right).observe(records, SIDE))
 
 
 def test_the_table_is_safe_for_spreadsheets(right: DatasetIndex) -> None:
@@ -184,7 +183,7 @@ def test_crops_shrink_and_then_get_fewer_to_fit(right: DatasetIndex, monkeypatch
     assert len(coarse) == 5
     assert sum(len(crop.uri) for crop in coarse) < size
     assert make_crops(suspects, 10) == []
-    monkeypatch.setattr("anchorite.report.suspects.crops._SIZES", ((320, 82),))
+    monkeypatch.setattr("anchorite.report.suspects._CROP_SIZES", ((320, 82),))
     sizes = [len(crop.uri) for crop in fine]
     assert len(make_crops(suspects, sum(sizes[:3]))) == 3
     assert len(make_crops(suspects, sum(sizes[:3]) - 1)) == 2

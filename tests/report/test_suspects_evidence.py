@@ -1,20 +1,19 @@
-"""What looks say about labels, on hand-made cases."""
+"""What views of an image say about labels, on hand-made cases."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from anchorite.report.suspects import Look
-from anchorite.report.suspects.evidence import iou_of, weigh
+from anchorite.report.suspects_evidence import Observation, evidence, iou_of
 from tests.report.suspects_samples import make_record
 
 BOX, FAR = (10, 10, 50, 50), (70, 70, 110, 110)
 Predictions = tuple[tuple[float, ...], float, int]
 
 
-def look(*found: Predictions, losses: int = 1) -> Look:
-    return Look(
+def view(*found: Predictions, losses: int = 1) -> Observation:
+    return Observation(
         np.array([box for box, _, _ in found], dtype=np.float64).reshape(-1, 4),
         np.array([score for _, score, _ in found], dtype=np.float64),
         np.array([class_id for _, _, class_id in found], dtype=np.int64),
@@ -28,8 +27,8 @@ def test_overlaps_are_those_of_hand_worked_boxes() -> None:
 
 
 def test_a_label_is_told_how_its_class_and_the_best_other_are_seen() -> None:
-    looks = [look((BOX, 0.9, 1), (BOX, 0.1, 0), (BOX, 0.3, 2)), look((BOX, 0.7, 1), losses=1)]
-    labels, missing = weigh(make_record([BOX], [0]), looks, 3, image=7)
+    views = [view((BOX, 0.9, 1), (BOX, 0.1, 0), (BOX, 0.3, 2)), view((BOX, 0.7, 1), losses=1)]
+    labels, missing = evidence(make_record([BOX], [0]), views, 3, image=7)
     assert len(missing) == 0
     (row,) = labels
     assert (row["image"], row["label"], row["class_id"], row["other_class"]) == (7, 0, 0, 1)
@@ -42,19 +41,19 @@ def test_a_label_is_told_how_its_class_and_the_best_other_are_seen() -> None:
 
 def test_what_another_label_explains_speaks_against_none() -> None:
     near = (18, 10, 58, 50)  # IoU 2/3 with BOX
-    labels, missing = weigh(make_record([BOX, near], [0, 1]), [look((BOX, 0.9, 0), (near, 0.9, 1), losses=2)], 2)
+    labels, missing = evidence(make_record([BOX, near], [0, 1]), [view((BOX, 0.9, 0), (near, 0.9, 1), losses=2)], 2)
     np.testing.assert_allclose(labels["other"], 0)
     np.testing.assert_allclose(labels["given"], 0.9)
     np.testing.assert_allclose(labels["iou"], 1)
     # The same detection does speak where no label of its class is nearer.
-    labels, _ = weigh(make_record([BOX], [0]), [look((BOX, 0.9, 0), (near, 0.8, 1))], 2)
+    labels, _ = evidence(make_record([BOX], [0]), [view((BOX, 0.9, 0), (near, 0.8, 1))], 2)
     assert labels["other"][0] == pytest.approx(0.8)
     assert len(missing) == 0
 
 
 def test_a_detection_means_the_label_that_it_is_nearest_to() -> None:
     beside = (35, 10, 75, 50)  # IoU 0.23 with BOX
-    labels, _ = weigh(make_record([BOX, beside], [0, 0]), [look((BOX, 0.9, 0), losses=2)], 2)
+    labels, _ = evidence(make_record([BOX, beside], [0, 0]), [view((BOX, 0.9, 0), losses=2)], 2)
     assert labels["found"].tolist() == [0.9, 0.0]
     assert labels["iou"].tolist() == [1.0, 0.0]
 
@@ -69,14 +68,14 @@ def test_a_detection_means_the_label_that_it_is_nearest_to() -> None:
     ],
 )
 def test_a_detection_with_an_explanation_is_not_missing_a_label(found: list[Predictions], reason: str) -> None:
-    looks = [look(*found)] + ([look()] if "one look" in reason else [])
-    assert len(weigh(make_record([BOX], [0]), looks, 2)[1]) == 0, reason
+    views = [view(*found)] + ([view()] if "one look" in reason else [])
+    assert len(evidence(make_record([BOX], [0]), views, 2)[1]) == 0, reason
 
 
 def test_a_confident_detection_without_a_label_is_told_once() -> None:
     double = (74, 70, 114, 110)
-    looks = [look((BOX, 0.9, 0), (FAR, 0.9, 1), (double, 0.6, 0)), look((BOX, 0.9, 0), (FAR, 0.7, 1))]
-    labels, missing = weigh(make_record([BOX], [0]), looks, 2, image=3)
+    views = [view((BOX, 0.9, 0), (FAR, 0.9, 1), (double, 0.6, 0)), view((BOX, 0.9, 0), (FAR, 0.7, 1))]
+    labels, missing = evidence(make_record([BOX], [0]), views, 2, image=3)
     assert len(missing) == 1
     assert (missing["image"][0], missing["class_id"][0]) == (3, 1)
     assert missing["score"][0] == pytest.approx(0.8)
@@ -86,19 +85,19 @@ def test_a_confident_detection_without_a_label_is_told_once() -> None:
 
 def test_a_part_of_another_class_is_an_object_of_its_own() -> None:
     part = (14, 14, 30, 30)
-    assert len(weigh(make_record([BOX], [0]), [look((BOX, 0.9, 0), (part, 0.9, 1))], 2)[1]) == 1
+    assert len(evidence(make_record([BOX], [0]), [view((BOX, 0.9, 0), (part, 0.9, 1))], 2)[1]) == 1
 
 
 def test_ignored_regions_are_no_suspects_and_explain_what_lies_in_them() -> None:
     record = make_record([BOX, (0, 0, 128, 128)], [0, 1], ignored=np.array([False, True]))
-    labels, missing = weigh(record, [look((BOX, 0.9, 0), (FAR, 0.9, 0), losses=2)], 2)
+    labels, missing = evidence(record, [view((BOX, 0.9, 0), (FAR, 0.9, 0), losses=2)], 2)
     assert labels["label"].tolist() == [0]
     assert len(missing) == 0
 
 
 def test_a_badly_placed_label_is_not_a_missing_one_too() -> None:
     moved = (30, 10, 70, 50)  # IoU 1/3
-    labels, missing = weigh(make_record([moved], [0]), [look((BOX, 0.9, 0))], 2)
+    labels, missing = evidence(make_record([moved], [0]), [view((BOX, 0.9, 0))], 2)
     assert labels["found"][0] == pytest.approx(0.9)
     assert labels["iou"][0] == pytest.approx(1 / 3)
     np.testing.assert_allclose(labels["found_xyxy"][0], BOX)
@@ -108,16 +107,16 @@ def test_a_badly_placed_label_is_not_a_missing_one_too() -> None:
 
 def test_almost_equal_labels_are_twins_of_the_earlier_one() -> None:
     record = make_record([FAR, BOX, (11, 11, 51, 51), (30, 10, 70, 50)], [0, 0, 1, 0])
-    labels, _ = weigh(record, [look(losses=4)], 2)
+    labels, _ = evidence(record, [view(losses=4)], 2)
     assert labels["twin"].tolist() == [-1, -1, 1, -1]
     assert labels["twin_iou"][2] == pytest.approx(39**2 / (2 * 1600 - 39**2))
 
 
 def test_images_without_labels_or_detections_say_what_they_can() -> None:
-    labels, missing = weigh(make_record([], []), [look((FAR, 0.9, 0), losses=0)], 1)
+    labels, missing = evidence(make_record([], []), [view((FAR, 0.9, 0), losses=0)], 1)
     assert (len(labels), len(missing)) == (0, 1)
-    labels, missing = weigh(make_record([BOX], [0]), [look(), look()], 1)
+    labels, missing = evidence(make_record([BOX], [0]), [view(), view()], 1)
     assert (len(labels), len(missing)) == (1, 0)
     assert (labels["given"][0], labels["found"][0], labels["other"][0]) == (0, 0, 0)
-    labels, missing = weigh(make_record([], []), [look(losses=0)], 1)
+    labels, missing = evidence(make_record([], []), [view(losses=0)], 1)
     assert (len(labels), len(missing)) == (0, 0)

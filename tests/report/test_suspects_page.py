@@ -71,7 +71,7 @@ def test_no_more_than_asked_for_and_never_above_the_limit(data: DatasetIndex, mo
     page = page_of(data, ranking(data), top=5)
     assert page.count('class="card"') == 5
     assert "Shown: 5 of 12" in page
-    monkeypatch.setattr("anchorite.report.suspects.page.MAX_PAGE_BYTES", 40_000)
+    monkeypatch.setattr("anchorite.report.suspects.MAX_PAGE_BYTES", 40_000)
     many = page_of(data, ranking(data, 60))
     assert len(many.encode()) <= 40_000
     count = many.count('class="card"')

@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anchorite.report.suspects.evidence import LABEL_FIELDS, UNLABELLED_FIELDS, Rows
-from anchorite.report.suspects.ranking import suspects_of
-from anchorite.report.suspects.scoring import corroborated, group_of, label_scores, missing_scores, weighed
+from anchorite.report.suspects import suspects_of
+from anchorite.report.suspects_evidence import (
+    LABEL_FIELDS,
+    UNLABELLED_FIELDS,
+    Rows,
+    corroborated,
+    group_of,
+    label_scores,
+    missing_scores,
+    weighted,
+)
 from tests.report.suspects_samples import make_record
 
 NAMES = ("nine", "ten")
@@ -90,13 +98,13 @@ def test_labels_without_a_loss_are_not_suspected_for_it() -> None:
 
 def test_common_contradictions_count_less() -> None:
     labels = np.zeros(100, np.int64)
-    assert weighed(np.array([0.8]), np.array([0]), labels).tolist() == [0.8]
+    assert weighted(np.array([0.8]), np.array([0]), labels).tolist() == [0.8]
     # 20 others of 100 are contradicted as much: 1 + 5 * 20 / 100 = 2
-    np.testing.assert_allclose(weighed(np.full(21, 0.8), np.zeros(21, int), labels), 0.4)
-    np.testing.assert_allclose(weighed(np.array([0.8, 0.3, 0.3]), np.zeros(3, int), labels)[0], 0.8)
+    np.testing.assert_allclose(weighted(np.full(21, 0.8), np.zeros(21, int), labels), 0.4)
+    np.testing.assert_allclose(weighted(np.array([0.8, 0.3, 0.3]), np.zeros(3, int), labels)[0], 0.8)
     # other classes do not matter
-    np.testing.assert_allclose(weighed(np.array([0.8, 0.8]), np.array([0, 1]), labels), 0.8)
-    assert len(weighed(np.zeros(0), np.zeros(0, int), labels)) == 0
+    np.testing.assert_allclose(weighted(np.array([0.8, 0.8]), np.array([0, 1]), labels), 0.8)
+    assert len(weighted(np.zeros(0), np.zeros(0, int), labels)) == 0
 
 
 def test_a_high_loss_backs_up_a_stronger_suspicion_only() -> None:

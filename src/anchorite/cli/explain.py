@@ -54,7 +54,7 @@ def explain(
         chosen = choose_images(records, setting)
         how = (
             f"images: {len(chosen)} of the {len(records)} of split {split}, in turn the ones with most boxes that "
-            "nothing answers for, most places claimed by several boxes, and most boxes; --image names others"
+            "no anchor matches, most anchor cells assigned to several boxes, and most boxes; --image names others"
         )
     root = dataset.root.resolve()
     title = f"{root.name if root.is_dir() else root.parent.name}, {split}"

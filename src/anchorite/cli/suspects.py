@@ -53,7 +53,7 @@ def suspects(
     require_classes(weights, info.class_names, data, dataset.class_names)
     splits = _splits(dataset, split)
     refuse_inside_dataset(folder, dataset)
-    with counting("looked at") as progress:
+    with counting("predicted") as progress:
         ranking = rank_suspects(dataset, splits, Observer(detector, device, dtype), size, running.batch, progress)
     title = f"{data.resolve().name}: {', '.join(splits)}"
     page = suspects_page(ranking, dataset.class_names, dataset.root, title, str(weights), top)

@@ -1,0 +1,418 @@
+"""What a detector's predictions say about each label, and how strongly each label is contradicted, from 0 to 1.
+
+Each image is predicted as it is and mirrored. A label is compared with what is usual for labels of the same class and
+similar size, as the same detector sees them. A contradiction that is common in its class counts less: it indicates a
+weakness of the detector, or a habit of labelling, rather than a mistake.
+
+Legend: N labels (of an image, or of the whole dataset), D detections of an image, K classes, U detections without a
+label, V views of an image, T targets of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anchorite.boxes import Targets
+from anchorite.boxes.pairwise import pairwise_iou_xyxy, pairwise_overlap_xyxy
+from anchorite.data import LetterboxedBatch, Record, letterboxed_batches
+from anchorite.errors import DivergedError
+from anchorite.evaluate.targets import batch_targets
+from anchorite.loss import DetectionLoss, LossConfig, break_down
+from anchorite.model import Detector, fold_batch_norm, to_channels_last
+from anchorite.predict import PredictConfig, batch_detections
+
+Rows = NDArray[Any]  # structured, one row each
+LabelKind = Literal["class", "spurious", "box", "duplicate", "loss"]
+
+# The confidence is far below the usual: how weak a label's own class is tells as much as how strong another is.
+_LIMITS = PredictConfig(confidence=0.01, iou_threshold=0.6, max_detections=300, multi_label=True)
+# Gains of 1 and no balance between levels or images: the cost of a box, whatever else is in its batch.
+_PLAIN_LOSS = LossConfig(box_gain=1.0, class_gain=1.0)
+_SAME_BOX = 0.5  # IoU from which a detection concerns a label, and two detections are of one object
+_NEAR_BOX = 0.1  # IoU from which a detection may belong to a label whose box is badly placed
+_NEAR_SCORE = 0.1  # below this, a detection is only a guess about where something is
+_LEAST_MISSING_SCORE = 0.25
+_EXPLAINED_IOU = 0.4
+_EXPLAINED_COVER = 0.7  # share of the smaller of a detection and a label that they have in common
+_IN_IGNORED = 0.5  # share of a detection inside an ignored box, about which the labels say nothing
+_TWIN_IOU, _TWIN_FROM = 0.7, 0.6
+_FEWEST = 20  # labels that make up a group; of fewer, nothing is usual
+_LEAST_SPREAD_IOU, _LEAST_SPREAD_LOSS = 0.05, 0.1
+_BOX_SPREADS, _LOSS_SPREADS = 3.0, 6.0  # distance from the usual at which the score is one half
+_MOST_BY_LOSS = 0.5  # a high loss alone says that something is hard, or wrong, but not what
+_COMMON = 5.0  # where a fifth of a class is contradicted in the same way, each of them counts half
+
+# One row a label that is not ignored. label: its number in the record; side: root of its share of the image.
+# given, other: score of its own class and of the best other one, other_class, at its box, mean over the views.
+# iou, found, found_xyxy: of the most likely detection of this label, whatever its class; zeros where nothing is near.
+# loss: mean over the views, NaN for none. twin: an earlier label with almost the same box, -1 for none, and twin_iou.
+LABEL_FIELDS = np.dtype(
+    [
+        ("image", np.int64),
+        ("label", np.int64),
+        ("class_id", np.int64),
+        ("side", np.float64),
+        ("given", np.float64),
+        ("other", np.float64),
+        ("other_class", np.int64),
+        ("iou", np.float64),
+        ("found", np.float64),
+        ("found_xyxy", np.float64, 4),
+        ("loss", np.float64),
+        ("twin", np.int64),
+        ("twin_iou", np.float64),
+    ]
+)
+# One row a confident detection that no label explains. score: mean over the views; iou: with the nearest label.
+UNLABELLED_FIELDS = np.dtype(
+    [
+        ("image", np.int64),
+        ("class_id", np.int64),
+        ("score", np.float64),
+        ("iou", np.float64),
+        ("found_xyxy", np.float64, 4),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the detector finds in one view of an image, mapped back to pixels of the image as displayed.
+
+    boxes_xyxy: (D, 4) float64; scores: (D,) float64, objectness times class probability; class_ids: (D,) int64; a box
+    may occur several times, once a class. losses: (N,) float64, the mean loss of each label's anchor cells, 1 - CIoU
+    plus the class term; NaN for labels that are ignored or that no anchor matches.
+    """
+
+    boxes_xyxy: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    class_ids: NDArray[np.int64]
+    losses: NDArray[np.float64]
+
+
+class Observer:
+    """A copy of a detector, prepared to predict labelled images and to compute the loss of each label.
+
+    autocast_dtype: number format of the convolutions, None for float32. mirrored: predict each image's mirror image,
+    too.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        device: torch.device | str = "cpu",
+        autocast_dtype: torch.dtype | None = None,
+        mirrored: bool = True,
+    ) -> None:
+        self.device = torch.device(device)
+        self.autocast_dtype = autocast_dtype
+        self.mirrored = mirrored
+        self.anchors = detector.anchors
+        self.network = fold_batch_norm(detector).to(self.device)
+        to_channels_last(self.network)
+        self.criterion = DetectionLoss(detector.anchors, detector.num_classes, _PLAIN_LOSS).to(self.device)
+
+    def observe(
+        self,
+        records: Sequence[Record],
+        image_size: int,
+        batch_size: int = 16,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[tuple[int, list[Observation]]]:
+        """Yield (index of the record, an observation for each of V views), in the order of the batches.
+
+        Images are decoded one batch ahead and not stored. Raises InputError naming an image that cannot be decoded,
+        DivergedError naming one for which the network's output is not finite.
+        """
+        done = 0
+        for batch in letterboxed_batches(records, image_size, batch_size, self.anchors.strides[-1]):
+            views = [self._observe(records, batch, flip) for flip in ((False, True) if self.mirrored else (False,))]
+            for number, index in enumerate(batch.indices.tolist()):
+                yield index, [view[number] for view in views]
+            done += len(batch.indices)
+            if progress is not None:
+                progress(done, len(records))
+
+    @torch.inference_mode()
+    def _observe(self, records: Sequence[Record], batch: LetterboxedBatch, flip: bool) -> list[Observation]:
+        targets = batch_targets(records, batch)
+        images = batch.images.to(self.device).float() / 255
+        if flip:
+            images, targets = images.flip(-1), _mirrored(targets)
+        logits = self._forward(images)
+        self._check_finite(records, batch, logits)
+        losses = self._losses(logits, targets.to(self.device))
+        found = batch_detections(logits, self.anchors, _LIMITS).cpu().split()
+        observations, first, width = [], 0, images.shape[-1]
+        for index, transform, raw in zip(batch.indices.tolist(), batch.transforms, found, strict=True):
+            record = records[index]
+            boxes = raw.boxes_xyxy.double().numpy()
+            if flip:
+                boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+            boxes = np.clip(transform.to_source(boxes), 0, (record.width, record.height) * 2)
+            inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+            of_labels = np.full(len(record.class_ids), np.nan)
+            count = int((~record.ignored).sum())
+            of_labels[~record.ignored] = losses[first : first + count]
+            first += count
+            scores, class_ids = raw.scores.double().numpy(), raw.class_ids.numpy()
+            observations.append(Observation(boxes[inside], scores[inside], class_ids[inside], of_labels))
+        return observations
+
+    def _forward(self, images: Tensor) -> list[Tensor]:
+        is_reduced = self.autocast_dtype not in (None, torch.float32)
+        with torch.autocast(self.device.type, self.autocast_dtype) if is_reduced else nullcontext():
+            logits: list[Tensor] = self.network(images.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    def _check_finite(self, records: Sequence[Record], batch: LetterboxedBatch, logits: Sequence[Tensor]) -> None:
+        most = torch.stack([level.abs().amax(dim=(1, 2, 3, 4)) for level in logits]).amax(dim=0)
+        for index, fine in zip(batch.indices.tolist(), most.isfinite().tolist(), strict=True):
+            if not fine:
+                raise DivergedError(
+                    f"{records[index].path}: the network's output for this image is not finite: its training diverged "
+                    "or its weights are damaged. Use earlier weights, or --precision fp32"
+                )
+
+    def _losses(self, logits: Sequence[Tensor], targets: Targets) -> NDArray[np.float64]:
+        """(T,) mean over each target's anchor cells of all levels of its box and class loss; NaN where it has none."""
+        sums = torch.zeros(len(targets), dtype=torch.float64, device=self.device)
+        counts = torch.zeros_like(sums)
+        for level in break_down(self.criterion, logits, targets):
+            # Undo the division by the level's number of cells, so that a box costs the same in any batch.
+            cost = (level.box + level.classification * self.criterion.num_classes).double() * len(level.iou)
+            sums.index_add_(0, level.assignment.target, cost)
+            counts.index_add_(0, level.assignment.target, torch.ones_like(cost))
+        means: NDArray[np.float64] = torch.where(counts > 0, sums / counts, torch.nan).cpu().numpy()
+        return means
+
+
+def _mirrored(targets: Targets) -> Targets:
+    rows = targets.rows.clone()
+    rows[:, 2] = 1 - rows[:, 2]
+    return Targets(rows)
+
+
+def evidence(
+    record: Record, observations: Sequence[Observation], num_classes: int, image: int = 0
+) -> tuple[Rows, Rows]:
+    """The evidence about an image: LABEL_FIELDS of each label, UNLABELLED_FIELDS of each detection without one.
+
+    image: the number that the rows are to have.
+    """
+    overlaps = [iou_of(record.boxes_xyxy, one.boxes_xyxy) for one in observations]
+    pairs = list(zip(observations, overlaps, strict=True))
+    seen = np.mean([_seen(record, one, iou, num_classes) for one, iou in pairs], axis=0)
+    labels = np.zeros(len(seen), LABEL_FIELDS)
+    own, rows = record.class_ids, np.arange(len(seen))
+    labels["image"], labels["label"], labels["class_id"] = image, rows, own
+    sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
+    labels["side"] = np.sqrt(sides.prod(axis=1) / (record.width * record.height))
+    labels["given"] = seen[rows, own]
+    seen[rows, own] = -1.0
+    labels["other_class"] = seen.argmax(axis=1)
+    labels["other"] = seen.max(axis=1, initial=0.0)
+    # Of the likeliest detections: the score over all views, the IoU over those that found something, the best box.
+    count, best = np.zeros(len(labels)), np.zeros(len(labels))
+    for one, iou in pairs:
+        likeliest = _likeliest(one, iou)
+        rows = np.nonzero(likeliest >= 0)[0]
+        scores = one.scores[likeliest[rows]]
+        labels["found"][rows] += scores / len(observations)
+        labels["iou"][rows] += iou[rows, likeliest[rows]]
+        count[rows] += 1
+        better = rows[scores > best[rows]]
+        best[better] = one.scores[likeliest[better]]
+        labels["found_xyxy"][better] = one.boxes_xyxy[likeliest[better]]
+    labels["iou"] /= np.maximum(count, 1)
+    labels["loss"] = np.mean([one.losses for one in observations], axis=0)
+    if len(labels):
+        among = np.tril(iou_of(record.boxes_xyxy, record.boxes_xyxy), -1)
+        among[:, record.ignored] = 0.0
+        most = among.max(axis=1)
+        labels["twin"] = np.where(most >= _TWIN_IOU, among.argmax(axis=1), -1)
+        labels["twin_iou"] = np.where(most >= _TWIN_IOU, most, 0.0)
+    labels = labels[~record.ignored]
+    return labels, _unlabelled(record, observations, labels, image)
+
+
+def iou_of(boxes_xyxy: NDArray[np.float64], others_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union (N, M) of boxes (N, 4) with others (M, 4)."""
+    iou: NDArray[np.float64] = pairwise_iou_xyxy(torch.tensor(boxes_xyxy), torch.tensor(others_xyxy)).numpy()
+    return iou
+
+
+def _seen(record: Record, one: Observation, iou: NDArray[np.float64], num_classes: int) -> NDArray[np.float64]:
+    """(N, K): the best score of each class at each label, from detections that no other label explains better."""
+    same_class = record.class_ids[:, None] == one.class_ids
+    own_iou = np.where(same_class & (iou >= _SAME_BOX), iou, 0.0).max(axis=0, initial=0.0)
+    labels, detections = np.nonzero((iou >= _SAME_BOX) & (same_class | (iou > own_iou)))
+    seen = np.zeros((len(iou), num_classes))
+    np.maximum.at(seen, (labels, one.class_ids[detections]), one.scores[detections])
+    return seen
+
+
+def _likeliest(one: Observation, iou: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(N,) the detection that most likely belongs to each label: near it, and nearer to no other; -1 for none."""
+    fits = (iou >= _NEAR_BOX) & (iou >= iou.max(axis=0, initial=0.0)) & (one.scores >= _NEAR_SCORE)
+    if not fits.size:
+        return np.full(len(iou), -1)
+    return np.where(fits.any(axis=1), np.where(fits, one.scores * iou, -1.0).argmax(axis=1), -1)
+
+
+def _unlabelled(record: Record, observations: Sequence[Observation], labels: Rows, image: int) -> Rows:
+    """Confident detections of any view, each object once, that no label of the image explains."""
+    boxes = np.concatenate([one.boxes_xyxy for one in observations])
+    class_ids = np.concatenate([one.class_ids for one in observations])
+    strong = np.concatenate([one.scores for one in observations]) >= _LEAST_MISSING_SCORE
+    boxes, class_ids = boxes[strong], class_ids[strong]
+    # The best score with which each view has the class of each box there.
+    agreeing = [
+        np.where((class_ids[:, None] == one.class_ids) & (iou_of(boxes, one.boxes_xyxy) >= _SAME_BOX), one.scores, 0.0)
+        for one in observations
+    ]
+    scores = np.mean([of_view.max(axis=1, initial=0.0) for of_view in agreeing], axis=0)
+    order = np.argsort(-scores, kind="stable")
+    boxes, class_ids, scores = boxes[order], class_ids[order], scores[order]
+    with_labels = iou_of(boxes, record.boxes_xyxy)
+    explained = _explained(boxes, class_ids, record, with_labels) | (scores < _LEAST_MISSING_SCORE)
+    # What belongs to a badly placed label is reported there, and not again as a missing label.
+    placed = labels["found_xyxy"][(labels["found"] > 0) & (labels["given"] + labels["other"] < _NEAR_SCORE)]
+    explained |= iou_of(boxes, placed).max(axis=1, initial=0.0) >= _SAME_BOX
+    among = iou_of(boxes, boxes) >= _EXPLAINED_IOU
+    distinct: list[int] = []
+    for index in range(len(boxes)):
+        if not among[index, distinct].any():
+            distinct.append(index)
+    chosen = [index for index in distinct if not explained[index]]
+    rows = np.zeros(len(chosen), UNLABELLED_FIELDS)
+    rows["image"], rows["class_id"], rows["score"] = image, class_ids[chosen], scores[chosen]
+    rows["iou"] = with_labels[chosen].max(axis=1, initial=0.0)
+    rows["found_xyxy"] = boxes[chosen]
+    return rows
+
+
+def _explained(
+    boxes: NDArray[np.float64], class_ids: NDArray[np.int64], record: Record, iou: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """(D,) whether a label is there, or it is a part of a label of its class, or lies in an ignored region."""
+    common = pairwise_overlap_xyxy(torch.tensor(boxes), torch.tensor(record.boxes_xyxy))[0].numpy()
+    own, theirs = (np.prod(one[:, 2:] - one[:, :2], axis=1) for one in (boxes, record.boxes_xyxy))
+    part = (common > 0) & (common >= _EXPLAINED_COVER * np.minimum(own[:, None], theirs))
+    same_class = class_ids[:, None] == record.class_ids
+    in_ignored = record.ignored & (common > 0) & (common >= _IN_IGNORED * own[:, None])
+    explained: NDArray[np.bool_] = ((iou >= _EXPLAINED_IOU) | (part & same_class) | in_ignored).any(axis=1)
+    return explained
+
+
+class LabelScores(NamedTuple):
+    """by_kind: (N,) scores of each kind; and what was usual for labels like each one, (N,) each, 0 where unknown."""
+
+    by_kind: dict[LabelKind, NDArray[np.float64]]
+    usual_found: NDArray[np.float64]
+    usual_iou: NDArray[np.float64]
+    usual_loss: NDArray[np.float64]
+
+
+def label_scores(labels: Rows) -> LabelScores:
+    """Scores of N labels, LABEL_FIELDS rows, each already weighted by how common that contradiction is in its class.
+
+    class: the best other class is seen, and the label's own is not: other * (1 - given).
+    spurious: how much weaker anything there is seen than is usual.
+    box: something is found, but its overlap with the label is far below the usual.
+    duplicate: an earlier label has almost the same box, from 0 at IoU 0.6 to 1.
+    loss: the loss is far above the usual; at most 0.5, since it says no more than that. It raises the first three.
+    """
+    groups = group_of(labels["class_id"], labels["side"])
+    has_loss = ~np.isnan(labels["loss"])
+    found = np.maximum(np.maximum(labels["given"], labels["other"]), labels["found"])
+    usual_found, _ = _usual(found, groups, np.ones_like(has_loss))
+    usual_iou, spread_iou = _usual(labels["iou"], groups, labels["found"] > 0)
+    usual_loss, spread_loss = _usual(labels["loss"], groups, has_loss)
+    below = (usual_iou - labels["iou"]) / np.maximum(spread_iou, _LEAST_SPREAD_IOU)
+    above = np.where(has_loss, labels["loss"] - usual_loss, 0.0) / np.maximum(spread_loss, _LEAST_SPREAD_LOSS)
+    raw: dict[LabelKind, NDArray[np.float64]] = {
+        "class": labels["other"] * (1 - labels["given"]),
+        "spurious": np.clip(usual_found - found, 0, 1),
+        "box": labels["found"] * _certainty(below, _BOX_SPREADS),
+        "duplicate": np.clip((labels["twin_iou"] - _TWIN_FROM) / (1 - _TWIN_FROM), 0, 1),
+        "loss": _MOST_BY_LOSS * _certainty(above, _LOSS_SPREADS),
+    }
+    class_ids = labels["class_id"]
+    scores = {kind: weighted(of_kind, class_ids, class_ids) for kind, of_kind in raw.items()}
+    for kind in ("class", "spurious", "box"):
+        scores[kind] = corroborated(scores[kind], scores["loss"])
+    return LabelScores(scores, usual_found, usual_iou, usual_loss)
+
+
+def missing_scores(unlabelled: Rows, labels: Rows) -> NDArray[np.float64]:
+    """(U,) scores of UNLABELLED_FIELDS rows beside all labels: what was seen, weighted by how common that is."""
+    return weighted(unlabelled["score"], unlabelled["class_id"], labels["class_id"])
+
+
+def weighted(
+    scores: NDArray[np.float64], class_ids: NDArray[np.int64], class_ids_of_labels: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Scores divided by 1 + 5 * share; share: of how many labels of its class there is half of this score or more."""
+    result = np.zeros(len(scores))
+    for class_id in np.unique(class_ids).tolist():
+        members = np.nonzero(class_ids == class_id)[0]
+        of_class = scores[members]
+        num_labels = max(_FEWEST, int((class_ids_of_labels == class_id).sum()))
+        # A single one is not common, however small its class.
+        num_alike = len(of_class) - np.searchsorted(np.sort(of_class), of_class / 2) - 1
+        result[members] = of_class / (1 + _COMMON * num_alike / num_labels)
+    return result
+
+
+def corroborated(scores: NDArray[np.float64], losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores raised by the loss score of the same label, 1 - (1 - score) * (1 - loss), where they are the stronger."""
+    raised: NDArray[np.float64] = np.where(scores >= losses, 1 - (1 - scores) * (1 - losses), scores)
+    return raised
+
+
+def group_of(class_ids: NDArray[np.int64], sides: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(N,) number of each label's group: class and third of its sizes; or class; or 0, all, where there are too few."""
+    groups = np.zeros(len(class_ids), np.int64)
+    next_group = 1
+    for class_id in np.unique(class_ids).tolist():
+        members = np.nonzero(class_ids == class_id)[0]
+        if len(members) < _FEWEST:
+            continue
+        order = members[np.argsort(sides[members], kind="stable")]
+        for part in np.array_split(order, 3 if len(members) >= 3 * _FEWEST else 1):
+            groups[part] = next_group
+            next_group += 1
+    return groups
+
+
+def _usual(
+    values: NDArray[np.float64], groups: NDArray[np.int64], counted: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Median of each label's group, and its spread: a standard deviation that outliers do not change; 0 for none.
+
+    The few wrong labels that are searched for must not change what they are compared with.
+    """
+    usual, spread = np.zeros(len(values)), np.zeros(len(values))
+    for group in np.unique(groups):
+        members = groups == group
+        source = values[counted & members] if group else values[counted]
+        if len(source):
+            median = float(np.median(source))
+            usual[members] = median
+            spread[members] = 1.4826 * float(np.median(np.abs(source - median)))
+    return usual, spread
+
+
+def _certainty(spreads: NDArray[np.float64], half_way: float) -> NDArray[np.float64]:
+    """From 0 for what is usual or better, through 1/2 at `half_way` spreads, to 1."""
+    certainty: NDArray[np.float64] = 1 - 0.5 ** ((np.maximum(spreads, 0) / half_way) ** 2)
+    return certainty
