@@ -22,7 +22,6 @@ from anchorite.distributed import World, init_process_group
 from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, default_anchors
 from anchorite.train.optim import EMA, EMAConfig, OptimizerConfig, Settings, build_optimizer
-from anchorite.train.shared_norm import share_batch_norm
 from anchorite.train.step import TrainingStep, TrainState
 
 SIDE, CLASSES, IMAGES = 64, 80, 2  # images of a rank
@@ -35,8 +34,8 @@ def loopback() -> tuple[int, int]:
     return int(numbers[8]), int(numbers[9])
 
 
-def make_step(size: str, sync: bool, world: World) -> TrainingStep:
-    """A step in float32 on the processor. sync: statistics of batch normalisation over all ranks."""
+def make_step(size: str, world: World) -> TrainingStep:
+    """A step in float32 on the CPU."""
     device = torch.device("cpu")
     torch.manual_seed(0)
     detector = Detector(size, CLASSES, default_anchors(size)).train()
@@ -47,8 +46,6 @@ def make_step(size: str, sync: bool, world: World) -> TrainingStep:
         EMA(detector, EMAConfig()),
         torch.amp.GradScaler("cpu", enabled=False),
     )
-    if sync:
-        share_batch_norm(detector, device)
     return TrainingStep(train_state, Precision("fp32", None, False, "benchmark"), 10.0, device)
 
 
@@ -56,12 +53,11 @@ def main() -> None:
     """Measure and print, on the first rank."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="n")
-    parser.add_argument("--sync", action="store_true")
     parser.add_argument("--steps", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with init_process_group(120.0) as world:
-        step = make_step(given.model, given.sync, world)
+        step = make_step(given.model, world)
         rows = torch.tensor([[image, 1, 0.5, 0.5, 0.4, 0.4] for image in range(IMAGES)])
         pixels = torch.randint(0, 256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8)
         batch = Batch(pixels, Targets.from_rows(rows), torch.arange(IMAGES))
@@ -82,7 +78,7 @@ def main() -> None:
             parameters = sum(one.numel() for one in step.train_state.detector.parameters())
             facts = {
                 "size": given.model,
-                "sync_batch_norm": given.sync,
+                "sync_batch_norm": False,
                 "ranks": world.world_size,
                 "parameters": parameters,
             }

@@ -19,7 +19,6 @@ from anchorite.distributed import World
 from anchorite.loss import DetectionLoss, LossConfig
 from anchorite.model import Detector, default_anchors
 from anchorite.train.optim import EMA, EMAConfig, OptimizerConfig, build_optimizer
-from anchorite.train.shared_norm import share_batch_norm
 from anchorite.train.step import TrainingStep, TrainState
 
 SIDE, CLASSES = 64, 3
@@ -47,32 +46,29 @@ def part(batch: Batch, world: World) -> Batch:
     return Batch(batch.images[chosen], Targets.from_rows(rows), batch.indices[chosen])
 
 
-def make_step(world: World, norm: str, **settings: object) -> tuple[TrainingStep, TrainState]:
-    """A step in float64 over all ranks. norm: "shared" statistics, or "fixed" ones, as in evaluation."""
+def make_step(world: World, **settings: object) -> tuple[TrainingStep, TrainState]:
+    """A step in float64 over all ranks, with fixed statistics of batch normalisation, as in evaluation."""
     torch.manual_seed(0)
     detector = Detector("n", CLASSES, default_anchors("n")).double().train()
     criterion = DetectionLoss(detector.anchors, CLASSES, LossConfig(**settings), world).train()  # type: ignore[arg-type]
     average = EMA(detector, EMAConfig())
     optimizer = build_optimizer(detector, OptimizerConfig())
-    if norm == "fixed":
-        for module in detector.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-    elif world.is_distributed:
-        share_batch_norm(detector, CPU)
+    for module in detector.modules():  # statistics over parts of a batch would differ from those of the whole
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     train_state = TrainState(detector, criterion, optimizer, average, scaler)
     return TrainingStep(train_state, Precision("fp32", None, False, "test"), 0.0, CPU), train_state
 
 
 def gradients(
-    world: World, norm: str, batches: list[tuple[int, int]], bad: tuple[int, ...] = (), **settings: object
+    world: World, batches: list[tuple[int, int]], bad: tuple[int, ...] = (), **settings: object
 ) -> dict[str, Tensor]:
     """Gradients, buffers and losses after batches of (images, those with targets), gathered for one optimizer step.
 
     bad: numbers of batches that are not finite for the first rank.
     """
-    step, train_state = make_step(world, norm, **settings)
+    step, train_state = make_step(world, **settings)
     found: dict[str, Tensor] = {}
     for number, (num_images, empty_from) in enumerate(batches):
         whole = whole_batch(number, num_images, empty_from)

@@ -87,7 +87,7 @@ def test_ranks_share_shards_and_go_on_in_an_epoch_of_them_bit_for_bit(tmp_path: 
 def test_patience_that_runs_out_late_leaves_what_it_would_have_left_at_once(tmp_path: Path) -> None:
     # Nothing is found in two epochs, so the first is the best and the second one too many.
     run = tmp_path / "run"
-    settings = ("--epochs", "9", "--set", "patience=1", "--set", "sync_batch_norm=true")
+    settings = ("--epochs", "9", "--set", "patience=1")
     process = start(train_words(run, *settings))
     _, errors = process.communicate(timeout=170)
     assert process.returncode == 0, errors

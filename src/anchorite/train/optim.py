@@ -156,15 +156,20 @@ def settings_at(step: int, num_steps: int, steps_per_epoch: int, config: Optimiz
     config.warmup_momentum, all linearly to where the decay stands. The warm-up never takes more than half the run.
     """
     decayed = config.lr * decay_factor(step / max(num_steps - 1, 1), config.lr_final, config.schedule)
-    warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), num_steps // 2)
-    if step >= warmup_steps:
+    warmup = warmup_steps(num_steps, steps_per_epoch, config)
+    if step >= warmup:
         return Settings(decayed, decayed, config.momentum)
-    share = step / warmup_steps
+    share = step / warmup
     return Settings(
         lr=decayed * share,
         bias_lr=config.first_bias_lr + (decayed - config.first_bias_lr) * share,
         momentum=config.warmup_momentum + (config.momentum - config.warmup_momentum) * share,
     )
+
+
+def warmup_steps(num_steps: int, steps_per_epoch: int, config: OptimizerConfig) -> int:
+    """Optimizer steps of the warm-up, at most half the run."""
+    return min(round(config.warmup_epochs * steps_per_epoch), num_steps // 2)
 
 
 def decay_factor(progress: float, final: float, decay: str) -> float:

@@ -77,7 +77,7 @@ class Recipe(BaseModel):
     rank_timeout_s: float = Field(
         600.0, gt=0, le=86_400, description="seconds that a rank may keep the others waiting before it counts as lost"
     )
-    sync_batch_norm: bool = Field(False, description="batch normalisation over the batch of all ranks, not of each one")
+    sync_batch_norm: bool = Field(False, description="batch normalisation over the batch of all ranks; CUDA only")
     store: Literal["auto", "device", "ram", "disk", "none"] = Field("auto", description="where decoded images are kept")
     multi_scale: float = Field(0.0, ge=0, le=0.5, description="batches of sizes 1 - x to 1 + x of image_size")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better mAP; 0 never")

@@ -26,7 +26,7 @@ from anchorite.train.pretrained import (
 )
 from anchorite.train.recipe import Recipe
 from anchorite.train.run_folder import Change, RunFolder, noted_facts, noted_left_out, refuse_changes
-from anchorite.train.setup import Prepared, prepare
+from anchorite.train.setup import Prepared, derived_settings, prepare
 
 
 def train(
@@ -61,6 +61,7 @@ def train(
         "start": None if start is None else start.noted(prepared.kept),
         "notes": list(notes),
         "borrowed": noted_backbone(borrowed),
+        "derived": derived_settings(recipe, prepared),
         **noted_facts(recipe, dataset, world.world_size),
     }
     del start, borrowed  # as large as the network

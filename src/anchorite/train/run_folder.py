@@ -83,6 +83,7 @@ class _Facts(BaseModel):
     start: _StartFacts | None = None
     notes: list[str] = []
     borrowed: _BackboneFacts | None = None
+    derived: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)

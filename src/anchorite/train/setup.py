@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 import anchorite
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
@@ -27,7 +30,7 @@ from anchorite.loss import DetectionLoss
 from anchorite.model import HFBackboneSource, default_anchors, to_channels_last
 from anchorite.train.checkpoint import Progress, environment
 from anchorite.train.events import Listener, RunStarted, StoreProgress, ignore
-from anchorite.train.optim import EMA, build_optimizer
+from anchorite.train.optim import EMA, build_optimizer, decay_after, settings_at, warmup_steps
 from anchorite.train.pretrained import (
     PretrainedWeights,
     describe_frozen,
@@ -37,7 +40,6 @@ from anchorite.train.pretrained import (
     refuse_early,
 )
 from anchorite.train.recipe import Recipe
-from anchorite.train.shared_norm import share_batch_norm
 from anchorite.train.step import TrainState
 
 
@@ -59,7 +61,7 @@ def device_of_rank(name: str, world: World) -> torch.device:
     return torch.device("cuda", world.local_rank)
 
 
-def describe_ranks(recipe: Recipe, world: World) -> list[str]:
+def describe_ranks(recipe: Recipe, device: torch.device, world: World) -> list[str]:
     """A sentence on how ranks share the batches; none for a single process. InputError when some would get nothing."""
     if not world.is_distributed:
         return []
@@ -68,6 +70,11 @@ def describe_ranks(recipe: Recipe, world: World) -> list[str]:
             f"batch {recipe.batch} for {world.world_size} ranks: it is the batch of all together, and each needs an "
             f"image; raise --batch to {world.world_size} or more, or start fewer ranks"
         )
+    if recipe.sync_batch_norm and device.type != "cuda":
+        raise InputError(
+            f"sync_batch_norm on {device}: PyTorch synchronises batch normalisation on CUDA devices only; leave it "
+            "out, and each process normalises its own part of the batch"
+        )
     least, more = divmod(recipe.batch, world.world_size)
     part = f"{least} images each" if not more else f"{least} or {least + 1} images each, some ranks wait for others"
     norm = "of the whole batch" if recipe.sync_batch_norm else "of each rank's part (sync_batch_norm: of the whole)"
@@ -75,6 +82,7 @@ def describe_ranks(recipe: Recipe, world: World) -> list[str]:
 
 
 _NUM_NAMED = 3  # images left out, in a sentence
+_LR_POINTS = 100  # of the planned learning rates, in run.json
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def prepare(
         f"precision {precision.name}: {precision.reason}",
         f"torch.compile {'on' if compiled else 'off'}: {why}",
     ]
-    decisions += describe_ranks(recipe, world)
+    decisions += describe_ranks(recipe, device, world)
     if device.type == "cpu" and keep_freed_memory():
         decisions.append("memory: freed blocks stay with the process, for the next step")
     loader = _open_loader(recipe, dataset, device, listener, world)
@@ -138,7 +146,8 @@ def prepare(
     decisions += [borrowed.said] if borrowed else []
     decisions += [kept_sentence] if kept_sentence else []
     decisions += describe_frozen(train_state.detector, recipe.optimizer, has_weights=recipe.weights is not None)
-    decisions.append(_describe_gains(train_state.criterion))
+    gains = ", ".join(f"{name} {gain:.4g}" for name, gain in _gains(train_state.criterion).items())
+    decisions.append(f"effective gains: {gains} (scaled by levels, image size and classes)")
     decisions += loader.decisions
     if lack is not None:
         decisions.append(f"{lack}: every epoch replaces best.safetensors, and no mAP is known")
@@ -256,7 +265,7 @@ def _build_train_state(
         scaler=torch.amp.GradScaler(device.type, enabled=precision.scaled),
     )
     if recipe.sync_batch_norm and world.is_distributed:  # not the EMA, which never trains
-        share_batch_norm(detector, device)
+        nn.SyncBatchNorm.convert_sync_batchnorm(detector)
     return train_state, kept
 
 
@@ -281,17 +290,49 @@ def _build_validator(
     return validator, None if is_labelled else "the val split has no labels"
 
 
-def _describe_gains(criterion: DetectionLoss) -> str:
-    gains = criterion.config
-    return (
-        f"effective gains: box {gains.box_gain:.4g}, objectness {gains.objectness_gain:.4g}, "
-        f"class {gains.class_gain:.4g} (scaled by levels, image size and classes)"
-    )
+def _gains(criterion: DetectionLoss) -> dict[str, float]:
+    """The weights of the loss's terms as the run uses them, scaled by levels, image size and classes."""
+    config = criterion.config
+    return {"box": config.box_gain, "objectness": config.objectness_gain, "class": config.class_gain}
+
+
+def derived_settings(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """What a new run computed from its recipe, its data and the machine, as JSON values for run.json."""
+    optimizer, batches = recipe.optimizer, len(prepared.loader)
+    accumulation = optimizer.accumulation(recipe.batch)
+    steps_per_epoch = math.ceil(batches / accumulation)
+    num_steps = steps_per_epoch * recipe.epochs
+    points = sorted({round(i * (num_steps - 1) / (_LR_POINTS - 1)) for i in range(_LR_POINTS)})
+    planned = [settings_at(step, num_steps, steps_per_epoch, optimizer) for step in points]
+    mosaic_epochs = max(0, recipe.epochs - recipe.augment.close_mosaic_epochs) if recipe.augment.mosaic else 0
+    return {
+        "device": str(prepared.device),
+        "precision": prepared.precision.name,
+        "precision_reason": prepared.precision.reason,
+        "compiled": prepared.compiled,
+        "anchors": prepared.train_state.detector.anchors.to_rows(),
+        "gains": _gains(prepared.train_state.criterion),
+        "balance": prepared.train_state.criterion.balance.tolist(),
+        "batches_per_epoch": batches,
+        "accumulation": accumulation,
+        "images_per_step": recipe.batch * accumulation,
+        "steps_per_epoch": steps_per_epoch,
+        "num_steps": num_steps,
+        "warmup_steps": warmup_steps(num_steps, steps_per_epoch, optimizer),
+        "warmup_bias_lr": optimizer.first_bias_lr,
+        "lr_last": settings_at(num_steps - 1, num_steps, steps_per_epoch, optimizer).lr,
+        "lr_plan": {
+            "epochs": [step / steps_per_epoch for step in points],
+            "lr": [one.lr for one in planned],
+            "bias_lr": [one.bias_lr for one in planned],
+        },
+        "ema_decay_last": decay_after(num_steps, recipe.ema),
+        "mosaic_epochs": mosaic_epochs,
+    }
 
 
 def run_started(folder: Path, recipe: Recipe, prepared: Prepared, progress: Progress) -> RunStarted:
     """The event of a run that begins at a point of progress."""
-    config = prepared.train_state.criterion.config
     return RunStarted(
         folder=folder,
         decisions=prepared.decisions,
@@ -301,7 +342,7 @@ def run_started(folder: Path, recipe: Recipe, prepared: Prepared, progress: Prog
         first_batch=progress.partial.batches,
         recipe=recipe,
         class_names=prepared.dataset.class_names,
-        gains={"box": config.box_gain, "objectness": config.objectness_gain, "class": config.class_gain},
+        gains=_gains(prepared.train_state.criterion),
         environment={
             "anchorite": anchorite.__version__,
             "python": platform.python_version(),

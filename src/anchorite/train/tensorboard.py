@@ -1,24 +1,28 @@
-"""`TensorBoard`: a logger that writes what a run tells as TensorBoard shows it; needs the extra `tensorboard`."""
+"""`TensorBoard`: a logger that writes a run's events as TensorBoard reads them; needs the extra `tensorboard`."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
 from anchorite.boxes import Detections
 from anchorite.data import decode_image
-from anchorite.errors import AnchoriteError
+from anchorite.errors import AnchoriteError, InputError
 from anchorite.evaluate import ValidationResult
 from anchorite.jpeg import encode_jpeg, shrunk
 from anchorite.metrics import Predictions
 from anchorite.predict import draw
 from anchorite.reading import printable
-from anchorite.train.event_file import EventFile, need_tensorboard
 from anchorite.train.events import EpochDone, Event, RunFinished, RunStarted, StepDone
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 EVENTS_FOLDER, STEPS_FOLDER = "events", "steps"
 _POINTS_PER_EPOCH = 100  # of the curves by step
@@ -28,18 +32,24 @@ _LONGEST_PX, _JPEG_QUALITY = 640, 85
 
 
 class TensorBoard:
-    """Writes RUN/events: each column of metrics.csv by epoch, settings, decisions, and validation images with what was
-    found in them; and RUN/events/steps: losses, rates and speed by step, at most 100 points an epoch.
+    """Writes RUN/events: each column of metrics.csv by epoch, settings, decisions, and validation images with the
+    detections on them; and RUN/events/steps: losses, learning rates and speed by step, at most 100 points an epoch.
 
-    A run that is gone on with takes back the points after the place where it goes on. Starts no thread; all that was
-    told is on disk. As a context manager it closes its files however the run ends; `RunFinished` closes them, too.
-    Raises InputError where the package tensorboard is missing.
+    A resumed run removes the points after its first epoch and step from the display (TensorBoard's purge_step). The
+    epochs are on disk when their event has been handled. Use it as a context manager to close the files however the run
+    ends; `RunFinished` closes them as well. Raises InputError where the package tensorboard is missing.
     """
 
     def __init__(self) -> None:
-        need_tensorboard()
-        self._epochs: EventFile | None = None
-        self._steps: EventFile | None = None
+        try:
+            importlib.import_module("torch.utils.tensorboard")
+        except ImportError as error:
+            raise InputError(
+                f"TensorBoard's events need the package tensorboard ({error}); install it: "
+                "pip install 'anchorite[tensorboard]'"
+            ) from error
+        self._epochs: SummaryWriter | None = None
+        self._steps: SummaryWriter | None = None
         self._started: RunStarted | None = None
 
     def __enter__(self) -> TensorBoard:
@@ -60,50 +70,63 @@ class TensorBoard:
 
     def close(self) -> None:
         """Close the files; nothing where there are none."""
-        for file in (self._epochs, self._steps):
-            if file is not None:
-                file.close()
+        for writer in (self._epochs, self._steps):
+            if writer is not None:
+                writer.close()
         self._epochs = self._steps = None
 
     def _start(self, event: RunStarted) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         folder = event.folder / EVENTS_FOLDER
         self.close()
         is_new = not folder.exists()
         self._started = event
-        self._epochs = EventFile(folder, event.first_epoch + 1)
-        self._steps = EventFile(folder / STEPS_FOLDER, event.first_step + 1)
+        self._epochs = SummaryWriter(folder, purge_step=None if is_new else event.first_epoch + 1)
+        self._steps = SummaryWriter(folder / STEPS_FOLDER, purge_step=None if is_new else event.first_step + 1)
         if is_new:
             for summary in _facts(event):
-                self._epochs.add(summary, 0)
+                _add(self._epochs, summary, 0)
+        self._epochs.flush()
 
     def _step(self, event: StepDone) -> None:
         assert self._steps is not None
         assert self._started is not None
         every = -(-self._started.num_batches // _POINTS_PER_EPOCH)
         if event.step % every == 0:
-            self._steps.add_scalars(
-                {
-                    "step/box": event.box,
-                    "step/objectness": event.objectness,
-                    "step/classification": event.classification,
-                    "step/lr": event.lr,
-                    "step/bias_lr": event.bias_lr,
-                    "step/images_per_second": event.images_per_second,
-                },
-                event.step,
-            )
+            for name in ("box", "objectness", "classification", "lr", "bias_lr", "images_per_second"):
+                self._steps.add_scalar(f"step/{name}", getattr(event, name), event.step)
 
     def _epoch(self, event: EpochDone) -> None:
         assert self._epochs is not None
+        assert self._steps is not None
         assert self._started is not None
-        self._epochs.add_scalars({name: value for name, value in event.row.items() if name != "epoch"}, event.epoch)
+        for name, value in event.row.items():
+            if name != "epoch":
+                self._epochs.add_scalar(name, value, event.epoch)
         if event.improved and event.validation is not None:
             for name, picture in _pictures(self._started.val_images, event.validation):
-                height, width = picture.shape[:2]
-                self._epochs.add_jpeg(name, encode_jpeg(picture, _JPEG_QUALITY), (height, width), event.epoch)
+                _add(self._epochs, _image(name, picture), event.epoch)
+        self._steps.flush()
+        self._epochs.flush()
 
 
-def _facts(event: RunStarted) -> Iterator[Any]:
+def _add(writer: SummaryWriter, summary: Summary, step: int) -> None:
+    """Add a summary that SummaryWriter has no method for."""
+    cast("FileWriter", writer.file_writer).add_summary(summary, step)
+
+
+def _image(tag: str, picture: np.ndarray) -> Summary:
+    """A picture (H, W, 3) as a JPEG, an eighth of the PNG that `SummaryWriter.add_image` would write."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    height, width = picture.shape[:2]
+    jpeg = encode_jpeg(picture, _JPEG_QUALITY)
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=jpeg)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+
+def _facts(event: RunStarted) -> Iterator[Summary]:
     """Summaries of what a run is started with: settings for the page HPARAMS, and texts."""
     from tensorboard.plugins.hparams import summary_v2 as hparams
     from tensorboard.plugins.text.summary_v2 import text_pb
