@@ -19,7 +19,8 @@ from anchorite.data import (
     make_stream_loader,
 )
 from anchorite.data.batches import Batch, SampleKey
-from anchorite.data.shards.order import FEWEST_PARTNERS, Piece, StreamBatches, stretch, windows
+from anchorite.data.shards import stream as stream_module
+from anchorite.data.shards.stream import FEWEST_PARTNERS, Piece, StreamBatches, stretch, windows
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError, WorkerError
 from tests.data.shard_cases import train_split, write_cases
@@ -207,16 +208,11 @@ def test_a_mosaic_is_made_of_the_pool_as_of_any_records(dataset: DatasetIndex) -
 def test_each_image_of_a_pool_is_decoded_once_and_only_when_it_is_seen(
     dataset: DatasetIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anchorite.data.shards.pool import ShardFiles
-
-    decoded: list[int] = []
-    image = ShardFiles.image
-
-    def counted(files: ShardFiles, member: Any, *rest: Any) -> Any:
-        decoded.append(member.record_index)
-        return image(files, member, *rest)
-
-    monkeypatch.setattr(ShardFiles, "image", counted)
+    decoded: list[Path] = []
+    decode = stream_module.decode_resized
+    monkeypatch.setattr(
+        stream_module, "decode_resized", lambda record, *rest: decoded.append(record.path) or decode(record, *rest)
+    )
     samples = stream(dataset, AugmentConfig(mosaic=1.0))
     keys = next(stream_batches(samples.split, seed=7, window=2048).of_epoch(0))
     samples.draw_batch(keys, np.empty((8, SIZE, SIZE, 3), np.uint8), lambda _: None)
@@ -224,7 +220,7 @@ def test_each_image_of_a_pool_is_decoded_once_and_only_when_it_is_seen(
     decoded.clear()
     samples = stream(dataset, AugmentConfig.none())
     samples.draw_batch(keys, np.empty((8, SIZE, SIZE, 3), np.uint8), lambda _: None)
-    assert sorted(decoded) == sorted(key.record_index for key in keys)
+    assert sorted(decoded) == sorted(samples.split[key.record_index].path for key in keys)
 
 
 @pytest.fixture
@@ -237,7 +233,7 @@ def damaged(tmp_path: Path) -> tuple[DatasetIndex, Path]:
 def test_a_flipped_bit_ends_the_pass_and_names_sample_and_byte(
     workers: int, damaged: tuple[DatasetIndex, Path]
 ) -> None:
-    from anchorite.data.shards.tar import read_table
+    from anchorite.data.shards.format import read_table
 
     dataset, path = damaged
     start = int(read_table(path).rows[1][3])

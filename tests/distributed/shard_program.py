@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from anchorite.data import open_dataset
-from anchorite.data.shards.pool import StreamSamples
+from anchorite.data.shards.stream import StreamSamples
 from anchorite.distributed import World
 from anchorite.train import StepDone, resume, train
 from tests.train.runs import Recorder, small_recipe

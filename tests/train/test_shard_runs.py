@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from anchorite.data import DatasetIndex, open_dataset
 from anchorite.data.convert import write_dataset
-from anchorite.data.shards.tar import read_table
+from anchorite.data.shards.format import read_table
 from anchorite.errors import InputError
 from anchorite.train import RunFolder, RunStarted, StepDone, resume, train
 from tests.train.runs import Recorder, scenes, small_recipe

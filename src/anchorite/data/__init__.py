@@ -11,9 +11,8 @@ from anchorite.data.images import LetterboxTransform, decode_image, letterbox, l
 from anchorite.data.loader import Loader, open_loader
 from anchorite.data.records import Record, RecordTable, Split, as_split
 from anchorite.data.samples import TrainSamples
-from anchorite.data.shards.checking import StreamedImages, readable
-from anchorite.data.shards.pool import StreamSamples, make_stream_loader
-from anchorite.data.shards.split import ShardedSplit
+from anchorite.data.shards.split import ShardedSplit, StreamedImages, readable
+from anchorite.data.shards.stream import StreamSamples, make_stream_loader
 from anchorite.data.store import ImageStore, StoreMode
 
 __all__ = [

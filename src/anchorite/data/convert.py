@@ -26,8 +26,8 @@ from anchorite.data.formats import FormatName, open_dataset
 from anchorite.data.formats.paths import is_image_name
 from anchorite.data.headers import copy_image, image_bytes
 from anchorite.data.records import Record, Split
-from anchorite.data.shards.manifest import MANIFEST
-from anchorite.data.writing.shards import SHARD_BYTES, write_shards
+from anchorite.data.shards.format import MANIFEST
+from anchorite.data.shards.write import SHARD_BYTES, write_shards
 from anchorite.errors import InputError, StorageError
 
 Progress = Callable[[int, int], None]

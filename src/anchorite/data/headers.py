@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from anchorite.data.shards.tar import leads_into_shard, locate_image, open_sample_image
+from anchorite.data.shards.format import leads_into_shard, locate_image, open_sample_image
 from anchorite.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})

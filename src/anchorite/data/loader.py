@@ -16,9 +16,8 @@ from anchorite.data.device_store import DeviceStore, choose_storage
 from anchorite.data.host_loader import make_loader
 from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples
-from anchorite.data.shards.checking import StreamedImages, readable
-from anchorite.data.shards.pool import StreamSamples, make_stream_loader
-from anchorite.data.shards.split import ShardedSplit
+from anchorite.data.shards.split import ShardedSplit, StreamedImages, readable
+from anchorite.data.shards.stream import StreamSamples, make_stream_loader
 from anchorite.data.store import ImageStore, Progress
 from anchorite.devices import CompileName, choose_compile
 from anchorite.distributed import SINGLE_PROCESS, World

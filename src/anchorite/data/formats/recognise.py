@@ -15,8 +15,8 @@ from anchorite.data.formats.voc import read_voc
 from anchorite.data.formats.voc_layout import find_voc
 from anchorite.data.formats.yolo import find_yolo, read_yolo
 from anchorite.data.index_cache import Reading, load_index, save_index
-from anchorite.data.shards.manifest import MANIFEST
-from anchorite.data.shards.opening import find_shards, read_shards
+from anchorite.data.shards.format import MANIFEST
+from anchorite.data.shards.split import find_shards, read_shards
 from anchorite.errors import InputError
 
 FormatName = Literal["yolo", "coco", "voc", "shards"]

@@ -1,38 +1,127 @@
 """A split in shards: a sequence of records that are read when they are asked for, and what is known without reading.
 
-Legend: N records, K classes.
+The label of a sample is a `Record` as JSON, whose numbers read back as the very same. It is checked like the labels of
+every other format, but nothing is corrected: what does not fit was not written by this package, or is damaged.
+
+Legend: N boxes of an image, K classes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, TypeVar, overload
+from typing import Annotated, Any, BinaryIO, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from anchorite.data.dataset import DatasetIndex, LeftOut
+from anchorite.data.formats.log import ReadingLog
+from anchorite.data.formats.paths import SPLITS, Fence
+from anchorite.data.formats.text import is_class_name
+from anchorite.data.headers import MAX_PIXELS
+from anchorite.data.images import decode_resized
 from anchorite.data.records import Record, RecordTable, Split, TableBuilder
-from anchorite.data.shards.labels import parse_label
-from anchorite.data.shards.manifest import SplitFacts
-from anchorite.data.shards.tar import (
+from anchorite.data.shards.format import (
+    MANIFEST,
     REMEDY,
-    Sample,
+    ShardFacts,
+    ShardSample,
     ShardTable,
-    kept_table,
+    SplitFacts,
+    cached_table,
     open_shard,
     position_of,
+    read_manifest,
     read_member,
     read_table,
     sample_path,
 )
+from anchorite.data.store import Progress
 from anchorite.errors import InputError, StorageError
+from anchorite.reading import shorten
 
+_LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
+_AHEAD = 4  # images in hand a core, so that memory does not grow with the split
 Result = TypeVar("Result")
+
+
+class _Label(BaseModel):
+    """The JSON of a label, but for the name of its image. origins: strings that pydantic need not be able to encode."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    width: Annotated[int, Field(ge=1)]
+    height: Annotated[int, Field(ge=1)]
+    boxes: list[Annotated[list[float], Field(min_length=4, max_length=4)]]
+    classes: list[int]
+    ignored: list[bool]
+    areas: list[Annotated[float, Field(ge=0)]]
+    origins: list[Any]
+
+
+def label_bytes(record: Record, name: str) -> bytes:
+    """The JSON of a record, plain ASCII. name: what its image was called."""
+    content = {
+        "name": name,
+        "width": record.width,
+        "height": record.height,
+        "boxes": record.boxes_xyxy.tolist(),
+        "classes": record.class_ids.tolist(),
+        "ignored": record.ignored.tolist(),
+        "areas": record.areas.tolist(),
+        "origins": list(record.origins),
+    }
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def parse_label(data: bytes, path: Path, num_classes: int) -> Record:
+    """The record of an image at `path` from the JSON beside it; InputError, which does not name the path."""
+    try:
+        label = _Label.model_validate(json.loads(data))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"its label: {field}: {first['msg']} (got {shorten(first['input'])})") from None
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise InputError(f"its label is not readable as JSON: {shorten(str(error))}") from error
+    width, height, num_boxes = label.width, label.height, len(label.classes)
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"its label says {width}x{height} pixels, more than the limit of {MAX_PIXELS // 1_000_000} million"
+        )
+    if not all(len(values) == num_boxes for values in (label.boxes, label.ignored, label.areas, label.origins)):
+        raise InputError(f"its label has {num_boxes} classes, but other numbers of boxes, ignored, areas or origins")
+    wrong = next((class_id for class_id in label.classes if not 0 <= class_id < num_classes), None)
+    if wrong is not None:
+        raise InputError(f"its label: classes: {shorten(wrong)} is not one of 0 to {num_classes - 1}")
+    if not all(isinstance(text, str) and len(text) <= _LONGEST_ORIGIN for text in label.origins):
+        raise InputError("its label: origins: must say where each box came from, as texts")
+    boxes_xyxy = np.array(label.boxes, np.float64).reshape(-1, 4)
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    is_good = (low >= 0).all(axis=1) & (high > low).all(axis=1) & (high <= [width, height]).all(axis=1)
+    if not is_good.all():
+        box = label.boxes[int(np.flatnonzero(~is_good)[0])]
+        raise InputError(f"its label has a box without area or outside of {width}x{height}: {shorten(box)}")
+    return Record(
+        path,
+        width,
+        height,
+        boxes_xyxy,
+        np.array(label.classes, np.int64),
+        np.array(label.ignored, np.bool_),
+        np.array(label.areas, np.float64),
+        tuple(label.origins),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +141,16 @@ class Shard:
         positions = np.arange(self.num_samples)
         return np.delete(positions, sorted(self.left_out)) if self.left_out else positions
 
-    def table(self) -> ShardTable:
-        """Where each sample lies; InputError naming shard and byte where one that is to be read does not."""
-        table = read_table(self.path, self.num_samples)
-        return self._checked(table)
+    def table(self, cached: bool = False) -> ShardTable:
+        """Where each sample lies; InputError naming shard and byte where one that is to be read does not.
 
-    def kept_table(self) -> ShardTable:
-        """`table`, remembered for reading at random."""
-        try:
+        cached: remember it, for reading at random.
+        """
+        if cached and self.path.is_file():
             status = self.path.stat()
-        except OSError:
-            return self.table()  # which says what is wrong
-        return self._checked(kept_table(self.path, status.st_size, status.st_mtime_ns))
-
-    def _checked(self, table: ShardTable) -> ShardTable:
+            table = cached_table(self.path, status.st_size, status.st_mtime_ns)
+        else:
+            table = read_table(self.path, self.num_samples)
         num_whole = len(table.rows)
         if num_whole < self.num_samples and not self.left_out.issuperset(range(num_whole, self.num_samples)):
             damage = table.damage or "the shard is shorter than listed"
@@ -73,12 +158,12 @@ class Shard:
         return table
 
 
-def read_record(file: BinaryIO, path: Path, sample: Sample, num_classes: int) -> Record:
+def read_record(file: BinaryIO, path: Path, sample: ShardSample, num_classes: int) -> Record:
     """The record of a sample whose image is called `path`; InputError and StorageError naming it."""
     return _named(path, lambda: parse_label(read_member(file, sample.label), path, num_classes))
 
 
-def read_image(file: BinaryIO, path: Path, sample: Sample) -> bytes:
+def read_image(file: BinaryIO, path: Path, sample: ShardSample) -> bytes:
     """The image's file of a sample that is called `path`; InputError and StorageError naming it."""
     return _named(path, lambda: read_member(file, sample.image))
 
@@ -116,8 +201,8 @@ class ShardedSplit(Split):
         if isinstance(index, slice):
             return tuple(self[number] for number in range(len(self))[index])
         number = range(len(self))[index]
-        shard, position = self.place(number)
-        sample = shard.kept_table().sample(position)
+        shard, position = self.locate(number)
+        sample = shard.table(cached=True).sample(position)
         with open_shard(shard.path) as file:
             return read_record(file, sample_path(shard.path, position, sample.suffix), sample, self.num_classes)
 
@@ -130,7 +215,7 @@ class ShardedSplit(Split):
         for file, path, sample in self._located():
             yield read_record(file, path, sample, self.num_classes), read_image(file, path, sample)
 
-    def _located(self) -> Iterator[tuple[BinaryIO, Path, Sample]]:
+    def _located(self) -> Iterator[tuple[BinaryIO, Path, ShardSample]]:
         """Each sample's open shard, its image's path, and where it lies, in order."""
         for shard in filter(len, self.shards):
             table = shard.table()
@@ -139,7 +224,7 @@ class ShardedSplit(Split):
                     sample = table.sample(position)
                     yield file, sample_path(shard.path, position, sample.suffix), sample
 
-    def place(self, index: int) -> tuple[Shard, int]:
+    def locate(self, index: int) -> tuple[Shard, int]:
         """The shard of record `index`, and its position there; no file is touched."""
         number = bisect_right(self.starts, index) - 1
         shard = self.shards[number]
@@ -189,3 +274,126 @@ class ShardedSplit(Split):
             gone.setdefault(path.parent, set()).add(position_of(path))
         shards = [replace(shard, left_out=shard.left_out.union(gone.get(shard.path, ()))) for shard in self.shards]
         return ShardedSplit(shards, self.num_classes, self.facts)
+
+
+def find_shards(root: Path, fence: Fence) -> Path | None:
+    """The list of a dataset in shards in a folder, or None."""
+    path = root / MANIFEST
+    return fence.check(path) if path.is_file() else None
+
+
+def read_shards(manifest_path: Path, root: Path, log: ReadingLog, allow_outside: bool) -> DatasetIndex:
+    """The index of a dataset in shards; its splits are `ShardedSplit`s.
+
+    A shard that is missing or has another length than listed is bad: an error, or with skip_bad left out as far as it
+    cannot be read.
+    """
+    manifest = read_manifest(manifest_path)
+    names, folder = manifest.class_names, manifest_path.parent
+    bad = next((name for name in names if not is_class_name(name) or names.count(name) > 1), None)
+    if bad is not None:
+        raise InputError(f"{manifest_path}: class_names: {shorten(bad)} is no class name, or stands there twice")
+    fence = Fence([folder], allow_outside)
+    splits: dict[str, ShardedSplit] = {}
+    for split in (name for name in SPLITS if name in manifest.splits):
+        log.split = split
+        facts = manifest.splits[split]
+        shards = [_listed_shard(folder / shard.name, shard, fence, log) for shard in facts.shards]
+        splits[split] = ShardedSplit(shards, len(manifest.class_names), facts)
+    log.split = None
+    log.raise_if_bad(root)
+    return DatasetIndex(root, "shards", tuple(manifest.class_names), splits, log.adjustments)
+
+
+def _listed_shard(path: Path, facts: ShardFacts, fence: Fence, log: ReadingLog) -> Shard:
+    """A shard as shards.json lists it, without the samples that are missing at its end."""
+    shard = Shard(path, facts.samples, facts.sha256)
+    refusal = fence.refusal(path)
+    if refusal:
+        log.bad(str(path), refusal)
+        return replace(shard, left_out=frozenset(range(facts.samples)))
+    try:
+        num_bytes = path.stat().st_size
+    except FileNotFoundError:
+        num_bytes = None
+    if num_bytes == facts.bytes:
+        return shard
+    wrong = "missing" if num_bytes is None else f"{num_bytes} bytes instead of {facts.bytes}"
+    num_whole, where = 0, ""
+    if num_bytes is not None:
+        try:
+            table = read_table(path, facts.samples)
+            num_whole, where = len(table.rows), table.damage and f"; {table.damage}"
+        except InputError as error:
+            where = f"; {str(error).removeprefix(f'{path}: ')}"
+    lost = facts.samples - num_whole
+    log.bad(str(path), f"{wrong}{where}: {lost} of its {facts.samples} images cannot be read; {REMEDY}")
+    return replace(shard, left_out=frozenset(range(num_whole, facts.samples)))
+
+
+@dataclass(frozen=True)
+class StreamedImages:
+    """What a run trains on as a stream. left_out: what `records` is without because it cannot be read."""
+
+    records: ShardedSplit
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def readable(split: ShardedSplit, progress: Progress | None = None) -> StreamedImages:
+    """The samples of a split that can be read and decoded, and the others with the reason.
+
+    progress is called with (images done, images in all). Raises InputError when none can be, StorageError when the
+    disk fails: that is no fault of an image.
+    """
+    left_out: list[LeftOut] = []
+    waiting: deque[Future[LeftOut | None]] = deque()
+    done, num_cores = 0, os.cpu_count() or 1
+    with ThreadPoolExecutor(num_cores) as pool:  # OpenCV releases the interpreter lock while it decodes
+
+        def settle(most: int) -> None:
+            nonlocal done
+            while len(waiting) > most:
+                found = waiting.popleft().result()
+                left_out.extend([found] if found else [])
+                done += 1
+                if progress is not None:
+                    progress(done, len(split))
+
+        for shard in filter(len, split.shards):
+            for work in _reads(shard, split.num_classes):
+                waiting.append(pool.submit(_try_decoding, *work))
+                settle(num_cores * _AHEAD)
+        settle(0)
+    if len(left_out) == len(split):
+        raise InputError(
+            f"none of the {len(split)} images can be read: {left_out[0].record.path}: {left_out[0].reason}"
+        )
+    return StreamedImages(split.without([one.record.path for one in left_out]), tuple(left_out))
+
+
+def _reads(shard: Shard, num_classes: int) -> Iterator[tuple[Record, bytes, str]]:
+    """Of each sample the record and its image's file, or why there is none, and then a record that stands for it."""
+    table = read_table(shard.path, shard.num_samples)
+    with open_shard(shard.path) as file:
+        for position in shard.positions().tolist():
+            sample = table.sample(position) if position < len(table.rows) else None
+            path = sample_path(shard.path, position, sample.suffix if sample else 0)
+            no_ids, no_flags, no_areas = np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0)
+            record = Record(path, 1, 1, np.zeros((0, 4)), no_ids, no_flags, no_areas, ())
+            data, reason = b"", table.damage
+            if sample is not None:
+                try:
+                    record = read_record(file, path, sample, num_classes)
+                    data, reason = read_image(file, path, sample), ""
+                except InputError as error:
+                    reason = str(error).removeprefix(f"{path}: ")
+            yield record, data, reason
+
+
+def _try_decoding(record: Record, data: bytes, reason: str) -> LeftOut | None:
+    if not reason:
+        try:
+            decode_resized(record, (record.height, record.width), data)
+        except InputError as error:
+            reason = str(error).removeprefix(f"{record.path}: ")
+    return LeftOut(record, reason) if reason else None

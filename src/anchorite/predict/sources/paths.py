@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from anchorite.data.headers import IMAGE_SUFFIXES
-from anchorite.data.shards.tar import leads_into_shard
+from anchorite.data.shards.format import leads_into_shard
 from anchorite.errors import InputError, StorageError
 
 VIDEO_SUFFIXES = frozenset(

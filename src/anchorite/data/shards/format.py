@@ -1,9 +1,13 @@
-"""Samples in a tar file: where each one lies, and its bytes, from files that strangers may have written.
+"""The files of a dataset in shards: tar files of samples, which strangers may have written, and shards.json.
 
 A shard is an uncompressed ustar archive (POSIX.1-1988) of pairs, KEY.json and KEY.SUFFIX, in WebDataset's naming. The
 key is the shard's own name and the sample's position, so that each member says where it belongs. Links, folders,
 extended headers and every other order are refused. The CRC-32 of each member stands in its header as the owner's name,
-which the header's checksum covers: not a bit of a sample can flip unseen.
+which the header's checksum covers: not a bit of a sample can flip unseen. Spans are read at their offsets, found once
+a shard from its headers; tarfile parses each header.
+
+shards.json is what is known without opening a shard. It grows with the number of shards, not of images: class names,
+counts, a bounded sample of the boxes' sides, and name, length and SHA-256 of each shard.
 
 Legend: N samples of a shard.
 """
@@ -18,27 +22,32 @@ import tarfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Annotated, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anchorite.errors import InputError, StorageError
-from anchorite.reading import shorten
+from anchorite.reading import printable, read_json, shorten
 
-BLOCK = 512
+MANIFEST = "shards.json"
+VERSION = 1
+BLOCK = tarfile.BLOCKSIZE
 IMAGE_SUFFIXES = ("jpg", "png", "bmp", "webp", "tif")
 MAX_SAMPLES = 1_000_000  # of a shard
+MAX_SIDES = 20_000  # boxes of a split whose sides stand in shards.json
 MAX_LABEL_BYTES = 16_000_000
 MAX_IMAGE_BYTES = 2_000_000_000
-_NUM_KEPT = 8  # tables of shards that are read at random
-_OCTAL = re.compile(rb"[0-7]+[ \0]*")
+_MAX_MANIFEST_BYTES = 256_000_000
+_NUM_CACHED = 8  # tables of shards that are read at random
+_NUM_SHOWN = 5
 _POSITION = re.compile("[0-9]{6,7}")
-_CHECK = re.compile(rb"crc32-([0-9a-f]{8})")
+_CHECK = re.compile(r"crc32-([0-9a-f]{8})")
 REMEDY = "copy it again, or write the shards anew with anchorite convert"
 
 
-class Member(NamedTuple):
+class Span(NamedTuple):
     """One file within a shard: where its bytes begin, how many they are, and their CRC-32."""
 
     start: int
@@ -46,28 +55,28 @@ class Member(NamedTuple):
     crc: int
 
 
-class Sample(NamedTuple):
+class ShardSample(NamedTuple):
     """Where a sample's label and image lie; suffix: number of the image's kind in `IMAGE_SUFFIXES`."""
 
-    label: Member
-    image: Member
+    label: Span
+    image: Span
     suffix: int
 
 
 class ShardTable(NamedTuple):
-    """rows: (N, 7) int64, the numbers of each whole `Sample`; damage: what ended the reading too early, or nothing."""
+    """rows: (N, 7) int64, the numbers of each whole `ShardSample`; damage: what ended the reading early, or nothing."""
 
     rows: NDArray[np.int64]
     damage: str
 
-    def sample(self, position: int) -> Sample:
+    def sample(self, position: int) -> ShardSample:
         """The sample at a position, from 0."""
         return as_sample(self.rows[position].tolist())
 
 
-def as_sample(row: list[int]) -> Sample:
+def as_sample(row: list[int]) -> ShardSample:
     """A row of a table by its names."""
-    return Sample(Member(*row[0:3]), Member(*row[3:6]), row[6])
+    return ShardSample(Span(*row[0:3]), Span(*row[3:6]), row[6])
 
 
 def sample_key(shard: Path, position: int) -> str:
@@ -142,7 +151,7 @@ def read_table(path: Path, num_samples: int | None = None) -> ShardTable:
     return ShardTable(np.array(rows, np.int64).reshape(-1, 7), damage)
 
 
-def _read_pair(file: BinaryIO, path: Path, offset: int, end: int, position: int) -> tuple[Sample, int] | None:
+def _read_pair(file: BinaryIO, path: Path, offset: int, end: int, position: int) -> tuple[ShardSample, int] | None:
     """The sample whose first header is at `offset`, and where the next one's is; None at the end of the archive.
 
     Raises InputError, which names the byte and not the file.
@@ -159,42 +168,37 @@ def _read_pair(file: BinaryIO, path: Path, offset: int, end: int, position: int)
     if image is None or name != key or suffix not in IMAGE_SUFFIXES:
         found = "the end" if image is None else shorten(image[0])
         raise InputError(f"byte {offset}: the image of {key} is wanted here, not {found}")
-    return Sample(label[1], image[1], IMAGE_SUFFIXES.index(suffix)), _next_header(image[1])
+    return ShardSample(label[1], image[1], IMAGE_SUFFIXES.index(suffix)), _next_header(image[1])
 
 
-def _next_header(member: Member) -> int:
-    return member.start + -(-member.num_bytes // BLOCK) * BLOCK
+def _next_header(span: Span) -> int:
+    return span.start + -(-span.num_bytes // BLOCK) * BLOCK
 
 
-def _read_header(file: BinaryIO, offset: int, end: int, most: int) -> tuple[str, Member] | None:
+def _read_header(file: BinaryIO, offset: int, end: int, most: int) -> tuple[str, Span] | None:
     """Name and place of the member whose header is at `offset`; None for the block of zeros that ends an archive."""
     file.seek(offset)
-    block = file.read(BLOCK)
-    if len(block) < BLOCK:
-        raise InputError(f"byte {offset}: the shard is cut short")
-    if block == bytes(BLOCK):
+    try:
+        header = tarfile.TarInfo.frombuf(file.read(BLOCK), "ascii", "strict")
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
         return None
-    stated = _octal(block[148:156])
-    if block[257:265] != b"ustar\x0000" or stated != sum(block[:148]) + 8 * ord(" ") + sum(block[156:]):
-        raise InputError(f"byte {offset}: not the header of a file, or a damaged one")
-    if block[156:157] != b"0" or block[345] != 0:
-        raise InputError(f"byte {offset}: a member of a kind that no shard has (type {block[156:157]!r})")
-    check, num_bytes = _CHECK.fullmatch(block[265:297].rstrip(b"\0")), _octal(block[124:136])
-    if check is None or num_bytes is None:
+    except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+        raise InputError(f"byte {offset}: the shard is cut short") from error
+    except (tarfile.HeaderError, ValueError) as error:
+        raise InputError(f"byte {offset}: not the header of a file, or a damaged one") from error
+    if header.type != tarfile.REGTYPE:
+        raise InputError(f"byte {offset}: a member of a kind that no shard has (type {header.type!r})")
+    check = _CHECK.fullmatch(header.uname)
+    if check is None or header.size < 0:
         raise InputError(f"byte {offset}: a header without size or CRC-32")
-    if num_bytes > most:
-        raise InputError(f"byte {offset}: claims {num_bytes} bytes, more than the {most} that are read")
-    if offset + BLOCK + num_bytes > end:
-        raise InputError(f"byte {offset}: claims {num_bytes} bytes, but the shard is cut short before")
-    name = block[:100].rstrip(b"\0").decode("ascii", "backslashreplace")
-    return name, Member(offset + BLOCK, num_bytes, int(check[1], 16))
+    if header.size > most:
+        raise InputError(f"byte {offset}: claims {header.size} bytes, more than the {most} that are read")
+    if offset + BLOCK + header.size > end:
+        raise InputError(f"byte {offset}: claims {header.size} bytes, but the shard is cut short before")
+    return header.name, Span(offset + BLOCK, header.size, int(check[1], 16))
 
 
-def _octal(field: bytes) -> int | None:
-    return int(field.rstrip(b" \0"), 8) if _OCTAL.fullmatch(field) else None
-
-
-def read_member(file: BinaryIO, member: Member) -> bytes:
+def read_member(file: BinaryIO, member: Span) -> bytes:
     """The bytes of a member; InputError, which names the byte and not the file, where they are not what was written.
 
     OSError as reading does.
@@ -213,13 +217,13 @@ def leads_into_shard(path: Path) -> bool:
     return path.parent.suffix == ".tar" and path.parent.is_file()
 
 
-def locate_image(path: Path) -> Member:
+def locate_image(path: Path) -> Span:
     """Where in its shard the image lies that a `sample_path` names.
 
     InputError, which does not name the path, where there is none; OSError as reading does.
     """
     status = path.parent.stat()
-    table = kept_table(path.parent, status.st_size, status.st_mtime_ns)
+    table = cached_table(path.parent, status.st_size, status.st_mtime_ns)
     position = position_of(path)
     sample = table.sample(position) if 0 <= position < len(table.rows) else None
     if sample is None or path != sample_path(path.parent, position, sample.suffix):
@@ -234,7 +238,91 @@ def open_sample_image(path: Path) -> BinaryIO:
         return io.BytesIO(read_member(file, member))
 
 
-@lru_cache(_NUM_KEPT)
-def kept_table(shard: Path, num_bytes: int, modified_ns: int) -> ShardTable:
-    """`read_table`, kept for the next who asks while the file is the same."""
+@lru_cache(_NUM_CACHED)
+def cached_table(shard: Path, num_bytes: int, modified_ns: int) -> ShardTable:
+    """`read_table`, remembered while the file is the same."""
     return read_table(shard)
+
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class ShardFacts(BaseModel):
+    """A shard: its file's name, how many samples and bytes it has, and its SHA-256."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^(train|val|test)-[0-9]{6}\.tar$")]
+    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+    bytes: Annotated[int, Field(ge=BLOCK)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class SplitFacts(BaseModel):
+    """A split. background: images without a box; class_counts: boxes of each class that are trained on, ignored_counts:
+    crowds and difficult ones.
+
+    sides: width and height of boxes that are trained on, as fractions of their image's longer side: of all, or of an
+    even sample of `MAX_SIDES` of them.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    background: Count
+    class_counts: list[Count]
+    ignored_counts: list[Count]
+    sides: Annotated[list[Annotated[list[Fraction], Field(min_length=2, max_length=2)]], Field(max_length=MAX_SIDES)]
+    shards: list[ShardFacts]
+
+
+class Manifest(BaseModel):
+    """The whole of shards.json."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    format: Literal["anchorite-shards"] = "anchorite-shards"
+    version: Literal[1] = 1
+    class_names: Annotated[list[str], Field(min_length=1)]
+    splits: dict[Literal["train", "val", "test"], SplitFacts]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a file; InputError naming the file and what does not fit."""
+    content = read_json(path, _MAX_MANIFEST_BYTES)
+    if content.get("format") != "anchorite-shards":
+        raise InputError(f"{path}: not the list of a dataset in shards (format {shorten(content.get('format'))})")
+    if content.get("version") != VERSION:
+        raise InputError(
+            f"{path}: version {shorten(content.get('version'))} of the format; this release reads version {VERSION}. "
+            "Update anchorite, or write the shards anew with anchorite convert"
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        lines = [
+            f"{path}: {printable('.'.join(map(str, one['loc'])), 200)}: {one['msg']} (got {shorten(one['input'])})"
+            for one in problems[:_NUM_SHOWN]
+        ]
+        raise InputError("\n".join(lines)) from None
+    _check(manifest, path)
+    return manifest
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    num_classes = len(manifest.class_names)
+    for split, facts in manifest.splits.items():
+        for name, counts in (("class_counts", facts.class_counts), ("ignored_counts", facts.ignored_counts)):
+            if len(counts) != num_classes:
+                raise InputError(f"{path}: splits.{split}.{name}: {len(counts)} numbers for {num_classes} classes")
+        for number, shard in enumerate(facts.shards):
+            if shard.name != shard_name(split, number):
+                raise InputError(
+                    f"{path}: splits.{split}.shards.{number}: {shard.name} should be {shard_name(split, number)}"
+                )
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file of a split's shard, numbered from 0: "train-000003.tar"."""
+    return f"{split}-{number:06d}.tar"

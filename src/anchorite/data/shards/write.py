@@ -24,11 +24,21 @@ from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.headers import image_bytes, open_regular
 from anchorite.data.records import Record, Split
-from anchorite.data.shards.labels import label_bytes
-from anchorite.data.shards.manifest import MANIFEST, MAX_SIDES, Manifest, ShardFacts, SplitFacts, shard_name
-from anchorite.data.shards.opening import read_shards
-from anchorite.data.shards.split import ShardedSplit
-from anchorite.data.shards.tar import BLOCK, MAX_IMAGE_BYTES, MAX_LABEL_BYTES, MAX_SAMPLES, member_header, padding
+from anchorite.data.shards.format import (
+    BLOCK,
+    MANIFEST,
+    MAX_IMAGE_BYTES,
+    MAX_LABEL_BYTES,
+    MAX_SAMPLES,
+    MAX_SIDES,
+    Manifest,
+    ShardFacts,
+    SplitFacts,
+    member_header,
+    padding,
+    shard_name,
+)
+from anchorite.data.shards.split import ShardedSplit, label_bytes, read_shards
 from anchorite.errors import InputError, StorageError
 
 SHARD_BYTES = 128_000_000

@@ -1,29 +1,38 @@
-"""Which samples of a split in shards make which batch: a pure function of (seed, epoch, rank, number of ranks).
+"""Training batches of a split in shards, read as a stream: a pure function of (seed, epoch, rank, number of ranks).
 
 An epoch lays the shards in an order of its own, end to end, and gives each rank a stretch of the samples: as many as
 its parts of all batches are, so that every rank takes part in every batch and every sample is seen once, whatever the
 shards hold. Only where two stretches meet do two ranks read the same file. A rank goes through its stretch window by
 window: some whole shards, their samples shuffled together. The order needs the shards' lengths alone, so a run goes on
-at any batch without reading what went before; a shard's headers are read when its window opens, and the next window's
-files are asked of the disk meanwhile.
+at any batch without reading what went before; a shard's headers are read when its window opens, and the system is asked
+to read the next window's files meanwhile.
 
-Who draws a batch does not matter: an order for it says where its samples lie.
+Each batch is drawn from a pool of images that is read for it alone: the tiles of its mosaics come from its own images
+and as many others of the same window, each decoded once. So nothing stays in memory from batch to batch, and a batch is
+the same whichever process draws it.
 
-Legend: N samples of a window, B of a batch.
+Legend: N samples of a window, B of a batch, T targets, S side of the canvas in pixels.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.batches import BatchSizes, LoaderConfig, epoch_rng
-from anchorite.data.shards.split import ShardedSplit
-from anchorite.data.shards.tar import open_shard
+from anchorite.data.augment import AugmentConfig, Scratch, paint
+from anchorite.data.batches import BatchSizes, LoaderConfig, SampleKey, epoch_rng
+from anchorite.data.dataset import LeftOut
+from anchorite.data.host_loader import HostLoader
+from anchorite.data.images import decode_resized, fitted_size
+from anchorite.data.samples import TrainSamples, sample_rng
+from anchorite.data.shards.format import as_sample, open_shard, sample_path
+from anchorite.data.shards.split import ShardedSplit, read_image, read_record
 
 WINDOW = 2048  # samples, at least, that are shuffled together
 FEWEST_PARTNERS = 15  # from which a mosaic takes its other tiles, beside the samples of its batch
@@ -182,3 +191,103 @@ def _ask_for(split: ShardedSplit, piece: Piece) -> None:
             os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
     except (OSError, ValueError):
         return
+
+
+class BatchPool:
+    """The images of a batch's pool, the longer side `long_side` pixels, each decoded when first asked for.
+
+    Each shard is opened once; leave the context to close them. report: called with the index of each record before work
+    on it begins. InputError and StorageError name the sample.
+    """
+
+    def __init__(
+        self, split: ShardedSplit, pool: Sequence[PoolMember], long_side: int, report: Callable[[int], object]
+    ) -> None:
+        self._split, self._pool, self._report = split, pool, report
+        self._files: dict[int, BinaryIO] = {}
+        self._decoded: dict[int, NDArray[np.uint8]] = {}
+        with ExitStack() as closing:
+            self.records = []
+            for member in pool:
+                report(member.record_index)
+                if member.shard not in self._files:
+                    path = split.shards[member.shard].path
+                    self._files[member.shard] = closing.enter_context(open_shard(path))
+                sample = as_sample(list(member.row))
+                path = sample_path(split.shards[member.shard].path, member.position, sample.suffix)
+                self.records.append(read_record(self._files[member.shard], path, sample, split.num_classes))
+            self._closing = closing.pop_all()
+        self.sizes_hw = [fitted_size((record.height, record.width), long_side) for record in self.records]
+
+    def __enter__(self) -> BatchPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` of the pool: (h, w, 3) uint8 RGB."""
+        if index not in self._decoded:
+            member, record = self._pool[index], self.records[index]
+            self._report(member.record_index)
+            data = read_image(self._files[member.shard], record.path, as_sample(list(member.row)))
+            self._decoded[index] = decode_resized(record, self.sizes_hw[index], data)
+        return self._decoded[index]
+
+
+class StreamSamples:
+    """Augmented training samples by `StreamKey`, each of the images of its batch's pool; else as `TrainSamples`."""
+
+    def __init__(
+        self, split: ShardedSplit, config: AugmentConfig, image_size: int, seed: int, num_epochs: int | None = None
+    ) -> None:
+        self.split, self.config, self.image_size = split, config, image_size
+        self.seed, self.num_epochs = seed, num_epochs
+
+    def side(self, key: StreamKey) -> int:
+        """The canvas side S of a sample, in pixels."""
+        return key.size
+
+    def image_path(self, index: int) -> Path:
+        """The image of a record, for messages; its suffix is not known without reading."""
+        shard, position = self.split.locate(index)
+        return sample_path(shard.path, position, 0).with_suffix("")
+
+    def draw_batch(
+        self, keys: Sequence[StreamKey], pixels: NDArray[np.uint8], report: Callable[[int], object]
+    ) -> NDArray[np.float32]:
+        """Draw a whole batch into `pixels` (B, S, S, 3); the rows (T, 6) of its targets, as `TrainSamples.rows`."""
+        plans, scratch = [], Scratch()
+        with BatchPool(self.split, keys[0].pool, self.image_size, report) as images:
+            samples = TrainSamples(images, images.records, self.config, self.image_size, self.seed, self.num_epochs)
+            for place, key in enumerate(keys):
+                report(key.record_index)
+                rng = sample_rng(self.seed, key.epoch, key.record_index)
+                plans.append(samples.plan(SampleKey(key.epoch, place, key.size), rng))
+                paint(plans[-1], images, pixels[place], scratch)
+        return samples.rows(plans)
+
+
+def make_stream_loader(
+    samples: StreamSamples,
+    config: LoaderConfig,
+    capacity: int | None = None,
+    window: int = WINDOW,
+    left_out: Sequence[LeftOut] = (),
+    decisions: Sequence[str] = (),
+) -> HostLoader:
+    """The batches of a split in shards, in the order of (samples.seed, epoch, rank); else as `make_loader`.
+
+    window: the fewest samples that are shuffled together. Raises InputError when there would be no batch at all.
+    """
+    augment = samples.config
+    open_epochs = None if samples.num_epochs is None else samples.num_epochs - augment.close_mosaic_epochs
+    batches = StreamBatches(
+        samples.split,
+        samples.image_size,
+        samples.seed,
+        config,
+        num_mixed_epochs=open_epochs if augment.mosaic or augment.mixup else 0,
+        window=window,
+    )
+    return HostLoader(samples, batches, config, capacity, left_out, decisions)
