@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from anchorite.errors import InputError
 
 
@@ -67,3 +69,14 @@ def shorten(value: object, max_length: int = 60) -> str:
 def one_line(text: str) -> str:
     """A text that stays one line whatever the names in it hold; bytes that are no text stay as they are."""
     return "".join(char if char.isprintable() or 0xDC80 <= ord(char) <= 0xDCFF else "?" for char in text)
+
+
+def validation_faults(error: ValidationError, most: int = 5) -> str:
+    """Which fields are wrong, why, and what they hold, of at most so many; safe to show whatever they hold."""
+    problems = error.errors(include_url=False)
+    faults = [
+        f"{'.'.join(printable(str(part), 60) for part in problem['loc']) or 'all of it'}: "
+        f"{printable(problem['msg'], 200)} (got {shorten(problem['input'])})"
+        for problem in problems[:most]
+    ]
+    return "; ".join(faults) + (f" and {len(problems) - most} more" if len(problems) > most else "")

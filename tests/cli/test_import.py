@@ -13,8 +13,13 @@ import torch
 from anchorite.cli import run
 from anchorite.model import load_weights
 from tests.cli.commands import COMMAND, contents
-from tests.model.foreign_files import foreign_model, random_detector, save_checkpoint
+from tests.model.torch_checkpoints import foreign_model, random_detector, read_in_this_process, save_checkpoint
 from tests.shared import shared_path
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_in_this_process(monkeypatch)
 
 
 class Bait:

@@ -12,7 +12,7 @@ import torch
 
 from anchorite.anchors import AnchorSet
 from anchorite.model import Detector, default_anchors
-from anchorite.model.backbone_config import config_from_foreign
+from anchorite.model.hf_backbone import config_of_library
 from tests.model.oracle import randomise_norms
 
 NAMES = ("one", "two", "three")
@@ -39,7 +39,7 @@ def anchors(size: str) -> AnchorSet:
 def detector(family: str, size: str = "n") -> Detector:
     """In evaluation mode, its normalisations not at their start; tests must not change it."""
     torch.manual_seed(0)
-    made = Detector(size, len(NAMES), anchors(size), config_from_foreign(SETTINGS[family], family))
+    made = Detector(size, len(NAMES), anchors(size), config_of_library(SETTINGS[family], family))
     randomise_norms(made, seed=1)
     return made.eval()
 

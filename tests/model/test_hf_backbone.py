@@ -28,9 +28,8 @@ from anchorite.model import (
     save_weights,
     to_channels_last,
 )
-from anchorite.model.backbone_config import config_from_foreign, config_from_noted
 from anchorite.model.fold import is_folded
-from anchorite.model.hf_backbone import HFBackbone
+from anchorite.model.hf_backbone import HFBackbone, HFBackboneSource, config_of_library, parse_backbone_config
 from tests.faults.watch import watched
 from tests.model.hf import FAMILIES, NAMES, SETTINGS, WIDTHS, anchors, detector, folder, images
 
@@ -38,7 +37,7 @@ transformers = pytest.importorskip("transformers")
 
 
 def info(family: str, size: str = "n") -> WeightsInfo:
-    return WeightsInfo(size, NAMES, anchors(size), 64, detector(family, size).borrowed)
+    return WeightsInfo(size, NAMES, anchors(size), 64, detector(family, size).backbone_config)
 
 
 def with_settings(place: Path, **changed: Any) -> str:
@@ -50,7 +49,7 @@ def with_settings(place: Path, **changed: Any) -> str:
 
 def built(**changed: Any) -> Detector:
     settings = {**SETTINGS[changed.get("model_type", "resnet")], **changed}
-    return Detector("n", 3, anchors("n"), config_from_foreign(settings, "config.json"))
+    return Detector("n", 3, anchors("n"), config_of_library(settings, "config.json"))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def test_maps_have_the_strides_and_widths_of_the_size(family: str, size: str) ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_gets_a_gradient(family: str) -> None:
-    made = Detector("n6", 3, anchors("n6"), config_from_foreign(SETTINGS[family], family))
+    made = Detector("n6", 3, anchors("n6"), config_of_library(SETTINGS[family], family))
     to_channels_last(made)
     torch.stack([one.square().mean() for one in made(images(2, 3, 128, 64))]).sum().backward()
     without = [name for name, one in made.named_parameters() if one.grad is None or not bool(one.grad.any())]
@@ -79,7 +78,7 @@ def test_every_parameter_gets_a_gradient(family: str) -> None:
 def test_nothing_in_training_is_random() -> None:
     for family in ("convnext", "swin", "swinv2"):
         random = {**SETTINGS[family], "drop_path_rate": 0.5, "hidden_dropout_prob": 0.5}
-        made = Detector("n", 3, anchors("n"), config_from_foreign(random, family)).train()
+        made = Detector("n", 3, anchors("n"), config_of_library(random, family)).train()
         x = images(1, 3, 64, 64)
         with torch.no_grad():
             first, second = made.backbone(x), made.backbone(x)
@@ -103,7 +102,7 @@ def test_images_are_normalised_with_the_means_and_deviations_of_the_backbone() -
         if mean[0] == 0.5:
             start = read_backbone(f"hf-config:{folder('resnet')}")
             assert (start.mean, start.std) == (mean, std)
-            backbone.normalise_by(start.mean, start.std)
+            backbone.start_from(start)
         backbone.body = Seen()
         with pytest.raises(StopIteration):
             made.features(x)
@@ -118,7 +117,7 @@ def test_maps_are_those_of_the_library_with_the_weights_of_the_folder(family: st
     backbone = made.backbone
     assert isinstance(backbone, HFBackbone)
     assert start.tensors is not None
-    backbone.load_body(start.tensors, start.where)
+    backbone.start_from(start)
     stages = ["stage2", "stage3", "stage4"]
     theirs = type(backbone.body).from_pretrained(
         str(folder(family)), out_features=stages, local_files_only=True, attn_implementation="eager"
@@ -159,16 +158,16 @@ def header(path: Path) -> dict[str, Any]:
     return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["anchorite"])
 
 
-def test_only_files_with_a_borrowed_backbone_are_of_version_2(tmp_path: Path) -> None:
+def test_only_files_with_a_backbone_of_transformers_are_of_version_3(tmp_path: Path) -> None:
     plain = Detector("n", 3, anchors("n"))
     save_weights(tmp_path / "plain.safetensors", plain, WeightsInfo("n", NAMES, anchors("n"), 64))
     earlier = ["format_version", "size", "class_names", "anchors", "strides", "image_size"]
     assert list(header(tmp_path / "plain.safetensors")) == earlier
     assert header(tmp_path / "plain.safetensors")["format_version"] == 1
     save_weights(tmp_path / "theirs.safetensors", detector("swin"), info("swin"))
-    noted = header(tmp_path / "theirs.safetensors")
-    assert noted["format_version"] == 2
-    assert config_from_noted(noted["borrowed"], "header") == detector("swin").borrowed
+    stated = header(tmp_path / "theirs.safetensors")
+    assert stated["format_version"] == 3
+    assert parse_backbone_config(stated["backbone"], "header") == detector("swin").backbone_config
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -219,7 +218,7 @@ def test_features_compile_as_one_graph() -> None:
 def test_an_export_answers_as_the_detector() -> None:
     from anchorite.export import ExportRequest, build, drawn_batches, export_info
 
-    made = Detector("n", 3, anchors("n"), detector("convnext").borrowed).eval()
+    made = Detector("n", 3, anchors("n"), detector("convnext").backbone_config).eval()
     request = ExportRequest("onnx", fixed_batch=1)
     exported = build(made, info("convnext"), request, drawn_batches(export_info(info("convnext"), request)))
     assert exported.parity.num_places > 0  # build refuses what differs
@@ -256,18 +255,29 @@ def test_a_download_fetches_data_alone(source: str, wanted: list[str], monkeypat
     import huggingface_hub as hub
 
     monkeypatch.chdir(tmp_path)
-    asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(hub, "hf_hub_download", lambda name, file: asked.append((name, file)))
-    download_backbone(source)
-    assert asked == [("a/model", file) for file in wanted]
-    download_backbone(f"hf:{folder('resnet')}")
-    assert len(asked) == len(wanted)
+    asked: list[tuple[str, list[str]]] = []
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
 
-    def offline(name: str, file: str) -> None:
+    def fetched(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(snapshot)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetched)
+    with pytest.raises(InputError, match="the model has no config.json; a pickle is not taken"):
+        download_backbone(source)
+    for file in wanted:
+        (snapshot / file).touch()
+    download_backbone(source)
+    assert [(name, sorted(files)) for name, files in asked] == [("a/model", sorted(wanted))] * 2
+    download_backbone(f"hf:{folder('resnet')}")
+    assert len(asked) == 2
+
+    def offline(name: str, **_: Any) -> None:
         raise hub.errors.LocalEntryNotFoundError("no route\x1b[2J")
 
-    monkeypatch.setattr(hub, "hf_hub_download", offline)
-    with pytest.raises(StorageError, match=r"config\.json cannot be downloaded: no route\\x1b"):
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(StorageError, match=r"cannot be downloaded: no route\\x1b"):
         download_backbone(source)
 
 
@@ -276,9 +286,13 @@ def test_pickles_and_missing_weights_are_refused_unread(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no model\.safetensors, in one piece.*hf-config:.*random weights"):
         read_backbone(source)
     (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with watched() as deeds, pytest.raises(UnsafeFileError, match=r"pytorch_model\.bin, a pickle.*stays unread"):
+    with watched() as deeds, pytest.raises(UnsafeFileError, match=r"pytorch_model\.bin, a pickle.*is not read"):
         read_backbone(source)
     assert not any(path.endswith(".bin") for path in deeds.opened)
+
+
+def source_of(tensors: dict[str, torch.Tensor]) -> HFBackboneSource:
+    return HFBackboneSource(config_of_library(SETTINGS["resnet"], "x"), "", tensors=tensors, where="file")
 
 
 def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -288,10 +302,10 @@ def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
     before = [one.clone() for one in made.parameters()]
     less = {name: one for name, one in stored.items() if "stages.3" not in name}
     with pytest.raises(InputError, match=r"file: \d+ of \d+ tensors of its backbone are missing: encoder\.stages\.3"):
-        made.backbone.load_body(less, "file")
+        made.backbone.start_from(source_of(less))
     odd = {name: one[:3] if "stages.2" in name and one.ndim == 4 else one for name, one in stored.items()}
     with pytest.raises(InputError, match="file: these tensors do not fit"):
-        made.backbone.load_body(odd, "file")
+        made.backbone.start_from(source_of(odd))
     assert all(torch.equal(*pair) for pair in zip(before, made.parameters(), strict=True))
     place = tmp_path / "m"
     source = with_settings(place).replace("hf-config", "hf")
@@ -309,7 +323,7 @@ def test_without_the_library_there_is_one_message(tmp_path: Path, monkeypatch: A
     for call in (lambda: read_backbone("hf:x"), lambda: load_weights(tmp_path / "w.safetensors")):
         with pytest.raises(InputError, match=r"pip install 'anchorite\[backbones\]'"):
             call()
-    assert Detector("n", 3, anchors("n")).borrowed is None
+    assert Detector("n", 3, anchors("n")).backbone_config is None
 
 
 @pytest.mark.slow
@@ -334,7 +348,7 @@ def test_stages_that_are_not_there_or_lead_nowhere_are_named() -> None:
     five = {"hidden_sizes": [8, 16, 24, 32, 40], "depths": [1, 1, 1, 1, 1]}
     with pytest.raises(InputError, match=r"stages follow on stride 32.*stage5 of 64\. Take a size with a 6"):
         built(**five)
-    whole = Detector("n6", 3, default_anchors("n6"), config_from_foreign({**SETTINGS["resnet"], **five}, "x"))
+    whole = Detector("n6", 3, default_anchors("n6"), config_of_library({**SETTINGS["resnet"], **five}, "x"))
     assert [one.shape[-1] for one in whole.eval().features(images(1, 3, 128, 128))] == [16, 8, 4, 2]
     assert isinstance(whole.backbone.coarser, nn.Identity)
     with pytest.raises(InputError, match=r"no stage of stride 8 or 16 or 32"):
@@ -364,6 +378,7 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize(("changed", "message"), HOSTILE, ids=range(len(HOSTILE)))
 def test_settings_of_a_stranger_are_refused_before_anything_is_allocated(
     changed: dict[str, Any], message: str, tmp_path: Path
@@ -384,10 +399,10 @@ def test_a_weight_file_of_a_stranger_is_refused_before_anything_is_allocated(
     path = tmp_path / "w.safetensors"
     save_weights(path, detector("resnet"), info("resnet"))
     fields = header(path)
-    fields["borrowed"].update(changed)
+    fields["backbone"].update(changed)
     save_file(load_file(path), path, {"anchorite": json.dumps(fields)})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(InputError, match=r"w\.safetensors: .*(tensors do not fit its detector|borrowed)"):
+    with pytest.raises(InputError, match=r"w\.safetensors: .*(tensors do not fit its detector|backbone)"):
         load_weights(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
@@ -396,7 +411,11 @@ def test_a_version_goes_with_its_fields(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(path, detector("resnet"), info("resnet"))
     fields, tensors = header(path), load_file(path)
-    for changed in ({"format_version": 1}, {"borrowed": None}):
+    earlier = {**fields, "format_version": 2, "borrowed": fields["backbone"]}
+    del earlier["backbone"]
+    save_file(tensors, path, {"anchorite": json.dumps(earlier)})
+    assert load_weights(path)[1] == info("resnet")
+    for changed in ({"format_version": 1}, {"backbone": None}):
         save_file(tensors, path, {"anchorite": json.dumps({**fields, **changed})})
         with pytest.raises(InputError, match=r"format version . goes with"):
             load_weights(path)
@@ -422,7 +441,7 @@ def test_what_could_fetch_or_run_something_never_reaches_the_library(tmp_path: P
         start = read_backbone(source)
         made = Detector("n", 3, anchors("n"), start.config)
         made.features(images(1, 3, 64, 64))
-    assert start.config == detector("resnet").borrowed
+    assert start.config == detector("resnet").backbone_config
     assert (deeds.network, deeds.spawned, deeds.unpickled) == ([], [], set())
     assert {Path(path).name for path in deeds.below(place)} == {"config.json"}
     body = made.backbone.body

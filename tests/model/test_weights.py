@@ -103,7 +103,7 @@ def test_a_file_without_our_metadata_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused_naming_both_versions(saved: tuple, tmp_path: Path) -> None:
     path = rewrite(saved[0], tmp_path / "new.safetensors", format_version=7, invented_later=True)
-    with pytest.raises(InputError, match="format version 7, but this release reads up to 2; upgrade"):
+    with pytest.raises(InputError, match="format version 7, but this release reads up to 3; upgrade"):
         load_weights(path)
 
 

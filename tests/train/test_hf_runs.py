@@ -32,16 +32,16 @@ def copied(family: str, place: Path) -> Path:
 
 def test_a_run_begins_with_the_weights_and_the_normalisation_of_the_folder() -> None:
     recipe = small_recipe(backbone=f"hf:{folder('resnet')}")
-    borrowed = read_hf_backbone(recipe, None)
+    backbone = read_hf_backbone(recipe, None)
     with watched() as deeds:
-        prepared = prepare(recipe, scenes(), borrowed=borrowed)
+        prepared = prepare(recipe, scenes(), backbone=backbone)
     assert (deeds.network, deeds.spawned) == ([], [])
-    assert borrowed is not None
-    assert borrowed.said in prepared.decisions
+    assert backbone is not None
+    assert backbone.description in prepared.decisions
     made = prepared.train_state.detector
     assert isinstance(made.backbone, HFBackbone)
-    assert borrowed.tensors is not None
-    stem = borrowed.tensors["resnet.embedder.embedder.convolution.weight"]
+    assert backbone.tensors is not None
+    stem = backbone.tensors["resnet.embedder.embedder.convolution.weight"]
     assert torch.equal(made.backbone.body.embedder.embedder.convolution.weight, stem)
     assert made.backbone.mean.flatten().tolist() == [0.5, 0.25, 0.75]
     assert made.backbone.std.flatten().tolist() == [0.5, 0.25, 0.125]
@@ -71,7 +71,7 @@ def test_a_run_goes_on_bit_for_bit_when_the_folder_is_gone(tmp_path: Path) -> No
     assert_equal(tmp_path / "straight", tmp_path / "broken", 2)
     assert "backbone convnext of the run" in recorder.of(RunStarted)[0].decisions
     loaded, info = load_weights(tmp_path / "broken" / "best.safetensors")
-    assert loaded.borrowed == info.borrowed == detector("convnext").borrowed
+    assert loaded.backbone_config == info.backbone_config == detector("convnext").backbone_config
 
 
 @pytest.mark.slow
@@ -106,14 +106,14 @@ def test_the_command_trains_predicts_and_starts_again_from_its_weights(
     said = capsys.readouterr().out
     assert f"backbone resnet of {folder('resnet')}, random weights" in said
     facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    assert facts["borrowed"]["config"]["model_type"] == "resnet"
+    assert facts["backbone"]["config"]["model_type"] == "resnet"
     best = str(out / "best.safetensors")
     images = str(data_folder() / "images" / "val")
     assert run(["predict", best, images, "--out", str(tmp_path / "found"), "--confidence", "0.001"]) == 0
     capsys.readouterr()
     assert run([*words, "--weights", best, "--out", str(tmp_path / "again")]) == 0
     assert "backbone resnet of the weights" in capsys.readouterr().out
-    assert load_weights(tmp_path / "again" / "last.safetensors")[1].borrowed is not None
+    assert load_weights(tmp_path / "again" / "last.safetensors")[1].backbone_config is not None
 
 
 def test_the_command_refuses_what_does_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ def test_each_part_moves_at_its_factor_of_the_rate(name: str) -> None:
     assert in_order == [id(one) for parameters in parameter_groups(model) for one in parameters]
 
 
-def test_the_stages_of_a_borrowed_backbone_are_parts_of_their_own() -> None:
+def test_the_stages_of_a_backbone_of_transformers_are_parts_of_their_own() -> None:
     body = nn.Module()
     body.embeddings, body.encoder, body.norms = nn.Conv2d(3, 4, 1), nn.Module(), nn.ModuleList([nn.BatchNorm2d(4)])
     body.encoder.stages = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)) for _ in range(2))

@@ -18,7 +18,7 @@ from anchorite.train import Recipe, RunFolder, RunStarted, StepDone, load_recipe
 from anchorite.train.pretrained import load_matching
 from anchorite.train.setup import Prepared, choose_anchors, prepare
 from tests.faults.test_resume import InterruptAt, assert_equal
-from tests.model.foreign_files import foreign_model, random_detector, save_checkpoint
+from tests.model.torch_checkpoints import foreign_model, random_detector, read_in_this_process, save_checkpoint
 from tests.shared import shared_path
 from tests.train.runs import Recorder, scenes, small_recipe
 from tests.train.test_loop import Stop

@@ -27,7 +27,7 @@ from anchorite.export.torch_file import program_bytes, program_runtime
 from anchorite.export.tracing import onnx_model, traced
 from anchorite.files import write_bytes_atomically
 from anchorite.model import Detector, WeightsInfo
-from anchorite.model.backbone_config import WINDOWED
+from anchorite.model.hf_backbone import WINDOWED
 from anchorite.predict import PredictConfig
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def export_info(weights: WeightsInfo, request: ExportRequest) -> ExportInfo:
             f"--image-size {side}: must be a multiple of {stride}, the coarsest stride of these weights; "
             f"take {-(-side // stride) * stride}"
         )
-    if isinstance(weights.borrowed, WINDOWED) and request.fixed_batch is None:
+    if isinstance(weights.backbone_config, WINDOWED) and request.fixed_batch is None:
         raise InputError(
-            f"a backbone {weights.borrowed.model_type} is another program for each size of image, so it can be "
+            f"a backbone {weights.backbone_config.model_type} is another program for each size of image, so it can be "
             "exported for one alone: add --static 1"
         )
     if request.fixed_batch is not None and request.fixed_batch < 1:

@@ -1,6 +1,7 @@
 """`Detector`: backbone, neck and head of one size.
 
-Legend: B images, L levels, A anchors per level, K classes, C_l channels, H, W of the network input, H_l, W_l cells.
+Legend: B images, L levels, A anchors per level, K classes, C_l channels, H, W of the network input, H_l, W_l cells of
+level l. P3 is the map of stride 8, P4 of 16, and so on.
 """
 
 from __future__ import annotations
@@ -13,22 +14,104 @@ from torch import Tensor, nn
 
 from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
-from anchorite.model.backbone import Backbone
-from anchorite.model.backbone_config import BackboneConfig
+from anchorite.model.blocks import ConvBlock, CrossStage, PyramidPool, doubled
 from anchorite.model.head import Head
-from anchorite.model.hf_backbone import HFBackbone
-from anchorite.model.neck import Neck
-from anchorite.model.table import plan
+from anchorite.model.hf_backbone import BackboneConfig, HFBackbone
+from anchorite.model.sizes import FIRST_LEVEL, Plan, plan
+
+
+class Stage(nn.Module):
+    """Halves the resolution, then a cross-stage block with shortcuts."""
+
+    def __init__(self, in_channels: int, out_channels: int, repeats: int) -> None:
+        super().__init__()
+        self.downsample = ConvBlock(in_channels, out_channels, kernel=3, stride=2)
+        self.cross_stage = CrossStage(out_channels, out_channels, repeats, shortcut=True)
+
+    def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H//2 W//2"]:
+        """(B, C_out, H / 2, W / 2)."""
+        return self.cross_stage(self.downsample(x))
+
+
+class Backbone(nn.Module):
+    """Images to the maps P3 to P5 (or P6), the last one pooled over its surroundings.
+
+    Its children are `stem`, `stage2` (to stride 4), `stage3` (8) and so on, and `pool`.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.stem = ConvBlock(3, plan.stem_width, kernel=6, stride=2, padding=2)
+        self._stage_names = {level: f"stage{level}" for level in plan.widths}
+        width = plan.stem_width
+        for level, name in self._stage_names.items():
+            self.add_module(name, Stage(width, plan.widths[level], plan.repeats[level]))
+            width = plan.widths[level]
+        self.pool = PyramidPool(width, width)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+        """The maps (B, C_l, H / s_l, W / s_l) of `images` (B, 3, H, W), fine to coarse."""
+        maps: list[Tensor] = []
+        x = self.stem(images)
+        for level, name in self._stage_names.items():
+            x = getattr(self, name)(x)
+            if level >= FIRST_LEVEL:
+                maps.append(x)
+        maps[-1] = self.pool(maps[-1])
+        return maps
+
+
+class Neck(nn.Module):
+    """Maps of the backbone to maps of the same shapes, each of which has seen all the others.
+
+    Children by level, "p3" being the finest: `lateral` narrows a map on its way down and keeps it for the way up,
+    `top_down` merges on the way down, `downsample` halves the resolution and `bottom_up` merges on the way up.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self._finer_and_coarser = tuple(zip(plan.levels[:-1], plan.levels[1:], strict=True))
+        self.lateral = nn.ModuleDict()
+        self.top_down = nn.ModuleDict()
+        self.downsample = nn.ModuleDict()
+        self.bottom_up = nn.ModuleDict()
+        widths, repeats = plan.widths, plan.neck_repeats
+        for finer, coarser in reversed(self._finer_and_coarser):
+            width = widths[finer]
+            self.lateral[f"p{coarser}"] = ConvBlock(widths[coarser], width)
+            self.top_down[f"p{finer}"] = CrossStage(2 * width, width, repeats, shortcut=False)
+        for finer, coarser in self._finer_and_coarser:
+            width = widths[finer]
+            self.downsample[f"p{finer}"] = ConvBlock(width, width, kernel=3, stride=2)
+            self.bottom_up[f"p{coarser}"] = CrossStage(2 * width, widths[coarser], repeats, shortcut=False)
+
+    def forward(self, maps: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B _ _ _"]]:
+        """Maps (B, C_l, H_l, W_l), fine to coarse, of maps of the same shapes."""
+        first_level = self._finer_and_coarser[0][0]
+        narrowed: dict[int, Tensor] = {}
+        x = maps[-1]
+        for finer, coarser in reversed(self._finer_and_coarser):
+            narrowed[coarser] = self.lateral[f"p{coarser}"](x)
+            wide = doubled(narrowed[coarser])
+            x = self.top_down[f"p{finer}"](torch.cat([wide, maps[finer - first_level]], dim=1))
+        outputs = [x]
+        for finer, coarser in self._finer_and_coarser:
+            small = self.downsample[f"p{finer}"](x)
+            x = self.bottom_up[f"p{coarser}"](torch.cat([small, narrowed[coarser]], dim=1))
+            outputs.append(x)
+        return outputs
 
 
 class Detector(nn.Module):
     """A detector of one size ("n" to "x", "n6" to "x6") for K classes.
 
-    borrowed: what backbone of transformers it has in the place of its own; neck and head are those of the size.
+    backbone_config: of the backbone of transformers that it has instead of its own; neck and head are the size's.
     Raises InputError when there is no such size, K < 1, or the anchors' strides are not those of the size.
     """
 
-    def __init__(self, size: str, num_classes: int, anchors: AnchorSet, borrowed: BackboneConfig | None = None) -> None:
+    def __init__(
+        self, size: str, num_classes: int, anchors: AnchorSet, backbone_config: BackboneConfig | None = None
+    ) -> None:
         super().__init__()
         parts = plan(size)
         if num_classes < 1:
@@ -43,8 +126,8 @@ class Detector(nn.Module):
         self.anchors = anchors
         self.strides = anchors.strides
         self.frozen: tuple[str, ...] = ()  # names of parts that `train` leaves in evaluation mode
-        self.borrowed = borrowed
-        self.backbone = Backbone(parts) if borrowed is None else HFBackbone(parts, borrowed)
+        self.backbone_config = backbone_config
+        self.backbone = Backbone(parts) if backbone_config is None else HFBackbone(parts, backbone_config)
         self.neck = Neck(parts)
         self.head = Head(parts.output_widths, num_classes, anchors.num_anchors, anchors.strides)
 

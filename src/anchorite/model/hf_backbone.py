@@ -1,35 +1,321 @@
-"""A backbone of the transformers library in the place of our own.
+"""A backbone of the transformers library instead of our own: its settings, where it comes from, and the module.
+
+Settings and files may be a stranger's. Only the families below are taken, and of their settings only those that decide
+the shape of the network, all of them bounded; names of code, of other repositories or of kernels never reach the
+library. A folder holds config.json, model.safetensors and, mostly, preprocessor_config.json: these three are read, as
+data, and a pickle is refused. Only `download_backbone` ever asks the network for anything.
 
 Legend: B images, C channels, H, W of the network input. P3 is the map of stride 8, P4 of 16, and so on.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
+import safetensors.torch
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from anchorite.errors import InputError
-from anchorite.model.backbone_config import BackboneConfig
+from anchorite.errors import InputError, StorageError, UnsafeFileError
 from anchorite.model.blocks import ConvBlock
-from anchorite.model.table import Plan
-from anchorite.reading import printable
+from anchorite.model.sizes import Plan
+from anchorite.reading import printable, read_json, shorten, validation_faults
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_CONFIG, _WEIGHTS, _PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+_FILES = f"{_CONFIG}, {_WEIGHTS} and {_PREPROCESSOR}"
+_MAX_CONFIG_BYTES = 2_000_000
+_PREFIXES = ("hf:", "hf-config:")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PROBE_SIDE_PX = 256
-_MOST_BYTES = 4_000_000_000  # of weights; the largest backbones in use have 2.6
-_MOST_BYTES_DERIVED = 256_000_000  # of what a file of weights does not have, such as tables of positions
+_MAX_BYTES = 4_000_000_000  # of weights; the largest backbones in use have 2.6
+_MAX_BYTES_DERIVED = 256_000_000  # of what a file of weights does not have, such as tables of positions
+# What draws random numbers in training is off: a run must be the same whether it was interrupted or not.
 _RANDOM_RATES = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
-# What the library makes anew for a backbone, and classification does not have.
-_NEW_PARTS = ("hidden_states_norms.",)
+_NEW_PARTS = ("hidden_states_norms.",)  # of a backbone in the library, where a classifier has none
 _NUM_SHOWN = 5
+
+
+# Settings
+
+
+# Lists, as JSON has them, are taken for tuples.
+_Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(strict=False, min_length=1, max_length=6)]
+_Depths = Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(strict=False, min_length=1, max_length=6)]
+_Patch = Annotated[int, Field(ge=1, le=64)]
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Activation = Literal["relu", "gelu", "silu", "swish", "gelu_new", "gelu_pytorch_tanh"]
+
+
+class _Family(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    depths: _Depths
+
+    @model_validator(mode="after")
+    def _same_lengths(self) -> _Family:
+        lengths = {name: len(value) for name, value in self if isinstance(value, tuple)}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"lists of different lengths: {lengths}")
+        return self
+
+
+class ResNet(_Family):
+    """Residual networks of convolutions with batch normalisation."""
+
+    model_type: Literal["resnet"]
+    embedding_size: Annotated[int, Field(ge=1, le=8192)] = 64
+    hidden_sizes: _Widths = (256, 512, 1024, 2048)
+    depths: _Depths = (3, 4, 6, 3)
+    layer_type: Literal["basic", "bottleneck"] = "bottleneck"
+    hidden_act: _Activation = "relu"
+    downsample_in_first_stage: bool = False
+    downsample_in_bottleneck: bool = False
+
+
+class ConvNextV2(_Family):
+    """Convolutions of 7 x 7 within channels, with layer normalisation and a normalisation of responses."""
+
+    model_type: Literal["convnextv2"]
+    patch_size: _Patch = 4
+    hidden_sizes: _Widths = (96, 192, 384, 768)
+    depths: _Depths = (3, 3, 9, 3)
+    hidden_act: _Activation = "gelu"
+    layer_norm_eps: _Share = 1e-12
+
+
+class ConvNext(ConvNextV2):
+    """The first version, with scales instead of the normalisation of responses."""
+
+    model_type: Literal["convnext"]  # type: ignore[assignment]
+    layer_scale_init_value: _Share = 1e-6
+
+
+class Swin(_Family):
+    """Attention within windows that are shifted from layer to layer."""
+
+    model_type: Literal["swin"]
+    image_size: Annotated[int, Field(ge=1, le=4096)] = 224
+    patch_size: _Patch = 4
+    embed_dim: Annotated[int, Field(ge=1, le=8192)] = 96
+    depths: _Depths = (2, 2, 6, 2)
+    num_heads: _Widths = (3, 6, 12, 24)
+    window_size: Annotated[int, Field(ge=1, le=32)] = 7
+    mlp_ratio: Annotated[float, Field(gt=0, le=16, allow_inf_nan=False)] = 4.0
+    qkv_bias: bool = True
+    hidden_act: _Activation = "gelu"
+    use_absolute_embeddings: Literal[False] = False
+    layer_norm_eps: _Share = 1e-5
+
+
+class SwinV2(Swin):
+    """Swin with a scaled cosine attention and positions by a small network."""
+
+    model_type: Literal["swinv2"]  # type: ignore[assignment]
+    pretrained_window_sizes: tuple[Annotated[int, Field(ge=0, le=64)], ...] = Field(
+        (0, 0, 0, 0), strict=False, max_length=6
+    )
+
+
+BackboneConfig = Annotated[ResNet | ConvNext | ConvNextV2 | Swin | SwinV2, Field(discriminator="model_type")]
+"""The settings of one backbone."""
+
+WINDOWED = (Swin, SwinV2)
+"""Families whose program depends on the size of the images."""
+
+_FAMILIES: Mapping[str, type[_Family]] = MappingProxyType(
+    {"resnet": ResNet, "convnext": ConvNext, "convnextv2": ConvNextV2, "swin": Swin, "swinv2": SwinV2}
+)
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(BackboneConfig)
+
+
+def config_of_library(values: Mapping[str, Any], where: object) -> BackboneConfig:
+    """The settings of a config.json of the library; InputError for another family or settings out of bounds."""
+    family = _FAMILIES.get(str(values.get("model_type")))
+    if family is None:
+        raise InputError(
+            f"{where}: model_type {shorten(values.get('model_type'))} cannot be a backbone here; "
+            f"take one of {', '.join(_FAMILIES)}"
+        )
+    if values.get("num_channels", 3) != 3:
+        raise InputError(f"{where}: num_channels {shorten(values['num_channels'])}: images have 3")
+    return parse_backbone_config({name: values[name] for name in family.model_fields if name in values}, where)
+
+
+def parse_backbone_config(values: Mapping[str, Any], where: object) -> BackboneConfig:
+    """The settings in a weight file or a run; InputError where they make no sense."""
+    try:
+        return _ADAPTER.validate_python(dict(values))
+    except ValidationError as error:
+        raise InputError(f"{where}: this backbone cannot be built: {validation_faults(error)}") from None
+
+
+# Folders and downloads
+
+
+@dataclass(frozen=True)
+class HFBackboneSource:
+    """A backbone to begin with. mean, std: of red, green and blue, for images in 0..1; description: a sentence on it.
+
+    tensors: as they are named in its file, where; None for random ones, or for those of a checkpoint to come; sha256:
+    of that file, in hexadecimal digits, else empty.
+    """
+
+    config: BackboneConfig
+    description: str
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    tensors: Mapping[str, Tensor] | None = None
+    where: str = ""
+    sha256: str = ""
+
+
+class _Preprocessor(BaseModel):
+    """What preprocessor_config.json says of images in 0..1; ImageNet's numbers where it says nothing."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    do_normalize: bool = True
+    image_mean: tuple[Annotated[float, Field(ge=-10, le=10)], ...] = Field(
+        IMAGENET_MEAN, strict=False, min_length=3, max_length=3
+    )
+    image_std: tuple[Annotated[float, Field(ge=1e-3, le=10)], ...] = Field(
+        IMAGENET_STD, strict=False, min_length=3, max_length=3
+    )
+
+
+def check_source(source: str) -> str:
+    """The source of a backbone as it was given; InputError when it is written in no way that is known."""
+    if not any(source.startswith(prefix) and len(source) > len(prefix) for prefix in _PREFIXES):
+        raise InputError(
+            f"{shorten(source)}: write hf:FOLDER for a backbone with its weights, or hf-config:FOLDER for one with "
+            "random weights"
+        )
+    return source
+
+
+def read_backbone(source: str) -> HFBackboneSource:
+    """The backbone of "hf:NAME", or of "hf-config:NAME" with random weights; the network is never asked.
+
+    NAME is a folder, or the name of a model that was downloaded before. Raises InputError when there is none or it is
+    none that can be used here, UnsafeFileError when its weights are a pickle alone.
+    """
+    _transformers()
+    prefix, _, name = check_source(source).partition(":")
+    folder = _folder_of(source, name)
+    config = config_of_library(read_json(folder / _CONFIG, _MAX_CONFIG_BYTES), folder / _CONFIG)
+    file = folder / _PREPROCESSOR
+    try:
+        stated = _Preprocessor.model_validate(read_json(file, _MAX_CONFIG_BYTES) if file.is_file() else {})
+    except ValidationError as error:
+        raise InputError(f"{file}: {validation_faults(error)}; images are in 0..1 before") from None
+    mean, std = (stated.image_mean, stated.image_std) if stated.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    description = f"backbone {config.model_type} of {printable(str(folder))}"
+    if prefix == "hf-config":
+        return HFBackboneSource(config, f"{description}, random weights", mean, std)
+    file = _weights_file(folder, source)
+    tensors, digest = _read_tensors(file)
+    return HFBackboneSource(config, f"{description} (SHA-256 {digest[:12]}...)", mean, std, tensors, str(file), digest)
+
+
+def download_backbone(source: str) -> None:
+    """Fetch what `read_backbone` needs of a model of huggingface.co into the cache of its client library.
+
+    Nothing is fetched for a folder. Raises InputError when the hub has no such model, or none with safetensors;
+    StorageError when it cannot be reached.
+    """
+    _transformers()
+    prefix, _, name = check_source(source).partition(":")
+    if Path(name).exists():
+        return
+    if not _HUB_NAME.fullmatch(name):
+        raise InputError(f"--backbone {shorten(source)}: no folder, and no name that a hub could have")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the client is imported
+    hub = import_module("huggingface_hub")
+    needed = [_CONFIG, *([_WEIGHTS] if prefix == "hf" else [])]
+    try:
+        folder = Path(hub.snapshot_download(name, allow_patterns=[*needed, _PREPROCESSOR]))
+    except hub.errors.RepositoryNotFoundError as error:
+        raise InputError(f"--backbone {source}: huggingface.co has no such model, or it is not public") from error
+    except Exception as error:  # of whichever library carries the bytes
+        raise StorageError(
+            f"--backbone {source}: cannot be downloaded: {printable(str(error), 300)}; "
+            f"try again, or give a folder with {_FILES}"
+        ) from error
+    missing = [file for file in needed if not (folder / file).is_file()]
+    if missing:
+        raise InputError(
+            f"--backbone {source}: the model has no {missing[0]}; a pickle is not taken, take another model"
+        )
+
+
+def _folder_of(source: str, name: str) -> Path:
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"backbone {source}: {name} is a file; give the folder that it lies in")
+    if _HUB_NAME.fullmatch(name):
+        hub = import_module("huggingface_hub")
+        try:
+            return Path(hub.snapshot_download(name, local_files_only=True))
+        except (hub.errors.LocalEntryNotFoundError, ValueError):  # not downloaded; no name that a hub could have
+            pass
+    raise InputError(
+        f"backbone {shorten(source, 200)}: no such folder (looked from {Path.cwd()}), and no model that was downloaded "
+        f"before; nothing is downloaded unasked. Give a folder with {_FILES}, or add --allow-download to fetch these "
+        "from huggingface.co"
+    )
+
+
+def _weights_file(folder: Path, source: str) -> Path:
+    file = folder / _WEIGHTS
+    if file.is_file():
+        return file
+    other = f"hf-config:{source.partition(':')[2]} starts with random weights"
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise UnsafeFileError(
+            f"{folder}: no {_WEIGHTS} but {printable(pickles[0], 100)}, a pickle, which could run code when read, so "
+            f"it is not read; give a folder with {_WEIGHTS}; {other}"
+        )
+    raise InputError(f"{folder}: no {_WEIGHTS}, in one piece; give a folder that has it; {other}")
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """All tensors, floating point ones as float32, and the SHA-256 of the file."""
+    try:
+        content = path.read_bytes()  # not mapped: whoever cuts the file off later would take the process with it
+        tensors = safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: cut off or no safetensors file ({printable(str(error), 200)}); copy it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    tensors = {name: one.float() if one.is_floating_point() else one for name, one in tensors.items()}
+    for name, one in tensors.items():
+        if one.is_floating_point() and not bool(one.isfinite().all()):
+            raise InputError(f"{path}: {printable(name, 100)} holds values that are infinite or no numbers")
+    return tensors, hashlib.sha256(content).hexdigest()
+
+
+# The module
 
 
 class HFBackbone(nn.Module):
@@ -69,28 +355,26 @@ class HFBackbone(nn.Module):
         return maps
 
     @torch.no_grad()
-    def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Normalise images, in 0..1, with these means and standard deviations of red, green and blue."""
-        self.mean.copy_(torch.tensor(mean).view(3, 1, 1))
-        self.std.copy_(torch.tensor(std).view(3, 1, 1))
+    def start_from(self, source: HFBackboneSource) -> None:
+        """Take the normalisation of `source` and, where it has some, its tensors, in any naming of the library's.
 
-    def load_body(self, tensors: Mapping[str, Tensor], where: object) -> None:
-        """Fill `body` with the tensors of a model of the library, with a head or without, in any naming of its own.
-
-        Raises InputError naming `where` when tensors are missing or of other shapes.
+        They may be those of a model with a head. Raises InputError when tensors are missing or of other shapes.
         """
+        self.mean.copy_(torch.tensor(source.mean).view(3, 1, 1))
+        self.std.copy_(torch.tensor(source.std).view(3, 1, 1))
+        if source.tensors is None:
+            return
         try:
             with _quiet():
                 # By no path, so that the library has nothing to look for beside the tensors.
                 loaded, report = type(self.body).from_pretrained(
-                    None, config=self.body.config, state_dict=dict(tensors), output_loading_info=True
+                    None, config=self.body.config, state_dict=dict(source.tensors), output_loading_info=True
                 )
         except Exception as error:
             raise InputError(
-                f"{where}: these tensors do not fit its config.json: {printable(str(error), 300)}"
+                f"{source.where}: these tensors do not fit its config.json: {printable(str(error), 300)}"
             ) from error
-        new = loaded.state_dict()
-        wanted = self.body.state_dict()
+        new, wanted = loaded.state_dict(), self.body.state_dict()
         missing = [
             name
             for name in sorted(report["missing_keys"])
@@ -98,13 +382,13 @@ class HFBackbone(nn.Module):
         ]
         if missing:
             raise InputError(
-                f"{where}: {len(missing)} of {len(wanted)} tensors of its backbone are missing: "
+                f"{source.where}: {len(missing)} of {len(wanted)} tensors of its backbone are missing: "
                 f"{', '.join(missing[:_NUM_SHOWN])}; give the folder of one whole model"
             )
         self.body.load_state_dict({name: new[name] for name in wanted})
 
 
-def transformers() -> Any:
+def _transformers() -> Any:
     """The library, imported; InputError with the remedy when it is not installed."""
     try:
         return import_module("transformers")
@@ -116,7 +400,7 @@ def transformers() -> Any:
 
 def _build_body(config: BackboneConfig, stages: Sequence[str] | None) -> Any:
     """The library's backbone with random weights that gives the maps of these stages; of all stages for None."""
-    library = transformers()
+    library = _transformers()
     try:
         settings = library.AutoConfig.for_model(**config.model_dump(mode="json"))
         for name in _RANDOM_RATES:
@@ -144,7 +428,14 @@ def _stage_strides(config: BackboneConfig) -> dict[str, float]:
     """
     with torch.device("meta"), torch.no_grad():
         body = _build_body(config, None)
-        _refuse_huge(body, config.model_type)
+        stored = body.state_dict()
+        num_bytes = sum(tensor.nbytes for tensor in stored.values())
+        derived = sum(tensor.nbytes for name, tensor in body.named_buffers() if name not in stored)
+        if num_bytes > _MAX_BYTES or derived > _MAX_BYTES_DERIVED:
+            raise InputError(
+                f"backbone {config.model_type}: would take {num_bytes / 1e9:.1f} GB of weights and {derived / 1e9:.1f} "
+                f"GB beside them, more than {_MAX_BYTES / 1e9:.0f} GB and {_MAX_BYTES_DERIVED / 1e9:.2g} GB"
+            )
         try:
             maps = body(torch.empty(1, 3, _PROBE_SIDE_PX, _PROBE_SIDE_PX)).feature_maps
             return {name: _PROBE_SIDE_PX / one.shape[2] for name, one in zip(body.out_features, maps, strict=True)}
@@ -152,17 +443,6 @@ def _stage_strides(config: BackboneConfig) -> dict[str, float]:
             raise InputError(
                 f"backbone {config.model_type}: does not run: {printable(str(error), 300)}; see its config.json"
             ) from error
-
-
-def _refuse_huge(body: nn.Module, model_type: str) -> None:
-    stored = body.state_dict()
-    num_bytes = sum(tensor.nbytes for tensor in stored.values())
-    derived = sum(tensor.nbytes for name, tensor in body.named_buffers() if name not in stored)
-    if num_bytes > _MOST_BYTES or derived > _MOST_BYTES_DERIVED:
-        raise InputError(
-            f"backbone {model_type}: would take {num_bytes / 1e9:.1f} GB of weights and {derived / 1e9:.1f} GB beside "
-            f"them, more than the {_MOST_BYTES / 1e9:.0f} GB and {_MOST_BYTES_DERIVED / 1e9:.2g} GB that are taken"
-        )
 
 
 def _choose_stages(strides: Mapping[str, float], wanted: Sequence[int], model_type: str) -> tuple[str, ...]:
@@ -190,7 +470,7 @@ def _choose_stages(strides: Mapping[str, float], wanted: Sequence[int], model_ty
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the library's bars and its reports on what was not loaded, of which ours speak."""
-    logging = transformers().utils.logging
+    logging = _transformers().utils.logging
     verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     try:
         logging.set_verbosity_error()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,13 +22,13 @@ from torch import Tensor
 from anchorite.anchors import AnchorSet
 from anchorite.errors import AnchoriteError, InputError, StorageError, UnsafeFileError
 from anchorite.files import write_bytes_atomically
-from anchorite.model.backbone_config import BackboneConfig
 from anchorite.model.detector import Detector
 from anchorite.model.fold import is_folded
-from anchorite.reading import printable, shorten
+from anchorite.model.hf_backbone import BackboneConfig
+from anchorite.reading import printable, shorten, validation_faults
 
-FORMAT_VERSION = 2
-"""The newest version of the weight file that this release reads; it writes it for borrowed backbones alone."""
+FORMAT_VERSION = 3
+"""The newest version of the weight file that this release reads; it is written for backbones of transformers alone."""
 
 MAX_IMAGE_SIZE = 8192
 """Longest side in pixels that a detector is trained at."""
@@ -36,7 +36,7 @@ MAX_CLASSES = 100_000
 MAX_NAME_LENGTH = 10_000
 """Letters of a class name."""
 
-_WITHOUT_BORROWED = 1  # version of all other files, which earlier releases read
+_OWN_BACKBONE = 1  # version of all other files, which earlier releases read; 2 called the backbone "borrowed"
 _METADATA_KEY = "anchorite"
 _MAX_HEADER_LETTERS = 64_000_000
 _NUM_SHOWN = 5
@@ -54,14 +54,15 @@ class WeightsInfo:
     """What a weight file says of its detector.
 
     size: "n" to "x6"; class_names: K names, any text; anchors: pixels of the network input; image_size: side in
-    pixels of the square network input that it was trained for; borrowed: its backbone, where that is of transformers.
+    pixels of the square network input that it was trained for; backbone_config: its backbone, where it is one of
+    transformers.
     """
 
     size: str
     class_names: tuple[str, ...]
     anchors: AnchorSet
     image_size: int
-    borrowed: BackboneConfig | None = None
+    backbone_config: BackboneConfig | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for what could be written but not read again: found before a run, not at its first save."""
@@ -87,12 +88,12 @@ class _Header(BaseModel):
     anchors: Annotated[list[Annotated[list[_Pixels], Field(max_length=200)]], Field(max_length=8)]
     strides: Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(max_length=8)]
     image_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
-    borrowed: BackboneConfig | None = None
+    backbone: Annotated[BackboneConfig | None, Field(validation_alias=AliasChoices("backbone", "borrowed"))] = None
 
     @model_validator(mode="after")
     def _of_its_version(self) -> _Header:
-        if (self.borrowed is None) != (self.format_version == _WITHOUT_BORROWED):
-            raise ValueError(f"format version {self.format_version} goes with a borrowed backbone from version 2 on")
+        if (self.backbone is None) != (self.format_version == _OWN_BACKBONE):
+            raise ValueError(f"format version {self.format_version} goes with a backbone of transformers from 2 on")
         return self
 
 
@@ -101,33 +102,39 @@ def save_weights(path: Path, detector: Detector, info: WeightsInfo) -> None:
 
     Raises StorageError when the disk or a permission refuses; what stood at `path` before is then untouched.
     """
-    described = _description(info)
-    actual = (detector.size, detector.num_classes, detector.anchors, detector.borrowed)
-    assert described == actual, f"info is of another detector: {described}, not {actual}"
     if is_folded(detector):
         raise InputError(f"{path}: folded weights cannot be trained on; save the detector before fold_batch_norm")
+    # Written by Python: safetensors would report a full disk by an error of its own that names neither path nor space.
+    write_bytes_atomically(path, weight_file_bytes(detector, info))
+
+
+def weight_file_bytes(detector: Detector, info: WeightsInfo) -> bytes:
+    """The content of a weight file."""
+    described = _description(info)
+    actual = (detector.size, detector.num_classes, detector.anchors, detector.backbone_config)
+    assert described == actual, f"info is of another detector: {described}, not {actual}"
     header = _Header(
-        format_version=_WITHOUT_BORROWED if info.borrowed is None else FORMAT_VERSION,
+        format_version=_OWN_BACKBONE if info.backbone_config is None else FORMAT_VERSION,
         size=info.size,
         class_names=list(info.class_names),
         anchors=info.anchors.to_rows(),
         strides=list(info.anchors.strides),
         image_size=info.image_size,
-        borrowed=info.borrowed,
+        backbone=info.backbone_config,
     )
     # ASCII JSON, because safetensors wants UTF-8 and a class name may hold a character that has none.
     text = json.dumps(header.model_dump(exclude_none=True), ensure_ascii=True)
-    stored = save({name: _as_stored(tensor) for name, tensor in detector.state_dict().items()}, {_METADATA_KEY: text})
-    # Written by Python: safetensors would report a full disk by an error of its own that names neither path nor space.
-    write_bytes_atomically(path, stored)
+    tensors = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
+    tensors = {name: (one.float() if one.is_floating_point() else one).contiguous() for name, one in tensors.items()}
+    return save(tensors, {_METADATA_KEY: text})
 
 
 def load_weights(path: Path) -> tuple[Detector, WeightsInfo]:
     """The detector, float32 on the CPU and in evaluation mode, and what the file says of it.
 
     Raises UnsafeFileError for a pickle, StorageError when the file cannot be read, and InputError when it is cut off,
-    no weight file of ours, of a newer format, or holds other tensors than its detector has, and when it has a borrowed
-    backbone and transformers is not installed.
+    no weight file of ours, of a newer format, or holds other tensors than its detector has, and when it has a backbone
+    of transformers, which is not installed.
     """
     _refuse_pickle(path)
     try:
@@ -141,19 +148,14 @@ def load_weights(path: Path) -> tuple[Detector, WeightsInfo]:
         raise InputError(f"{path}: {_what_else(path, printable(str(error), 200))}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
-    if info.borrowed is not None:  # only now that its size is known to be the file's; the library has tables of its own
+    if info.backbone_config is not None:  # only now that its size is known to be the file's: the library has own tables
         detector = Detector(*_description(info))
     detector.load_state_dict(tensors, assign=True)
     return detector.eval(), info
 
 
-def _as_stored(tensor: Tensor) -> Tensor:
-    stored = tensor.detach().cpu()
-    return (stored.float() if stored.is_floating_point() else stored).contiguous()
-
-
 def _description(info: WeightsInfo) -> tuple[str, int, AnchorSet, BackboneConfig | None]:
-    return info.size, len(info.class_names), info.anchors, info.borrowed
+    return info.size, len(info.class_names), info.anchors, info.backbone_config
 
 
 def _empty_detector(path: Path, info: WeightsInfo) -> Detector:
@@ -245,21 +247,11 @@ def _read_info(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:
         # Not by from_rows, which would turn round what the writer had in an unusual order.
         sizes_px = tuple(tuple(zip(row[::2], row[1::2], strict=True)) for row in header.anchors)
         anchors = AnchorSet(sizes_px, tuple(header.strides))
-        return WeightsInfo(header.size, tuple(header.class_names), anchors, header.image_size, header.borrowed)
+        return WeightsInfo(header.size, tuple(header.class_names), anchors, header.image_size, header.backbone)
     except ValidationError as error:
-        raise InputError(f"{path}: metadata {_METADATA_KEY!r}: {_faults(error)}") from error
+        raise InputError(f"{path}: metadata {_METADATA_KEY!r}: {validation_faults(error)}") from error
     except ValueError as error:
         raise InputError(f"{path}: metadata {_METADATA_KEY!r}: {printable(str(error), 500)}") from error
-
-
-def _faults(error: ValidationError) -> str:
-    problems = error.errors(include_url=False)
-    told = []
-    for problem in problems[:_NUM_SHOWN]:
-        place = ".".join(printable(str(part), 60) for part in problem["loc"]) or "all of it"
-        told.append(f"{place}: {printable(problem['msg'], 200)} (got {shorten(problem['input'])})")
-    more = len(problems) - _NUM_SHOWN
-    return "; ".join(told) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_version(path: Path, fields: Any) -> None:

@@ -86,8 +86,8 @@ class Run:
         self.progress = Progress()
         self.saved_at = time.perf_counter()
         anchors = prepared.train_state.detector.anchors
-        borrowed = prepared.train_state.detector.borrowed
-        info = WeightsInfo(recipe.model, prepared.dataset.class_names, anchors, recipe.image_size, borrowed)
+        backbone = prepared.train_state.detector.backbone_config
+        info = WeightsInfo(recipe.model, prepared.dataset.class_names, anchors, recipe.image_size, backbone)
         self.run_writer = RunWriter(folder, prepared.train_state, info, writes=self.world.is_main)
         self.accumulation = recipe.optimizer.accumulation(recipe.batch)
         self.steps_per_epoch = math.ceil(len(prepared.loader) / self.accumulation)

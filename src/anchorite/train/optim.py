@@ -84,7 +84,7 @@ def parts_by_depth(model: nn.Module, config: OptimizerConfig) -> list[tuple[str,
 
     The parts are the children of the backbone, and the other children as they are. The last one, the head, has factor
     1, and each one before it config.layer_decay times that of the part after it. Of a child of the backbone that has
-    its stages in a list, as borrowed ones do, each stage is a part, and so is the child itself for what is left.
+    its stages in a list, as in transformers, each stage is a part, and so is the child itself for what is left.
     """
     parts: list[tuple[str, nn.Module]] = []
     for name, child in model.named_children():
@@ -103,7 +103,7 @@ def _stages(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters that decay (weights of convolutions and, in borrowed backbones, linear ones), others, and biases."""
+    """Parameters that decay (weights of convolutions and, in transformers, of linear layers), others, biases."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []

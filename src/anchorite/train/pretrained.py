@@ -20,15 +20,15 @@ from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError, UnsafeFileError
 from anchorite.model import (
     Detector,
+    HFBackbone,
     HFBackboneSource,
     WeightsInfo,
-    config_from_noted,
     default_anchors,
     import_checkpoint,
     load_weights,
+    parse_backbone_config,
     read_backbone,
 )
-from anchorite.model.hf_backbone import HFBackbone
 from anchorite.reading import one_line, shorten
 from anchorite.train.optim import OptimizerConfig, parts_by_depth
 from anchorite.train.recipe import Recipe, with_settings
@@ -170,8 +170,8 @@ def load_matching(detector: Detector, start: PretrainedWeights, class_names: Seq
 
 def _kind(detector: Detector) -> str:
     """What decides on the shapes of a detector's backbone, in words."""
-    borrowed = "" if detector.borrowed is None else f" with a backbone {detector.borrowed.model_type}"
-    return f"size {detector.size}{borrowed}"
+    config = detector.backbone_config
+    return f"size {detector.size}{f' with a backbone {config.model_type}' if config else ''}"
 
 
 def _same_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]:
@@ -242,17 +242,17 @@ def read_hf_backbone(recipe: Recipe, start: PretrainedWeights | None) -> HFBackb
                 "one of them out"
             )
         return read_backbone(recipe.backbone)
-    if start is None or start.info.borrowed is None:
+    if start is None or start.info.backbone_config is None:
         return None
-    config = start.info.borrowed
+    config = start.info.backbone_config
     return HFBackboneSource(config, f"backbone {config.model_type} of the weights")
 
 
-def noted_backbone(borrowed: HFBackboneSource | None) -> dict[str, Any] | None:
+def backbone_facts(source: HFBackboneSource | None) -> dict[str, Any] | None:
     """What a run's facts say of its backbone: enough to build it again without the folder that it came from."""
-    if borrowed is None:
+    if source is None:
         return None
-    return {"config": borrowed.config.model_dump(mode="json"), "sha256": borrowed.sha256}
+    return {"config": source.config.model_dump(mode="json"), "sha256": source.sha256}
 
 
 def reread_hf_backbone(
@@ -262,10 +262,10 @@ def reread_hf_backbone(
 
     Only a run that has saved nothing yet is begun again, with what its recipe names.
     """
-    noted = facts.get("borrowed")
+    noted = facts.get("backbone", facts.get("borrowed"))  # its earlier name
     if noted is None:
         return None
-    config = config_from_noted(noted["config"], "run.json: borrowed")
+    config = parse_backbone_config(noted["config"], "run.json: backbone")
     if starts_over:
         again = read_hf_backbone(recipe, start)
         if again is None or (again.config, again.sha256) != (config, noted["sha256"]):
@@ -279,15 +279,12 @@ def reread_hf_backbone(
 
 
 def new_detector(recipe: Recipe, num_classes: int, anchors: AnchorSet, start: HFBackboneSource | None) -> Detector:
-    """A detector of the recipe's size; with a borrowed backbone and its weights, where there is one."""
+    """A detector of the recipe's size; with a backbone of transformers and its weights, where one is given."""
     if start is None:
         return Detector(recipe.model, num_classes, anchors)
     detector = Detector(recipe.model, num_classes, anchors, start.config)
-    backbone = detector.backbone
-    assert isinstance(backbone, HFBackbone)
-    backbone.normalise_by(start.mean, start.std)
-    if start.tensors is not None:
-        backbone.load_body(start.tensors, start.where)
+    assert isinstance(detector.backbone, HFBackbone)
+    detector.backbone.start_from(start)
     return detector
 
 
@@ -309,7 +306,7 @@ def freeze(detector: Detector, names: Sequence[str]) -> None:
 
 
 def refuse_early(size: str, names: Sequence[str]) -> None:
-    """`refuse_unknown` before there is a detector, for all names but those within a backbone, which may be borrowed."""
+    """`refuse_unknown` before there is a detector, for all names but those within a backbone."""
     if not names:
         return  # even on the meta device a network takes a second, most of it torch's imports
     with torch.device("meta"):
@@ -341,7 +338,7 @@ def _parts(detector: nn.Module) -> list[str]:
 def describe_frozen(detector: nn.Module, config: OptimizerConfig, has_weights: bool) -> list[str]:
     """A sentence on what is frozen, and one on rates that differ by depth; none where neither is so.
 
-    has_weights: the network started from weights, else from random values, but for the body of a borrowed backbone.
+    has_weights: the network started from weights, else from random values, but for a backbone's body, of transformers.
     """
     sentences = []
     if config.freeze:

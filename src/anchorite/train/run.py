@@ -17,7 +17,7 @@ from anchorite.train.checkpoint import Progress, has_checkpoint, leftovers, load
 from anchorite.train.events import Listener, RunFinished, ignore
 from anchorite.train.loop import Run
 from anchorite.train.pretrained import (
-    noted_backbone,
+    backbone_facts,
     read_hf_backbone,
     read_pretrained,
     reread_hf_backbone,
@@ -46,9 +46,9 @@ def train(
     """
     listener = listener if world.is_main else ignore
     recipe, start = read_pretrained(recipe)
-    borrowed = read_hf_backbone(recipe, start)
+    backbone = read_hf_backbone(recipe, start)
     opened = dataset
-    prepared = prepare(recipe, dataset, listener=listener, start=start, world=world, borrowed=borrowed)
+    prepared = prepare(recipe, dataset, listener=listener, start=start, world=world, backbone=backbone)
     prepared = replace(prepared, decisions=(*notes, *prepared.decisions))
     dataset, anchors = prepared.dataset, prepared.train_state.detector.anchors
     facts = {
@@ -60,11 +60,11 @@ def train(
         "left_out": noted_left_out(opened, dataset),
         "start": None if start is None else start.noted(prepared.kept),
         "notes": list(notes),
-        "borrowed": noted_backbone(borrowed),
+        "backbone": backbone_facts(backbone),
         "derived": derived_settings(recipe, prepared),
         **noted_facts(recipe, dataset, world.world_size),
     }
-    del start, borrowed  # as large as the network
+    del start, backbone  # as large as the network
     _refuse_other_data(facts, world)
     with prepared.loader:
         if world.is_main:
@@ -96,8 +96,8 @@ def resume(
     with _held(folder, world):
         anchors = AnchorSet.from_rows(facts["anchors"], default_anchors(recipe.model).strides)
         start = reread_pretrained(recipe, facts) if _starts_over(folder) else None
-        borrowed = reread_hf_backbone(recipe, facts, start, _starts_over(folder))
-        prepared = prepare(recipe, dataset, anchors, listener, start, world, borrowed)
+        backbone = reread_hf_backbone(recipe, facts, start, _starts_over(folder))
+        prepared = prepare(recipe, dataset, anchors, listener, start, world, backbone)
         with prepared.loader:
             if dataset.skip_bad:
                 changes = refuse_changes(facts, recipe, prepared.dataset, allow, world.world_size)

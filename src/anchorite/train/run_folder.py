@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from anchorite.data import DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
@@ -82,7 +82,7 @@ class _Facts(BaseModel):
     left_out: list[_LeftOutFacts] = []
     start: _StartFacts | None = None
     notes: list[str] = []
-    borrowed: _BackboneFacts | None = None
+    backbone: _BackboneFacts | None = Field(None, validation_alias=AliasChoices("backbone", "borrowed"))
     derived: dict[str, Any] = {}
 
 

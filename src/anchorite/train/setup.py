@@ -110,12 +110,12 @@ def prepare(
     listener: Listener = ignore,
     start: PretrainedWeights | None = None,
     world: World = SINGLE_PROCESS,
-    borrowed: HFBackboneSource | None = None,
+    backbone: HFBackboneSource | None = None,
 ) -> Prepared:
     """Build network, loss, optimizer, loaders for a run; `anchors` overrides the choice (a resumed run's own).
 
     start: the weights that the network begins with; None for random ones, or for those of a checkpoint to come.
-    borrowed: the backbone of transformers that it has, None for our own. The listener hears how the decoding of the
+    backbone: the one of transformers that it has, None for our own. The listener hears how the decoding of the
     images goes on. Images that cannot be decoded are left out first where the data set was opened with skip_bad, so
     that nothing is chosen by what is not trained on. Raises InputError when the data set has no training image or the
     recipe does not fit the machine.
@@ -142,8 +142,8 @@ def prepare(
         choose_anchors(recipe, dataset.splits["train"], start) if anchors is None else (anchors, "anchors of the run")
     )
     decisions.append(sentence)
-    train_state, kept_sentence = _build_train_state(recipe, dataset, chosen, device, precision, start, world, borrowed)
-    decisions += [borrowed.said] if borrowed else []
+    train_state, kept_sentence = _build_train_state(recipe, dataset, chosen, device, precision, start, world, backbone)
+    decisions += [backbone.description] if backbone else []
     decisions += [kept_sentence] if kept_sentence else []
     decisions += describe_frozen(train_state.detector, recipe.optimizer, has_weights=recipe.weights is not None)
     gains = ", ".join(f"{name} {gain:.4g}" for name, gain in _gains(train_state.criterion).items())
@@ -243,11 +243,11 @@ def _build_train_state(
     precision: Precision,
     start: PretrainedWeights | None,
     world: World,
-    borrowed: HFBackboneSource | None,
+    backbone: HFBackboneSource | None,
 ) -> tuple[TrainState, str]:
     """The train_state, and what of the start it kept."""
     num_classes = len(dataset.class_names)
-    detector = new_detector(recipe, num_classes, anchors, borrowed)
+    detector = new_detector(recipe, num_classes, anchors, backbone)
     if recipe.class_bias_from_data:
         counts = dataset.splits["train"].class_counts(num_classes)
         if counts.any() and num_classes > 1:

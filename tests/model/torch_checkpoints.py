@@ -17,19 +17,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from anchorite.anchors import AnchorSet
-from anchorite.model import Detector, default_anchors
-from anchorite.model.foreign_names import foreign_anchors_name, foreign_names, foreign_sources
-from anchorite.model.table import plan
+from anchorite.model import Detector, default_anchors, torch_checkpoint
+from anchorite.model.sizes import plan
+from anchorite.model.torch_checkpoint import foreign_anchors_name, foreign_names, foreign_sources
 from tests.model.oracle import randomise_norms
 
 CLASSES = {
     "models.yolo": ("DetectionModel", "Detect"),
     "models.common": ("Conv", "C3", "Bottleneck", "SPPF", "Concat", "Focus"),
 }
+
+
+def read_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the process that reads checkpoints, whose import of torch takes seconds; any other error fails a test."""
+    monkeypatch.setattr(torch_checkpoint, "read_in_sandbox", torch_checkpoint.answer)
 
 
 def part(module: str, name: str) -> Any:

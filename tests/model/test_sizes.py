@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
 from anchorite.model import SIZES, Detector, default_anchors, fold_batch_norm
-from anchorite.model.table import plan
+from anchorite.model.sizes import plan
 
 # The detector family's table: parameters in training, parameters folded, GFLOPs at 640, all for K = 80.
 TABLE = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import random
-import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anchorite.errors import AnchoriteError, InputError, UnsafeFileError
-from anchorite.model import ImportedCheckpoint, import_checkpoint
-from anchorite.model.foreign import reader
-from anchorite.model.foreign.sandbox import parsed_answer
-from tests.model.foreign_files import foreign_model, random_detector, save_checkpoint
+from anchorite.model import ImportedCheckpoint, import_checkpoint, torch_checkpoint
+from tests.model.torch_checkpoints import foreign_model, random_detector, read_in_this_process, save_checkpoint, text
 
 NAMES = ["a", "b", "c"]
-EXAMPLES = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+EXAMPLES = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +29,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return save_checkpoint(path, foreign_model(random_detector(), NAMES), opt={"imgsz": 64}).read_bytes()
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading in this process, for speed; any error that is none of ours fails the test."""
-
-    def answered(*_: Any, stdin: Any, **__: Any) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.CompletedProcess([], 0, reader.answer(stdin).encode())
-
-    monkeypatch.setattr("anchorite.model.foreign.sandbox.subprocess.run", answered)
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_in_this_process(monkeypatch)
 
 
 def checked(path: Path) -> ImportedCheckpoint | AnchoriteError:
@@ -66,7 +59,6 @@ def whole_detector(imported: ImportedCheckpoint) -> ImportedCheckpoint:
     return imported
 
 
-@pytest.mark.usefixtures("in_process")
 def test_cut_off_anywhere_it_is_refused(whole: bytes, tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         starts = [entry.header_offset for entry in archive.infolist()]
@@ -79,7 +71,6 @@ def test_cut_off_anywhere_it_is_refused(whole: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_process")
 def test_with_one_bit_changed_it_is_refused_or_means_the_same(whole: bytes, tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         size = archive.getinfo("x/data.pkl").file_size
@@ -87,7 +78,7 @@ def test_with_one_bit_changed_it_is_refused_or_means_the_same(whole: bytes, tmp_
     own = random_detector().state_dict()
     generator = random.Random(0)
     outcomes = {"pickle": [0, 0], "directory": [0, 0], "anywhere": [0, 0]}
-    for number in range(200):
+    for number in range(90):
         where = ("pickle", "directory", "anywhere")[number % 3]
         low, high = {"pickle": (64, 64 + size), "directory": (directory, len(whole)), "anywhere": (0, len(whole))}[
             where
@@ -102,7 +93,7 @@ def test_with_one_bit_changed_it_is_refused_or_means_the_same(whole: bytes, tmp_
             assert all(torch.equal(found[name], tensor) for name, tensor in own.items())
             assert outcome.info.class_names == tuple(NAMES)
     assert outcomes["pickle"][1] == 0  # its checksum is wrong then
-    assert outcomes["anywhere"][0] > 30
+    assert outcomes["anywhere"][0] > 12
 
 
 def rewrapped(whole: bytes, pickled: bytes) -> bytes:
@@ -115,13 +106,13 @@ def rewrapped(whole: bytes, pickled: bytes) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 def test_with_a_few_bytes_of_its_pickle_changed_it_is_refused_or_whole(whole: bytes, tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         content = archive.read("x/data.pkl")
     generator = random.Random(1)
     kinds = set()
-    for _ in range(150):
+    for _ in range(80):
         changed = bytearray(content)
         for _ in range(generator.randrange(1, 4)):
             changed[generator.randrange(len(changed))] = generator.randrange(256)
@@ -130,11 +121,17 @@ def test_with_a_few_bytes_of_its_pickle_changed_it_is_refused_or_whole(whole: by
     assert {InputError, UnsafeFileError} <= kinds
 
 
-def answered(content: bytes) -> None:
-    """Read in this process; what comes of it must be an answer that the other side takes."""
-    answer = parsed_answer(Path("x.pt"), reader.answer(io.BytesIO(content)).encode())
-    assert (answer.found is None) == (answer.refused in ("InputError", "UnsafeFileError"))
-    assert answer.message.isascii()
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz") / "x.pt"
+
+
+def answered(file: Path, content: bytes) -> None:
+    """Read in this process; what comes of it must be a refusal that a user can read."""
+    file.write_bytes(content)
+    answer = json.loads(torch_checkpoint.answer(file))
+    assert answer["refused"] in ("InputError", "UnsafeFileError")
+    assert answer["message"].isascii()
 
 
 def zipped(pickled: bytes) -> bytes:
@@ -147,8 +144,8 @@ def zipped(pickled: bytes) -> bytes:
 
 @EXAMPLES
 @given(st.binary(max_size=300), st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"PK\x05\x06"]))
-def test_random_bytes_are_answered(content: bytes, start: bytes) -> None:
-    answered(start + content)
+def test_random_bytes_are_refused(file: Path, content: bytes, start: bytes) -> None:
+    answered(file, start + content)
 
 
 # Whole instructions, so that most sequences get past the first.
@@ -166,17 +163,17 @@ GLOBALS = (
 TEXTS = ("model", "ema", "_modules", "_parameters", "names", "storage", "cpu", "0", "stride", "f", "\ud800")
 INSTRUCTIONS = (
     *GLOBALS,
-    *(pickle.dumps(text, 2)[2:-1] for text in TEXTS),
+    *(pickle.dumps(one, 2)[2:-1] for one in TEXTS),
     *(b"N \x88 \x89 ) ] } ( t \x85 \x86 \x87 a e s u R \x81 b Q 0 1 \x8f \x90 \x94 2".split(b" ")),
     *(b"K\x00 K\x04 h\x00 h\x01 q\x00 q\x01 G\x7f\xf8\x00\x00\x00\x00\x00\x00 \x8a\x01\xff".split(b" ")),
 )
-STORAGE = b"(" + b"".join(pickle.dumps(text, 2)[2:-1] for text in ("storage",)) + b"ctorch\nFloatStorage\n"
+STORAGE = b"(" + b"".join(pickle.dumps(one, 2)[2:-1] for one in ("storage",)) + b"ctorch\nFloatStorage\n"
 
 
 @EXAMPLES
 @given(st.lists(st.sampled_from(INSTRUCTIONS), max_size=60))
-def test_random_instructions_are_answered(instructions: list[bytes]) -> None:
-    answered(zipped(b"\x80\x02" + b"".join(instructions) + b"."))
+def test_random_instructions_are_refused(file: Path, instructions: list[bytes]) -> None:
+    answered(file, zipped(b"\x80\x02" + b"".join(instructions) + b"."))
 
 
 PLAIN = st.recursive(
@@ -192,7 +189,6 @@ PLAIN = st.recursive(
 
 @EXAMPLES
 @given(st.dictionaries(st.sampled_from([*TEXTS, "eps", "add", "d", "kernel_size", "_buffers"]), PLAIN), PLAIN)
-def test_layers_with_any_state_are_answered(state: dict[str, Any], options: Any) -> None:
-    pickled = b"\x80\x04}(" + b"\x8c\x05model" + b"cmodels.yolo\nDetect\n)\x81" + pickle.dumps(state, 4)[2:-1]
-    # Each pickle has a frame of its own, which instructions may follow.
-    answered(zipped(pickled + b"b\x8c\x03opt" + pickle.dumps(options, 2)[2:-1] + b"u."))
+def test_layers_with_any_state_are_refused(file: Path, state: dict[str, Any], options: Any) -> None:
+    pickled = b"\x80\x02}(" + text("model") + b"cmodels.yolo\nDetect\n)\x81" + pickle.dumps(state, 2)[2:-1]
+    answered(file, zipped(pickled + b"b" + text("opt") + pickle.dumps(options, 2)[2:-1] + b"u."))
