@@ -168,7 +168,7 @@ REST = [
         ["import: OUT is missing: new weight file, such as", "usage: anchorite import SOURCE OUT"],
     ),
     ("import gone.pt w.safetensors", 2, ["gone.pt: no such file; give a .pt file"]),
-    ("import pickled.pt w.safetensors", 5, ["pickled.pt: a bare pickle", "stays unread"]),
+    ("import pickled.pt w.safetensors", 5, ["pickled.pt: a bare pickle", "is not read"]),
     ("import W w.safetensors", 2, ["a safetensors file already; use it as it is"]),
     ("import pickled.pt w.onnx", 2, ["w.onnx: weights are safetensors; name a file w.safetensors"]),
     ("export", 2, ["export: WEIGHTS is missing: weights, such as", "usage: anchorite export WEIGHTS [OPTIONS]"]),

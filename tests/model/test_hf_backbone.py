@@ -264,7 +264,7 @@ def test_a_download_fetches_data_alone(source: str, wanted: list[str], monkeypat
         return str(snapshot)
 
     monkeypatch.setattr(hub, "snapshot_download", fetched)
-    with pytest.raises(InputError, match="the model has no config.json; a pickle is not taken"):
+    with pytest.raises(InputError, match=r"the model has no config\.json; a pickle is not taken"):
         download_backbone(source)
     for file in wanted:
         (snapshot / file).touch()

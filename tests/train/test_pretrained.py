@@ -219,7 +219,10 @@ def test_files_that_are_no_weights_are_refused_before_anything_is_made(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_foreign_checkpoint_is_imported_and_its_names_count_only_where_it_has_them(tmp_path: Path) -> None:
+def test_a_foreign_checkpoint_is_imported_and_its_names_count_only_where_it_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_in_this_process(monkeypatch)
     old = random_detector("n", 3)
     for names, said in ((list(THEIRS), "and of 2 of 5 classes by name (ring, cross)"), (None, "for none has its name")):
         path = save_checkpoint(tmp_path / "theirs.pt", foreign_model(old, names))
