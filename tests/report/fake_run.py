@@ -86,6 +86,22 @@ def make_full_run(folder: Path, num_epochs: int = 6, concluded: bool = True) -> 
         "class_names": ["disc", EVIL],
         "splits": {"train": {"images": 237, "boxes": 426, "fingerprint": "a"}, "val": {"images": 4, "boxes": 5}},
     }
+    steps = 4 * num_epochs
+    facts["derived"] = {
+        "gains": {"box": 0.05, "objectness": 0.25, "class": 0.0125},
+        "balance": [4.0, 1.0, 0.4],
+        "batches_per_epoch": 15,
+        "accumulation": 4,
+        "images_per_step": 64,
+        "steps_per_epoch": 4,
+        "num_steps": steps,
+        "warmup_steps": 12,
+        "warmup_bias_lr": 0.1,
+        "lr_last": 0.0001,
+        "lr_plan": {"epochs": [0, 3, num_epochs], "lr": [0, 0.01, 0.0001], "bias_lr": [0.1, 0.01, 0.0001]},
+        "ema_decay_last": 0.0119,
+        "mosaic_epochs": 0,
+    }
     (folder / "run.json").write_text(json.dumps(facts))
     _write_real_metrics(folder, num_epochs)
     if concluded:

@@ -18,9 +18,9 @@ def runs(tmp_path: Path) -> list[Path]:
     first, second = make_full_run(tmp_path / "a" / "run"), make_full_run(tmp_path / "b" / "run", num_epochs=4)
     text = (second / "recipe.yaml").read_text()
     (second / "recipe.yaml").write_text(text.replace("seed: 0", "seed: 7"))
-    facts = (second / "run.json").read_text()
-    (second / "run.json").write_text(facts.replace('"boxes": 5', '"boxes": 5, "fingerprint": "v"'))
-    (first / "run.json").write_text(facts.replace('"boxes": 5', '"boxes": 5, "fingerprint": "v"'))
+    for run_folder in (first, second):
+        facts = (run_folder / "run.json").read_text()
+        (run_folder / "run.json").write_text(facts.replace('"boxes": 5', '"boxes": 5, "fingerprint": "v"'))
     return [first, second]
 
 

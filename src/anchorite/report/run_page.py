@@ -21,7 +21,7 @@ from anchorite.files import write_text_atomically
 from anchorite.report.charts import Chart, Line, decimals, format_number, make_chart
 from anchorite.report.page import MAX_PAGE_BYTES, Gallery, make_gallery, render_page
 from anchorite.report.run_data import RunFiles, clock, flatten, read_status, show
-from anchorite.report.run_settings import effective_settings, rate_plan
+from anchorite.report.run_settings import effective_settings, lr_plan
 
 STYLES = ("style.css", "run_report.css")
 COCO_NUMBERS = (
@@ -111,7 +111,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "tiles": _tiles(files),
         "settings": effective_settings(files),
         "anchors": _anchor_rows(files.facts.get("anchors")),
-        "plan": rate_plan(files),
+        "plan": lr_plan(files),
         "curve_groups": _curve_groups(files),
         "folded": _FOLDED_GROUPS,
         "coco": _coco_table(files),
