@@ -32,7 +32,7 @@ from anchorite.data import (
     TrainSamples,
     make_loader,
 )
-from anchorite.data.device_store import Storage
+from anchorite.data.device import Storage
 from anchorite.train import load_recipe
 from benchmarks.measure import Comparison, Floor, Outcome, Settings, dataset_for, described, faster, split_of
 

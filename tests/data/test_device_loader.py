@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.data import device_loader
+from anchorite.data import device as device_module
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, EpochBatches, LoaderConfig
-from anchorite.data.device_loader import CAPACITY_STEP, Capacity, DeviceLoader, choose_capacity
+from anchorite.data.device import CAPACITY_STEP, Capacity, DeviceLoader, choose_capacity
 from anchorite.data.host_loader import make_loader
 from anchorite.errors import InputError
 from tests.data.device_cases import EVERYTHING, SIZE, STRAIGHT, TURNED, Case, make_case, needs_cuda
@@ -129,7 +129,7 @@ def test_targets_are_padded_and_none_is_lost(tmp_path: Path) -> None:
 
 
 def test_the_capacity_leaves_a_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_loader, "CAPACITY_STEP", 1)
+    monkeypatch.setattr(device_module, "CAPACITY_STEP", 1)
     case = make_case(tmp_path, STRAIGHT, 11)
     fullest = max(len(batch.targets.rows) for batch in ordinary_batches(case, range(1)))
     chosen = choose_capacity(case.samples, epoch_batches(case, LoaderConfig(batch_size=4)))
@@ -137,7 +137,7 @@ def test_the_capacity_leaves_a_margin(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_batch_with_more_targets_than_rows_gets_more_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_loader, "CAPACITY_STEP", 2)
+    monkeypatch.setattr(device_module, "CAPACITY_STEP", 2)
     case = make_case(tmp_path, STRAIGHT, 11)
     with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4), Capacity(2, "given")) as loader:
         batches = list(loader)
@@ -188,7 +188,7 @@ def test_a_kernel_for_one_batch_size_serves_the_last_batch_too(tmp_path: Path, m
 
         return call
 
-    monkeypatch.setattr(device_loader.torch, "compile", only_watch)
+    monkeypatch.setattr(device_module.torch, "compile", only_watch)
     case = make_case(tmp_path, STRAIGHT, 11)
     with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4), compiled=True) as loader:
         assert loader.painting == "by a compiled kernel"
@@ -204,7 +204,7 @@ def test_a_compiler_that_fails_is_told_and_done_without(tmp_path: Path, monkeypa
 
         return fail
 
-    monkeypatch.setattr(device_loader.torch, "compile", no_compiler)
+    monkeypatch.setattr(device_module.torch, "compile", no_compiler)
     case = make_case(tmp_path, STRAIGHT, 5)
     with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4), compiled=True) as loader:
         assert loader.painting == "operator by operator, as compiling failed: RuntimeError: no C++ compiler"
@@ -213,7 +213,7 @@ def test_a_compiler_that_fails_is_told_and_done_without(tmp_path: Path, monkeypa
 
 def test_on_cuda_batches_lie_there_with_equal_targets(tmp_path: Path) -> None:
     needs_cuda()
-    from anchorite.data.device_store import DeviceStore
+    from anchorite.data.device import DeviceStore
 
     case = make_case(tmp_path, EVERYTHING, 11)
     for place in ("device", "host"):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.data import device_store
-from anchorite.data.device_store import DeviceStore, Storage, choose_storage, packed, place_for
+from anchorite.data import device as device_module
+from anchorite.data.device import DeviceStore, Storage, choose_storage, packed, storage_for
 from anchorite.data.images import FILL
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
@@ -64,7 +64,7 @@ def test_packing_keeps_every_channel() -> None:
 
 def test_images_go_to_the_device_then_to_memory_then_nowhere() -> None:
     def place(num_bytes: int, device: int | None, ram: int | None) -> tuple[Storage | None, str]:
-        return place_for(num_bytes, "cuda:0", device, ram, 0.5)
+        return storage_for(num_bytes, "cuda:0", device, ram, 0.5)
 
     assert place(10 * GB, 20 * GB, 0) == (
         "device",
@@ -84,11 +84,11 @@ def test_images_go_to_the_device_then_to_memory_then_nowhere() -> None:
 
 
 def test_what_is_free_on_a_cpu_is_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_store, "spendable_memory", lambda: 3 * GB)
-    assert choose_storage(GB, torch.device("cpu")).place == "device"
+    monkeypatch.setattr(device_module, "spendable_memory", lambda: 3 * GB)
+    assert choose_storage(GB, torch.device("cpu")).storage == "device"
     assert choose_storage(GB, torch.device("cpu")).reason.endswith("within 50% of the 3.00 GB free on cpu")
-    assert choose_storage(2 * GB, torch.device("cpu")).place == "host"
-    assert choose_storage(4 * GB, torch.device("cpu")).place is None
+    assert choose_storage(2 * GB, torch.device("cpu")).storage == "host"
+    assert choose_storage(4 * GB, torch.device("cpu")).storage is None
 
 
 def test_unreadable_images_are_named(tmp_path: Path) -> None:

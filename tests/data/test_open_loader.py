@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from anchorite.data import AugmentConfig, DeviceLoader, HostLoader, Loader, LoaderConfig, device_store, open_loader
+from anchorite.data import AugmentConfig, DeviceLoader, HostLoader, Loader, LoaderConfig, open_loader
+from anchorite.data import device as device_module
+from anchorite.data.device import DeviceStore
 from anchorite.errors import InputError
 from tests.data.shard_cases import train_split, write_cases
 from tests.data.test_samples import make_records
@@ -39,12 +41,12 @@ def test_images_that_do_not_fit_the_device_are_kept_beside_it_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = make_records(tmp_path, 10)
-    num_bytes = device_store.DeviceStore(records, SIZE, "cpu").num_bytes
-    monkeypatch.setattr(device_store, "spendable_memory", lambda: 2 * num_bytes - 1)
+    num_bytes = DeviceStore(records, SIZE, "cpu").num_bytes
+    monkeypatch.setattr(device_module, "spendable_memory", lambda: 2 * num_bytes - 1)
     loader = opened(records, storage="device")
     assert isinstance(loader, DeviceLoader)
-    assert loader.store.place == "host"
-    monkeypatch.setattr(device_store, "spendable_memory", lambda: num_bytes - 1)
+    assert loader.store.storage == "host"
+    monkeypatch.setattr(device_module, "spendable_memory", lambda: num_bytes - 1)
     with pytest.raises(InputError, match="store device: "):
         opened(records, storage="device")
 

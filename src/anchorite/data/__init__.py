@@ -3,8 +3,7 @@
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, LetterboxedBatch, LoaderConfig, SampleKey, empty_batch, letterboxed_batches
 from anchorite.data.dataset import Adjustment, DatasetIndex, LeftOut, dataset_fingerprint, without_images
-from anchorite.data.device_loader import Capacity, DeviceLoader
-from anchorite.data.device_store import DeviceStore
+from anchorite.data.device import Capacity, DeviceLoader, DeviceStore
 from anchorite.data.formats import open_dataset
 from anchorite.data.host_loader import HostLoader, make_loader
 from anchorite.data.images import LetterboxTransform, decode_image, letterbox, letterbox_transform, rectangular_size

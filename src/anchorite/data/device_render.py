@@ -1,9 +1,10 @@
-"""Paints the plans of a batch on the device that holds the images, all by tensor operations of fixed shapes.
+"""Augmentation on the accelerator: the plans of a batch as a few small arrays, and their painting by tensor operations.
 
 Every canvas pixel finds the last tile that covers it, the place in that tile, and reads the source pixels around it:
 nothing is painted twice, and nothing depends on the data but the numbers themselves, so that nothing waits for the host
 and `torch.compile` makes one kernel of it. Numbers are float32; against OpenCV, which counts in 32nds of a pixel where
-images are turned and in 2048ths of a weight elsewhere, results differ by rounding.
+images are turned and in 2048ths of a weight elsewhere, results differ by rounding. Coordinates count pixel centres:
+canvas pixel X reads source pixel x of it, so that 0 is the middle of the first.
 
 Legend: B images, L layers of an image (two with mixup), Q tiles of a layer, S side of the canvas in pixels, M pixels of
 all images.
@@ -11,12 +12,125 @@ all images.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from anchorite.data.device_plan import DRAWN, HELD, MAP, REACH, SEEN
+from anchorite.data.augment import NO_JITTER, SamplePlan, Tile, hue_steps
+
+# Pixels painted by one call of the operators: bounds the memory of their intermediate results, a few dozen numbers a
+# pixel, and on a processor keeps them in its cache.
+_PIXELS_AT_ONCE = {"cuda": 1 << 22, "cpu": 1 << 17}
+# Columns of a tile's numbers.
+MAP = slice(0, 6)  # x of X, of Y and of 1; then y of X, Y, 1
+SEEN = slice(6, 10)  # left, top, right, bottom: canvas pixels that the tile may cover
+DRAWN = slice(10, 14)  # lowest x and y, and the bounds of x and y, that are drawn; of turned tiles
+HELD = slice(14, 18)  # lowest x and y, highest x and y: coordinates are held in this range
+REACH = slice(18, 20)  # half the width and height, in source pixels, of the area averaged; 0 to interpolate instead
+NUM_COLUMNS = 20
+MOSAIC_TILES = 4
+_EVERYWHERE = (-math.inf, -math.inf, math.inf, math.inf)
+# OpenCV counts in 32nds of a pixel: nearest to 0 lies what is less than a 64th away.
+_EDGE = 1 / 64
+
+
+class BatchPlan(NamedTuple):
+    """What is painted for a batch.
+
+    sources: (B * L * Q) indices of records, in the order of `tiles`; -1 where there is no tile. tiles: (B, L, Q, 20)
+    float32, see above. widths: (B, L, Q) int64, row lengths of the sources. colours: (B, 4) float32: share of the
+    first layer, hue shift in half degrees, factors of saturation and value. size: S. taps: source pixels read along
+    each axis for a canvas pixel, 2 unless areas are averaged. jitters: whether any colour changes.
+    """
+
+    sources: tuple[int, ...]
+    tiles: Tensor
+    widths: Tensor
+    colours: Tensor
+    size: int
+    taps: int
+    jitters: bool
+
+
+def plan_batch(
+    plans: Sequence[SamplePlan], sizes_hw: Sequence[tuple[int, int]], num_images: int | None = None
+) -> BatchPlan:
+    """The arrays of plans of one size, for sources of these (height, width).
+
+    num_images: B, when it shall be more than there are plans: nothing is painted onto the others.
+    """
+    num_images = num_images or len(plans)
+    num_layers = max(len(plan.layers) for plan in plans)
+    # One or a mosaic's four, nothing between, so that few shapes occur and few kernels are compiled.
+    num_tiles = MOSAIC_TILES if any(len(layer) > 1 for plan in plans for layer in plan.layers) else 1
+    shape = (num_images, num_layers, num_tiles)
+    sources, widths = np.full(shape, -1, np.int64), np.zeros(shape, np.int64)
+    numbers = np.zeros((*shape, NUM_COLUMNS))
+    colours = np.tile(np.array([1.0, 0.0, 1.0, 1.0]), (num_images, 1))
+    placed = [
+        (image, layer, number, tile)
+        for image, plan in enumerate(plans)
+        for layer, tiles in enumerate(plan.layers)
+        for number, tile in enumerate(tiles)
+    ]
+    if placed:
+        where = tuple(np.array([one[:3] for one in placed]).T)
+        tiles = [one[3] for one in placed]
+        sources[where] = [tile.source for tile in tiles]
+        widths[where] = [sizes_hw[tile.source][1] for tile in tiles]
+        numbers[where] = _tile_numbers(tiles, sizes_hw)
+    for image, plan in enumerate(plans):
+        hue, saturation, value = plan.jitter
+        colours[image] = plan.share, hue_steps(hue), saturation, value
+    return BatchPlan(
+        tuple(sources.flatten().tolist()),
+        torch.from_numpy(numbers.astype(np.float32)),
+        torch.from_numpy(widths),
+        torch.from_numpy(colours.astype(np.float32)),
+        plans[0].size,
+        _taps(numbers[..., REACH]),
+        any(plan.jitter != NO_JITTER for plan in plans),
+    )
+
+
+def _tile_numbers(tiles: Sequence[Tile], sizes_hw: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
+    """The columns of tiles, (M, 20)."""
+    numbers = np.zeros((len(tiles), NUM_COLUMNS))
+    numbers[:, MAP] = _pixel_maps(np.stack([tile.warp.map for tile in tiles]))
+    numbers[:, SEEN] = [tile.warp.seen for tile in tiles]
+    for row, tile in zip(numbers, tiles, strict=True):
+        height, width = sizes_hw[tile.source]
+        if tile.warp.crop is None:
+            row[DRAWN] = -_EDGE, -_EDGE, width - _EDGE, height - _EDGE
+            row[HELD] = 0, 0, width - 1, height - 1
+            continue
+        row[DRAWN] = _EVERYWHERE
+        x0, y0, x1, y1 = tile.warp.crop
+        # An average may take in what lies within the crop, an interpolation what lies between its pixels' centres.
+        reach_x, reach_y = (abs(row[MAP][0]) / 2, abs(row[MAP][4]) / 2) if tile.warp.averages else (0.5, 0.5)
+        row[HELD] = x0 - 0.5 + reach_x, y0 - 0.5 + reach_y, x1 - 0.5 - reach_x, y1 - 0.5 - reach_y
+        row[REACH] = (reach_x, reach_y) if tile.warp.averages else (0, 0)
+    return numbers
+
+
+def _pixel_maps(maps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From maps of the source onto the canvas, (M, 3, 3), the six numbers (M, 6) that find a canvas pixel's source."""
+    linear = np.linalg.inv(maps[:, :2, :2])
+    shifts = np.matmul(linear, (0.5 - maps[:, :2, 2])[..., None]) - 0.5
+    return np.concatenate([linear, shifts], axis=2).reshape(-1, 6)
+
+
+def _taps(reach: NDArray[np.float64]) -> int:
+    """Source pixels to read along an axis, in even numbers, so that few different ones occur."""
+    if not reach.any():
+        return 2
+    return 2 * math.ceil((math.ceil(2 * reach.max()) + 1) / 2)
+
 
 Channels = tuple[Tensor, Tensor, Tensor]  # red, green, blue: (B, S, S) float32, whole numbers in 0..255
 
@@ -73,8 +187,8 @@ def find_sources(starts: Tensor, tiles: Tensor, widths: Tensor, size: int) -> So
     nothing = tiles.new_zeros((num_images, size, size))
     nowhere = starts.new_zeros((num_images, size, size))
     source = Source(nothing, nothing, nothing, nothing, nowhere, nowhere)
-    for place in range(num_tiles):
-        numbers = tiles[:, place, :, None, None]
+    for tile in range(num_tiles):
+        numbers = tiles[:, tile, :, None, None]
         x_of_x, x_of_y, shift_x, y_of_x, y_of_y, shift_y = numbers[:, MAP].unbind(1)
         x = across * x_of_x + (down * x_of_y + shift_x)
         y = across * y_of_x + (down * y_of_y + shift_y)
@@ -85,7 +199,7 @@ def find_sources(starts: Tensor, tiles: Tensor, widths: Tensor, size: int) -> So
         least_x, least_y, most_x, most_y = numbers[:, HELD].unbind(1)
         x, y = x.clamp(least_x, most_x), y.clamp(least_y, most_y)
         reach_x, reach_y = numbers[:, REACH].unbind(1)
-        start, width = starts[:, place, None, None], widths[:, place, None, None]
+        start, width = starts[:, tile, None, None], widths[:, tile, None, None]
         found = (x, y, reach_x, reach_y, start, width)
         source = Source(*(torch.where(covers, new, old) for new, old in zip(found, source, strict=True)))
     return source
@@ -121,16 +235,16 @@ def _weighted(pixels: Tensor, source: Source, taps: int) -> Channels:
     return red, green, blue
 
 
-def _tap_weights(place: Tensor, reach: Tensor, taps: int) -> tuple[list[Tensor], list[Tensor]]:
+def _tap_weights(centre: Tensor, reach: Tensor, taps: int) -> tuple[list[Tensor], list[Tensor]]:
     """The pixels to read along one axis, and their weights: the overlap with the area averaged, or 1 - distance."""
     averages = reach > 0
-    first = torch.where(averages, (place - reach + 0.5).floor(), place.floor())
+    first = torch.where(averages, (centre - reach + 0.5).floor(), centre.floor())
     length = torch.where(averages, 2 * reach, torch.ones_like(reach))
     numbers, weights = [], []
     for tap in range(taps):
         number = first + tap
-        overlap = torch.minimum(place + reach, number + 0.5) - torch.maximum(place - reach, number - 0.5)
-        nearness = 1 - (place - number).abs()
+        overlap = torch.minimum(centre + reach, number + 0.5) - torch.maximum(centre - reach, number - 0.5)
+        nearness = 1 - (centre - number).abs()
         numbers.append(number)
         weights.append(torch.where(averages, overlap, nearness).clamp_min(0) / length)
     return numbers, weights
@@ -179,3 +293,17 @@ def _by_4096ths(number: Tensor, factor: int, divisor: Tensor) -> Tensor:
     """number * factor / divisor (0 divides as 1) to the nearest whole number, the quotient first to 4096ths."""
     quotient = (factor * 4096 / divisor.clamp_min(1)).round()
     return ((number * quotient + 2048) / 4096).floor()
+
+
+def in_parts(pixels: Tensor, tables: list[Tensor], plan: BatchPlan) -> Tensor:
+    """The images (B, 3, S, S) by operators, a few images at a time; tables: starts, tiles, widths, colours."""
+    size = plan.size
+    num_images = max(1, _PIXELS_AT_ONCE.get(pixels.device.type, 1 << 22) // size**2)
+    parts = zip(*(table.split(num_images) for table in tables), strict=True)
+    images = [
+        render(pixels, starts, tiles, widths, colours, size, plan.taps, plan.jitters)
+        for starts, tiles, widths, colours in parts
+    ]
+    if len(images) == 1:
+        return images[0]
+    return torch.cat([image.permute(0, 2, 3, 1) for image in images]).permute(0, 3, 1, 2)

@@ -11,8 +11,7 @@ import torch
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, LoaderConfig
 from anchorite.data.dataset import LeftOut
-from anchorite.data.device_loader import DeviceLoader
-from anchorite.data.device_store import DeviceStore, choose_storage
+from anchorite.data.device import DeviceLoader, DeviceStore, choose_storage
 from anchorite.data.host_loader import make_loader
 from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples
@@ -94,9 +93,9 @@ def open_loader(
         return make_stream_loader(stream, on_host, left_out=images.left_out, decisions=decisions)
     if storage == "device" or (storage == "auto" and device.type == "cuda"):
         on_device = DeviceStore(records, image_size, device, skip_bad=skip_bad)
-        place, reason = choose_storage(on_device.num_bytes, device)
-        if place is not None:
-            on_device.place = place
+        where, reason = choose_storage(on_device.num_bytes, device)
+        if where is not None:
+            on_device.storage = where
             on_device.build(progress)
             _refuse_empty(on_device.images)
             samples = TrainSamples(on_device.images, on_device.images.records, augment, image_size, seed, num_epochs)
