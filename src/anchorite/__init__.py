@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from anchorite.devices import PrecisionName
+    from anchorite.choices import PrecisionName
     from anchorite.predict import Predictor
 
 __version__ = "0.1.0"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import platform
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from anchorite.choices import CompileName, PrecisionName
 from anchorite.errors import InputError
 
 # Options of glibc's mallopt(3).
@@ -16,9 +16,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER_TRIM = 2**31 - 1
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
-CompileName = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)

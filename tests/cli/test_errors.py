@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 import pytest
 
-from anchorite.cli import _COMMANDS, run
+from anchorite.cli import run
 from anchorite.cli.folders import refuse_taken
+from anchorite.cli.usage import COMMANDS
 from anchorite.data import open_dataset
 from anchorite.errors import InputError, StorageError
 from anchorite.model import Detector, WeightsInfo, default_anchors, save_weights
@@ -208,7 +209,7 @@ def test_every_other_command(
     assert_refused(words, code, said, desk, capsys)
 
 
-@pytest.mark.parametrize("command", sorted(_COMMANDS))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_the_usage_of_every_command_is_told(command: str, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(f"{command} --no-such-flag", 2, [f"usage: anchorite {command} "], desk, capsys)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from anchorite.cli import run
-from anchorite.cli.counting import counting
+from anchorite.cli.display import counting
 from anchorite.data import open_dataset
 from tests.cli.commands import contents, outside_config
 from tests.data.format_samples import write_text

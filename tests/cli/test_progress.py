@@ -8,13 +8,13 @@ import math
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from rich.text import Text
-
 from anchorite.cli.epoch_table import EpochLine, EpochTable, RunningEpoch
 from anchorite.cli.json_lines import JsonLines
 from anchorite.cli.progress import TrainingDisplay
 from anchorite.cli.screens import Terminal, choose_screen
+from rich.console import Console
+from rich.text import Text
+
 from anchorite.train import EpochDone, RunFinished, RunStarted, StepDone, StoreProgress
 
 ROW = {"train/box": 0.1, "train/objectness": 0.02, "train/classification": 0.3, "images_per_second": 46.0}

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from anchorite.cli import Terminated, run
-from anchorite.cli.messages import GO_ON
+from anchorite.cli import RESUME_HINT, Terminated, run
 from anchorite.errors import InputError
 from tests.cli.commands import contents, data_folder, finished_run, weights
 
@@ -192,8 +191,8 @@ def test_interrupts_have_codes_of_their_own(
     monkeypatch.setattr("anchorite.train.built_in_recipes", interrupted)
     assert refused(capsys, "recipes") == (code, f"anchorite: {said}\n")
     error.add_note("Traceback (of a worker)")
-    error.add_note(f"{GO_ON} try again")
-    assert refused(capsys, "recipes") == (code, f"anchorite: {said}\n{GO_ON} try again\n")
+    error.add_note(f"{RESUME_HINT} try again")
+    assert refused(capsys, "recipes") == (code, f"anchorite: {said}\n{RESUME_HINT} try again\n")
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

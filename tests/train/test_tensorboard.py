@@ -19,10 +19,9 @@ from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.util.tensor_util import make_ndarray
 
 from anchorite.cli import run as run_command
-from anchorite.cli.loggers import chosen_loggers
+from anchorite.cli.display import TextDisplay
 from anchorite.cli.options import LoggingOptions, OutputOptions
-from anchorite.cli.progress import TrainingDisplay
-from anchorite.cli.screens import Log
+from anchorite.cli.train import chosen_loggers
 from anchorite.errors import InputError
 from anchorite.train import (
     EpochDone,
@@ -215,7 +214,7 @@ def test_a_run_with_events_goes_on_without_the_package_and_says_so(
 ) -> None:
     (tmp_path / "events").mkdir()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    display = TrainingDisplay(Log())
+    display = TextDisplay()
     with chosen_loggers(LoggingOptions(), display, tmp_path) as logger:
         assert logger is ignore
     assert f"{tmp_path / 'events'} is not gone on with: " in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import errno
 import io
 import os
 import signal
@@ -14,7 +15,7 @@ from types import FrameType
 from cyclopts import App, CycloptsError
 
 from anchorite import __version__
-from anchorite.cli.messages import hints, is_out_of_memory, usage_message
+from anchorite.cli.usage import COMMANDS, function_of, usage_message
 from anchorite.errors import AnchoriteError, InputError, ReportedByPeer, StorageError
 from anchorite.launch import FROM_RANK, launched_rank
 
@@ -24,28 +25,7 @@ Start with `anchorite demo`, or with your own photographs: `anchorite train DATA
 With `--debug`, any command shows the traceback of an error.
 """
 
-# First lines of the commands' own help, here so that the overview imports none of them.
-_COMMANDS = {
-    "demo": "Train on synthetic scenes, validate, draw and report: the whole way in minutes.",
-    "train": "Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC).",
-    "validate": "Measure weights on a labelled split: COCO mAP in all, by size and by class.",
-    "predict": "Find objects in images and videos: draws them, and writes them as JSON and YOLO txt.",
-    "explain": "Show on one page which anchors and cells answer for which box and why, and what each box costs.",
-    "inspect": "List what is wrong with a dataset (exit 2: labels or images get lost, or leak); correct it in a copy.",
-    "suspects": "Rank labels that are likely wrong: other classes, missing, misplaced, doubled; as a page and as CSV.",
-    "serve": "Answer requests with detections: POST an image, get JSON; a page to drop an image on.",
-    "tune": "Search recipe fields for a higher mAP on val; the result is a recipe file.",
-    "anchors": "Fit anchors to the training boxes and compare them with the default ones.",
-    "convert": "Copy a dataset into another label format; read back and compared before it appears.",
-    "split": "Copy a dataset with new splits: each class in its share, images of one view never in two splits.",
-    "runs": "Show a run's state, its checkpoints, each verified, and what a resume would do.",
-    "report": "Write the page of a run anew, or one that compares runs; or show it live while it trains (--serve).",
-    "benchmark": "Measure how fast this machine trains and predicts.",
-    "export": "Write weights as ONNX, OpenVINO or torch.export, once their answers are proved to be PyTorch's.",
-    "import": "Turn a checkpoint of the original family into weights, without running anything of it.",
-    "recipes": "List the built-in recipes, or print one as YAML to start your own from.",
-}
-_MODULES = {"import": "import_weights"}  # where module and function cannot be called like the command
+RESUME_HINT = "to go on with the run:"  # begins the note on an error that ended a run which can be resumed
 _OUTPUT_CLOSED = 128 + 13  # as the shell reports a program that wrote into a pipe which `head` had left
 
 
@@ -62,9 +42,8 @@ def build_app() -> App:
         help_format="markdown",
         suppress_keyboard_interrupt=False,  # else it would exit by itself, without a word on how to go on
     )
-    for name, help_text in _COMMANDS.items():
-        module = _MODULES.get(name, name)
-        app.command(f"anchorite.cli.{module}:{module}", name=name, help=help_text)
+    for name, help_text in COMMANDS.items():
+        app.command(function_of(name), name=name, help=help_text)
     return app
 
 
@@ -98,15 +77,16 @@ def run(words: list[str], debug: bool = False) -> int:
         if ended is None or (debug and not isinstance(error, KeyboardInterrupt)):
             raise
         message, code = ended
-        lines = [line for line in (message, *hints(error)) if line]
-        if lines and (teller := _teller(error)):
-            print(f"{teller}: " + "\n".join(lines), file=sys.stderr)
+        hints = [note for note in getattr(error, "__notes__", ()) if note.startswith(RESUME_HINT)]
+        lines = [line for line in (message, *hints) if line]
+        if lines and (prefix := _prefix(error)):
+            print(f"{prefix}: " + "\n".join(lines), file=sys.stderr)
         return code
     return 0
 
 
-def _teller(error: BaseException) -> str:
-    """Who tells an error: of several ranks the first one what fails on all alike; nobody what another has told."""
+def _prefix(error: BaseException) -> str:
+    """Who prints an error: rank 0 what fails on all ranks, any rank its own; "" for what another rank has printed."""
     rank = launched_rank()
     if isinstance(error, ReportedByPeer):
         return ""
@@ -117,7 +97,7 @@ def _teller(error: BaseException) -> str:
 
 
 def _ending(error: BaseException) -> tuple[str, int] | None:
-    """What to tell the user and the exit code; None for a defect of ours, which deserves its traceback."""
+    """The message and the exit code; None for a defect of ours, which keeps its traceback."""
     if isinstance(error, CycloptsError):
         return usage_message(error), InputError.exit_code
     if isinstance(error, AnchoriteError):
@@ -126,12 +106,21 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
         return ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
     if isinstance(error, BrokenPipeError | SystemExit):  # the second is how rich reports the first
         return "", _OUTPUT_CLOSED
-    if is_out_of_memory(error):
+    if _is_out_of_memory(error):
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         return f"memory ran out: {first_line}\nuse a smaller --batch or --image-size", InputError.exit_code
     if isinstance(error, OSError):
         return f"{error.filename or 'input/output'}: {error.strerror or error}", StorageError.exit_code
     return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's and NumPy's error, CUDA's, the system's, or that of torch's CPU allocator."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _send_again(unraisable: sys.UnraisableHookArgs) -> None:

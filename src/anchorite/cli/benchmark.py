@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import AT_LEAST_ONE
+from anchorite.cli.options import AT_LEAST_ONE, DEVICE
+from anchorite.errors import InputError
 
 
 def benchmark(
@@ -16,7 +17,7 @@ def benchmark(
         Parameter(show_choices=False, help="step (training) or predict; without it, both."),
     ] = None,
     *,
-    device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
     data: Annotated[Path | None, Parameter(help="Dataset whose first image is predicted; default: noise.")] = None,
     json: Annotated[Path | None, Parameter(help="File for everything measured, as JSON.")] = None,
     rounds: Annotated[
@@ -41,7 +42,6 @@ def benchmark(
 
     from anchorite.benchmark import Figure, machine, predict_figures, step_figures
     from anchorite.devices import choose_device, keep_freed_memory
-    from anchorite.errors import InputError
     from anchorite.files import write_text_atomically
 
     if which not in (None, "step", "predict") or out is not None:

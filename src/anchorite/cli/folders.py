@@ -10,12 +10,12 @@ from tempfile import mkdtemp
 from anchorite.errors import InputError, StorageError
 
 
-def free_folder(wanted: Path) -> Path:
-    """`wanted`, or with a number behind it where that is taken."""
+def free_path(wanted: Path) -> Path:
+    """`wanted`, a folder or an .html file, or with a number added to its name where that is taken."""
+    suffix = wanted.suffix if wanted.suffix == ".html" else ""
     path, number = wanted, 2
     while path.exists() or path.is_symlink():
-        path = wanted.with_name(f"{wanted.name}-{number}")
-        number += 1
+        path, number = wanted.with_name(f"{wanted.name.removesuffix(suffix)}-{number}{suffix}"), number + 1
     return path
 
 
@@ -26,8 +26,14 @@ def refuse_taken(folder: Path, flag: str = "--out") -> None:
     see that, because permissions alone do not tell: they let root write anywhere, even into /proc.
     """
     if folder.is_symlink() and not folder.exists():
-        raise InputError(f"{flag} {folder}: a link that leads nowhere; name a new or an empty folder")
-    if folder.exists() and (not folder.is_dir() or _holds_something(folder, flag)):
+        raise InputError(f"{flag} {folder}: a link to something that does not exist; name a new or an empty folder")
+    try:
+        is_taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise StorageError(
+            f"{flag} {folder}: cannot be read: {error.strerror or error}; name another folder"
+        ) from error
+    if is_taken:
         is_run = (folder / "recipe.yaml").is_file()
         other = f"go on with that run by --resume {shlex.quote(str(folder))}, or name" if is_run else "name"
         raise InputError(
@@ -46,14 +52,6 @@ def make_folder(folder: Path, flag: str = "--out") -> None:
         ) from error
 
 
-def free_page(wanted: Path) -> Path:
-    """`wanted`, a file, or with a number before its suffix where that is taken."""
-    page, number = wanted, 2
-    while page.exists() or page.is_symlink():
-        page, number = wanted.with_stem(f"{wanted.stem}-{number}"), number + 1
-    return page
-
-
 def refuse_taken_page(page: Path) -> None:
     """`refuse_taken` for a page of HTML, whose name has to say that it is one; its folder need not be there yet."""
     if page.suffix.lower() not in (".html", ".htm"):
@@ -65,39 +63,30 @@ def refuse_taken_page(page: Path) -> None:
 
 def data_name(data: Path) -> str:
     """What a dataset is called by its path, for the names of folders made from it."""
-    place = data.resolve()
-    if place.name in ("data.yaml", "data.yml"):
-        return place.parent.name
-    return place.stem if place.is_file() else place.name
+    path = data.resolve()
+    if path.name in ("data.yaml", "data.yml"):
+        return path.parent.name
+    return path.stem if path.is_file() else path.name
 
 
 def _require_makeable(folder: Path, flag: str) -> None:
     """StorageError where a folder could not be made and filled; it is made and removed again to see that."""
-    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not parent.is_dir():
         raise StorageError(f"{flag} {folder}: cannot be made: {parent} is a file; name another folder")
     made: list[Path] = []
     try:
-        for place in reversed([folder.absolute(), *folder.absolute().parents]):
-            if not place.exists():
-                with suppress(FileExistsError):  # somebody else was quicker
-                    place.mkdir()
-                    made.append(place)
+        for path in reversed([folder.absolute(), *folder.absolute().parents]):
+            if not path.exists():
+                with suppress(FileExistsError):  # another process was quicker
+                    path.mkdir()
+                    made.append(path)
         made.append(Path(mkdtemp(prefix=".anchorite-", dir=folder)))
     except OSError as error:
         raise StorageError(
             f"{flag} {folder}: nothing can be made in {parent}: {error.strerror or error}; name another folder"
         ) from error
     finally:
-        for place in reversed(made):
-            with suppress(OSError):  # somebody else has put something in
-                place.rmdir()
-
-
-def _holds_something(folder: Path, flag: str) -> bool:
-    try:
-        return any(folder.iterdir())
-    except OSError as error:
-        raise StorageError(
-            f"{flag} {folder}: cannot be read: {error.strerror or error}; name another folder"
-        ) from error
+        for path in reversed(made):
+            with suppress(OSError):  # another process has put something in
+                path.rmdir()

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
+
+from anchorite.choices import CompileName, FormatName, ModelSize, PrecisionName
+from anchorite.errors import InputError
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
@@ -19,7 +22,7 @@ AT_LEAST_ONE = Number(gte=1)
 
 
 def _whole(_type: Any, tokens: Sequence[Token]) -> int:
-    """An int of exactly what was written; what is not whole would be rounded without a word otherwise."""
+    """An int of exactly what was written; cyclopts would round what is not whole."""
     text = tokens[0].value
     try:
         return int(text)
@@ -28,7 +31,14 @@ def _whole(_type: Any, tokens: Sequence[Token]) -> int:
 
 
 WHOLE = Parameter(converter=_whole, n_tokens=1)
-QUIET_HELP = "Print nothing on stdout but the final results; errors go to stderr as ever."
+DEVICE = Parameter(help="auto, cpu, cuda or cuda:N.")
+QUIET_HELP = "Print nothing on stdout but the final results; errors still go to stderr."
+Data = Annotated[Path, Parameter(help="Folder of labelled images, data.yaml or COCO json.")]
+Weights = Annotated[Path, Parameter(help="Weights, or an export of them (.onnx, .xml).")]
+Format = Annotated[FormatName | None, Parameter(help="Label format, where recognition guesses wrong.")]
+AllowOutside = Annotated[
+    bool, Parameter(negative="", help="Follow paths and links that lead out of the dataset; for data you trust.")
+]
 
 
 @Parameter(name="*")
@@ -36,15 +46,11 @@ QUIET_HELP = "Print nothing on stdout but the final results; errors go to stderr
 class ReadingOptions:
     """How a data set is read."""
 
-    format: Annotated[
-        Literal["yolo", "coco", "voc", "shards"] | None, Parameter(help="Label format, if looking guesses wrong.")
-    ] = None
+    format: Format = None
     skip_bad: Annotated[bool, Parameter(negative="", help="Leave out malformed label rows and unreadable images.")] = (
         False
     )
-    allow_outside: Annotated[
-        bool, Parameter(negative="", help="Follow paths and links that lead out of the dataset; for data you trust.")
-    ] = False
+    allow_outside: AllowOutside = False
 
     def open(self, data: Path) -> DatasetIndex:
         """The dataset, read as asked for."""
@@ -53,14 +59,14 @@ class ReadingOptions:
         return open_dataset(data, self.format, self.skip_bad, allow_outside=self.allow_outside)
 
     def open_again(self, facts: Mapping[str, Any], data: Path | None) -> DatasetIndex:
-        """The dataset of a run or study, read as it noted; data: its place where that has changed."""
-        noted = replace(
+        """The dataset of a run or study, read with its options; data: its path where that has changed."""
+        again = replace(
             self,
             format=self.format or facts["format"],
             skip_bad=self.skip_bad or facts.get("skip_bad", False),
             allow_outside=self.allow_outside or facts.get("allow_outside", False),
         )
-        return noted.open(data or Path(facts["data"]))
+        return again.open(data or Path(facts["data"]))
 
 
 @Parameter(name="*")
@@ -76,8 +82,6 @@ class OutputOptions:
     def check(self) -> None:
         """InputError where both are asked for."""
         if self.quiet and self.json_lines:
-            from anchorite.errors import InputError
-
             raise InputError(
                 "--quiet and --json-lines: choose one; with --json-lines there is nothing on stdout to quiet"
             )
@@ -86,16 +90,16 @@ class OutputOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class LoggingOptions:
-    """Where a run tells how it goes, beside its folder."""
+    """Where a run reports its progress, beside its folder."""
 
     output: Annotated[OutputOptions, Parameter(name="*")] = OutputOptions()
     tensorboard: Annotated[
         bool, Parameter(negative="", help="Write RUN/events for TensorBoard; a run with them goes on writing them.")
     ] = False
 
-    def of_rank(self, is_first: bool) -> LoggingOptions:
-        """As it is for the first rank; for the others without loggers."""
-        return self if is_first else replace(self, tensorboard=False)
+    def of_rank(self, is_main: bool) -> LoggingOptions:
+        """Unchanged on the main rank; on the others without loggers."""
+        return self if is_main else replace(self, tensorboard=False)
 
 
 @Parameter(name="*")
@@ -109,8 +113,8 @@ class RunningOptions:
         Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: the training size."),
     ] = None
     batch: Annotated[int, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Images per batch.")] = 16
-    device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto"
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Parameter(help="Number format.")] = "auto"
+    device: Annotated[str, DEVICE] = "auto"
+    precision: Annotated[PrecisionName, Parameter(help="Number format.")] = "auto"
 
 
 @Parameter(name="*")
@@ -118,9 +122,7 @@ class RunningOptions:
 class RecipeOptions:
     """The recipe fields that are set most often; all others by --set."""
 
-    model: Annotated[
-        Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"] | None, Parameter(help="Size of the network.")
-    ] = None
+    model: Annotated[ModelSize | None, Parameter(help="Size of the network.")] = None
     weights: Annotated[
         str | None, Parameter(help="Weights to start from, or a checkpoint of the original family; default: random.")
     ] = None
@@ -136,13 +138,9 @@ class RecipeOptions:
     epochs: Annotated[int | None, WHOLE, Parameter(help="Passes over the training images.")] = None
     batch: Annotated[int | None, WHOLE, Parameter(help="Images per batch.")] = None
     seed: Annotated[int | None, WHOLE, Parameter(help="Seed of weights and augmentation.")] = None
-    device: Annotated[str | None, Parameter(help="auto, cpu, cuda or cuda:N.")] = None
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="Number format of the convolutions.")
-    ] = None
-    compile: Annotated[
-        Literal["auto", "on", "off"] | None, Parameter(help="torch.compile for the step; auto: by device.")
-    ] = None
+    device: Annotated[str | None, DEVICE] = None
+    precision: Annotated[PrecisionName | None, Parameter(help="Number format of the convolutions.")] = None
+    compile: Annotated[CompileName | None, Parameter(help="torch.compile for the step; auto: by device.")] = None
     workers: Annotated[int | None, WHOLE, Parameter(help="Loader processes; 0 for none.")] = None
     settings: Annotated[
         list[str] | None,
@@ -150,7 +148,7 @@ class RecipeOptions:
     ] = None
 
     def flags_given(self) -> list[str]:
-        """What was set, named as on the command line."""
+        """The flags that were given."""
         others = ["--set"] * bool(self.settings) + ["--allow-download"] * self.allow_download
         return others + [f"--{name.replace('_', '-')}" for name in self._given()]
 
@@ -159,7 +157,6 @@ class RecipeOptions:
 
         InputError names the flag that does not fit.
         """
-        from anchorite.errors import InputError
         from anchorite.train import parse_setting, read_recipe
 
         given, values = self._given(), dict(parse_setting(text) for text in self.settings or ())
@@ -178,7 +175,6 @@ class RecipeOptions:
 
 
 def _download(recipe: Recipe) -> None:
-    from anchorite.errors import InputError
     from anchorite.model import download_backbone
 
     if recipe.backbone is None:
@@ -204,7 +200,6 @@ class LimitOptions:
         """The limits as the library takes them; InputError for values out of range."""
         from pydantic import ValidationError
 
-        from anchorite.errors import InputError
         from anchorite.predict import PredictConfig
 
         try:

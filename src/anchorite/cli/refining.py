@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from anchorite.cli.options import AT_LEAST_ONE, WHOLE, OutputOptions, RunningOptions
+from anchorite.errors import InputError
 
 if TYPE_CHECKING:
-    from anchorite.devices import PrecisionName
+    from anchorite.choices import PrecisionName
     from anchorite.predict import Ensemble, Member, Predictor, RefiningConfig
 
 
@@ -44,8 +45,6 @@ class RefiningOptions:
 
     def check(self, weights: Path) -> None:
         """InputError for what can be seen to be wrong before anything is read but files that are named twice."""
-        from anchorite.errors import InputError
-
         self.config()
         if self.tile is None and (self.tile_overlap is not None or self.tile_only):
             flag = "--tile-only" if self.tile_only else f"--tile-overlap {self.tile_overlap}"
@@ -57,7 +56,6 @@ class RefiningOptions:
 
     def config(self) -> RefiningConfig:
         """What the library takes; InputError for values out of range."""
-        from anchorite.errors import InputError
         from anchorite.predict import RefiningConfig
 
         overlap = 0.2 if self.tile_overlap is None else self.tile_overlap
@@ -98,7 +96,6 @@ class RefiningOptions:
         ]
 
     def _ensemble(self, predictors: Sequence[Predictor], weights: Path, running: RunningOptions) -> Ensemble:
-        from anchorite.errors import InputError
         from anchorite.predict import Ensemble, class_map
 
         paths = [weights, *(self.others or ())]
@@ -116,8 +113,6 @@ class RefiningOptions:
         return Ensemble(members, self.config())
 
     def _shares(self) -> list[float]:
-        from anchorite.errors import InputError
-
         number = 1 + len(self.others or ())
         if self.weights_of is None:
             return [1.0] * number
@@ -159,8 +154,6 @@ def _member(predictor: Predictor, share: float) -> Member:
 
 def _refuse_twice(paths: Sequence[Path]) -> None:
     """InputError where the same weights are given twice, by whatever names: they would agree with themselves alone."""
-    from anchorite.errors import InputError
-
     for number, path in enumerate(paths):
         for earlier in paths[:number]:
             is_file = path.is_file() and earlier.is_file()  # what is missing is told when it is loaded

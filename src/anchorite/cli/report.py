@@ -1,14 +1,24 @@
-"""`anchorite report`."""
+"""Commands that write pages: `anchorite report`, `explain` and `suspects`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-_DEFAULT_PORT = 8765  # as of report.serve, which help must not wait for
+from anchorite.cli.display import counting
+from anchorite.cli.folders import free_path, make_folder, refuse_taken, refuse_taken_page
+from anchorite.cli.options import AT_LEAST_ONE, Data, ReadingOptions, RunningOptions
+from anchorite.errors import InputError
+from anchorite.files import write_text_atomically
+from anchorite.reading import one_line
+
+if TYPE_CHECKING:
+    from anchorite.report.suspects import Ranking
+
+_DEFAULT_PORT = 8765  # as of report.serve, which is slow to import
 
 
 def report(
@@ -16,7 +26,7 @@ def report(
     *,
     out: Annotated[
         Path | None,
-        Parameter(help="New .html file; default: RUN/report.html, for several comparison.html or a number behind it."),
+        Parameter(help="New .html file; default: RUN/report.html, for several comparison.html or with a number."),
     ] = None,
     serve: Annotated[
         bool,
@@ -27,8 +37,6 @@ def report(
     ] = None,
 ) -> None:
     """Write the report page of a run anew, or one that compares runs; or show it live while it trains."""
-    from anchorite.cli.folders import free_page, make_folder, refuse_taken_page
-    from anchorite.errors import InputError
     from anchorite.report import write_run_report
 
     for folder in run:
@@ -49,12 +57,12 @@ def report(
     else:
         from anchorite.report.compare import write_comparison
 
-        page = write_comparison(run, out or free_page(Path("comparison.html")))
+        page = write_comparison(run, out or free_path(Path("comparison.html")))
         print(f"{page}: {len(run)} runs, {page.stat().st_size / 1e6:.1f} MB")
 
 
 def _serve(folder: Path, port: int) -> None:
-    """Serve until Ctrl-C, which is how it is meant to end and so no error."""
+    """Serve until Ctrl-C, which is the normal end."""
     from anchorite.report.serve import RunServer
 
     with RunServer(folder, port) as server:
@@ -65,3 +73,122 @@ def _serve(folder: Path, port: int) -> None:
             if type(error) is not KeyboardInterrupt:  # SIGTERM, which has an exit code of its own
                 raise
             print("ended")
+
+
+def explain(
+    data: Data,
+    *,
+    split: Annotated[str, Parameter(help="Split whose images are shown.")] = "val",
+    image: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="Images to show, by file name or stem; default: the most instructive 12."),
+    ] = None,
+    weights: Annotated[
+        Path | None, Parameter(help="Weights, such as runs/NAME/best.safetensors: adds predictions and loss.")
+    ] = None,
+    recipe: Annotated[
+        str | None, Parameter(help="Recipe with model, anchors and loss; default: that beside the weights.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: of the weights, or of the recipe."),
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="New .html file; default: explain.html, or with a number.")] = None,
+    reading: ReadingOptions | None = None,
+) -> None:
+    """Show on one page which anchors and cells are assigned to which box and why, and what each box costs."""
+    from anchorite.data.convert import refuse_inside_dataset
+    from anchorite.evaluate import require_images
+    from anchorite.report.explain import choose_images, choose_setting, find_images
+    from anchorite.report.explain import explain as explained
+
+    reading = reading or ReadingOptions()
+    page = out or free_path(Path("explain.html"))
+    refuse_taken_page(page)
+    dataset = reading.open(data)
+    refuse_inside_dataset(page, dataset)
+    make_folder(page.parent)
+    records = require_images(dataset, split)
+    setting = choose_setting(dataset, weights, recipe, image_size)
+    if image:
+        chosen, how = find_images(dataset, split, image), "images: named by --image"
+    else:
+        chosen = choose_images(records, setting)
+        how = (
+            f"images: {len(chosen)} of the {len(records)} of split {split}, in turn those with most boxes that no "
+            "anchor matches, most cells claimed by several boxes, and most boxes; --image names others"
+        )
+    root = dataset.root.resolve()
+    title = f"{root.name if root.is_dir() else root.parent.name}, {split}"
+    notes = [how, f"network input: longer side {setting.image_size} px, letterboxed as validation does"]
+    with counting("explained") as progress:
+        done = explained(records, chosen, setting, title, notes, skip_unreadable=reading.skip_bad, progress=progress)
+    write_text_atomically(page, done.page)
+    for note in [*notes, *setting.sentences, *(f"left out: {reason}" for reason in done.left_out)]:
+        print(note)
+    print(f"{page}: {len(done.facts['images'])} images, {page.stat().st_size / 1e6:.1f} MB")
+
+
+def suspects(
+    data: Data,
+    *,
+    weights: Annotated[Path, Parameter(help="Weights, best those trained on this very data.")],
+    split: Annotated[
+        list[str] | None, Parameter(negative="", help="Split to rank; may be repeated. Default: all.")
+    ] = None,
+    top: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Suspects on the page; the CSV has all.")] = 100,
+    out: Annotated[
+        Path | None, Parameter(help="New folder for suspects.html and suspects.csv. Default: suspects, -2, -3, ...")
+    ] = None,
+    running: RunningOptions | None = None,
+    reading: ReadingOptions | None = None,
+) -> None:
+    """Rank labels that are likely wrong: other classes, missing, misplaced, doubled; as a page and as CSV.
+
+    A label is suspect when a detector contradicts it, even one that was trained with this label. Nothing is ever
+    written into DATA.
+    """
+    from anchorite.data.convert import refuse_inside_dataset
+    from anchorite.devices import choose_device, choose_precision, keep_freed_memory
+    from anchorite.evaluate import require_classes, require_images, require_side
+    from anchorite.model import load_weights
+    from anchorite.report.suspects import Observer, as_csv, rank_suspects, suspects_page
+
+    reading, running = reading or ReadingOptions(), running or RunningOptions()
+    folder = out or free_path(Path("suspects"))
+    refuse_taken(folder)
+    device = choose_device(running.device)
+    dtype = choose_precision(running.precision, device).dtype
+    keep_freed_memory()
+    detector, info = load_weights(weights)
+    size = require_side(running.image_size or info.image_size, info.anchors.strides[-1], str(weights))
+    dataset = reading.open(data)
+    require_classes(weights, info.class_names, data, dataset.class_names)
+    for name in split or ():
+        require_images(dataset, name)
+    splits = list(dict.fromkeys(split or [name for name, records in dataset.splits.items() if records]))
+    if not splits:
+        raise InputError(f"{dataset.root}: has no images to rank; name a data set with labelled images")
+    refuse_inside_dataset(folder, dataset)
+    with counting("predicted") as progress:
+        ranking = rank_suspects(dataset, splits, Observer(detector, device, dtype), size, running.batch, progress)
+    title = f"{data.resolve().name}: {', '.join(splits)}"
+    page = suspects_page(ranking, dataset.class_names, dataset.root, title, str(weights), top)
+    make_folder(folder)
+    write_text_atomically(folder / "suspects.html", page)
+    write_text_atomically(folder / "suspects.csv", as_csv(ranking.suspects, dataset.class_names, dataset.root))
+    print(_summary(ranking))
+    print(f"page:  {folder / 'suspects.html'}\ntable: {folder / 'suspects.csv'}")
+
+
+def _summary(ranking: Ranking) -> str:
+    """How many of each kind, and the first ten, each on one line."""
+    counts = ", ".join(f"{count} {kind}" for kind, count in ranking.counts().items() if count)
+    among = f"among {ranking.num_labels} labels in {ranking.num_images} images"
+    lines = [f"{len(ranking.suspects)} suspects ({counts or 'none'}) {among}" + ("; the first:" if counts else "")]
+    for suspect in ranking.suspects[:10]:
+        lines.append(
+            f"{suspect.rank:4d}  {suspect.score:.2f}  {suspect.kind:<9}  {suspect.split}/{suspect.image.name}: "
+            f"{suspect.reason}"
+        )
+    return "\n".join(one_line(line) for line in lines)

@@ -1,11 +1,14 @@
-"""`anchorite runs`."""
+"""`anchorite runs` and `anchorite recipes`: what there is to resume, and to start from."""
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+from anchorite.errors import InputError
 
 if TYPE_CHECKING:
     from anchorite.train.run_folder import RunState
@@ -15,7 +18,6 @@ def runs(
     run: Annotated[Path, Parameter(help="Folder of a run, or one whose folders are runs.")] = Path("runs"),
 ) -> None:
     """Show a run's state, its checkpoints, each verified, and what a resume would do; changes nothing."""
-    from anchorite.errors import InputError
     from anchorite.train.run_folder import read_run_state
 
     if (run / "recipe.yaml").is_file() or not run.is_dir():
@@ -49,3 +51,22 @@ def _described(state: RunState) -> str:
     lines += [f"left over:   {path.name}, by a crash; a resume removes it" for path in state.leftovers]
     lines.append(f"a resume would {state.would_resume()}".replace("would nothing", "would do nothing"))
     return "\n".join(lines)
+
+
+def recipes(
+    name: Annotated[str | None, Parameter(help="Recipe to print whole; without it, all are listed.")] = None,
+) -> None:
+    """List the built-in recipes, or print one as YAML to start your own from."""
+    from anchorite.train import built_in_recipes
+
+    texts = built_in_recipes()
+    if name is None:
+        for known, text in texts.items():
+            head = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+            print(f"{known}\n" + "\n".join(f"    {line}" for line in head))
+    elif name in texts:
+        print(texts[name], end="")
+    else:
+        close = difflib.get_close_matches(name, texts, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"recipes {name}: no such recipe; there are {', '.join(texts)}{meant}")

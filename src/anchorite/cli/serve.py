@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from anchorite.cli.options import AT_LEAST_ONE
+from anchorite.choices import PrecisionName
+from anchorite.cli.options import AT_LEAST_ONE, DEVICE, Weights
+from anchorite.errors import InputError
 
 if TYPE_CHECKING:
     import socket
@@ -28,7 +29,7 @@ class RequestOptions:
     max_megapixels: Annotated[float, Parameter(validator=Number(gt=0), help="Largest image that is decoded.")] = 50.0
 
     def config(self, is_loopback: bool) -> ServeConfig:
-        """As the server takes them; other names than the loopback interface's are answered only if asked for."""
+        """As the server takes them; host names other than the loopback interface's only where it listens elsewhere."""
         from anchorite.serve import ServeConfig
 
         return ServeConfig(
@@ -41,14 +42,14 @@ class RequestOptions:
 
 
 def serve(
-    weights: Annotated[Path, Parameter(help="Weights, or an export of them (.onnx, .xml).")],
+    weights: Weights,
     *,
     host: Annotated[str, Parameter(help="Address to listen on; the default is reachable from this machine alone.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535), help="Port; 0 takes a free one.")] = 8000,
-    device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Parameter(help="Number format.")] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
+    precision: Annotated[PrecisionName, Parameter(help="Number format.")] = "auto",
     limits: RequestOptions | None = None,
 ) -> None:
     """Answer requests with detections: POST an image to /predict, get JSON; a page to drop an image on at /.
@@ -56,8 +57,6 @@ def serve(
     Needs starlette and uvicorn: pip install 'anchorite[serve]'. Whoever can reach the address can use it: there are no
     passwords and no encryption. Ctrl-C ends it.
     """
-    from anchorite.errors import InputError
-
     try:
         import starlette  # noqa: F401
         import uvicorn
@@ -86,8 +85,6 @@ def _listening(host: str, port: int) -> socket.socket:
     """A socket that is listened on already, so that whoever reads the printed address can connect at once."""
     import socket
 
-    from anchorite.errors import InputError
-
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Named as TCP, because asyncio turns Nagle's delay (40 ms an answer) off only where it sees that it is.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -97,11 +94,11 @@ def _listening(host: str, port: int) -> socket.socket:
         listening.listen(128)
     except OSError as error:
         listening.close()
-        place = f"--host {host} --port {port}"
+        flags = f"--host {host} --port {port}"
         if isinstance(error, socket.gaierror):
-            raise InputError(f"{place}: no such address; name one of this machine's, such as 127.0.0.1") from error
+            raise InputError(f"{flags}: no such address; name one of this machine's, such as 127.0.0.1") from error
         reason = error.strerror or str(error)
         raise InputError(
-            f"{place}: cannot listen there: {reason}; name another port, or 0 for any that is free"
+            f"{flags}: cannot listen there: {reason}; name another port, or 0 for any that is free"
         ) from error
     return listening

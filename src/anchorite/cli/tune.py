@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import AT_LEAST_ONE, ReadingOptions, RecipeOptions
+from anchorite.cli.folders import data_name, free_path, refuse_taken
+from anchorite.cli.options import AT_LEAST_ONE, Data, ReadingOptions, RecipeOptions
+from anchorite.errors import InputError
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def tune(
-    data: Annotated[Path | None, Parameter(help="Folder of labelled images, data.yaml or COCO json.")] = None,
+    data: Data | None = None,
     *,
     trials: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Trials in all, the recipe as it is included.")] = 20,
     recipe: Annotated[str | None, Parameter(help="Built-in recipe or YAML file to start from.")] = None,
@@ -24,16 +26,14 @@ def tune(
     ] = None,
     out: Annotated[Path | None, Parameter(help="New folder for the study. Default: runs/tune-DATA, -2, ...")] = None,
     resume: Annotated[Path | None, Parameter(help="Folder of a study to go on with.")] = None,
-    reading: Annotated[ReadingOptions | None, Parameter(name="*")] = None,
-    fields: Annotated[RecipeOptions | None, Parameter(name="*")] = None,
+    reading: ReadingOptions | None = None,
+    fields: RecipeOptions | None = None,
 ) -> None:
     """Search recipe fields for a higher mAP on val; the result is a recipe file.
 
     Trial 0 is the recipe as it is. Trials that do worse than most are cut short. A study that was interrupted goes on
     by --resume, its unfinished trial from its newest checkpoint. Needs optuna: pip install 'anchorite[hpo]'.
     """
-    from anchorite.cli.folders import data_name, free_folder, refuse_taken
-    from anchorite.errors import InputError
     from anchorite.tune import Study, default_space, read_space
 
     reading, fields = reading or ReadingOptions(), fields or RecipeOptions()
@@ -47,7 +47,7 @@ def tune(
     elif data is None:
         raise InputError("tune: DATA is missing: anchorite tune DATA, or anchorite tune --resume FOLDER")
     else:
-        folder = out or free_folder(Path("runs") / f"tune-{data_name(data)}")
+        folder = out or free_path(Path("runs") / f"tune-{data_name(data)}")
         refuse_taken(folder)
         (chosen, notes), searched = fields.recipe(recipe), default_space() if space is None else read_space(space)
         print("".join(f"{note}\n" for note in notes), end="")
@@ -59,19 +59,19 @@ def tune(
 def _search(study: Study, dataset: DatasetIndex, trials: int) -> None:
     import shlex
 
-    from anchorite.cli.messages import GO_ON
+    from anchorite.cli import RESUME_HINT
 
     print(f"study: {study.folder}; searched: {', '.join(study.space)}")
     try:
-        study.search(dataset, trials, _tell)
+        study.search(dataset, trials, _print_trial)
     except KeyboardInterrupt as error:
-        error.add_note(f"{GO_ON} anchorite tune --resume {shlex.quote(str(study.folder))} --trials {trials}")
+        error.add_note(f"{RESUME_HINT} anchorite tune --resume {shlex.quote(str(study.folder))} --trials {trials}")
         raise
     best = study.folder / "best.yaml"
     print(f"best recipe: {best}\nuse it: anchorite train DATA --recipe {shlex.quote(str(best))}")
 
 
-def _tell(done: TrialDone) -> None:
+def _print_trial(done: TrialDone) -> None:
     values = ", ".join(f"{name} {_shown(value)}" for name, value in done.values.items())
     mark = "  best so far" if done.is_best else ""
     spent = f"{done.epochs} epochs, {done.seconds:.0f} s"

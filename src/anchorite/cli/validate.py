@@ -9,25 +9,29 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import OutputOptions, ReadingOptions, RunningOptions
+from anchorite.cli.display import counting, dataset_facts, hint, write_line
+from anchorite.cli.folders import refuse_taken
+from anchorite.cli.options import Data, OutputOptions, ReadingOptions, RunningOptions, Weights
 from anchorite.cli.refining import RefiningOptions, looks_line
+from anchorite.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
+    from anchorite.choices import PrecisionName
     from anchorite.data import DatasetIndex
-    from anchorite.devices import Precision, PrecisionName
+    from anchorite.devices import Precision
     from anchorite.evaluate import ValidationResult, Validator
     from anchorite.model import Detector, WeightsInfo
     from anchorite.predict import Ensemble
     from anchorite.predict.runtime import Runtime
 
-_NUM_TOLD = 20  # of what was left out
+_MOST_SKIPPED = 20  # of what was left out
 
 
 def validate(
-    weights: Annotated[Path, Parameter(help="Weights, or an export of them (.onnx, .xml).")],
-    data: Annotated[Path, Parameter(help="Folder of labelled images, data.yaml or COCO json.")],
+    weights: Weights,
+    data: Data,
     *,
     split: Annotated[str, Parameter(help="Split to validate on.")] = "val",
     running: RunningOptions | None = None,
@@ -38,8 +42,6 @@ def validate(
     output: OutputOptions | None = None,
 ) -> None:
     """Measure weights on a labelled split: COCO mAP in all, by size and by class."""
-    from anchorite.cli.counting import counting, hint
-    from anchorite.cli.folders import refuse_taken
     from anchorite.data import without_images
     from anchorite.devices import keep_freed_memory
     from anchorite.evaluate import Validator, require_classes, require_images, require_side
@@ -73,7 +75,7 @@ def validate(
         )
     dataset = without_images(dataset, split, validator.left_out)
     if not output.quiet:
-        _tell_skipped(dataset, split)
+        _print_skipped(dataset, split)
     result = _measured(validator, network, running, chosen_device, precision)
     if out is not None:
         result.save_plots(out)
@@ -92,8 +94,6 @@ def validate(
 
 def _refuse(weights: Path, data: Path, both_ways: bool) -> None:
     """What can be told to be wrong before anything is read."""
-    from anchorite.errors import InputError
-
     if both_ways:
         raise InputError("--json and --json-lines: choose one; both print the result as one line of JSON")
     if weights.is_dir() and data.suffix == ".safetensors":
@@ -139,20 +139,18 @@ def _print_json(result: dict[str, Any], facts: dict[str, Any] | None, dataset: D
     """The result alone, or with `facts` as an event of --json-lines."""
     import json
 
-    from anchorite.cli.json_lines import dataset_facts, write_line
-
     if facts is None:
         print(json.dumps(result))
     else:
         write_line("validated", {**facts, **result, "adjustments": dataset_facts(dataset)["adjustments"]})
 
 
-def _tell_skipped(dataset: DatasetIndex, split: str) -> None:
+def _print_skipped(dataset: DatasetIndex, split: str) -> None:
     """What was left out, beside the output proper, which may be JSON."""
     skipped = [one for one in dataset.adjustments if one.kind == "skipped-bad" and one.split in (split, None)]
     if skipped:
         print(f"labels skipped-bad: {len(skipped)}", file=sys.stderr)
-        for one in skipped[:_NUM_TOLD]:
+        for one in skipped[:_MOST_SKIPPED]:
             print(f"  {one.origin}: {one.detail}", file=sys.stderr)
-        if len(skipped) > _NUM_TOLD:
-            print(f"  and {len(skipped) - _NUM_TOLD} more", file=sys.stderr)
+        if len(skipped) > _MOST_SKIPPED:
+            print(f"  and {len(skipped) - _MOST_SKIPPED} more", file=sys.stderr)

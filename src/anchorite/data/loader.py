@@ -18,7 +18,7 @@ from anchorite.data.samples import TrainSamples
 from anchorite.data.shards.split import ShardedSplit, StreamedImages, readable
 from anchorite.data.shards.stream import StreamSamples, make_stream_loader
 from anchorite.data.store import ImageStore, Progress
-from anchorite.devices import CompileName, choose_compile
+from anchorite.devices import choose_compile
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
 

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from anchorite.choices import ExportFormat
 from anchorite.errors import InputError
 from anchorite.export.exported import ExportedRuntime
 from anchorite.export.extras import needed, openvino
@@ -33,9 +34,8 @@ from anchorite.predict import PredictConfig
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-FormatName = Literal["onnx", "torch-export", "openvino"]
-SUFFIXES: Mapping[FormatName, str] = MappingProxyType({"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"})
-_PACKAGES: Mapping[FormatName, tuple[tuple[str, str], ...]] = MappingProxyType(
+SUFFIXES: Mapping[ExportFormat, str] = MappingProxyType({"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"})
+_PACKAGES: Mapping[ExportFormat, tuple[tuple[str, str], ...]] = MappingProxyType(
     {
         "onnx": (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "export")),
         "torch-export": (),
@@ -53,7 +53,7 @@ class ExportRequest:
     to be fixed, H = W = image_size; int8: convolutions quantised.
     """
 
-    format: FormatName = "onnx"
+    format: ExportFormat = "onnx"
     image_size: int | None = None
     half: bool = False
     takes_bytes: bool = False
@@ -111,7 +111,7 @@ def export_info(weights: WeightsInfo, request: ExportRequest) -> ExportInfo:
     )
 
 
-def need_packages(format_name: FormatName) -> None:
+def need_packages(format_name: ExportFormat) -> None:
     """Raise InputError, with the remedy, when a package that the format needs is not installed."""
     for package, extra in _PACKAGES[format_name]:
         needed(package, extra)
@@ -167,7 +167,7 @@ def write(path: Path, built: Built) -> list[Path]:
 
 
 def _made(
-    model: ModelProto, info: ExportInfo, format_name: FormatName, what: object
+    model: ModelProto, info: ExportInfo, format_name: ExportFormat, what: object
 ) -> tuple[Mapping[str, bytes], ExportedRuntime]:
     """The files, and their very bytes loaded by the runtime they are for."""
     if format_name == "openvino":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anchorite.devices import PrecisionName
+from anchorite.choices import PrecisionName
 from anchorite.errors import InputError, UnsafeFileError
 from anchorite.export.exported import ExportedRuntime
 from anchorite.export.onnx_file import load_onnx

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from anchorite.boxes import Detections, clip_xyxy
 from anchorite.data.images import LetterboxTransform, letterbox, rectangular_size
-from anchorite.devices import PrecisionName
 from anchorite.errors import AnchoriteError, InputError
 from anchorite.model import Detector, WeightsInfo, load_weights
 from anchorite.predict.config import Limits, PredictConfig

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from anchorite.devices import PrecisionName, choose_device, choose_precision
+from anchorite.choices import PrecisionName
+from anchorite.devices import choose_device, choose_precision
 from anchorite.errors import InputError
 from anchorite.model import Detector, WeightsInfo, fold_batch_norm, to_channels_last
 from anchorite.predict.config import PredictConfig

@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from anchorite.anchors import AnchorSet
+from anchorite.choices import CompileName, ModelSize, PrecisionName
 from anchorite.data import AugmentConfig, StoreMode
-from anchorite.devices import CompileName, PrecisionName
 from anchorite.errors import InputError
 from anchorite.evaluate import ValidationConfig
 from anchorite.loss import LossConfig
@@ -33,7 +33,6 @@ from anchorite.train.recipe_names import (
     with_current_names,
 )
 
-ModelSize = Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"]
 DEFAULT_RECIPE = "small-data"
 _MOST_PROBLEMS, _LONGEST_NAME = 20, 200  # told of one recipe
 

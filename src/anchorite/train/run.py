@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorite.anchors import AnchorSet
+from anchorite.choices import Change
 from anchorite.data import DatasetIndex
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
@@ -25,7 +26,7 @@ from anchorite.train.pretrained import (
     said_at_start,
 )
 from anchorite.train.recipe import Recipe
-from anchorite.train.run_folder import Change, RunFolder, noted_facts, noted_left_out, refuse_changes
+from anchorite.train.run_folder import RunFolder, noted_facts, noted_left_out, refuse_changes
 from anchorite.train.setup import Prepared, derived_settings, prepare
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from anchorite.choices import Change
 from anchorite.data import DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
 from anchorite.files import is_locked, write_text_atomically
@@ -274,7 +275,6 @@ def format_row(row: dict[str, float]) -> dict[str, str]:
     }
 
 
-Change = Literal["data", "recipe", "ranks"]
 CHANGES: tuple[Change, ...] = get_args(Change)
 
 _NUM_SHOWN = 5

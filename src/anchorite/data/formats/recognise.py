@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
+from anchorite.choices import FormatName
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.coco import read_coco
 from anchorite.data.formats.coco_config import broken_jsons, find_coco, single_coco
@@ -18,8 +19,6 @@ from anchorite.data.index_cache import Reading, load_index, save_index
 from anchorite.data.shards.format import MANIFEST
 from anchorite.data.shards.split import find_shards, read_shards
 from anchorite.errors import InputError
-
-FormatName = Literal["yolo", "coco", "voc", "shards"]
 
 _MOST_BROKEN = 5
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-Kind = Literal["images", "video", "txt", "json", "jsonl", "coco", "crops"]
+from anchorite.choices import OutputKind
+
+Kind = OutputKind
 
 
 @dataclass(frozen=True)

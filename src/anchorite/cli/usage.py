@@ -1,9 +1,8 @@
-"""What the user is told about a command line that cannot be understood."""
+"""The commands, and messages on a command line that cannot be understood."""
 
 from __future__ import annotations
 
 import difflib
-import errno
 
 from cyclopts import (
     CycloptsError,
@@ -13,25 +12,58 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
-_USAGE = {
-    "demo": "anchorite demo",
-    "train": "anchorite train DATA",
-    "validate": "anchorite validate WEIGHTS DATA",
-    "predict": "anchorite predict WEIGHTS SOURCE...",
-    "explain": "anchorite explain DATA",
-    "inspect": "anchorite inspect DATA",
-    "suspects": "anchorite suspects DATA --weights WEIGHTS",
-    "serve": "anchorite serve WEIGHTS",
-    "tune": "anchorite tune DATA",
-    "anchors": "anchorite anchors DATA",
-    "convert": "anchorite convert DATA OUT --to yolo|coco|voc|shards",
-    "split": "anchorite split DATA OUT",
-    "runs": "anchorite runs [RUN]",
-    "report": "anchorite report RUN [RUN...]",
-    "export": "anchorite export WEIGHTS",
-    "import": "anchorite import SOURCE OUT",
-    "recipes": "anchorite recipes [NAME]",
-    "benchmark": "anchorite benchmark [NAME]",
+# First lines of the commands' own help, here so that the overview imports none of them.
+COMMANDS = {
+    "demo": "Train on synthetic scenes, validate, draw and report, in minutes.",
+    "train": "Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC).",
+    "validate": "Measure weights on a labelled split: COCO mAP in all, by size and by class.",
+    "predict": "Find objects in images and videos: draws them, and writes them as JSON and YOLO txt.",
+    "explain": "Show on one page which anchors and cells are assigned to which box and why, and what each box costs.",
+    "inspect": "List what is wrong with a dataset (exit 2: labels or images get lost, or leak); correct it in a copy.",
+    "suspects": "Rank labels that are likely wrong: other classes, missing, misplaced, doubled; as a page and as CSV.",
+    "serve": "Answer requests with detections: POST an image, get JSON; a page to drop an image on.",
+    "tune": "Search recipe fields for a higher mAP on val; the result is a recipe file.",
+    "anchors": "Fit anchors to the training boxes and compare them with the default ones.",
+    "convert": "Copy a dataset into another label format; read back and compared before it appears.",
+    "split": "Copy a dataset with new splits: each class in its share, images of one view never in two splits.",
+    "runs": "Show a run's state, its checkpoints, each verified, and what a resume would do.",
+    "report": "Write the page of a run anew, or one that compares runs; or show it live while it trains (--serve).",
+    "benchmark": "Measure how fast this machine trains and predicts.",
+    "export": "Write weights as ONNX, OpenVINO or torch.export, once their output is proved to be PyTorch's.",
+    "import": "Turn a checkpoint of the original family into weights, without running anything of it.",
+    "recipes": "List the built-in recipes, or print one as YAML to start your own from.",
+}
+_WORDS = {
+    "train": "DATA",
+    "validate": "WEIGHTS DATA",
+    "predict": "WEIGHTS SOURCE...",
+    "explain": "DATA",
+    "inspect": "DATA",
+    "suspects": "DATA --weights WEIGHTS",
+    "serve": "WEIGHTS",
+    "tune": "DATA",
+    "anchors": "DATA",
+    "convert": "DATA OUT --to yolo|coco|voc|shards",
+    "split": "DATA OUT",
+    "runs": "[RUN]",
+    "report": "RUN [RUN...]",
+    "benchmark": "[NAME]",
+    "export": "WEIGHTS",
+    "import": "SOURCE OUT",
+    "recipes": "[NAME]",
+}
+# Commands that share a module, or a function that cannot be called like the command.
+_FUNCTIONS = {
+    "demo": "train:demo",
+    "explain": "report:explain",
+    "suspects": "report:suspects",
+    "inspect": "datasets:inspect",
+    "anchors": "datasets:anchors",
+    "convert": "datasets:convert",
+    "split": "datasets:split",
+    "recipes": "runs:recipes",
+    "export": "weights:export",
+    "import": "weights:import_weights",
 }
 # Flags that other trainers have for what some command here has, too: docs/other-trainers.md.
 _FAMILIAR_FLAGS = {
@@ -53,8 +85,12 @@ _FAMILIAR_FLAGS = {
     "--pretrained": "--weights",
     "--project": "--out",
 }
-GO_ON = "to go on with the run:"  # begins the note that an error takes along out of a run
 _GLOBAL_FLAGS = ("--help", "--version", "--debug")
+
+
+def function_of(command: str) -> str:
+    """The import path of a command's function, as cyclopts takes it."""
+    return f"anchorite.cli.{_FUNCTIONS.get(command, f'{command}:{command}')}"
 
 
 def usage_message(error: CycloptsError) -> str:
@@ -70,7 +106,8 @@ def usage_message(error: CycloptsError) -> str:
         close = difflib.get_close_matches(word, _GLOBAL_FLAGS, n=1)
         meant = f" Did you mean {close[0]}?" if close else " The command comes first: anchorite COMMAND ..."
         return f"Unknown option: {word}.{meant}\nsee anchorite --help"
-    where = f"usage: {_USAGE.get(command, 'anchorite')} [OPTIONS]; all of them: anchorite {command} --help"
+    usage = " ".join(filter(None, ["anchorite", command, _WORDS.get(command), "[OPTIONS]"]))
+    where = f"usage: {usage}; all of them: anchorite {command} --help"
     if isinstance(error, UnusedCliTokensError):
         extra = " ".join(repr(word) for word in error.unused_tokens or ())
         return f"{command}: {extra} is one word too many; quote a name that has spaces\n{where}"
@@ -79,20 +116,6 @@ def usage_message(error: CycloptsError) -> str:
     if isinstance(error, UnknownOptionError) and (meant := _familiar(error)):
         return f"{command}: {meant}\n{where}"
     return f"{command}: {error}\n{where}"
-
-
-def hints(error: BaseException) -> list[str]:
-    """The notes of an error that are for the user; others hold what only a developer wants."""
-    return [note for note in getattr(error, "__notes__", ()) if note.startswith(GO_ON)]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's and NumPy's error, CUDA's, the system's, or that of torch's CPU allocator."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _is_positional(error: MissingArgumentError) -> bool:
@@ -112,8 +135,8 @@ def _word(error: MissingArgumentError) -> str:
 
 def _what_it_is(error: MissingArgumentError) -> str:
     """Its help as the end of a sentence."""
-    told = (error.argument.parameter.help or "") if error.argument is not None else ""
-    return f": {told[0].lower()}{told[1:].rstrip('.')}" if told else ""
+    help_text = (error.argument.parameter.help or "") if error.argument is not None else ""
+    return f": {help_text[0].lower()}{help_text[1:].rstrip('.')}" if help_text else ""
 
 
 def _familiar(error: UnknownOptionError) -> str:

@@ -1,4 +1,4 @@
-"""`anchorite export`."""
+"""Commands that turn weights into other files: `anchorite export` and `anchorite import`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import AT_LEAST_ONE, LimitOptions
+from anchorite.choices import ExportFormat
+from anchorite.cli.options import AT_LEAST_ONE, AllowOutside, LimitOptions
+from anchorite.errors import InputError, StorageError
+from anchorite.reading import one_line
 
 if TYPE_CHECKING:
     from anchorite.data import Record
     from anchorite.export import Built, ExportInfo, ExportRequest, Measured
-    from anchorite.model import WeightsInfo
+    from anchorite.model import ImportedCheckpoint, WeightsInfo
 
 _MOST_COMPARED = 64  # images
+_MOST_NAMES = 5
 
 
 @Parameter(name="*")
@@ -52,9 +56,7 @@ class ProofOptions:
     ] = None
     split: Annotated[str, Parameter(help="Split of --verify.")] = "val"
     skip_bad: Annotated[bool, Parameter(negative="", help="Drop malformed label rows instead of refusing.")] = False
-    allow_outside: Annotated[
-        bool, Parameter(negative="", help="Follow paths and links that lead out of a dataset; for data you trust.")
-    ] = False
+    allow_outside: AllowOutside = False
 
     def measured_on(self, weights: Path, info: WeightsInfo) -> Sequence[Record]:
         """The labelled images to compare and measure on; empty where no data was given."""
@@ -69,20 +71,20 @@ class ProofOptions:
             else self._records(self.calibrate, "train", "--calibrate, split", weights, info)
         )
 
-    def _records(self, data: Path, split: str, said: str, weights: Path, info: WeightsInfo) -> Sequence[Record]:
+    def _records(self, data: Path, split: str, flag: str, weights: Path, info: WeightsInfo) -> Sequence[Record]:
         """The images of a split with the classes of the weights; InputError when it is not there or has others."""
         from anchorite.data import open_dataset
         from anchorite.evaluate import require_classes, require_images
 
         dataset = open_dataset(data, None, self.skip_bad, allow_outside=self.allow_outside)
         require_classes(weights, info.class_names, data, dataset.class_names)
-        return require_images(dataset, split, said)
+        return require_images(dataset, split, flag)
 
 
 def export(
     weights: Annotated[Path, Parameter(help="Weights, such as runs/NAME/best.safetensors.")],
     *,
-    format: Annotated[Literal["onnx", "torch-export", "openvino"], Parameter(help="What to write.")] = "onnx",
+    format: Annotated[ExportFormat, Parameter(help="What to write.")] = "onnx",
     out: Annotated[Path | None, Parameter(help="New file (.onnx, .pt2 or .xml). Default: beside the weights.")] = None,
     file: FileOptions | None = None,
     nms: Annotated[
@@ -92,7 +94,6 @@ def export(
     proof: ProofOptions | None = None,
 ) -> None:
     """Write weights as ONNX, OpenVINO or torch.export, once their answers have proved to be those of PyTorch."""
-    from anchorite.errors import InputError
     from anchorite.evaluate import Validator
     from anchorite.export import ExportRequest, batches_of, build, drawn_batches, export_info, measure, spread, write
     from anchorite.model import load_weights
@@ -107,7 +108,7 @@ def export(
     suppression = (limits or LimitOptions()).config() if nms else None
     request = ExportRequest(format, file.image_size, file.half, file.uint8, suppression, file.static, file.int8)
     target = out or _beside(weights, request)
-    _refuse_unusable(target, request)
+    _refuse_target(target, request)
     detector, info = load_weights(weights)
     described = export_info(info, request)
     records = proof.measured_on(weights, info)
@@ -118,7 +119,7 @@ def export(
     if records:
         validator = Validator(records, info.class_names, described.weights.image_size)
         measured = measure(detector, built, validator, str(target))
-    print("\n".join(_lines(built, measured, len(records))))
+    print("\n".join(_export_lines(built, measured, len(records))))
     for path in write(target, built):
         print(f"written:  {path}")
     if format != "torch-export":
@@ -141,9 +142,8 @@ def _beside(weights: Path, request: ExportRequest) -> Path:
     return weights.with_name(name + SUFFIXES[request.format])
 
 
-def _refuse_unusable(target: Path, request: ExportRequest) -> None:
+def _refuse_target(target: Path, request: ExportRequest) -> None:
     """Raise before the work what would make its result useless, or stop it halfway."""
-    from anchorite.errors import InputError, StorageError
     from anchorite.export import SUFFIXES, need_packages
 
     suffix = SUFFIXES[request.format]
@@ -151,14 +151,11 @@ def _refuse_unusable(target: Path, request: ExportRequest) -> None:
         raise InputError(f"--out {target}: a file of format {request.format} ends in {suffix}")
     others = [target.with_suffix(".bin")] if request.format == "openvino" else []
     for path in (target, *others):
-        if path.exists() or path.is_symlink():
-            raise InputError(f"{path}: exists already, and nothing is ever overwritten; name a new file with --out")
-    if not target.parent.is_dir():
-        raise StorageError(f"{target}: cannot be made: there is no folder {target.parent}; make it or name another")
+        _refuse_taken_file(path)
     need_packages(request.format)
 
 
-def _lines(built: Built, measured: Measured | None, num_measured: int) -> list[str]:
+def _export_lines(built: Built, measured: Measured | None, num_measured: int) -> list[str]:
     export, parity = built.export, built.parity
     info = export.weights
     shape = "any number of images, sides in multiples of " + str(info.anchors.strides[-1])
@@ -197,3 +194,46 @@ def _limits(export: ExportInfo) -> str:
         f"{limits.max_detections} detections",
     ]
     return ", ".join([*words, *(flag.replace("_", " ") for flag in flags)])
+
+
+def _refuse_taken_file(path: Path) -> None:
+    """InputError where the file exists, StorageError where its folder does not."""
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{path}: exists already, and nothing is ever overwritten; name a new file")
+    if not path.parent.is_dir():
+        raise StorageError(f"{path}: cannot be made: there is no folder {path.parent}; make it or name another")
+
+
+def import_weights(
+    source: Annotated[Path, Parameter(help="Checkpoint (.pt) of the original family, sizes n to x and n6 to x6.")],
+    out: Annotated[Path, Parameter(help="New weight file, such as weights/start.safetensors.")],
+) -> None:
+    """Turn a checkpoint of the original family into weights, without running anything of it."""
+    from anchorite.model import import_checkpoint, save_weights
+
+    _refuse_taken_file(out)
+    if out.suffix != ".safetensors":
+        raise InputError(f"{out}: weights are safetensors; name a file {out.with_suffix('.safetensors').name}")
+    imported = import_checkpoint(source)
+    save_weights(out, imported.detector, imported.info)
+    print("\n".join(_import_lines(source, imported)))
+    print(f"written: {one_line(str(out))}")
+    print(f"next:    anchorite validate {one_line(shlex.quote(str(out)))} DATA")
+
+
+def _import_lines(source: Path, imported: ImportedCheckpoint) -> list[str]:
+    info = imported.info
+    count = len(info.class_names)
+    other = "; its model is left out" if imported.has_both else ""
+    part = f"ema, the average over training{other}" if imported.part == "ema" else imported.part
+    names = ", ".join(info.class_names[:_MOST_NAMES]) + (", ..." if count > _MOST_NAMES else "")
+    origin = "of the checkpoint" if imported.names_are_stored else "numbers, for the checkpoint has none"
+    anchors = " | ".join(" ".join(f"{w:g},{h:g}" for w, h in level) for level in info.anchors.sizes_px)
+    size = "of the checkpoint" if imported.image_size_is_stored else "the usual one, for the checkpoint does not say"
+    return [
+        f"found:   size {info.size} in {one_line(str(source))}, {imported.num_tensors} tensors; nothing of it was run",
+        f"from:    {part}",
+        f"classes: {count}, {origin}: {one_line(names)}",
+        f"anchors: {anchors} px at strides {', '.join(map(str, info.anchors.strides))}",
+        f"image:   {info.image_size} px, {size}",
+    ]

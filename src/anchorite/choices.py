@@ -1,0 +1,13 @@
+"""Names that users choose from, on the command line, in recipes and in Python; nothing here is slow to import."""
+
+from typing import Literal
+
+ModelSize = Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"]
+FormatName = Literal["yolo", "coco", "voc", "shards"]
+ExportFormat = Literal["onnx", "torch-export", "openvino"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+CompileName = Literal["auto", "on", "off"]
+Change = Literal["data", "recipe", "ranks"]
+"""What may differ from the run that is resumed."""
+OutputKind = Literal["images", "video", "txt", "json", "jsonl", "coco", "crops"]
+"""What prediction can write."""

@@ -1,0 +1,299 @@
+"""Commands on datasets: `anchorite convert`, `split`, `anchors` and `inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+from cyclopts import Parameter
+
+from anchorite.choices import FormatName, ModelSize
+from anchorite.cli.display import counting, dataset_line, split_counts
+from anchorite.cli.folders import make_folder, refuse_taken
+from anchorite.cli.options import AT_LEAST_ONE, WHOLE, AllowOutside, Data, Format, ReadingOptions
+from anchorite.errors import InputError
+from anchorite.files import write_text_atomically
+from anchorite.reading import one_line
+
+if TYPE_CHECKING:
+    from anchorite.data import DatasetIndex
+    from anchorite.inspect import AnchorTable, Inspection
+
+_MOST_NOTES = 10
+_LITTLE = 0.01  # share of boxes that no default anchor matches, below which other anchors gain little
+_CHANGES_HEADING = """Made by `anchorite inspect --fix`. Images are byte copies. Of the labels this copy has what
+anchorite reads: classes, boxes, crowd or difficult flags, and areas in COCO. Masks, poses, licences
+and comments are not in it.
+
+"""
+
+Copy = Annotated[Path, Parameter(help="New folder for the copy, outside DATA.")]
+
+
+def convert(
+    data: Data,
+    out: Copy,
+    *,
+    to: Annotated[FormatName, Parameter(help="Format of the copy.")],
+    shard_mb: Annotated[
+        int | None, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Most megabytes of a shard; default: 128.")
+    ] = None,
+    reading: ReadingOptions | None = None,
+) -> None:
+    """Copy a dataset into another label format; images byte for byte, read back and compared before it appears.
+
+    What the format cannot hold, and what reading left out, is listed and written to changes.txt in the copy. Shards are
+    tar files for training on more images than memory or a disk holds.
+    """
+    if shard_mb is not None and to != "shards":
+        raise InputError(f"--shard-mb {shard_mb}: a copy as {to} has no shards; leave it out, or write --to shards")
+    dataset = _read_for_copy(data, out, reading)
+    _write_copy(dataset, out, to, "Made by `anchorite convert`.", shard_mb)
+
+
+def split(
+    data: Data,
+    out: Copy,
+    *,
+    val: Annotated[float, Parameter(help="Share of the images to validate on.")] = 0.2,
+    test: Annotated[float, Parameter(help="Share of the images to test on; 0 makes no split test.")] = 0.0,
+    keep: Annotated[
+        list[Literal["train", "val", "test"]] | None,
+        Parameter(negative="", help="Splits that stay as they are; the others are pooled and divided again."),
+    ] = None,
+    seed: Annotated[int, Parameter(help="Decides between images that would fit equally well.")] = 0,
+    to: Annotated[FormatName | None, Parameter(help="Format of the copy; default: that of DATA.")] = None,
+    reading: ReadingOptions | None = None,
+) -> None:
+    """Copy a dataset with new splits: each class in its share, images of one view never in two splits.
+
+    Every image is decoded once, to find those of one view.
+    """
+    from anchorite.inspect import resplit
+
+    kept = list(dict.fromkeys(keep or []))
+    shares = _shares(val, test, kept)
+    dataset = _read_for_copy(data, out, reading)
+    missing = [name for name in kept if name not in dataset.splits]
+    if missing:
+        raise InputError(f"--keep {missing[0]}: {data} has no such split, but {', '.join(dataset.splits)}")
+    with counting("decoded") as progress:
+        made = resplit(dataset, shares, seed, kept, progress)
+    if made.num_groups:
+        print(
+            f"{made.num_grouped_images} images in {made.num_groups} groups show the same view as another; "
+            "each group is in one split"
+        )
+    _print_class_table(made.dataset)
+    _write_copy(made.dataset, out, cast(FormatName, to or dataset.format), f"Made by `anchorite split`, seed {seed}.")
+
+
+def _read_for_copy(data: Path, out: Path, reading: ReadingOptions | None) -> DatasetIndex:
+    """The dataset; InputError when `out` is taken or inside the dataset."""
+    from anchorite.data.convert import refuse_inside_dataset
+
+    refuse_taken(out, "OUT")
+    dataset = (reading or ReadingOptions()).open(data)
+    refuse_inside_dataset(out, dataset)
+    print(f"data: {dataset_line(dataset)}")
+    for kind, number in Counter(adjustment.kind for adjustment in dataset.adjustments).items():
+        print(f"  {kind}: {number}")
+    return dataset
+
+
+def _write_copy(
+    dataset: DatasetIndex, out: Path, format: FormatName, heading: str, shard_mb: int | None = None
+) -> None:
+    """Write the copy, with changes.txt where reading or writing changed something, and print a summary."""
+    from anchorite.data.convert import write_dataset
+
+    changed = [f"{one.kind:<18} {one.origin}: {one.detail}" for one in dataset.adjustments]
+    extra = "\n".join([heading, *map(one_line, changed)]) if changed else ""
+    with counting("copied") as progress:
+        sized = {} if shard_mb is None else {"shard_bytes": shard_mb * 1_000_000}
+        notes = write_dataset(dataset, out, format, extra=extra, progress=progress, **sized)
+    for note in notes[:_MOST_NOTES]:
+        print(f"  {one_line(note)}")
+    if len(notes) > _MOST_NOTES:
+        print(f"  and {len(notes) - _MOST_NOTES} more")
+    listed = f"; {out / 'changes.txt'} lists what is not in it" if changed or notes else ""
+    print(f"{format} copy: {out}, {split_counts(dataset)}; read back and the same{listed}")
+
+
+def _shares(val: float, test: float, kept: Sequence[str]) -> dict[str, float]:
+    for flag, share in (("--val", val), ("--test", test)):
+        if not 0 <= share < 1:
+            raise InputError(f"{flag} {share:g}: a share of the images from 0 to under 1, as in {flag} 0.2")
+    if val + test >= 1:
+        raise InputError(f"--val {val:g} and --test {test:g}: nothing is left to train on; keep their sum under 1")
+    if "train" in kept:
+        raise InputError("--keep train: then no images are left to divide; keep val or test, or leave it out")
+    shares = {"train": 1 - val - test, "val": val, "test": test}
+    wanted = {name: share for name, share in shares.items() if share > 0 and name not in kept}
+    return {name: share / sum(wanted.values()) for name, share in wanted.items()}
+
+
+def _print_class_table(dataset: DatasetIndex) -> None:
+    """Boxes of each class by split, with their share, to show whether the splits are alike."""
+    names = list(dataset.splits)
+    rows = [("images", [len(dataset.splits[name]) for name in names])]
+    for number, class_name in enumerate(dataset.class_names):
+        counts = [sum(int((one.class_ids == number).sum()) for one in dataset.splits[name]) for name in names]
+        rows.append((one_line(class_name), counts))
+    width = min(30, max(len(label) for label, _ in rows))
+    print(f"{'':<{width}}" + "".join(f"{name:>16}" for name in names))
+    for label, row in rows:
+        total = sum(row) or 1
+        print(f"{label[:width]:<{width}}" + "".join(f"{number:>8} {number / total:>6.1%}" for number in row))
+
+
+def anchors(
+    data: Data,
+    *,
+    image_size: Annotated[
+        int, Parameter(validator=AT_LEAST_ONE, help="Longer side of the network input in pixels.")
+    ] = 640,
+    model: Annotated[ModelSize, Parameter(help="Size of the network, whose default anchors are compared.")] = "n",
+    seed: Annotated[int, Parameter(help="Seed of the fit.")] = 0,
+    out: Annotated[Path | None, Parameter(help="New folder for anchors.yaml and a plot, anchors.png.")] = None,
+    reading: ReadingOptions | None = None,
+) -> None:
+    """Fit anchors to the training boxes and compare them with the default ones."""
+    from anchorite.anchors import fit_anchors
+    from anchorite.data.convert import refuse_inside_dataset
+    from anchorite.evaluate import require_side
+    from anchorite.inspect import anchor_table, save_anchor_plot
+    from anchorite.model import default_anchors
+
+    default = default_anchors(model)
+    require_side(image_size, default.strides[-1], f"--model {model}")
+    if out is not None:
+        refuse_taken(out)
+    dataset = (reading or ReadingOptions()).open(data)
+    if out is not None:
+        refuse_inside_dataset(out, dataset)
+    wh_px = dataset.split("train").table().box_sides(image_size)
+    if not len(wh_px):
+        raise InputError(f"{data}: the split train has no boxes to compare anchors with")
+    fitted = fit_anchors(wh_px, default.strides, default.num_anchors, seed=seed)
+    tables = [
+        anchor_table(f"default of {model}", default, wh_px, image_size),
+        anchor_table("fitted", fitted, wh_px, image_size),
+    ]
+    print(f"{len(wh_px)} training boxes at {image_size} px; how many of them anchors match, in all and by level:")
+    _print_anchor_tables(tables)
+    recipe = "anchors:\n  rows:\n" + "".join(
+        f"    - [{', '.join(f'{side:g}' for side in row)}]\n" for row in tables[1].anchors.to_rows()
+    )
+    print(f"\nTo train with the fitted ones, in a recipe (pixels at this image size):\n{recipe}", end="")
+    print(_advice_on_anchors(*tables))
+    if out is not None:
+        make_folder(out)
+        write_text_atomically(out / "anchors.yaml", f"# Fitted at {image_size} px.\n{recipe}")
+        save_anchor_plot(out / "anchors.png", wh_px, tables, image_size)
+        print(f"written: {out / 'anchors.yaml'}, {out / 'anchors.png'}")
+
+
+def _print_anchor_tables(tables: list[AnchorTable]) -> None:
+    strides = "".join(f"{f'stride {stride}':>11}" for stride in tables[0].anchors.strides)
+    print(f"{'':<14}{'matched':>9}{strides}{'agreement':>11}")
+    for table in tables:
+        levels = "".join(f"{recall:>11.2%}" for recall in table.level_recalls)
+        print(f"{table.name:<14}{table.recall:>9.2%}{levels}{table.agreement:>11.3f}")
+
+
+def _advice_on_anchors(default: AnchorTable, fitted: AnchorTable) -> str:
+    """Fitting pays where boxes are lost; a better agreement alone rarely does."""
+    lost = 1 - default.recall
+    if fitted.recall <= default.recall:
+        return "The default anchors match as many boxes: keep them."
+    if lost < _LITTLE:
+        return f"The default anchors lose {lost:.2%} of the boxes: little to gain by others."
+    return f"The default anchors lose {lost:.2%} of the boxes, the fitted ones {1 - fitted.recall:.2%}: take these."
+
+
+def inspect(
+    data: Data,
+    *,
+    out: Annotated[
+        Path | None, Parameter(help="New folder for report.json and report.txt, with every finding.")
+    ] = None,
+    fix: Annotated[Path | None, Parameter(help="New folder for a corrected copy in the same format.")] = None,
+    image_size: Annotated[
+        int, Parameter(validator=AT_LEAST_ONE, help="Longer side of the network input in pixels to check boxes at.")
+    ] = 640,
+    model: Annotated[ModelSize, Parameter(help="Size of the network, whose default anchors are checked.")] = "n",
+    format: Format = None,
+    allow_outside: AllowOutside = False,
+) -> None:
+    """List what is wrong with a dataset (exit 2: labels or images get lost, or leak); correct it in a copy.
+
+    Every image is decoded once. Nothing is ever written into DATA. Exit code 0: no error (there may be warnings);
+    2: errors, that is, labels or images are refused, dropped or ignored, or an image is in two splits.
+    """
+    from anchorite.data import open_dataset
+    from anchorite.data.convert import refuse_inside_dataset
+    from anchorite.evaluate import require_side
+    from anchorite.inspect import KINDS, inspect_dataset, summary_text
+    from anchorite.model import default_anchors
+
+    default = default_anchors(model)
+    require_side(image_size, default.strides[-1], f"--model {model}")
+    _refuse_folders(out, fix)
+    dataset = open_dataset(data, format, skip_bad=True, allow_outside=allow_outside)
+    for folder in (out, fix):
+        if folder is not None:
+            refuse_inside_dataset(folder, dataset)
+    with counting("decoded") as progress:
+        inspection = inspect_dataset(dataset, default, image_size, progress, partial(progress, verb="compared"))
+    print(summary_text(inspection), end="")
+    if out is not None:
+        _write_report(inspection, out)
+    if fix is not None:
+        _write_corrected(inspection, fix)
+    errors = inspection.of_severity("error")
+    if errors:
+        of_kinds = inspection.counts().items()
+        counts = ", ".join(f"{count} {kind}" for kind, count in of_kinds if KINDS[kind].severity == "error")
+        listing = "" if out is not None else "--out FOLDER lists every one, "
+        advice = "" if fix is not None else f"; {listing}--fix FOLDER writes a corrected copy"
+        raise InputError(f"{data}: {len(errors)} error{'' if len(errors) == 1 else 's'} ({counts}){advice}")
+
+
+def _refuse_folders(out: Path | None, fix: Path | None) -> None:
+    """Refuse, before anything is read, folders that are taken or inside each other."""
+    for flag, folder in (("--out", out), ("--fix", fix)):
+        if folder is not None:
+            refuse_taken(folder, flag)
+    if out is not None and fix is not None:
+        one, other = out.resolve(), fix.resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one):
+            raise InputError(f"--out {out} and --fix {fix}: name two folders, neither in the other")
+
+
+def _write_report(inspection: Inspection, out: Path) -> None:
+    import json
+
+    from anchorite.inspect import report_text
+
+    make_folder(out)
+    text = report_text(inspection).encode("utf-8", "backslashreplace").decode("utf-8")
+    write_text_atomically(out / "report.txt", text)
+    write_text_atomically(out / "report.json", json.dumps(inspection.to_json(), indent=1) + "\n")
+    print(f"\nevery finding: {out / 'report.txt'} and {out / 'report.json'}")
+
+
+def _write_corrected(inspection: Inspection, fix: Path) -> None:
+    from anchorite.data.convert import write_dataset
+    from anchorite.inspect import corrected_dataset
+
+    dataset, changes = corrected_dataset(inspection)
+    lines = _CHANGES_HEADING + "".join(f"{one_line(change.line())}\n" for change in changes)
+    with counting("copied") as progress:
+        notes = write_dataset(dataset, fix, cast(FormatName, dataset.format), extra=lines, progress=progress)
+    print(f"\ncorrected copy: {fix}, {len(changes)} changes, listed in {fix / 'changes.txt'}")
+    for note in notes:
+        print(f"  {note}")
