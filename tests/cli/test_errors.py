@@ -162,7 +162,7 @@ def test_names_of_other_trainers(words: str, said: list[str], desk: Path, capsys
 REST = [
     ("predict W a.jpg --conf-thres=0.3", 2, ["predict: unknown option --conf-thres: here it is --confidence"]),
     ("predict W a.jpg --lr0 3", 2, ["predict: Unknown option: --lr0", "usage: anchorite predict WEIGHTS SOURCE"]),
-    ("predict W a.jpg --out astray", 2, ["--out astray: a link that leads nowhere"]),
+    ("predict W a.jpg --out astray", 2, ["--out astray: a link"]),
     (
         "import pickled.pt",
         2,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from anchorite.cli import run
-from anchorite.cli.display import counting
 from anchorite.data import open_dataset
 from tests.cli.commands import contents, outside_config
 from tests.data.format_samples import write_text
@@ -159,30 +156,3 @@ def test_paths_out_of_the_data_need_leave(tmp_path: Path, capsys: pytest.Capture
     assert (code, "--allow-outside" in err) == (2, True)
     code, out, _ = called(capsys, config, "--allow-outside")
     assert "yolo, 5 classes" in out
-
-
-def test_a_log_gets_a_line_at_each_quarter(capsys: pytest.CaptureFixture[str]) -> None:
-    with counting("decoded") as tell:
-        for done in range(1, 203):
-            tell(done, 202)
-    assert capsys.readouterr().out.splitlines() == [f"decoded {done} of 202 images" for done in (51, 101, 152, 202)]
-
-
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setenv("TERM", "xterm")
-    with counting("decoded") as tell:
-        tell(30, 400)
-    assert "decoded" in sys.stdout.getvalue()  # type: ignore[attr-defined]
-    assert "of 400 images" not in sys.stdout.getvalue()  # type: ignore[attr-defined]
-
-
-def test_a_log_hears_of_the_comparison_too(capsys: pytest.CaptureFixture[str]) -> None:
-    with counting("decoded") as tell:
-        for done in range(1, 205):
-            tell(done, 204, verb="compared")
-    assert capsys.readouterr().out.splitlines() == [f"compared {done} of 204 images" for done in (51, 102, 153, 204)]

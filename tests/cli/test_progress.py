@@ -1,126 +1,117 @@
-"""What is shown while a run goes on, on a terminal and in a log."""
+"""What is shown while a run goes on: on a terminal, in a log and as JSON lines."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from anchorite.cli.epoch_table import EpochLine, EpochTable, RunningEpoch
-from anchorite.cli.json_lines import JsonLines
-from anchorite.cli.progress import TrainingDisplay
-from anchorite.cli.screens import Terminal, choose_screen
 from rich.console import Console
 from rich.text import Text
 
+from anchorite.cli.display import EpochTable, JsonDisplay, TextDisplay, counting
 from anchorite.train import EpochDone, RunFinished, RunStarted, StepDone, StoreProgress
 
 ROW = {"train/box": 0.1, "train/objectness": 0.02, "train/classification": 0.3, "images_per_second": 46.0}
+STARTED = RunStarted(Path("run"), ("device cpu",), 0, 40, 10)
+FINISHED = RunFinished(Path("run"), "complete", 1, 0.5, 61.0)
 
 
-def console(width: int, height: int = 24) -> Console:
-    """A console of its own, without colours, whose output is kept."""
-    return Console(file=io.StringIO(), width=width, height=height, soft_wrap=True, highlight=False, _environ={})
+def display_of(width: int, height: int = 24) -> tuple[TextDisplay, io.StringIO]:
+    """A terminal's display without colours, and what is printed there."""
+    file = io.StringIO()
+    return TextDisplay(console=Console(file=file, width=width, height=height, soft_wrap=True, _environ={})), file
 
 
-def text_of(terminal: Terminal) -> str:
-    """What is at the bottom."""
-    bottom = terminal._bottom()
-    assert isinstance(bottom, Text)
-    return bottom.plain
+def bottom(display: TextDisplay) -> list[str]:
+    shown = display.bottom()
+    assert isinstance(shown, Text)
+    return shown.plain.splitlines()
 
 
-def line(epoch: int, score: float, improved: bool) -> EpochLine:
-    return EpochLine(epoch, 40, 0.1, 0.02, 0.3, 46.25, score, score, score, improved, 3600.0)
+def epoch(number: int, score: float, improved: bool) -> EpochDone:
+    return EpochDone(number, ROW | {f"val/map{more}": score for more in ("", "50", "75")}, None, improved)
 
 
-def decode(display: TrainingDisplay, num_images: int) -> None:
-    for done in range(1, num_images + 1):
-        display(StoreProgress("train", done, num_images))
-
-
-def test_a_log_gets_a_line_at_each_quarter_of_the_decoding(capsys: pytest.CaptureFixture[str]) -> None:
-    with TrainingDisplay() as display:
-        decode(display, 202)
-    assert capsys.readouterr().out.splitlines() == [
-        f"decoded {done} of 202 train images" for done in (51, 101, 152, 202)
-    ]
-
-
-def test_a_log_gets_nothing_on_what_is_decoded_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with TrainingDisplay() as display:
-        decode(display, 40)
-    assert capsys.readouterr().out == ""
-
-
-def test_a_quiet_screen_shows_only_results(capsys: pytest.CaptureFixture[str]) -> None:
-    with TrainingDisplay(choose_screen(quiet=True)) as display:
-        decode(display, 202)
-        display(RunStarted(Path("run"), ("device cpu",), 0, 1, 1))
-        display(EpochDone(1, ROW, None, True))
-        display(RunFinished(Path("run"), "complete", 1, 0.5, 61.0))
+def test_a_quiet_display_shows_only_results(capsys: pytest.CaptureFixture[str]) -> None:
+    with TextDisplay(quiet=True) as display:
+        for done in range(1, 203):
+            display(StoreProgress("train", done, 202))
+        display(STARTED)
+        display(epoch(1, 0.5, improved=True))
+        display(FINISHED)
         display.finished(Path("run"))
-    assert capsys.readouterr().out.splitlines() == [
-        "done (complete) in 1:01: best mAP 0.5000 at epoch 1",
-        f"weights: {Path('run') / 'best.safetensors'}",
-        f"report:  {Path('run') / 'report.html'}",
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["done", "weights:", "report:"]
+    assert lines[1].endswith(str(Path("run") / "best.safetensors"))
+
+
+def test_a_log_has_a_row_for_each_epoch_under_one_header(capsys: pytest.CaptureFixture[str]) -> None:
+    with TextDisplay() as display:
+        display(STARTED)
+        for number in range(1, 41):
+            display(StepDone(number, 10, 0.1, 0.02, 0.3, 46.0, 61.0))
+            display(epoch(number, 0.25, improved=number == 2))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert lines[0] == ["epoch", "box", "object", "class", "img/s", "mAP50", "mAP", "best", "left"]
+    assert [line[0] for line in lines[1:]] == [f"{number}/40" for number in range(1, 41)]
+    assert [line[0] for line in lines if "*" in line] == ["2/40"]
 
 
 def test_a_terminal_shows_a_bar_while_images_are_decoded() -> None:
-    terminal = Terminal(console(60))
-    terminal.decoding("train", 30, 400)
-    assert text_of(terminal) == "decoding train \u2501\u2501" + "\u2500" * 28 + " 30/400 images"
-    terminal.decoding("train", 400, 400)
-    assert text_of(terminal) == ""
+    display, _ = display_of(60)
+    display(StoreProgress("train", 30, 400))
+    assert bottom(display) == ["decoding train \u2501\u2501" + "\u2500" * 28 + " 30/400 images"]
+    display(StoreProgress("train", 400, 400))
+    assert bottom(display) == []
 
 
 def test_a_running_epoch_stands_under_the_columns_of_its_table() -> None:
-    terminal = Terminal(console(80))
-    terminal.start_table(40)
-    terminal.epoch(line(2, 0.25, improved=True))
-    terminal.running(RunningEpoch(3, 40, 5, 10, 0.1, 0.02, 0.3, 46.25, 61.0))
-    row, best = text_of(terminal).splitlines()
-    header = "  epoch      box   object    class   img/s   mAP50     mAP  best     left"
-    assert row.startswith("   3/40   0.1000   0.0200   0.3000    46.2  5/10  ")
-    assert row.endswith("     1:01")
+    display, printed = display_of(80)
+    display(STARTED)
+    display(epoch(2, 0.25, improved=True))
+    display(StepDone(3, 5, 0.1, 0.02, 0.3, 46.25, 61.0))
+    row, best = bottom(display)
+    header = printed.getvalue().splitlines()[2]
+    assert row.split()[:6] == ["3/40", "0.1000", "0.0200", "0.3000", "46.2", "5/10"]
+    assert row.split()[-1] == "1:01"
     assert len(row) == len(header)
     assert row.count("\u2501") == row.count("\u2500")
-    assert best == "best so far: mAP 0.2500 at epoch 2"
-    assert header in terminal.console.file.getvalue()  # type: ignore[attr-defined]
+    assert "0.2500" in best
 
 
 @pytest.mark.parametrize("width", [10, 40, 79, 80, 120, 300])
 def test_no_line_of_the_table_is_wider_than_the_terminal(width: int) -> None:
     table = EpochTable("utf-8", 100)
-    running = RunningEpoch(3, 100, 5, 10, 0.1, 0.02, 0.3, 46.25, 40000.0)
-    lines = [table.header(width), table.row(line(100, 0.5, improved=True), width), table.running(running, width)]
+    running = table.running(StepDone(3, 5, 0.1, 0.02, 0.3, 46.25, 40000.0), 10, width)
+    lines = [table.header(width), table.row(epoch(100, 0.5, improved=True), 40000.0, width), running]
     assert max(len(one.plain.rstrip()) for one in lines) <= max(width, 7 + 2 + len("5/10"))
 
 
 def test_the_header_comes_again_before_it_is_out_of_sight() -> None:
-    terminal = Terminal(console(80, height=24))
-    terminal.start_table(40)
-    for epoch in range(1, 41):
-        terminal.epoch(line(epoch, 0.1, improved=False))
-    shown = terminal.console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    headers = [number for number, text in enumerate(shown) if "epoch" in text]
-    assert headers == [0, 19, 38]
-    assert len(shown) == 43
+    display, printed = display_of(80, height=24)
+    display(STARTED)
+    for number in range(1, 41):
+        display(epoch(number, 0.1, improved=False))
+    headers = [number for number, text in enumerate(printed.getvalue().splitlines()) if "epoch " in text]
+    assert max(later - earlier for earlier, later in pairwise(headers)) < 24
+    assert len(headers) > 1
 
 
 def test_the_best_epoch_is_marked_by_a_word() -> None:
     table = EpochTable("ascii", 9)
-    assert " best " in table.row(line(1, 0.5, improved=True), 80).plain
-    assert "best" not in table.row(line(1, 0.5, improved=False), 80).plain
-    assert "best" not in table.row(line(1, math.nan, improved=True), 80).plain
-    assert table.row(line(1, 0.5, improved=True), 200).plain.isascii()
+    rows = [table.row(epoch(1, score, improved), 1.0, 200).plain for score, improved in ((0.5, True), (0.5, False))]
+    assert ["best" in row for row in rows] == [True, False]
+    assert "best" not in table.row(epoch(1, math.nan, improved=True), 1.0, 80).plain
+    assert rows[0].isascii()
 
 
 def test_every_json_line_parses_and_nothing_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
-    display = JsonLines()
+    display = JsonDisplay()
     display(StoreProgress("train", 1, 1))
     display(RunStarted(Path("run"), ("device cpu",), 0, 2, 2))
     for batch in (1, 2):
@@ -139,5 +130,35 @@ def test_every_json_line_parses_and_nothing_is_not_finite(capsys: pytest.Capture
     }  # fmt: skip
     assert (events[2]["batch"], events[2]["objectness"]) == (2, None)
     assert events[3]["metrics"] == ROW | {"val/map": None}
-    assert events[4]["best_map"] is None
+    assert events[4] == {
+        "event": "run_finished", "folder": "run", "reason": "complete", "best_epoch": None, "best_map": None,
+        "seconds": 61.0,
+    }  # fmt: skip
     assert events[5]["best_weights"] == str(Path("run") / "best.safetensors")
+
+
+def test_a_log_gets_a_line_at_each_quarter_of_a_long_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    with counting("decoded") as count, TextDisplay() as display:
+        for done in range(1, 203):
+            count(done, 202)
+            count(done, 202, verb="compared")
+            display(StoreProgress("train", done, 202))
+        for done in range(1, 41):
+            count(done, 40)
+            display(StoreProgress("val", done, 40))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    for done, *_ in (line.split()[1:] for line in lines):
+        assert int(done) in (51, 101, 102, 152, 153, 202)
+
+
+def test_a_pass_over_images_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with counting("decoded") as count:
+        count(30, 400)
+    assert "30/400 images" in sys.stdout.getvalue()  # type: ignore[attr-defined]

@@ -217,12 +217,12 @@ def test_a_run_with_events_goes_on_without_the_package_and_says_so(
     display = TextDisplay()
     with chosen_loggers(LoggingOptions(), display, tmp_path) as logger:
         assert logger is ignore
-    assert f"{tmp_path / 'events'} is not gone on with: " in capsys.readouterr().out
+    assert f"{tmp_path / 'events'} is not continued" in capsys.readouterr().out
     with chosen_loggers(LoggingOptions(OutputOptions(quiet=True)), display, tmp_path) as logger:
         assert logger is ignore
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "is not gone on with" in captured.err
+    assert "is not continued" in captured.err
     with pytest.raises(InputError, match="pip install"), chosen_loggers(LoggingOptions(tensorboard=True), display):
         pass
 

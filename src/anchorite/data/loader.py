@@ -8,6 +8,7 @@ from typing import Literal, Protocol, Self
 
 import torch
 
+from anchorite.choices import CompileName
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, LoaderConfig
 from anchorite.data.dataset import LeftOut

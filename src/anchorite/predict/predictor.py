@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from anchorite.boxes import Detections, clip_xyxy
+from anchorite.choices import PrecisionName
 from anchorite.data.images import LetterboxTransform, letterbox, rectangular_size
 from anchorite.errors import AnchoriteError, InputError
 from anchorite.model import Detector, WeightsInfo, load_weights
