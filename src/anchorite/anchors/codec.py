@@ -1,4 +1,4 @@
-"""The codec between logits and boxes; decode exists here and nowhere else (docs/objective.md, section 2).
+"""The codec between logits and boxes, the only implementation of decoding (docs/objective.md, section 2).
 
 Legend: B images, A anchors, K classes, C = 5 + K channels, H, W grid rows and columns.
 """
@@ -37,15 +37,15 @@ def decode_level(
 ) -> tuple[Float[Tensor, "B A*H*W 4"], Float[Tensor, "B A*H*W C-4"]]:
     """Boxes (B, A*H*W, 4) as cxcywh in pixels, and the other 1 + K logits (B, A*H*W, 1 + K), of one level.
 
-    logits: (B, A, 5 + K, H, W); anchors_cells: (A, 2). Places are ordered by anchor, row, column.
+    logits: (B, A, 5 + K, H, W); anchors_cells: (A, 2). Ordered by anchor, row, column.
     """
     batch, num_anchors, channels, height, width = logits.shape
-    by_place = logits.permute(0, 1, 3, 4, 2)
-    boxes_cells = decode_boxes(by_place[..., :4], anchors_cells.view(num_anchors, 1, 1, 2).to(logits))
+    by_cell = logits.permute(0, 1, 3, 4, 2)
+    boxes_cells = decode_boxes(by_cell[..., :4], anchors_cells.view(num_anchors, 1, 1, 2).to(logits))
     rows, columns = torch.meshgrid(
         torch.arange(height, device=logits.device), torch.arange(width, device=logits.device), indexing="ij"
     )
     corners = torch.stack([columns, rows], dim=-1).to(logits.dtype)
     boxes_px = torch.cat([boxes_cells[..., :2] + corners, boxes_cells[..., 2:]], dim=-1) * stride
-    places = num_anchors * height * width
-    return boxes_px.reshape(batch, places, 4), by_place[..., 4:].reshape(batch, places, channels - 4)
+    num_cells = num_anchors * height * width
+    return boxes_px.reshape(batch, num_cells, 4), by_cell[..., 4:].reshape(batch, num_cells, channels - 4)

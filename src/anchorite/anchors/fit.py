@@ -1,4 +1,4 @@
-"""Do the anchors fit the data, and which anchors would: best possible recall, k-means, genetic refinement.
+"""How well anchors fit the data, and fitting them: best possible recall, k-means, genetic refinement.
 
 Legend: N boxes, L levels, A anchors per level, M = L*A anchors in all.
 """
@@ -44,7 +44,7 @@ def fit_anchors(
 ) -> AnchorSet:
     """Anchors fitted to boxes (N, 2) in pixels of the network input: k-means, then genetic refinement.
 
-    Anchors are sorted by area and dealt to the levels from fine to coarse. The same input and seed give the same
+    Anchors are sorted by area and assigned to the levels from fine to coarse. The same input and seed give the same
     anchors. Raises InputError when there are fewer distinct boxes than anchors.
     """
     wanted = len(strides) * num_anchors

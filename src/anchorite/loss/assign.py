@@ -1,4 +1,4 @@
-"""Assignment: which anchors and cells answer for which object (docs/objective.md, section 3). No gradient.
+"""Assignment: which anchors and cells are responsible for which object (docs/objective.md, section 3). No gradient.
 
 Legend: L levels, A anchors, T targets (rows), H, W grid rows and columns, P candidates of a level.
 """
@@ -20,9 +20,9 @@ from anchorite.boxes import Targets
 class Assignment:
     """The candidates of one level in canonical order: by shift (centre, left, up, right, down), anchor, object.
 
-    image, anchor, row, column: (P,) int64, the place; target: (P,) int64, the row of the targets; class_index: (P,)
-    int64; box: (P, 4) centre relative to the cell's corner, and sides, in cells; valid: (P,) bool. For compact targets
-    P is the number of candidates and all are valid; for padded targets P = 5 * A * T and the rest is masked.
+    image, anchor, row, column: (P,) int64, the anchor cell; target: (P,) int64, the row of the targets; class_index:
+    (P,) int64; box: (P, 4) centre relative to the cell's corner, and sides, in cells; valid: (P,) bool. For compact
+    targets P is the number of candidates and all are valid; for padded targets P = 5 * A * T and the rest is masked.
     """
 
     image: Int64[Tensor, " P"]
@@ -38,10 +38,10 @@ class Assignment:
 def assign(
     targets: Targets, anchors: AnchorSet, grid_sizes: Sequence[tuple[int, int]], ratio_limit: float = 4.0
 ) -> list[Assignment]:
-    """The candidates of each level, one `Assignment` a level.
+    """The candidates of each level, one `Assignment` per level.
 
     grid_sizes: (H, W) of each level. Decided in float64 whatever the type of the targets, so that every device and
-    precision assigns alike. Source: docs/objective.md, section 3.
+    precision gives the same assignment. Source: docs/objective.md, section 3.
     """
     return assign_to(targets, anchors.cells(torch.float64, targets.rows.device), grid_sizes, ratio_limit)
 
@@ -50,10 +50,9 @@ def assign(
 def assign_to(
     targets: Targets, anchors_cells: Float64[Tensor, "L A 2"], grid_sizes: Sequence[tuple[int, int]], ratio_limit: float
 ) -> list[Assignment]:
-    """`assign` for anchors (L, A, 2) float64 in cells that lie on the device already.
+    """`assign` for anchors (L, A, 2) float64 in cells, already on the device.
 
-    For padded targets nothing here depends on the data but the numbers themselves: no shape, no branch, and no constant
-    that would have to travel from the host.
+    For padded targets no shape and no branch depends on the data, and no constant is copied from the host.
     """
     rows = targets.rows.double()
     return [
@@ -69,7 +68,7 @@ def _assign_level(
     shapes_match = _shapes_match(torch.stack([w, h], dim=1), anchors_cells, ratio_limit)
     if valid is not None:
         shapes_match = shapes_match & valid
-    candidates = _cells_answer(x, y, height, width)[:, None, :] & shapes_match
+    candidates = _responsible_cells(x, y, height, width)[:, None, :] & shapes_match
     if valid is None:
         shift, anchor, target = candidates.nonzero(as_tuple=True)
         mask = torch.ones_like(shift, dtype=torch.bool)
@@ -97,14 +96,14 @@ def _shapes_match(sides: Tensor, anchors_cells: Tensor, ratio_limit: float) -> T
     return torch.maximum(ratio, 1 / ratio).amax(dim=-1) < ratio_limit
 
 
-def _cells_answer(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
-    """(5, T) bool: which of the five cells answer for a centre: its own, left, up, right, down."""
+def _responsible_cells(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
+    """(5, T) bool: which of the five cells are responsible for a centre: its own, left, up, right, down."""
     nearer = [(side % 1 < 0.5) & (side > 1) for side in (x, y, width - x, height - y)]
     return torch.stack([torch.ones_like(nearer[0]), *nearer])
 
 
 def _cells(x: Tensor, y: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Columns and rows, each (5, T), of the five cells: the centre moved by half a cell, cut, and held in the grid."""
+    """Columns and rows, each (5, T), of the five cells: the centre moved by half a cell, cut, clamped to the grid."""
     columns = torch.stack([x, x - 0.5, x, x + 0.5, x])
     rows = torch.stack([y, y, y - 0.5, y, y + 0.5])
     return columns.trunc_().clamp_(0, width - 1), rows.trunc_().clamp_(0, height - 1)

@@ -1,6 +1,6 @@
-"""What each matched place and each cell adds to the loss: the criterion's three terms, taken apart.
+"""What each matched anchor cell adds to the loss, and each anchor cell to objectness: the three terms broken down.
 
-Legend: B images, L levels, A anchors, K classes, H, W grid rows and columns, P matched places of a level.
+Legend: B images, L levels, A anchors, K classes, H, W grid rows and columns, P matched anchor cells of a level.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from anchorite.loss.terms import bce_with_focus, class_targets, objectness_targe
 
 
 class LevelBreakdown(NamedTuple):
-    """One level's part of the loss, place by place; everything detached, in the loss's precision.
+    """One level's part of the loss by anchor cell; everything detached, in the loss's precision.
 
     assignment: compact, in canonical order. predicted: (P, 4) boxes as centre relative to the cell's corner and sides,
     in cells, as in assignment.box. iou: (P,) `config.box_iou` of predicted and target box. box, classification: (P,)
-    what each place adds to `LossTerms.box` and `.classification`, gains included. objectness: (B, A, H, W) what every
-    place adds to `LossTerms.objectness`, balance and gain included; objectness_target: (B, A, H, W).
+    what each anchor cell adds to `LossTerms.box` and `.classification`, gains included. objectness: (B, A, H, W) what
+    every anchor cell adds to `LossTerms.objectness`, balance and gain included; objectness_target: (B, A, H, W).
     """
 
     assignment: Assignment
@@ -43,9 +43,9 @@ class LevelBreakdown(NamedTuple):
 def break_down(
     criterion: DetectionLoss, logits: Sequence[Tensor | LevelLogits], targets: Targets
 ) -> list[LevelBreakdown]:
-    """The loss of one batch, one `LevelBreakdown` a level; over levels and places they sum to the criterion's terms.
+    """The loss of one batch, one `LevelBreakdown` per level; summed over levels, it gives the criterion's terms.
 
-    Called like the criterion, whose state stays as it is (automatic balance does not follow). Raises InputError when
+    Called like the criterion, whose state is unchanged (automatic balance is not updated). Raises InputError when
     the number of levels is wrong. Source: docs/objective.md, section 4.
     """
     levels = [as_level_logits(level) for level in logits]
@@ -53,7 +53,7 @@ def break_down(
         raise InputError(f"{len(levels)} levels of logits for {criterion.anchors.num_levels} levels of anchors")
     maps = [_in_loss_precision(level.objectness()) for level in levels]
     grid_sizes = [(int(objectness.shape[2]), int(objectness.shape[3])) for objectness in maps]
-    # Compact: a masked row of padded targets answers for nothing and would only be carried along.
+    # Compact: masked rows of padded targets have no anchor cells.
     rows = targets.compact()
     anchors_cells = criterion.anchors.cells(torch.float64, rows.rows.device)
     found = assign_to(rows, anchors_cells, grid_sizes, criterion.config.ratio_limit)
@@ -66,17 +66,17 @@ def break_down(
 def _level(
     criterion: DetectionLoss, number: int, objectness_map: Tensor, logits: Tensor, found: Assignment
 ) -> LevelBreakdown:
-    """One level from its objectness logits (B, A, H, W) and the logits (P, 5 + K) of its matched places."""
+    """One level from its objectness logits (B, A, H, W) and the logits (P, 5 + K) of its matched anchor cells."""
     config = criterion.config
     shares = share_of_each(found.valid, logits.dtype)
     sides = criterion.anchors.cells(torch.float64, logits.device)[number].to(logits.dtype)
     predicted = decode_boxes(logits[:, :4], sides[found.anchor])
     iou = paired_iou(predicted, found.box.to(logits.dtype), config.box_iou)
-    by_place = objectness_map.permute(0, 2, 3, 1)
-    batch, height, width, num_anchors = by_place.shape
+    by_cell = objectness_map.permute(0, 2, 3, 1)
+    batch, height, width, num_anchors = by_cell.shape
     shape = (batch, height, width, num_anchors)
     goals = objectness_targets(found, iou, shape, config.objectness_iou_ratio, config.collision).view(shape)
-    cost = bce_with_focus(by_place, goals, config.objectness_pos_weight, config.focal_gamma)
+    cost = bce_with_focus(by_cell, goals, config.objectness_pos_weight, config.focal_gamma)
     weight = config.objectness_gain * criterion.balance[number].to(cost.dtype) / goals.numel()
     return LevelBreakdown(
         assignment=found,
@@ -90,7 +90,7 @@ def _level(
 
 
 def _classification(criterion: DetectionLoss, class_logits: Tensor, found: Assignment, shares: Tensor) -> Tensor:
-    """(P,) what each place adds to the class term; zeros for a single class, which has none."""
+    """(P,) what each anchor cell adds to the class term; zeros for a single class, which has none."""
     config, num_classes = criterion.config, criterion.num_classes
     if num_classes == 1:
         return torch.zeros_like(shares)

@@ -10,7 +10,7 @@ from anchorite.boxes import IouKind
 
 
 class LossConfig(BaseModel):
-    """Options of the objective. Gains are applied as they stand; `scaled` derives those of a trainer."""
+    """Options of the objective. Gains are applied unchanged; `scaled` derives those of a trainer."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -18,13 +18,13 @@ class LossConfig(BaseModel):
     objectness_gain: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of the objectness term")
     class_gain: float = Field(0.5, ge=0, allow_inf_nan=False, description="weight of the class term")
     ratio_limit: float = Field(4.0, gt=1, allow_inf_nan=False, description="largest side ratio of box and anchor")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="how much of a class target is spread")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="e: class targets are 1 - e/2 and e/2")
     focal_gamma: float = Field(0.0, ge=0, allow_inf_nan=False, description="focal exponent; 0 is plain BCE")
     class_pos_weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight of positive class targets")
     objectness_pos_weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight of positive objectness")
     objectness_iou_ratio: float = Field(1.0, ge=0, le=1, description="gr: share of the IoU in objectness targets")
     automatic_balance: bool = Field(False, description="let the levels' objectness weights follow their losses")
-    collision: Literal["last", "best"] = Field("last", description="which of several candidates at a place wins")
+    collision: Literal["last", "best"] = Field("last", description="which of several candidates of an anchor cell wins")
     box_iou: IouKind = Field("ciou", description="the IoU of the box term")
     class_weights: tuple[float, ...] | None = Field(None, strict=False, description="K weights of the class term")
 

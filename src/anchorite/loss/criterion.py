@@ -50,13 +50,13 @@ def initial_balance(num_levels: int) -> tuple[float, ...]:
 class DetectionLoss(nn.Module):
     """Box, objectness and class loss of a batch, with the levels' balance as state.
 
-    Called with one entry of logits a level (a dense tensor (B, A, 5 + K, H, W), or anything that answers
-    `objectness()` and `at(...)`) and the batch's Targets; returns LossTerms. The loss is computed in float32 under
-    any autocast, in float64 for float64 logits. Source: docs/objective.md, section 4.
+    Called with the logits of each level (a dense tensor (B, A, 5 + K, H, W), or any `LevelLogits`) and the batch's
+    Targets; returns LossTerms. The loss is computed in float32 under any autocast, in float64 for float64 logits.
+    Source: docs/objective.md, section 4.
 
     With several ranks each is called with its part of the batch, and the terms are those of the whole batch: means are
-    taken over all ranks' candidates and places. total is this rank's part times their number, so that the mean of the
-    ranks' gradients is the gradient of the whole batch.
+    taken over all ranks' candidates and anchor cells. total is this rank's part times world_size, so that the mean of
+    the ranks' gradients is the gradient of the whole batch.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class DetectionLoss(nn.Module):
             raise InputError(f"class_weights has {len(weights)} numbers for {num_classes} classes")
         self.register_buffer("balance", torch.tensor(initial_balance(anchors.num_levels), dtype=torch.float64))
         self.balance: Tensor
-        # Constants live on the device: made anew in each step, they would have to be copied there, and waited for.
+        # Constants are buffers: created in each step, they would be copied to the device synchronously.
         self.register_buffer("_anchors_cells", anchors.cells(torch.float64), persistent=False)
         self._anchors_cells: Tensor
         of_classes = None if weights is None else torch.tensor(weights, dtype=torch.float64)
@@ -86,22 +86,22 @@ class DetectionLoss(nn.Module):
     def forward(
         self, logits: Sequence[Tensor | LevelLogits], targets: Targets, num_images: int | None = None
     ) -> LossTerms:
-        """The loss of one batch; num_images: of the batch on all ranks together, None for as many as there are here."""
+        """The loss of one batch; num_images: of the batch over all ranks; None: this rank's are all."""
         levels = [as_level_logits(level) for level in logits]
         if len(levels) != self.anchors.num_levels:
             raise InputError(f"{len(levels)} levels of logits for {self.anchors.num_levels} levels of anchors")
-        # The head answers under the caller's autocast; every term after that is computed without it.
+        # The head computes under the caller's autocast; every term after that without it.
         maps = [level.objectness() for level in levels]
         grid_sizes = [(int(objectness.shape[2]), int(objectness.shape[3])) for objectness in maps]
         found = assign_to(targets, self._anchors_cells, grid_sizes, self.config.ratio_limit)
-        # All levels behind each other, because each operator costs more than its work at these sizes.
+        # All levels concatenated: at these sizes launching an operator costs more than its work.
         picked = torch.cat([of.at(f.image, f.anchor, f.row, f.column) for of, f in zip(levels, found, strict=True)])
         with _without_autocast(maps[0].device.type):
             maps = [_in_loss_precision(objectness) for objectness in maps]
             return self._terms(maps, _in_loss_precision(picked), found, num_images or maps[0].shape[0])
 
     def _terms(self, maps: list[Tensor], logits: Tensor, found: list[Assignment], num_images: int) -> LossTerms:
-        """The loss from objectness maps (B, A, H, W), one a level, and the logits (P, 5 + K) of all candidates."""
+        """The loss from objectness maps (B, A, H, W), one per level, and the logits (P, 5 + K) of all candidates."""
         config, world = self.config, self.world
         valid = torch.cat([level.valid for level in found])
         counts = world.all_reduce(torch.stack([level.valid.sum() for level in found]))
@@ -111,9 +111,9 @@ class DetectionLoss(nn.Module):
         iou = self._iou(box_logits, found)
         box = config.box_gain * weighted_sum(1 - iou, shares, valid)
         per_level = self._objectness_by_level(maps, iou.detach(), found, num_images)
-        # A copy: the backward pass needs the weights as they were, not as automatic balance leaves them. Made by a
-        # product, because torch.compile makes any cheaper copy a second time in the backward pass, from the changed
-        # buffer; results of products it keeps.
+        # A copy: the backward pass needs the weights before automatic balance changes them. By a matrix product,
+        # because torch.compile recomputes any cheaper copy in the backward pass, from the changed buffer; it saves
+        # products.
         identity = torch.eye(per_level.shape[0], dtype=self.balance.dtype, device=self.balance.device)
         balance = (identity @ self.balance[:, None])[:, 0].to(per_level.dtype)
         objectness = config.objectness_gain * (balance * per_level).sum()
@@ -142,13 +142,13 @@ class DetectionLoss(nn.Module):
         losses = []
         ious = iou.split([level.valid.shape[0] for level in found])
         for objectness, iou_of_level, level in zip(maps, ious, found, strict=True):
-            # Cell by cell, which is how a channels_last head leaves its answer: no copy there.
-            by_place = objectness.permute(0, 2, 3, 1)
-            batch, height, width, num_anchors = by_place.shape
+            # Channels last, the memory format of the head's output: no copy.
+            by_cell = objectness.permute(0, 2, 3, 1)
+            batch, height, width, num_anchors = by_cell.shape
             shape = (batch, height, width, num_anchors)
             goals = objectness_targets(level, iou_of_level, shape, config.objectness_iou_ratio, config.collision)
-            answers, share = by_place.flatten(), 1 / (num_images * height * width * num_anchors)
-            losses.append(bce_sum(answers, goals, share, config.objectness_pos_weight, config.focal_gamma))
+            flat, share = by_cell.flatten(), 1 / (num_images * height * width * num_anchors)
+            losses.append(bce_sum(flat, goals, share, config.objectness_pos_weight, config.focal_gamma))
         return torch.stack(losses)
 
     def _class_term(self, class_logits: Tensor, class_index: Tensor, shares: Tensor) -> Tensor:
@@ -164,9 +164,9 @@ class DetectionLoss(nn.Module):
 
     @torch.no_grad()
     def _follow(self, per_level: Tensor) -> None:
-        """Automatic balance: the weights drift to the inverse of the levels' losses."""
+        """Automatic balance: the weights move towards the inverse of the levels' losses."""
         losses = per_level.to(self.balance.dtype)
-        # A level that costs nothing has no inverse: it gains nothing, instead of turning all weights into NaN.
+        # A loss of 0 has no inverse: its weight gains 0, instead of turning all weights into NaN.
         gains = torch.where(losses > torch.finfo(torch.float32).tiny, _BALANCE_GAIN / losses, 0.0)
         raised = self.balance * _BALANCE_KEEP + gains
         self.balance.copy_(raised / raised[self._pivot])

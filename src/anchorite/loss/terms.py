@@ -1,4 +1,4 @@
-"""The terms of the objective as pure functions, each to be read beside its formula (docs/objective.md, section 4).
+"""The terms of the objective as pure functions, one function per formula (docs/objective.md, section 4).
 
 Legend: B images, A anchors, K classes, H, W grid rows and columns, P candidates.
 """
@@ -45,7 +45,7 @@ def bce_sum(
 ) -> Float[Tensor, ""]:
     """Sum of weights * `bce_with_focus`; weights, a number or a tensor as long as the logits, get no gradient.
 
-    Without options the gradient is one pass over the logits, with nothing kept for it but logits and targets.
+    Without options the gradient is one pass over the logits and saves only logits and targets.
     """
     if pos_weight == 1 and focal_gamma == 0 and not torch.compiler.is_compiling():
         total: Tensor = _BceSum.apply(logits, targets, weights)
@@ -54,7 +54,7 @@ def bce_sum(
 
 
 def _parts(logits: Tensor) -> list[slice]:
-    """Slices of the first dimension, each of about `_ELEMENTS_AT_A_TIME` elements; one where there is nothing."""
+    """Slices of the first dimension, each of about `_ELEMENTS_AT_A_TIME` elements; one slice if it is empty."""
     rows = max(1, _ELEMENTS_AT_A_TIME * logits.shape[0] // max(1, logits.numel()))
     return [slice(start, start + rows) for start in range(0, max(1, logits.shape[0]), rows)]
 
@@ -65,7 +65,7 @@ class _BceSum(torch.autograd.Function):
         weighted = isinstance(weights, Tensor)
         ctx.save_for_backward(logits, targets, *([weights] if weighted else []))
         ctx.weight = None if weighted else weights
-        # A part at a time: what lies between would weigh several times the logits, and it stays in the cache this way.
+        # A part at a time: intermediate results would take several times the memory of the logits; parts fit the cache.
         sums = []
         for part in _parts(logits):
             loss = binary_cross_entropy_with_logits(logits[part], targets[part], reduction="none")
@@ -103,32 +103,32 @@ def class_targets(
 
 def objectness_targets(
     assignment: Assignment, iou: Float[Tensor, " P"], shape: tuple[int, int, int, int], gr: float, collision: str
-) -> Float[Tensor, " places"]:
-    """(B * H * W * A,) targets of the objectness term: (1 - gr) + gr * max(iou, 0) at matched places, else 0.
+) -> Float[Tensor, " cells"]:
+    """(B * H * W * A,) targets of the objectness term: (1 - gr) + gr * max(iou, 0) at matched anchor cells, else 0.
 
-    iou: (P,) without gradient; shape: (B, H, W, A). Where several candidates hit a place, the last in canonical order
+    iou: (P,) without gradient; shape: (B, H, W, A). Of several candidates of an anchor cell the last in canonical order
     wins, or, for collision "best", the one with the highest IoU (the last of equals). The winner is found by a maximum
     over candidate numbers, which no order of execution can change.
     """
     batch, height, width, num_anchors = shape
-    cells = (assignment.image * height + assignment.row) * width + assignment.column
-    places = cells * num_anchors + assignment.anchor
-    num_places = batch * height * width * num_anchors
-    # Masked candidates write to one spare place behind the map, which is cut off again.
-    places = torch.where(assignment.valid, places, num_places)
+    grid_cell = (assignment.image * height + assignment.row) * width + assignment.column
+    cells = grid_cell * num_anchors + assignment.anchor
+    num_cells = batch * height * width * num_anchors
+    # Masked candidates write to one extra element after the map, which is dropped.
+    cells = torch.where(assignment.valid, cells, num_cells)
     contends = assignment.valid
     if collision == "best":
-        best = iou.new_full((num_places + 1,), -torch.inf).scatter_reduce_(0, places, iou, "amax")
-        contends = contends & (iou == best[places])
-    number = torch.arange(places.shape[0], device=places.device)
+        best = iou.new_full((num_cells + 1,), -torch.inf).scatter_reduce_(0, cells, iou, "amax")
+        contends = contends & (iou == best[cells])
+    number = torch.arange(cells.shape[0], device=cells.device)
     contender = torch.where(contends, number, -1)
-    winner = torch.full((num_places + 1,), -1, dtype=torch.int64, device=places.device)
-    winner.scatter_reduce_(0, places, contender, "amax")
-    wins = contends & (winner[places] == number)
+    winner = torch.full((num_cells + 1,), -1, dtype=torch.int64, device=cells.device)
+    winner.scatter_reduce_(0, cells, contender, "amax")
+    wins = contends & (winner[cells] == number)
     values = (1 - gr) + gr * iou.clamp(min=0)
-    targets = iou.new_zeros(num_places + 1)
-    targets.scatter_(0, torch.where(wins, places, num_places), values)
-    return targets[:num_places]
+    targets = iou.new_zeros(num_cells + 1)
+    targets.scatter_(0, torch.where(wins, cells, num_cells), values)
+    return targets[:num_cells]
 
 
 def share_of_each(
@@ -145,5 +145,5 @@ def weighted_sum(
     values: Float[Tensor, " P"], weights: Float[Tensor, " P"], valid: Bool[Tensor, " P"]
 ) -> Float[Tensor, ""]:
     """Sum of weights * values, each (P,), over the valid ones."""
-    # where, not the weight alone: a masked candidate may hold anything, and 0 * inf is not 0.
+    # where, not the weight alone: a masked candidate may hold any value, and 0 * inf is NaN.
     return (torch.where(valid, values, 0) * weights).sum()
