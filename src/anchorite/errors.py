@@ -63,8 +63,8 @@ class WorkerError(AnchoriteError):
 
 
 class ReportedByPeer(WorkerError):
-    """What ends this rank was told by another one; exit_code is that of the cause."""
+    """Another rank has reported the error that ends this one already; exit_code is that of the cause."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("told by another rank")
+        super().__init__("reported by another rank")
         self.exit_code = exit_code

@@ -63,9 +63,9 @@ def wait_for_checkpoint(run: Path) -> None:
         time.sleep(0.05)
 
 
-def bits(run: Path, epoch: int = EPOCHS) -> dict[str, bytes]:
+def bits(run: Path) -> dict[str, bytes]:
     """Everything that a run's end is made of."""
-    tensors = load_file(run / "checkpoints" / f"epoch-{epoch:04d}.safetensors")
+    tensors = load_file(run / "checkpoints" / f"epoch-{EPOCHS:04d}.safetensors")
     found = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
     untimed = [
         {name: value for name, value in row.items() if "second" not in name} for row in RunFolder(run).read_rows()
@@ -77,7 +77,7 @@ def bits(run: Path, epoch: int = EPOCHS) -> dict[str, bytes]:
 def finished() -> Path:
     """A run of two ranks on 10 images in batches of 4, so that ranks have parts of 2, and of 1 in the last batch."""
     run = Path(mkdtemp()) / "run"
-    process = start(train_words(run))
+    process = start(train_words(run, *BY_STEP))
     output, errors = process.communicate(timeout=170)
     assert process.returncode == 0, errors
     assert "ranks 2: batch 4, 2 images each" in output

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -14,11 +13,13 @@ from tempfile import mkdtemp
 
 import pytest
 
+from anchorite.cli import run as run_command
 from anchorite.train.checkpoint import found_checkpoints
 from tests.cli.commands import data_folder, quick_recipe
 from tests.distributed.launched import (
     BY_STEP,
     ENDLESS,
+    EPOCHS,
     TIMEOUT_S,
     bits,
     finished,
@@ -33,7 +34,9 @@ pytestmark = pytest.mark.slow
 
 @cache
 def undisturbed(count: int) -> dict[str, bytes]:
-    """How a run of so many ranks ends that nothing happens to."""
+    """The end of a run of so many ranks that nothing happens to."""
+    if count == 2:
+        return bits(finished())
     run = Path(mkdtemp()) / "run"
     process = start(train_words(run, *BY_STEP), count)
     _, errors = process.communicate(timeout=170)
@@ -56,18 +59,23 @@ def ours(errors: str) -> list[str]:
     return [line for line in errors.splitlines() if line.startswith("anchorite: ")]
 
 
-@pytest.mark.parametrize(("number", "what"), [(signal.SIGKILL, "is gone"), (signal.SIGSTOP, "was stopped")])
-def test_a_rank_that_is_killed_or_stopped_is_named_and_ends_all(number: int, what: str, tmp_path: Path) -> None:
+# torchrun gives a process 30 s to end before it kills it, which a stopped one makes use of.
+@pytest.mark.parametrize(
+    ("number", "what", "within_s"), [(signal.SIGKILL, "ended", 15), (signal.SIGSTOP, "did not answer for 5 s", 50)]
+)
+def test_a_rank_that_is_killed_or_stopped_ends_all_with_a_reason(
+    number: int, what: str, within_s: float, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     process = start(train_words(run, *ENDLESS))
     wait_for_checkpoint(run)
     world = ranks_of(process)
     assert len(world) == 2
     os.kill(world[1], number)
-    errors, _ = end(process, TIMEOUT_S + 15)
-    said = ours(errors)
-    assert said[0].startswith(f"anchorite: rank 1 (process {world[1]} on "), errors
-    assert what in said[0]
+    errors, _ = end(process, TIMEOUT_S + within_s)
+    (said,) = ours(errors)
+    assert said.startswith(f"anchorite: another process of the run {what}"), errors
+    assert number != signal.SIGKILL or "rank      : 1 (local_rank: 1)" in errors, "torchrun names it"
     assert f"anchorite train --resume {run}" in errors
     assert not any(Path(f"/proc/{rank}").exists() for rank in world)
     assert any(one.progress is not None for one in found_checkpoints(run / "checkpoints"))
@@ -80,12 +88,6 @@ def test_a_rank_that_raises_is_quoted_and_ends_all(tmp_path: Path) -> None:
     said = ours(errors)
     assert said == ["anchorite: rank 1: the disk of rank 1 is full"], errors
     assert 'Traceback (most recent call last):\n  File "/work' not in errors
-
-
-def test_what_fails_on_all_ranks_is_told_once(tmp_path: Path) -> None:
-    process = start(["train", str(tmp_path / "nothing"), "--recipe", quick_recipe(), "--out", str(tmp_path / "run")])
-    errors, _ = end(process, 90)
-    assert len(ours(errors)) == 1, errors
 
 
 def test_after_a_restart_the_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
@@ -116,35 +118,31 @@ def test_a_signal_leaves_a_checkpoint_from_which_ranks_go_on_bit_for_bit(
     assert bits(run) == expected
 
 
-def test_another_number_of_ranks_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+def test_another_number_of_ranks_is_refused_unless_it_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Path(shutil.copytree(finished(), tmp_path / "run"))  # other tests of this process look at the original
     (run / "summary.json").unlink()
     recipe = run / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("epochs: 2\n", "epochs: 3\n", 1))
+    recipe.write_text(recipe.read_text().replace(f"epochs: {EPOCHS}\n", f"epochs: {EPOCHS + 1}\n", 1))
     words = ["train", "--resume", str(run), "--allow", "recipe"]
-    alone = subprocess.run(
-        [sys.executable, "-m", "anchorite", *words], capture_output=True, text=True, timeout=90, check=False
-    )
-    assert alone.returncode == 2
-    assert "ranks: 2 then, 1 now" in alone.stderr
-    assert "--allow ranks" in alone.stderr
-    allowed = subprocess.run(
-        [sys.executable, "-m", "anchorite", *words, "--allow", "ranks"],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert allowed.returncode == 0, allowed.stderr
-    assert "resumed after epoch 2" in allowed.stdout
+    assert run_command(words) == 2
+    refused = capsys.readouterr().err
+    assert "ranks: 2 then, 1 now" in refused
+    assert "--allow ranks" in refused
+    assert run_command([*words, "--allow", "ranks"]) == 0
+    assert f"resumed after epoch {EPOCHS}" in capsys.readouterr().out
 
 
-def test_restarts_need_a_folder_and_ranks_need_an_image_each(tmp_path: Path) -> None:
-    process = start(["train", str(data_folder()), "--recipe", quick_recipe()], restarts=1)
-    errors, _ = end(process, 90)
-    assert "--max-restarts without --out" in errors
+def test_restarts_need_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    assert run_command(["train", str(data_folder()), "--recipe", quick_recipe()]) == 2
+    assert "--max-restarts without --out" in capsys.readouterr().err
+
+
+def test_ranks_need_an_image_each_which_one_of_them_says(tmp_path: Path) -> None:
     process = start(train_words(tmp_path / "run", "--batch", "1"))
     errors, _ = end(process, 90)
-    assert len(ours(errors)) == 1
-    assert "batch 1 for 2 ranks" in ours(errors)[0]
+    (said,) = ours(errors)
+    assert "batch 1 for 2 ranks" in said
     assert not (tmp_path / "run").exists()
