@@ -20,10 +20,9 @@ import torch
 
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, EpochBatches, LoaderConfig, SampleKey
-from anchorite.data.host_loader import HostLoader, make_loader
+from anchorite.data.host_loader import HostLoader, WorkerPool, make_loader
 from anchorite.data.samples import TrainSamples
 from anchorite.data.store import ImageStore
-from anchorite.data.workers import WorkerPool
 from anchorite.errors import InputError, WorkerError
 from tests.data.test_samples import EVERYTHING, make_records
 
@@ -317,8 +316,8 @@ def test_a_worker_that_a_fork_left_with_a_held_lock_is_made_anew(
         return worker
 
     monkeypatch.setattr(WorkerPool, "_begun", note)
-    monkeypatch.setattr("anchorite.data.workers._try_out", lambda: lock.acquire() and lock.release())
-    monkeypatch.setattr("anchorite.data.workers.FIRST_PATIENCE_S", 0.3)
+    monkeypatch.setattr("anchorite.data.host_loader._try_out", lambda: lock.acquire() and lock.release())
+    monkeypatch.setattr("anchorite.data.host_loader.FIRST_PATIENCE_S", 0.3)
     lock.acquire()
     with make_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
         forked = list(loader)
@@ -329,8 +328,8 @@ def test_a_worker_that_a_fork_left_with_a_held_lock_is_made_anew(
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
 def test_workers_that_never_become_ready_are_given_up(samples: TrainSamples, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchorite.data.workers._try_out", lambda: time.sleep(60))
-    monkeypatch.setattr("anchorite.data.workers.FIRST_PATIENCE_S", 0.1)
+    monkeypatch.setattr("anchorite.data.host_loader._try_out", lambda: time.sleep(60))
+    monkeypatch.setattr("anchorite.data.host_loader.FIRST_PATIENCE_S", 0.1)
     loader = make_loader(samples, LoaderConfig(batch_size=4, workers=2, worker_timeout_s=1.0))
     with pytest.raises(WorkerError, match="gave no batch for 1 s before its first sample"):
         next(iter(loader))

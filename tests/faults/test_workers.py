@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from anchorite.cli import run
-from anchorite.data import workers
+from anchorite.data import host_loader
 from anchorite.data.batches import LoaderConfig
 from anchorite.data.host_loader import HostLoader, make_loader
 from anchorite.errors import WorkerError
@@ -104,7 +104,7 @@ def _stops_in_mid_answer(orders: Any, *_: object) -> None:
 def test_a_worker_that_stops_in_the_middle_of_its_answer_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_work", _stops_in_mid_answer)
+    monkeypatch.setattr(host_loader, "_work", _stops_in_mid_answer)
     samples = make_samples(tmp_path)
     with nothing_left():
         with make_loader(samples, LoaderConfig(workers=1, worker_timeout_s=TIMEOUT_S)) as loader:
