@@ -102,8 +102,8 @@ def latency_table(
     detector: Detector, info: WeightsInfo, train: Sequence[Record], test: Sequence[Record], size: int, rounds: int
 ) -> None:
     """Milliseconds from one image to its detections."""
-    from anchorite.export.onnx_file import onnx_runtime
-    from anchorite.export.openvino_file import openvino_runtime
+    from anchorite.export.onnx_format import onnx_runtime
+    from anchorite.export.openvino_format import openvino_runtime
 
     described = export_info(info, ExportRequest(image_size=size))
     images = [image[None] for batch in batches_of(test[:16], described) for image in batch]
@@ -154,7 +154,7 @@ def parity_table(detector: Detector, info: WeightsInfo, train: Sequence[Record],
     print("| export | MB | boxes within px | of their side | scores within | mAP50-95 | PyTorch | mAP50 | PyTorch |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, one in made(detector, info, spread(train, _CALIBRATION), spread(test, _COMPARED), info.image_size):
-        measured, parity = measure(detector, one, validator, name), one.parity
+        measured, parity = measure(detector, one.dense, validator, name), one.parity
         found = "" if parity.found is None else f" ({parity.found} detections equal)"
         print(
             f"| {name}{found} | {one.num_bytes / 1e6:.1f} | {parity.box_px:.2g} | {parity.box_share:.1g} | "

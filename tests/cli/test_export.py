@@ -59,7 +59,7 @@ def test_it_says_what_it_made_and_how_far_that_differs(capsys: pytest.CaptureFix
     assert lines[2] == f"outputs:  detections, counts; {inside}"
     number = r"\d\S*"
     assert re.fullmatch(
-        rf"compared: with PyTorch on 4 images, 2268 places: boxes within {number} px \({number} of their side\), "
+        rf"compared: with PyTorch on 4 images, 2268 anchor cells: boxes within {number} px \({number} of their side\), "
         rf"scores within {number}",
         lines[3],
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anchorite.data.scenes import SCENE_CLASSES
 from anchorite.export import Built, ExportInfo, ExportRequest, build, drawn_batches, export_info, exporting
-from anchorite.export.tracing import onnx_model
+from anchorite.export.onnx_format import onnx_model
 from anchorite.model import Detector, WeightsInfo, default_anchors, save_weights
 from anchorite.predict import PredictConfig
 

@@ -28,10 +28,10 @@ from anchorite.export import (
     load_export,
     write,
 )
-from anchorite.export.metadata import PREFIX
-from anchorite.export.network import DecodedNetwork
-from anchorite.export.openvino_file import openvino_runtime
-from anchorite.export.tracing import onnx_model
+from anchorite.export.exported import PREFIX
+from anchorite.export.onnx_format import onnx_model
+from anchorite.export.openvino_format import openvino_runtime
+from anchorite.export.torch_export import DecodedNetwork
 from anchorite.model import fold_batch_norm
 from anchorite.predict import PredictConfig, Predictor, decoded_detections, detections_from_logits
 from tests.cli.commands import data_folder

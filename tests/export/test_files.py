@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 from anchorite.errors import AnchoriteError, InputError, StorageError, UnsafeFileError
 from anchorite.evaluate import ValidationConfig
 from anchorite.export import ExportInfo, load_export, load_predictor
-from anchorite.export.metadata import KEYS, PREFIX, from_texts, to_texts
-from anchorite.export.onnx_file import onnx_runtime, read_bounded, with_metadata
+from anchorite.export.exported import KEYS, PREFIX, from_texts, to_texts
+from anchorite.export.onnx_format import onnx_runtime, read_bounded, with_metadata
 from anchorite.model import WeightsInfo
 from anchorite.predict import PredictConfig
 from tests.export.exports import INFO, LIMITS, P5, PLAIN, SUPPRESSED, built, images, plain_file, weights
@@ -206,7 +206,7 @@ def test_output_that_is_not_finite_is_an_error_not_an_empty_answer() -> None:
 def test_openvino_is_imported_without_its_reporting(tmp_path: Path) -> None:
     script = """
 import multiprocessing, sys
-from anchorite.export.extras import openvino
+from anchorite.export.openvino_format import openvino
 started = []
 multiprocessing.Process.start = lambda process: started.append(process)
 core = openvino().Core()

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from anchorite.errors import InputError
-from anchorite.export.suppression import suppression_model
-from anchorite.export.tracing import OPSET
+from anchorite.export.nms_graph import suppression_model
+from anchorite.export.onnx_format import OPSET
 from anchorite.predict import PredictConfig, decoded_detections
 
 NUM_CLASSES = 4
 
 
-def crowded(num_images: int, num_places: int) -> tuple[torch.Tensor, torch.Tensor]:
+def crowded(num_images: int, num_cells: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(num_images, num_places, 2, generator=generator) * 100
-    sides = torch.rand(num_images, num_places, 2, generator=generator) * 50
-    scores = torch.rand(num_images, num_places, NUM_CLASSES, generator=generator) ** 3
+    corners = torch.rand(num_images, num_cells, 2, generator=generator) * 100
+    sides = torch.rand(num_images, num_cells, 2, generator=generator) * 50
+    scores = torch.rand(num_images, num_cells, NUM_CLASSES, generator=generator) ** 3
     return torch.cat([corners, corners + sides], dim=-1), scores
 
 

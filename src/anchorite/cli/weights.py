@@ -118,7 +118,7 @@ def export(
     measured = None
     if records:
         validator = Validator(records, info.class_names, described.weights.image_size)
-        measured = measure(detector, built, validator, str(target))
+        measured = measure(detector, built.dense, validator, str(target))
     print("\n".join(_export_lines(built, measured, len(records))))
     for path in write(target, built):
         print(f"written:  {path}")
@@ -170,7 +170,7 @@ def _export_lines(built: Built, measured: Measured | None, num_measured: int) ->
         f"network:  size {info.size}, {len(info.class_names)} classes, {info.image_size} px, {export.precision}",
         f"input:    images, {export.input}; {shape}",
         f"outputs:  {', '.join(export.outputs)}{inside}",
-        f"compared: with PyTorch on {images}, {parity.num_places} places: {differences}",
+        f"compared: with PyTorch on {images}, {parity.num_cells} anchor cells: {differences}",
     ]
     if parity.found is not None:
         few = "; give --verify DATA to compare some" if parity.found == 0 else ""

@@ -1,31 +1,156 @@
-"""`ExportedRuntime`: an exported network behind the same interface as a detector in torch, whatever computes it.
+"""What an exported file says of itself, and the runtime that runs it as a detector in torch is run.
 
-Legend: B images, H, W of the input in pixels, N places, K classes, M most detections of an image.
+The metadata is text by text under clear keys, and read back as if a stranger had written it.
+Legend: B images, H, W of the input in pixels, N anchor cells of all levels, K classes, M most detections of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+import anchorite
+from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
-from anchorite.export.metadata import ExportInfo
-from anchorite.export.network import as_input
-from anchorite.model import WeightsInfo
+from anchorite.model import SIZES, WeightsInfo
 from anchorite.predict import BatchDetections, PredictConfig, decoded_detections
 
+FORMAT_VERSION = 1
+"""Version of the metadata that this release writes, and the newest that it reads."""
+
+PREFIX = "anchorite."
+INPUT = "images"
+DENSE_OUTPUTS = ("boxes", "scores")
+SUPPRESSED_OUTPUTS = ("detections", "counts")
+
+ExportPrecision = Literal["fp32", "fp16", "int8"]
+InputLayout = Literal["float32 NCHW RGB 0..1", "uint8 NHWC RGB"]
 Compute = Callable[[NDArray[np.generic]], Sequence[NDArray[np.generic]]]
+
+_MAX_CHARACTERS = 2_000_000
+
+
+class _Metadata(BaseModel):
+    """The metadata: texts as they are, all else as JSON, under the names of these fields behind `PREFIX`."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    format_version: int
+    model: str
+    class_names: Annotated[list[str], Field(min_length=1, max_length=100_000)]
+    anchors: Annotated[list[Annotated[list[float], Field(max_length=64)]], Field(max_length=8)]
+    strides: Annotated[list[int], Field(max_length=8)]
+    image_size: Annotated[int, Field(gt=0, le=65_536)]
+    input: InputLayout
+    precision: ExportPrecision
+    fixed_shape: Annotated[list[Annotated[int, Field(gt=0, le=65_536)]], Field(min_length=3, max_length=3)] | None
+    outputs: str = ""
+    suppression: PredictConfig | None
+    written_by: str = ""
+
+
+KEYS = tuple(_Metadata.model_fields)
+"""All keys, each of which a file has with `PREFIX` before it."""
+_TEXTS = ("model", "input", "precision", "outputs", "written_by")
+
+
+@dataclass(frozen=True)
+class ExportInfo:
+    """What the file holds beside the network.
+
+    weights: as in a weight file; input: type and layout of the images; precision: number format of the convolutions;
+    fixed_shape: (B, H, W) where they are fixed; suppression: the limits of the suppression inside, if there is one.
+    """
+
+    weights: WeightsInfo
+    input: InputLayout = "float32 NCHW RGB 0..1"
+    precision: ExportPrecision = "fp32"
+    fixed_shape: tuple[int, int, int] | None = None
+    suppression: PredictConfig | None = None
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether images go in as uint8 (B, H, W, 3), not as float32 (B, 3, H, W) in 0..1."""
+        return self.input.startswith("uint8")
+
+    @property
+    def outputs(self) -> tuple[str, str]:
+        """Names of the outputs."""
+        return DENSE_OUTPUTS if self.suppression is None else SUPPRESSED_OUTPUTS
+
+
+def to_texts(info: ExportInfo) -> dict[str, str]:
+    """The metadata as texts by key, ASCII."""
+    anchors = info.weights.anchors
+    values = _Metadata(
+        format_version=FORMAT_VERSION,
+        model=info.weights.size,
+        class_names=list(info.weights.class_names),
+        anchors=anchors.to_rows(),
+        strides=list(anchors.strides),
+        image_size=info.weights.image_size,
+        input=info.input,
+        precision=info.precision,
+        fixed_shape=None if info.fixed_shape is None else list(info.fixed_shape),
+        outputs=", ".join(info.outputs),
+        suppression=info.suppression,
+        written_by=f"anchorite {anchorite.__version__}",
+    ).model_dump()
+    return {PREFIX + key: value if key in _TEXTS else json.dumps(value) for key, value in values.items()}
+
+
+def from_texts(path: object, texts: Mapping[str, str]) -> ExportInfo:
+    """The metadata of a file; InputError naming it when it is not ours, of a newer format, or makes no sense."""
+    ours = {key.removeprefix(PREFIX): text for key, text in texts.items() if key.startswith(PREFIX)}
+    if "format_version" not in ours:
+        raise InputError(
+            f"{path}: no metadata {PREFIX}format_version, so not exported by anchorite; "
+            "give a file that `anchorite export` wrote, or weights (.safetensors)"
+        )
+    if sum(map(len, ours.values())) > _MAX_CHARACTERS:
+        raise InputError(f"{path}: its metadata has more than {_MAX_CHARACTERS} characters; no export of ours has")
+    values: dict[str, Any] = {key: text for key, text in ours.items() if key in _TEXTS}
+    for key in (key for key in KEYS if key not in _TEXTS):
+        try:
+            values[key] = json.loads(ours.get(key, "null"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: metadata {PREFIX}{key} is no JSON: {error}") from error
+    version = values["format_version"]
+    if type(version) is not int or version < 1:
+        raise InputError(f"{path}: metadata {PREFIX}format_version is {version!r}, no version")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: exported in format {version}, but this release reads up to {FORMAT_VERSION}; upgrade anchorite"
+        )
+    try:
+        read = _Metadata.model_validate(values)
+        if read.model not in SIZES:
+            raise ValueError(f"no model size {read.model!r}; there are {', '.join(SIZES)}")
+        sizes_px = tuple(tuple(zip(row[::2], row[1::2], strict=True)) for row in read.anchors)
+        anchors = AnchorSet(sizes_px, tuple(read.strides))
+        weights = WeightsInfo(read.model, tuple(read.class_names), anchors, read.image_size)
+    except ValueError as error:
+        raise InputError(f"{path}: metadata of anchorite: {error}") from error
+    fixed = None if read.fixed_shape is None else (read.fixed_shape[0], read.fixed_shape[1], read.fixed_shape[2])
+    if fixed is not None and fixed[1:] != (read.image_size, read.image_size):
+        raise InputError(f"{path}: metadata of anchorite: fixed_shape {fixed} is not of image_size {read.image_size}")
+    return ExportInfo(weights, read.input, read.precision, fixed, read.suppression)
 
 
 class ExportedRuntime:
     """What `Predictor` and `Validator` run when weights are an export.
 
-    path: for messages; info: what the file says; engine: what computes it, for people; compute: from the input, as the
-    file wants it, to its outputs in their order.
+    path: for messages; export: what the file says; engine: what computes it, for people; compute: from the input, as
+    the file takes it, to its outputs in their order.
     """
 
     def __init__(self, path: object, export: ExportInfo, engine: str, compute: Compute) -> None:
@@ -64,26 +189,25 @@ class ExportedRuntime:
         self._check_limits(self.export.suppression, config)
         counts = second.to(torch.int64).clamp(0, first.shape[1])
         # What is less sure comes later and suppressed nothing that is surer: leaving it out now is as good as before.
-        rank = torch.arange(first.shape[1])
-        kept = (rank < counts[:, None]) & (rank < config.max_detections) & (first[..., 4] >= config.confidence)
-        rows = first[kept]
-        return BatchDetections(rows[:, :4], rows[:, 4], rows[:, 5].to(torch.int64), kept.sum(dim=1))
+        index = torch.arange(first.shape[1])
+        valid = (index < counts[:, None]) & (index < config.max_detections) & (first[..., 4] >= config.confidence)
+        rows = first[valid]
+        return BatchDetections(rows[:, :4], rows[:, 4], rows[:, 5].to(torch.int64), valid.sum(dim=1))
 
     def _outputs_of(self, images: Tensor) -> tuple[Tensor, ...]:
-        ready = as_input(images, self.export.takes_bytes).numpy()
-        outputs = tuple(torch.from_numpy(np.ascontiguousarray(one)) for one in self._compute(ready))
+        computed = self._compute(as_input(images, self.export.takes_bytes).numpy())
+        outputs = tuple(torch.from_numpy(np.ascontiguousarray(one)) for one in computed)
         shapes = tuple(tuple(output.shape) for output in outputs)
-        expected = self._shapes(len(images), *images.shape[2:])
+        batch, (height, width), anchors = len(images), images.shape[2:], self.info.anchors
+        expected: tuple[tuple[int, ...], ...]
+        if self.export.suppression is None:
+            cells = sum(anchors.num_anchors * (height // stride) * (width // stride) for stride in anchors.strides)
+            expected = (batch, cells, 4), (batch, cells, len(self.info.class_names))
+        else:
+            expected = (batch, self.export.suppression.max_detections, 6), (batch,)
         if shapes != expected:
             raise InputError(f"{self.path}: its outputs are {shapes} where its metadata means {expected}; export anew")
         return outputs
-
-    def _shapes(self, batch: int, height: int, width: int) -> tuple[tuple[int, ...], ...]:
-        if self.export.suppression is not None:
-            return (batch, self.export.suppression.max_detections, 6), (batch,)
-        anchors = self.info.anchors
-        places = sum(anchors.num_anchors * (height // stride) * (width // stride) for stride in anchors.strides)
-        return (batch, places, 4), (batch, places, len(self.info.class_names))
 
     def _check_limits(self, built_in: PredictConfig, asked: PredictConfig) -> None:
         problems = [
@@ -102,7 +226,24 @@ class ExportedRuntime:
             )
 
 
+def as_input(images: Tensor, takes_bytes: bool) -> Tensor:
+    """uint8 RGB images (B, 3, H, W) as an exported network takes them, contiguous."""
+    if takes_bytes:
+        return images.permute(0, 2, 3, 1).contiguous()
+    return images.to(torch.float32).div_(255).contiguous()
+
+
 def filled(images: Tensor, batch: int) -> Tensor:
     """Images (B, ...) with the last one repeated up to `batch`."""
     missing = batch - len(images)
     return images if not missing else torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
+
+
+def needed(package: str, extra: str = "export") -> Any:
+    """The package, imported; InputError with the remedy when it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"this needs the package {package} ({error}); install it: pip install 'anchorite[{extra}]'"
+        ) from error

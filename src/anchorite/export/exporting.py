@@ -1,4 +1,4 @@
-"""Exporting: build, run at once in the runtime it is for, compare, and only then write.
+"""Exporting: build, run at once in the runtime it is for, compare, and only then write; and loading what was exported.
 
 Legend: B images, H, W of the input in pixels, K classes.
 """
@@ -13,35 +13,23 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from anchorite.choices import ExportFormat
-from anchorite.errors import InputError
-from anchorite.export.exported import ExportedRuntime
-from anchorite.export.extras import needed, openvino
-from anchorite.export.metadata import ExportInfo
-from anchorite.export.network import DecodedNetwork
-from anchorite.export.onnx_file import onnx_runtime, with_metadata
-from anchorite.export.openvino_file import openvino_pair, openvino_runtime
+from anchorite.choices import ExportFormat, PrecisionName
+from anchorite.errors import InputError, UnsafeFileError
+from anchorite.export.exported import ExportedRuntime, ExportInfo, needed
+from anchorite.export.nms_graph import refuse_unbuildable, with_suppression
+from anchorite.export.onnx_format import load_onnx, onnx_model, onnx_runtime, quantised, with_metadata
+from anchorite.export.openvino_format import load_openvino, openvino, openvino_pair, openvino_runtime
 from anchorite.export.parity import Parity, compare, compare_found, refuse_difference
-from anchorite.export.quantise import quantised
-from anchorite.export.suppression import refuse_unbuildable, with_suppression
-from anchorite.export.torch_file import program_bytes, program_runtime
-from anchorite.export.tracing import onnx_model, traced
+from anchorite.export.torch_export import DecodedNetwork, program_bytes, program_runtime, traced
 from anchorite.files import write_bytes_atomically
 from anchorite.model import Detector, WeightsInfo
 from anchorite.model.hf_backbone import WINDOWED
-from anchorite.predict import PredictConfig
+from anchorite.predict import PredictConfig, Predictor, load
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 SUFFIXES: Mapping[ExportFormat, str] = MappingProxyType({"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"})
-_PACKAGES: Mapping[ExportFormat, tuple[tuple[str, str], ...]] = MappingProxyType(
-    {
-        "onnx": (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "export")),
-        "torch-export": (),
-        "openvino": (("onnx", "export"), ("onnxscript", "export")),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -49,8 +37,8 @@ class ExportRequest:
     """What is wanted.
 
     image_size: that of the weights when None; half: float16 convolutions; takes_bytes: uint8 (B, H, W, 3) goes in;
-    suppression: limits to be built in, or None for boxes and scores of every place; fixed_batch: B where the shape is
-    to be fixed, H = W = image_size; int8: convolutions quantised.
+    suppression: limits to be built in, or None for boxes and scores of every anchor cell; fixed_batch: B where the
+    shape is to be fixed, H = W = image_size; int8: convolutions quantised.
     """
 
     format: ExportFormat = "onnx"
@@ -113,8 +101,11 @@ def export_info(weights: WeightsInfo, request: ExportRequest) -> ExportInfo:
 
 def need_packages(format_name: ExportFormat) -> None:
     """Raise InputError, with the remedy, when a package that the format needs is not installed."""
-    for package, extra in _PACKAGES[format_name]:
-        needed(package, extra)
+    if format_name != "torch-export":
+        needed("onnx")
+        needed("onnxscript")
+    if format_name == "onnx":
+        needed("onnxruntime")
     if format_name == "openvino":
         openvino()
 
@@ -175,3 +166,35 @@ def _made(
         return {".bin": binary, ".xml": xml}, openvino_runtime(what, xml, binary)
     content = with_metadata(model, info)
     return {".onnx": content}, onnx_runtime(what, content, "cpu")
+
+
+def is_export(path: Path) -> bool:
+    """Whether the name is that of an exported file."""
+    return path.suffix.lower() in (".onnx", ".xml", ".bin", ".pt2")
+
+
+def load_export(path: Path, device: str = "auto", precision: PrecisionName = "auto") -> ExportedRuntime:
+    """An ONNX or OpenVINO file of ours, ready to run; raises what `load_onnx` and `load_openvino` raise.
+
+    precision: nothing but "auto" is to be had, for the file decides; InputError otherwise.
+    """
+    if precision != "auto":
+        raise InputError(f"--precision {precision}: {path} runs in the one it was exported in; leave it out")
+    suffix = path.suffix.lower()
+    if suffix == ".pt2":
+        raise UnsafeFileError(
+            f"{path}: a program of torch.export, which torch may unpickle when it loads it, so it stays unread; "
+            "use the weights it was made of, or an export to onnx"
+        )
+    if suffix == ".onnx":
+        return load_onnx(path, device)
+    if device not in ("auto", "cpu"):
+        raise InputError(f"device {device}: OpenVINO files are run on the CPU; use --device cpu")
+    return load_openvino(path.with_suffix(".xml"))
+
+
+def load_predictor(path: Path, device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
+    """A Predictor of a weight file or of an export, by its suffix; raises what loading either raises."""
+    if is_export(path):
+        return Predictor.of(load_export(path, device, precision))
+    return load(path, device, precision)

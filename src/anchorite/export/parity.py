@@ -1,24 +1,32 @@
-"""Does an export answer like PyTorch? Every place of every image is compared, not only what is found in the end.
+"""Does an export answer like PyTorch? Every anchor cell of every image is compared, not only what is found in the end.
 
-Legend: B images, N places, K classes.
+Legend: B images, H, W of the network input in pixels, N anchor cells, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from anchorite.data import Record, letterbox, letterboxed_batches
+from anchorite.data.scenes import draw_scene
 from anchorite.errors import AnchoriteError
-from anchorite.export.exported import ExportedRuntime
-from anchorite.export.metadata import PrecisionName
-from anchorite.export.network import DecodedNetwork
+from anchorite.evaluate import Validator
+from anchorite.export.exported import ExportedRuntime, ExportInfo, ExportPrecision, filled
+from anchorite.export.torch_export import DecodedNetwork
+from anchorite.model import Detector
 from anchorite.predict import BatchDetections, PredictConfig
 
+Item = TypeVar("Item")
+
+_DRAWN_SEED, _NUM_DRAWN, _BATCH = 11, 6, 4
+_LEAST_SHARE_LEFT = 0.5
+_LEAST_LOSS_TOLD = 0.01  # of a detector that finds nothing anyway, half may go in noise
 _LEAST_SIDE_PX = 8.0
 
 
@@ -34,7 +42,7 @@ class Tolerance(NamedTuple):
     map: float
 
 
-def tolerance_of(precision: PrecisionName) -> Tolerance | None:
+def tolerance_of(precision: ExportPrecision) -> Tolerance | None:
     """What a number format may cost; None for int8, whose cost is to be measured in mAP.
 
     Measured on trained weights at 320 px, on photographs and on drawn scenes, at most: fp32 7e-6 and 3e-6, fp16 5e-3
@@ -45,23 +53,61 @@ def tolerance_of(precision: PrecisionName) -> Tolerance | None:
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest differences over all places of all images.
+    """The largest differences over all anchor cells of all images.
 
     box_px: of an edge, in pixels of the network input; box_share: the same in shares of the box's longer side, at least
     8 px; score: of a score; found: detections compared one by one where suppression is inside, else None.
     """
 
     num_images: int
-    num_places: int
+    num_cells: int
     box_px: float
     box_share: float
     score: float
     found: int | None = None
 
 
+def batches_of(records: Sequence[Record], info: ExportInfo) -> Iterator[Tensor]:
+    """uint8 images (B, 3, H, W) of labelled records, as the export takes them: of their own shape, or of the fixed one.
+
+    Raises InputError naming an image that cannot be decoded.
+    """
+    if not records:
+        return
+    side, stride = info.weights.image_size, info.weights.anchors.strides[-1]
+    if info.fixed_shape is None:
+        yield from (batch.images for batch in letterboxed_batches(records, side, _BATCH, stride))
+        return
+    batch_size = info.fixed_shape[0]
+    for batch in letterboxed_batches(records, side, batch_size, stride, rectangular=False):
+        yield filled(batch.images, batch_size)
+
+
+def drawn_batches(info: ExportInfo) -> list[Tensor]:
+    """uint8 images (B, 3, H, W) of synthetic scenes: of several B, H and W where these are free."""
+    side, stride = info.weights.image_size, info.weights.anchors.strides[-1]
+    scenes = [draw_scene(_DRAWN_SEED, "val", index, min(side, 640)).image for index in range(_NUM_DRAWN)]
+    if info.fixed_shape is not None:
+        return [_stacked(scenes, (side, side))]
+    part = max(stride, side * 5 // 8 // stride * stride)
+    shapes = [(side, side), (part, side), (side, part)]
+    return [_stacked(scenes[:count], size_hw) for count, size_hw in enumerate(shapes, start=1)]
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of them, evenly spaced."""
+    count = min(most, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def _stacked(scenes: Sequence[np.ndarray], size_hw: tuple[int, int]) -> Tensor:
+    images = np.stack([letterbox(scene, size_hw)[0] for scene in scenes])
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
 def compare(reference: DecodedNetwork, runtime: ExportedRuntime, batches: Iterable[Tensor]) -> Parity:
-    """Boxes and scores of every place against PyTorch in float32."""
-    num_images, num_places, box_px, box_share, score = 0, 0, 0.0, 0.0, 0.0
+    """Boxes and scores of every anchor cell against PyTorch in float32."""
+    num_images, num_cells, box_px, box_share, score = 0, 0, 0.0, 0.0, 0.0
     for images in batches:
         with torch.inference_mode():
             boxes, scores = reference(images.to(torch.float32).div(255))
@@ -73,15 +119,15 @@ def compare(reference: DecodedNetwork, runtime: ExportedRuntime, batches: Iterab
         box_share = _most(box_share, away / sides)
         score = _most(score, (other_scores - scores).abs())
         num_images += len(images)
-        num_places += boxes.shape[0] * boxes.shape[1]
-    return Parity(num_images, num_places, box_px, box_share, score)
+        num_cells += boxes.shape[0] * boxes.shape[1]
+    return Parity(num_images, num_cells, box_px, box_share, score)
 
 
 def _most(before: float, differences: Tensor) -> float:
     return float(torch.maximum(torch.tensor(before), differences.max()))
 
 
-def refuse_difference(parity: Parity, precision: PrecisionName, what: str) -> None:
+def refuse_difference(parity: Parity, precision: ExportPrecision, what: str) -> None:
     """Raise ExportDiffersError where the differences are above what the number format may cost, or not finite."""
     limits = tolerance_of(precision)
     numbers = f"boxes by {parity.box_px:.3g} px, {parity.box_share:.3g} of their side; scores by {parity.score:.3g}"
@@ -131,3 +177,35 @@ def _rows(detections: BatchDetections) -> Sequence[Tensor]:
 def _in_order(rows: Tensor) -> Tensor:
     order = sorted(range(len(rows)), key=lambda index: rows[index, [5, 0, 1, 2, 3]].tolist())
     return rows[order]
+
+
+class Measured(NamedTuple):
+    """mAP50 and mAP50-95 of the detector in PyTorch, float32, and of its export."""
+
+    torch_map50: float
+    torch_map: float
+    export_map50: float
+    export_map: float
+
+    @property
+    def cost(self) -> float:
+        """mAP50-95 that the export loses; negative where it gains."""
+        return self.torch_map - self.export_map
+
+
+def measure(detector: Detector, exported: ExportedRuntime, validator: Validator, what: str) -> Measured:
+    """Both measured alike; the export is one without suppression, for measuring takes limits of its own.
+
+    Raises ExportDiffersError when mAP50-95 differs by more than the number format may cost; of int8, whose cost nobody
+    can know before, only when half of it, and more than noise, is gone.
+    """
+    ours, theirs = validator.run(detector, device="cpu").metrics, validator.run_exported(exported).metrics
+    measured = Measured(ours.map50, ours.map, theirs.map50, theirs.map)
+    limits = tolerance_of(exported.export.precision)
+    numbers = f"mAP50-95 is {measured.export_map:.4f} instead of {measured.torch_map:.4f}"
+    if limits is not None and abs(measured.cost) > limits.map:
+        raise ExportDiffersError(f"{what}: {numbers}; it may differ by {limits.map:g}; nothing was written")
+    is_much = measured.torch_map - measured.export_map > _LEAST_LOSS_TOLD
+    if limits is None and is_much and measured.export_map < _LEAST_SHARE_LEFT * measured.torch_map:
+        raise ExportDiffersError(f"{what}: {numbers}; calibrate on more images; nothing was written")
+    return measured

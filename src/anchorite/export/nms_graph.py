@@ -1,7 +1,7 @@
-"""Suppression inside an ONNX model: from boxes and scores of all places to a table of the best detections.
+"""Non-maximum suppression inside an ONNX model: from boxes and scores of all anchor cells to a table of detections.
 
-Legend: B images, N places, K classes, C classes that suppression tells apart, S boxes that survive it in the whole
-batch, M most detections of an image.
+Legend: B images, N anchor cells, K classes, C classes that suppression tells apart, S boxes that survive it in the
+whole batch, M most detections of an image.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anchorite.errors import InputError
-from anchorite.export.metadata import DENSE_OUTPUTS, SUPPRESSED_OUTPUTS
+from anchorite.export.exported import DENSE_OUTPUTS, SUPPRESSED_OUTPUTS, needed
 from anchorite.predict import PredictConfig
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "suppression_"
 
-# Which score counts, (B, C, N), and which class a place has, (B, N), by how classes compete.
+# Which score counts, (B, C, N), and which class an anchor cell has, (B, N), by how classes compete.
 _OF_ALL_CLASSES = """
     competing = Transpose <perm = [0, 2, 1]> (scores)
 """
@@ -35,13 +35,13 @@ _OF_ANY_CLASS = """
     best_score = ReduceMax <keepdims = 0> (scores, last_axis)
     competing = Unsqueeze (best_score, middle_axis)
 """
-# The survivors (S, 3) say image, class and place. Each image picks its M best among them all; M rows of nothing behind
-# them see to it that there always are M. Where an image has fewer, what it picks is worth -1 and becomes zeros.
+# The survivors (S, 3) are image, class and anchor cell. Each image picks its M best among them all; behind them are M
+# empty rows, so that there always are M. Where an image has fewer, the empty rows that it picks score -1 and become 0.
 _BEST_OF_EACH_IMAGE = """
     survivors = NonMaxSuppression (boxes, competing, most, iou_threshold, least_score)
-    places = Gather <axis = 1> (survivors, image_and_place)
+    cells = Gather <axis = 1> (survivors, image_and_cell)
     survivor_scores = GatherND (competing, survivors)
-    survivor_boxes = GatherND (boxes, places)
+    survivor_boxes = GatherND (boxes, cells)
     survivor_classes = {classes}
     float_classes = Cast <to = 1> (survivor_classes)
     score_column = Unsqueeze (survivor_scores, last_of_two)
@@ -67,7 +67,7 @@ _BEST_OF_EACH_IMAGE = """
 """
 _MODEL = """
 <ir_version: {ir_version}, opset_import: ["" : {opset}]>
-suppression (float[batch, places, 4] boxes, float[batch, places, {classes}] scores)
+suppression (float[batch, cells, 4] boxes, float[batch, cells, {classes}] scores)
     => (float[batch, {most}, 6] detections, int64[batch] counts)
 {{{body}}}
 """
@@ -80,8 +80,7 @@ def with_suppression(model: ModelProto, limits: PredictConfig, num_classes: int)
     counts: (B,) int64. limits: as for prediction, M = max_detections; max_candidates does not apply. Raises InputError
     for multi_label together with class_agnostic.
     """
-    import onnx
-
+    onnx = needed("onnx")
     tail = suppression_model(limits, num_classes, model.ir_version, model.opset_import[0].version)
     merged = onnx.compose.merge_models(
         model,
@@ -107,11 +106,10 @@ def refuse_unbuildable(limits: PredictConfig) -> None:
 
 def suppression_model(limits: PredictConfig, num_classes: int, ir_version: int, opset: int) -> ModelProto:
     """The suppression alone, inputs `boxes` (B, N, 4) and `scores` (B, N, K)."""
-    import onnx
-
+    onnx = needed("onnx")
     refuse_unbuildable(limits)
     if limits.class_agnostic:
-        choice, classes = _OF_ANY_CLASS, "GatherND (best_class, places)"
+        choice, classes = _OF_ANY_CLASS, "GatherND (best_class, cells)"
     else:
         choice = _OF_ALL_CLASSES if limits.multi_label else _OF_THE_BEST_CLASS
         classes = "Gather <axis = 1> (survivors, second)"
@@ -135,7 +133,7 @@ def _constants(limits: PredictConfig, num_classes: int) -> dict[str, np.ndarray]
         "num_classes": np.array(num_classes, np.int64),
         "first": np.array(0, np.int64),
         "second": np.array(1, np.int64),
-        "image_and_place": np.array([0, 2], np.int64),
+        "image_and_cell": np.array([0, 2], np.int64),
         "last_axis": np.array([2], np.int64),
         "middle_axis": np.array([1], np.int64),
         "last_of_two": np.array([1], np.int64),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +12,29 @@ import torch
 from numpy.typing import NDArray
 
 from anchorite.errors import InputError
-from anchorite.export.exported import ExportedRuntime
-from anchorite.export.extras import openvino
-from anchorite.export.metadata import INPUT, KEYS, PREFIX, ExportInfo, from_texts, to_texts
-from anchorite.export.onnx_file import MAX_BYTES, read_bounded
+from anchorite.export.exported import INPUT, KEYS, PREFIX, ExportedRuntime, ExportInfo, from_texts, needed, to_texts
+from anchorite.export.onnx_format import MAX_BYTES, read_bounded
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 _MAX_XML_BYTES = 32 << 20
 _ROOT = "anchorite"
+
+
+def openvino() -> Any:
+    """OpenVINO, imported without the package by which its import reports itself over the network.
+
+    With that package out of the way it falls back on a stand-in of its own that sends nothing and leaves no file.
+    """
+    reporting = "openvino_telemetry"
+    if "openvino" in sys.modules or reporting in sys.modules:
+        return needed("openvino", "openvino")
+    sys.modules[reporting] = None  # type: ignore[assignment]  # as Python documents it: importing it is an ImportError
+    try:
+        return needed("openvino", "openvino")
+    finally:
+        del sys.modules[reporting]
 
 
 def openvino_pair(model: ModelProto, info: ExportInfo) -> tuple[bytes, bytes]:
@@ -53,7 +67,8 @@ def openvino_runtime(path: object, xml: bytes, weights: bytes, num_threads: int 
         model = core.read_model(xml, engine.Tensor(np.frombuffer(weights or b"\0", np.uint8).copy()))
     except Exception as error:  # the errors of OpenVINO have no other base
         raise InputError(f"{path}: OpenVINO cannot read it: {_last_line(error)}") from error
-    info = from_texts(path, _texts(model))
+    there = [key for key in KEYS if model.has_rt_info([_ROOT, key])]
+    info = from_texts(path, {PREFIX + key: str(model.get_rt_info([_ROOT, key]).value) for key in there})
     # OpenVINO would compute in bfloat16 where a CPU is fast at it, and differ from what was verified.
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "f32",
@@ -75,13 +90,6 @@ def openvino_runtime(path: object, xml: bytes, weights: bytes, num_threads: int 
         return [np.array(answers[port]) for port in ports]
 
     return ExportedRuntime(path, info, "openvino cpu", compute)
-
-
-def _texts(model: Any) -> dict[str, str]:
-    if not model.has_rt_info([_ROOT]):
-        return {}
-    there = [key for key in KEYS if model.has_rt_info([_ROOT, key])]
-    return {PREFIX + key: str(model.get_rt_info([_ROOT, key]).value) for key in there}
 
 
 def _last_line(error: Exception) -> str:

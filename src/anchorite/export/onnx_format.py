@@ -1,0 +1,242 @@
+"""ONNX: the model of a detector, quantised where asked; its metadata; and files read as if a stranger had written them.
+
+A file is refused before any runtime sees it when it is no regular file, is too large, points at data in other files,
+brings functions, subgraphs or operators that are not ONNX's own, or has other inputs and outputs than its metadata
+means. Nothing in it is ever executed but ONNX's own operators.
+"""
+
+from __future__ import annotations
+
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anchorite.errors import InputError, StorageError, UnsafeFileError
+from anchorite.export.exported import (
+    DENSE_OUTPUTS,
+    INPUT,
+    ExportedRuntime,
+    ExportInfo,
+    as_input,
+    from_texts,
+    needed,
+    to_texts,
+)
+from anchorite.export.torch_export import quiet, traced
+from anchorite.model import Detector
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OPSET = 18
+"""Version of ONNX's operators; runtimes since 2023 know it."""
+MAX_BYTES = 1 << 30
+"""Largest file that is read; the largest network, x6, has a bit more than half of it in float32."""
+
+_FLOAT, _UINT8, _INT64 = 1, 2, 7  # of onnx.TensorProto
+_OWN_DOMAINS = ("", "ai.onnx")
+# All of the network's operators: where one stays float32, each of its tensors is converted there and back.
+_QUANTISED_OPERATORS = ("Conv", "Mul", "Sigmoid", "Add", "Concat", "MaxPool", "Resize")
+
+
+def onnx_model(detector: Detector, info: ExportInfo) -> ModelProto:
+    """The ONNX model of `traced`, checked, without the exporter's notes (they hold paths of this machine)."""
+    onnx = needed("onnx")
+    program = traced(detector, info)
+    with quiet(), torch.no_grad():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=list(DENSE_OUTPUTS),
+            verbose=False,
+        )
+    assert exported is not None
+    model = exported.model_proto
+    graph = model.graph
+    model.producer_name, model.producer_version, model.doc_string = "anchorite", "", ""
+    graph.name, graph.doc_string = "detector", ""
+    del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    # Free dimensions get names that say what they are.
+    free = [dim for dim in graph.input[0].type.tensor_type.shape.dim if dim.dim_param]
+    names = {dim.dim_param: name for dim, name in zip(free, ("batch", "height", "width"), strict=False)}
+    for end in (*graph.input, *graph.output):
+        for dim in end.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names.get(dim.dim_param, "places")
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def quantised(model: ModelProto, calibration: Iterable[Tensor], takes_bytes: bool) -> ModelProto:
+    """The model with int8 convolutions, by onnxruntime's own tool; its inputs and outputs stay as they are.
+
+    Activations become uint8 and weights int8, per output channel, with scales from the extremes seen on the calibration
+    images: uint8 RGB (B, 3, H, W), such as it will see. The last convolution of each level and the decoding stay
+    float32: boxes would lose whole pixels there. Raises InputError when there are no images.
+    """
+    onnx, quantization = needed("onnx"), needed("onnxruntime.quantization")
+    batches = (as_input(images, takes_bytes).numpy() for images in calibration)
+    first = next(batches, None)
+    if first is None:
+        raise InputError("--calibrate: there are no images; name a dataset with a train split, or another --split")
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            self.waiting = [first]
+
+        def get_next(self) -> dict[str, object] | None:
+            batch = self.waiting.pop() if self.waiting else next(batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    with tempfile.TemporaryDirectory(prefix="anchorite-") as folder, quiet():
+        target = Path(folder) / "int8.onnx"
+        quantization.quantize_static(
+            type(model).FromString(model.SerializeToString()),  # it is changed in place
+            target,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            op_types_to_quantize=list(_QUANTISED_OPERATORS),
+            nodes_to_exclude=_after_the_features(model),
+        )
+        result: ModelProto = onnx.load(target)
+    result.producer_name = model.producer_name
+    used = {node.domain for node in result.graph.node}
+    own = [opset for opset in result.opset_import if opset.domain in used]
+    del result.graph.value_info[:], result.opset_import[:]
+    result.opset_import.extend(own)
+    return result
+
+
+def _after_the_features(model: ModelProto) -> list[str]:
+    """Names of the last convolutions and of all that comes after them."""
+    before_convolutions: set[str] = set()
+    names = []
+    for node in reversed(model.graph.node):
+        if before_convolutions.isdisjoint(node.output):
+            names.append(node.name)
+            if node.op_type != "Conv":
+                continue
+        before_convolutions.update(node.input)
+    return names
+
+
+def with_metadata(model: ModelProto, info: ExportInfo) -> bytes:
+    """The bytes of an ONNX file of the model, described."""
+    del model.metadata_props[:]
+    for key, text in sorted(to_texts(info).items()):
+        model.metadata_props.add(key=key, value=text)
+    return model.SerializeToString(deterministic=True)
+
+
+def load_onnx(path: Path, device: str = "auto", num_threads: int | None = None) -> ExportedRuntime:
+    """An ONNX file of ours, ready to run.
+
+    Raises UnsafeFileError or InputError for what the module's docstring names, StorageError when it cannot be read.
+    """
+    return onnx_runtime(path, read_bounded(path), device, num_threads)
+
+
+def onnx_runtime(path: object, content: bytes, device: str = "auto", num_threads: int | None = None) -> ExportedRuntime:
+    """`load_onnx` of a file's bytes; path: for messages."""
+    info = _checked_info(path, content)
+    runtime = needed("onnxruntime")
+    provider = _provider(runtime.get_available_providers(), device)
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = num_threads or torch.get_num_threads()
+    try:
+        session = runtime.InferenceSession(content, options, providers=[provider])
+    except Exception as error:  # the errors of onnxruntime have no other base
+        raise InputError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from error
+
+    def compute(images: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+        try:
+            return session.run(list(info.outputs), {INPUT: images})
+        except Exception as error:
+            raise InputError(f"{path}: onnxruntime cannot run it: {_first_line(error)}") from error
+
+    where = "cuda" if provider.startswith("CUDA") else "cpu"
+    return ExportedRuntime(path, info, f"onnxruntime {where}", compute)
+
+
+def read_bounded(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """A regular file's bytes; InputError for anything else or more than `max_bytes`, StorageError when unreadable."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: is no file; give the path of an exported file")
+        if status.st_size > max_bytes:
+            raise UnsafeFileError(f"{path}: has {status.st_size} bytes; more than {max_bytes} are not read")
+        with path.open("rb") as file:
+            return file.read(max_bytes)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}; check the permissions") from error
+
+
+def _checked_info(path: object, content: bytes) -> ExportInfo:
+    """What an ONNX file says of itself, once the file is known to be harmless and of our making."""
+    try:
+        model = needed("onnx").load_model_from_string(content)
+    except needed("google.protobuf.message").DecodeError as error:
+        raise InputError(f"{path}: cut off or no ONNX file; copy or export it again") from error
+    _refuse_unsafe(path, model)
+    info = from_texts(path, {entry.key: entry.value for entry in model.metadata_props})
+    inputs = [(one.name, one.type.tensor_type.elem_type) for one in model.graph.input]
+    outputs = [(one.name, one.type.tensor_type.elem_type) for one in model.graph.output]
+    expected = (
+        [(INPUT, _UINT8 if info.takes_bytes else _FLOAT)],
+        [(info.outputs[0], _FLOAT), (info.outputs[1], _FLOAT if info.suppression is None else _INT64)],
+    )
+    if (inputs, outputs) != expected:
+        raise InputError(
+            f"{path}: inputs and outputs (names, types) are {inputs}, {outputs}, but its metadata means {expected}"
+        )
+    return info
+
+
+def _refuse_unsafe(path: object, model: ModelProto) -> None:
+    foreign = {opset.domain for opset in model.opset_import} | {node.domain for node in model.graph.node}
+    foreign -= set(_OWN_DOMAINS)
+    if foreign:
+        raise UnsafeFileError(f"{path}: has operators of {sorted(foreign)}, not ONNX's own, so it stays unused")
+    if model.functions or model.training_info:
+        raise UnsafeFileError(f"{path}: brings functions or training of its own; no export of ours does")
+    tensors, sparse = list(model.graph.initializer), list(model.graph.sparse_initializer)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs:
+                raise UnsafeFileError(f"{path}: {node.op_type} holds a graph of its own; no export of ours does")
+            tensors += [attribute.t, *attribute.tensors]
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+    tensors += [part for one in sparse for part in (one.values, one.indices)]
+    if any(tensor.data_location or tensor.external_data for tensor in tensors):
+        raise UnsafeFileError(f"{path}: points at data in another file, which could be any of yours; nothing was read")
+
+
+def _provider(available: list[str], device: str) -> str:
+    if device == "cpu" or (device == "auto" and "CUDAExecutionProvider" not in available):
+        return "CPUExecutionProvider"
+    if device in ("auto", "cuda", "cuda:0") and "CUDAExecutionProvider" in available:
+        return "CUDAExecutionProvider"
+    raise InputError(f"device {device}: this onnxruntime has {', '.join(available)}; use --device cpu")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
