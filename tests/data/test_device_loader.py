@@ -106,7 +106,7 @@ def test_an_epoch_can_begin_at_any_batch_and_be_left_early(tmp_path: Path) -> No
         iterator = iter(loader)
         next(iterator)
         iterator.close()  # type: ignore[attr-defined]
-        assert not any(thread.name == "anchorite-ahead" for thread in threading.enumerate())
+        assert not any(thread.name == "anchorite-prefetch" for thread in threading.enumerate())
         assert sha(list(loader)) == sha(whole)
         loader.set_epoch(0, start_batch=1)
         assert sha(list(loader)) == sha(whole[1:])

@@ -396,7 +396,7 @@ def test_a_second_pass_ends_the_first_and_says_so(workers: int, tmp_path: Path) 
         assert sha(begun) == sha(list(loader)[:2])
         with pytest.raises(InputError, match="another over the same loader"):
             list(zip(loader, loader, strict=True))
-        assert sum(thread.name == "anchorite-ahead" for thread in threading.enumerate()) == 0
+        assert sum(thread.name == "anchorite-prefetch" for thread in threading.enumerate()) == 0
         assert sha(list(loader)) == expected
 
 

@@ -44,7 +44,7 @@ def test_leaving_early_stops_the_thread() -> None:
     next(items)
     items.close()
     assert ended.is_set()
-    assert not any(thread.name == "anchorite-ahead" for thread in threading.enumerate())
+    assert not any(thread.name == "anchorite-prefetch" for thread in threading.enumerate())
 
 
 def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch: pyte
     items = prefetch(lambda _stop: (number for number in range(1000)), 1)
     with pytest.raises(KeyboardInterrupt):
         next(items)
-    assert "anchorite-ahead" not in [thread.name for thread in threading.enumerate()]
+    assert "anchorite-prefetch" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_what_is_not_there_yet_is_told_and_a_stop_hands_over_what_was_made() -> None:
@@ -70,22 +70,22 @@ def test_what_is_not_there_yet_is_told_and_a_stop_hands_over_what_was_made() -> 
         end.wait()
         yield 2
 
-    items = prefetch(make, 4, stop, lull=-1)
+    items = prefetch(make, 4, stop, flush=-1)
     assert next(items) == -1
     go_on.set()
     assert next(items) == 1
     stop.set()
     assert [item for item in items if item != -1] == [2]
-    assert not any(thread.name == "anchorite-ahead" for thread in threading.enumerate())
+    assert not any(thread.name == "anchorite-prefetch" for thread in threading.enumerate())
 
 
-def test_an_error_comes_after_what_came_before_it_also_where_lulls_are_told() -> None:
+def test_an_error_comes_after_what_came_before_it_also_with_flush_items() -> None:
     def make(_stop: threading.Event) -> Generator[int, None, None]:
         yield 1
         raise OSError("gone")
 
-    items, seen = prefetch(make, 4, threading.Event(), lull=-1), []
+    items, seen = prefetch(make, 4, threading.Event(), flush=-1), []
     with pytest.raises(OSError, match="gone"):
         seen.extend(item for item in items if item != -1)
     assert seen == [1]
-    assert not any(thread.name == "anchorite-ahead" for thread in threading.enumerate())
+    assert not any(thread.name == "anchorite-prefetch" for thread in threading.enumerate())

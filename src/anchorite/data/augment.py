@@ -1,4 +1,4 @@
-"""Augmentation: what may be done to a training image, the plan of one sample, and OpenCV's painting of it.
+"""Augmentation: what may be done to a training image, the plan of one sample, and how OpenCV paints it.
 
 All that is random is settled in the plan, before any pixel is touched; `device_render` paints the same plans on an
 accelerator. A map is a (3, 3) float64 matrix on continuous coordinates (x, y, 1): pixel i covers i..i+1. OpenCV's warp
@@ -77,8 +77,8 @@ class Scratch:
     def array(self, name: str, *shape: int, skew: int = 8) -> NDArray[np.uint8]:
         """An uninitialised uint8 array of this shape that begins `skew` bytes after a cache line does.
 
-        OpenCV's split and merge write past the cache, several times slower for whoever reads next, when all they write
-        to is aligned alike: give their outputs different skews, none a multiple of 3.
+        OpenCV's split and merge write past the cache, which makes the next read several times slower, when all
+        their outputs are aligned alike: give their outputs different skews, none a multiple of 3.
         """
         size = math.prod(shape)
         array = self._arrays.get(name)

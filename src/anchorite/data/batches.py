@@ -240,9 +240,10 @@ def plan_letterboxed(
 def letterboxed_batches(
     source: ImageStore | Sequence[Record], image_size: int, batch_size: int, stride: int = 32, rectangular: bool = True
 ) -> Iterator[LetterboxedBatch]:
-    """All images of a store, or of records decoded on the way, as `plan_letterboxed` orders them, one batch ahead.
+    """All images of a store, or of records decoded as they are needed, in the order of `plan_letterboxed`.
 
-    A store at `image_size` needs no further resizing. Raises InputError naming an image that cannot be decoded.
+    One batch is prefetched. A store at `image_size` needs no further resizing. Raises InputError naming an image that
+    cannot be decoded.
     """
     store = source if isinstance(source, ImageStore) else ImageStore(source, image_size, "none")
     plans = plan_letterboxed(store.records, image_size, batch_size, stride, rectangular)

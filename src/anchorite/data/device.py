@@ -135,7 +135,7 @@ class DeviceStore:
         self._pixels = pixels
 
     def stage(self, indices: Sequence[int]) -> Staged:
-        """The images of `indices` on the device: all that are kept there, or copies of these, behind one another.
+        """The images of `indices` on the device: the whole store, or copies of these, one behind the other.
 
         -1 stands for no image, and begins at the first pixel. The tensor of copies has room for the largest image in
         each slot, so that its size depends on their number alone. The copies are queued on the current stream;
@@ -231,7 +231,7 @@ class DeviceLoader:
         try:
             self._finished(self.planned(next(self.batches.of_epoch(0))))
             self.painting = "by a compiled kernel"
-        except Exception as error:  # compilers fail in many ways, and none of them must keep a run from starting
+        except Exception as error:  # compilers fail in many ways, and none of them may stop a run
             self._compiled = None
             first_line = str(error).strip().partition("\n")[0]
             self.painting = f"operator by operator, as compiling failed: {type(error).__name__}: {first_line}"

@@ -1,6 +1,6 @@
-"""Augmentation on the accelerator: the plans of a batch as a few small arrays, and their painting by tensor operations.
+"""Augmentation on the accelerator: the plans of a batch as a few small arrays, and how tensor operations paint them.
 
-Every canvas pixel finds the last tile that covers it, the place in that tile, and reads the source pixels around it:
+Every canvas pixel finds the last tile that covers it and its position there, and reads the source pixels around it:
 nothing is painted twice, and nothing depends on the data but the numbers themselves, so that nothing waits for the host
 and `torch.compile` makes one kernel of it. Numbers are float32; against OpenCV, which counts in 32nds of a pixel where
 images are turned and in 2048ths of a weight elsewhere, results differ by rounding. Coordinates count pixel centres:
@@ -62,7 +62,7 @@ def plan_batch(
 ) -> BatchPlan:
     """The arrays of plans of one size, for sources of these (height, width).
 
-    num_images: B, when it shall be more than there are plans: nothing is painted onto the others.
+    num_images: B, to have more than there are plans: nothing is painted onto the others.
     """
     num_images = num_images or len(plans)
     num_layers = max(len(plan.layers) for plan in plans)
@@ -251,7 +251,7 @@ def _tap_weights(centre: Tensor, reach: Tensor, taps: int) -> tuple[list[Tensor]
 
 
 def _read(pixels: Tensor, index: Tensor) -> Channels:
-    """The channels at places of the flat store; those beyond its ends have weight 0 and are read at its ends."""
+    """The channels of pixels of the flat store; indices beyond its ends have weight 0 and are read at its ends."""
     packed = pixels[index.clamp(0, pixels.shape[0] - 1)]
     return (packed & 255).float(), (packed >> 8 & 255).float(), (packed >> 16 & 255).float()
 

@@ -54,8 +54,8 @@ from anchorite.data.store import SharedBytes
 from anchorite.errors import InputError, WorkerError
 from anchorite.interrupts import HeldInterrupts
 
-POLL_S = 0.5  # how soon a waiting thread sees that it shall stop
-PARENT_POLL_S = 5.0  # how soon an idle worker sees that its parent is gone
+POLL_S = 0.5  # how soon a waiting thread notices `stop`
+PARENT_POLL_S = 5.0  # how soon an idle worker notices that its parent has ended
 CLOSE_S = 2.0  # how long a worker gets to leave by itself
 FIRST_PATIENCE_S = 2.0  # how long a forked worker gets to be ready; each that takes its place gets twice as long
 _PR_SET_PDEATHSIG = 1
@@ -211,7 +211,7 @@ def _checked(rows: Rows | WorkerError) -> Rows:
 def _work(
     orders: Any, samples: Samples, memory: SharedBytes, slot_bytes: int, current: SharedBytes, is_bound: bool
 ) -> None:
-    """The life of a worker: draw what is ordered into the slot that is named, until the parent closes or is gone.
+    """The life of a worker: draw what is ordered into the slot that is named, until the parent closes the pipe or ends.
 
     is_bound: whether the system may end it together with the thread that made it.
     """
@@ -372,7 +372,7 @@ class WorkerPool:
             raise
 
     def _reply(self, worker: _Worker, stop: threading.Event) -> Rows | WorkerError | None:
-        """A worker's next reply; None when told to stop first."""
+        """A worker's next reply; None when `stop` is set first."""
         deadline = time.monotonic() + self.timeout_s
         while not stop.is_set():
             remaining = deadline - time.monotonic()
@@ -415,7 +415,7 @@ class WorkerPool:
         """End all workers: asked to leave first, killed when they have not left within `patience_s`."""
         workers, self._workers = self._workers, []
         for worker in workers:
-            with suppress(OSError):  # it may be gone already
+            with suppress(OSError):  # it may have ended already
                 worker.pipe.send(None)
         deadline = time.monotonic() + patience_s
         for worker in workers:

@@ -136,7 +136,7 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
     """The pixels of a JPEG, or None unless every one of them comes from its data.
 
     When entropy-coded data end early at a marker, libjpeg fills the rest with grey and only warns on stderr; when they
-    end at the end of the buffer, it stops and says so. So the end marker is kept from it, which turns a file that was
+    end at the end of the buffer, it stops and says so. So the end marker is removed, which turns a file that was
     cut and closed with a marker into one that fails. Several scans (progressive files) need the marker; for them
     the list of scans must be complete.
     """
@@ -206,7 +206,7 @@ def decode_resized(record: Record, size_hw: tuple[int, int], data: bytes | None 
     if image.shape[:2] != (record.height, record.width):
         raise ChangedImageError(
             f"{record.path}: is {image.shape[1]}x{image.shape[0]} pixels but was {record.width}x{record.height} "
-            "when the dataset was read. Start again, so that the labels are read anew"
+            "when the dataset was read. Start again, so that the labels are read again"
         )
     return resized(image, size_hw)
 

@@ -1,4 +1,4 @@
-"""Items made by a thread ahead of their use."""
+"""Items that a thread makes before they are needed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def prefetch(
     make: Callable[[threading.Event], Generator[Item, None, None]],
     depth: int,
     stop: threading.Event | None = None,
-    lull: Item | None = None,
+    flush: Item | None = None,
 ) -> Generator[Item, None, None]:
-    """The items of `make(stop)`, made by a thread up to `depth` ahead of their use; exceptions surface in their turn.
+    """The items of `make(stop)`, of which a thread makes up to `depth` before they are needed.
 
-    Leaving early sets `stop` and waits for the item being made. Whoever gives an event as `stop` may set it, too:
-    `make` then has to end soon, and what it made until then is still handed over. lull: an item that comes wherever
-    none has been made yet; None waits. OpenCV and torch release the interpreter lock, so the thread's work overlaps
-    its user's.
+    Exceptions surface in their turn. Leaving early sets `stop` and waits for the item being made. Whoever passes an
+    event as `stop` may set it, too: `make` then has to end soon, and the items made until then are still delivered.
+    flush: an item to yield whenever no other is ready, so that the user can finish what it has; None waits. OpenCV and
+    torch release the interpreter lock, so the thread's work overlaps its user's.
     """
     ready: queue.Queue[Item | _Ended] = queue.Queue(maxsize=depth)
     left = threading.Event()
@@ -60,13 +60,13 @@ def prefetch(
             items.close()
         hand_over(_Ended(error))
 
-    thread = threading.Thread(target=produce, name="anchorite-ahead", daemon=True)
+    thread = threading.Thread(target=produce, name="anchorite-prefetch", daemon=True)
     try:
         with HeldInterrupts():  # in the midst of a start, an interrupt would leave a thread that nobody ends
             thread.start()
         while True:
-            if lull is not None and ready.empty():
-                yield lull
+            if flush is not None and ready.empty():
+                yield flush
             item = ready.get()
             if isinstance(item, _Ended):
                 if item.error is not None:

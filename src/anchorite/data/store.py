@@ -101,7 +101,7 @@ class ImageStore:
             self._fill(shared.array, progress, world if by_all else SINGLE_PROCESS)
             self._shared, self._pixels = shared, _read_only(shared.array)
         elif self.mode == "disk":
-            self._open_file(progress)  # ranks of one machine that have the same work write one file, whichever is last
+            self._open_file(progress)  # the ranks of one machine write the same file; the last one stays
         elif self._skip_bad:
             self.decode_all(lambda *_: None, progress, world)
 
@@ -338,7 +338,7 @@ def spendable_memory() -> int | None:
     """Bytes that may be allocated with a margin left for the rest of the program; None where it cannot be known.
 
     The smaller of what the kernel calls available and what the control groups of this process still allow, less 512 MB
-    or a tenth, whichever is more.
+    or a tenth, the larger of the two.
     """
     limits = [_meminfo_available(), *_cgroup_headrooms()]
     known = [limit for limit in limits if limit is not None]

@@ -44,7 +44,7 @@ _NUM_CACHED = 8  # tables of shards that are read at random
 _NUM_SHOWN = 5
 _POSITION = re.compile("[0-9]{6,7}")
 _CHECK = re.compile(r"crc32-([0-9a-f]{8})")
-REMEDY = "copy it again, or write the shards anew with anchorite convert"
+REMEDY = "copy it again, or write the shards again with anchorite convert"
 
 
 class Span(NamedTuple):
@@ -96,7 +96,7 @@ def position_of(path: Path) -> int:
 
 
 def member_header(name: str, content: bytes) -> bytes:
-    """The header of one file, the same for the same content whoever writes it and when."""
+    """The header of one file, the same for the same content."""
     info = tarfile.TarInfo(name)
     info.size, info.uname = len(content), f"crc32-{zlib.crc32(content):08x}"
     return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
@@ -161,13 +161,13 @@ def _read_pair(file: BinaryIO, path: Path, offset: int, end: int, position: int)
     if label is None:
         return None
     if label[0] != f"{key}.json":
-        raise InputError(f"byte {offset}: {key}.json is wanted here, not {shorten(label[0])}")
+        raise InputError(f"byte {offset}: expected {key}.json here, not {shorten(label[0])}")
     offset = _next_header(label[1])
     image = _read_header(file, offset, end, MAX_IMAGE_BYTES)
     name, _, suffix = ("", "", "") if image is None else image[0].partition(".")
     if image is None or name != key or suffix not in IMAGE_SUFFIXES:
         found = "the end" if image is None else shorten(image[0])
-        raise InputError(f"byte {offset}: the image of {key} is wanted here, not {found}")
+        raise InputError(f"byte {offset}: expected the image of {key} here, not {found}")
     return ShardSample(label[1], image[1], IMAGE_SUFFIXES.index(suffix)), _next_header(image[1])
 
 
@@ -295,7 +295,7 @@ def read_manifest(path: Path) -> Manifest:
     if content.get("version") != VERSION:
         raise InputError(
             f"{path}: version {shorten(content.get('version'))} of the format; this release reads version {VERSION}. "
-            "Update anchorite, or write the shards anew with anchorite convert"
+            "Update anchorite, or write the shards again with anchorite convert"
         )
     try:
         manifest = Manifest.model_validate(content)

@@ -51,7 +51,7 @@ from anchorite.errors import InputError, StorageError
 from anchorite.reading import shorten
 
 _LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
-_AHEAD = 4  # images in hand a core, so that memory does not grow with the split
+_AHEAD = 4  # images being decoded a core, so that memory does not grow with the split
 Result = TypeVar("Result")
 
 
@@ -178,7 +178,7 @@ def _named(path: Path, read: Callable[[], Result]) -> Result:
 
 
 class ShardedSplit(Split):
-    """The records of a split in shards: none is held, each is read anew.
+    """The records of a split in shards: none is in memory, each is read when it is asked for.
 
     Going through all of them reads labels alone, shard by shard. facts: counts made when the shards were written; what
     was left out later is still counted there.

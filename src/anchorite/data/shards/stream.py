@@ -61,7 +61,7 @@ class StreamKey(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A stretch of a shard: its kept samples from `start` up to `stop`."""
+    """A stretch of a shard: its samples that are not left out, from `start` up to `stop`."""
 
     shard: int
     start: int
@@ -156,9 +156,9 @@ class StreamBatches:
         return windows(stretch(lengths, order, sum(totals[:-1]), totals[-1]), self.window)
 
     def _open(self, plan: Sequence[Sequence[Piece]], number: int, epoch: int) -> _Window:
-        """Find the samples of a window, in their order; the files of the next one are asked of the disk."""
+        """Find the samples of a window, in their order; the system is asked to read the files of the next one."""
         for piece in plan[number + 1] if number + 1 < len(plan) else ():
-            _ask_for(self.split, piece)
+            _prefetch_files(self.split, piece)
         parts = []
         for piece in plan[number]:
             shard = self.split.shards[piece.shard]
@@ -179,8 +179,8 @@ class StreamBatches:
         return [opened.member(place) for place in others[:wanted]]
 
 
-def _ask_for(split: ShardedSplit, piece: Piece) -> None:
-    """Have the system read a stretch of a shard ahead of its use, where it can; errors are the reader's to meet."""
+def _prefetch_files(split: ShardedSplit, piece: Piece) -> None:
+    """Ask the system to prefetch a stretch of a shard, where it can; errors are left to the later read."""
     if not hasattr(os, "posix_fadvise"):
         return
     shard = split.shards[piece.shard]
