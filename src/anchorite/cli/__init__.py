@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from anchorite import __version__
 from anchorite.cli.usage import COMMANDS, function_of, usage_message
@@ -40,6 +40,7 @@ def build_app() -> App:
         help=_HELP,
         version=__version__,
         help_format="markdown",
+        default_parameter=Parameter(negative=""),  # no --no-FLAG and --empty-FLAG
         suppress_keyboard_interrupt=False,  # else it would exit by itself, without a word on how to go on
     )
     for name, help_text in COMMANDS.items():

@@ -25,11 +25,9 @@ def benchmark(
     ] = None,
     out: Annotated[Path | None, Parameter(show=False)] = None,
     plain_memory: Annotated[
-        bool, Parameter(negative="", help="Leave the C library's allocator as it is, which training does not.")
+        bool, Parameter(help="Leave the C library's allocator as it is, which training does not.")
     ] = False,
-    quick: Annotated[
-        bool, Parameter(negative="", help="Small sizes, two rounds: shows that it runs, not how fast.")
-    ] = False,
+    quick: Annotated[bool, Parameter(help="Small sizes, two rounds: shows that it runs, not how fast.")] = False,
 ) -> None:
     """Measure how fast this machine trains and predicts.
 

@@ -41,7 +41,7 @@ def convert(
     shard_mb: Annotated[
         int | None, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Most megabytes of a shard; default: 128.")
     ] = None,
-    reading: ReadingOptions | None = None,
+    reading: ReadingOptions = ReadingOptions(),
 ) -> None:
     """Copy a dataset into another label format; images byte for byte, read back and compared before it appears.
 
@@ -62,11 +62,11 @@ def split(
     test: Annotated[float, Parameter(help="Share of the images to test on; 0 makes no split test.")] = 0.0,
     keep: Annotated[
         list[Literal["train", "val", "test"]] | None,
-        Parameter(negative="", help="Splits that stay as they are; the others are pooled and divided again."),
+        Parameter(help="Splits that stay as they are; the others are pooled and divided again."),
     ] = None,
     seed: Annotated[int, Parameter(help="Decides between images that would fit equally well.")] = 0,
     to: Annotated[FormatName | None, Parameter(help="Format of the copy; default: that of DATA.")] = None,
-    reading: ReadingOptions | None = None,
+    reading: ReadingOptions = ReadingOptions(),
 ) -> None:
     """Copy a dataset with new splits: each class in its share, images of one view never in two splits.
 
@@ -91,12 +91,12 @@ def split(
     _write_copy(made.dataset, out, cast(FormatName, to or dataset.format), f"Made by `anchorite split`, seed {seed}.")
 
 
-def _read_for_copy(data: Path, out: Path, reading: ReadingOptions | None) -> DatasetIndex:
+def _read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetIndex:
     """The dataset; InputError when `out` is taken or inside the dataset."""
     from anchorite.data.convert import refuse_inside_dataset
 
     refuse_taken(out, "OUT")
-    dataset = (reading or ReadingOptions()).open(data)
+    dataset = reading.open(data)
     refuse_inside_dataset(out, dataset)
     print(f"data: {dataset_line(dataset)}")
     for kind, number in Counter(adjustment.kind for adjustment in dataset.adjustments).items():
@@ -159,7 +159,7 @@ def anchors(
     model: Annotated[ModelSize, Parameter(help="Size of the network, whose default anchors are compared.")] = "n",
     seed: Annotated[int, Parameter(help="Seed of the fit.")] = 0,
     out: Annotated[Path | None, Parameter(help="New folder for anchors.yaml and a plot, anchors.png.")] = None,
-    reading: ReadingOptions | None = None,
+    reading: ReadingOptions = ReadingOptions(),
 ) -> None:
     """Fit anchors to the training boxes and compare them with the default ones."""
     from anchorite.anchors import fit_anchors
@@ -172,7 +172,7 @@ def anchors(
     require_side(image_size, default.strides[-1], f"--model {model}")
     if out is not None:
         refuse_taken(out)
-    dataset = (reading or ReadingOptions()).open(data)
+    dataset = reading.open(data)
     if out is not None:
         refuse_inside_dataset(out, dataset)
     wh_px = dataset.split("train").table().box_sides(image_size)

@@ -37,7 +37,7 @@ Data = Annotated[Path, Parameter(help="Folder of labelled images, data.yaml or C
 Weights = Annotated[Path, Parameter(help="Weights, or an export of them (.onnx, .xml).")]
 Format = Annotated[FormatName | None, Parameter(help="Label format, where recognition guesses wrong.")]
 AllowOutside = Annotated[
-    bool, Parameter(negative="", help="Follow paths and links that lead out of the dataset; for data you trust.")
+    bool, Parameter(help="Follow paths and links that lead out of the dataset; for data you trust.")
 ]
 
 
@@ -47,9 +47,7 @@ class ReadingOptions:
     """How a data set is read."""
 
     format: Format = None
-    skip_bad: Annotated[bool, Parameter(negative="", help="Leave out malformed label rows and unreadable images.")] = (
-        False
-    )
+    skip_bad: Annotated[bool, Parameter(help="Leave out malformed label rows and unreadable images.")] = False
     allow_outside: AllowOutside = False
 
     def open(self, data: Path) -> DatasetIndex:
@@ -74,9 +72,9 @@ class ReadingOptions:
 class OutputOptions:
     """How much is printed, and for whom. Errors go to stderr in any case."""
 
-    quiet: Annotated[bool, Parameter(negative="", help=QUIET_HELP)] = False
+    quiet: Annotated[bool, Parameter(help=QUIET_HELP)] = False
     json_lines: Annotated[
-        bool, Parameter(negative="", help="Print one JSON object a line for programs, and nothing else on stdout.")
+        bool, Parameter(help="Print one JSON object a line for programs, and nothing else on stdout.")
     ] = False
 
     def check(self) -> None:
@@ -94,7 +92,7 @@ class LoggingOptions:
 
     output: Annotated[OutputOptions, Parameter(name="*")] = OutputOptions()
     tensorboard: Annotated[
-        bool, Parameter(negative="", help="Write RUN/events for TensorBoard; a run with them goes on writing them.")
+        bool, Parameter(help="Write RUN/events for TensorBoard; a run with them goes on writing them.")
     ] = False
 
     def of_rank(self, is_main: bool) -> LoggingOptions:
@@ -130,7 +128,7 @@ class RecipeOptions:
         str | None, Parameter(help="Of transformers: hf:FOLDER, or hf-config:FOLDER with random weights.")
     ] = None
     allow_download: Annotated[
-        bool, Parameter(negative="", help="Fetch the --backbone hf:NAME from huggingface.co where it is no folder.")
+        bool, Parameter(help="Fetch the --backbone hf:NAME from huggingface.co where it is no folder.")
     ] = False
     image_size: Annotated[
         int | None, WHOLE, Parameter(help="Longer side of the network input in pixels, a multiple of 32.")
@@ -144,7 +142,7 @@ class RecipeOptions:
     workers: Annotated[int | None, WHOLE, Parameter(help="Loader processes; 0 for none.")] = None
     settings: Annotated[
         list[str] | None,
-        Parameter("--set", negative="", help="Any recipe field, as in --set loss.label_smoothing=0.1."),
+        Parameter("--set", help="Any recipe field, as in --set loss.label_smoothing=0.1."),
     ] = None
 
     def flags_given(self) -> list[str]:
@@ -193,8 +191,8 @@ class LimitOptions:
         Parameter(("--iou-threshold", "--iou-limit"), help="IoU above which the weaker of two boxes goes."),
     ] = 0.45
     max_detections: Annotated[int, WHOLE, Parameter(help="Most detections per image.")] = 300
-    class_agnostic: Annotated[bool, Parameter(negative="", help="Boxes of all classes suppress each other.")] = False
-    multi_label: Annotated[bool, Parameter(negative="", help="A place may answer for several classes.")] = False
+    class_agnostic: Annotated[bool, Parameter(help="Boxes of all classes suppress each other.")] = False
+    multi_label: Annotated[bool, Parameter(help="A place may answer for several classes.")] = False
 
     def config(self) -> PredictConfig:
         """The limits as the library takes them; InputError for values out of range."""

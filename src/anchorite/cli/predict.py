@@ -32,29 +32,73 @@ if TYPE_CHECKING:
     from anchorite.predict import Ensemble, Frame, PredictConfig, Predictor, Save, SourceConfig, Sources
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SourceOptions:
+    """How sources are read, and the one source that is written like a flag."""
+
+    stdin: Annotated[bool, Parameter("-", help="Paths come on stdin, one a line.")] = False
+    recursive: Annotated[bool, Parameter(help="Look into the subfolders of folders, too.")] = False
+    every: Annotated[
+        int, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Use each so-many-th frame of videos and cameras.")
+    ] = 1
+    watch: Annotated[bool, Parameter(help="Sources are folders being written to; Ctrl-C ends watching them.")] = False
+    idle_seconds: Annotated[
+        float | None, Parameter(validator=Number(gt=0), help="End --watch when no image came for so long.")
+    ] = None
+    null: Annotated[bool, Parameter(help="Paths on stdin end with NUL, as find -print0 writes them.")] = False
+
+    def words(self, sources: Sequence[str]) -> list[str]:
+        """The sources that are named, with - among them if it was."""
+        return [*sources, "-"] if self.stdin else list(sources)
+
+    def config(self) -> SourceConfig:
+        """How they are read, as the library takes it."""
+        from anchorite.predict import SourceConfig
+
+        return SourceConfig(self.recursive, self.every, self.watch, self.idle_seconds, self.null)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SavingOptions:
+    """What is written."""
+
+    save: Annotated[
+        list[OutputKind] | None,
+        Parameter(help="Write this, in place of the usual; may be repeated."),
+    ] = None
+    without: Annotated[list[OutputKind] | None, Parameter(help="Leave this out of the usual.")] = None
+
+    def chosen(self, is_streamed: bool) -> Save:
+        """InputError where both are given."""
+        from anchorite.predict import Save
+
+        if self.save and self.without:
+            raise InputError("--save and --without: choose one; --save names all that is written, and nothing else is")
+        return Save.only(self.save) if self.save else Save.usual(is_streamed, self.without or ())
+
+
 def predict(
     weights: Weights,
     *sources: Annotated[str, Parameter(help="Images, videos, folders, quoted globs; camera:0, rtsp://..., or -.")],
-    limits: LimitOptions | None = None,
+    limits: LimitOptions = LimitOptions(),
     out: Annotated[Path | None, Parameter(help="New folder for the results. Default: predictions, -2, -3, ...")] = None,
-    reading: SourceOptions | None = None,
-    saving: SavingOptions | None = None,
-    running: RunningOptions | None = None,
-    refining: RefiningOptions | None = None,
-    output: OutputOptions | None = None,
+    reading: SourceOptions = SourceOptions(),
+    saving: SavingOptions = SavingOptions(),
+    running: RunningOptions = RunningOptions(),
+    refining: RefiningOptions = RefiningOptions(),
+    output: OutputOptions = OutputOptions(),
 ) -> None:
     """Find objects in images and videos: draws them, and writes them as JSON and as YOLO txt."""
     from anchorite.devices import keep_freed_memory
     from anchorite.export import load_predictor
     from anchorite.predict import fresh_folder, open_sources
 
-    reading, saving = reading or SourceOptions(), saving or SavingOptions()
     words = reading.words(sources)
     if not words:
         raise InputError("predict: SOURCE is missing: anchorite predict WEIGHTS SOURCE...")
-    config = (limits or LimitOptions()).config()
-    running, output = running or RunningOptions(), output or OutputOptions()
-    refining = refining or RefiningOptions()
+    config = limits.config()
     output.check()
     refining.check(weights)
     folder = out or fresh_folder(Path("predictions"))
@@ -76,57 +120,6 @@ def predict(
         raise InputError(
             f"predict: {reporter.num_refused} of {opened.amount} could not be read, or not whole; see the lines above"
         )
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class SourceOptions:
-    """How sources are read, and the one source that is written like a flag."""
-
-    stdin: Annotated[bool, Parameter("-", negative="", help="Paths come on stdin, one a line.")] = False
-    recursive: Annotated[bool, Parameter(negative="", help="Look into the subfolders of folders, too.")] = False
-    every: Annotated[
-        int, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Use each so-many-th frame of videos and cameras.")
-    ] = 1
-    watch: Annotated[
-        bool, Parameter(negative="", help="Sources are folders being written to; Ctrl-C ends watching them.")
-    ] = False
-    idle_seconds: Annotated[
-        float | None, Parameter(validator=Number(gt=0), help="End --watch when no image came for so long.")
-    ] = None
-    null: Annotated[bool, Parameter(negative="", help="Paths on stdin end with NUL, as find -print0 writes them.")] = (
-        False
-    )
-
-    def words(self, sources: Sequence[str]) -> list[str]:
-        """The sources that are named, with - among them if it was."""
-        return [*sources, "-"] if self.stdin else list(sources)
-
-    def config(self) -> SourceConfig:
-        """How they are read, as the library takes it."""
-        from anchorite.predict import SourceConfig
-
-        return SourceConfig(self.recursive, self.every, self.watch, self.idle_seconds, self.null)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class SavingOptions:
-    """What is written."""
-
-    save: Annotated[
-        list[OutputKind] | None,
-        Parameter(negative="", help="Write this, in place of the usual; may be repeated."),
-    ] = None
-    without: Annotated[list[OutputKind] | None, Parameter(negative="", help="Leave this out of the usual.")] = None
-
-    def chosen(self, is_streamed: bool) -> Save:
-        """InputError where both are given."""
-        from anchorite.predict import Save
-
-        if self.save and self.without:
-            raise InputError("--save and --without: choose one; --save names all that is written, and nothing else is")
-        return Save.only(self.save) if self.save else Save.usual(is_streamed, self.without or ())
 
 
 def _predict_all(

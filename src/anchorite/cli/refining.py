@@ -29,10 +29,10 @@ class RefiningOptions:
     tile_overlap: Annotated[
         float | None, Parameter(help="Least share of a window that neighbours have in common. Default: 0.2.")
     ] = None
-    tile_only: Annotated[bool, Parameter(negative="", help="Windows alone, not the image as a whole.")] = False
-    augment: Annotated[bool, Parameter(negative="", help="Look mirrored and at other scales, too, and fuse.")] = False
+    tile_only: Annotated[bool, Parameter(help="Windows alone, not the image as a whole.")] = False
+    augment: Annotated[bool, Parameter(help="Look mirrored and at other scales, too, and fuse.")] = False
     others: Annotated[
-        list[Path] | None, Parameter("--with", negative="", help="Other weights for the same classes, to fuse with.")
+        list[Path] | None, Parameter("--with", help="Other weights for the same classes, to fuse with.")
     ] = None
     weights_of: Annotated[
         str | None, Parameter(help="How much each of the weights counts, as in 2,1,1. Default: alike.")

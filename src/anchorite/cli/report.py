@@ -22,7 +22,7 @@ _DEFAULT_PORT = 8765  # as of report.serve, which is slow to import
 
 
 def report(
-    run: Annotated[list[Path], Parameter(help="Folder of a run; of several, to compare them.", negative="")],
+    run: Annotated[list[Path], Parameter(help="Folder of a run; of several, to compare them.")],
     *,
     out: Annotated[
         Path | None,
@@ -30,7 +30,7 @@ def report(
     ] = None,
     serve: Annotated[
         bool,
-        Parameter(negative="", help="Show the page of one run, live, to browsers on this machine; Ctrl-C ends it."),
+        Parameter(help="Show the page of one run, live, to browsers on this machine; Ctrl-C ends it."),
     ] = False,
     port: Annotated[
         int | None, Parameter(validator=Number(gte=0, lte=65535), help="With --serve: port; 0 for any that is free.")
@@ -81,7 +81,7 @@ def explain(
     split: Annotated[str, Parameter(help="Split whose images are shown.")] = "val",
     image: Annotated[
         list[str] | None,
-        Parameter(negative="", help="Images to show, by file name or stem; default: the most instructive 12."),
+        Parameter(help="Images to show, by file name or stem; default: the most instructive 12."),
     ] = None,
     weights: Annotated[
         Path | None, Parameter(help="Weights, such as runs/NAME/best.safetensors: adds predictions and loss.")
@@ -94,7 +94,7 @@ def explain(
         Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: of the weights, or of the recipe."),
     ] = None,
     out: Annotated[Path | None, Parameter(help="New .html file; default: explain.html, or with a number.")] = None,
-    reading: ReadingOptions | None = None,
+    reading: ReadingOptions = ReadingOptions(),
 ) -> None:
     """Show on one page which anchors and cells are assigned to which box and why, and what each box costs."""
     from anchorite.data.convert import refuse_inside_dataset
@@ -102,7 +102,6 @@ def explain(
     from anchorite.report.explain import choose_images, choose_setting, find_images
     from anchorite.report.explain import explain as explained
 
-    reading = reading or ReadingOptions()
     page = out or free_path(Path("explain.html"))
     refuse_taken_page(page)
     dataset = reading.open(data)
@@ -133,15 +132,13 @@ def suspects(
     data: Data,
     *,
     weights: Annotated[Path, Parameter(help="Weights, best those trained on this very data.")],
-    split: Annotated[
-        list[str] | None, Parameter(negative="", help="Split to rank; may be repeated. Default: all.")
-    ] = None,
+    split: Annotated[list[str] | None, Parameter(help="Split to rank; may be repeated. Default: all.")] = None,
     top: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Suspects on the page; the CSV has all.")] = 100,
     out: Annotated[
         Path | None, Parameter(help="New folder for suspects.html and suspects.csv. Default: suspects, -2, -3, ...")
     ] = None,
-    running: RunningOptions | None = None,
-    reading: ReadingOptions | None = None,
+    running: RunningOptions = RunningOptions(),
+    reading: ReadingOptions = ReadingOptions(),
 ) -> None:
     """Rank labels that are likely wrong: other classes, missing, misplaced, doubled; as a page and as CSV.
 
@@ -154,7 +151,6 @@ def suspects(
     from anchorite.model import load_weights
     from anchorite.report.suspects import Observer, as_csv, rank_suspects, suspects_page
 
-    reading, running = reading or ReadingOptions(), running or RunningOptions()
     folder = out or free_path(Path("suspects"))
     refuse_taken(folder)
     device = choose_device(running.device)

@@ -50,7 +50,7 @@ def serve(
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535), help="Port; 0 takes a free one.")] = 8000,
     device: Annotated[str, DEVICE] = "auto",
     precision: Annotated[PrecisionName, Parameter(help="Number format.")] = "auto",
-    limits: RequestOptions | None = None,
+    limits: RequestOptions = RequestOptions(),
 ) -> None:
     """Answer requests with detections: POST an image to /predict, get JSON; a page to drop an image on at /.
 
@@ -65,7 +65,6 @@ def serve(
     from anchorite.export import load_predictor
     from anchorite.serve import make_app
 
-    limits = limits or RequestOptions()
     predictor = load_predictor(weights, device, precision)
     listening = _listening(host, port)
     is_loopback = host in ("127.0.0.1", "::1", "localhost")

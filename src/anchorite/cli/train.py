@@ -36,11 +36,11 @@ def train(
     ] = None,
     allow: Annotated[
         list[Change] | None,
-        Parameter(negative="", help="With --resume: what may have changed since the run was started."),
+        Parameter(help="With --resume: what may have changed since the run was started."),
     ] = None,
-    reading: ReadingOptions | None = None,
-    fields: RecipeOptions | None = None,
-    logging: LoggingOptions | None = None,
+    reading: ReadingOptions = ReadingOptions(),
+    fields: RecipeOptions = RecipeOptions(),
+    logging: LoggingOptions = LoggingOptions(),
 ) -> None:
     """Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC; the format is recognised)."""
     from anchorite.errors import InputError
@@ -50,8 +50,7 @@ def train(
     if restarts and out is None and resume is None:
         raise InputError("torchrun --max-restarts without --out: a restart has to find its run; name the run's folder")
     if restarted and out is not None and (out / "run.json").is_file():
-        out, resume, recipe, fields = None, out, None, None  # the run holds their values
-    reading, fields, logging = reading or ReadingOptions(), fields or RecipeOptions(), logging or LoggingOptions()
+        out, resume, recipe, fields = None, out, None, RecipeOptions()  # the run holds their values
     logging.output.check()
     if resume is not None:
         refused = [flag for flag, value in {"--recipe": recipe, "--out": out}.items() if value is not None]
@@ -233,7 +232,7 @@ def demo(
         int | None, WHOLE, Parameter(help="Passes over the training images; default: the recipe's.")
     ] = None,
     device: Annotated[str, DEVICE] = "auto",
-    quiet: Annotated[bool, Parameter(negative="", help=QUIET_HELP)] = False,
+    quiet: Annotated[bool, Parameter(help=QUIET_HELP)] = False,
 ) -> None:
     """Train a detector on synthetic scenes, validate it, draw its boxes and write a report."""
     import time

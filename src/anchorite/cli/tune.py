@@ -26,8 +26,8 @@ def tune(
     ] = None,
     out: Annotated[Path | None, Parameter(help="New folder for the study. Default: runs/tune-DATA, -2, ...")] = None,
     resume: Annotated[Path | None, Parameter(help="Folder of a study to go on with.")] = None,
-    reading: ReadingOptions | None = None,
-    fields: RecipeOptions | None = None,
+    reading: ReadingOptions = ReadingOptions(),
+    fields: RecipeOptions = RecipeOptions(),
 ) -> None:
     """Search recipe fields for a higher mAP on val; the result is a recipe file.
 
@@ -36,7 +36,6 @@ def tune(
     """
     from anchorite.tune import Study, default_space, read_space
 
-    reading, fields = reading or ReadingOptions(), fields or RecipeOptions()
     if resume is not None:
         given = {"--recipe": recipe, "--out": out, "--space": space}
         refused = [flag for flag, value in given.items() if value is not None] + fields.flags_given()

@@ -34,12 +34,12 @@ def validate(
     data: Data,
     *,
     split: Annotated[str, Parameter(help="Split to validate on.")] = "val",
-    running: RunningOptions | None = None,
-    refining: RefiningOptions | None = None,
+    running: RunningOptions = RunningOptions(),
+    refining: RefiningOptions = RefiningOptions(),
     out: Annotated[Path | None, Parameter(help="New folder for curves and confusion matrix as PNG.")] = None,
-    json: Annotated[bool, Parameter(negative="", help="Print the result as JSON, and nothing else.")] = False,
-    reading: ReadingOptions | None = None,
-    output: OutputOptions | None = None,
+    json: Annotated[bool, Parameter(help="Print the result as JSON, and nothing else.")] = False,
+    reading: ReadingOptions = ReadingOptions(),
+    output: OutputOptions = OutputOptions(),
 ) -> None:
     """Measure weights on a labelled split: COCO mAP in all, by size and by class."""
     from anchorite.data import without_images
@@ -48,8 +48,6 @@ def validate(
     from anchorite.predict import Ensemble
     from anchorite.train import choose_device, choose_precision
 
-    reading, running, output = reading or ReadingOptions(), running or RunningOptions(), output or OutputOptions()
-    refining = refining or RefiningOptions()
     output.check()
     _refuse(weights, data, json and output.json_lines)
     refining.check(weights)

@@ -35,11 +35,9 @@ class FileOptions:
     static: Annotated[
         int | None, Parameter(validator=AT_LEAST_ONE, help="Fix the shape: so many images, square, of --image-size.")
     ] = None
-    uint8: Annotated[
-        bool, Parameter(negative="", help="Input of bytes, height x width x RGB, as images are decoded.")
-    ] = False
-    half: Annotated[bool, Parameter(negative="", help="Convolutions in float16; input and output stay.")] = False
-    int8: Annotated[bool, Parameter(negative="", help="Convolutions in int8; needs --calibrate.")] = False
+    uint8: Annotated[bool, Parameter(help="Input of bytes, height x width x RGB, as images are decoded.")] = False
+    half: Annotated[bool, Parameter(help="Convolutions in float16; input and output stay.")] = False
+    int8: Annotated[bool, Parameter(help="Convolutions in int8; needs --calibrate.")] = False
 
 
 @Parameter(name="*")
@@ -55,7 +53,7 @@ class ProofOptions:
         Path | None, Parameter(help="Dataset to compare and measure on; default: drawn scenes, or --calibrate.")
     ] = None
     split: Annotated[str, Parameter(help="Split of --verify.")] = "val"
-    skip_bad: Annotated[bool, Parameter(negative="", help="Drop malformed label rows instead of refusing.")] = False
+    skip_bad: Annotated[bool, Parameter(help="Drop malformed label rows instead of refusing.")] = False
     allow_outside: AllowOutside = False
 
     def measured_on(self, weights: Path, info: WeightsInfo) -> Sequence[Record]:
@@ -86,19 +84,18 @@ def export(
     *,
     format: Annotated[ExportFormat, Parameter(help="What to write.")] = "onnx",
     out: Annotated[Path | None, Parameter(help="New file (.onnx, .pt2 or .xml). Default: beside the weights.")] = None,
-    file: FileOptions | None = None,
+    file: FileOptions = FileOptions(),
     nms: Annotated[
-        bool, Parameter(negative="", help="Suppression inside, with the limits below: a table of detections comes out.")
+        bool, Parameter(help="Suppression inside, with the limits below: a table of detections comes out.")
     ] = False,
     limits: LimitOptions | None = None,
-    proof: ProofOptions | None = None,
+    proof: ProofOptions = ProofOptions(),
 ) -> None:
     """Write weights as ONNX, OpenVINO or torch.export, once their answers have proved to be those of PyTorch."""
     from anchorite.evaluate import Validator
     from anchorite.export import ExportRequest, batches_of, build, drawn_batches, export_info, measure, spread, write
     from anchorite.model import load_weights
 
-    file, proof = file or FileOptions(), proof or ProofOptions()
     if limits is not None and not nms:
         raise InputError(
             "--confidence, --iou-threshold and the like are built in with --nms; give it, or leave them out"
