@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import webdataset
 
-from anchorite.data import DatasetIndex, Record, ShardedSplit, dataset_fingerprint, decode_image, open_dataset, readable
+from anchorite.data import DatasetIndex, Record, ShardedSplit, dataset_fingerprint, decode_image, open_dataset
 from anchorite.data.convert import write_dataset
 from anchorite.data.formats import FormatName
 from anchorite.data.shards.format import member_header, padding, read_table
-from anchorite.data.shards.split import label_bytes, parse_label
+from anchorite.data.shards.split import label_bytes, parse_label, readable
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 from tests.data.format_samples import write_image
@@ -228,12 +228,12 @@ def test_damage_within_an_image_is_left_out_and_counted_when_asked_for(tmp_path:
     damaged(tmp_path, lambda content: content.__setitem__(int(row[3]) + 40, content[int(row[3]) + 40] ^ 4))
     split = train_split(open_dataset(tmp_path / "shards", skip_bad=True))
     told: list[tuple[int, int]] = []
-    images = readable(split, lambda done, total: told.append((done, total)))
+    remaining, left_out = readable(split, lambda done, total: told.append((done, total)))
     assert told == [(number, 23) for number in range(1, 24)]
-    (one,) = images.left_out
+    (one,) = left_out
     assert one.record.path.stem == "train-000001-000001"
     assert "damaged: byte" in one.reason
-    assert [record.path for record in images.records] == [
+    assert [record.path for record in remaining] == [
         record.path for record in whole.splits["train"] if record.path != one.record.path
     ]
     # The rest of a shard whose headers end too early goes as well, and images that cannot be decoded.
@@ -242,7 +242,7 @@ def test_damage_within_an_image_is_left_out_and_counted_when_asked_for(tmp_path:
         lambda content: content.__setitem__(slice(int(row[3]) - 512, None), bytes(len(content) - int(row[3]) + 512)),
     )
     rest = split.shards[1].num_samples - 1
-    assert len(readable(split).left_out) == rest
+    assert len(readable(split)[1]) == rest
 
 
 def shard_of(*members: tuple[str, bytes], headers: Callable[[bytes], bytes] = lambda header: header) -> bytes:

@@ -3,14 +3,14 @@
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, LetterboxedBatch, LoaderConfig, SampleKey, empty_batch, letterboxed_batches
 from anchorite.data.dataset import Adjustment, DatasetIndex, LeftOut, dataset_fingerprint, without_images
-from anchorite.data.device import Capacity, DeviceLoader, DeviceStore
+from anchorite.data.device import DeviceLoader, DeviceStore
 from anchorite.data.formats import open_dataset
 from anchorite.data.host_loader import HostLoader, make_loader
 from anchorite.data.images import LetterboxTransform, decode_image, letterbox, letterbox_transform, rectangular_size
 from anchorite.data.loader import Loader, open_loader
 from anchorite.data.records import Record, RecordTable, Split, as_split
 from anchorite.data.samples import TrainSamples
-from anchorite.data.shards.split import ShardedSplit, StreamedImages, readable
+from anchorite.data.shards.split import ShardedSplit
 from anchorite.data.shards.stream import StreamSamples, make_stream_loader
 from anchorite.data.store import ImageStore, StoreMode
 
@@ -18,7 +18,6 @@ __all__ = [
     "Adjustment",
     "AugmentConfig",
     "Batch",
-    "Capacity",
     "DatasetIndex",
     "DeviceLoader",
     "DeviceStore",
@@ -36,7 +35,6 @@ __all__ = [
     "Split",
     "StoreMode",
     "StreamSamples",
-    "StreamedImages",
     "TrainSamples",
     "as_split",
     "dataset_fingerprint",
@@ -49,7 +47,6 @@ __all__ = [
     "make_stream_loader",
     "open_dataset",
     "open_loader",
-    "readable",
     "rectangular_size",
     "without_images",
 ]

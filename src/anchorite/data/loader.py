@@ -16,7 +16,7 @@ from anchorite.data.device import DeviceLoader, DeviceStore, choose_storage
 from anchorite.data.host_loader import make_loader
 from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples
-from anchorite.data.shards.split import ShardedSplit, StreamedImages, readable
+from anchorite.data.shards.split import ShardedSplit, readable
 from anchorite.data.shards.stream import StreamSamples, make_stream_loader
 from anchorite.data.store import ImageStore, Progress
 from anchorite.devices import choose_compile
@@ -87,11 +87,11 @@ def open_loader(
     facts = {"rank": world.rank, "world_size": world.world_size, "pin_memory": device.type == "cuda"}
     on_host = config.model_copy(update={**facts, "workers": workers})
     if isinstance(records, ShardedSplit):
-        images = readable(records, progress) if skip_bad else StreamedImages(records)
-        stream = StreamSamples(images.records, augment, image_size, seed, num_epochs)
-        shards = f"images read from {len(images.records.shards)} shards as a stream"
+        split, left_out = readable(records, progress) if skip_bad else (records, ())
+        stream = StreamSamples(split, augment, image_size, seed, num_epochs)
+        shards = f"images read from {len(split.shards)} shards as a stream"
         decisions = [f"{shards}; {workers} loader processes"]
-        return make_stream_loader(stream, on_host, left_out=images.left_out, decisions=decisions)
+        return make_stream_loader(stream, on_host, left_out=left_out, decisions=decisions)
     if storage == "device" or (storage == "auto" and device.type == "cuda"):
         on_device = DeviceStore(records, image_size, device, skip_bad=skip_bad)
         where, reason = choose_storage(on_device.num_bytes, device)

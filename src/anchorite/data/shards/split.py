@@ -331,16 +331,8 @@ def _listed_shard(path: Path, facts: ShardFacts, fence: Fence, log: ReadingLog) 
     return replace(shard, left_out=frozenset(range(num_whole, facts.samples)))
 
 
-@dataclass(frozen=True)
-class StreamedImages:
-    """What a run trains on as a stream. left_out: what `records` is without because it cannot be read."""
-
-    records: ShardedSplit
-    left_out: tuple[LeftOut, ...] = ()
-
-
-def readable(split: ShardedSplit, progress: Progress | None = None) -> StreamedImages:
-    """The samples of a split that can be read and decoded, and the others with the reason.
+def readable(split: ShardedSplit, progress: Progress | None = None) -> tuple[ShardedSplit, tuple[LeftOut, ...]]:
+    """The split without the samples that cannot be read and decoded, and these with the reason.
 
     progress is called with (images done, images in all). Raises InputError when none can be, StorageError when the
     disk fails: that is no fault of an image.
@@ -368,7 +360,7 @@ def readable(split: ShardedSplit, progress: Progress | None = None) -> StreamedI
         raise InputError(
             f"none of the {len(split)} images can be read: {left_out[0].record.path}: {left_out[0].reason}"
         )
-    return StreamedImages(split.without([one.record.path for one in left_out]), tuple(left_out))
+    return split.without([one.record.path for one in left_out]), tuple(left_out)
 
 
 def _reads(shard: Shard, num_classes: int) -> Iterator[tuple[Record, bytes, str]]:

@@ -13,7 +13,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -39,10 +39,10 @@ from anchorite.data.shards.format import (
     shard_name,
 )
 from anchorite.data.shards.split import ShardedSplit, label_bytes, read_shards
+from anchorite.data.store import Progress
 from anchorite.errors import InputError, StorageError
 
 SHARD_BYTES = 128_000_000
-Progress = Callable[[int, int], None]
 _SEED = 0
 _KINDS = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"BM", "bmp"), (b"RIFF", "webp"), (b"", "tif"))
 
@@ -52,7 +52,6 @@ class _ShardWriter:
 
     def __init__(self, folder: Path, split: str, most_bytes: int) -> None:
         self._folder, self._split, self._most_bytes = folder, split, most_bytes
-        self._content: list[bytes] = []
         self._num_bytes = self._num_samples = 0
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256()
