@@ -98,18 +98,9 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """The finding as plain values."""
-        return {
-            "kind": self.kind,
-            "severity": self.severity,
-            "training": self.effect,
-            "split": self.split,
-            "image": self.image,
-            "origin": self.origin,
-            "class": self.class_name,
-            "box_xyxy": None if self.box_xyxy is None else list(self.box_xyxy),
-            "others": list(self.others),
-            "detail": self.detail,
-        }
+        values = asdict(self)
+        values["class"] = values.pop("class_name")
+        return {**values, "severity": self.severity, "training": self.effect}
 
     def line(self) -> str:
         """The finding as a line of text, without its kind."""

@@ -226,25 +226,14 @@ def validation_charts(details: dict[str, Any]) -> list[Chart]:
         threshold = details["iou_threshold"] if "iou_threshold" in details else details["iou_limit"]  # older runs
         precision, f1 = _matrix(details["envelope"]), _matrix(details["f1"])
         best_f1 = np.where(np.isnan(f1).all(axis=1), np.nan, np.nan_to_num(f1, nan=-1.0).max(axis=1))
+        titles = (
+            f"Precision over recall at IoU {threshold:g} (AP)",
+            f"F1 over confidence at IoU {threshold:g} (best F1)",
+        )
+        mean_precision = np.asarray(precision.mean(axis=1))
         charts = [
-            _class_chart(
-                f"Precision over recall at IoU {threshold:g} (AP)",
-                "recall",
-                names,
-                details["recalls"],
-                precision,
-                np.asarray(precision.mean(axis=1)),
-                np.mean,
-            ),
-            _class_chart(
-                f"F1 over confidence at IoU {threshold:g} (best F1)",
-                "confidence",
-                names,
-                details["confidences"],
-                f1,
-                best_f1,
-                np.max,
-            ),
+            _class_chart(titles[0], "recall", names, details["recalls"], precision, mean_precision, np.mean),
+            _class_chart(titles[1], "confidence", names, details["confidences"], f1, best_f1, np.max),
         ]
     except (KeyError, TypeError, ValueError, IndexError):
         return []
@@ -400,8 +389,7 @@ def _described_dataset(dataset: Any) -> dict[str, Any]:
     }
 
 
-@dataclass(slots=True)
-class DrawnBox:
+class DrawnBox(NamedTuple):
     """A rectangle in the pixels of the image and the words on it; label_x, label_y: where they begin."""
 
     x: float
@@ -478,18 +466,12 @@ def _drawn_boxes(boxes: list[tuple[list[float], str]], unit: float, height: int,
     for corners, words in boxes:
         x0, y0, x1, y1 = (float(value) for value in corners)
         above = y0 - margin if y0 > letters else y0 + letters - unit
-        y = min(max(y1 - margin if below else above, letters - unit), height - margin)
-        box = DrawnBox(x0, y0, x1 - x0, y1 - y0, words, x0 + margin, y)
-        while any(abs(box.label_y - one.label_y) < 0.9 * letters and _share_width(box, one, unit) for one in drawn):
-            box.label_y += letters
-            if box.label_y > height:
-                box.label_y = y
-                break
-        drawn.append(box)
+        x, y = x0 + margin, min(max(y1 - margin if below else above, letters - unit), height - margin)
+        reach = x + _LETTER_WIDTH * unit * len(words)
+        beside = [
+            one for one in drawn if one.label_x < reach and x < one.label_x + _LETTER_WIDTH * unit * len(one.words)
+        ]
+        rows = [y + letters * step for step in range(1 + int((height - y) / letters))]
+        free = (row for row in rows if all(abs(row - one.label_y) >= 0.9 * letters for one in beside))
+        drawn.append(DrawnBox(x0, y0, x1 - x0, y1 - y0, words, x, next(free, y)))
     return drawn
-
-
-def _share_width(box: DrawnBox, other: DrawnBox, unit: float) -> bool:
-    """Whether the words of two boxes overlap from left to right."""
-    first, second = sorted((box, other), key=lambda one: one.label_x)
-    return second.label_x < first.label_x + _LETTER_WIDTH * unit * len(first.words)

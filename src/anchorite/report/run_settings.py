@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,59 @@ from anchorite.report.charts import Chart, Line, format_number, make_chart
 from anchorite.report.run_data import RunFiles, flatten
 
 _UNKNOWN, _NOT_RECORDED = "-", "not recorded"  # of recipes that do not tell; of runs of earlier releases
+# Name, what the recipe says (r), what was derived (d), and from what, with the values by their dotted keys.
+_ROWS = (
+    ("box gain", "{r[loss.box_gain]}", "{d[gains.box]}", "box_gain x 3/L: the term is a sum over L levels"),
+    (
+        "objectness gain",
+        "{r[loss.objectness_gain]}",
+        "{d[gains.objectness]}",
+        "objectness_gain x (image_size/640)^2 x 3/L, for {r[image_size]} px: fewer cells make a smaller term",
+    ),
+    (
+        "class gain",
+        "{r[loss.class_gain]}",
+        "{d[gains.class]}",
+        "class_gain x K/80 x 3/L, for K classes: each class is a binary decision of its own",
+    ),
+    ("objectness balance", "{r[balance]}", "{d[balance]}", "weights of the levels, finest level first{d[balance_at]}"),
+    (
+        "images per step",
+        "batch {r[batch]}",
+        "{d[images_per_step]}",
+        "batches a step: {d[accumulation]}, by nominal_batch {r[optimizer.nominal_batch]} / batch, at least 1",
+    ),
+    (
+        "optimizer steps",
+        "{r[epochs]} epochs",
+        "{d[num_steps]}",
+        "an epoch has {d[batches_per_epoch]} batches and {d[steps_per_epoch]} steps",
+    ),
+    (
+        "warm-up",
+        "{r[optimizer.warmup_epochs]} epochs",
+        "{d[warmup_steps]} steps",
+        "lr of weights from 0, of biases from {d[warmup_bias_lr]}, momentum from {r[optimizer.warmup_momentum]}",
+    ),
+    (
+        "last learning rate",
+        "{r[optimizer.lr]} x {r[optimizer.lr_final]}",
+        "{d[lr_last]}",
+        "the peak falls to lr x lr_final, schedule {r[optimizer.schedule]}",
+    ),
+    (
+        "EMA decay",
+        "{r[ema.decay]}",
+        "{d[ema_decay_last]}",
+        "at the last step: decay x (1 - exp(-steps / {r[ema.ramp_steps]})); the EMA is validated and saved",
+    ),
+    (
+        "mosaic",
+        "share {r[augment.mosaic]}",
+        "{d[mosaic]}",
+        "the last {r[augment.close_mosaic_epochs]} epochs see single images, as prediction does",
+    ),
+)
 
 
 class EffectiveSetting(NamedTuple):
@@ -23,105 +76,48 @@ class EffectiveSetting(NamedTuple):
 
 def effective_settings(files: RunFiles) -> list[EffectiveSetting]:
     """The derived settings of a run, without those of which neither recipe nor run.json tells anything."""
-    recipe, derived = _texts(files.recipe, _UNKNOWN), _texts(files.facts.get("derived"), _NOT_RECORDED)
-    is_automatic = recipe("loss.automatic_balance")
-    balance, balance_at = _balance(files.folder / "checkpoints") or (derived("balance"), "at the start of the run")
-    mosaic = {"0": "never", _NOT_RECORDED: _NOT_RECORDED}.get(derived("mosaic_epochs"))
-    momentum = f"momentum from {recipe('optimizer.warmup_momentum')} to {recipe('optimizer.momentum')}"
-    rows = [
-        (
-            "box gain",
-            recipe("loss.box_gain"),
-            derived("gains.box"),
-            "box_gain x 3/L, for L levels: the term is a sum over the levels",
-        ),
-        (
-            "objectness gain",
-            recipe("loss.objectness_gain"),
-            derived("gains.objectness"),
-            f"objectness_gain x (image_size/640)^2 x 3/L, for {recipe('image_size')} px: fewer cells, smaller term",
-        ),
-        (
-            "class gain",
-            recipe("loss.class_gain"),
-            derived("gains.class"),
-            "class_gain x K/80 x 3/L, for K classes: each class is a binary decision of its own",
-        ),
-        (
-            "objectness balance",
-            {"yes": "automatic", "no": "fixed"}.get(is_automatic, _UNKNOWN),
-            balance,
-            "weights of the levels' objectness, finest level first"
-            + (f", {balance_at}; they follow the inverse of each level's loss" if is_automatic == "yes" else ""),
-        ),
-        (
-            "images per step",
-            recipe("batch", "batch {}"),
-            derived("images_per_step"),
-            f"batches a step: {derived('accumulation')}, by nominal_batch {recipe('optimizer.nominal_batch')} / batch",
-        ),
-        (
-            "optimizer steps",
-            recipe("epochs", "{} epochs"),
-            derived("num_steps"),
-            f"an epoch has {derived('batches_per_epoch', '{} batches')}, {derived('steps_per_epoch', '{} steps')}",
-        ),
-        (
-            "warm-up",
-            recipe("optimizer.warmup_epochs", "{} epochs"),
-            derived("warmup_steps", "{} steps"),
-            f"lr of weights from 0, of biases from {derived('warmup_bias_lr')}, {momentum}; at most half the run",
-        ),
-        (
-            "last learning rate",
-            recipe("optimizer.lr_final", f"{recipe('optimizer.lr')} x {{}}"),
-            derived("lr_last"),
-            f"the peak falls to lr x lr_final, schedule {recipe('optimizer.schedule')}",
-        ),
-        (
-            "EMA decay",
-            recipe("ema.decay"),
-            derived("ema_decay_last"),
-            f"at the last step: decay x (1 - exp(-steps / {recipe('ema.ramp_steps')})); the EMA is validated and saved",
-        ),
-        (
-            "mosaic",
-            recipe("augment.mosaic", "share {}"),
-            mosaic or derived("mosaic_epochs", "epochs 1 to {}"),
-            f"the last {recipe('augment.close_mosaic_epochs')} epochs see single images, as prediction does",
-        ),
-    ]
-    settings = [EffectiveSetting(*row) for row in rows if row[1:3] != (_UNKNOWN, _NOT_RECORDED)]
-    start = files.facts.get("start")
+    recipe, derived, start = dict(flatten(files.recipe)), files.facts.get("derived"), files.facts.get("start")
+    recorded = dict(flatten(derived)) if isinstance(derived, dict) else {}
+    settings = []
     if isinstance(start, dict):
-        digest = f"SHA-256 {str(start.get('sha256', _UNKNOWN))[:12]}..."
-        weights, transferred = (str(start.get(key, _UNKNOWN)) for key in ("weights", "kept"))
-        settings.insert(0, EffectiveSetting("starting weights", weights, digest, transferred))
+        weights, digest, transferred = (str(start.get(key, _UNKNOWN)) for key in ("weights", "sha256", "kept"))
+        settings = [EffectiveSetting("starting weights", weights, f"SHA-256 {digest[:12]}...", transferred)]
+    is_automatic = recipe.get("loss.automatic_balance")
+    if is_automatic is not None:
+        recipe["balance"] = "automatic" if is_automatic == "yes" else "fixed"
+    recorded |= _saved_balance(files.folder / "checkpoints")
+    recorded["balance_at"] = f"{recorded.get('balance_at', ', at the start')}; they follow each level's loss"
+    if is_automatic != "yes":
+        recorded["balance_at"] = ""
+    if (epochs := recorded.get("mosaic_epochs")) is not None:
+        recorded["mosaic"] = "never" if epochs == "0" else f"epochs 1 to {epochs}"
+    for name, written, effective, why in _ROWS:
+        cells = _filled(written, recipe, recorded, _UNKNOWN), _filled(effective, recipe, recorded, _NOT_RECORDED)
+        if cells != (_UNKNOWN, _NOT_RECORDED):
+            reason = why.format(r=defaultdict(lambda: _UNKNOWN, recipe), d=defaultdict(lambda: _UNKNOWN, recorded))
+            settings.append(EffectiveSetting(name, *cells, reason))
     return settings
 
 
-def _texts(mapping: Any, missing: str) -> Callable[..., str]:
-    """A function that gives the value of a dotted key as text, within a template, or what is missing."""
-    texts = dict(flatten(mapping)) if isinstance(mapping, dict) else {}
-
-    def text(key: str, template: str = "{}") -> str:
-        return template.format(texts[key]) if key in texts else missing
-
-    return text
+def _filled(template: str, recipe: dict[str, Any], derived: dict[str, Any], missing: str) -> str:
+    try:
+        return template.format(r=recipe, d=derived)
+    except KeyError:
+        return missing
 
 
-def _balance(checkpoints: Path) -> tuple[str, str] | None:
-    """The balance in the newest checkpoint, and that checkpoint's name; None where none can be read."""
+def _saved_balance(checkpoints: Path) -> dict[str, str]:
+    """The balance in the newest checkpoint that can be read, and that checkpoint's name; empty where there is none."""
     from safetensors import SafetensorError, safe_open
 
     for manifest in sorted(checkpoints.glob("epoch-*.json"), reverse=True):
         try:
             with safe_open(manifest.with_suffix(".safetensors"), framework="np") as file:
-                values = [float(value) for value in file.get_tensor("criterion.balance")]
+                values = [format_number(float(value)) for value in file.get_tensor("criterion.balance")]
         except (OSError, SafetensorError, ValueError, TypeError):
             continue
-        return ", ".join(map(format_number, values)), f"as in {manifest.stem}"
-    return None
+        return {"balance": ", ".join(values), "balance_at": f", as in {manifest.stem}"}
+    return {}
 
 
 def lr_plan(files: RunFiles) -> Chart | None:
