@@ -45,7 +45,7 @@ def test_damage_and_leftovers_are_shown_and_nothing_is_changed(
     assert "checkpoint:  epoch-0001.safetensors: whole, after epoch 1\n" in text
     assert "left over:   .epoch-0003.safetensors.7.tmp" in text
     assert text.endswith(
-        "a resume would go on after epoch 1 of 2, from epoch-0001.safetensors, passing over 1 damaged\n"
+        "a resume would continue after epoch 1 of 2, from epoch-0001.safetensors, skipping 1 damaged\n"
     )
     assert contents(folder) == before
 
@@ -53,7 +53,7 @@ def test_damage_and_leftovers_are_shown_and_nothing_is_changed(
 def test_what_a_resume_would_do_without_any_whole_checkpoint(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     for path in (folder / "checkpoints").glob("*.safetensors"):
         path.write_bytes(b"")
-    assert "no checkpoint is whole; it would end with exit code 4" in shown(capsys, str(folder))
+    assert "no checkpoint is valid; it would end with exit code 4" in shown(capsys, str(folder))
     shutil.rmtree(folder / "checkpoints")
     (folder / "checkpoints").mkdir()
     (folder / "metrics.csv").unlink()
@@ -64,7 +64,7 @@ def test_a_folder_of_runs_is_a_line_each(capsys: pytest.CaptureFixture[str], fol
     shutil.copytree(finished_run(), folder.parent / "other")
     first, second = shown(capsys, str(folder.parent)).splitlines()
     assert first.startswith("mine   model n, 2 of 2 epochs")
-    assert first.endswith("resume: go on after epoch 2 of 2, from epoch-0002.safetensors")
+    assert first.endswith("resume: continue after epoch 2 of 2, from epoch-0002.safetensors")
     assert second.startswith("other  ")
 
 

@@ -96,8 +96,8 @@ def test_a_run_outlives_its_loggers_and_keeps_their_tracebacks(tmp_path: Path) -
     assert other.of(RunFinished) == [finished]
     assert [row["epoch"] for row in RunFolder(out).read_rows()] == ["1", "2"]
     kept = out / "logger-errors.txt"
-    sentence = "logger Faulty failed at the end of epoch 1: ConnectionError: server gone. It hears no more of this run"
-    assert told == [f"{sentence}, which goes on; traceback: {kept}"]
+    sentence = "logger Faulty failed at the end of epoch 1: ConnectionError: server gone. It gets no more events"
+    assert told == [f"{sentence} of this run, which continues; traceback: {kept}"]
     text = kept.read_text(encoding="utf-8")
     assert sentence in text
     assert "Traceback (most recent call last)" in text

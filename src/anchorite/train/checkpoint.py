@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on bit for bit, as safetensors and JSON, without pickle.
+"""Checkpoints: everything that a run needs to be resumed bit for bit, as safetensors and JSON, without pickle.
 
 A checkpoint after epoch 7 is `epoch-0007.safetensors` with its manifest `epoch-0007.json`; one within epoch 8 is
 `epoch-0007-batch-00012`. The manifest is written last and holds the SHA-256 of the tensors and of itself: a checkpoint
@@ -28,10 +28,10 @@ from anchorite.train.step import TrainState
 
 @dataclass(frozen=True)
 class PartialEpoch:
-    """What the epoch under way has gathered so far.
+    """The progress within the current epoch.
 
     batches, images: done of it; loss_sums: of box, objectness and class loss over the `finite_batches`; skipped:
-    steps that were not taken because something was not finite; seconds: of the epoch, waited: of them for data.
+    steps skipped because a value was non-finite; seconds: of the epoch, waited: of them for data.
     """
 
     batches: int = 0
@@ -45,7 +45,7 @@ class PartialEpoch:
 
 @dataclass(frozen=True)
 class Progress:
-    """Epochs and optimizer steps done, what early stopping knows, and the epoch under way.
+    """Epochs and optimizer steps done, the state of early stopping, and the current epoch.
 
     optimizer_steps: of all the epochs, skipped ones included; skipped_in_a_row: the last ones of them.
     """
@@ -71,7 +71,7 @@ class Progress:
 
     @property
     def stem(self) -> str:
-        """How the files of a checkpoint at this point are called; their order is that of `key_of`."""
+        """The name of a checkpoint's files at this point; they sort by `key_of`."""
         within = f"-batch-{self.partial.batches:05d}" if self.partial.batches else ""
         return f"epoch-{self.epoch:04d}{within}"
 
@@ -90,7 +90,7 @@ _NAME = re.compile(r"epoch-([0-9]+)(?:-batch-([0-9]+))?\.json")
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """A checkpoint as it lies in the folder. progress: how far it is; fault: why it cannot be used, None if it can."""
+    """A checkpoint in the folder. progress: how far it is; fault: why it is invalid, None if it is valid."""
 
     path: Path
     progress: Progress | None
@@ -120,11 +120,10 @@ def save_checkpoint(folder: Path, train_state: TrainState, progress: Progress) -
 
 
 def load_latest(folder: Path, train_state: TrainState, world: World = SINGLE_PROCESS) -> tuple[Progress, list[str]]:
-    """Restore the newest checkpoint that is whole; its progress, and what the user should know of it.
+    """Restore the newest valid checkpoint; its progress, and sentences for the user.
 
-    That is a line on each newer one that is damaged, and one where the machine differs from that of the checkpoint.
-    The first rank reads, and gives the others what it has read. Raises StorageError when there is none that can be
-    used; nothing is deleted.
+    The sentences name each newer one that is damaged, and a machine that differs from the checkpoint's. Rank 0 reads
+    and broadcasts to the others. Raises StorageError if none is valid; nothing is deleted.
     """
     manifest, tensors, said = _newest_whole(folder) if world.is_main else ({}, {}, [])
     manifest, said = world.broadcast([manifest, said])
@@ -134,7 +133,7 @@ def load_latest(folder: Path, train_state: TrainState, world: World = SINGLE_PRO
 
 
 def _newest_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    """Manifest and tensors of the newest checkpoint that is whole, and a line on each newer one that is damaged."""
+    """Manifest and tensors of the newest valid checkpoint, and a line for each newer one that is damaged."""
     said: list[str] = []
     for manifest_path in reversed(_manifests(folder)):
         try:
@@ -151,7 +150,7 @@ def _newest_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], list
 
 
 def found_checkpoints(folder: Path) -> Iterator[FoundCheckpoint]:
-    """Every checkpoint of the folder, newest first, read whole and verified."""
+    """Every checkpoint of the folder, newest first, read and verified."""
     for manifest_path in reversed(_manifests(folder)):
         path, progress, fault = manifest_path.with_suffix(".safetensors"), None, None
         try:
@@ -167,7 +166,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What a crash left half done: temporary files, and tensors whose manifest was never written."""
+    """Leftovers of a crash: temporary files, and tensors whose manifest was never written."""
     stray = [*folder.glob(".*.tmp")]
     return stray + [path for path in folder.glob("epoch-*.safetensors") if not path.with_suffix(".json").is_file()]
 
@@ -182,7 +181,7 @@ def environment(train_state: TrainState) -> dict[str, str]:
 
 def _other_environment(then: dict[str, str], now: dict[str, str]) -> list[str]:
     changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
-    return [f"not bit for bit as it would have been: {'; '.join(changed)}"] if changed else []
+    return [f"not bit for bit the result of an uninterrupted run:  {'; '.join(changed)}"] if changed else []
 
 
 def _reason(error: Exception) -> str:
@@ -235,7 +234,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     version = (inner if isinstance(inner, dict) else manifest).get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"format version {version}; this anchorite reads version {FORMAT_VERSION}")
-    # Compared as written, so that no changed bit passes, be it in a space.
+    # Compared as text, so that any changed bit is detected, even in a space.
     if _signed(manifest["body"]).encode() != text:
         raise ValueError(f"the SHA-256 of its manifest {path.name} is not the one in it")
     body: dict[str, Any] = manifest["body"]
@@ -254,7 +253,7 @@ def _gather(train_state: TrainState) -> dict[str, Tensor]:
         tensors |= {f"{part}.{name}": tensor for name, tensor in state.items()}
     for number, state in train_state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items() if tensor is not None}
-    # Between the batches that make up one optimizer step, what has been gathered for it.
+    # Between the batches of one optimizer step: the accumulated gradients.
     for name, parameter in train_state.detector.named_parameters():
         if parameter.grad is not None:
             tensors[f"gradient.{name}"] = parameter.grad
@@ -283,7 +282,7 @@ def _restore(train_state: TrainState, tensors: dict[str, Tensor], manifest: dict
 
 
 def _match_memory_formats(optimizer: torch.optim.Optimizer) -> None:
-    """Lay the optimizer's tensors out like their parameters, as they were: another order would round otherwise."""
+    """Give the optimizer's tensors the memory layout of their parameters: another order would round differently."""
     for parameter, state in optimizer.state.items():
         for name, tensor in state.items():
             if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:

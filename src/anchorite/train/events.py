@@ -1,9 +1,9 @@
-"""What a run tells whoever listens: plain values, no printing in the library.
+"""The events of a run, and callbacks that receive them: plain values, no printing in the library.
 
 A run calls its listener with each event, in the training thread, one after the other: some `StoreProgress`, one
-`RunStarted`, then for each epoch its `StepDone` and `StepSkipped`, closed by `EpochDone`, and at last `RunFinished`. A
-run that is broken off ends with whatever it last told; one that is gone on with begins with `RunStarted` again. In
-distributed training the process of rank 0 alone tells anything. Epochs, batches and steps are counted from 1.
+`RunStarted`, then for each epoch its `StepDone` and `StepSkipped`, then `EpochDone`, and at last `RunFinished`. An
+interrupted run sends nothing more; a resumed run begins with `RunStarted` again. In distributed training only rank 0
+sends events. Epochs, batches and steps are counted from 1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StoreProgress:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Once, before the first step: of a new run, and again of one that is gone on with.
+    """Once, before the first step: of a new run, and again of a resumed one.
 
     decisions: what was chosen automatically, each with its reason. first_epoch, first_batch: how many epochs were done
     before, and how many batches of the next one; 0 and 0 in a new run. num_batches: in an epoch. gains: "box",
@@ -96,7 +96,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class StepSkipped:
-    """A step was not taken. facts: epoch, batch, what was not finite, images, how many in a row; plain types."""
+    """A step was skipped. facts: epoch, batch, what was non-finite, images, how many in a row; plain types."""
 
     facts: dict[str, Any]
 
@@ -104,7 +104,7 @@ class StepSkipped:
 @dataclass(frozen=True)
 class EpochDone:
     """After each epoch's validation, its weights and its checkpoint on disk. row: what metrics.csv holds, "epoch"
-    included, times in seconds, nan where there is nothing to measure; improved: best.safetensors was replaced.
+    included, times in seconds, nan where nothing was measured; improved: best.safetensors was replaced.
     """
 
     epoch: int
@@ -115,7 +115,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class RunFinished:
-    """At the end. reason: "complete" or why it stopped early; best_epoch: None, and best_map void, without any mAP;
+    """At the end. reason: "complete" or why it stopped early; best_epoch: None, and best_map unset, without any mAP;
     seconds: since this run, or the last resume of it, was started.
     """
 
@@ -130,14 +130,14 @@ Event = StoreProgress | RunStarted | StepDone | StepSkipped | EpochDone | RunFin
 
 
 class Listener(Protocol):
-    """Takes the events of a run. More kinds of event, and more fields of them, may come; none will go or change."""
+    """Takes the events of a run. Later releases may add events and fields; none will be removed or changed."""
 
     def __call__(self, event: Event) -> None:
-        """Called in the training thread: what it spends, the run waits; what it raises ends the run (see `loggers`)."""
+        """Called in the training thread: the run waits for it, and an exception ends the run (see `loggers`)."""
 
 
 def ignore(event: Event) -> None:
-    """The listener of those who do not listen: nothing is to be done with an event."""
+    """The default listener: does nothing."""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
@@ -154,7 +154,7 @@ ERRORS_FILE = "logger-errors.txt"  # in the folder of the run
 
 
 def listeners(*members: Listener) -> Listener:
-    """One listener of several, called in this order. What any of them raises ends the run."""
+    """One listener that calls several in this order. An exception in any of them ends the run."""
 
     def hear(event: Event) -> None:
         for member in members:
@@ -164,10 +164,10 @@ def listeners(*members: Listener) -> Listener:
 
 
 def loggers(*members: Listener, tell: Callable[[str], None] | None = None) -> Listener:
-    """One listener of several that cannot end the run: one that raises is dropped, and the others and the run go on.
+    """One listener that calls several, none of which can end the run: one that raises is dropped, the others continue.
 
-    tell: takes the one sentence on it, with the logger's name; by default a RuntimeWarning. The traceback is added to
-    logger-errors.txt in the folder of the run. Ctrl-C passes, as does what else is no Exception.
+    tell: receives one sentence about it, with the logger's name; by default a RuntimeWarning. The traceback is added to
+    logger-errors.txt in the folder of the run. Ctrl-C and other exceptions that are no `Exception` pass through.
     """
     return _Loggers(members, tell or _warn)
 
@@ -193,12 +193,13 @@ class _Loggers:
         self._members = tuple(one for one in self._members if one is not member)
         reason = printable(one_line(f"{type(error).__name__}: {error}"))
         told = (
-            f"logger {_name(member)} failed at {_moment(event)}: {reason}. It hears no more of this run, which goes on"
+            f"logger {_name(member)} failed at {_moment(event)}: {reason}. "
+            "It gets no more events of this run, which continues"
         )
         self._tell(f"{told}; {self._kept(told, error)}")
 
     def _kept(self, told: str, error: Exception) -> str:
-        """Where the traceback is; itself where it cannot be kept."""
+        """Where the traceback was written; the traceback itself if it cannot be written."""
         trace = "".join(traceback.format_exception(error))
         if self._folder is not None:
             path = self._folder / ERRORS_FILE
@@ -217,7 +218,7 @@ def _warn(text: str) -> None:
 
 
 def _name(member: Listener) -> str:
-    """What a user calls it: a function's own name, else that of its class."""
+    """The name of a function, else of its class."""
     return str(getattr(member, "__qualname__", None) or type(member).__qualname__)
 
 

@@ -28,10 +28,11 @@ from anchorite.train.step import TrainingStep
 
 
 class OverlappedValidation:
-    """An epoch that is validated but not concluded. row: its metrics so far; progress: the run's, at its end.
+    """An epoch whose detections are made but whose metrics are not computed yet. row: its metrics so far; progress: the
+    run's, at its end.
 
     finish: computes the metrics, in a thread; None on ranks other than the first, which have no metrics and no copy of
-    the averaged weights.
+    the EMA weights.
     """
 
     def __init__(
@@ -52,24 +53,24 @@ class OverlappedValidation:
 
     @property
     def are_ready(self) -> bool:
-        """Whether they are there; never on ranks other than the first."""
+        """Whether the metrics are ready; never on ranks other than 0."""
         return self._future is not None and self._future.done()
 
     def result(self) -> ValidationResult | None:
-        """The metrics, waited for; None on ranks other than the first."""
+        """The metrics (waits for them); None on ranks other than 0."""
         return None if self._future is None else self._future.result()
 
 
-# Steps in a row that may be skipped; more with a gradient scaler, which finds its scale by trying.
+# Steps in a row that may be skipped; more with a gradient scaler, which skips steps to find its scale.
 _MOST_SKIPPED, _MOST_SKIPPED_SCALED = 5, 25
 
 
 class Run:
-    """One run in progress; `go` takes it from a point of progress to its end.
+    """One run in progress; `go` runs it from its current progress to its end.
 
-    With several ranks all go through the same batches, each with its part, and decide alike; the first one writes. A
-    signal to any of them ends all after the same optimizer step. While the first one computes the metrics of an epoch,
-    the next one has begun, so that nobody waits; what the run leaves is the same as if all had waited.
+    All ranks go through the same batches, each with its part, and make the same decisions; rank 0 writes. A signal to
+    any of them ends all after the same optimizer step. While rank 0 computes the metrics of an epoch, the next one
+    trains; the files of the run are the same as without this overlap.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, prepared: Prepared, listener: Listener) -> None:
@@ -110,7 +111,7 @@ class Run:
         self.first_batch = progress.epoch * len(prepared.loader) + progress.partial.batches
         while self.progress.epoch < recipe.epochs and not self._should_stop():
             row = self._train_epoch()
-            if not self._should_stop():  # which is known only now where metrics came late
+            if not self._should_stop():  # known only now if metrics were late
                 self._end_epoch(row)
         patience_ran_out = self.progress.epoch < recipe.epochs or self._should_stop()
         reason = f"no better mAP for {recipe.patience} epochs" if patience_ran_out else "complete"
@@ -123,7 +124,7 @@ class Run:
     def _train_epoch(self) -> dict[str, float]:
         """One pass over the training images, or what is left of it; the epoch's row of metrics so far.
 
-        Whatever interrupts it does so between two batches, and finds a checkpoint of all that was done.
+        An interruption takes effect between two batches, after a checkpoint.
         """
         self.prepared.train_state.detector.train()
         loader, begun = self.prepared.loader, self.progress.partial
@@ -148,11 +149,11 @@ class Run:
                 self._tell_step(number, images / seconds)
                 asked = time.perf_counter()
         except KeyboardInterrupt:
-            if not self.world.is_distributed:  # else all have saved what they have done, together
+            if not self.world.is_distributed:  # else all ranks have saved together
                 self._save()
             raise
         finally:
-            batches.close()  # its thread, too, before Python may end and tear the thread out of what it calls
+            batches.close()  # its thread too, which must not run on when Python ends
         box, objectness, classification = self.watch.finish().tolist()
         seconds = begun.seconds + time.perf_counter() - started
         return {
@@ -168,7 +169,7 @@ class Run:
         }
 
     def _take(self, batch: Batch, number: int) -> None:
-        """Learn from batch `number` (from 1) of the epoch; a step, where it is the last of one."""
+        """Train on batch `number` (from 1) of the epoch, with an optimizer step if one is due."""
         is_last = self._ends_step(number)
         self.watch.take(self.step.accumulate(batch, self.prepared.loader.num_in(number - 1), is_last), batch)
         if is_last:
@@ -185,14 +186,14 @@ class Run:
         return settings_at(step_number, total, self.steps_per_epoch, self.recipe.optimizer)
 
     def _note(self, partial: PartialEpoch) -> None:
-        """Keep how far the epoch is; what the watch knows is filled in when it is saved."""
+        """Record the progress of the epoch; the loss sums are filled in when it is saved."""
         self.progress = replace(self.progress, partial=partial)
 
     def _save_is_due(self, number: int) -> bool:
         if self.world.is_distributed and not self._ends_step(number):
-            return False  # each rank has gradients of its own, and a checkpoint holds the first one's
+            return False  # each rank has its own gradients, and a checkpoint holds those of rank 0
         if self.late is not None:
-            return False  # a checkpoint of this epoch says that the one before is concluded
+            return False  # a checkpoint of this epoch implies that the one before is complete
         minutes = self.recipe.checkpoint_minutes
         return minutes > 0 and time.perf_counter() - self.saved_at >= minutes * 60
 
@@ -202,7 +203,9 @@ class Run:
         self.saved_at = time.perf_counter()
 
     def _agree(self, number: int) -> None:
-        """Between two steps: conclude the epoch before when its metrics are there; end all when one has a signal."""
+        """Between two steps: conclude the previous epoch if its metrics are ready; end all ranks if one has a
+        signal.
+        """
         if not (self.world.is_distributed and self._ends_step(number)):
             return
         noted, ready = self.interrupts.noted is not None, self.late is not None and self.late.are_ready
@@ -211,12 +214,12 @@ class Run:
             self._conclude_late()
         if someone_noted:
             self._save()
-            self.world.barrier()  # for the first one's checkpoint, before torchrun sees anybody end
+            self.world.barrier()  # for rank 0's checkpoint, before torchrun sees a rank end
             self.interrupts.take_effect()
             raise KeyboardInterrupt
 
     def _skipped(self, skipped: Skipped) -> None:
-        """Tell and log a step that was not taken; DivergedError, with a post-mortem, when there are too many."""
+        """Report and log a skipped step; DivergedError, with a post-mortem, when there are too many."""
         facts = facts_of(skipped, self.records, self.world)
         self.run_writer.note_skipped(facts)
         self.listener(StepSkipped(facts))
@@ -235,7 +238,7 @@ class Run:
         self.listener(replace(told, step=at, lr=settings.lr, bias_lr=settings.bias_lr))
 
     def _end_epoch(self, row: dict[str, float]) -> None:
-        """Validate and conclude an epoch, or leave its metrics to a thread while the next one trains."""
+        """Validate and conclude an epoch, or compute its metrics in a thread while the next one trains."""
         self._conclude_late()
         if self._should_stop():
             return
@@ -254,7 +257,7 @@ class Run:
             self.saved_at = time.perf_counter()
 
     def _validate(self) -> Callable[[], ValidationResult] | None:
-        """What is left of measuring the averaged weights; None on ranks other than the first, which helped."""
+        """The metrics of the EMA weights, still to be computed; None on ranks other than 0."""
         assert self.prepared.validator is not None
         self._share_statistics()
         try:
@@ -267,12 +270,12 @@ class Run:
         except DivergedError as error:
             where = f"epoch {self.progress.epoch + 1}, in validation"
             raise DivergedError(f"training diverged: {where}: {error}\n{self.run_writer.after_divergence()}") from error
-        except KeyboardInterrupt:  # of a single process; several ranks only note it
+        except KeyboardInterrupt:  # of a single process; several ranks only record it
             self._save()  # of the epoch with all its batches: a resume begins with the validation
             raise
 
     def _share_statistics(self) -> None:
-        """Give all ranks the first one's averaged statistics of batch normalisation: all measure one network."""
+        """Broadcast rank 0's EMA statistics of batch normalisation, so that all ranks measure the same network."""
         if self.world.is_distributed:
             averaged = dict(self.prepared.train_state.ema.model.named_buffers())
             of_first = self.world.broadcast_tensors({name: buffer.cpu() for name, buffer in averaged.items()})
@@ -280,7 +283,7 @@ class Run:
                 buffer.copy_(of_first[name])
 
     def _conclude_late(self) -> None:
-        """Conclude the epoch before, waiting for its metrics."""
+        """Wait for the metrics of the previous epoch and conclude it."""
         if self.late is not None:
             late, self.late = self.late, None
             with HeldInterrupts():
@@ -293,10 +296,12 @@ class Run:
         averaged: Detector | None,
         validation: ValidationResult | None,
     ) -> None:
-        """Keep weights and metrics of an epoch. at_end: the progress at its end, which may be behind that of now."""
+        """Write weights and metrics of an epoch. at_end: the progress at its end, which may be behind the current
+        one.
+        """
         row |= {} if validation is None else dict(validation.rows())
         score = self.world.broadcast(math.nan if validation is None else validation.metrics.map)
-        # Without a score, be it that the val split is missing or has no labels, the newest weights count as the best.
+        # Without a score (val split missing or without labels) the newest weights count as the best.
         improved = at_end.best_epoch is None or score > at_end.best_map
         now = self.progress if self.progress.epoch == at_end.epoch else at_end
         if improved and not math.isnan(score):

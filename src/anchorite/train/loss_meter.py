@@ -1,4 +1,4 @@
-"""Watching the loss without making an accelerator wait for it."""
+"""Reading losses without synchronising with the accelerator."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from anchorite.train.checkpoint import PartialEpoch
 
 @dataclass(frozen=True)
 class Skipped:
-    """A step that was not taken. epoch, batch: counted from 1, the last of the step; terms: that batch's losses.
+    """A skipped step. epoch, batch: counted from 1, the last of the step; terms: that batch's losses.
 
-    fault: what was not finite; batches: all of the step; in_a_row: steps skipped since the last that was taken.
+    fault: what was non-finite; batches: all of the step; in_a_row: steps skipped since the last successful one.
     """
 
     epoch: int
@@ -40,10 +40,10 @@ class _UnderWay:
 
 
 class AsyncLossMeter:
-    """Sums the terms of an epoch's batches on the host, and hands each step that was skipped to `on_skip`.
+    """Sums the terms of an epoch's batches on the host, and passes each skipped step to `on_skip`.
 
-    `lag` batches may be under way to the host: their terms are copied without waiting, and looked at that many batches
-    later, when the device has long passed them. On the CPU nothing has to be waited for, and lag is 0.
+    Up to `lag` batches may be in transit to the host: their terms are copied asynchronously and read `lag` batches
+    later, when the device has finished them. On the CPU lag is 0.
     """
 
     def __init__(self, device: torch.device, on_skip: Callable[[Skipped], None]) -> None:
@@ -53,7 +53,7 @@ class AsyncLossMeter:
         self.start(epoch=0)
 
     def start(self, epoch: int, partial: PartialEpoch | None = None) -> None:
-        """Begin an epoch (0-based), or go on within it."""
+        """Begin an epoch (0-based), or continue within it."""
         partial = partial or PartialEpoch()
         self.epoch = epoch
         self.num_batches, self.num_finite, self.num_skipped = partial.batches, partial.finite_batches, partial.skipped
@@ -63,27 +63,27 @@ class AsyncLossMeter:
         self._last_terms = (0.0, 0.0, 0.0)
 
     def take(self, terms: LossTerms, batch: Batch) -> None:
-        """Note the terms of the next batch."""
+        """Record the terms of the next batch."""
         self._send(torch.stack(terms[1:]), None, batch)
         self._look_while_over(self.lag)
 
     def take_step(self, norm: Tensor, fault: str | None = None) -> None:
-        """Note that a step was made of the batches since the last, or not: its norm; what was wrong, where known."""
+        """Record the optimizer step over the batches since the last one: its gradient norm, and the fault if known."""
         self._send(norm[None], fault, None)
         self._look_while_over(self.lag)
 
     def flush(self) -> None:
-        """Look at everything, waiting for it."""
+        """Read everything, waiting for it."""
         self._look_while_over(0)
 
     def finish(self) -> Tensor:
-        """Means (3,) float64 of box, objectness and class loss over the epoch, all batches looked at."""
+        """Means (3,) float64 of box, objectness and class loss over the epoch, all batches read."""
         self.flush()
         return self.means
 
     @property
     def means(self) -> Tensor:
-        """Means over the finite ones of the batches looked at so far; zeros before the first."""
+        """Means over the finite ones of the batches read so far; zeros before the first."""
         return self.sums / max(1, self.num_finite)
 
     def _look_while_over(self, lag: int) -> None:
@@ -115,7 +115,7 @@ class AsyncLossMeter:
 
 
 def _sent_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """A copy in host memory, and the event after which it is whole (None: it is)."""
+    """A copy in host memory, and the event after which it is complete (None: it is)."""
     values = values.detach()
     if values.device.type != "cuda":
         return values.cpu().clone(), None

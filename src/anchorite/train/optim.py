@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 
 class OptimizerConfig(BaseModel):
-    """How weights move. Rates are those of `SGD` with Nesterov momentum unless `name` says otherwise."""
+    """Settings of the optimizer. Learning rates are for `SGD` with Nesterov momentum unless `name` says otherwise."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -34,12 +34,12 @@ class OptimizerConfig(BaseModel):
         description="learning rate of biases at its start; null: 0.1 for sgd, 0 for adamw",
     )
     nominal_batch: int = Field(64, ge=1, description="images per optimizer step; smaller batches are accumulated")
-    clip_norm: float = Field(10.0, ge=0, allow_inf_nan=False, description="largest gradient norm; 0 is no clipping")
+    clip_norm: float = Field(10.0, ge=0, allow_inf_nan=False, description="maximum gradient norm; 0 is no clipping")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="learning rate of each part of the network as a share of that of the part after it"
     )
     freeze: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="parts of the network that stay as they are, such as [backbone]"
+        (), description="parts of the network that are not trained, such as [backbone]"
     )
 
     @field_validator("freeze", mode="before")
@@ -51,22 +51,22 @@ class OptimizerConfig(BaseModel):
 
     @property
     def first_bias_lr(self) -> float:
-        """The rate of biases at the start of the warm-up. Steps of AdamW are as long as its rate, so it starts at 0."""
+        """Learning rate of biases at the start of the warm-up; 0 for AdamW, whose steps are as long as its rate."""
         if self.warmup_bias_lr is not None:
             return self.warmup_bias_lr
         return 0.1 if self.name == "sgd" else 0.0
 
     def accumulation(self, batch: int) -> int:
-        """Batches per optimizer step, so that about `nominal_batch` images make one."""
+        """Batches per optimizer step, for about `nominal_batch` images."""
         return max(1, round(self.nominal_batch / batch))
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """The optimizer over decayed weights, other weights and biases, in this order, a group each.
+    """The optimizer, with a group each for decayed weights, other weights and biases, in this order.
 
     Only weights of convolutions decay; scales of normalisation and all biases do not. With a `layer_decay` other than
     1, each of the three is several groups in a row, one for each factor on the rate; the order of the parameters is
-    the same. Frozen ones are there too, and never move, since they get no gradient.
+    the same. Frozen ones are included, but get no gradient.
     """
     factors = {id(one): factor for _, part, factor in parts_by_depth(model, config) for one in part.parameters()}
     groups: list[dict[str, Any]] = []
@@ -130,10 +130,10 @@ def apply_settings(optimizer: Optimizer, lr: float, bias_lr: float, momentum: fl
 
 @torch.no_grad()
 def clip_gradients(parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
-    """Scale all gradients so that their common norm is at most `limit` (0: as they are); the norm before (scalar)."""
+    """Scale all gradients so that their common norm is at most `limit` (0: unchanged); the norm before (scalar)."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients, foreach=True)
-    # On the CPU a look at the norm saves a pass in most steps; elsewhere it would wait for the device.
+    # On the CPU reading the norm saves a pass in most steps; elsewhere it would synchronise with the device.
     if limit > 0 and not (norm.device.type == "cpu" and bool(norm <= limit)):
         nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
     return norm
@@ -141,7 +141,7 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float) -> torch.Tensor
 
 @dataclass(frozen=True)
 class Settings:
-    """What the optimizer runs with at one step: learning rate of weights and of biases, momentum (beta 1 for AdamW)."""
+    """Optimizer settings of one step: learning rate of weights and of biases, momentum (beta 1 for AdamW)."""
 
     lr: float
     bias_lr: float
@@ -153,7 +153,7 @@ def settings_at(step: int, num_steps: int, steps_per_epoch: int, config: Optimiz
 
     The rate decays from config.lr to config.lr * config.lr_final by a cosine or a line; during the warm-up the
     rate rises from 0, the rate of biases moves from config.first_bias_lr, and the momentum rises from
-    config.warmup_momentum, all linearly to where the decay stands. The warm-up never takes more than half the run.
+    config.warmup_momentum, all linearly to the value of the schedule. The warm-up never takes more than half the run.
     """
     decayed = config.lr * decay_factor(step / max(num_steps - 1, 1), config.lr_final, config.schedule)
     warmup = warmup_steps(num_steps, steps_per_epoch, config)
@@ -182,12 +182,12 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class EMAConfig(BaseModel):
-    """How fast the average follows: decay d after n updates is decay * (1 - exp(-n / ramp_steps))."""
+    """Speed of the EMA: after n updates its decay is decay * (1 - exp(-n / ramp_steps))."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    decay: float = Field(0.9999, ge=0, lt=1, description="share of the old average kept at each step, in the long run")
-    ramp_steps: float = Field(2000.0, gt=0, allow_inf_nan=False, description="optimizer steps over which decay builds")
+    decay: float = Field(0.9999, ge=0, lt=1, description="decay of the average per step, in the long run")
+    ramp_steps: float = Field(2000.0, gt=0, allow_inf_nan=False, description="steps over which the decay ramps up")
 
 
 class EMA(Generic[Network]):
@@ -204,7 +204,7 @@ class EMA(Generic[Network]):
 
     @torch.no_grad()
     def update(self, is_fine: Tensor | None = None) -> None:
-        """Take in the model's weights as they are now, unless is_fine, a scalar bool on their device, is false."""
+        """Update with the model's current weights, unless is_fine, a scalar bool on their device, is false."""
         self.updates += 1
         keep = decay_after(self.updates, self.config)
         averaged, current = self._pairs
@@ -217,7 +217,7 @@ class EMA(Generic[Network]):
 
 
 def decay_after(updates: int, config: EMAConfig) -> float:
-    """The share of the old average kept at update number `updates` (1-based)."""
+    """The decay at update number `updates` (1-based)."""
     return config.decay * (1 - math.exp(-updates / config.ramp_steps))
 
 

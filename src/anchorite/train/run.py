@@ -38,12 +38,12 @@ def train(
     notes: Sequence[str] = (),
     world: World = SINGLE_PROCESS,
 ) -> RunFinished:
-    """Train a detector in a new folder `out`; events go to the listener. notes: sentences for the run to begin with.
+    """Train a detector in a new folder `out`; events go to the listener. notes: sentences to report at the start.
 
-    world: the processes that train together, from `anchorite.distributed.init_process_group`; each calls this
-    alike, and the first writes and is listened to.
-    Leaves best.safetensors (by mAP of the val split), last.safetensors, metrics.csv, recipe.yaml, summary.json and
-    checkpoints. Raises InputError (exit 2), StorageError (4) or DivergedError (3).
+    world: the processes that train together, from `anchorite.distributed.init_process_group`; each calls this with the
+    same arguments; rank 0 writes and sends events. Leaves best.safetensors (by mAP of the val split), last.safetensors,
+    metrics.csv, recipe.yaml, summary.json and checkpoints. Raises InputError (exit 2), StorageError (4) or
+    DivergedError (3).
     """
     listener = listener if world.is_main else ignore
     recipe, start = read_pretrained(recipe)
@@ -83,11 +83,11 @@ def resume(
     allow: Collection[Change] = (),
     world: World = SINGLE_PROCESS,
 ) -> RunFinished:
-    """Continue the run in `out` from its newest whole checkpoint, bit for bit as if it had never stopped.
+    """Continue the run in `out` from its newest valid checkpoint, bit for bit as if it had never stopped.
 
-    A run that was stopped before there was a checkpoint starts over. allow: which changes since the start to go on
-    with; ranks: as in `train`; all must see the folder. Raises InputError when the folder is no run, another process
-    trains in it, or data or recipe have changed.
+    A run that was stopped before there was a checkpoint starts over. allow: which changes since the start are accepted;
+    ranks: as in `train`; all must see the folder. Raises InputError when the folder is no run, another process trains
+    in it, or data or recipe have changed.
     """
     listener = listener if world.is_main else ignore
     folder = RunFolder.open(out)
@@ -109,7 +109,7 @@ def resume(
 
 
 def _load_progress(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> tuple[Progress, list[str]]:
-    """Restore the newest whole checkpoint; how far it is, and what to say of it. Crashes' leftovers are removed."""
+    """Restore the newest valid checkpoint; its progress, and sentences about it. Leftovers of crashes are removed."""
     if _starts_over(folder):
         progress, said = Progress(), ["stopped before its first checkpoint: starts over"]
     else:
@@ -122,7 +122,7 @@ def _load_progress(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> tup
 
 
 def _refuse_other_data(facts: dict[str, Any], world: World) -> None:
-    """InputError where ranks have read different data, as copies on several machines may be."""
+    """InputError if ranks have read different data, such as different copies on several machines."""
     prints = [{split: one["fingerprint"] for split, one in facts["splits"].items()}, facts["class_names"]]
     everyone = world.all_gather(prints)
     different = [str(number) for number, of_rank in enumerate(everyone) if of_rank != everyone[0]]

@@ -28,7 +28,7 @@ _MAX_FACTS_BYTES = 64_000_000
 
 
 class _SplitFacts(BaseModel):
-    """What is noted of a split."""
+    """A split in run.json."""
 
     model_config = ConfigDict(strict=True)
 
@@ -38,7 +38,7 @@ class _SplitFacts(BaseModel):
 
 
 class _LeftOutFacts(BaseModel):
-    """What is noted of an image that could not be decoded."""
+    """An image in run.json that could not be decoded."""
 
     model_config = ConfigDict(strict=True)
 
@@ -48,7 +48,7 @@ class _LeftOutFacts(BaseModel):
 
 
 class _StartFacts(BaseModel):
-    """What is noted of the weights that a run was started from."""
+    """The starting weights in run.json."""
 
     model_config = ConfigDict(strict=True)
 
@@ -58,7 +58,7 @@ class _StartFacts(BaseModel):
 
 
 class _BackboneFacts(BaseModel):
-    """What is noted of a backbone of transformers."""
+    """A transformers backbone in run.json."""
 
     model_config = ConfigDict(strict=True)
 
@@ -67,7 +67,7 @@ class _BackboneFacts(BaseModel):
 
 
 class _Facts(BaseModel):
-    """The fields of run.json that a resume works with; earlier releases noted fewer."""
+    """The fields of run.json that a resume works with; earlier releases wrote fewer."""
 
     model_config = ConfigDict(strict=True)
 
@@ -123,12 +123,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, facts: dict[str, Any]) -> RunFolder:
-        """A new run folder with its recipe and facts; InputError when something is there already."""
+        """A new run folder with its recipe and facts; InputError when it exists already."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(
                 f"--out {path}: exists already; choose another folder, or continue it with --resume {path}"
             )
-        # Filled beside its place and moved there whole: at no moment is there half a run folder.
+        # Filled under a temporary name and renamed, so that there is never half a run folder.
         draft = cls(path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.new"))
         try:
             draft.checkpoints.mkdir(parents=True)
@@ -160,8 +160,8 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Keep other processes from training in this folder; InputError when one does.
 
-        Also finds out, before any work is done, whether the folder can be written: StorageError when it cannot. The
-        lock goes with the process, however it ends.
+        Also checks, before any work is done, that the folder can be written: StorageError if not. The lock ends with
+        the process.
         """
         path = self.path / ".lock"
         try:
@@ -176,7 +176,7 @@ class RunFolder:
             yield
 
     def is_held(self) -> bool:
-        """Whether another process is training in this folder; False where that cannot be told."""
+        """Whether another process is training in this folder; False where that is unknown."""
         return is_locked(self.path / ".lock")
 
     def append_skipped(self, facts: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ class RunFolder:
                 f"{', '.join(names)}"
             ) from None
         except InputError as error:
-            raise StorageError(f"{error}; the run cannot go on without what it says") from error
+            raise StorageError(f"{error}; the run cannot be resumed without it") from error
         return facts
 
     def as_trained(self, dataset: DatasetIndex) -> DatasetIndex:
@@ -240,7 +240,7 @@ class RunFolder:
 
 
 def noted_left_out(opened: DatasetIndex, trained_on: DatasetIndex) -> list[dict[str, str]]:
-    """What run.json notes of the images of a data set that were left out after it was opened."""
+    """The images left out after the data set was opened, as run.json records them."""
     return [
         {"split": str(one.split), "image": _place(opened, Path(one.origin)), "reason": one.detail}
         for one in trained_on.adjustments[len(opened.adjustments) :]
@@ -278,14 +278,14 @@ def format_row(row: dict[str, float]) -> dict[str, str]:
 CHANGES: tuple[Change, ...] = get_args(Change)
 
 _NUM_SHOWN = 5
-# Fields that change how a run goes on, not what it computes.
+# Fields that do not change what a run computes.
 _FREE = frozenset({"name", "workers", "worker_timeout_s", "rank_timeout_s", "store", "checkpoint_minutes"})
-# Without these the tensors of a checkpoint have no place.
+# Without these the tensors of a checkpoint do not fit.
 _FIXED = frozenset({"model", "backbone", "optimizer.name"})
 
 
 def noted_facts(recipe: Recipe, dataset: DatasetIndex, num_ranks: int = 1) -> dict[str, Any]:
-    """What a run notes when it starts, for `refuse_changes` to compare with."""
+    """What a run records at its start, for `refuse_changes` to compare with."""
     return {
         "class_names": list(dataset.class_names),
         "splits": {
@@ -310,15 +310,15 @@ def refuse_changes(
 ) -> list[str]:
     """A line on each change that was allowed; InputError, with every difference, for one that was not.
 
-    Other classes, another model or kind of optimizer are never allowed. Facts of a run that noted less are compared as
-    far as they go.
+    Other classes, another model or kind of optimizer are never allowed. Facts that an older run did not record are not
+    compared.
     """
     now = noted_facts(recipe, dataset, num_ranks)
     classes = facts.get("class_names", now["class_names"])
     fixed = []
     if classes != now["class_names"]:
         fixed.append(f"class_names: the run has {classes}, here it is {now['class_names']}")
-    # A field that the run did not know yet was what is its default now.
+    # A field that the run did not have yet had its present default.
     then = dict(_flat(Recipe().model_dump(mode="json")) + _flat(facts.get("recipe", now["recipe"])))
     changed = [
         f"recipe.yaml: {name} was {then.get(name)}, now it is {value}"
@@ -328,7 +328,7 @@ def refuse_changes(
     fixed += [line for line in changed if line.split()[1] in _FIXED]
     if fixed:
         lines = "\n".join(fixed)
-        raise InputError(f"the run cannot go on like this:\n{lines}\nput back what it was, or start a new run")
+        raise InputError(f"the run cannot be resumed with these changes:\n{lines}\nundo them, or start a new run")
     found: dict[Change, list[str]] = {
         "recipe": changed,
         "data": _data_changes(facts, now),
@@ -339,7 +339,7 @@ def refuse_changes(
         shown = "\n".join(_shortened([line for kind in refused for line in found[kind]]))
         flags = " ".join(f"--allow {kind}" for kind in refused)
         raise InputError(
-            f"what the run was started with has changed:\n{shown}\nput it back, start a new run, or go on with the "
+            f"what the run was started with has changed:\n{shown}\nundo the change, start a new run, or accept the "
             f"change: {flags}"
         )
     return [f"allowed: {line}" for lines in found.values() for line in lines]
@@ -383,12 +383,12 @@ def _shortened(lines: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class RunState:
-    """A run as it lies there.
+    """The state of a run folder.
 
     num_epochs: planned; epochs: done, by metrics.csv; best_epoch, best_map: of them, None without any mAP; reason: why
     it ended, None while it has not; in_use: another process is training in it; checkpoints: newest first, verified;
-    leftovers: files that a crash left, which a resume removes; num_skipped: steps that were not taken; post_mortems:
-    files that a divergence left; data: the place of its data set.
+    leftovers: files that a crash left, which a resume removes; num_skipped: skipped steps; post_mortems:
+    files that a divergence left; data: path of its data set.
     """
 
     path: Path
@@ -414,11 +414,11 @@ class RunState:
         good = next((one for one in self.checkpoints if one.progress is not None), None)
         if good is None or good.progress is None:
             if self.checkpoints or self.epochs > 1:
-                return "nothing: no checkpoint is whole; it would end with exit code 4"
+                return "nothing: no checkpoint is valid; it would end with exit code 4"
             return "start over: the run was stopped before its first checkpoint"
         passed = sum(one.fault is not None for one in self.checkpoints[: self.checkpoints.index(good)])
-        over = f", passing over {passed} damaged" if passed else ""
-        return f"go on after {good.progress.describe()} of {self.num_epochs}, from {good.path.name}{over}"
+        over = f", skipping {passed} damaged" if passed else ""
+        return f"continue after {good.progress.describe()} of {self.num_epochs}, from {good.path.name}{over}"
 
 
 def read_run_state(path: Path) -> RunState:

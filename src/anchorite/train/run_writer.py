@@ -1,4 +1,4 @@
-"""Writing what a run leaves on disk: weights, checkpoints, metrics, skipped steps, post-mortems and the summary."""
+"""Writing the files of a run: weights, checkpoints, metrics, skipped steps, post-mortems and the summary."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from anchorite.train.step import TrainState
 
 
 def facts_of(skipped: Skipped, records: Sequence[Record], world: World = SINGLE_PROCESS) -> dict[str, Any]:
-    """A skipped step in plain types: where, what was not finite, and its images on all ranks (the first tile of each).
-
-    All ranks must ask.
+    """A skipped step in plain types: where, what was non-finite, and its images on all ranks (the first tile of each).
+    All ranks must call this.
     """
     box, objectness, classification = (str(term) for term in skipped.terms)
     indices = [index for batch in skipped.batches for index in batch.indices.tolist()]
@@ -48,7 +47,7 @@ def post_mortem_path(folder: Path, skipped: Skipped) -> Path:
 def write_post_mortem(path: Path, skipped: Skipped, facts: dict[str, Any]) -> None:
     """Write the last batch as safetensors (images uint8, targets as rows), and the facts beside it as JSON in `path`.
 
-    With several ranks the batch is the first one's part of it. Raises StorageError when the folder cannot be written.
+    With several ranks the batch is rank 0's part. Raises StorageError when the folder cannot be written.
     """
     last = skipped.batches[-1]
     content = save(
@@ -63,7 +62,7 @@ def write_post_mortem(path: Path, skipped: Skipped, facts: dict[str, Any]) -> No
 
 
 class RunWriter:
-    """Writes a run's files, on the first rank alone; on the others the same calls do nothing."""
+    """Writes a run's files, on rank 0 only; on the others the same calls do nothing."""
 
     def __init__(self, folder: RunFolder, train_state: TrainState, info: WeightsInfo, writes: bool) -> None:
         self.folder, self.train_state, self.info, self.writes = folder, train_state, info, writes
@@ -87,7 +86,7 @@ class RunWriter:
             self.save(replace(progress, partial=partial, skipped_in_a_row=watch.in_a_row))
 
     def conclude(self, row: dict[str, float], averaged: Detector | None, improved: bool) -> None:
-        """The weights and metrics of an epoch. averaged: the weights; improved: they are the best so far."""
+        """The weights and metrics of an epoch. averaged: the EMA weights; improved: they are the best so far."""
         if not self.writes:
             return
         assert averaged is not None
@@ -97,31 +96,31 @@ class RunWriter:
         self.folder.write_rows([*self.folder.read_rows(), format_row(row)])
 
     def forget_rows_after(self, epoch: int) -> None:
-        """Take rows of metrics away that a resumed run will write again."""
+        """Remove rows of metrics that a resumed run will write again."""
         if self.writes:
             rows = [row for row in self.folder.read_rows() if int(row["epoch"]) <= epoch]
             if rows or self.folder.metrics.is_file():
                 self.folder.write_rows(rows)
 
     def note_skipped(self, facts: dict[str, Any]) -> None:
-        """Log a step that was not taken."""
+        """Log a skipped step."""
         if self.writes:
             self.folder.append_skipped(facts)
 
     def diverged(self, skipped: Skipped, facts: dict[str, Any]) -> DivergedError:
-        """The error that ends a run of which too many steps could not be taken; writes its post-mortem."""
+        """The error that ends a run with too many skipped steps; writes its post-mortem."""
         path = post_mortem_path(self.folder.path, skipped)
         if self.writes:
             write_post_mortem(path, skipped, facts)
         return DivergedError(
             f"training diverged: epoch {skipped.epoch}, batch {skipped.batch}: {skipped.fault} is not finite, and "
-            f"no step could be taken {skipped.in_a_row} times in a row. The batch is in {path.with_suffix('')}.*\n"
+            f"{skipped.in_a_row} steps in a row were skipped. The batch is in {path.with_suffix('')}.*\n"
             + self.after_divergence()
         )
 
     def after_divergence(self) -> str:
-        """What there is to say after a divergence."""
-        kept = f"what was saved before in {self.folder.path} is as it was"
+        """The advice after a divergence."""
+        kept = f"what was saved before in {self.folder.path} is unchanged"
         return f"{kept}. Start a new run with a lower optimizer.lr or a longer optimizer.warmup_epochs"
 
     def write_summary(

@@ -1,4 +1,4 @@
-"""One training step: forward, loss, backward, clipping, optimizer, EMA; what is not finite changes nothing.
+"""One training step: forward, loss, backward, clipping, optimizer, EMA; non-finite values change nothing.
 
 Legend: B images, H, W height and width in pixels, T targets.
 """
@@ -23,11 +23,11 @@ from anchorite.train.optim import EMA, Settings, apply_settings, clip_gradients
 
 
 class BufferSnapshot:
-    """The buffers that a forward pass changes: running statistics and the balance, with a copy to go back to."""
+    """The buffers that a forward pass changes: running statistics and the balance, with a copy to restore."""
 
     def __init__(self, *modules: nn.Module) -> None:
         named = [(name, buffer) for module in modules for name, buffer in module.named_buffers()]
-        # Of what is changed, foreach wants one type at a time: that of the statistics, and what else there is.
+        # foreach needs one dtype at a time: that of the statistics, and the rest.
         dtype = next((buffer.dtype for _, buffer in named if buffer.is_floating_point()), torch.float32)
         self._names = [name for name, buffer in named if buffer.dtype == dtype]
         self._floats = [buffer for _, buffer in named if buffer.dtype == dtype]
@@ -36,17 +36,17 @@ class BufferSnapshot:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Copy the buffers as they are now."""
+        """Save a copy of the buffers."""
         self._copy([*self._floats, *self._others], self._kept)
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Give the buffers the values that were kept."""
+        """Restore the saved values."""
         self._copy(self._kept, [*self._floats, *self._others])
 
     @torch.no_grad()
     def put_back_unless(self, is_fine: Tensor) -> None:
-        """`put_back` where is_fine (a scalar bool on the device) is false, without looking at it."""
+        """`put_back` where is_fine (a scalar bool on the device) is false, without reading it on the host."""
         for buffer, kept in zip([*self._floats, *self._others], self._kept, strict=True):
             buffer.copy_(torch.where(is_fine, buffer, kept))
 
@@ -76,7 +76,7 @@ def first_not_finite(terms: LossTerms) -> str:
 
 
 def first_gradient_not_finite(model: nn.Module) -> str:
-    """The name of the first parameter whose gradient is not finite; else it is their common norm that overflows."""
+    """The name of the first parameter whose gradient is not finite; else their common norm overflows."""
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
             return f"the gradient of {name}"
@@ -91,7 +91,7 @@ class Objective(nn.Module):
         self.detector, self.criterion, self.dtype = detector, criterion, dtype
 
     def forward(self, images: Tensor, rows: Tensor, valid: Tensor | None, num_images: int | None) -> LossTerms:
-        """The loss of images (B, 3, H, W) uint8 and targets (T, 6), valid (T,); num_images: of all ranks together."""
+        """The loss of images (B, 3, H, W) uint8 and targets (T, 6), valid (T,); num_images: over all ranks."""
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             features = self.detector.features(normalised(images, self.dtype, self.detector))
             logits = self.detector.head.matched(features)
@@ -100,9 +100,9 @@ class Objective(nn.Module):
 
 
 def shared(objective: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The objective with gradients averaged over the ranks as they are made; all start from the first rank's weights.
+    """The objective with gradients averaged over the ranks during the backward pass; all start from rank 0's weights.
 
-    Buffers are not exchanged: statistics of batch normalisation stay each rank's own, and the first rank's are kept.
+    Buffers are not exchanged: each rank has its own statistics of batch normalisation, and those of rank 0 are saved.
     """
     with warnings.catch_warnings():
         # The name that replaces `broadcast_buffers` is not in all releases of torch that are supported.
@@ -116,7 +116,7 @@ def shared(objective: nn.Module, device: torch.device) -> DistributedDataParalle
 
 
 def normalised(images: Tensor, dtype: torch.dtype | None, model: nn.Module) -> Tensor:
-    """Images (B, 3, H, W) uint8 as floating point in 0..1, in the type that the first convolution wants."""
+    """Images (B, 3, H, W) uint8 as floating point in 0..1, in the dtype of the first convolution."""
     return images.to(dtype or next(model.parameters()).dtype) / 255
 
 
@@ -125,7 +125,7 @@ _LEAST_CAPACITY = 64
 
 @dataclass
 class TrainState:
-    """What a run changes: the network, the loss's balance, the optimizer, the average and the gradient scaler."""
+    """What training changes: the network, the loss's balance, the optimizer, the EMA and the gradient scaler."""
 
     detector: Detector
     criterion: DetectionLoss
@@ -140,12 +140,12 @@ class TrainingStep:
     The convolutions run in `precision`, the loss in float32; images are normalised on the device. compiled: fuse
     forward pass and loss, and the backward pass, by torch.compile.
 
-    What is not finite changes nothing that lasts: neither weights nor the average, the running statistics or the
-    balance. on_host: decide that by looking (the default on a CPU); else the device decides, and is not waited for.
-    fault: after a batch or step that was left out, what was the first thing that was not finite, where that is known.
+    Non-finite values change neither weights, EMA, running statistics nor balance. on_host: check that on the host (the
+    default on a CPU); else on the device, without synchronisation. fault: after a skipped batch or step, what was
+    non-finite first, if known.
 
-    With several ranks (those of the criterion) each runs its part of every batch, and all decide alike: a batch or step
-    is left out by all when it is not finite on one. Gradients travel once a step.
+    With several ranks (those of the criterion) each runs its part of every batch; all skip a batch or step that is
+    non-finite on one. Gradients are exchanged once per step.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class TrainingStep:
     def accumulate(self, batch: Batch, num_images: int | None = None, is_last: bool = True) -> LossTerms:
         """Add the gradients of one batch, unless its loss is not finite; its loss, detached.
 
-        num_images: of the batch on all ranks together, None for as many as there are here; is_last: the optimizer step
+        num_images: of the batch over all ranks, None: this rank's are all; is_last: the optimizer step
         comes after this batch.
         """
         if self._static:
@@ -201,9 +201,10 @@ class TrainingStep:
         return LossTerms(*(term.detach() for term in terms))
 
     def _settle_order(self) -> None:
-        """Let the order in which gradients travel settle, which is chosen anew after the first backward pass.
+        """Fix the order in which gradients are exchanged, which DDP rebuilds after the first backward pass.
 
-        The sum over three ranks or more may round by it, and a resumed run would round its first step otherwise.
+        The sum over three or more ranks may round differently in another order, and a resumed run must round its first
+        step alike.
         """
         self.accumulate(empty_batch(self.train_state.detector.strides[-1]), num_images=1)
         self._snapshot.put_back()
@@ -211,16 +212,16 @@ class TrainingStep:
         self._is_finite = None
 
     def _average_gradients(self) -> None:
-        """What a backward pass would have done with those of the batches before, had there been one."""
+        """Exchange the gradients of the batches before, as a backward pass would have done."""
         if self.world.is_distributed:
             for parameter in self._parameters:
                 if parameter.grad is not None:
                     parameter.grad.copy_(self.world.all_reduce(parameter.grad) / self.world.world_size)
 
     def apply(self, settings: Settings) -> Tensor:
-        """Move the weights by the gradients gathered so far, at the given settings; the gradient norm (scalar).
+        """Update the weights by the accumulated gradients, with the given settings; the gradient norm (scalar).
 
-        A norm that is not finite says that there was nothing to be gathered or something not finite, and no step.
+        A non-finite norm means that every batch was skipped or a value was non-finite, and that there was no step.
         """
         train_state = self.train_state
         apply_settings(train_state.optimizer, settings.lr, settings.bias_lr, settings.momentum)
@@ -233,7 +234,7 @@ class TrainingStep:
     def _step_by_looking(self, norm: Tensor) -> Tensor:
         train_state = self.train_state
         if all(parameter.grad is None for parameter in self._parameters):
-            return norm.new_full((), torch.nan)  # every batch was left out, and `fault` tells why
+            return norm.new_full((), torch.nan)  # every batch was skipped; `fault` says why
         fault = None if bool(norm.isfinite()) else first_gradient_not_finite(train_state.detector)
         fault = fault or self._snapshot.first_not_finite()
         if self.world.any(fault is not None):
@@ -250,7 +251,7 @@ class TrainingStep:
         assert self._is_finite is not None, "accumulate a batch before applying"
         is_fine = self.world.all(norm.isfinite() & self._is_finite & self._snapshot.are_finite())
         self._is_finite = None
-        if not train_state.scaler.is_enabled():  # which does the same by itself
+        if not train_state.scaler.is_enabled():  # which does the same
             train_state.optimizer.found_inf = (~is_fine).float()  # type: ignore[attr-defined]
         train_state.scaler.step(train_state.optimizer)
         train_state.scaler.update()
