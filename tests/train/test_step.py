@@ -47,8 +47,8 @@ FINE, BAD = torch.tensor(1.0), torch.tensor(float("nan"))
 def test_the_watch_takes_means_over_all_batches_however_late_it_looks(lag: int) -> None:
     watch, skipped = watch_with(lag)
     for box in (1.0, 2.0, 6.0):
-        watch.take(terms(box), BATCH)
-        watch.take_step(FINE)
+        watch.update(terms(box), BATCH)
+        watch.update_step(FINE)
     assert watch.means.tolist() == ([3.0, 2.0, 3.0] if lag == 0 else [1.0, 2.0, 3.0])
     assert watch.finish().tolist() == [3.0, 2.0, 3.0]
     watch.start(epoch=1)
@@ -62,10 +62,10 @@ def test_the_watch_names_the_step_that_was_skipped_and_leaves_its_batch_out(lag:
     watch, skipped = watch_with(lag)
     watch.start(epoch=4)
     for box, norm, fault in ((1.0, FINE, None), (bad, BAD, "the box loss"), (3.0, BAD, None), (2.0, FINE, None)):
-        watch.take(terms(box), BATCH)
-        watch.take_step(norm, fault)
-    watch.take(terms(6.0), BATCH)
-    watch.take_step(BAD)
+        watch.update(terms(box), BATCH)
+        watch.update_step(norm, fault)
+    watch.update(terms(6.0), BATCH)
+    watch.update_step(BAD)
     assert watch.finish().tolist() == [3.0, 2.0, 3.0]
     assert [(one.epoch, one.batch, one.in_a_row) for one in skipped] == [(5, 2, 1), (5, 3, 2), (5, 5, 1)]
     assert skipped[0].fault == "the box loss"
@@ -76,16 +76,16 @@ def test_the_watch_names_the_step_that_was_skipped_and_leaves_its_batch_out(lag:
 
 def test_a_step_of_several_batches_is_skipped_with_all_of_them() -> None:
     watch, skipped = watch_with(0)
-    watch.take(terms(1.0), BATCH)
-    watch.take(terms(2.0), BATCH)
-    watch.take_step(BAD)
+    watch.update(terms(1.0), BATCH)
+    watch.update(terms(2.0), BATCH)
+    watch.update_step(BAD)
     assert [len(one.batches) for one in skipped] == [2]
 
 
 def test_a_step_that_is_still_under_way_at_the_end_is_looked_at() -> None:
     watch, skipped = watch_with(2)
-    watch.take(terms(float("nan")), BATCH)
-    watch.take_step(BAD)
+    watch.update(terms(float("nan")), BATCH)
+    watch.update_step(BAD)
     assert skipped == []
     watch.finish()
     assert [one.batch for one in skipped] == [1]
@@ -94,7 +94,7 @@ def test_a_step_that_is_still_under_way_at_the_end_is_looked_at() -> None:
 def test_a_watch_goes_on_within_an_epoch() -> None:
     watch, _ = watch_with(0)
     watch.start(2, PartialEpoch(batches=3, images=9, loss_sums=(2.0, 4.0, 6.0), finite_batches=2, skipped=1))
-    watch.take(terms(4.0), BATCH)
+    watch.update(terms(4.0), BATCH)
     assert watch.finish().tolist() == [2.0, 2.0, 3.0]
     assert (watch.num_batches, watch.num_skipped) == (4, 1)
 

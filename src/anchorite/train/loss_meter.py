@@ -1,4 +1,4 @@
-"""Reading losses without synchronising with the accelerator."""
+"""`AsyncLossMeter`: the losses of an epoch, read from the device without waiting for it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Skipped:
 
 
 @dataclass
-class _UnderWay:
+class _Pending:
     """Values on their way to the host: of a batch its terms (3,), of a step its norm (1,)."""
 
     values: Tensor
@@ -42,8 +42,8 @@ class _UnderWay:
 class AsyncLossMeter:
     """Sums the terms of an epoch's batches on the host, and passes each skipped step to `on_skip`.
 
-    Up to `lag` batches may be in transit to the host: their terms are copied asynchronously and read `lag` batches
-    later, when the device has finished them. On the CPU lag is 0.
+    `lag` batches may be on their way to the host: their terms are copied without waiting, and read that many batches
+    later, when the device has long passed them. On the CPU nothing has to be waited for, and lag is 0.
     """
 
     def __init__(self, device: torch.device, on_skip: Callable[[Skipped], None]) -> None:
@@ -58,23 +58,23 @@ class AsyncLossMeter:
         self.epoch = epoch
         self.num_batches, self.num_finite, self.num_skipped = partial.batches, partial.finite_batches, partial.skipped
         self.sums = torch.tensor(partial.loss_sums, dtype=torch.float64)
-        self._under_way: deque[_UnderWay] = deque()
+        self._pending: deque[_Pending] = deque()
         self._of_step: list[Batch] = []
         self._last_terms = (0.0, 0.0, 0.0)
 
-    def take(self, terms: LossTerms, batch: Batch) -> None:
-        """Record the terms of the next batch."""
+    def update(self, terms: LossTerms, batch: Batch) -> None:
+        """Note the terms of the next batch."""
         self._send(torch.stack(terms[1:]), None, batch)
-        self._look_while_over(self.lag)
+        self._read_while_over(self.lag)
 
-    def take_step(self, norm: Tensor, fault: str | None = None) -> None:
-        """Record the optimizer step over the batches since the last one: its gradient norm, and the fault if known."""
+    def update_step(self, norm: Tensor, fault: str | None = None) -> None:
+        """Note that a step was made of the batches since the last, or not: its norm; what was wrong, where known."""
         self._send(norm[None], fault, None)
-        self._look_while_over(self.lag)
+        self._read_while_over(self.lag)
 
     def flush(self) -> None:
         """Read everything, waiting for it."""
-        self._look_while_over(0)
+        self._read_while_over(0)
 
     def finish(self) -> Tensor:
         """Means (3,) float64 of box, objectness and class loss over the epoch, all batches read."""
@@ -86,14 +86,14 @@ class AsyncLossMeter:
         """Means over the finite ones of the batches read so far; zeros before the first."""
         return self.sums / max(1, self.num_finite)
 
-    def _look_while_over(self, lag: int) -> None:
-        while sum(one.batch is not None for one in self._under_way) > lag or (lag == 0 and self._under_way):
-            self._look_at(self._under_way.popleft())
+    def _read_while_over(self, lag: int) -> None:
+        while sum(one.batch is not None for one in self._pending) > lag or (lag == 0 and self._pending):
+            self._read(self._pending.popleft())
 
     def _send(self, values: Tensor, fault: str | None, batch: Batch | None) -> None:
-        self._under_way.append(_UnderWay(*_sent_to_host(values), fault, batch))
+        self._pending.append(_Pending(*_sent_to_host(values), fault, batch))
 
-    def _look_at(self, one: _UnderWay) -> None:
+    def _read(self, one: _Pending) -> None:
         if one.arrived is not None:
             one.arrived.synchronize()
         is_finite = bool(one.values.isfinite().all())

@@ -103,7 +103,7 @@ def reread_pretrained(recipe: Recipe, facts: Mapping[str, Any]) -> PretrainedWei
     return start
 
 
-def said_at_start(facts: Mapping[str, Any], begins_again: bool) -> list[str]:
+def start_notes(facts: Mapping[str, Any], begins_again: bool) -> list[str]:
     """What a run that goes on repeats of its beginning: notes on its recipe, and what it had kept of which weights.
 
     begins_again: the weights have been read again, of which is told anyway.

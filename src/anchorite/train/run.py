@@ -23,10 +23,10 @@ from anchorite.train.pretrained import (
     read_pretrained,
     reread_hf_backbone,
     reread_pretrained,
-    said_at_start,
+    start_notes,
 )
 from anchorite.train.recipe import Recipe
-from anchorite.train.run_folder import RunFolder, noted_facts, noted_left_out, refuse_changes
+from anchorite.train.run_folder import RunFolder, comparable_facts, left_out_facts, refuse_changes
 from anchorite.train.setup import Prepared, derived_settings, prepare
 
 
@@ -58,12 +58,12 @@ def train(
         "skip_bad": dataset.skip_bad,
         "allow_outside": dataset.allow_outside,
         "anchors": anchors.to_rows(),
-        "left_out": noted_left_out(opened, dataset),
+        "left_out": left_out_facts(opened, dataset),
         "start": None if start is None else start.noted(prepared.kept),
         "notes": list(notes),
         "backbone": backbone_facts(backbone),
         "derived": derived_settings(recipe, prepared),
-        **noted_facts(recipe, dataset, world.world_size),
+        **comparable_facts(recipe, dataset, world.world_size),
     }
     del start, backbone  # as large as the network
     _refuse_other_data(facts, world)
@@ -73,7 +73,7 @@ def train(
         world.barrier()
         folder = RunFolder(out)
         with _held(folder, world):
-            return Run(recipe, folder, prepared, listener).go(Progress())
+            return Run(recipe, folder, prepared, listener).run(Progress())
 
 
 def resume(
@@ -103,9 +103,9 @@ def resume(
             if dataset.skip_bad:
                 changes = refuse_changes(facts, recipe, prepared.dataset, allow, world.world_size)
             progress, said = _load_progress(folder, recipe, prepared)
-            said += said_at_start(facts, begins_again=start is not None)
+            said += start_notes(facts, begins_again=start is not None)
             prepared = replace(prepared, decisions=(*changes, *said, *prepared.decisions))
-            return Run(recipe, folder, prepared, listener).go(progress)
+            return Run(recipe, folder, prepared, listener).run(progress)
 
 
 def _load_progress(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> tuple[Progress, list[str]]:

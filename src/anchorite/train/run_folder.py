@@ -239,8 +239,8 @@ class RunFolder:
         write_text_atomically(self.metrics, text.getvalue())
 
 
-def noted_left_out(opened: DatasetIndex, trained_on: DatasetIndex) -> list[dict[str, str]]:
-    """The images left out after the data set was opened, as run.json records them."""
+def left_out_facts(opened: DatasetIndex, trained_on: DatasetIndex) -> list[dict[str, str]]:
+    """What run.json notes of the images of a data set that were left out after it was opened."""
     return [
         {"split": str(one.split), "image": _place(opened, Path(one.origin)), "reason": one.detail}
         for one in trained_on.adjustments[len(opened.adjustments) :]
@@ -284,8 +284,8 @@ _FREE = frozenset({"name", "workers", "worker_timeout_s", "rank_timeout_s", "sto
 _FIXED = frozenset({"model", "backbone", "optimizer.name"})
 
 
-def noted_facts(recipe: Recipe, dataset: DatasetIndex, num_ranks: int = 1) -> dict[str, Any]:
-    """What a run records at its start, for `refuse_changes` to compare with."""
+def comparable_facts(recipe: Recipe, dataset: DatasetIndex, num_ranks: int = 1) -> dict[str, Any]:
+    """What a run notes when it starts, for `refuse_changes` to compare with."""
     return {
         "class_names": list(dataset.class_names),
         "splits": {
@@ -313,7 +313,7 @@ def refuse_changes(
     Other classes, another model or kind of optimizer are never allowed. Facts that an older run did not record are not
     compared.
     """
-    now = noted_facts(recipe, dataset, num_ranks)
+    now = comparable_facts(recipe, dataset, num_ranks)
     classes = facts.get("class_names", now["class_names"])
     fixed = []
     if classes != now["class_names"]:

@@ -72,38 +72,38 @@ class RunWriter:
         if self.writes:
             save_checkpoint(self.folder.checkpoints, self.train_state, progress)
 
-    def save_within(self, progress: Progress, watch: AsyncLossMeter) -> None:
+    def save_within_epoch(self, progress: Progress, losses: AsyncLossMeter) -> None:
         """A checkpoint between two batches of an epoch; at its beginning there is one already."""
-        watch.flush()
-        box, objectness, classification = watch.sums.tolist()
+        losses.flush()
+        box, objectness, classification = losses.sums.tolist()
         partial = replace(
             progress.partial,
             loss_sums=(box, objectness, classification),
-            finite_batches=watch.num_finite,
-            skipped=watch.num_skipped,
+            finite_batches=losses.num_finite,
+            skipped=losses.num_skipped,
         )
         if partial.batches:
-            self.save(replace(progress, partial=partial, skipped_in_a_row=watch.in_a_row))
+            self.save(replace(progress, partial=partial, skipped_in_a_row=losses.in_a_row))
 
-    def conclude(self, row: dict[str, float], averaged: Detector | None, improved: bool) -> None:
-        """The weights and metrics of an epoch. averaged: the EMA weights; improved: they are the best so far."""
+    def write_epoch(self, row: dict[str, float], model: Detector | None, improved: bool) -> None:
+        """The weights and metrics of an epoch. improved: the weights are the best so far."""
         if not self.writes:
             return
-        assert averaged is not None
+        assert model is not None
         if improved:
-            save_weights(self.folder.best, averaged, self.info)
-        save_weights(self.folder.last, averaged, self.info)
+            save_weights(self.folder.best, model, self.info)
+        save_weights(self.folder.last, model, self.info)
         self.folder.write_rows([*self.folder.read_rows(), format_row(row)])
 
-    def forget_rows_after(self, epoch: int) -> None:
-        """Remove rows of metrics that a resumed run will write again."""
+    def remove_rows_after(self, epoch: int) -> None:
+        """Take rows of metrics away that a resumed run will write again."""
         if self.writes:
             rows = [row for row in self.folder.read_rows() if int(row["epoch"]) <= epoch]
             if rows or self.folder.metrics.is_file():
                 self.folder.write_rows(rows)
 
-    def note_skipped(self, facts: dict[str, Any]) -> None:
-        """Log a skipped step."""
+    def log_skipped(self, facts: dict[str, Any]) -> None:
+        """Log a step that was not taken."""
         if self.writes:
             self.folder.append_skipped(facts)
 
