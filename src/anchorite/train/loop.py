@@ -203,10 +203,12 @@ class Run:
         step = self.progress.epoch * len(self.loader) + number
         seconds_per_batch = (time.perf_counter() - self.started) / (step - self.first_batch)
         left = (self.recipe.epochs * len(self.loader) - step) * seconds_per_batch
-        losses = self.losses.means.tolist()
+        box, objectness, classification = self.losses.means.tolist()
         settings = self._optimizer_settings(max(0, self.progress.optimizer_steps - 1))
-        epoch = self.progress.epoch + 1
-        self.listener(StepDone(epoch, number, *losses, images_per_second, left, step, settings.lr, settings.bias_lr))
+        done = StepDone(
+            self.progress.epoch + 1, number, box, objectness, classification, images_per_second, left, step=step
+        )
+        self.listener(replace(done, lr=settings.lr, bias_lr=settings.bias_lr))
 
     def _end_epoch(self, row: dict[str, float]) -> None:
         """Validate and finish an epoch, or compute its metrics in a thread while the next one trains."""
@@ -230,7 +232,7 @@ class Run:
             self.saved_at = time.perf_counter()
 
     def _validate(self) -> Callable[[], ValidationResult] | None:
-        """Detect in the val split by the EMA weights; returns what computes the metrics on rank 0, None on the others."""
+        """Detect in the val split by the EMA weights; on rank 0 the function that computes the metrics, else None."""
         assert self.prepared.validator is not None
         ema_model = self.prepared.train_state.ema.model
         if self.world.is_distributed:  # all ranks must measure one network: rank 0's statistics of normalisation

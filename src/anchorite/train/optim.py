@@ -9,9 +9,11 @@ from itertools import groupby
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
+
+from anchorite.train.recipe_names import with_current_names
 
 
 class OptimizerConfig(BaseModel):
@@ -48,6 +50,11 @@ class OptimizerConfig(BaseModel):
         if isinstance(freeze, int):
             raise ValueError("parts go by name, such as [backbone] or [backbone.stem, backbone.stage2], not by number")
         return (freeze,) if isinstance(freeze, str) else freeze
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_names(cls, given: Any) -> Any:
+        return with_current_names({"optimizer": given})[0]["optimizer"]
 
     @property
     def first_bias_lr(self) -> float:

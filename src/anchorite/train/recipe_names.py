@@ -137,39 +137,21 @@ WITHOUT_FIELD = MappingProxyType(
 )
 """Their names for what no field here does: why, or what does it instead."""
 
+_WITHOUT_NOTE = (
+    "anchor_t anchors cls_pw copy_paste degrees fl_gamma fliplr flipud hsv_h hsv_s hsv_v iou_t "
+    "label_smoothing loss_ota lr0 momentum obj_pw paste_in perspective scale shear translate "
+    "warmup_bias_lr warmup_momentum"
+)
 HYPERPARAMETERS = MappingProxyType(
-    {
-        "anchor_t": "",
-        "anchors": "",
+    dict.fromkeys(_WITHOUT_NOTE.split(), "")
+    | {
         "box": "scaled by levels, there as here",
         "cls": "scaled by levels and classes, there as here",
-        "cls_pw": "",
-        "copy_paste": "",
-        "degrees": "",
-        "fl_gamma": "",
-        "fliplr": "",
-        "flipud": "",
-        "hsv_h": "",
-        "hsv_s": "",
-        "hsv_v": "",
-        "iou_t": "",
-        "label_smoothing": "",
-        "loss_ota": "",
-        "lr0": "",
         "lrf": "a share of the peak, there as here",
         "mixup": "off in the last augment.close_mosaic_epochs",
-        "momentum": "",
         "mosaic": "off in the last augment.close_mosaic_epochs",
         "obj": "scaled by levels and image size, there as here",
-        "obj_pw": "",
-        "paste_in": "",
-        "perspective": "",
-        "scale": "",
-        "shear": "",
-        "translate": "",
-        "warmup_bias_lr": "",
         "warmup_epochs": "at most half the run",
-        "warmup_momentum": "",
         "weight_decay": "of convolution weights alone, not rescaled with the batch",
     }
 )

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
+from typing_extensions import TypedDict
 
 from anchorite.choices import Change
 from anchorite.data import DatasetIndex, LeftOut, without_images
@@ -27,49 +28,31 @@ from anchorite.train.recipe_names import RENAMED_COLUMNS, with_current_names
 _MAX_FACTS_BYTES = 64_000_000
 
 
-class _SplitFacts(BaseModel):
-    """A split in run.json."""
-
-    model_config = ConfigDict(strict=True)
-
+class _SplitFacts(TypedDict):
     images: int
     boxes: int
     fingerprint: str
 
 
-class _LeftOutFacts(BaseModel):
-    """An image in run.json that could not be decoded."""
-
-    model_config = ConfigDict(strict=True)
-
+class _LeftOutFacts(TypedDict):
     split: str
     image: str
     reason: str
 
 
-class _StartFacts(BaseModel):
-    """The starting weights in run.json."""
-
-    model_config = ConfigDict(strict=True)
-
+class _StartFacts(TypedDict):
     weights: str
     sha256: str
     kept: str
 
 
-class _BackboneFacts(BaseModel):
-    """A transformers backbone in run.json."""
-
-    model_config = ConfigDict(strict=True)
-
+class _BackboneFacts(TypedDict):
     config: dict[str, Any]
     sha256: str
 
 
 class _Facts(BaseModel):
-    """The fields of run.json that a resume works with; earlier releases wrote fewer."""
-
-    model_config = ConfigDict(strict=True)
+    """The fields of run.json that a resume needs; earlier releases wrote fewer."""
 
     data: str
     format: Literal["yolo", "coco", "voc", "shards"]
@@ -128,7 +111,7 @@ class RunFolder:
             raise InputError(
                 f"--out {path}: exists already; choose another folder, or continue it with --resume {path}"
             )
-        # Filled under a temporary name and renamed, so that there is never half a run folder.
+        # Filled under another name and renamed when it is whole: at no moment is there half a run folder.
         draft = cls(path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.new"))
         try:
             draft.checkpoints.mkdir(parents=True)
@@ -198,7 +181,7 @@ class RunFolder:
         """
         try:
             facts = read_json(self.run, _MAX_FACTS_BYTES)
-            _Facts.model_validate(facts)
+            _Facts.model_validate(facts, strict=True)
             if "recipe" in facts:
                 facts["recipe"], _ = with_current_names(facts["recipe"])
         except ValidationError as error:
@@ -217,8 +200,8 @@ class RunFolder:
         for one in self.read_facts().get("left_out", []):
             by_split.setdefault(one["split"], {})[one["image"]] = one["reason"]
         for split, reasons in by_split.items():
-            records = [(record, _place(dataset, record.path)) for record in dataset.splits.get(split, ())]
-            gone = [LeftOut(record, reasons[place]) for record, place in records if place in reasons]
+            records = [(record, _path_in_dataset(dataset, record.path)) for record in dataset.splits.get(split, ())]
+            gone = [LeftOut(record, reasons[path]) for record, path in records if path in reasons]
             dataset = without_images(dataset, split, gone)
         return dataset
 
@@ -240,15 +223,15 @@ class RunFolder:
 
 
 def left_out_facts(opened: DatasetIndex, trained_on: DatasetIndex) -> list[dict[str, str]]:
-    """What run.json notes of the images of a data set that were left out after it was opened."""
+    """The entry of run.json for the images that were left out after the dataset was opened."""
     return [
-        {"split": str(one.split), "image": _place(opened, Path(one.origin)), "reason": one.detail}
+        {"split": str(one.split), "image": _path_in_dataset(opened, Path(one.origin)), "reason": one.detail}
         for one in trained_on.adjustments[len(opened.adjustments) :]
     ]
 
 
-def _place(dataset: DatasetIndex, image: Path) -> str:
-    """Where an image lies from the data set's folder, which may be moved, as a text that can be written."""
+def _path_in_dataset(dataset: DatasetIndex, image: Path) -> str:
+    """An image's path from the dataset's folder, which may be moved, as text that UTF-8 can encode."""
     home = dataset.root if dataset.root.is_dir() else dataset.root.parent
     return os.fsencode(os.path.relpath(image, home)).decode("utf-8", "backslashreplace")
 
@@ -280,12 +263,12 @@ CHANGES: tuple[Change, ...] = get_args(Change)
 _NUM_SHOWN = 5
 # Fields that do not change what a run computes.
 _FREE = frozenset({"name", "workers", "worker_timeout_s", "rank_timeout_s", "store", "checkpoint_minutes"})
-# Without these the tensors of a checkpoint do not fit.
+# The tensors of a checkpoint do not fit with others of these.
 _FIXED = frozenset({"model", "backbone", "optimizer.name"})
 
 
 def comparable_facts(recipe: Recipe, dataset: DatasetIndex, num_ranks: int = 1) -> dict[str, Any]:
-    """What a run notes when it starts, for `refuse_changes` to compare with."""
+    """The entries of run.json that `refuse_changes` compares with when the run is resumed."""
     return {
         "class_names": list(dataset.class_names),
         "splits": {

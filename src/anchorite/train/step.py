@@ -23,32 +23,32 @@ from anchorite.train.optim import EMA, Settings, apply_settings, clip_gradients
 
 
 class BufferSnapshot:
-    """The buffers that a forward pass changes: running statistics and the balance, with a copy to restore."""
+    """The buffers that a forward pass changes (running statistics, the loss's balance), with a copy to restore."""
 
     def __init__(self, *modules: nn.Module) -> None:
         named = [(name, buffer) for module in modules for name, buffer in module.named_buffers()]
-        # foreach needs one dtype at a time: that of the statistics, and the rest.
+        # torch._foreach functions take tensors of one type: that of the statistics; the other buffers are apart.
         dtype = next((buffer.dtype for _, buffer in named if buffer.is_floating_point()), torch.float32)
         self._names = [name for name, buffer in named if buffer.dtype == dtype]
         self._floats = [buffer for _, buffer in named if buffer.dtype == dtype]
         self._others = [buffer for _, buffer in named if buffer.dtype != dtype]
-        self._kept = [buffer.clone() for buffer in (*self._floats, *self._others)]
+        self._saved = [buffer.clone() for buffer in (*self._floats, *self._others)]
 
     @torch.no_grad()
-    def keep(self) -> None:
-        """Save a copy of the buffers."""
-        self._copy([*self._floats, *self._others], self._kept)
+    def save(self) -> None:
+        """Copy the buffers as they are now."""
+        self._copy([*self._floats, *self._others], self._saved)
 
     @torch.no_grad()
-    def put_back(self) -> None:
-        """Restore the saved values."""
-        self._copy(self._kept, [*self._floats, *self._others])
+    def restore(self) -> None:
+        """Set the buffers to the saved values."""
+        self._copy(self._saved, [*self._floats, *self._others])
 
     @torch.no_grad()
-    def put_back_unless(self, is_fine: Tensor) -> None:
-        """`put_back` where is_fine (a scalar bool on the device) is false, without reading it on the host."""
-        for buffer, kept in zip([*self._floats, *self._others], self._kept, strict=True):
-            buffer.copy_(torch.where(is_fine, buffer, kept))
+    def restore_unless(self, is_finite: Tensor) -> None:
+        """`restore` where is_finite (a scalar bool on the device) is false, without synchronisation."""
+        for buffer, saved in zip([*self._floats, *self._others], self._saved, strict=True):
+            buffer.copy_(torch.where(is_finite, buffer, saved))
 
     @torch.no_grad()
     def are_finite(self) -> Tensor:
@@ -63,10 +63,9 @@ class BufferSnapshot:
         return f"the statistic {next(bad)}"
 
     def _copy(self, sources: list[Tensor], targets: list[Tensor]) -> None:
-        num_floats = len(self._floats)
-        torch._foreach_copy_(targets[:num_floats], sources[:num_floats])
-        if targets[num_floats:]:
-            torch._foreach_copy_(targets[num_floats:], sources[num_floats:])
+        for part in (slice(len(self._floats)), slice(len(self._floats), None)):
+            if targets[part]:
+                torch._foreach_copy_(targets[part], sources[part])
 
 
 def first_not_finite(terms: LossTerms) -> str:
@@ -99,8 +98,8 @@ class Objective(nn.Module):
         return terms
 
 
-def shared(objective: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The objective with gradients averaged over the ranks during the backward pass; all start from rank 0's weights.
+def distribute(objective: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The objective with gradients averaged over the ranks in the backward pass; all start from the weights of rank 0.
 
     Buffers are not exchanged: each rank has its own statistics of batch normalisation, and those of rank 0 are saved.
     """
@@ -120,12 +119,12 @@ def normalised(images: Tensor, dtype: torch.dtype | None, model: nn.Module) -> T
     return images.to(dtype or next(model.parameters()).dtype) / 255
 
 
-_LEAST_CAPACITY = 64
+_MIN_CAPACITY = 64
 
 
 @dataclass
 class TrainState:
-    """What training changes: the network, the loss's balance, the optimizer, the EMA and the gradient scaler."""
+    """Everything that training changes: network, the loss's balance, optimizer, EMA and gradient scaler."""
 
     detector: Detector
     criterion: DetectionLoss
@@ -140,12 +139,12 @@ class TrainingStep:
     The convolutions run in `precision`, the loss in float32; images are normalised on the device. compiled: fuse
     forward pass and loss, and the backward pass, by torch.compile.
 
-    Non-finite values change neither weights, EMA, running statistics nor balance. on_host: check that on the host (the
-    default on a CPU); else on the device, without synchronisation. fault: after a skipped batch or step, what was
-    non-finite first, if known.
+    A batch or step that is not finite changes neither weights, EMA, running statistics nor balance. on_host: the host
+    decides that, which waits for the device (the default on a CPU); else the device decides, without synchronisation.
+    fault: after a batch or step that was skipped, the first thing that was not finite, where that is known.
 
-    With several ranks (those of the criterion) each runs its part of every batch; all skip a batch or step that is
-    non-finite on one. Gradients are exchanged once per step.
+    In distributed training (the criterion's world) each rank runs its part of every batch; a batch or step that is not
+    finite on one rank is skipped by all. Gradients are reduced once a step.
     """
 
     def __init__(
@@ -172,8 +171,8 @@ class TrainingStep:
         self._forward: nn.Module = objective
         self._is_finite: Tensor | None = None  # of all losses since the last apply, on the device
         if self.world.is_distributed:
-            self._forward = self._shared = shared(self._forward, device)
-            self._settle_order()
+            self._forward = self._shared = distribute(self._forward, device)
+            self._fix_reduction_order()
 
     def accumulate(self, batch: Batch, num_images: int | None = None, is_last: bool = True) -> LossTerms:
         """Add the gradients of one batch, unless its loss is not finite; its loss, detached.
@@ -184,14 +183,14 @@ class TrainingStep:
         if self._static:
             batch = replace(batch, targets=with_fixed_capacity(batch.targets))
         batch = batch.to(self.device, non_blocking=True)
-        self._snapshot.keep()
+        self._snapshot.save()
         waits = self.world.is_distributed and not is_last
         with self._shared.no_sync() if waits else nullcontext():
             terms = self._forward(batch.images, batch.targets.rows, batch.targets.valid, num_images)
             finite = self.world.all(torch.stack(terms).isfinite().all()).detach()
             if self.on_host and not bool(finite):
                 self.fault = first_not_finite(terms)
-                self._snapshot.put_back()
+                self._snapshot.restore()
             else:
                 self.train_state.scaler.scale(terms.total).backward()
         if not self.on_host:
@@ -200,19 +199,18 @@ class TrainingStep:
             self._average_gradients()
         return LossTerms(*(term.detach() for term in terms))
 
-    def _settle_order(self) -> None:
-        """Fix the order in which gradients are exchanged, which DDP rebuilds after the first backward pass.
+    def _fix_reduction_order(self) -> None:
+        """Run a backward pass, after which DistributedDataParallel chooses its order of reduction for good.
 
-        The sum over three or more ranks may round differently in another order, and a resumed run must round its first
-        step alike.
+        The order decides how sums over three ranks or more round: a resumed run would round its first step otherwise.
         """
         self.accumulate(empty_batch(self.train_state.detector.strides[-1]), num_images=1)
-        self._snapshot.put_back()
+        self._snapshot.restore()
         self.train_state.optimizer.zero_grad(set_to_none=True)
         self._is_finite = None
 
     def _average_gradients(self) -> None:
-        """Exchange the gradients of the batches before, as a backward pass would have done."""
+        """Average the gradients of earlier batches, as the backward pass of the skipped batch would have done."""
         if self.world.is_distributed:
             for parameter in self._parameters:
                 if parameter.grad is not None:
@@ -227,26 +225,26 @@ class TrainingStep:
         apply_settings(train_state.optimizer, settings.lr, settings.bias_lr, settings.momentum)
         train_state.scaler.unscale_(train_state.optimizer)
         norm = clip_gradients(self._parameters, self.clip_norm)
-        norm = self._step_by_looking(norm) if self.on_host else self._step_without_looking(norm)
+        norm = self._step_on_host(norm) if self.on_host else self._step_on_device(norm)
         train_state.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _step_by_looking(self, norm: Tensor) -> Tensor:
+    def _step_on_host(self, norm: Tensor) -> Tensor:
         train_state = self.train_state
         if all(parameter.grad is None for parameter in self._parameters):
-            return norm.new_full((), torch.nan)  # every batch was skipped; `fault` says why
+            return norm.new_full((), torch.nan)  # every batch was skipped; `fault` has the reason
         fault = None if bool(norm.isfinite()) else first_gradient_not_finite(train_state.detector)
         fault = fault or self._snapshot.first_not_finite()
         if self.world.any(fault is not None):
             self.fault = next(one for one in self.world.all_gather(fault) if one is not None)
-            self._snapshot.put_back()
+            self._snapshot.restore()
             return norm.new_full((), torch.nan)
         train_state.scaler.step(train_state.optimizer)
         train_state.scaler.update()
         train_state.ema.update()
         return norm
 
-    def _step_without_looking(self, norm: Tensor) -> Tensor:
+    def _step_on_device(self, norm: Tensor) -> Tensor:
         train_state = self.train_state
         assert self._is_finite is not None, "accumulate a batch before applying"
         is_fine = self.world.all(norm.isfinite() & self._is_finite & self._snapshot.are_finite())
@@ -255,7 +253,7 @@ class TrainingStep:
             train_state.optimizer.found_inf = (~is_fine).float()  # type: ignore[attr-defined]
         train_state.scaler.step(train_state.optimizer)
         train_state.scaler.update()
-        self._snapshot.put_back_unless(is_fine)
+        self._snapshot.restore_unless(is_fine)
         train_state.ema.update(is_fine)
         return torch.where(is_fine, norm, torch.nan)
 
@@ -264,4 +262,4 @@ def with_fixed_capacity(targets: Targets) -> Targets:
     """Padded targets: of compact ones, to the next power of two (64 at least), so that few shapes occur in a run."""
     if targets.is_padded:
         return targets
-    return targets.padded(max(_LEAST_CAPACITY, 1 << (len(targets) - 1).bit_length()))
+    return targets.padded(max(_MIN_CAPACITY, 1 << (len(targets) - 1).bit_length()))
