@@ -178,7 +178,7 @@ def test_bad_images_are_collected(tmp_path: Path) -> None:
         (b'{"images": [\n  1,,\n]}', ":2:5: not valid JSON"),
         (b"\xff\xfe{", ":1: not UTF-8"),
         (b"[" * 100_000, "JSON"),
-        (b'{"a": ' + b"1" * 10_000 + b"}", "not readable as JSON"),
+        (b'{"categories": [{"id": ' + b"1" * 10_000 + b"}]}", "not readable as JSON"),
         (b"[]", "a JSON object"),
         (b"{}", "categories must be a list"),
         (b'{"categories": [], "images": [], "annotations": []}', "categories is empty"),

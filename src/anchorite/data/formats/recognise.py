@@ -8,8 +8,7 @@ from typing import get_args
 
 from anchorite.choices import FormatName
 from anchorite.data.dataset import DatasetIndex
-from anchorite.data.formats.coco import read_coco
-from anchorite.data.formats.coco_config import broken_jsons, find_coco, single_coco
+from anchorite.data.formats.coco import broken_jsons, find_coco, read_coco, single_coco
 from anchorite.data.formats.log import ReadingLog
 from anchorite.data.formats.paths import Fence, exists
 from anchorite.data.formats.voc import read_voc
