@@ -12,7 +12,7 @@ import pytest
 
 from anchorite.cli import run
 from anchorite.data.formats import open_dataset
-from anchorite.data.formats.text import plain_number
+from anchorite.data.formats.common import plain_number
 from anchorite.data.formats.yolo import parse_row
 from anchorite.errors import InputError
 from tests.cli.commands import quick_recipe

@@ -23,7 +23,7 @@ import yaml
 
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats import FormatName, open_dataset
-from anchorite.data.formats.paths import is_image_name
+from anchorite.data.formats.common import is_image_name
 from anchorite.data.headers import copy_image, image_bytes
 from anchorite.data.records import Record, Split
 from anchorite.data.shards.format import MANIFEST

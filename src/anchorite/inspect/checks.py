@@ -18,7 +18,7 @@ import torch
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import pairwise_iou_xyxy
 from anchorite.data import DatasetIndex, Record, dataset_fingerprint
-from anchorite.data.formats.paths import is_image_name
+from anchorite.data.formats.common import is_image_name
 from anchorite.inspect.anchors import anchor_findings, anchor_fit
 from anchorite.inspect.findings import KINDS, Finding, Inspection, SplitBalance, box_finding
 from anchorite.inspect.similar import Progress, ScannedImage, same_pixels, scan_images, search_in_words, similar_pairs

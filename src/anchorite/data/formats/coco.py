@@ -23,10 +23,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data.dataset import DatasetIndex
-from anchorite.data.formats.geometry import RawBox, build_record, plain_boxes, read_image_header, sizes_agree
-from anchorite.data.formats.log import ReadingLog
-from anchorite.data.formats.paths import Fence, Folders, assign_splits, is_image_name, split_of, without_links
-from anchorite.data.formats.text import is_class_name
+from anchorite.data.formats.common import (
+    Fence,
+    Folders,
+    RawBox,
+    ReadingLog,
+    assign_splits,
+    build_record,
+    is_class_name,
+    is_image_name,
+    plain_boxes,
+    read_image_header,
+    sizes_agree,
+    split_of,
+    without_links,
+)
 from anchorite.data.headers import ImageHeader
 from anchorite.data.index_cache import Dependencies
 from anchorite.data.records import Record, RecordTable, TableBuilder, as_array

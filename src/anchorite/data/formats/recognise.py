@@ -9,10 +9,8 @@ from typing import get_args
 from anchorite.choices import FormatName
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.coco import broken_jsons, find_coco, read_coco, single_coco
-from anchorite.data.formats.log import ReadingLog
-from anchorite.data.formats.paths import Fence, exists
-from anchorite.data.formats.voc import read_voc
-from anchorite.data.formats.voc_layout import find_voc
+from anchorite.data.formats.common import Fence, ReadingLog, exists
+from anchorite.data.formats.voc import find_voc, read_voc
 from anchorite.data.formats.yolo import find_yolo, read_yolo
 from anchorite.data.index_cache import Reading, load_index, save_index
 from anchorite.data.shards.format import MANIFEST

@@ -25,9 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anchorite.data.dataset import DatasetIndex, LeftOut
-from anchorite.data.formats.log import ReadingLog
-from anchorite.data.formats.paths import SPLITS, Fence
-from anchorite.data.formats.text import is_class_name
+from anchorite.data.formats.common import SPLITS, Fence, ReadingLog, is_class_name
 from anchorite.data.headers import MAX_PIXELS
 from anchorite.data.images import decode_resized
 from anchorite.data.records import Record, RecordTable, Split, TableBuilder

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from anchorite.data.dataset import DatasetIndex
-from anchorite.data.formats.log import ReadingLog
+from anchorite.data.formats.common import ReadingLog
 from anchorite.data.headers import image_bytes, open_regular
 from anchorite.data.records import Record, Split
 from anchorite.data.shards.format import (
