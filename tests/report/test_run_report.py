@@ -14,6 +14,7 @@ import pytest
 
 from anchorite.errors import InputError
 from anchorite.report import write_run_report
+from anchorite.report.run_data import flatten
 from tests.report.fake_run import EVIL, make_run, write_metrics, write_pictures
 
 
@@ -154,7 +155,7 @@ def test_at_most_sixteen_predictions_are_shown_and_the_others_named(run_folder: 
 
 def test_a_page_of_a_thousand_columns_and_classes_stays_small(run_folder: Path) -> None:
     names = [f"val/map_{i}" for i in range(1000)]
-    rows = [",".join([str(epoch), *(f"{(epoch * i) % 97 / 97:.5f}" for i in range(1000))]) for epoch in range(300)]
+    rows = [",".join([str(epoch), *(f"{(epoch * i) % 97 / 97:.5f}" for i in range(1000))]) for epoch in range(60)]
     (run_folder / "metrics.csv").write_text("\n".join([",".join(["epoch", *names]), *rows]))
     table = [{"class": f"class {i}", "map": i / 1000} for i in range(1500)]
     (run_folder / "summary.json").write_text(json.dumps({"validation": {"rows": table}}))
@@ -212,9 +213,10 @@ def test_an_alias_bomb_in_the_recipe_is_refused(run_folder: Path) -> None:
         write_run_report(run_folder)
 
 
-def test_more_settings_than_anyone_reads_are_cut_off(run_folder: Path) -> None:
-    (run_folder / "recipe.yaml").write_text("\n".join(f"v{number}: 1" for number in range(6000)))
-    assert "only the first 5000 are shown" in Page(write_run_report(run_folder)).texts
+def test_more_settings_than_anyone_reads_are_cut_off() -> None:
+    rows = flatten({f"v{number}": 1 for number in range(6000)})
+    assert len(rows) == 5001
+    assert rows[-1] == ("...", "only the first 5000 are shown")
 
 
 @pytest.mark.parametrize(
