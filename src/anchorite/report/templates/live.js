@@ -7,7 +7,7 @@
   let stamp = document.body.dataset.stamp;
   let period = 2000;
 
-  // Parts that say what they said stay as they are, with all that the reader has opened, hidden or begun to read.
+  // Parts that have not changed stay as they are, with everything that the reader has opened or hidden in them.
   const merge = (page) => {
     const main = document.querySelector("main");
     const focused = document.activeElement?.closest?.("main > *")?.id;
@@ -45,7 +45,7 @@
       link.classList.remove("lost");
       period = data.state === "running" ? 2000 : 5000;
     } catch {
-      link.textContent = "The server does not answer; what you see is the last it said.";
+      link.textContent = "The server does not answer; this is the last state that it sent.";
       link.classList.add("lost");
       period = 5000;
     }
