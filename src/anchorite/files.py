@@ -19,7 +19,7 @@ _FLOCK_LAYOUTS = {"linux": ("hhqqi", 0), "darwin": ("qqihh", 3)}
 def write_atomically(path: Path, write: Callable[[Path], None], num_bytes: int | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place, durable on return.
 
-    num_bytes: how large the file will be about, to be told. Raises StorageError naming the path, the bytes needed and
+    num_bytes: approximate size of the file, for the message. Raises StorageError naming the path, the bytes needed and
     the free space when the disk or a permission refuses; whatever stood at `path` before is then untouched and the
     temporary file is gone.
     """

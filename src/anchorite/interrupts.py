@@ -48,39 +48,39 @@ class HeldInterrupts:
             self._handlers[self._waiting](self._waiting, None)
 
 
-class NotedInterrupts:
-    """Inside the block Ctrl-C and SIGTERM are only noted, for `take_effect` to do what they would have done.
+class DeferredInterrupts:
+    """Inside the block Ctrl-C and SIGTERM are deferred until `take_effect` calls their handlers.
 
-    A second one a moment later takes effect at once. What was noted and not taken takes effect at the block's end.
+    A second one a moment later takes effect at once. A deferred signal takes effect at the block's end at the latest.
     Does nothing outside the main thread, and for signals that no Python function handles. off: do nothing at all.
     """
 
     def __init__(self, off: bool = False) -> None:
-        self.noted: int | None = None
+        self.pending: int | None = None
         self._off = off
-        self._noted_at = 0.0
+        self._pending_since = 0.0
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
-    def __enter__(self) -> NotedInterrupts:
+    def __enter__(self) -> DeferredInterrupts:
         if not self._off and threading.current_thread() is threading.main_thread():
             for number in _HELD:
                 handler = signal.getsignal(number)
                 if callable(handler):
                     self._handlers[number] = handler
-                    signal.signal(number, self._note)
+                    signal.signal(number, self._defer)
         return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _defer(self, number: int, frame: FrameType | None) -> None:
         # torchrun may pass on a Ctrl-C that has reached this process already: the same one, not a second.
-        if self.noted is not None and time.monotonic() - self._noted_at > _ONE_AND_THE_SAME_S:
+        if self.pending is not None and time.monotonic() - self._pending_since > _ONE_AND_THE_SAME_S:
             self._handlers[number](number, frame)
-        if self.noted is None:
-            self.noted, self._noted_at = number, time.monotonic()
+        if self.pending is None:
+            self.pending, self._pending_since = number, time.monotonic()
 
     def take_effect(self) -> None:
-        """What the noted one would have done; nothing where none was noted."""
-        if self.noted is not None:
-            number, self.noted = self.noted, None
+        """Call the handler of the deferred signal; nothing without one."""
+        if self.pending is not None:
+            number, self.pending = self.pending, None
             self._handlers[number](number, None)
 
     def __exit__(

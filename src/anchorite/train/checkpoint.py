@@ -125,25 +125,25 @@ def load_latest(folder: Path, train_state: TrainState, world: World = SINGLE_PRO
     The sentences name each newer one that is damaged, and a machine that differs from the checkpoint's. Rank 0 reads
     and broadcasts to the others. Raises StorageError if none is valid; nothing is deleted.
     """
-    manifest, tensors, said = _newest_whole(folder) if world.is_main else ({}, {}, [])
-    manifest, said = world.broadcast([manifest, said])
+    manifest, tensors, messages = _newest_whole(folder) if world.is_main else ({}, {}, [])
+    manifest, messages = world.broadcast([manifest, messages])
     _restore(train_state, world.broadcast_tensors(tensors), manifest)
     changed = _other_environment(manifest["environment"], environment(train_state))
-    return Progress.from_json(manifest["progress"]), said + changed
+    return Progress.from_json(manifest["progress"]), messages + changed
 
 
 def _newest_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     """Manifest and tensors of the newest valid checkpoint, and a line for each newer one that is damaged."""
-    said: list[str] = []
+    messages: list[str] = []
     for manifest_path in reversed(_manifests(folder)):
         try:
             manifest, tensors = _read(manifest_path)
             Progress.from_json(manifest["progress"])
         except (OSError, ValueError, KeyError) as error:
-            said.append(f"{manifest_path.with_suffix('.safetensors')}: damaged, passed over: {_reason(error)}")
+            messages.append(f"{manifest_path.with_suffix('.safetensors')}: damaged, passed over: {_reason(error)}")
             continue
-        return manifest, tensors, said
-    found = "\n".join(said) or "there is none"
+        return manifest, tensors, messages
+    found = "\n".join(messages) or "there is none"
     raise StorageError(
         f"{folder}: no checkpoint to resume from: {found}\nnothing was deleted or started; start a new run with --out"
     )

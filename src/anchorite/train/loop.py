@@ -14,7 +14,7 @@ import torch
 from anchorite.data import Batch
 from anchorite.errors import DivergedError
 from anchorite.evaluate import ValidationResult
-from anchorite.interrupts import HeldInterrupts, NotedInterrupts
+from anchorite.interrupts import DeferredInterrupts, HeldInterrupts
 from anchorite.model import Detector, WeightsInfo
 from anchorite.train.checkpoint import PartialEpoch, Progress
 from anchorite.train.events import EpochDone, Listener, RunFinished, StepDone, StepSkipped
@@ -73,7 +73,7 @@ class Run:
         self.steps_per_epoch = math.ceil(len(self.loader) / self.accumulation)
         self.progress = Progress()
         self.started = self.saved_at = time.perf_counter()
-        self.interrupts = NotedInterrupts(off=not self.world.is_distributed)
+        self.interrupts = DeferredInterrupts(off=not self.world.is_distributed)
         self.overlapped: OverlappedValidation | None = None
         self.last_validation: ValidationResult | None = None
 
@@ -180,7 +180,7 @@ class Run:
         """Between two steps: finish the epoch before if its metrics are computed; end all ranks if one has a signal."""
         is_ready = self.overlapped is not None and self.overlapped.metrics is not None
         is_ready = is_ready and self.overlapped.metrics.done()  # type: ignore[union-attr]
-        own = torch.tensor([float(self.interrupts.noted is not None), float(is_ready)])
+        own = torch.tensor([float(self.interrupts.pending is not None), float(is_ready)])
         any_interrupted, any_ready = (self.world.all_reduce(own) > 0).tolist()
         if any_ready or any_interrupted:
             self._finish_overlapped()

@@ -96,8 +96,8 @@ def parts_by_depth(model: nn.Module, config: OptimizerConfig) -> list[tuple[str,
     parts: list[tuple[str, nn.Module]] = []
     for name, child in model.named_children():
         for inner, part in child.named_children() if name == "backbone" else [("", child)]:
-            place = f"{name}.{inner}".rstrip(".")
-            parts += [(place, part), *((f"{place}.{stage}", module) for stage, module in _stages(part))]
+            path = f"{name}.{inner}".rstrip(".")
+            parts += [(path, part), *((f"{path}.{stage}", module) for stage, module in _stages(part))]
     parts = [(name, part) for name, part in parts if any(True for _ in part.parameters())]
     return [(name, part, config.layer_decay ** (len(parts) - 1 - at)) for at, (name, part) in enumerate(parts)]
 

@@ -53,8 +53,8 @@ class PretrainedWeights:
     class_names: tuple[str, ...]
     origin: str
 
-    def noted(self, kept: str) -> dict[str, str]:
-        """What a run's facts say of it. kept: what `load_matching` said."""
+    def facts(self, kept: str) -> dict[str, str]:
+        """The entry of run.json. kept: the sentence of `load_matching`."""
         return {"weights": self.path, "sha256": self.sha256, "kept": kept}
 
 
@@ -82,31 +82,31 @@ def read_pretrained(recipe: Recipe) -> tuple[Recipe, PretrainedWeights | None]:
 def reread_pretrained(recipe: Recipe, facts: Mapping[str, Any]) -> PretrainedWeights | None:
     """The weights that a run which has saved nothing yet was started from; None where it was from none.
 
-    facts: what the run noted; the recipe may name another place of the same file by now. Raises InputError where the
+    facts: run.json; the recipe may name another path of the same file by now. Raises InputError where the
     file is not there any more, or is another.
     """
-    noted = facts.get("start")
-    if noted is None:
+    recorded = facts.get("start")
+    if recorded is None:
         return None
-    path = recipe.weights or noted["weights"]
+    path = recipe.weights or recorded["weights"]
     why = (
         f"weights {path}: the run was stopped before its first checkpoint, so it begins again with the file that it "
-        f"was started from (SHA-256 {noted['sha256'][:12]}...)"
+        f"was started from (SHA-256 {recorded['sha256'][:12]}...)"
     )
     remedy = "put it back, or start a new run"
     try:
         start = _read(path)
     except InputError as error:
         raise InputError(f"{why}. It cannot be read; {remedy}: {error}") from error
-    if start.sha256 != noted["sha256"]:
+    if start.sha256 != recorded["sha256"]:
         raise InputError(f"{why}, and this is another; {remedy}")
     return start
 
 
 def start_notes(facts: Mapping[str, Any], begins_again: bool) -> list[str]:
-    """What a run that goes on repeats of its beginning: notes on its recipe, and what it had kept of which weights.
+    """What a resumed run prints again of its start: notes on its recipe, and what of which weights was loaded.
 
-    begins_again: the weights have been read again, of which is told anyway.
+    begins_again: the weights are read again, which is printed anyway.
     """
     start = None if begins_again else facts.get("start")
     return [*facts.get("notes", ()), *([f"started from {start['kept']}"] if start else [])]
@@ -137,7 +137,7 @@ def _read(path: str) -> PretrainedWeights:
 
 @torch.no_grad()
 def load_matching(detector: Detector, start: PretrainedWeights, class_names: Sequence[str]) -> str:
-    """Copy what fits of the start into a new detector of these classes, in place; a sentence on what did.
+    """Copy the weights that fit into a new detector of these classes, in place; a sentence on which did.
 
     Of backbone and neck that are all tensors of equal name and shape. Of the head it is, for an equal number of
     anchors, the rows of box and objectness, and those of the classes that have the same name in both; all others stay
@@ -258,20 +258,20 @@ def backbone_facts(source: HFBackboneSource | None) -> dict[str, Any] | None:
 def reread_hf_backbone(
     recipe: Recipe, facts: Mapping[str, Any], start: PretrainedWeights | None, starts_over: bool
 ) -> HFBackboneSource | None:
-    """The backbone of a run that goes on, by what the run noted: all its tensors are in the checkpoint.
+    """The backbone of a resumed run, from run.json: all its tensors are in the checkpoint.
 
     Only a run that has saved nothing yet is begun again, with what its recipe names.
     """
-    noted = facts.get("backbone", facts.get("borrowed"))  # its earlier name
-    if noted is None:
+    recorded = facts.get("backbone", facts.get("borrowed"))  # its earlier name
+    if recorded is None:
         return None
-    config = parse_backbone_config(noted["config"], "run.json: backbone")
+    config = parse_backbone_config(recorded["config"], "run.json: backbone")
     if starts_over:
         again = read_hf_backbone(recipe, start)
-        if again is None or (again.config, again.sha256) != (config, noted["sha256"]):
+        if again is None or (again.config, again.sha256) != (config, recorded["sha256"]):
             raise InputError(
                 f"backbone {recipe.backbone}: the run was stopped before its first checkpoint, so it begins again with "
-                f"the backbone that it was started from (SHA-256 {noted['sha256'][:12] or 'none: random weights'}), "
+                f"the backbone that it was started from (SHA-256 {recorded['sha256'][:12] or 'none: random weights'}), "
                 "and this is another; put that one back, or start a new run"
             )
         return again

@@ -34,7 +34,7 @@ from anchorite.train.recipe_names import (
 )
 
 DEFAULT_RECIPE = "small-data"
-_MOST_PROBLEMS, _LONGEST_NAME = 20, 200  # told of one recipe
+_MOST_PROBLEMS, _LONGEST_NAME = 20, 200  # in the message on one recipe
 
 
 class AnchorConfig(BaseModel):
@@ -77,7 +77,9 @@ class Recipe(BaseModel):
         600.0, gt=0, le=86_400, description="seconds that a rank may keep the others waiting before it counts as lost"
     )
     sync_batch_norm: bool = Field(False, description="batch normalisation over the batch of all ranks; CUDA only")
-    store: Literal["auto", "device", "ram", "disk", "none"] = Field("auto", description="where decoded images are kept")
+    store: Literal["auto", "device", "ram", "disk", "none"] = Field(
+        "auto", description="where decoded images are stored"
+    )
     multi_scale: float = Field(0.0, ge=0, le=0.5, description="batches of sizes 1 - x to 1 + x of image_size")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better mAP; 0 never")
     checkpoint_minutes: float = Field(
@@ -100,7 +102,7 @@ class Recipe(BaseModel):
     @classmethod
     def _fits_the_strides(cls, image_size: int, info: ValidationInfo) -> int:
         """The coarsest map must cover the input exactly; refused here, before any image is read."""
-        if "model" in info.data:  # else its own error is told
+        if "model" in info.data:  # else the model's own error is reported
             stride = default_anchors(info.data["model"]).strides[-1]
             if image_size % stride:
                 below, above = image_size // stride * stride, -(-image_size // stride) * stride
@@ -113,14 +115,14 @@ class Recipe(BaseModel):
     @field_validator("anchors")
     @classmethod
     def _fit_the_levels(cls, anchors: AnchorConfig, info: ValidationInfo) -> AnchorConfig:
-        """A table of anchors must be one for the model's levels; InputError is a ValueError, so it is told as such."""
+        """A table of anchors must be one for the model's levels; InputError is a ValueError, which pydantic reports."""
         if "model" in info.data and anchors.rows is not None:
             AnchorSet.from_rows(anchors.rows, default_anchors(info.data["model"]).strides)
         return anchors
 
     @property
     def image_store(self) -> StoreMode:
-        """How images are kept that the processor draws: validation's always, training's where not on the device."""
+        """Where images are stored that the CPU reads: those of validation, and of training unless it is "device"."""
         return "auto" if self.store == "device" else self.store
 
     def anchor_table(self, strides: Sequence[int]) -> AnchorSet | None:
@@ -153,19 +155,18 @@ def read_recipe(
     text, where = _recipe_text(source)
     values, old_names = with_current_names(_parse(text, where))
     notes = [f"{where}{_line_of(text, name)}: {name} is now called {current_name(name)}" for name in old_names]
-    flagged = {name: f"--{name.replace('_', '-')}" if name in flags else f"--set {name}" for name in overrides}
     notes += [
-        f"{flagged[name]}: this field is now called {current_name(name)}"
+        f"--set {name}: this field is now called {current_name(name)}"
         for name in overrides
         if current_name(name) != name
     ]
     if is_foreign(values, Recipe.model_fields):
         taken = taken_over(values, where, lambda name: _line_of(text, name), overrides)
-        return _changed(taken.values, overrides, where, text, flags, taken.said), (*taken.notes, *notes)
+        return _changed(taken.values, overrides, where, text, flags, taken.sources), (*taken.notes, *notes)
     if source in built_in_recipes() and overrides.get("weights"):
         values.pop("model", None)  # its default; a run then takes the size that the weights have
-    said = {current_name(name): f"{where}{_line_of(text, name)}: {name}" for name in old_names}
-    return _changed(values, overrides, where, text, flags, said), tuple(notes)
+    sources = {current_name(name): f"{where}{_line_of(text, name)}: {name}" for name in old_names}
+    return _changed(values, overrides, where, text, flags, sources), tuple(notes)
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -179,11 +180,11 @@ def _changed(
     where: str,
     text: str,
     flags: Collection[str],
-    said: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> Recipe:
     """The recipe of nested values, which were read from `text`, and overrides by dotted name.
 
-    said: how the file calls fields, for messages, where it is not by their names.
+    sources: where and under which other name the file sets a field, for messages.
     """
     why = mixed_note(values, Recipe.model_fields, where)
     for name, value in overrides.items():
@@ -191,9 +192,11 @@ def _changed(
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        names = {name: f"--{name.replace('_', '-')}" if name in flags else f"--set {name}" for name in overrides}
-        names = {current_name(name): named for name, named in names.items()}
-        raise InputError(_explain(error, where, text, {**(said or {}), **names}) + why) from None
+        names = {
+            current_name(name): f"--{name.replace('_', '-')}" if name in flags else f"--set {name}"
+            for name in overrides
+        }
+        raise InputError(_explain(error, where, text, {**(sources or {}), **names}) + why) from None
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
@@ -286,11 +289,11 @@ def _explain(error: ValidationError, where: str, text: str, overrides: Mapping[s
     for problem in problems[:_MOST_PROBLEMS]:
         name = printable(".".join(str(part) for part in problem["loc"] if isinstance(part, str)), _LONGEST_NAME)
         below = (flag for full, flag in overrides.items() if full.startswith(f"{name}."))
-        place = overrides.get(name) or next(below, f"{where}{_line_of(text, name)}: {name}")
+        source = overrides.get(name) or next(below, f"{where}{_line_of(text, name)}: {name}")
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{place}: no such recipe field{suggest_field(name)}")
+            lines.append(f"{source}: no such recipe field{suggest_field(name)}")
         else:
-            lines.append(f"{place}: {_expectation(problem, name)} (got {shorten(problem['input'])})")
+            lines.append(f"{source}: {_expectation(problem, name)} (got {shorten(problem['input'])})")
     if len(problems) > _MOST_PROBLEMS:
         lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
     return "\n".join(lines)

@@ -155,7 +155,7 @@ HYPERPARAMETERS = MappingProxyType(
         "weight_decay": "of convolution weights alone, not rescaled with the batch",
     }
 )
-"""What a file of hyperparameters of the family may hold: each name with what is to be said of it, if anything."""
+"""The names that a file of hyperparameters of the family may have, each with the note that is printed for it."""
 
 
 _ANCHORS_A_LEVEL = 3  # of the default tables
@@ -165,12 +165,12 @@ _ANCHORS_A_LEVEL = 3  # of the default tables
 class TakenOver:
     """A recipe made of such a file. values: as nested mappings; notes: a sentence on each name of the file.
 
-    said: for each field that was set, where the file says so, for messages.
+    sources: for each field that was set, where the file sets it, for messages.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    said: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 def is_foreign(values: Mapping[str, Any], fields: Collection[str]) -> bool:
@@ -189,7 +189,7 @@ def mixed_note(values: Mapping[str, Any], fields: Collection[str], where: str) -
         return ""
     return (
         f"\n{where}: names of another trainer's hyperparameters ({', '.join(theirs)}) beside fields of a recipe "
-        f"({', '.join(ours)}): a file is read as one or the other; write theirs as told, or give ours by flags or --set"
+        f"({', '.join(ours)}): a file is read as one or the other; rename theirs, or give ours by flags or --set"
     )
 
 
@@ -227,7 +227,7 @@ def taken_over(
             taken.notes.append(f"{shown}: {note}")
             continue
         _put(taken.values, ours, value)
-        taken.said[ours] = f"{where}{line_of(name)}: {name}"
+        taken.sources[ours] = f"{where}{line_of(name)}: {name}"
         over = "; overruled by what was set beside the file" if ours in overruled else ""
         taken.notes.append(f"{shown} -> {ours}{f' ({note})' if note else ''}{over}")
     return taken

@@ -59,7 +59,7 @@ def train(
         "allow_outside": dataset.allow_outside,
         "anchors": anchors.to_rows(),
         "left_out": left_out_facts(opened, dataset),
-        "start": None if start is None else start.noted(prepared.kept),
+        "start": None if start is None else start.facts(prepared.kept),
         "notes": list(notes),
         "backbone": backbone_facts(backbone),
         "derived": derived_settings(recipe, prepared),
@@ -102,23 +102,23 @@ def resume(
         with prepared.loader:
             if dataset.skip_bad:
                 changes = refuse_changes(facts, recipe, prepared.dataset, allow, world.world_size)
-            progress, said = _load_progress(folder, recipe, prepared)
-            said += start_notes(facts, begins_again=start is not None)
-            prepared = replace(prepared, decisions=(*changes, *said, *prepared.decisions))
+            progress, notes = _load_progress(folder, recipe, prepared)
+            notes += start_notes(facts, begins_again=start is not None)
+            prepared = replace(prepared, decisions=(*changes, *notes, *prepared.decisions))
             return Run(recipe, folder, prepared, listener).run(progress)
 
 
 def _load_progress(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> tuple[Progress, list[str]]:
     """Restore the newest valid checkpoint; its progress, and sentences about it. Leftovers of crashes are removed."""
     if _starts_over(folder):
-        progress, said = Progress(), ["stopped before its first checkpoint: starts over"]
+        progress, notes = Progress(), ["stopped before its first checkpoint: starts over"]
     else:
-        progress, said = load_latest(folder.checkpoints, prepared.train_state, prepared.world)
-        said.append(f"resumed after {progress.describe(len(prepared.loader))} of {recipe.epochs}")
+        progress, notes = load_latest(folder.checkpoints, prepared.train_state, prepared.world)
+        notes.append(f"resumed after {progress.describe(len(prepared.loader))} of {recipe.epochs}")
     for stray in (*leftovers(folder.checkpoints), *folder.path.glob(".*.tmp")) if prepared.world.is_main else ():
         stray.unlink(missing_ok=True)
-        said.append(f"{stray}: left by a crash, removed")
-    return progress, said
+        notes.append(f"{stray}: left by a crash, removed")
+    return progress, notes
 
 
 def _refuse_other_data(facts: dict[str, Any], world: World) -> None:

@@ -125,13 +125,13 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path, said: str = "--resume") -> RunFolder:
-        """An existing run folder; InputError when it is none. said: how the user named it."""
+    def open(cls, path: Path, named: str = "--resume") -> RunFolder:
+        """An existing run folder; InputError when it is none. named: how the user named it, for the message."""
         folder = cls(path)
         missing = [file.name for file in (folder.recipe, folder.run) if not file.is_file()]
         if missing:
             raise InputError(
-                f"{said} {path}: not a run folder (no {' and no '.join(missing)}); name a runs/NAME folder"
+                f"{named} {path}: not a run folder (no {' and no '.join(missing)}); name a runs/NAME folder"
             )
         return folder
 

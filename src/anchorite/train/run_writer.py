@@ -120,8 +120,8 @@ class RunWriter:
 
     def after_divergence(self) -> str:
         """The advice after a divergence."""
-        kept = f"what was saved before in {self.folder.path} is unchanged"
-        return f"{kept}. Start a new run with a lower optimizer.lr or a longer optimizer.warmup_epochs"
+        unchanged = f"what was saved before in {self.folder.path} is unchanged"
+        return f"{unchanged}. Start a new run with a lower optimizer.lr or a longer optimizer.warmup_epochs"
 
     def write_summary(
         self, finished: RunFinished, validation: ValidationResult | None, decisions: Sequence[str]

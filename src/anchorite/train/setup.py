@@ -99,7 +99,7 @@ class Prepared:
     precision: Precision
     compiled: bool
     decisions: tuple[str, ...]
-    kept: str = ""  # what of the weights to start from was kept; empty without any
+    kept: str = ""  # a sentence on the pre-trained weights that were loaded; empty without any
     world: World = SINGLE_PROCESS
 
 
@@ -245,7 +245,7 @@ def _build_train_state(
     world: World,
     backbone: HFBackboneSource | None,
 ) -> tuple[TrainState, str]:
-    """The train_state, and what of the start it kept."""
+    """The train state, and a sentence on the pre-trained weights that were loaded."""
     num_classes = len(dataset.class_names)
     detector = new_detector(recipe, num_classes, anchors, backbone)
     if recipe.class_bias_from_data:

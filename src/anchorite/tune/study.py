@@ -121,7 +121,7 @@ class Study:
         self._take_up_interrupted(optuna, study)
         if not study.trials:
             base = {name: recipe_value(self.recipe, name) for name in self.space}
-            # A value outside what is searched cannot be told to the sampler; the trial is run all the same.
+            # A value outside what is searched cannot be given to the sampler; the trial is run anyway.
             known = all(dimension.holds(base[name]) for name, dimension in self.space.items())
             study.enqueue_trial(base if known else {}, user_attrs={"is_base": True, "is_known": known})
         while len(over := self._over(optuna, study)) < num_trials:
