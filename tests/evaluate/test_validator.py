@@ -11,7 +11,7 @@ from anchorite.boxes import Targets, clip_xyxy
 from anchorite.data.images import letterbox_transform
 from anchorite.errors import DivergedError, InputError
 from anchorite.evaluate import ValidationConfig, Validator
-from anchorite.evaluate.validator import _as_founds
+from anchorite.evaluate.validator import _as_predictions
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector, WeightsInfo, default_anchors
 from anchorite.model.fold import is_folded
@@ -101,7 +101,7 @@ def test_boxes_of_a_batch_move_back_as_each_transform_moves_them(tmp_path):
     lows = rng.uniform(-30, 280, (sum(counts), 2))
     boxes = torch.from_numpy(np.concatenate([lows, lows + rng.uniform(0, 90, lows.shape)], axis=1)).float()
     scores, class_ids = torch.rand(sum(counts)), torch.arange(sum(counts))
-    predictions = _as_founds(BatchDetections(boxes, scores, class_ids, torch.tensor(counts)), transforms)
+    predictions = _as_predictions(BatchDetections(boxes, scores, class_ids, torch.tensor(counts)), transforms)
     dropped = 0
     for found, transform, boxes_xyxy, of_image in zip(
         predictions, transforms, boxes.split(counts), class_ids.split(counts), strict=True

@@ -22,7 +22,7 @@ from anchorite.cli import run
 from anchorite.data import DatasetIndex, ImageStore, decode_image, letterboxed_batches, open_dataset
 from anchorite.data.headers import MAX_FILE_BYTES, read_header
 from anchorite.errors import InputError
-from anchorite.predict.sources import read_image
+from anchorite.predict.frames import read_frame
 from tests.cli.commands import data_folder, quick_recipe, weights
 from tests.data.format_samples import write_image, write_text
 from tests.data.test_decode import KINDS, PICTURE, as_pillow_sees, encoded, worst_difference
@@ -146,7 +146,7 @@ def test_an_odd_image_is_the_same_to_training_validation_and_prediction(content:
     (batch,) = letterboxed_batches([record], WIDTH, 1)
     (left, top), canvas = batch.transforms[0].pad_left_top, batch.images[0].permute(1, 2, 0).numpy()
     assert np.array_equal(canvas[int(top) : int(top) + HEIGHT, int(left) : int(left) + WIDTH], expected)
-    assert np.array_equal(read_image(record.path), expected)
+    assert np.array_equal(read_frame(record.path).image, expected)
 
 
 def one_image_dataset(folder: Path, content: bytes) -> DatasetIndex:

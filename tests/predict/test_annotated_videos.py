@@ -8,9 +8,9 @@ import pytest
 
 from anchorite.errors import StorageError
 from anchorite.predict import Frame
-from anchorite.predict.output import videos as module
-from anchorite.predict.output.videos import AnnotatedVideos
-from anchorite.predict.sources import Video
+from anchorite.predict import outputs as module
+from anchorite.predict.frames import Video
+from anchorite.predict.outputs import AnnotatedVideos
 from tests.predict.videos import all_frames, square_at
 
 

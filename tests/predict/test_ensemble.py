@@ -12,12 +12,10 @@ import torch
 from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
 from anchorite.model import WeightsInfo
-from anchorite.predict import Ensemble, Member, PredictConfig, Predictor, RawDetections, RefiningConfig
-from anchorite.predict.merging import class_map, joined_windows
+from anchorite.predict import Ensemble, Member, PredictConfig, Predictor, RawDetections, ViewConfig
+from anchorite.predict.frames import FLUSH
 from anchorite.predict.runtime import Runtime
-from anchorite.predict.sources import LULL
-from anchorite.predict.view_batches import Answer
-from anchorite.predict.views import Look, View
+from anchorite.predict.views import TTAView, ViewResult, ViewTransform, class_map, merge_windows
 from tests.predict.fakes import SquareFinder, plant, silent_logits
 from tests.predict.test_predictor import INFO, P5, check_one, picture
 
@@ -29,7 +27,7 @@ def finder(network: SquareFinder | None = None, info: WeightsInfo = INFO) -> Pre
 
 
 def alone(predictor: Predictor, **settings: object) -> Ensemble:
-    return Ensemble([Member(predictor)], RefiningConfig(**settings))  # type: ignore[arg-type]
+    return Ensemble([Member(predictor)], ViewConfig(**settings))  # type: ignore[arg-type]
 
 
 class Blind(SquareFinder):
@@ -115,7 +113,7 @@ def test_cut_parts_do_stay_beside_the_whole_where_windows_are_not_joined(monkeyp
     image = picture(320, 600, (250, 100, 350, 200))
     tiled = alone(finder(), tile=320, tile_overlap=0.2, whole_image=True)
     assert len(tiled.predict(image)[0]) == 1
-    monkeypatch.setattr("anchorite.predict.merging.touches_seam", lambda boxes, *_: torch.zeros(len(boxes)) > 0)
+    monkeypatch.setattr("anchorite.predict.views.touches_seam", lambda boxes, *_: torch.zeros(len(boxes)) > 0)
     assert len(tiled.predict(image)[0]) > 1
 
 
@@ -143,7 +141,7 @@ def test_detectors_are_fused_by_weight_and_classes_go_by_name():
         assert found.scores.tolist() == pytest.approx([expected], abs=1e-5)
     # A look more or less of a detector does not change what it counts.
     members = [Member(finder()), Member(Predictor.of(FixedSide(finder(Blind(P5)).runtime)))]
-    (found,) = Ensemble(members, RefiningConfig(augment=True)).predict(image)
+    (found,) = Ensemble(members, ViewConfig(augment=True)).predict(image)
     assert found.scores.tolist() == pytest.approx([0.45], abs=1e-4)
 
 
@@ -179,7 +177,7 @@ def test_less_sure_looks_count_but_the_answer_keeps_to_the_limits():
 def test_what_a_runtime_does_not_take_is_not_asked_of_it():
     runtime = FixedSide(finder().runtime)
     member = Member(Predictor.of(runtime), least_confidence=0.25)
-    (found,) = Ensemble([member, Member(finder())], RefiningConfig(augment=True)).predict(
+    (found,) = Ensemble([member, Member(finder())], ViewConfig(augment=True)).predict(
         picture(160, 320, (40, 40, 120, 120)), confidence=0.3
     )
     check_one(found, 0, (40, 40, 120, 120), 0.5)
@@ -209,7 +207,7 @@ def test_at_a_lull_everything_there_is_answered():
     def images() -> Iterator[object]:
         for _ in range(3):
             yield picture(64, 64, (8, 8, 40, 40))
-        yield LULL
+        yield FLUSH
         assert answered == 3
         yield picture(64, 64, (8, 8, 40, 40))
 
@@ -274,8 +272,8 @@ def test_names_that_occur_twice_fit_only_in_the_same_order():
 
 
 def test_as_many_boxes_of_windows_are_compared_as_may_be_asked_for():
-    view = View.of((0, 0, 320, 320), Look(320), 32)
-    other = View.of((320, 0, 640, 320), Look(320), 32)
+    view = ViewTransform.of((0, 0, 320, 320), TTAView(320), 32)
+    other = ViewTransform.of((320, 0, 640, 320), TTAView(320), 32)
     boxes = torch.tensor([[float(x), 50.0, x + 20.0, 80.0] for x in (50, 90, 130, 170, 210)])
     raw = RawDetections(boxes, torch.linspace(0.9, 0.5, 5), torch.zeros(5, dtype=torch.int64))
     for config, expected in (
@@ -283,6 +281,6 @@ def test_as_many_boxes_of_windows_are_compared_as_may_be_asked_for():
         (PredictConfig(max_candidates=3, max_detections=100), 10),
         (PredictConfig(max_candidates=3, max_detections=4), 4),
     ):
-        joined = joined_windows([Answer(view, raw), Answer(other, raw)], (320, 640), config)
+        joined = merge_windows([ViewResult(view, raw), ViewResult(other, raw)], (320, 640), config)
         assert len(joined) == expected
         assert joined.scores.tolist() == sorted(joined.scores.tolist(), reverse=True)

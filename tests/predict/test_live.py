@@ -11,8 +11,8 @@ import pytest
 
 from anchorite.errors import InputError
 from anchorite.predict import Predictor, SourceConfig, open_sources
-from anchorite.predict.sources import LULL, Frame
-from anchorite.predict.sources.live import is_live
+from anchorite.predict.frames import FLUSH, Frame
+from anchorite.predict.video import is_live
 from tests.predict.fakes import SquareFinder
 from tests.predict.test_videos import INFO, P5
 from tests.predict.videos import square_at
@@ -84,7 +84,7 @@ def test_the_newest_frame_counts_and_those_left_out_are_counted(camera: Camera) 
     first = next(items)
     assert isinstance(first, Frame)
     assert (first.number, first.name) == (0, "camera:0 frame 0")
-    assert next(items) is LULL  # so that it is answered at once, without waiting for a batch
+    assert next(items) is FLUSH  # so that it is answered at once, without waiting for a batch
     camera_shows.join()
     camera.show(1, 2, 3, 4)
     newest = next(items)
@@ -92,7 +92,7 @@ def test_the_newest_frame_counts_and_those_left_out_are_counted(camera: Camera) 
     assert np.array_equal(newest.image, square_at(4))
     stop.set()
     camera.unplug()
-    assert next(items) is LULL
+    assert next(items) is FLUSH
     assert list(items) == []
     assert sources.num_dropped == 3
     assert not camera.is_open
@@ -117,7 +117,7 @@ def test_each_so_many_th_picture_of_a_camera(camera: Camera) -> None:
     items = open_sources(["camera:2"], SourceConfig(every=3)).items(threading.Event(), 16, refuse)
     threading.Thread(target=camera.show, args=(0,)).start()
     assert next(items).number == 0
-    assert next(items) is LULL
+    assert next(items) is FLUSH
     camera.show(1, 2, 3, 4, 5)
     assert next(items).number == 3
     camera.unplug()

@@ -9,8 +9,8 @@ import pytest
 from anchorite.data.prefetch import prefetch
 from anchorite.errors import InputError
 from anchorite.predict import SourceConfig, open_sources
-from anchorite.predict.sources import LULL, Frame
-from anchorite.predict.sources.listed import listed_items
+from anchorite.predict.frames import FLUSH, Frame
+from anchorite.predict.sources import listed_items
 from tests.predict.videos import make_video
 
 
@@ -65,14 +65,14 @@ def test_a_list_is_used_while_it_is_still_being_written(tmp_path: Path) -> None:
     for name in ("a.png", "b [1].png"):
         (tmp_path / name).touch()
     pipe, stop = Pipe(), threading.Event()
-    items = prefetch(lambda stop: listed_items(pipe.read_end, False, False, 1, stop), 4, stop, LULL)
-    assert next(items) is LULL
+    items = prefetch(lambda stop: listed_items(pipe.read_end, False, False, 1, stop), 4, stop, FLUSH)
+    assert next(items) is FLUSH
     pipe.say(f"{tmp_path}/a.png\n{tmp_path}/b [1]".encode())
     assert next(items) == tmp_path / "a.png"
-    assert next(items) is LULL
+    assert next(items) is FLUSH
     pipe.say(f".png\r\n\n{tmp_path}/missing.png\n{tmp_path}/a.png".encode())  # the last line needs no end
     os.close(pipe.write_end)
-    rest = [item for item in items if item is not LULL]
+    rest = [item for item in items if item is not FLUSH]
     assert rest[0] == tmp_path / "b [1].png"
     assert isinstance(rest[1], InputError)
     assert "missing.png: no such file" in str(rest[1])
@@ -100,7 +100,7 @@ def test_videos_in_a_list_are_read(tmp_path: Path) -> None:
 
 def test_a_list_that_never_comes_can_be_left() -> None:
     pipe = Pipe()
-    items = prefetch(lambda stop: listed_items(pipe.read_end, False, False, 1, stop), 4, threading.Event(), LULL)
-    assert next(items) is LULL
+    items = prefetch(lambda stop: listed_items(pipe.read_end, False, False, 1, stop), 4, threading.Event(), FLUSH)
+    assert next(items) is FLUSH
     items.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("anchorite")]

@@ -10,7 +10,8 @@ import torch
 
 from anchorite.boxes import Detections
 from anchorite.errors import InputError, StorageError
-from anchorite.predict.output import PredictionWriter, Save, fresh_folder, yolo_lines
+from anchorite.predict import Frame, FrameResult
+from anchorite.predict.outputs import PredictionWriter, Save, fresh_folder, yolo_lines
 
 IMAGE = np.full((50, 100, 3), 114, np.uint8)
 
@@ -26,14 +27,18 @@ def found_in(source: str, names=("cat", "dog")) -> Detections:
     )
 
 
+def result(image: np.ndarray, detections: Detections) -> FrameResult:
+    return FrameResult(Frame(image, detections.source), detections)
+
+
 def read_json(folder: Path):
     return json.loads((folder / "detections.json").read_text(encoding="utf-8"))
 
 
 def test_everything_is_written_and_says_the_same(tmp_path):
     with PredictionWriter(tmp_path / "out", ("cat", "dog")) as writer:
-        writer.add(IMAGE, found_in("photos/a.JPG"))
-        writer.add(IMAGE, Detections(*empty(), ("cat", "dog"), (50, 100), "photos/b.png"))
+        writer.add(result(IMAGE, found_in("photos/a.JPG")))
+        writer.add(result(IMAGE, Detections(*empty(), ("cat", "dog"), (50, 100), "photos/b.png")))
     content = read_json(tmp_path / "out")
     assert content["class_names"] == ["cat", "dog"]
     first, second = content["images"]
@@ -67,7 +72,7 @@ def test_annotated_images_keep_their_colours(tmp_path):
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 200
     with PredictionWriter(tmp_path / "out", ("cat",)) as writer:
-        writer.add(red, Detections(*empty(), ("cat",), (8, 8), "red.png"))
+        writer.add(result(red, Detections(*empty(), ("cat",), (8, 8), "red.png")))
     assert cv2.imread(str(tmp_path / "out/images/red.png"))[4, 4].tolist() == [0, 0, 200]
 
 
@@ -75,7 +80,7 @@ def test_equal_names_do_not_collide(tmp_path):
     sources = ["a/x.jpg", "b/x.jpg", "b/X.png", "x-2.jpg", "", "", "c/x.jpg"]
     with PredictionWriter(tmp_path / "out", ("cat", "dog")) as writer:
         for source in sources:
-            writer.add(IMAGE, found_in(source))
+            writer.add(result(IMAGE, found_in(source)))
     entries = read_json(tmp_path / "out")["images"]
     assert [entry["source"] for entry in entries] == sources
     assert [Path(entry["labels"]).stem for entry in entries] == ["x", "x-2", "X-3", "x-2-2", "image", "image-2", "x-4"]
@@ -85,8 +90,8 @@ def test_equal_names_do_not_collide(tmp_path):
 @pytest.mark.parametrize("stem", ["\u00e9" * 120, "x" * 250, "a\udcffb", 'w:*?"<>|', "tab\there", "\u72ac 1"])
 def test_names_that_are_long_or_strange_are_written(tmp_path, stem):
     with PredictionWriter(tmp_path / "out", ("cat", "\udcff")) as writer:
-        writer.add(IMAGE, found_in(f"photos/{stem}.jpg", names=("cat", "\udcff")))
-        writer.add(IMAGE, found_in(f"other/{stem}.jpg", names=("cat", "\udcff")))
+        writer.add(result(IMAGE, found_in(f"photos/{stem}.jpg", names=("cat", "\udcff"))))
+        writer.add(result(IMAGE, found_in(f"other/{stem}.jpg", names=("cat", "\udcff"))))
     entries = read_json(tmp_path / "out")["images"]
     assert [entry["source"] for entry in entries] == [f"photos/{stem}.jpg", f"other/{stem}.jpg"]
     for entry in entries:
@@ -106,7 +111,7 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path):
 
 def test_parts_can_be_left_out(tmp_path):
     with PredictionWriter(tmp_path / "out", ("cat", "dog"), Save.only(["json"])) as writer:
-        writer.add(IMAGE, found_in("a.jpg"))
+        writer.add(result(IMAGE, found_in("a.jpg")))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["detections.json"]
 
 
@@ -115,7 +120,7 @@ def test_the_json_is_written_when_the_run_breaks_off(tmp_path):
 
     def interrupted():
         with writer:
-            writer.add(IMAGE, found_in("a.jpg"))
+            writer.add(result(IMAGE, found_in("a.jpg")))
             writer.add_unreadable(InputError("b.jpg: truncated"))
             raise KeyboardInterrupt
 

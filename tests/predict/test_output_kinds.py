@@ -15,12 +15,10 @@ import torch
 
 from anchorite.boxes import Detections
 from anchorite.errors import InputError, StorageError
-from anchorite.predict import Frame, PredictionWriter, Save
+from anchorite.predict import Frame, FrameResult, PredictionWriter, Save
 from anchorite.predict.drawing import draw
-from anchorite.predict.output.json_files import JsonDocument, JsonLines
-from anchorite.predict.output.names import folder_names
-from anchorite.predict.output.pictures import pixels_of
-from anchorite.predict.sources import Video
+from anchorite.predict.frames import Video
+from anchorite.predict.outputs import JsonDocument, JsonLinesFile, folder_names, pixels_of
 from tests.predict.videos import all_frames, square_at
 
 NAMES = ("red", "green", "blue")
@@ -41,7 +39,7 @@ def frame(number: int, video: Video) -> Frame:
 def write(folder: Path, save: Save, results) -> None:
     with PredictionWriter(folder, NAMES, save) as writer:
         for image, detections, of_video in results:
-            writer.add(image, detections, of_video)
+            writer.add(FrameResult(of_video or Frame(image, detections.source), detections))
 
 
 def test_coco_files_give_the_same_boxes_in_the_reference_implementation(tmp_path: Path) -> None:
@@ -155,7 +153,7 @@ def test_lines_are_there_as_soon_as_they_are_written(tmp_path: Path) -> None:
     video = Video("clips/c.mp4", 25.0)
     with PredictionWriter(tmp_path / "out", NAMES, Save.only(["jsonl"])) as writer:
         for number in range(3):
-            writer.add(square_at(number), found_in("", number), frame(number, video))
+            writer.add(FrameResult(frame(number, video), found_in("", number)))
             lines = (tmp_path / "out" / "detections.jsonl").read_text(encoding="utf-8").splitlines()
             last = json.loads(lines[-1])
             assert len(lines) == number + 1
@@ -170,7 +168,7 @@ def test_nothing_is_kept_of_frames_that_went_through(tmp_path: Path) -> None:
     video = Video("c.mp4", 25.0)
     with PredictionWriter(tmp_path / "out", NAMES, Save.only(["jsonl", "json", "coco", "txt"])) as writer:
         for number in range(50):
-            writer.add(square_at(number), found_in("", number), frame(number, video))
+            writer.add(FrameResult(frame(number, video), found_in("", number)))
         assert len(writer._names._taken) == 1
         assert writer._unreadable == []
     labels = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
@@ -219,7 +217,7 @@ def test_a_line_that_does_not_fit_leaves_no_half_of_one(tmp_path: Path) -> None:
     import resource
     import signal
 
-    lines = JsonLines(tmp_path / "a.jsonl")
+    lines = JsonLinesFile(tmp_path / "a.jsonl")
     lines.add({"a": "x" * 100})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -240,7 +238,7 @@ def test_a_line_that_does_not_fit_leaves_no_half_of_one(tmp_path: Path) -> None:
 
 def test_one_file_that_fails_leaves_the_others_whole(tmp_path: Path, monkeypatch) -> None:
     writer = PredictionWriter(tmp_path / "out", NAMES, Save.only(["json", "jsonl", "coco", "video"]))
-    writer.add(square_at(0), found_in("", 0), frame(0, Video("c.mp4", 25.0)))
+    writer.add(FrameResult(frame(0, Video("c.mp4", 25.0)), found_in("", 0)))
     monkeypatch.setattr(writer._videos, "finish", lambda: (_ for _ in ()).throw(StorageError("disk full")))
     with pytest.raises(StorageError, match="disk full"):
         writer.finish()

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from anchorite.anchors import AnchorSet, decode_level
 from anchorite.boxes import nms
 from anchorite.evaluate import ValidationConfig
-from anchorite.predict.config import PredictConfig
+from anchorite.predict import PredictConfig
 from anchorite.predict.postprocess import _least_logit, batch_detections, detections_from_logits
 from tests.boxes.slow_nms import slow_nms
 from tests.predict.fakes import plant, silent_logits

@@ -11,7 +11,7 @@ from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
 from anchorite.model import Detector, WeightsInfo, save_weights
 from anchorite.predict import PredictConfig, Predictor, detections_from_logits, load
-from anchorite.predict.config import Limits
+from anchorite.predict.postprocess import Limits
 from tests.predict.fakes import SquareFinder, plant, silent_logits
 
 P5 = AnchorSet.coco_p5()

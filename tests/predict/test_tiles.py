@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorite.predict.tiles import touches_seam, windows
+from anchorite.predict.views import touches_seam, windows
 
 
 def test_windows_by_hand():

@@ -14,8 +14,11 @@ import torch
 from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
 from anchorite.model import WeightsInfo
-from anchorite.predict import Predictor, Underway
-from anchorite.predict.sources import Frame, Video, entry_of, file_items, video_frames, videos
+from anchorite.predict import Predictor
+from anchorite.predict import video as videos
+from anchorite.predict.frames import Frame, Video
+from anchorite.predict.sources import file_items
+from anchorite.predict.video import video_frames
 from tests.predict.fakes import SquareFinder
 from tests.predict.videos import all_frames, make_video, square_at
 
@@ -215,21 +218,19 @@ def test_no_more_is_decoded_than_the_depth_ahead_and_the_thread_ends(tmp_path: P
     assert threading.active_count() == before
 
 
-def test_frames_find_their_detections_again_and_are_forgotten(predictor: Predictor, tmp_path: Path) -> None:
-    underway = Underway()
+def test_results_hold_their_frames(predictor: Predictor, tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.avi", 20)
     plain = tmp_path / "b.png"
     cv2.imwrite(str(plain), square_at(0)[..., ::-1])
-    items = file_items([path, plain], 3, 4, None)
     entries = []
-    for image, detections in predictor.stream(underway.noting(items), batch_size=3):
-        frame = underway.frame_of(detections)
-        assert frame is None or frame.image is image
-        entries.append(entry_of(detections, frame))
+    for result in predictor.stream(file_items([path, plain], 3, 4, None), batch_size=3):
+        image, detections = result
+        assert result.frame.image is image
+        assert result.detections is detections
+        entries.append(result.to_dict())
     assert [entry.get("frame") for entry in entries] == [0, 3, 6, 9, 12, 15, 18, None]
     assert {entry["source"] for entry in entries} == {str(path), str(plain)}
     assert entries[2]["seconds"] == 0.24
-    assert underway._frames == {}
 
 
 def test_a_frame_stands_for_its_image(predictor: Predictor) -> None:

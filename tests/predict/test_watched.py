@@ -11,14 +11,15 @@ import pytest
 
 from anchorite.errors import InputError
 from anchorite.predict import SourceConfig, open_sources
-from anchorite.predict.sources import LULL, Frame, watched
-from anchorite.predict.sources.watched import Watch
+from anchorite.predict import sources as watched
+from anchorite.predict.frames import FLUSH, Frame
+from anchorite.predict.sources import Watch
 from tests.predict.videos import square_at
 
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watched, "POLL_S", 0.01)
+    monkeypatch.setattr(watched, "_POLL_S", 0.01)
     monkeypatch.setattr(watched, "_QUIET_S", 0.05)
     monkeypatch.setattr(watched, "_PATIENCE_S", 0.3)
 
@@ -71,7 +72,7 @@ def test_an_image_is_not_taken_before_it_is_whole(tmp_path: Path) -> None:
 def test_the_image_is_handed_out_as_it_was_decoded(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(5))
     items = open_sources([str(tmp_path)], SourceConfig(watch=True, idle_s=0.2)).items(threading.Event(), 4, print)
-    (frame,) = (item for item in items if item is not LULL)
+    (frame,) = (item for item in items if item is not FLUSH)
     assert np.array_equal(frame.image, square_at(5))
     assert frame.name == str(tmp_path / "a.png")
     assert frame.video is None
@@ -91,7 +92,7 @@ def test_what_is_broken_at_the_end_is_told_then(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(3)[:100])
     errors: list[Exception] = []
     sources = open_sources([str(tmp_path)], SourceConfig(watch=True, idle_s=0.15))
-    assert [item for item in sources.items(threading.Event(), 4, errors.append) if item is not LULL] == []
+    assert [item for item in sources.items(threading.Event(), 4, errors.append) if item is not FLUSH] == []
     assert [str(error).split(":")[0] for error in errors] == [str(tmp_path / "a.png")]
 
 
@@ -134,7 +135,7 @@ def test_stopping_ends_it_with_what_has_come(tmp_path: Path) -> None:
     items = open_sources([str(tmp_path)], SourceConfig(watch=True)).items(stop, 2, print)
     names = []
     for item in items:
-        if item is not LULL:
+        if item is not FLUSH:
             names.append(Path(item.name).name)
             stop.set()
     assert names == [f"{number:02}.png" for number in range(len(names))]
@@ -146,7 +147,7 @@ def test_a_folder_that_disappears_ends_the_watch(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     items = open_sources([str(folder)], SourceConfig(watch=True)).items(threading.Event(), 2, print)
-    assert next(items) is LULL
+    assert next(items) is FLUSH
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="cannot be watched any more"):
         next(items)

@@ -10,8 +10,7 @@ import numpy as np
 import yaml
 
 from anchorite.data import Record
-from anchorite.evaluate import ValidationResult
-from anchorite.evaluate.stopwatch import ValidationSpeed
+from anchorite.evaluate import ValidationResult, ValidationSpeed
 from anchorite.metrics import Predictions, Truth, coco_metrics
 from anchorite.report.conclusion import save_details
 from anchorite.train import Recipe

@@ -22,14 +22,14 @@ from anchorite.choices import OutputKind
 from anchorite.cli.display import write_line
 from anchorite.cli.folders import refuse_taken
 from anchorite.cli.options import AT_LEAST_ONE, WHOLE, LimitOptions, OutputOptions, RunningOptions, Weights
-from anchorite.cli.refining import RefiningOptions
+from anchorite.cli.refining import ViewOptions
 from anchorite.errors import InputError
 from anchorite.reading import one_line
 
 if TYPE_CHECKING:
     from anchorite.boxes import Detections
     from anchorite.errors import AnchoriteError
-    from anchorite.predict import Ensemble, Frame, PredictConfig, Predictor, Save, SourceConfig, Sources
+    from anchorite.predict import Ensemble, FrameResult, PredictConfig, Predictor, Save, SourceConfig, Sources
 
 
 @Parameter(name="*")
@@ -87,7 +87,7 @@ def predict(
     reading: SourceOptions = SourceOptions(),
     saving: SavingOptions = SavingOptions(),
     running: RunningOptions = RunningOptions(),
-    refining: RefiningOptions = RefiningOptions(),
+    refining: ViewOptions = ViewOptions(),
     output: OutputOptions = OutputOptions(),
 ) -> None:
     """Find objects in images and videos: draws them, and writes them as JSON and as YOLO txt."""
@@ -134,9 +134,9 @@ def _predict_all(
 
     Reading, the network, and drawing and writing run side by side; a slow disk slows the rest, nothing piles up.
     """
-    from anchorite.predict import BackgroundWriter, PredictionWriter, Underway
+    from anchorite.predict import BackgroundWriter, PredictionWriter
 
-    stop, underway = threading.Event(), Underway()
+    stop = threading.Event()
     ends = EndsWhenInterrupted(stop) if sources.is_endless else nullcontext()
     with (
         PredictionWriter(reporter.folder, network.info.class_names, save) as writer,
@@ -148,14 +148,13 @@ def _predict_all(
             reporter.unreadable(error)
             background.do(partial(writer.add_unreadable, error))
 
-        with closing(sources.items(stop, running.batch, leave_out)) as items:
-            noted: Any = underway.noting(items)
-            stream: Any = network.stream(noted, config, running.image_size, running.batch, leave_out)
-            with closing(stream) as found:
-                for image, detections in found:
-                    frame = underway.frame_of(detections)
-                    background.do(partial(writer.add, image, detections, frame))
-                    reporter.image(detections, frame)
+        with (
+            closing(sources.items(stop, running.batch, leave_out)) as items,
+            closing(network.stream(items, config, running.image_size, running.batch, leave_out)) as results,
+        ):
+            for result in results:
+                background.do(partial(writer.add, result))
+                reporter.image(result)
 
 
 class Reporter:
@@ -166,16 +165,14 @@ class Reporter:
         self.num_images = self.num_frames = self.num_found = self.num_refused = 0
         self.started = time.perf_counter()
 
-    def image(self, detections: Detections, frame: Frame | None) -> None:
+    def image(self, result: FrameResult) -> None:
         """One predicted image or frame."""
-        from anchorite.predict.sources import entry_of
-
-        is_frame = frame is not None and frame.video is not None
+        is_frame, detections = result.frame.video is not None, result.detections
         self.num_images += not is_frame
         self.num_frames += is_frame
         self.num_found += len(detections)
         if self.output.json_lines:
-            write_line("image", entry_of(detections, frame))
+            write_line("image", result.to_dict())
         elif not self.output.quiet:
             print(_line(detections))
 

@@ -1,4 +1,4 @@
-"""Options for looking at images more than once: windows, mirrored and scaled views, several weights."""
+"""Options for more than one view of each image: windows, mirrored and scaled inputs, several weights."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from anchorite.errors import InputError
 
 if TYPE_CHECKING:
     from anchorite.choices import PrecisionName
-    from anchorite.predict import Ensemble, Member, Predictor, RefiningConfig
+    from anchorite.predict import Ensemble, Member, Predictor, ViewConfig
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class RefiningOptions:
-    """How often and how closely each image is looked at."""
+class ViewOptions:
+    """The views of each image that the networks get."""
 
     tile: Annotated[
-        int | None, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Look at windows of so many pixels, too.")
+        int | None, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Predict on windows of this side in pixels, too.")
     ] = None
     tile_overlap: Annotated[
         float | None, Parameter(help="Least share of a window that neighbours have in common. Default: 0.2.")
     ] = None
     tile_only: Annotated[bool, Parameter(help="Windows alone, not the image as a whole.")] = False
-    augment: Annotated[bool, Parameter(help="Look mirrored and at other scales, too, and fuse.")] = False
+    augment: Annotated[bool, Parameter(help="Test-time augmentation: mirrored and scaled inputs.")] = False
     others: Annotated[
         list[Path] | None, Parameter("--with", help="Other weights for the same classes, to fuse with.")
     ] = None
@@ -40,7 +40,7 @@ class RefiningOptions:
 
     @property
     def is_asked_for(self) -> bool:
-        """Whether each image is to be looked at more than once."""
+        """Whether there is more than one view of each image, or more than one network."""
         return self.tile is not None or self.augment or bool(self.others)
 
     def check(self, weights: Path) -> None:
@@ -54,16 +54,14 @@ class RefiningOptions:
         self._shares()
         _refuse_twice([weights, *(self.others or ())])
 
-    def config(self) -> RefiningConfig:
+    def config(self) -> ViewConfig:
         """What the library takes; InputError for values out of range."""
-        from anchorite.predict import RefiningConfig
+        from anchorite.predict import ViewConfig
 
         overlap = 0.2 if self.tile_overlap is None else self.tile_overlap
         if not 0 <= overlap < 1:
             raise InputError(f"--tile-overlap {overlap}: must be at least 0 and less than 1")
-        return RefiningConfig(
-            tile=self.tile, tile_overlap=overlap, whole_image=not self.tile_only, augment=self.augment
-        )
+        return ViewConfig(tile=self.tile, tile_overlap=overlap, whole_image=not self.tile_only, augment=self.augment)
 
     def applied(
         self, predictor: Predictor, weights: Path, running: RunningOptions, output: OutputOptions
@@ -75,7 +73,7 @@ class RefiningOptions:
         if not self.is_asked_for:
             return predictor
         ensemble = self._ensemble([predictor, *self._loaded(running, running.precision)], weights, running)
-        line = looks_line(ensemble, running.image_size)  # in any case, for it is refused here what does not fit
+        line = views_line(ensemble, running.image_size)  # in any case, for it is refused here what does not fit
         if not (output.quiet or output.json_lines):
             print(line)
         return ensemble
@@ -128,11 +126,11 @@ class RefiningOptions:
         return shares
 
 
-def looks_line(ensemble: Ensemble, image_size: int | None) -> str:
-    """What is looked at, how often and by how many weights, on one line."""
+def views_line(ensemble: Ensemble, image_size: int | None) -> str:
+    """The windows, network inputs and weights of an ensemble, on one line."""
     of_members = [
-        ", ".join(f"{look.long_side} px{' mirrored' * look.is_mirrored}" for look in of_member)
-        for of_member in ensemble.looks_by_member(image_size)
+        ", ".join(f"{view.long_side} px{' mirrored' * view.is_mirrored}" for view in views)
+        for views in ensemble.views_by_member(image_size)
     ]
     seen_as = of_members[0] if len(set(of_members)) == 1 else "; ".join(of_members)
     parts = [f"{len(of_members)} weights"] * (len(of_members) > 1) + [f"network input {seen_as}"]
@@ -140,7 +138,7 @@ def looks_line(ensemble: Ensemble, image_size: int | None) -> str:
     if config.tile is not None:
         whole = "the whole and " if config.whole_image else ""
         parts.insert(0, f"{whole}windows of {config.tile} px that share {config.tile_overlap:.0%} or more")
-    return f"looks at each image: {'; '.join(parts)}"
+    return f"views of each image: {'; '.join(parts)}"
 
 
 def _member(predictor: Predictor, share: float) -> Member:

@@ -266,8 +266,8 @@ def demo(
     validator = Validator(dataset.splits["test"], dataset.class_names, info.image_size)
     result = validator.run(detector, ValidationConfig(), chosen_device)
     with PredictionWriter(folder / "predictions", info.class_names) as writer:
-        for image, detections in load(weights, device).stream([scenes / "images" / "test"]):
-            writer.add(image, detections)
+        for prediction in load(weights, device).stream([scenes / "images" / "test"]):
+            writer.add(prediction)
     print(f"\nOn {len(dataset.splits['test'])} test images that training never saw:\n{result.table()}")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Results:")
     print(f"  {folder / 'predictions' / 'images'}   test images with the boxes found")

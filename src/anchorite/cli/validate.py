@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from anchorite.cli.display import counting, dataset_facts, hint, write_line
 from anchorite.cli.folders import refuse_taken
 from anchorite.cli.options import Data, OutputOptions, ReadingOptions, RunningOptions, Weights
-from anchorite.cli.refining import RefiningOptions, looks_line
+from anchorite.cli.refining import ViewOptions, views_line
 from anchorite.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def validate(
     *,
     split: Annotated[str, Parameter(help="Split to validate on.")] = "val",
     running: RunningOptions = RunningOptions(),
-    refining: RefiningOptions = RefiningOptions(),
+    refining: ViewOptions = ViewOptions(),
     out: Annotated[Path | None, Parameter(help="New folder for curves and confusion matrix as PNG.")] = None,
     json: Annotated[bool, Parameter(help="Print the result as JSON, and nothing else.")] = False,
     reading: ReadingOptions = ReadingOptions(),
@@ -82,7 +82,7 @@ def validate(
         _print_json(result.to_json(), facts if output.json_lines else None, dataset)
         return
     if isinstance(network, Ensemble) and not output.quiet:
-        print(looks_line(network, running.image_size))
+        print(views_line(network, running.image_size))
     print(result.table())
     if out is not None:
         print(f"plots: {out}")
@@ -99,7 +99,7 @@ def _refuse(weights: Path, data: Path, both_ways: bool) -> None:
 
 
 def _loaded(
-    weights: Path, running: RunningOptions, refining: RefiningOptions, precision: Precision
+    weights: Path, running: RunningOptions, refining: ViewOptions, precision: Precision
 ) -> tuple[tuple[Detector, WeightsInfo] | Ensemble | Runtime, WeightsInfo]:
     """A detector with its header, an ensemble, or the runtime of an export; and what it says of itself."""
     from anchorite.export import is_export, load_export
@@ -129,7 +129,7 @@ def _measured(
     if isinstance(network, tuple):
         return validator.run(network[0], ValidationConfig(), device, autocast_dtype=precision.dtype)
     if isinstance(network, Ensemble):
-        return validator.run_finder(network, image_size=running.image_size)
+        return validator.run_predictor(network, image_size=running.image_size)
     return validator.run_exported(network)
 
 

@@ -1,4 +1,4 @@
-"""`ValidationResult`: what a validation measured, as numbers, as text and as pictures.
+"""`ValidationResult`: what a validation measured, as numbers, as text and as plots, and how long its parts took.
 
 Legend: K classes.
 """
@@ -6,14 +6,16 @@ Legend: K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from time import perf_counter
+from typing import Any, NamedTuple, TypeVar
 
 from anchorite.errors import StorageError
-from anchorite.evaluate.stopwatch import ValidationSpeed
-from anchorite.evaluate.text import aligned_table
 from anchorite.metrics import (
     CocoMetrics,
     Predictions,
@@ -24,6 +26,48 @@ from anchorite.metrics import (
     save_f1_curve,
     save_pr_curve,
 )
+
+Item = TypeVar("Item")
+
+
+class ValidationSpeed(NamedTuple):
+    """Seconds spent on each part of a validation, and images a second from pixels to boxes (data, forward and NMS)."""
+
+    images_per_second: float
+    seconds_data: float
+    seconds_forward: float
+    seconds_nms: float
+    seconds_loss: float
+    seconds_metrics: float
+
+
+class Stopwatch:
+    """Adds up wall-clock seconds by name; the caller sees to it that the device has finished."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add the time inside the `with` block to `name`."""
+        start = perf_counter()
+        yield
+        self._seconds[name] += perf_counter() - start
+
+    def waiting(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, the time spent waiting for each added to `name`."""
+        start = perf_counter()
+        for item in items:
+            self._seconds[name] += perf_counter() - start
+            yield item
+            start = perf_counter()
+
+    def speed(self, num_images: int) -> ValidationSpeed:
+        """What was measured so far, for so many images."""
+        data, forward, nms, loss, metrics = (
+            self._seconds[name] for name in ("data", "forward", "nms", "loss", "metrics")
+        )
+        return ValidationSpeed(num_images / max(data + forward + nms, 1e-9), data, forward, nms, loss, metrics)
 
 
 class ValidationLosses(NamedTuple):
@@ -127,3 +171,33 @@ def _decimals(value: float) -> str:
 
 def _none_for_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+_LONGEST_CELL = 40
+
+
+def aligned_table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of equally many cells as text: the first column to the left, the others to the right.
+
+    Characters that would move the cursor or change colours are shown as spaces.
+    """
+    cells = [[_printable(cell) for cell in line] for line in lines]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell + " " * (width - _width(cell)) if column == 0 else " " * (width - _width(cell)) + cell
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    )
+
+
+def _printable(text: str) -> str:
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    return shown if len(shown) <= _LONGEST_CELL else shown[: _LONGEST_CELL - 3] + "..."
+
+
+def _width(text: str) -> int:
+    """Columns a terminal gives a text: two for wide letters, none for marks that sit on the letter before."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)

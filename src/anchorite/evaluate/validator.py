@@ -1,42 +1,129 @@
 """`Validator`: a split made ready once, a detector measured on it many times.
 
-Legend: B images, L levels, A anchors per level, K classes, N detections of an image.
+Legend: B images, L levels, A anchors per level, K classes, N detections of an image or of all images of a rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from anchorite.boxes import Targets
 from anchorite.data import (
+    DatasetIndex,
     ImageStore,
+    LeftOut,
     LetterboxedBatch,
     LetterboxTransform,
     Record,
     StoreMode,
     letterboxed_batches,
 )
+from anchorite.data.batches import plan_letterboxed
+from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import DivergedError, InputError
-from anchorite.evaluate.config import ValidationConfig
-from anchorite.evaluate.finder import Finder
-from anchorite.evaluate.result import ValidationLosses, ValidationResult
-from anchorite.evaluate.sharing import Shared
-from anchorite.evaluate.stopwatch import Stopwatch
-from anchorite.evaluate.targets import batch_targets
+from anchorite.evaluate.result import Stopwatch, ValidationLosses, ValidationResult
 from anchorite.loss import LossTerms
 from anchorite.metrics import Predictions, Truth, coco_metrics
 from anchorite.model import Detector, fold_batch_norm, to_channels_last
 from anchorite.model.fold import is_folded
-from anchorite.predict import BatchDetections, Runtime, batch_detections
+from anchorite.predict import (
+    BatchDetections,
+    Ensemble,
+    PredictConfig,
+    Predictor,
+    Runtime,
+    batch_detections,
+    images_not_finite,
+    rename_iou_limit,
+)
 
 Progress = Callable[[int, int], None]
 Criterion = Callable[[Sequence[Tensor], Targets], LossTerms]
 Finish = Callable[[], ValidationResult]
+_NUM_SHOWN = 5
+
+
+class ValidationConfig(BaseModel):
+    """Limits for measuring: far lower confidence than in use, because average precision integrates over all of them.
+
+    confidence: least score. iou_threshold: of two boxes that overlap by more than this, the weaker one goes.
+    max_detections: most boxes of an image (COCO's numbers use the best 100 of each class). class_agnostic: boxes of
+    different classes compete too. multi_label: a place answers for every class above the confidence. rectangular: each
+    image in the smallest network input that holds it, else in a square one, which computes on padding.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    confidence: float = Field(default=0.001, ge=0, le=1)
+    iou_threshold: float = Field(default=0.55, ge=0, le=1)
+    max_detections: int = Field(default=300, ge=1)
+    class_agnostic: bool = False
+    multi_label: bool = True
+    rectangular: bool = True
+
+    _earlier_name = model_validator(mode="before")(rename_iou_limit)
+
+    def predict_config(self) -> PredictConfig:
+        """The same limits as prediction takes them."""
+        return PredictConfig(**self.model_dump(exclude={"rectangular"}))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How ranks share a split. stride, rectangular: of the batches that a single process would make.
+
+    Each rank takes whole ones of these batches, so that what is found in an image is the same to the bit.
+    """
+
+    world: World = SINGLE_PROCESS
+    stride: int = 32
+    rectangular: bool = True
+
+    def mine(self, records: Sequence[Record], image_size: int, batch_size: int) -> list[int]:
+        """The numbers of this rank's records, in their order."""
+        if not self.world.is_distributed:
+            return list(range(len(records)))
+        plans = plan_letterboxed(records, image_size, batch_size, self.stride, self.rectangular)
+        return sorted(index for plan in plans[self.world.rank :: self.world.world_size] for index in plan.indices)
+
+    def left_out(self, records: Sequence[Record], mine: Sequence[int], here: Sequence[LeftOut]) -> dict[int, LeftOut]:
+        """By their numbers, the records that any rank has left out; here: those that this rank has, of its own."""
+        number_of = {records[index].path: index for index in mine}
+        told = [(number_of[one.record.path], one.reason) for one in here]
+        everyone = sorted(pair for part in self.world.all_gather(told) for pair in part)
+        return {number: LeftOut(records[number], reason) for number, reason in everyone}
+
+    def together(self, numbers: Sequence[int], predictions: Sequence[Predictions]) -> dict[int, Predictions]:
+        """What all ranks found, by the numbers of the records, on the first rank; nothing on the others."""
+        if not self.world.is_distributed:
+            return dict(zip(numbers, predictions, strict=True))
+        counts = [len(found.scores) for found in predictions]
+        tensors = {
+            "numbers": torch.tensor(numbers, dtype=torch.int64),
+            "counts": torch.tensor(counts, dtype=torch.int64),
+            "boxes_xyxy": torch.from_numpy(
+                np.concatenate([np.zeros((0, 4)), *(found.boxes_xyxy for found in predictions)])
+            ),
+            "scores": torch.from_numpy(np.concatenate([np.zeros(0), *(found.scores for found in predictions)])),
+            "class_ids": torch.from_numpy(
+                np.concatenate([np.zeros(0, np.int64), *(found.class_ids for found in predictions)])
+            ),
+        }
+        gathered: dict[int, Predictions] = {}
+        for part in self.world.gather_tensors(tensors):
+            splits = part["counts"].tolist()
+            columns = (part[name].split(splits) for name in ("boxes_xyxy", "scores", "class_ids"))
+            for number, *of_image in zip(part["numbers"].tolist(), *columns, strict=True):
+                gathered[number] = Predictions(*(column.numpy() for column in of_image))
+        return gathered
 
 
 class Validator:
@@ -78,8 +165,8 @@ class Validator:
             raise InputError(
                 f"none of the {len(records)} images to validate on can be decoded: {self.left_out[0].reason}"
             )
-        place_of = {number: place for place, number in enumerate(kept)}
-        self._places = [place_of[number] for number in mine if number in place_of]  # of this rank's, in all
+        position_of = {number: position for position, number in enumerate(kept)}
+        self._positions = [position_of[number] for number in mine if number in position_of]  # of this rank's, in all
         self.truths = tuple(
             Truth(record.boxes_xyxy, record.class_ids, record.ignored, record.areas) for record in self.records
         )
@@ -158,20 +245,21 @@ class Validator:
         assert finish is not None, "exports are measured by a single process"
         return finish()
 
-    def run_finder(
-        self, finder: Finder, config: ValidationConfig | None = None, image_size: int | None = None
+    def run_predictor(
+        self, predictor: Predictor | Ensemble, config: ValidationConfig | None = None, image_size: int | None = None
     ) -> ValidationResult:
-        """`run` for what turns image files into detections by itself, such as an ensemble: all its time is "forward".
+        """`run` for a predictor or an ensemble, which reads the image files by itself: all its time is "forward".
 
         image_size: long side of its input, None for its own; the validator's is for the images it keeps itself, so that
-        it may be made with `store_mode` "none". Raises what the finder raises, and InputError when classes do not fit.
+        it may be made with `store_mode` "none". Raises what predicting raises, and InputError when classes do not fit.
         """
-        self._check_fit(len(finder.info.class_names))
+        self._check_fit(len(predictor.info.class_names))
         limits = (config or ValidationConfig()).predict_config()
         stopwatch = Stopwatch()
         with stopwatch("forward"):
             paths = [record.path for record in self.records]
-            found = [detections for _, detections in finder.stream(paths, limits, image_size, self.batch_size)]
+            results = predictor.stream(paths, limits, image_size, self.batch_size)
+            found = [result.detections for result in results]
         predictions = tuple(
             Predictions(one.boxes_xyxy.double().numpy(), one.scores.double().numpy(), one.class_ids.numpy())
             for one in found
@@ -195,13 +283,15 @@ class Validator:
                 self._check_finite(outputs, batch)  # also waits for the device
             with stopwatch("nms"):
                 raw = detections_of(outputs).cpu()
-                found_by_index |= dict(zip(batch.indices.tolist(), _as_founds(raw, batch.transforms), strict=True))
+                found_by_index |= dict(zip(batch.indices.tolist(), _as_predictions(raw, batch.transforms), strict=True))
             if losses_of is not None:
                 with stopwatch("loss"):
                     sums += torch.stack(list(losses_of(outputs, batch))).double().cpu() * len(batch.indices)
         world = self._shared.world
         losses = None if losses_of is None else ValidationLosses(*(world.all_reduce(sums) / len(self)).tolist())
-        together = self._shared.together(self._places, [found_by_index[index] for index in range(len(self._places))])
+        together = self._shared.together(
+            self._positions, [found_by_index[index] for index in range(len(self._positions))]
+        )
         if not world.is_main:
             return None
         predictions = tuple(together[index] for index in range(len(self)))
@@ -222,19 +312,14 @@ class Validator:
             )
 
     def _check_finite(self, outputs: Sequence[Tensor], batch: LetterboxedBatch) -> None:
-        """Nothing found must mean that nothing was seen."""
-        # A maximum passes on what is not a number, and needs no map of answers as isfinite does.
-        maxima = [one.abs().amax(dim=tuple(range(1, one.ndim))) for one in outputs if one.ndim > 1]
-        most = torch.stack(maxima).amax(dim=0)
-        for index, fine in zip(batch.indices.tolist(), most.isfinite().tolist(), strict=True):
-            if not fine:
-                raise DivergedError(
-                    f"{self._store.records[index].path}: the network's output for this image is not finite: its "
-                    "training diverged or its weights are damaged. Use earlier weights, or try float32"
-                )
+        for number in images_not_finite(outputs):
+            raise DivergedError(
+                f"{self._store.records[int(batch.indices[number])].path}: the network's output for this image is not "
+                "finite: its training diverged or its weights are damaged. Use earlier weights, or try float32"
+            )
 
 
-def _as_founds(raw: BatchDetections, transforms: Sequence[LetterboxTransform]) -> list[Predictions]:
+def _as_predictions(raw: BatchDetections, transforms: Sequence[LetterboxTransform]) -> list[Predictions]:
     """Boxes moved back and clipped to their images, as prediction does; those wholly in the padding are dropped.
 
     All images of a batch at once: what differs from one to the next is a row of numbers.
@@ -289,3 +374,62 @@ def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module, was_training in zip(modules, were_training, strict=True):
             module.train(was_training)
+
+
+def batch_targets(records: Sequence[Record], batch: LetterboxedBatch) -> Targets:
+    """The labelled boxes of a batch of letterboxed images, (T, 6) float32 rows, without the ignored ones."""
+    height, width = batch.images.shape[-2:]
+    rows = [np.zeros((0, 6))]
+    for number, (index, transform) in enumerate(zip(batch.indices.tolist(), batch.transforms, strict=True)):
+        kept = ~records[index].ignored
+        boxes = transform.to_network(records[index].boxes_xyxy[kept]) / (width, height, width, height)
+        lows, highs = boxes[:, :2], boxes[:, 2:]
+        head = np.stack([np.full(len(boxes), number), records[index].class_ids[kept]], axis=1)
+        rows.append(np.concatenate([head, (lows + highs) / 2, highs - lows], axis=1))
+    return Targets.from_rows(torch.from_numpy(np.concatenate(rows)).float())
+
+
+def require_classes(
+    weights: Path, known: tuple[str, ...], data: Path, given: tuple[str, ...], remedy: str = "name data of its own"
+) -> None:
+    """InputError where weights know other classes than the data has, or in another order, naming the first difference.
+
+    remedy: what to do, before "with the same classes in the same order".
+    """
+    if known == given:
+        return
+    if len(known) != len(given):
+        difference = f"{len(known)} and {len(given)} of them, {_shown(known)} and {_shown(given)}"
+    else:
+        number = next(number for number, names in enumerate(zip(known, given, strict=True)) if names[0] != names[1])
+        difference = f"class {number} is {known[number]!r} and {given[number]!r}"
+    raise InputError(
+        f"{weights} and {data} have other classes: {difference}; {remedy} with the same classes in the same order"
+    )
+
+
+def require_side(image_size: int, stride: int, of_what: str) -> int:
+    """The image size; InputError where it is no multiple of the coarsest stride of something, naming the next one."""
+    if image_size % stride:
+        raise InputError(
+            f"--image-size {image_size}: must be a multiple of {stride}, the coarsest stride of {of_what}; "
+            f"take {-(-image_size // stride) * stride}"
+        )
+    return image_size
+
+
+def require_images(dataset: DatasetIndex, split: str, said: str = "--split") -> Sequence[Record]:
+    """The records of a split; InputError where it is not there or empty, naming those that are.
+
+    said: what the user said to have it looked for.
+    """
+    records = dataset.splits.get(split, ())
+    if not records:
+        there = ", ".join(f"{name} ({len(images)} images)" for name, images in dataset.splits.items() if images)
+        what = "is empty" if split in dataset.splits else "is not there"
+        raise InputError(f"{said} {split}: {what}; the splits of {dataset.root} are {there or 'all empty'}")
+    return records
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return repr(list(names[:_NUM_SHOWN])) + (" and more" if len(names) > _NUM_SHOWN else "")

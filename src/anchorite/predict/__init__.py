@@ -1,26 +1,31 @@
 """Prediction: sources, letterbox, detector, decoding, suppression, detections; drawing and writing them."""
 
-from anchorite.predict.config import PredictConfig
 from anchorite.predict.drawing import draw
-from anchorite.predict.ensemble import Ensemble, Member, RefiningConfig
-from anchorite.predict.merging import class_map
-from anchorite.predict.output import BackgroundWriter, Kind, PredictionWriter, Save, fresh_folder
+from anchorite.predict.engine import Ensemble, FrameResult, Member, Predictor, load
+from anchorite.predict.frames import Frame
+from anchorite.predict.outputs import BackgroundWriter, Kind, PredictionWriter, Save, fresh_folder
 from anchorite.predict.postprocess import (
     BatchDetections,
+    PredictConfig,
     RawDetections,
     batch_detections,
     decoded_detections,
     detections_from_logits,
+    rename_iou_limit,
 )
-from anchorite.predict.predictor import Predictor, load
-from anchorite.predict.runtime import Runtime
-from anchorite.predict.sources import Frame, SourceConfig, Sources, Underway, expand_sources, open_sources
+from anchorite.predict.runtime import Runtime, TorchRuntime, images_not_finite
+from anchorite.predict.sources import SourceConfig, Sources, expand_sources, open_sources
+from anchorite.predict.views import ViewConfig, class_map
+
+RefiningConfig = ViewConfig
+"""The earlier name of `ViewConfig`."""
 
 __all__ = [
     "BackgroundWriter",
     "BatchDetections",
     "Ensemble",
     "Frame",
+    "FrameResult",
     "Kind",
     "Member",
     "PredictConfig",
@@ -32,7 +37,8 @@ __all__ = [
     "Save",
     "SourceConfig",
     "Sources",
-    "Underway",
+    "TorchRuntime",
+    "ViewConfig",
     "batch_detections",
     "class_map",
     "decoded_detections",
@@ -40,6 +46,8 @@ __all__ = [
     "draw",
     "expand_sources",
     "fresh_folder",
+    "images_not_finite",
     "load",
     "open_sources",
+    "rename_iou_limit",
 ]

@@ -1,10 +1,10 @@
 """From a detector's dense logits to boxes in pixels of the network input, a batch at a time.
 
-Class scores are worked out only at places whose objectness reaches the confidence, and boxes only for the best
+Class scores are computed only at anchor cells whose objectness reaches the confidence, and boxes only for the best
 candidates of each image. Nothing is lost by that: a score is objectness times a class probability of at most 1, so it
 never exceeds the objectness, not even by rounding.
 
-Legend: B images, L levels, A anchors, K classes, C = 5 + K channels, H, W grid rows and columns, P places or
+Legend: B images, L levels, A anchors, K classes, C = 5 + K channels, H, W grid rows and columns, P anchor cells or
 candidates of the whole batch, R of the image that has most of them, N detections.
 """
 
@@ -13,16 +13,55 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Float, Float32, Int64
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from anchorite.anchors import AnchorSet, decode_boxes
 from anchorite.boxes import cxcywh_to_xyxy
 from anchorite.boxes.nms import nms_of_sorted
-from anchorite.predict.config import PredictConfig
+
+
+def rename_iou_limit(given: Any) -> Any:
+    """The fields of a config, `iou_limit`, the earlier name of `iou_threshold`, replaced by it."""
+    if isinstance(given, dict) and "iou_limit" in given and "iou_threshold" not in given:
+        return {("iou_threshold" if name == "iou_limit" else name): value for name, value in given.items()}
+    return given
+
+
+class PredictConfig(BaseModel):
+    """From raw output to detections: limits of confidence and overlap, how many, and how classes compete.
+
+    confidence: least score, sigmoid(objectness) * sigmoid(class), equal counts. iou_threshold: of two boxes of larger
+    IoU, the weaker one goes. max_detections: most boxes of an image. class_agnostic: boxes of different classes compete
+    too. multi_label: an anchor cell may give a box for each class above the confidence, not only for its best class.
+    max_candidates: most boxes of an image that enter suppression, the best first.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    confidence: float = Field(default=0.25, ge=0, le=1)
+    iou_threshold: float = Field(default=0.45, ge=0, le=1)
+    max_detections: int = Field(default=300, ge=1)
+    class_agnostic: bool = False
+    multi_label: bool = False
+    max_candidates: int = Field(default=10_000, ge=1)
+
+    _earlier_name = model_validator(mode="before")(rename_iou_limit)
+
+
+class Limits(TypedDict, total=False):
+    """The fields of PredictConfig as keywords, where a call gives them one by one."""
+
+    confidence: float
+    iou_threshold: float
+    max_detections: int
+    class_agnostic: bool
+    multi_label: bool
+    max_candidates: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +102,7 @@ class BatchDetections:
         return [RawDetections(*of_image) for of_image in zip(*parts, strict=True)]
 
 
-class _Places(NamedTuple):
+class _Cells(NamedTuple):
     """Where objects may be: image (P,), logits (P, C) float32, and grid (P, 5): column, row, anchor width and height in
     cells, stride.
     """
@@ -99,13 +138,13 @@ def batch_detections(
     logits: Sequence[Float[Tensor, "B A C _ _"]], anchors: AnchorSet, config: PredictConfig
 ) -> BatchDetections:
     """`detections_from_logits` with all images in one."""
-    places = _likely_places(logits, anchors, config.confidence)
-    place, scores, class_ids = _candidates(places.logits, config)
+    cells = _likely_cells(logits, anchors, config.confidence)
+    cell, scores, class_ids = _candidates(cells.logits, config)
 
     def boxes_of(chosen: Tensor) -> Tensor:
-        return _boxes_xyxy(places.logits[:, :4][place[chosen]], places.grid[place[chosen]])
+        return _boxes_xyxy(cells.logits[:, :4][cell[chosen]], cells.grid[cell[chosen]])
 
-    return _suppressed(_Candidates(places.image[place], scores, class_ids, boxes_of), len(logits[0]), config)
+    return _suppressed(_Candidates(cells.image[cell], scores, class_ids, boxes_of), len(logits[0]), config)
 
 
 @torch.no_grad()
@@ -114,15 +153,15 @@ def decoded_detections(
 ) -> BatchDetections:
     """`batch_detections` for a network that decodes by itself: boxes in pixels, scores = objectness * class."""
     if config.multi_label:
-        image, place, class_ids = (scores >= config.confidence).nonzero(as_tuple=True)
-        best = scores[image, place, class_ids]
+        image, cell, class_ids = (scores >= config.confidence).nonzero(as_tuple=True)
+        best = scores[image, cell, class_ids]
     else:
         all_best, all_classes = scores.max(dim=2)
-        image, place = (all_best >= config.confidence).nonzero(as_tuple=True)
-        best, class_ids = all_best[image, place], all_classes[image, place]
+        image, cell = (all_best >= config.confidence).nonzero(as_tuple=True)
+        best, class_ids = all_best[image, cell], all_classes[image, cell]
 
     def boxes_of(chosen: Tensor) -> Tensor:
-        return boxes_xyxy[image[chosen], place[chosen]]
+        return boxes_xyxy[image[chosen], cell[chosen]]
 
     return _suppressed(_Candidates(image, best, class_ids, boxes_of), len(scores), config)
 
@@ -139,21 +178,21 @@ def _suppressed(candidates: _Candidates, num_images: int, config: PredictConfig)
     return BatchDetections(boxes_xyxy[kept], scores[kept], class_ids[kept], kept.sum(dim=1))
 
 
-def _likely_places(logits: Sequence[Tensor], anchors: AnchorSet, confidence: float) -> _Places:
-    """All places whose objectness may reach the confidence, by level, image, anchor, row and column."""
+def _likely_cells(logits: Sequence[Tensor], anchors: AnchorSet, confidence: float) -> _Cells:
+    """All anchor cells whose objectness may reach the confidence, by level, image, anchor, row and column."""
     least = _least_logit(confidence)
     anchors_cells = anchors.cells(device=logits[0].device)
     levels = []
     for number, level in enumerate(logits):
         image, anchor, row, column = (level[:, :, 4] >= least).nonzero(as_tuple=True)
         num_anchors, channels, height, width = level.shape[1:]
-        # Where the memory is channels_last, as convolutions leave it, a place is a row of it.
-        by_place = level.permute(0, 3, 4, 1, 2).reshape(-1, channels)
-        at_places = by_place[((image * height + row) * width + column) * num_anchors + anchor].float()
+        # Where the memory is channels_last, as convolutions leave it, an anchor cell is a row of it.
+        by_cell = level.permute(0, 3, 4, 1, 2).reshape(-1, channels)
+        at_cells = by_cell[((image * height + row) * width + column) * num_anchors + anchor].float()
         cell, stride = torch.stack([column, row], dim=1), torch.full_like(column, anchors.strides[number])
         grid = torch.cat([cell, anchors_cells[number][anchor], stride[:, None]], dim=1)
-        levels.append(_Places(image, at_places, grid))
-    return _Places(*(torch.cat(parts) for parts in zip(*levels, strict=True)))
+        levels.append(_Cells(image, at_cells, grid))
+    return _Cells(*(torch.cat(parts) for parts in zip(*levels, strict=True)))
 
 
 def _least_logit(confidence: float) -> float:
@@ -166,17 +205,17 @@ def _least_logit(confidence: float) -> float:
 
 
 def _candidates(logits: Tensor, config: PredictConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Place (P,), score (P,) and class (P,) of all that reaches the confidence, of the logits (places, C)."""
+    """Anchor cell (P,), score (P,) and class (P,) of all that reaches the confidence, of the logits (cells, C)."""
     objectness, classes = logits[:, 4:5].sigmoid(), logits[:, 5:]
     if config.multi_label:
         scores = classes.sigmoid() * objectness
-        place, class_ids = (scores >= config.confidence).nonzero(as_tuple=True)
-        return place, scores[place, class_ids], class_ids
+        cell, class_ids = (scores >= config.confidence).nonzero(as_tuple=True)
+        return cell, scores[cell, class_ids], class_ids
     # By logit: probabilities of confident classes round to the same 1.0.
     best, class_ids = classes.max(dim=1)
     scores = best.sigmoid() * objectness[:, 0]
-    place = (scores >= config.confidence).nonzero()[:, 0]
-    return place, scores[place], class_ids[place]
+    cell = (scores >= config.confidence).nonzero()[:, 0]
+    return cell, scores[cell], class_ids[cell]
 
 
 def _by_image(image: Tensor, scores: Tensor, num_images: int, limit: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +230,7 @@ def _by_image(image: Tensor, scores: Tensor, num_images: int, limit: int) -> tup
 
 
 def _boxes_xyxy(box_logits: Tensor, grid: Tensor) -> Tensor:
-    """Boxes (..., 4) in pixels, of their logits (..., 4) and their places in the grid (..., 5)."""
+    """Boxes (..., 4) in pixels, of their logits (..., 4) and their cells in the grid (..., 5)."""
     cell, anchor_cells, stride = grid[..., :2], grid[..., 2:4], grid[..., 4:]
     boxes_cells = decode_boxes(box_logits, anchor_cells)
     return cxcywh_to_xyxy(torch.cat([boxes_cells[..., :2] + cell, boxes_cells[..., 2:]], dim=-1) * stride)

@@ -1,11 +1,12 @@
-"""What `Predictor` and `Validator` need of a network that is run: images in, detections out, whoever computes them.
+"""A network ready to run: images in, detections out, whatever computes them.
 
-Legend: B images, H, W of the network input in pixels.
+Legend: B images, L levels, H, W of the network input in pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -15,12 +16,12 @@ from anchorite.choices import PrecisionName
 from anchorite.devices import choose_device, choose_precision
 from anchorite.errors import InputError
 from anchorite.model import Detector, WeightsInfo, fold_batch_norm, to_channels_last
-from anchorite.predict.config import PredictConfig
-from anchorite.predict.postprocess import BatchDetections, batch_detections
+from anchorite.model.fold import is_folded
+from anchorite.predict.postprocess import BatchDetections, PredictConfig, batch_detections
 
 
 class Runtime(Protocol):
-    """A network with its weights, ready to run; `TorchRuntime` is one, a loaded export another."""
+    """A network with its weights; `TorchRuntime` is one, a loaded export another."""
 
     @property
     def info(self) -> WeightsInfo:
@@ -38,23 +39,38 @@ class Runtime(Protocol):
         """Whatever the network puts out, image first in every tensor, for uint8 RGB images (B, 3, H, W)."""
 
     def detections(self, outputs: Sequence[Tensor], config: PredictConfig) -> BatchDetections:
-        """What was found, in pixels of the network input.
+        """The detections in pixels of the network input.
 
         Raises InputError when the outputs are not finite or the limits are not to be had from this network.
         """
 
 
 class TorchRuntime:
-    """A detector's folded copy on one device; device and precision as for `Predictor`."""
+    """A detector's copy on one device, its BatchNorm folded.
+
+    device and precision: as for `Predictor`, weights and images in that number format. With `autocast_dtype` in place
+    of a precision, convolutions alone are in it, as in training. A detector that is folded already is not copied.
+    """
 
     fixed_side = None
 
-    def __init__(self, detector: Detector, info: WeightsInfo, device: str, precision: PrecisionName) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        info: WeightsInfo,
+        device: str | torch.device = "auto",
+        precision: PrecisionName | None = "auto",
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
         self.info = info
-        self.device = choose_device(device)
-        self.dtype = _dtype(precision, self.device)
-        self.detector = fold_batch_norm(detector).to(device=self.device, dtype=self.dtype)
-        to_channels_last(self.detector)
+        self.device = choose_device(str(device))
+        self.dtype = torch.float32 if precision is None else _dtype(precision, self.device)
+        self._autocast_dtype = None if autocast_dtype == torch.float32 else autocast_dtype
+        self.detector = detector
+        if precision is not None or not is_folded(detector):
+            weights_dtype = self._autocast_dtype or self.dtype  # autocast would convert them at every step
+            self.detector = fold_batch_norm(detector).to(device=self.device, dtype=weights_dtype)
+            to_channels_last(self.detector)
 
     @property
     def name(self) -> str:
@@ -64,24 +80,37 @@ class TorchRuntime:
     @torch.inference_mode()
     def outputs(self, images: Tensor) -> list[Tensor]:
         """The logits of L levels."""
-        return self.detector(images.to(self.device).to(self.dtype).div_(255))
+        return self.logits(images.to(self.device, non_blocking=True).to(self.dtype).div_(255))
+
+    def logits(self, images: Tensor) -> list[Tensor]:
+        """The logits of L levels for images (B, 3, H, W) in 0..1, on the device and in the number format."""
+        autocast = torch.autocast(self.device.type, self._autocast_dtype) if self._autocast_dtype else nullcontext()
+        with autocast:
+            logits: list[Tensor] = self.detector(images)
+        return logits
 
     @torch.inference_mode()
     def detections(self, outputs: Sequence[Tensor], config: PredictConfig) -> BatchDetections:
         """The detections of logits; raises InputError when they are not finite."""
-        self._check_finite(outputs)
+        if images_not_finite([level[:, :, 4] for level in outputs]):  # the objectness: what is found depends on it
+            if self.dtype == torch.float16:
+                raise InputError('the network overflows in float16; use precision "bf16" or "fp32"')
+            raise InputError("the network's output is not finite: its weights are damaged or its training diverged")
         return batch_detections(outputs, self.detector.anchors, config)
 
-    def _check_finite(self, logits: Sequence[Tensor]) -> None:
-        """Nothing found must mean that nothing is there."""
-        # A sum passes on what is not finite, and needs no map of answers; one that overflows is looked into.
-        if bool(torch.stack([level[:, :, 4].sum(dtype=torch.float32) for level in logits]).isfinite().all()):
-            return
-        if all(bool(level[:, :, 4].isfinite().all()) for level in logits):
-            return
-        if self.dtype == torch.float16:
-            raise InputError('the network overflows in float16; use precision "bf16" or "fp32"')
-        raise InputError("the network's output is not finite: its weights are damaged or its training diverged")
+
+def images_not_finite(outputs: Sequence[Tensor]) -> list[int]:
+    """The numbers of the images for which an output, image first, holds a value that is not finite.
+
+    To be checked before detections are made of outputs: with NaN nothing is found, which must mean that nothing is
+    there. Flat outputs, such as counts of detections, belong to no image and are passed over.
+    """
+    outputs = [one for one in outputs if one.ndim > 1]
+    # A sum passes on what is not finite without a map of answers as large as the output; it may overflow, too.
+    if bool(torch.stack([one.sum(dtype=torch.float32) for one in outputs]).isfinite().all()):
+        return []
+    fine = torch.stack([one.isfinite().reshape(len(one), -1).all(dim=1) for one in outputs]).all(dim=0)
+    return (~fine).nonzero()[:, 0].tolist()
 
 
 def _dtype(precision: PrecisionName, device: torch.device) -> torch.dtype:

@@ -28,8 +28,7 @@ from anchorite.data import (
 )
 from anchorite.data.batches import plan_letterboxed
 from anchorite.errors import InputError
-from anchorite.evaluate import require_classes, require_side
-from anchorite.evaluate.targets import batch_targets
+from anchorite.evaluate import batch_targets, require_classes, require_side
 from anchorite.loss import DetectionLoss, assign
 from anchorite.model import Detector, default_anchors, load_weights
 from anchorite.report.explain_costs import image_costs

@@ -24,7 +24,7 @@ from anchorite.boxes import Targets
 from anchorite.boxes.pairwise import pairwise_iou_xyxy, pairwise_overlap_xyxy
 from anchorite.data import LetterboxedBatch, Record, letterboxed_batches
 from anchorite.errors import DivergedError
-from anchorite.evaluate.targets import batch_targets
+from anchorite.evaluate import batch_targets
 from anchorite.loss import DetectionLoss, LossConfig, break_down
 from anchorite.model import Detector, fold_batch_norm, to_channels_last
 from anchorite.predict import PredictConfig, batch_detections

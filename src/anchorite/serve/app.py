@@ -183,7 +183,7 @@ class _Service:
             numbers = [number for number, (_, other) in enumerate(jobs) if other == config]
             images = [jobs[number][0] for number in numbers]
             streamed = self.predictor.stream(images, config, batch_size=self.config.max_batch)
-            found.update(zip(numbers, (detections for _, detections in streamed), strict=True))
+            found.update(zip(numbers, (result.detections for result in streamed), strict=True))
         return [found[number] for number in range(len(jobs))]
 
 

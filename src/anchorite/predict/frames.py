@@ -1,4 +1,4 @@
-"""What images may be given as in Python: arrays, Pillow images, paths, frames.
+"""`Frame`: an image that is read, and where it came from; `FLUSH`: no more sources are there at present.
 
 Legend: H, W image height and width in pixels.
 """
@@ -6,6 +6,7 @@ Legend: H, W image height and width in pixels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,44 @@ from numpy.typing import NDArray
 
 from anchorite.data.images import decode_image
 from anchorite.errors import InputError
-from anchorite.predict.sources.frames import Frame
 
 _WANTED = "give numpy arrays (H, W, 3) of uint8 in RGB order, Pillow images or paths"
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video, camera or stream: its name as given, frames a second, whether it is endless; each `every`-th is used."""
+
+    name: str
+    fps: float
+    is_live: bool = False
+    every: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """An image (H, W, 3) uint8 RGB and its name; of a video, its number (from 0, counting unused ones) and its time."""
+
+    image: UInt8[NDArray[np.uint8], "H W 3"]
+    name: str
+    video: Video | None = None
+    number: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, image: UInt8[NDArray[np.uint8], "H W 3"], video: Video, number: int, seconds: float) -> Frame:
+        """A frame of a video, named after both."""
+        return cls(image, f"{video.name} frame {number}", video, number, seconds)
+
+
+class Flush:
+    """What a source yields between its images when there is none for now and waiting for one may take long.
+
+    `Predictor.stream` then yields all results that are due instead of filling a batch first.
+    """
+
+
+FLUSH = Flush()
 
 
 def each_source(sources: Any) -> Iterator[Any]:
@@ -34,36 +70,27 @@ def each_source(sources: Any) -> Iterator[Any]:
         raise InputError(f"images cannot be taken from {type(sources).__name__}; {_WANTED}")
 
 
-def source_name(source: Any) -> str:
-    """Where an image came from, as far as it is known: its path, the name of a frame, or nothing."""
-    if isinstance(source, str | Path):
-        return str(source)
-    if isinstance(source, Frame):
-        return source.name
-    return str(getattr(source, "filename", "") or "")
-
-
-def read_image(source: Any) -> UInt8[NDArray[np.uint8], "H W 3"]:
-    """The image (H, W, 3) uint8 RGB behind a path, a frame, an array or a Pillow image.
+def read_frame(source: Any) -> Frame:
+    """The frame of a path, an array or a Pillow image, named by its path where that is known; a Frame as it is.
 
     A file is turned as its EXIF orientation says; a Pillow image is taken as its pixels lie, so that boxes fit what the
     caller holds. Raises InputError (StorageError, if the disk refuses) naming the file, or shape and type and remedy.
     """
-    if isinstance(source, str | Path):
-        return decode_image(source)
     if isinstance(source, Frame):
-        return source.image
+        return source
+    if isinstance(source, str | Path):
+        return Frame(decode_image(source), str(source))
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise InputError(f"an image array of shape {source.shape} and type {source.dtype} was given; {_WANTED}")
-        return source
+        return Frame(source, "")
     if _is_pillow(source):
         if source.mode[0] in "IF":
             raise InputError(
                 f"a Pillow image of mode {source.mode} was given, whose brightness has no fixed range; "
                 "scale it to 8 bits first"
             )
-        return np.asarray(source.convert("RGB"))
+        return Frame(np.asarray(source.convert("RGB")), str(getattr(source, "filename", "") or ""))
     raise InputError(f"an image cannot be taken from {type(source).__name__}; {_WANTED}")
 
 

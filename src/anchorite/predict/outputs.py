@@ -1,0 +1,609 @@
+"""Predictions written to a folder.
+
+    FOLDER/images/NAME.jpg     images: the image with its boxes drawn in (NAME.png for a PNG)
+    FOLDER/videos/NAME.mp4     video: a video with the boxes drawn in
+    FOLDER/labels/NAME.txt     txt: class cx cy w h score, a line each, normalised to 0..1
+    FOLDER/crops/CLASS/...png  crops: what lies inside each box
+    FOLDER/detections.json     json: everything, in pixels
+    FOLDER/detections.jsonl    jsonl: the same, a line an image or frame, there as soon as it is found
+    FOLDER/coco-results.json   coco: [{image_id, category_id, bbox: [x, y, width, height], score}, ...]
+    FOLDER/coco-images.json    coco: {images: [{id, file_name, width, height}, ...], annotations: [], categories: [...]}
+
+NAME is the stem of the source, and NAME-frame-000123 for the frame of a video. Of several sources of one name, the
+later ones are called NAME-2, NAME-3; the JSON says which is which. COCO's images and categories count from 1: category
+1 is class 0. The folder must be new or empty, so nothing is ever overwritten, least of all an input.
+
+Legend: H, W image height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+
+from anchorite.boxes import Detections, xyxy_to_cxcywh
+from anchorite.choices import OutputKind
+from anchorite.errors import AnchoriteError, InputError, StorageError
+from anchorite.files import move_into_place, write_bytes_atomically, write_text_atomically
+from anchorite.interrupts import HeldInterrupts
+from anchorite.predict.drawing import draw
+from anchorite.predict.engine import FrameResult
+from anchorite.predict.frames import Frame, Video
+from anchorite.predict.video import hush
+
+Kind = OutputKind
+_FORMAT_VERSION = 1
+_FOLDERS: dict[Kind, str] = {"images": "images", "txt": "labels", "crops": "crops", "video": "videos"}
+# File systems stop at 255 bytes; this leaves room for a number, a suffix and the name of a temporary file.
+_LONGEST_STEM = 180
+_REFUSED_SIGNS = frozenset('<>:"/\\|?*')
+_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
+_JPEG_QUALITY = 92
+_LONGEST_JPEG_SIDE = 65_500
+# Codecs that OpenCV's own FFmpeg always has come first; H.264 depends on what a system adds.
+_CODECS = ((".mp4", "mp4v"), (".avi", "MJPG"))
+_LEAST_FREE_BYTES = 16_000_000
+_FRAMES_BETWEEN_LOOKS = 50  # at the space left on the disk: OpenCV does not tell of a full one
+_LONGEST_LIVE_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Save:
+    """The kinds of results that are written of images, and of frames of videos."""
+
+    of_images: frozenset[Kind]
+    of_frames: frozenset[Kind]
+
+    @classmethod
+    def usual(cls, is_streamed: bool = False, without: Iterable[Kind] = ()) -> Save:
+        """Of images the annotated image and YOLO rows, of videos the annotated video; and one JSON.
+
+        Where it is not known how many there will be, JSON lines in its place. without: leave these out.
+        """
+        record: Kind = "jsonl" if is_streamed else "json"
+        left_out = frozenset(without)
+        return cls(frozenset({"images", "txt", record}) - left_out, frozenset({"video", record}) - left_out)
+
+    @classmethod
+    def only(cls, kinds: Iterable[Kind]) -> Save:
+        """These, of images and frames alike; a video of frames alone."""
+        chosen = frozenset(kinds)
+        return cls(chosen - {"video"}, chosen)
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """All that may be written."""
+        return self.of_images | self.of_frames
+
+    def of(self, is_frame: bool) -> frozenset[Kind]:
+        """What is written of a frame of a video, or of an image."""
+        return self.of_frames if is_frame else self.of_images
+
+
+def file_name(text: str) -> str:
+    """A text without what some file system refuses: control characters, bytes that are no text, Windows' signs."""
+    return "".join(sign if sign.isprintable() and sign not in _REFUSED_SIGNS else "_" for sign in text)
+
+
+def folder_names(texts: Iterable[str]) -> list[str]:
+    """A folder name for each text, all different: no path, no hidden folder, no device of Windows."""
+    names, taken = Names(), []
+    for text in texts:
+        name = file_name(text).strip(". ") or "_"
+        taken.append(names.unused(f"{name}_" if name.partition(".")[0].casefold() in _DEVICES else name))
+    return taken
+
+
+class Names:
+    """Names given out once; those that differ in case alone are one to some file systems, so they count as equal."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def unused(self, stem: str) -> str:
+        """The stem, shortened to what file systems hold, or the first of stem-2, stem-3, ... that is free."""
+        stem = stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
+        name, number = stem, 1
+        while name.casefold() in self._taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self._taken.add(name.casefold())
+        return name
+
+
+def fresh_folder(wanted: Path) -> Path:
+    """`wanted`, if nothing is in it, else the first of wanted-2, wanted-3, ... with nothing in it; creates nothing."""
+    folder, number = wanted, 1
+    while _has_content(folder):
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def make_empty(folder: Path) -> None:
+    """Make a folder; InputError when it holds something, StorageError when it cannot be made."""
+    try:
+        if _has_content(folder):
+            raise InputError(
+                f"{folder}: there is something here already, and nothing is ever overwritten; "
+                "name a new or an empty folder"
+            )
+    except OSError as error:
+        raise _unmakeable(folder, error) from error
+    make_part(folder)
+
+
+def make_part(folder: Path) -> None:
+    """Make a folder where it is not there yet; StorageError when it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unmakeable(folder, error) from error
+
+
+def _unmakeable(folder: Path, error: OSError) -> StorageError:
+    return StorageError(f"{folder}: cannot be made: {error.strerror or error}; choose another folder")
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def rounded(entry: dict[str, Any]) -> dict[str, Any]:
+    """Coordinates to a thousandth of a pixel, scores to a millionth: more is noise of float32."""
+    for found in entry["detections"]:
+        found["box_xyxy"] = [round(edge, 3) for edge in found["box_xyxy"]]
+        found["score"] = round(found["score"], 6)
+    return entry
+
+
+class JsonLinesFile:
+    """One JSON object a line, each there for readers as soon as it is written; a full disk leaves no half of one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = _GrowingFile(path)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Write a line."""
+        self._file.append(_bytes(entry, indent=None) + b"\n")
+
+    def finish(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class JsonDocument:
+    """A JSON file that holds one long list: written beside its place as it comes, and moved there when it is whole.
+
+    path: its place; key: the list's; None for a file that is nothing but the list. before: what stands before the
+    list in its object.
+    """
+
+    def __init__(self, path: Path, key: str | None = None, before: dict[str, Any] | None = None) -> None:
+        self.path, self._is_empty = path, True
+        self._margin = b"  " if key else b" "
+        self._spool = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._file = _GrowingFile(self._spool)
+        opening = b"["
+        if key is not None:
+            fields = [_field(name, value) for name, value in (before or {}).items()]
+            opening = b"{\n" + b",\n".join([*fields, b" " + _bytes(key, None) + b": ["])
+        self._has_key = key is not None
+        self._file.append(opening)
+
+    def add(self, entry: Any) -> None:
+        """Write an entry of the list."""
+        text = b"\n" + _indented(_bytes(entry, 1), self._margin)
+        self._file.append(text if self._is_empty else b"," + text)
+        self._is_empty = False
+
+    def finish(self, after: dict[str, Any] | None = None) -> None:
+        """End the list, write what stands after it, and move the file to its place."""
+        closing = b"]" if self._is_empty else b"\n" + self._margin[1:] + b"]"
+        if self._has_key:
+            closing += b"".join(b",\n" + _field(name, value) for name, value in (after or {}).items()) + b"\n}"
+        try:
+            self._file.append(closing + b"\n")
+            self._file.close()
+            move_into_place(self._spool, self.path)
+        finally:
+            self._file.close()
+            with suppress(OSError):
+                self._spool.unlink(missing_ok=True)
+
+
+class _GrowingFile:
+    """A new file that grows by whole pieces: one that does not fit is taken back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._size = path, 0
+        try:
+            self._file = path.open("xb", buffering=0)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def append(self, piece: bytes) -> None:
+        rest = memoryview(piece)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._size)
+                self._file.seek(self._size)
+            raise self._refused(error) from error
+        self._size += len(piece)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _refused(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"{self._path}: cannot be written: {error.strerror or error}. "
+            "Free some space or choose another folder with --out"
+        )
+
+
+def _field(name: str, value: Any) -> bytes:
+    """A key and its value, as they stand in an object that is indented by 1."""
+    return b" " + _bytes(name, None) + b": " + _indented(_bytes(value, 1), b" ").lstrip()
+
+
+def _bytes(value: Any, indent: int | None) -> bytes:
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    # Bytes of a file name that are no text become \\udc.., which is how JSON writes them.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _indented(text: bytes, margin: bytes) -> bytes:
+    """Every line moved right; strings of JSON have no line ends of their own."""
+    return margin + text.replace(b"\n", b"\n" + margin)
+
+
+class CocoFiles:
+    """Writes both files as results come, and moves them to their places at the end."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
+        self._categories = [{"id": number, "name": name} for number, name in enumerate(class_names, 1)]
+        self._num_images = 0
+        self._results = JsonDocument(folder / "coco-results.json")
+        self._images = JsonDocument(folder / "coco-images.json", "images")
+
+    def add(self, file_name: str, detections: Detections) -> None:
+        """Write one image and what was found in it."""
+        self._num_images += 1
+        height, width = detections.image_size
+        self._images.add({"id": self._num_images, "file_name": file_name, "width": width, "height": height})
+        for found in detections:
+            x0, y0, x1, y1 = found.box_xyxy
+            self._results.add(
+                {
+                    "image_id": self._num_images,
+                    "category_id": found.class_id + 1,
+                    "bbox": [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)],
+                    "score": round(found.score, 6),
+                }
+            )
+
+    def finish(self) -> None:
+        """Both files in their places."""
+        try:
+            self._results.finish()
+        finally:
+            self._images.finish({"annotations": [], "categories": self._categories})
+
+
+def suffix_for(image: UInt8[NDArray[np.uint8], "H W 3"], source: str) -> str:
+    """.png for the image of a PNG, and for what is too large for a JPEG; else .jpg."""
+    as_png = Path(source).suffix.lower() == ".png" or max(image.shape) > _LONGEST_JPEG_SIDE
+    return ".png" if as_png else ".jpg"
+
+
+def write_image(path: Path, image: UInt8[NDArray[np.uint8], "H W 3"]) -> None:
+    """Write an RGB image in the format that the suffix says; StorageError when the disk refuses."""
+    # Encoded in memory: OpenCV's own writing neither reports a full disk nor takes every file name.
+    settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []  # it warns of any other's
+    ok, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    assert ok, path
+    write_bytes_atomically(path, encoded.tobytes())
+
+
+class Crops:
+    """Each detection cut out, pixel for pixel, as crops/CLASS/NAME-1.png, NAME-2.png, ...: numbered best first."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
+        self._folder = folder
+        self._class_folders = [folder / name for name in folder_names(class_names)]
+
+    def add(self, name: str, image: UInt8[NDArray[np.uint8], "H W 3"], detections: Detections) -> None:
+        """Write what was found in one image (H, W, 3) of RGB."""
+        for number, found in enumerate(detections, 1):
+            folder = self._class_folders[found.class_id]
+            make_part(folder)
+            x0, y0, x1, y1 = pixels_of(found.box_xyxy, *detections.image_size)
+            write_image(folder / f"{name}-{number}.png", image[y0:y1, x0:x1])
+
+
+def pixels_of(box_xyxy: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of the pixels that a box touches within an image: at least one, the last ones left out."""
+    left, top, right, bottom = box_xyxy
+    x0, y0 = min(max(math.floor(left), 0), width - 1), min(max(math.floor(top), 0), height - 1)
+    return x0, y0, min(max(math.ceil(right), x0 + 1), width), min(max(math.ceil(bottom), y0 + 1), height)
+
+
+class AnnotatedVideos:
+    """Writes frames into a video for each that they come from, one after another: videos/NAME.mp4.
+
+    A video has its final name only when it is complete and can be read. What goes on for ever is cut into hours.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._names = folder, Names()
+        self._open: _OpenVideo | None = None
+        try:
+            str(folder.absolute()).encode()
+        except UnicodeEncodeError:
+            # OpenCV crashes on it.
+            raise InputError(f"{folder}: the name of a folder for videos has to be UTF-8 text") from None
+
+    def add(self, frame: Frame, drawn: UInt8[NDArray[np.uint8], "H W 3"]) -> str:
+        """Write a frame as drawn, RGB; returns the name of the video it went into."""
+        assert frame.video is not None
+        if self._open is None or self._open.video != frame.video or self._open.is_full:
+            self.finish()
+            name = self._names.unused(file_name(Path(frame.video.name).stem or "video"))
+            self._open = _OpenVideo(self._folder, name, frame, drawn.shape[:2])
+        self._open.add(frame.number, drawn)
+        return self._open.path.name
+
+    def finish(self) -> None:
+        """Complete the video that is being written, if there is one."""
+        being_written, self._open = self._open, None
+        if being_written is not None:
+            being_written.finish()
+
+
+class _OpenVideo:
+    """One video while it is written; `first` tells where it begins, size_hw how large its frames are."""
+
+    def __init__(self, folder: Path, name: str, first: Frame, size_hw: tuple[int, int]) -> None:
+        assert first.video is not None
+        self.video: Video = first.video
+        self._fps = first.video.fps / first.video.every
+        self._next, self._num_written = first.number, 0
+        # These codecs halve the sides of the colours; OpenCV would cut off the odd row or column.
+        self._height, self._width = size_hw[0] + size_hw[0] % 2, size_hw[1] + size_hw[1] % 2
+        for suffix, codec in _CODECS:
+            self.path = folder / f"{name}{suffix}"
+            self._temporary = folder / f".{name}.{os.getpid()}.tmp{suffix}"
+            hush()
+            self._writer = cv2.VideoWriter(
+                str(self._temporary.absolute()),
+                cv2.CAP_FFMPEG,
+                cv2.VideoWriter.fourcc(*codec),
+                self._fps,
+                (self._width, self._height),
+            )
+            if self._writer.isOpened():
+                return
+            self._temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"{self.path}: no video can be written there. Check the disk, or leave it out: --without video"
+        )
+
+    @property
+    def is_full(self) -> bool:
+        return self.video.is_live and self._num_written >= _LONGEST_LIVE_S * self._fps
+
+    def add(self, number: int, drawn: NDArray[np.uint8]) -> None:
+        if self._num_written % _FRAMES_BETWEEN_LOOKS == 0:
+            self._require_space()
+        bgr = cv2.cvtColor(self._fitted(drawn), cv2.COLOR_RGB2BGR)
+        # For frames of a camera that were left out, so that the video keeps time; a second at most, or a slow disk
+        # would fall behind for good.
+        missed = max(number - self._next, 0) // self.video.every
+        for _ in range(1 + min(missed, round(self._fps))):
+            self._writer.write(bgr)
+            self._num_written += 1
+        self._next = number + self.video.every
+
+    def finish(self) -> None:
+        """Close, read again and move to its place; StorageError where it is not what was written."""
+        self._writer.release()
+        try:
+            if not self._is_whole():
+                raise StorageError(
+                    f"{self.path}: could not be written whole; is the disk full? "
+                    "Free some space or choose another folder with --out"
+                )
+            move_into_place(self._temporary, self.path)
+        finally:
+            with suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+
+    def _is_whole(self) -> bool:
+        capture = cv2.VideoCapture(str(self._temporary.absolute()), cv2.CAP_FFMPEG)
+        try:
+            width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+            if (width, height) != (self._width, self._height):
+                return False
+            if capture.get(cv2.CAP_PROP_FRAME_COUNT) != self._num_written or not capture.read()[0]:
+                return False
+            if self._num_written > 1:  # OpenCV finds the way back to no frame but a later one
+                capture.set(cv2.CAP_PROP_POS_FRAMES, self._num_written - 1)
+                return bool(capture.read()[0])
+            return True
+        finally:
+            capture.release()
+
+    def _fitted(self, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """With an even number of rows and columns; a stream may change its size, a video may not."""
+        down, right = self._height - drawn.shape[0], self._width - drawn.shape[1]
+        if (down, right) == (0, 0):
+            return drawn
+        if down in (0, 1) and right in (0, 1):
+            return np.asarray(cv2.copyMakeBorder(drawn, 0, down, 0, right, cv2.BORDER_REPLICATE), np.uint8)
+        return np.asarray(cv2.resize(drawn, (self._width, self._height), interpolation=cv2.INTER_AREA), np.uint8)
+
+    def _require_space(self) -> None:
+        if shutil.disk_usage(self._temporary.parent).free < _LEAST_FREE_BYTES:
+            raise StorageError(f"{self.path}: the disk is full. Free some space or choose another folder with --out")
+
+
+class PredictionWriter:
+    """Writes the detections of one image after another; what is one file is complete when the `with` block ends.
+
+    However it ends: what was written until then is whole. save: which kinds of results. Raises InputError when the
+    folder holds something already, StorageError when the disk or a permission refuses.
+    """
+
+    def __init__(self, folder: Path, class_names: Iterable[str], save: Save | None = None) -> None:
+        self.folder, self.save = folder, save or Save.usual()
+        names, kinds = tuple(class_names), self.save.kinds
+        make_empty(folder)
+        self._names = Names()
+        self._video_names: tuple[Video, str] | None = None
+        self._unreadable: list[str] = []
+        self._videos = AnnotatedVideos(folder / "videos") if "video" in kinds else None
+        self._crops = Crops(folder / "crops", names) if "crops" in kinds else None
+        self._lines = JsonLinesFile(folder / "detections.jsonl") if "jsonl" in kinds else None
+        head = {"format_version": _FORMAT_VERSION, "class_names": names}
+        self._document = JsonDocument(folder / "detections.json", "images", head) if "json" in kinds else None
+        self._coco = CocoFiles(folder, names) if "coco" in kinds else None
+
+    def __enter__(self) -> PredictionWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish()
+
+    def add(self, result: FrameResult) -> None:
+        """Write the results of one image or frame."""
+        kinds = self.save.of(result.frame.video is not None)
+        entry = rounded(result.to_dict()) | self._write_files(result, kinds)
+        if self._document is not None:
+            self._document.add(entry)
+        if self._coco is not None:
+            self._coco.add(_coco_name(result.frame), result.detections)
+        if self._lines is not None:
+            self._lines.add(entry)
+
+    def add_unreadable(self, error: AnchoriteError) -> None:
+        """Note an image that could not be read; fits `on_unreadable` of `Predictor.stream`."""
+        if self._document is not None:
+            self._unreadable.append(str(error))
+        if self._lines is not None:
+            self._lines.add({"unreadable": str(error)})
+
+    def finish(self) -> None:
+        """Complete all files with what there is so far; if one fails, the others are completed all the same."""
+        with HeldInterrupts(), ExitStack() as stack:
+            if self._document is not None:
+                stack.callback(self._document.finish, {"unreadable": self._unreadable})
+            for part in (self._coco, self._lines, self._videos):
+                if part is not None:
+                    stack.callback(part.finish)
+
+    def _write_files(self, result: FrameResult, kinds: frozenset[Kind]) -> dict[str, str]:
+        """Write what is a file of its own for each image, and frames of videos; the paths below the folder."""
+        frame, image, detections = result.frame, result.image, result.detections
+        paths: dict[str, str] = {}
+        kinds &= _FOLDERS.keys()
+        if frame.video is None:
+            kinds -= {"video"}
+        for kind in kinds:  # not before: where there is no video there is no folder for one
+            make_part(self.folder / _FOLDERS[kind])
+        name = self._name_of(frame) if kinds & {"images", "txt", "crops"} else ""
+        drawn = draw(image, detections) if kinds & {"images", "video"} else image
+        if "images" in kinds:
+            paths["annotated"] = f"images/{name}{suffix_for(image, '' if frame.video else frame.name)}"
+            write_image(self.folder / paths["annotated"], drawn)
+        if self._videos is not None and "video" in kinds:
+            paths["video"] = f"videos/{self._videos.add(frame, drawn)}"
+        if "txt" in kinds:
+            paths["labels"] = f"labels/{name}.txt"
+            write_text_atomically(self.folder / paths["labels"], yolo_lines(detections))
+        if self._crops is not None:
+            self._crops.add(name, image, detections)
+        return paths
+
+    def _name_of(self, frame: Frame) -> str:
+        """A name of its own; frames share that of their video, so that none has to be remembered for each."""
+        if frame.video is None:
+            return self._names.unused(file_name(Path(frame.name or "image").stem))
+        if self._video_names is None or self._video_names[0] != frame.video:
+            self._video_names = (frame.video, self._names.unused(file_name(Path(frame.video.name).stem)))
+        return f"{self._video_names[1]}-frame-{frame.number:06d}"
+
+
+def yolo_lines(detections: Detections) -> str:
+    """One line a detection: class cx cy w h score, the box normalised to 0..1 of the image."""
+    height, width = detections.image_size
+    boxes_px = xyxy_to_cxcywh(detections.boxes_xyxy.double())
+    boxes = boxes_px / boxes_px.new_tensor([width, height, width, height])
+    rows = zip(detections.class_ids.tolist(), boxes.tolist(), detections.scores.tolist(), strict=True)
+    return "".join(
+        f"{class_id} {' '.join(f'{value:.6f}' for value in (*box, score))}\n" for class_id, box, score in rows
+    )
+
+
+def _coco_name(frame: Frame) -> str:
+    return frame.name if frame.video is None else f"{frame.video.name}-frame-{frame.number:06d}"
+
+
+class BackgroundWriter:
+    """Does jobs one after another in a thread; at most `depth` wait, then whoever brings more has to wait, too.
+
+    What a job raises is raised by the next `do`, or at the end of the `with` block; jobs after it are not done. The end
+    waits for all jobs, an interrupt or not: what was brought is done.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self._jobs: queue.Queue[Callable[[], Any] | None] = queue.Queue(maxsize=depth)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="anchorite-writer", daemon=True)
+
+    def do(self, job: Callable[[], Any]) -> None:
+        """Bring a job; raises what an earlier one raised."""
+        if self._error is not None:
+            raise self._error
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if self._error is None:
+                try:
+                    job()
+                except BaseException as error:
+                    self._error = error
+
+    def __enter__(self) -> BackgroundWriter:
+        with HeldInterrupts():
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with HeldInterrupts():
+            self._jobs.put(None)
+            self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error

@@ -1,0 +1,473 @@
+"""Sources of images on a command line: files, folders, patterns, videos, cameras, watched folders, lists on stdin."""
+
+from __future__ import annotations
+
+import glob
+import os
+import select
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anchorite.data.headers import IMAGE_SUFFIXES
+from anchorite.data.images import decode_image
+from anchorite.data.prefetch import prefetch
+from anchorite.data.shards.format import leads_into_shard
+from anchorite.errors import AnchoriteError, InputError, StorageError
+from anchorite.predict.frames import FLUSH, Frame
+from anchorite.predict.video import VIDEO_SUFFIXES, LiveSource, address_scheme, is_live, read_video, video_frames
+
+OnUnreadable = Callable[[AnchoriteError], None]
+STDIN = "-"
+_NUM_KINDS = 3  # listed of what a folder holds instead of images
+_LONGEST_PATH = 65_536
+_POLL_S = 0.2
+_QUIET_S = 0.5  # a watched file is read when neither its size nor its time of change moved for so long
+_PATIENCE_S = 10.0  # and reported as damaged when it stays unreadable for so long
+_TEMPORARY = frozenset({".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".download"})
+_State = tuple[int, int, int]  # time of change in ns, bytes, inode
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """How sources are read.
+
+    recursive: folders stand for their subfolders too. every: of videos, cameras and streams use each so-many-th frame.
+    watch: sources are folders that images are being written to. idle_s: end after so many seconds without a new one.
+    null_separated: paths on stdin end with a NUL character instead of a line's end.
+    """
+
+    recursive: bool = False
+    every: int = 1
+    watch: bool = False
+    idle_s: float | None = None
+    null_separated: bool = False
+
+
+class Sources:
+    """What was named, looked at but not read yet; `open_sources` makes it. Use `items` once, or `close` it.
+
+    paths: the files that are known from the beginning. is_endless: somebody has to stop it. is_streamed: how many
+    images it will be is not known.
+    """
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        paths: Sequence[Path] = (),
+        watched: Sequence[Path] = (),
+        live: LiveSource | None = None,
+        listed: int | None = None,
+    ) -> None:
+        self.config, self.paths = config, list(paths)
+        self._watched, self._live, self._listed = list(watched), live, listed
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether it goes on until it is stopped."""
+        return bool(self._watched) or self._live is not None
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether it is more than a known number of images."""
+        return self.is_endless or self._listed is not None or any(is_video_name(path) for path in self.paths)
+
+    @property
+    def amount(self) -> str:
+        """How many there are, as the end of a sentence."""
+        if self.is_streamed:
+            return f"the {len(self.paths)} images and videos" if self.paths else "the images that came"
+        return f"{len(self.paths)} images"
+
+    @property
+    def num_dropped(self) -> int:
+        """Frames of a camera or stream that the network had no time for; known at the end."""
+        return 0 if self._live is None else self._live.num_dropped
+
+    def refuse_output(self, folder: Path) -> None:
+        """InputError when what is written to `folder` would be read again."""
+        for watched in self._watched:
+            if watched.resolve() in (folder.resolve(), *folder.resolve().parents):
+                raise InputError(
+                    f"--out {folder}: lies in the watched folder {watched}, which would be fed with its own results; "
+                    "name a folder elsewhere with --out"
+                )
+
+    def items(self, stop: threading.Event, depth: int, on_unreadable: OnUnreadable) -> Generator[Any, None, None]:
+        """Images (paths and frames) and lulls, as `Predictor.stream` takes them, read up to `depth` ahead.
+
+        Setting `stop` ends what is endless. What cannot be read is handed to `on_unreadable` and left out.
+        """
+        config = self.config
+        if self._live is not None:
+            yield from self._live.frames(stop, config.every)
+        elif self._watched:
+            watched = self._watched
+
+            def watch(end: threading.Event) -> Generator[Any, None, None]:
+                return Watch(watched, config.recursive, config.idle_s, end).items()
+
+            yield from _without_errors(prefetch(watch, depth, stop, FLUSH), on_unreadable)
+        elif self._listed is not None:
+            listed = self._listed
+
+            def read(end: threading.Event) -> Generator[Any, None, None]:
+                return listed_items(listed, config.null_separated, config.recursive, config.every, end)
+
+            yield from _without_errors(prefetch(read, depth, stop, FLUSH), on_unreadable)
+        else:
+            yield from file_items(self.paths, config.every, depth, on_unreadable)
+
+    def close(self) -> None:
+        """Give a camera back, if there is one."""
+        if self._live is not None:
+            self._live.close()
+
+
+def open_sources(words: Sequence[str], config: SourceConfig | None = None) -> Sources:
+    """What the words mean: files, folders, patterns; camera:0, rtsp://...; - for a list of paths on stdin.
+
+    With `config.watch` they are folders to watch. Raises InputError naming every word that stands for nothing, and
+    mixtures that cannot be: cameras, streams and stdin are read alone. A camera is open afterwards.
+    """
+    config = config or SourceConfig()
+    if config.idle_s is not None and not config.watch:
+        raise InputError("--idle-seconds: says how long to watch a folder; give --watch, too")
+    if config.null_separated and STDIN not in words:
+        raise InputError("--null: says how a list on stdin is written; give - as the source")
+    alone = next((word for word in words if word == STDIN or is_live(word)), None)
+    if config.watch:
+        return Sources(config, watched=_folders_to_watch(words))
+    if alone is not None and len(words) > 1:
+        raise InputError(
+            f"{alone}: a camera, a stream or a list on stdin is read alone; run a second command for the rest"
+        )
+    if alone == STDIN:
+        return Sources(config, listed=stdin_descriptor())
+    if alone is not None:
+        return Sources(config, live=LiveSource(alone))
+    return Sources(config, expand_sources(words, config.recursive))
+
+
+def expanded(sources: Iterable[Any], depth: int, on_unreadable: OnUnreadable | None) -> Iterator[Any]:
+    """Sources of Python's, with paths opened: folders and patterns as their images, videos as frames, `depth` ahead."""
+    for source in sources:
+        if not isinstance(source, str | Path):
+            yield source
+            continue
+        try:
+            paths = expand_sources([source])
+        except AnchoriteError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(error)
+        else:
+            yield from file_items(paths, 1, depth, on_unreadable)
+
+
+def file_items(paths: Iterable[Path], every: int, depth: int, on_unreadable: OnUnreadable | None) -> Iterator[Any]:
+    """The images among files as paths, videos frame by frame; without `on_unreadable`, errors are raised."""
+    for path in paths:
+        if not is_video_name(path):
+            yield path
+            continue
+        frames = video_frames(path, every, depth)
+        try:
+            yield from frames
+        except AnchoriteError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(error)
+        finally:
+            frames.close()
+
+
+def _without_errors(items: Generator[Any, None, None], on_unreadable: OnUnreadable) -> Iterator[Any]:
+    try:
+        for item in items:
+            if isinstance(item, AnchoriteError):
+                on_unreadable(item)
+            else:
+                yield item
+    finally:
+        items.close()
+
+
+def _folders_to_watch(words: Sequence[str]) -> list[Path]:
+    folders = [Path(word) for word in words]
+    for folder in folders:
+        if not folder.is_dir():
+            what = "a file" if folder.exists() else "no folder that exists"
+            raise InputError(f"--watch {folder}: {what}; name the folder that images are written to")
+    if not folders:
+        raise InputError("--watch: name the folder that images are written to")
+    return list({folder.resolve(): folder for folder in folders}.values())
+
+
+def expand_sources(sources: Iterable[str | Path], recursive: bool = False) -> list[Path]:
+    """The image and video files meant by `sources`, in their order, each file once.
+
+    A file stands for itself, whatever its suffix; a folder for the images in it, sorted by name, with `recursive` also
+    those in its subfolders; anything else is a pattern (*, ?, [..], ** for any depth) for image files, videos and
+    folders. Hidden files, and those without the suffix of an image or a video, are found only by their own name.
+    Raises InputError naming every source that stands for nothing, where it was looked for, and what to do.
+    """
+    found: dict[Path, Path] = {}
+    failures: list[str] = []
+    for source in sources:
+        paths = _expand(Path(source), recursive)
+        if not paths:
+            failures.append(_why_nothing(source, recursive))
+        for path in paths:
+            found.setdefault(path.resolve(), path)
+    if failures:
+        raise InputError("\n".join(failures))
+    if not found:
+        raise InputError("no source given; name image files, videos, folders or quoted patterns such as 'photos/*.jpg'")
+    return list(found.values())
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a file is called like an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_video_name(path: Path) -> bool:
+    """Whether a file is called like a video."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _expand(source: Path, recursive: bool) -> list[Path]:
+    if source.is_file() or leads_into_shard(source):
+        return [source]
+    if source.is_dir():
+        return _images_in(source, recursive)
+    paths: list[Path] = []
+    # Not Path.glob, which refuses absolute patterns.
+    for match in sorted(glob.glob(str(source.expanduser()), recursive=True)):  # noqa: PTH207
+        path = Path(match)
+        paths += _images_in(path, recursive) if path.is_dir() and not _is_any_depth(source) else []
+        paths += [path] if path.is_file() and (is_image_name(path) or is_video_name(path)) else []
+    return paths
+
+
+def _images_in(folder: Path, recursive: bool) -> list[Path]:
+    entries = folder.rglob("*") if recursive else folder.iterdir()
+    try:
+        return sorted(path for path in entries if is_image_name(path) and _is_visible(path, folder) and path.is_file())
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be searched: {error.strerror or error}. Check its permissions") from error
+
+
+def _is_visible(path: Path, folder: Path) -> bool:
+    return not any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _is_any_depth(pattern: Path) -> bool:
+    """Whether a pattern walks the tree by itself, so that its folders need not be opened again."""
+    return "**" in pattern.parts
+
+
+def _why_nothing(source: str | Path, recursive: bool) -> str:
+    path = Path(source)
+    kinds = " ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+    if path.is_dir():
+        deeper = "" if recursive else "; its subfolders are searched with --recursive"
+        others = [entry for entry in path.iterdir() if entry.is_file()]
+        return f"{path}: no image in this folder (looked for {kinds}){_instead(others)}{deeper}"
+    if glob.has_magic(str(path)):
+        others = [Path(match) for match in sorted(glob.glob(str(path.expanduser()), recursive=True))]  # noqa: PTH207
+        others = [other for other in others if other.is_file()]
+        return f"{path}: no image matches this pattern (looked from {Path.cwd()} for {kinds}){_instead(others)}"
+    return _why_no_file(source)
+
+
+def _why_no_file(source: str | Path) -> str:
+    """Why a name is no file here: an address, a camera without its place, or a name that does not exist."""
+    scheme = address_scheme(str(source))
+    if scheme == "file":
+        return f"{source}: files are named by their path alone, without file:"
+    if scheme:
+        return f"{source}: an address, and nothing is ever downloaded; save it as a file first, and name that file"
+    return f"{Path(source)}: no such file or folder (looked from {Path.cwd()})"
+
+
+def _instead(others: list[Path]) -> str:
+    """What there is instead of images, as the rest of a sentence."""
+    counts = Counter(other.suffix.lower() or "no suffix" for other in others if not other.name.startswith("."))
+    if not counts:
+        return ""
+    listed = ", ".join(f"{number} of {suffix}" for suffix, number in counts.most_common(_NUM_KINDS))
+    more = " and others" if len(counts) > _NUM_KINDS else ""
+    return f", but files: {listed}{more}; {_how_to_read(others)}"
+
+
+def _how_to_read(others: list[Path]) -> str:
+    """What to do with files that are no images."""
+    video = next((other for other in others if is_video_name(other)), None)
+    if video is not None:
+        return f"videos are named one by one or by a quoted pattern, such as '{video.parent / '*'}{video.suffix}'"
+    return "convert photographs among them to JPEG or PNG first"
+
+
+def listed_items(
+    descriptor: int, null_separated: bool, recursive: bool, every: int, stop: threading.Event
+) -> Generator[Any, None, None]:
+    """Images (paths), frames of videos, and an error for each path that stands for nothing, until the list ends.
+
+    A path is meant as on the command line: a file, a folder or a pattern.
+    """
+    for name in _names(descriptor, b"\0" if null_separated else b"\n", stop):
+        try:
+            for path in expand_sources([name], recursive):
+                if is_video_name(path):
+                    yield from read_video(path, every, stop)
+                else:
+                    yield path
+        except AnchoriteError as error:
+            yield error
+
+
+def stdin_descriptor() -> int:
+    """InputError where there is no stdin."""
+    try:
+        return sys.stdin.fileno()
+    except (AttributeError, OSError, ValueError) as error:
+        raise InputError("-: a list of paths is wanted on stdin, and there is none") from error
+
+
+def _names(descriptor: int, separator: bytes, stop: threading.Event) -> Iterator[str]:
+    rest = b""
+    while not stop.is_set():
+        if not _has_come(descriptor):
+            continue
+        part = os.read(descriptor, 65_536)
+        *whole, rest = (rest + part).split(separator)
+        if not part:
+            whole = [rest]
+        if len(rest) > _LONGEST_PATH:
+            raise InputError("-: no path is as long as this line on stdin; print one a line, or use --null")
+        for name in whole:
+            name = name if separator == b"\0" else name.removesuffix(b"\r")
+            if name:
+                yield os.fsdecode(name)
+        if not part:
+            return
+
+
+def _has_come(descriptor: int) -> bool:
+    """Whether reading would not wait; asked for a moment, so that the list can be left at any time."""
+    if sys.platform == "win32":  # where only sockets can be asked
+        return True
+    return bool(select.select([descriptor], [], [], 0.1)[0])
+
+
+@dataclass
+class _Waiting:
+    """A file that is not handed out yet: how it looked last, since when, and why it could not be read then."""
+
+    state: _State
+    since: float
+    tried: bool = False
+    error: AnchoriteError | None = None
+
+
+class Watch:
+    """The images that are in folders and those that come, until `stop` is set or nothing has come for `idle_s` seconds.
+
+    Memory grows with the names that are in the folders now, not with what has gone through them.
+    """
+
+    def __init__(self, folders: list[Path], recursive: bool, idle_s: float | None, stop: threading.Event) -> None:
+        self._folders, self._recursive, self._idle_s, self._stop = folders, recursive, idle_s, stop
+        self._done: dict[str, _State] = {}
+        self._waiting: dict[str, _Waiting] = {}
+
+    def items(self) -> Generator[Frame | AnchoriteError, None, None]:
+        """A frame for each image that is complete, an error for each that stays unreadable.
+
+        A file that is written anew is a new image. Raises StorageError when a folder cannot be listed any more.
+        """
+        moved_at = time.monotonic()
+        while not self._stop.is_set():
+            if self._look():
+                moved_at = time.monotonic()
+            for item in self._complete():
+                yield item
+                moved_at = time.monotonic()
+                if self._stop.is_set():
+                    return
+            if self._idle_s is not None and time.monotonic() - moved_at >= self._idle_s:
+                break
+            self._stop.wait(_POLL_S)
+        for waiting in self._waiting.values():
+            if waiting.error is not None:
+                yield waiting.error
+
+    def _look(self) -> bool:
+        """Compare the folders with what is known of them; whether anything came or changed."""
+        now, there, moved = time.monotonic(), set(), False
+        for name, state in self._listed():
+            there.add(name)
+            known = self._waiting.get(name)
+            if known is None and self._done.get(name) == state:
+                continue
+            if known is None or known.state != state:
+                self._waiting[name] = _Waiting(state, now)
+                moved = True
+        for gone in (self._done.keys() | self._waiting.keys()) - there:
+            self._done.pop(gone, None)
+            self._waiting.pop(gone, None)
+        return moved
+
+    def _complete(self) -> Iterator[Frame | AnchoriteError]:
+        """What can be handed out now, in the order of its names."""
+        for name in sorted(self._waiting):
+            waiting, now = self._waiting[name], time.monotonic()
+            if now - waiting.since < _QUIET_S or (waiting.tried and now - waiting.since < _PATIENCE_S):
+                continue
+            if not waiting.tried:
+                waiting.tried = True
+                try:
+                    image = decode_image(name)
+                except AnchoriteError as error:
+                    waiting.error = error  # still being written, perhaps
+                    continue
+                found: Frame | AnchoriteError = Frame(image, name)
+            else:
+                assert waiting.error is not None
+                found = waiting.error
+            self._done[name] = waiting.state
+            del self._waiting[name]
+            yield found
+
+    def _listed(self) -> Iterator[tuple[str, _State]]:
+        for folder in self._folders:
+            try:
+                yield from self._images_in(folder)
+            except OSError as error:
+                raise StorageError(f"{folder}: cannot be watched any more: {error.strerror or error}") from error
+
+    def _images_in(self, folder: Path) -> Iterator[tuple[str, _State]]:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith((".", "~")):
+                    continue
+                try:
+                    if self._recursive and entry.is_dir(follow_symlinks=False):
+                        yield from self._images_in(Path(entry.path))
+                    elif _is_finished_name(Path(entry.path)) and entry.is_file():
+                        status = entry.stat()
+                        yield entry.path, (status.st_mtime_ns, status.st_size, status.st_ino)
+                except FileNotFoundError:
+                    continue  # moved away since it was listed
+
+
+def _is_finished_name(path: Path) -> bool:
+    """Whether a file is called like an image, and not as programs call what they are still writing."""
+    return is_image_name(path) and Path(path.stem).suffix.lower() not in _TEMPORARY
