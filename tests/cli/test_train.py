@@ -218,7 +218,7 @@ def test_divergence_has_a_code_of_its_own(capsys: pytest.CaptureFixture[str], tm
     wild = ["--set", "optimizer.lr=1e30", "--set", "optimizer.clip_norm=0.0", "--set", "optimizer.warmup_epochs=0.0"]
     words = ["train", str(data_folder()), "--recipe", quick_recipe(), "--epochs", "3"]
     # Two steps an epoch: the validation finds out first; ten: the steps themselves.
-    for name, more, found in (("a", [], "in validation"), ("b", ["--batch", "1"], "5 times in a row")):
+    for name, more, found in (("a", [], "in validation"), ("b", ["--batch", "1"], "5 steps in a row")):
         steps = ["--set", "optimizer.nominal_batch=1"] if more else []
         assert run([*words, "--out", str(tmp_path / name), *wild, *more, *steps]) == 3
         message = capsys.readouterr().err

@@ -89,7 +89,8 @@ def test_each_built_in_recipe_is_described() -> None:
 
 def flags_of(command: str, *, hidden: bool = True) -> set[str]:
     """Every flag that a command takes, with or without those that its help leaves out."""
-    arguments = build_app()[command].assemble_argument_collection()
+    app = build_app()
+    arguments = app[command].assemble_argument_collection(default_parameter=app.default_parameter)
     shown = [argument for argument in arguments if hidden or argument.show]
     return {name for argument in shown for name in argument.names if name.startswith("--")}
 

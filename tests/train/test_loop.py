@@ -156,7 +156,7 @@ def test_resuming_with_other_classes_is_refused(tmp_path: Path) -> None:
 def test_divergence_stops_the_run_with_the_step_named(tmp_path: Path) -> None:
     unsteady = {"optimizer__lr": 1e30, "optimizer__clip_norm": 0.0, "optimizer__warmup_epochs": 0.0}
     recipe = small_recipe(epochs=3, batch=1, optimizer__nominal_batch=1, **unsteady)
-    with pytest.raises(DivergedError, match=r"(?s)epoch \d, batch \d.* 5 times in a row.*optimizer.lr") as caught:
+    with pytest.raises(DivergedError, match=r"(?s)epoch \d, batch \d.* 5 steps in a row .*optimizer.lr") as caught:
         train(recipe, scenes(), tmp_path / "run", Recorder())
     assert caught.value.exit_code == 3
 
