@@ -126,47 +126,30 @@ def test_resuming_takes_no_recipe_and_names_the_flags(capsys: pytest.CaptureFixt
     assert contents(finished_run()) == before
 
 
-def test_a_run_whose_data_has_moved_is_resumed_with_the_data_named(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    data = own_copy(tmp_path)
-    folder = tmp_path / "run"
-    assert run(["train", str(data), "--recipe", quick_recipe(), "--out", str(folder), "--epochs", "1"]) == 0
-    data.rename(tmp_path / "moved")
-    (folder / "summary.json").unlink()
-    capsys.readouterr()
-    code, message = refused(capsys, "train", "--resume", folder)
-    assert code == 2
-    assert str(data) in message
-    assert "does not exist" in message
-    assert run(["train", str(tmp_path / "moved"), "--resume", str(folder)]) == 0
-
-
-def test_a_run_on_data_with_bad_rows_is_resumed_without_saying_so_again(tmp_path: Path) -> None:
-    data = own_copy(tmp_path)
-    label = next((data / "labels" / "train").iterdir())
-    label.write_text(label.read_text() + "0 0.5 oops 0.2 0.4\n")
-    folder = tmp_path / "run"
-    words = ["train", str(data), "--recipe", quick_recipe(), "--out", str(folder), "--epochs", "1"]
-    assert run(words) == 2
-    assert not folder.exists()
-    assert run([*words, "--skip-bad"]) == 0
-    (folder / "summary.json").unlink()
-    assert run(["train", "--resume", str(folder)]) == 0
-
-
-def test_a_run_on_data_that_leads_outside_is_resumed_without_saying_so_again(
+def test_a_run_remembers_how_its_data_is_read_and_takes_data_that_has_moved(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     config, folder = outside_config(tmp_path), tmp_path / "run"
+    bad = tmp_path / "config" / "bad"
+    shutil.copytree(data_folder() / "labels" / "train", bad / "labels")
+    shutil.copytree(data_folder() / "images" / "train", bad / "images")
+    label = next((bad / "labels").iterdir())
+    label.write_text(label.read_text() + "0 0.5 oops 0.2 0.4\n")
+    lines = [line for line in config.read_text(encoding="utf-8").splitlines() if not line.startswith("train:")]
+    config.write_text("\n".join([*lines, f"train: {json.dumps(str(bad / 'images'))}"]), encoding="utf-8")
     words = ["train", str(config), "--recipe", quick_recipe(), "--out", str(folder), "--epochs", "1"]
-    code, message = refused(capsys, *words)
-    assert code == 2
-    assert "leads out of the dataset" in message
-    assert "--allow-outside" in message
-    assert run([*words, "--allow-outside"]) == 0
+    code, message = refused(capsys, *words, "--skip-bad")
+    assert (code, "leads out of the dataset" in message, "--allow-outside" in message) == (2, True, True)
+    code, message = refused(capsys, *words, "--allow-outside")
+    assert (code, "oops" in message, "--skip-bad" in message) == (2, True, True)
+    assert not folder.exists()
+    assert run([*words, "--skip-bad", "--allow-outside"]) == 0
     (folder / "summary.json").unlink()
-    assert run(["train", "--resume", str(folder)]) == 0
+    capsys.readouterr()
+    config.rename(tmp_path / "config" / "moved.yaml")
+    code, message = refused(capsys, "train", "--resume", folder)
+    assert (code, str(config) in message, "does not exist" in message) == (2, True, True)
+    assert run(["train", str(tmp_path / "config" / "moved.yaml"), "--resume", str(folder)]) == 0
 
 
 def test_bad_labels_and_images_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

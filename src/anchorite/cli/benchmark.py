@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import AT_LEAST_ONE, DEVICE
+from anchorite.cli.options import DEVICE, PositiveInt
 from anchorite.errors import InputError
 
 
@@ -20,12 +20,10 @@ def benchmark(
     device: Annotated[str, DEVICE] = "auto",
     data: Annotated[Path | None, Parameter(help="Dataset whose first image is predicted; default: noise.")] = None,
     json: Annotated[Path | None, Parameter(help="File for everything measured, as JSON.")] = None,
-    rounds: Annotated[
-        int | None, Parameter(validator=AT_LEAST_ONE, help="Rounds of each measurement; default: 25.")
-    ] = None,
+    rounds: Annotated[PositiveInt | None, Parameter(help="Rounds of each measurement; default: 25.")] = None,
     out: Annotated[Path | None, Parameter(show=False)] = None,
     plain_memory: Annotated[
-        bool, Parameter(help="Leave the C library's allocator as it is, which training does not.")
+        bool, Parameter(help="Leave the C library's allocator as it is; training tunes it.")
     ] = False,
     quick: Annotated[bool, Parameter(help="Small sizes, two rounds: shows that it runs, not how fast.")] = False,
 ) -> None:

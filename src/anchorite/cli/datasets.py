@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from anchorite.choices import FormatName, ModelSize
 from anchorite.cli.display import counting, dataset_line, split_counts
 from anchorite.cli.folders import make_folder, refuse_taken
-from anchorite.cli.options import AT_LEAST_ONE, WHOLE, AllowOutside, Data, Format, ReadingOptions
+from anchorite.cli.options import AllowOutside, Data, Format, PositiveInt, ReadingOptions
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
 from anchorite.reading import one_line
@@ -38,9 +38,7 @@ def convert(
     out: Copy,
     *,
     to: Annotated[FormatName, Parameter(help="Format of the copy.")],
-    shard_mb: Annotated[
-        int | None, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Most megabytes of a shard; default: 128.")
-    ] = None,
+    shard_mb: Annotated[PositiveInt | None, Parameter(help="Most megabytes of a shard; default: 128.")] = None,
     reading: ReadingOptions = ReadingOptions(),
 ) -> None:
     """Copy a dataset into another label format; images byte for byte, read back and compared before it appears.
@@ -153,9 +151,7 @@ def _print_class_table(dataset: DatasetIndex) -> None:
 def anchors(
     data: Data,
     *,
-    image_size: Annotated[
-        int, Parameter(validator=AT_LEAST_ONE, help="Longer side of the network input in pixels.")
-    ] = 640,
+    image_size: Annotated[PositiveInt, Parameter(help="Longer side of the network input in pixels.")] = 640,
     model: Annotated[ModelSize, Parameter(help="Size of the network, whose default anchors are compared.")] = "n",
     seed: Annotated[int, Parameter(help="Seed of the fit.")] = 0,
     out: Annotated[Path | None, Parameter(help="New folder for anchors.yaml and a plot, anchors.png.")] = None,
@@ -218,13 +214,9 @@ def _advice_on_anchors(default: AnchorTable, fitted: AnchorTable) -> str:
 def inspect(
     data: Data,
     *,
-    out: Annotated[
-        Path | None, Parameter(help="New folder for report.json and report.txt, with every finding.")
-    ] = None,
+    out: Annotated[Path | None, Parameter(help="New folder for all findings: report.json, report.txt.")] = None,
     fix: Annotated[Path | None, Parameter(help="New folder for a corrected copy in the same format.")] = None,
-    image_size: Annotated[
-        int, Parameter(validator=AT_LEAST_ONE, help="Longer side of the network input in pixels to check boxes at.")
-    ] = 640,
+    image_size: Annotated[PositiveInt, Parameter(help="Longer side of the network input in pixels.")] = 640,
     model: Annotated[ModelSize, Parameter(help="Size of the network, whose default anchors are checked.")] = "n",
     format: Format = None,
     allow_outside: AllowOutside = False,

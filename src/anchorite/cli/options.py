@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from anchorite.predict import PredictConfig
     from anchorite.train import Recipe
 
-AT_LEAST_ONE = Number(gte=1)
-
 
 def _whole(_type: Any, tokens: Sequence[Token]) -> int:
     """An int of exactly what was written; cyclopts would round what is not whole."""
@@ -30,7 +28,8 @@ def _whole(_type: Any, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{text!r} is no whole number; write one such as 10") from None
 
 
-WHOLE = Parameter(converter=_whole, n_tokens=1)
+Whole = Annotated[int, Parameter(converter=_whole, n_tokens=1)]
+PositiveInt = Annotated[int, Parameter(converter=_whole, n_tokens=1, validator=Number(gte=1))]
 DEVICE = Parameter(help="auto, cpu, cuda or cuda:N.")
 QUIET_HELP = "Print nothing on stdout but the final results; errors still go to stderr."
 Data = Annotated[Path, Parameter(help="Folder of labelled images, data.yaml or COCO json.")]
@@ -73,9 +72,7 @@ class OutputOptions:
     """How much is printed, and for whom. Errors go to stderr in any case."""
 
     quiet: Annotated[bool, Parameter(help=QUIET_HELP)] = False
-    json_lines: Annotated[
-        bool, Parameter(help="Print one JSON object a line for programs, and nothing else on stdout.")
-    ] = False
+    json_lines: Annotated[bool, Parameter(help="Print JSON lines alone on stdout, for programs.")] = False
 
     def check(self) -> None:
         """InputError where both are asked for."""
@@ -91,9 +88,7 @@ class LoggingOptions:
     """Where a run reports its progress, beside its folder."""
 
     output: Annotated[OutputOptions, Parameter(name="*")] = OutputOptions()
-    tensorboard: Annotated[
-        bool, Parameter(help="Write RUN/events for TensorBoard; a run with them goes on writing them.")
-    ] = False
+    tensorboard: Annotated[bool, Parameter(help="Write RUN/events for TensorBoard, also when resumed.")] = False
 
     def of_rank(self, is_main: bool) -> LoggingOptions:
         """Unchanged on the main rank; on the others without loggers."""
@@ -106,11 +101,10 @@ class RunningOptions:
     """How a detector is run over images."""
 
     image_size: Annotated[
-        int | None,
-        WHOLE,
-        Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: the training size."),
+        PositiveInt | None,
+        Parameter(help="Longer side of the input; default: the training size."),
     ] = None
-    batch: Annotated[int, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Images per batch.")] = 16
+    batch: Annotated[PositiveInt, Parameter(help="Images per batch.")] = 16
     device: Annotated[str, DEVICE] = "auto"
     precision: Annotated[PrecisionName, Parameter(help="Number format.")] = "auto"
 
@@ -121,25 +115,17 @@ class RecipeOptions:
     """The recipe fields that are set most often; all others by --set."""
 
     model: Annotated[ModelSize | None, Parameter(help="Size of the network.")] = None
-    weights: Annotated[
-        str | None, Parameter(help="Weights to start from, or a checkpoint of the original family; default: random.")
-    ] = None
-    backbone: Annotated[
-        str | None, Parameter(help="Of transformers: hf:FOLDER, or hf-config:FOLDER with random weights.")
-    ] = None
-    allow_download: Annotated[
-        bool, Parameter(help="Fetch the --backbone hf:NAME from huggingface.co where it is no folder.")
-    ] = False
-    image_size: Annotated[
-        int | None, WHOLE, Parameter(help="Longer side of the network input in pixels, a multiple of 32.")
-    ] = None
-    epochs: Annotated[int | None, WHOLE, Parameter(help="Passes over the training images.")] = None
-    batch: Annotated[int | None, WHOLE, Parameter(help="Images per batch.")] = None
-    seed: Annotated[int | None, WHOLE, Parameter(help="Seed of weights and augmentation.")] = None
+    weights: Annotated[str | None, Parameter(help="Weights (or .pt of the original family) to start from.")] = None
+    backbone: Annotated[str | None, Parameter(help="Of transformers: hf:FOLDER, or hf-config:FOLDER (random).")] = None
+    allow_download: Annotated[bool, Parameter(help="Fetch the --backbone hf:NAME from huggingface.co.")] = False
+    image_size: Annotated[Whole | None, Parameter(help="Longer side of the input in pixels, a multiple of 32.")] = None
+    epochs: Annotated[Whole | None, Parameter(help="Passes over the training images.")] = None
+    batch: Annotated[Whole | None, Parameter(help="Images per batch.")] = None
+    seed: Annotated[Whole | None, Parameter(help="Seed of weights and augmentation.")] = None
     device: Annotated[str | None, DEVICE] = None
     precision: Annotated[PrecisionName | None, Parameter(help="Number format of the convolutions.")] = None
     compile: Annotated[CompileName | None, Parameter(help="torch.compile for the step; auto: by device.")] = None
-    workers: Annotated[int | None, WHOLE, Parameter(help="Loader processes; 0 for none.")] = None
+    workers: Annotated[Whole | None, Parameter(help="Loader processes; 0 for none.")] = None
     settings: Annotated[
         list[str] | None,
         Parameter("--set", help="Any recipe field, as in --set loss.label_smoothing=0.1."),
@@ -190,7 +176,7 @@ class LimitOptions:
         float,
         Parameter(("--iou-threshold", "--iou-limit"), help="IoU above which the weaker of two boxes goes."),
     ] = 0.45
-    max_detections: Annotated[int, WHOLE, Parameter(help="Most detections per image.")] = 300
+    max_detections: Annotated[Whole, Parameter(help="Most detections per image.")] = 300
     class_agnostic: Annotated[bool, Parameter(help="Boxes of all classes suppress each other.")] = False
     multi_label: Annotated[bool, Parameter(help="A place may answer for several classes.")] = False
 

@@ -21,7 +21,7 @@ from cyclopts.validators import Number
 from anchorite.choices import OutputKind
 from anchorite.cli.display import write_line
 from anchorite.cli.folders import refuse_taken
-from anchorite.cli.options import AT_LEAST_ONE, WHOLE, LimitOptions, OutputOptions, RunningOptions, Weights
+from anchorite.cli.options import LimitOptions, OutputOptions, PositiveInt, RunningOptions, Weights
 from anchorite.cli.refining import ViewOptions
 from anchorite.errors import InputError
 from anchorite.reading import one_line
@@ -39,12 +39,10 @@ class SourceOptions:
 
     stdin: Annotated[bool, Parameter("-", help="Paths come on stdin, one a line.")] = False
     recursive: Annotated[bool, Parameter(help="Look into the subfolders of folders, too.")] = False
-    every: Annotated[
-        int, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Use each so-many-th frame of videos and cameras.")
-    ] = 1
+    every: Annotated[PositiveInt, Parameter(help="Use each so-many-th frame of videos and cameras.")] = 1
     watch: Annotated[bool, Parameter(help="Sources are folders being written to; Ctrl-C ends watching them.")] = False
     idle_seconds: Annotated[
-        float | None, Parameter(validator=Number(gt=0), help="End --watch when no image came for so long.")
+        float | None, Parameter(validator=Number(gt=0), help="End --watch after so long without images.")
     ] = None
     null: Annotated[bool, Parameter(help="Paths on stdin end with NUL, as find -print0 writes them.")] = False
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from anchorite.cli.options import AT_LEAST_ONE, WHOLE, OutputOptions, RunningOptions
+from anchorite.cli.options import OutputOptions, PositiveInt, RunningOptions
 from anchorite.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,20 +23,14 @@ if TYPE_CHECKING:
 class ViewOptions:
     """The views of each image that the networks get."""
 
-    tile: Annotated[
-        int | None, WHOLE, Parameter(validator=AT_LEAST_ONE, help="Predict on windows of this side in pixels, too.")
-    ] = None
-    tile_overlap: Annotated[
-        float | None, Parameter(help="Least share of a window that neighbours have in common. Default: 0.2.")
-    ] = None
+    tile: Annotated[PositiveInt | None, Parameter(help="Predict on windows of this side in pixels, too.")] = None
+    tile_overlap: Annotated[float | None, Parameter(help="Least share that neighbours overlap by. Default: 0.2.")] = (
+        None
+    )
     tile_only: Annotated[bool, Parameter(help="Windows alone, not the image as a whole.")] = False
     augment: Annotated[bool, Parameter(help="Test-time augmentation: mirrored and scaled inputs.")] = False
-    others: Annotated[
-        list[Path] | None, Parameter("--with", help="Other weights for the same classes, to fuse with.")
-    ] = None
-    weights_of: Annotated[
-        str | None, Parameter(help="How much each of the weights counts, as in 2,1,1. Default: alike.")
-    ] = None
+    others: Annotated[list[Path] | None, Parameter("--with", help="Other weights of the same classes, to fuse.")] = None
+    weights_of: Annotated[str | None, Parameter(help="Share of each of the weights, as in 2,1,1.")] = None
 
     @property
     def is_asked_for(self) -> bool:

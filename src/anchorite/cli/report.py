@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 
 from anchorite.cli.display import counting
 from anchorite.cli.folders import free_path, make_folder, refuse_taken, refuse_taken_page
-from anchorite.cli.options import AT_LEAST_ONE, Data, ReadingOptions, RunningOptions
+from anchorite.cli.options import Data, PositiveInt, ReadingOptions, RunningOptions
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
 from anchorite.reading import one_line
@@ -32,9 +32,7 @@ def report(
         bool,
         Parameter(help="Show the page of one run, live, to browsers on this machine; Ctrl-C ends it."),
     ] = False,
-    port: Annotated[
-        int | None, Parameter(validator=Number(gte=0, lte=65535), help="With --serve: port; 0 for any that is free.")
-    ] = None,
+    port: Annotated[int | None, Parameter(validator=Number(gte=0, lte=65535), help="Port of --serve; 0: any.")] = None,
 ) -> None:
     """Write the report page of a run anew, or one that compares runs; or show it live while it trains."""
     from anchorite.report import write_run_report
@@ -83,15 +81,11 @@ def explain(
         list[str] | None,
         Parameter(help="Images to show, by file name or stem; default: the most instructive 12."),
     ] = None,
-    weights: Annotated[
-        Path | None, Parameter(help="Weights, such as runs/NAME/best.safetensors: adds predictions and loss.")
-    ] = None,
-    recipe: Annotated[
-        str | None, Parameter(help="Recipe with model, anchors and loss; default: that beside the weights.")
-    ] = None,
+    weights: Annotated[Path | None, Parameter(help="Weights, to show predictions and loss as well.")] = None,
+    recipe: Annotated[str | None, Parameter(help="Recipe of the loss; default: that beside the weights.")] = None,
     image_size: Annotated[
-        int | None,
-        Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: of the weights, or of the recipe."),
+        PositiveInt | None,
+        Parameter(help="Longer side of the input; default: of weights or recipe."),
     ] = None,
     out: Annotated[Path | None, Parameter(help="New .html file; default: explain.html, or with a number.")] = None,
     reading: ReadingOptions = ReadingOptions(),
@@ -133,10 +127,8 @@ def suspects(
     *,
     weights: Annotated[Path, Parameter(help="Weights, best those trained on this very data.")],
     split: Annotated[list[str] | None, Parameter(help="Split to rank; may be repeated. Default: all.")] = None,
-    top: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Suspects on the page; the CSV has all.")] = 100,
-    out: Annotated[
-        Path | None, Parameter(help="New folder for suspects.html and suspects.csv. Default: suspects, -2, -3, ...")
-    ] = None,
+    top: Annotated[PositiveInt, Parameter(help="Suspects on the page; the CSV has all.")] = 100,
+    out: Annotated[Path | None, Parameter(help="New folder for page and CSV. Default: suspects, -2, -3, ...")] = None,
     running: RunningOptions = RunningOptions(),
     reading: ReadingOptions = ReadingOptions(),
 ) -> None:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from anchorite.choices import PrecisionName
-from anchorite.cli.options import AT_LEAST_ONE, DEVICE, Weights
+from anchorite.cli.options import DEVICE, PositiveInt, Weights
 from anchorite.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class RequestOptions:
     """What is taken in, and how much of it at once."""
 
-    max_batch: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Most images that the network sees at once.")] = 8
-    max_waiting: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Requests in hand; more are answered 503.")] = 32
+    max_batch: Annotated[PositiveInt, Parameter(help="Most images that the network sees at once.")] = 8
+    max_waiting: Annotated[PositiveInt, Parameter(help="Requests in hand; more are answered 503.")] = 32
     max_megabytes: Annotated[float, Parameter(validator=Number(gt=0), help="Most that a request may send.")] = 20.0
     max_megapixels: Annotated[float, Parameter(validator=Number(gt=0), help="Largest image that is decoded.")] = 50.0
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from anchorite.choices import Change
-from anchorite.cli.options import DEVICE, QUIET_HELP, WHOLE, Data, LoggingOptions, ReadingOptions, RecipeOptions
+from anchorite.cli.options import DEVICE, QUIET_HELP, Data, LoggingOptions, ReadingOptions, RecipeOptions, Whole
 
 if TYPE_CHECKING:
     from anchorite.cli.display import Display
@@ -31,9 +31,7 @@ def train(
     *,
     recipe: Annotated[str | None, Parameter(help="Built-in recipe (see `anchorite recipes`) or YAML file.")] = None,
     out: Annotated[Path | None, Parameter(help="New folder for the run. Default: runs/DATA-MODEL, -2, -3, ...")] = None,
-    resume: Annotated[
-        Path | None, Parameter(help="Folder of a run to go on with; DATA only where the data has moved.")
-    ] = None,
+    resume: Annotated[Path | None, Parameter(help="Folder of a run to go on with; DATA only if it has moved.")] = None,
     allow: Annotated[
         list[Change] | None,
         Parameter(help="With --resume: what may have changed since the run was started."),
@@ -225,12 +223,8 @@ def _data_hints(dataset: DatasetIndex, recipe: Recipe) -> Iterator[tuple[str, st
 
 def demo(
     *,
-    out: Annotated[
-        Path | None, Parameter(help="New folder for data, run and predictions. Default: runs/demo, -2, -3, ...")
-    ] = None,
-    epochs: Annotated[
-        int | None, WHOLE, Parameter(help="Passes over the training images; default: the recipe's.")
-    ] = None,
+    out: Annotated[Path | None, Parameter(help="New folder for everything. Default: runs/demo, -2, ...")] = None,
+    epochs: Annotated[Whole | None, Parameter(help="Passes over the training images; default: the recipe's.")] = None,
     device: Annotated[str, DEVICE] = "auto",
     quiet: Annotated[bool, Parameter(help=QUIET_HELP)] = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from anchorite.cli.folders import data_name, free_path, refuse_taken
-from anchorite.cli.options import AT_LEAST_ONE, Data, ReadingOptions, RecipeOptions
+from anchorite.cli.options import Data, PositiveInt, ReadingOptions, RecipeOptions
 from anchorite.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 def tune(
     data: Data | None = None,
     *,
-    trials: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="Trials in all, the recipe as it is included.")] = 20,
+    trials: Annotated[PositiveInt, Parameter(help="Trials in all, the recipe as it is included.")] = 20,
     recipe: Annotated[str | None, Parameter(help="Built-in recipe or YAML file to start from.")] = None,
-    space: Annotated[
-        Path | None, Parameter(help="YAML: recipe field to {low, high, log} or {choices}. Default: eight fields.")
-    ] = None,
+    space: Annotated[Path | None, Parameter(help="YAML: recipe field to {low, high, log} or {choices}.")] = None,
     out: Annotated[Path | None, Parameter(help="New folder for the study. Default: runs/tune-DATA, -2, ...")] = None,
     resume: Annotated[Path | None, Parameter(help="Folder of a study to go on with.")] = None,
     reading: ReadingOptions = ReadingOptions(),

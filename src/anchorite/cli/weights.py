@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from anchorite.choices import ExportFormat
-from anchorite.cli.options import AT_LEAST_ONE, AllowOutside, LimitOptions
+from anchorite.cli.options import AllowOutside, LimitOptions, PositiveInt
 from anchorite.errors import InputError, StorageError
 from anchorite.reading import one_line
 
@@ -29,12 +29,10 @@ _MOST_NAMES = 5
 class FileOptions:
     """What the file takes in, and in which number format it computes."""
 
-    image_size: Annotated[
-        int | None, Parameter(validator=AT_LEAST_ONE, help="Longer side of the input; default: the training size.")
-    ] = None
-    static: Annotated[
-        int | None, Parameter(validator=AT_LEAST_ONE, help="Fix the shape: so many images, square, of --image-size.")
-    ] = None
+    image_size: Annotated[PositiveInt | None, Parameter(help="Longer side of the input; default: as trained.")] = None
+    static: Annotated[PositiveInt | None, Parameter(help="Fix the shape: so many images, square, of --image-size.")] = (
+        None
+    )
     uint8: Annotated[bool, Parameter(help="Input of bytes, height x width x RGB, as images are decoded.")] = False
     half: Annotated[bool, Parameter(help="Convolutions in float16; input and output stay.")] = False
     int8: Annotated[bool, Parameter(help="Convolutions in int8; needs --calibrate.")] = False
@@ -46,12 +44,8 @@ class ProofOptions:
     """Images to calibrate, compare and measure on."""
 
     calibrate: Annotated[Path | None, Parameter(help="Dataset whose training images set int8's scales.")] = None
-    calibration_images: Annotated[
-        int, Parameter(validator=AT_LEAST_ONE, help="Most training images used for that.")
-    ] = 128
-    verify: Annotated[
-        Path | None, Parameter(help="Dataset to compare and measure on; default: drawn scenes, or --calibrate.")
-    ] = None
+    calibration_images: Annotated[PositiveInt, Parameter(help="Most training images used for that.")] = 128
+    verify: Annotated[Path | None, Parameter(help="Dataset to compare on; default: --calibrate, or scenes.")] = None
     split: Annotated[str, Parameter(help="Split of --verify.")] = "val"
     skip_bad: Annotated[bool, Parameter(help="Drop malformed label rows instead of refusing.")] = False
     allow_outside: AllowOutside = False
@@ -85,9 +79,7 @@ def export(
     format: Annotated[ExportFormat, Parameter(help="What to write.")] = "onnx",
     out: Annotated[Path | None, Parameter(help="New file (.onnx, .pt2 or .xml). Default: beside the weights.")] = None,
     file: FileOptions = FileOptions(),
-    nms: Annotated[
-        bool, Parameter(help="Suppression inside, with the limits below: a table of detections comes out.")
-    ] = False,
+    nms: Annotated[bool, Parameter(help="NMS inside, with the limits below; outputs detections.")] = False,
     limits: LimitOptions | None = None,
     proof: ProofOptions = ProofOptions(),
 ) -> None:
