@@ -23,7 +23,7 @@ def test_weights_and_exports_are_loaded_by_their_suffix() -> None:
 
 def test_a_program_stays_unread(tmp_path: Path) -> None:
     (tmp_path / "a.pt2").write_bytes(b"")
-    with pytest.raises(UnsafeFileError, match="so it stays unread"):
+    with pytest.raises(UnsafeFileError, match="so it is not read"):
         anchorite.load(tmp_path / "a.pt2")
     with pytest.raises(InputError):
         anchorite.load(tmp_path / "missing.xml")

@@ -114,7 +114,7 @@ WEIGHTS = [
     ("zip.safetensors", 5, ["by content a zip", "import zip.safetensors zip-imported.safetensors"]),
     ("hollow", 2, ["hollow: a folder, no weight file; give the path of a .safetensors file"]),
     ("yolo.pt", 2, ["yolo.pt: cannot be read: No such file", "nothing is ever downloaded"]),
-    ("pickled.pt", 5, ["pickled.pt: by content or name a pickle", "stays unread"]),
+    ("pickled.pt", 5, ["pickled.pt: by content or name a pickle", "is not read"]),
 ]
 WITH_WEIGHTS = ["predict {} a.jpg", "validate {} D", "suspects D --weights {}", "explain D --weights {}", "export {}"]
 

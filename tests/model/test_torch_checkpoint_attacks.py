@@ -292,7 +292,7 @@ def scripted(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: path.write_bytes(legacy_bytes({"model": torch.zeros(3)})), "from before version 1.6"),
+        (lambda path: path.write_bytes(legacy_bytes({"model": torch.zeros(3)})), "before version 1.6"),
         (lambda path: path.write_bytes(pickle.dumps({"model": 1})), "a bare pickle"),
         (lambda path: path.write_bytes(pickle.dumps(Bait(os.system, "false"), 2)), "a bare pickle"),
         (scripted, "a TorchScript archive, which holds code; give the checkpoint"),

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from anchorite.anchors import AnchorSet
 from anchorite.model import Detector, default_anchors, torch_checkpoint
+from anchorite.model.foreign_layout import foreign_anchors_name, foreign_names, foreign_sources
 from anchorite.model.sizes import plan
-from anchorite.model.torch_checkpoint import foreign_anchors_name, foreign_names, foreign_sources
 from tests.model.oracle import randomise_norms
 
 CLASSES = {

@@ -183,7 +183,7 @@ def load_export(path: Path, device: str = "auto", precision: PrecisionName = "au
     suffix = path.suffix.lower()
     if suffix == ".pt2":
         raise UnsafeFileError(
-            f"{path}: a program of torch.export, which torch may unpickle when it loads it, so it stays unread; "
+            f"{path}: a program of torch.export, which torch may unpickle when it loads it, so it is not read; "
             "use the weights it was made of, or an export to onnx"
         )
     if suffix == ".onnx":

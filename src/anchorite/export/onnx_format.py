@@ -215,7 +215,7 @@ def _refuse_unsafe(path: object, model: ModelProto) -> None:
     foreign = {opset.domain for opset in model.opset_import} | {node.domain for node in model.graph.node}
     foreign -= set(_OWN_DOMAINS)
     if foreign:
-        raise UnsafeFileError(f"{path}: has operators of {sorted(foreign)}, not ONNX's own, so it stays unused")
+        raise UnsafeFileError(f"{path}: has operators of {sorted(foreign)}, not ONNX's own, so it is not used")
     if model.functions or model.training_info:
         raise UnsafeFileError(f"{path}: brings functions or training of its own; no export of ours does")
     tensors, sparse = list(model.graph.initializer), list(model.graph.sparse_initializer)

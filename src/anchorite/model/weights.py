@@ -177,7 +177,7 @@ def _refuse_pickle(path: Path) -> None:
         return
     out = path.stem + ("-imported" if path.suffix == ".safetensors" else "") + ".safetensors"
     raise UnsafeFileError(
-        f"{path}: {what}, which could run code when read, so it stays unread; "
+        f"{path}: {what}, which could run code when read, so it is not read; "
         "use a .safetensors file written by anchorite, or make one of a checkpoint of the original family by "
         f"anchorite import {shlex.quote(str(path))} {shlex.quote(out)}"
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anchorite.model import Detector, default_anchors
-from anchorite.model.torch_checkpoint import foreign_anchors_name, foreign_names, joined
+from anchorite.model.foreign_layout import foreign_anchors_name, foreign_names, joined
 from tests.model.oracle import p5_outputs, randomise_norms
 from tests.shared import shared_path
 
