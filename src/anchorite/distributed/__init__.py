@@ -1,4 +1,4 @@
-"""The processes that train together: what each of them knows of the others, and how they talk."""
+"""Distributed training: the process group, world size, rank and reductions."""
 
 from anchorite.distributed.process_group import init_process_group
 from anchorite.distributed.world import SINGLE_PROCESS, World

@@ -1,8 +1,7 @@
-"""`World`: this process among those that train together, and what they tell each other.
+"""`World`: rank and world size of this process, and exchange of tensors and values between ranks.
 
-Nothing that travels is ever unpickled: tensors go as safetensors, everything else as JSON. Each method but
-`all_reduce` is for small or rare things and goes through the processor's memory; all ranks must call it, in the same
-order.
+Nothing received is ever unpickled: tensors are sent as safetensors, everything else as JSON. Each method but
+`all_reduce` is for small or rare data and goes through host memory; all ranks must call it, in the same order.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _BYTES_AT_A_TIME = 1 << 28
 
 @dataclass(frozen=True)
 class World:
-    """The processes that share a run, as this one sees them.
+    """The world as seen by this process.
 
     rank: of this process, 0..world_size-1; local_rank, local_world_size: the same on this machine. Without torchrun
     there is one process, rank 0 of 1.
@@ -34,12 +33,12 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes and prints."""
+        """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there are others."""
+        """Whether there are several ranks."""
         return self.world_size > 1
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -55,24 +54,24 @@ class World:
         return self.all_reduce((~here).float()) == 0 if self.is_distributed else here
 
     def any(self, here: bool) -> bool:
-        """Whether it is so on any rank."""
+        """Whether it is true on any rank."""
         return bool(self.all_reduce(torch.tensor([float(here)]))) if self.is_distributed else here
 
     def broadcast(self, value: Any) -> Any:
-        """The first rank's value, which JSON must be able to hold; what the others give does not count."""
+        """Rank 0's value, which must be JSON; the values of the others are ignored."""
         if not self.is_distributed:
             return value
         return json.loads(self._broadcast_bytes(json.dumps(value).encode() if self.is_main else b""))
 
     def broadcast_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The first rank's tensors, on the processor."""
+        """Rank 0's tensors, on the CPU."""
         if not self.is_distributed:
             return tensors
         content = self._broadcast_bytes(save(tensors) if self.is_main else b"")
         return tensors if self.is_main else load(content)
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Every rank's value, which JSON must be able to hold, by number, on all ranks."""
+        """The values of all ranks in order, which must be JSON, on all ranks."""
         if not self.is_distributed:
             return [value]
         content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -84,7 +83,7 @@ class World:
         return [json.loads(bytes(one[:length].numpy())) for one, length in zip(everyone, lengths, strict=True)]
 
     def gather_tensors(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Every rank's tensors, by number, on the first rank; nothing on the others."""
+        """The tensors of all ranks in order, on rank 0; nothing on the others."""
         if not self.is_distributed:
             return [tensors]
         content = torch.frombuffer(bytearray(save(tensors)), dtype=torch.uint8)
@@ -102,7 +101,7 @@ class World:
         return gathered
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         self.any(False)
 
     def _lengths(self, here: int) -> list[int]:
@@ -122,4 +121,4 @@ class World:
 
 
 SINGLE_PROCESS = World()
-"""The only process of its run."""
+"""A run of one process."""

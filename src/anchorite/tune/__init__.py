@@ -1,4 +1,4 @@
-"""Searching recipe fields for a better detector: a declared space, a lasting study, a recipe as its result."""
+"""Hyperparameter search over recipe fields: a search space, a persistent study, and a recipe as its result."""
 
 from anchorite.tune.space import Choice, Range, Space, default_space, read_space
 from anchorite.tune.study import Study, TrialDone

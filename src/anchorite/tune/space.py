@@ -1,4 +1,4 @@
-"""What is searched: recipe fields by dotted name, each with a range or a list of choices."""
+"""The search space: recipe fields by dotted name, each with a range or a list of choices."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Range(BaseModel):
 
     @property
     def is_whole(self) -> bool:
-        """Whether only whole numbers are meant."""
+        """Whether only whole numbers are allowed."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def holds(self, value: Any) -> bool:
@@ -42,7 +42,7 @@ class Range(BaseModel):
         return is_number and self.low <= value <= self.high and (isinstance(value, int) or not self.is_whole)
 
     def ends(self) -> tuple[Any, ...]:
-        """The extreme values, to try them on a recipe."""
+        """The extreme values, to validate them with a recipe."""
         return (self.low, self.high)
 
 
@@ -77,7 +77,7 @@ _DEFAULT: Space = {
 
 
 def default_space() -> Space:
-    """The space searched where none is given: rate, decay, gains, smoothing and the strength of augmentation."""
+    """The default space: learning rate, weight decay, gains, label smoothing and strength of augmentation."""
     return dict(_DEFAULT)
 
 
@@ -100,7 +100,7 @@ def read_space(path: Path) -> Space:
 
 
 def refuse_impossible(space: Space, recipe: Recipe) -> None:
-    """Try every end of every range on the recipe, so that no trial can fail by a value that it does not allow."""
+    """Validate the ends of every range with the recipe, so that no trial fails on an invalid value."""
     for name, dimension in space.items():
         recipe_value(recipe, name)
         for value in dimension.ends():

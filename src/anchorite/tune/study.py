@@ -1,4 +1,4 @@
-"""A study: trials of recipe values, each a run of its own, remembered in SQLite so that it can be gone on with."""
+"""A study: trials of recipe values, each a separate run, stored in SQLite so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 _FACTS, _RECIPE, _DATABASE = "study.json", "recipe.yaml", "study.db"
 _MAX_FACTS_BYTES = 1_000_000
-_STARTUP = 5  # trials drawn at random, and never cut short, before the search knows anything
+_STARTUP = 5  # random trials at the start, never stopped early
 
 
 @dataclass(frozen=True)
 class TrialDone:
-    """A trial that is over. outcome: "complete", "cut short" (worse than most at the same epoch) or "diverged"."""
+    """A finished trial. outcome: "complete", "cut short" (worse than most at the same epoch) or "diverged"."""
 
     number: int
     outcome: str
@@ -51,13 +51,13 @@ class TrialDone:
 
 
 class _CutShort(Exception):
-    """A trial that does worse than most did at the same epoch."""
+    """Stops a trial that is worse than most were at the same epoch."""
 
 
 class Study:
-    """Trials in a folder: recipe.yaml, study.json (data, space), study.db (optuna's memory), trials/NUMBER, best.yaml.
+    """Trials in a folder: recipe.yaml, study.json (data, space), study.db (optuna's storage), trials/NUMBER, best.yaml.
 
-    Trial 0 is the recipe as it stands, so that there is something to compare with.
+    Trial 0 is the unchanged recipe, the baseline.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any], recipe: Recipe, space: Space) -> None:
@@ -108,10 +108,11 @@ class Study:
         tell: Callable[[TrialDone], None],
         listener: Listener = ignore,
     ) -> Recipe:
-        """Run trials until the study has `num_trials` that are over; the best recipe, which best.yaml holds as well.
+        """Run trials until the study has `num_trials` finished ones; returns the best recipe, also written to
+        best.yaml.
 
-        A trial that was interrupted is gone on with, from its newest checkpoint. tell hears of each trial, listener of
-        each event within. Raises InputError without a split val or without optuna, and what training raises.
+        An interrupted trial is resumed from its newest checkpoint. tell receives a line on each trial, listener each
+        event within. Raises InputError without a split val or without optuna, and what training raises.
         """
         if not dataset.splits.get("val"):
             raise InputError(f"{dataset.root}: a study compares by mAP on the split val, and there is none")
@@ -140,7 +141,7 @@ class Study:
             load_if_exists=True,
             pruner=_pruner(optuna, self.recipe.epochs),
         )
-        # Another stream of random numbers after each interruption, the same for the same history.
+        # A different random stream after each interruption, the same for the same history.
         study.sampler = optuna.samplers.TPESampler(seed=self.recipe.seed + len(study.trials), n_startup_trials=_STARTUP)
         return study
 
@@ -185,7 +186,7 @@ class Study:
             if (folder / "recipe.yaml").is_file():
                 finished = resume(folder, dataset, hear)
             else:
-                shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything in it
+                shutil.rmtree(folder, ignore_errors=True)  # killed before it contained anything
                 folder.parent.mkdir(exist_ok=True)
                 finished = train(recipe, dataset, folder, hear)
             best = finished.best_map if finished.best_epoch is not None else 0.0
@@ -195,13 +196,13 @@ class Study:
             outcome, state = "diverged", optuna.trial.TrialState.PRUNED
         trial.set_user_attr("outcome", outcome)
         study.tell(trial, best if outcome == "complete" else None, state=state)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # 22 MB each that nobody goes on from
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # 22 MB each, never resumed
         is_best = outcome == "complete" and study.best_trial.number == trial.number
         values = {name: recipe_value(recipe, name) for name in self.space}
         return TrialDone(number, outcome, values, best, epochs, time.perf_counter() - started, is_best)
 
     def _write_best(self, study: optuna.Study, num_over: int) -> Recipe:
-        """The recipe of the best complete trial, which is written to best.yaml with what it was better than."""
+        """The recipe of the best complete trial, written to best.yaml with the baseline's score."""
         complete = [trial for trial in study.trials if trial.value is not None and trial.state.name == "COMPLETE"]
         if not complete:
             return self.recipe
@@ -225,7 +226,7 @@ def _optuna() -> ModuleType:
 
 
 def _pruner(optuna: ModuleType, epochs: int) -> Any:
-    """Cut short what is under the median of earlier trials, after a third of the epochs."""
+    """Stop a trial below the median of earlier trials, after a third of the epochs."""
     return optuna.pruners.MedianPruner(n_startup_trials=_STARTUP, n_warmup_steps=max(1, epochs // 3))
 
 
