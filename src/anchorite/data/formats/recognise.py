@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, NamedTuple, get_args
 
 from anchorite.choices import FormatName
 from anchorite.data.dataset import DatasetIndex
@@ -19,11 +20,51 @@ from anchorite.errors import InputError
 
 _MOST_BROKEN = 5
 
-_LOOKED_FOR = {
-    "yolo": "YOLO: data.yaml, or one *.yaml with names and train",
-    "coco": "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or one COCO *.json",
-    "voc": "VOC: ImageSets/Main/<split>.txt with Annotations, or folders train, val, test or Annotations holding *.xml",
-    "shards": "shards: shards.json, as anchorite convert --to shards writes it",
+
+class _Format(NamedTuple):
+    """How a format is recognised and read.
+
+    looked_for: in words. suffixes: of a file that the user may name, or its whole name. open_file: what `read` takes,
+    for such a file. find: the same for a folder; nothing where the folder does not hold this format.
+    """
+
+    looked_for: str
+    suffixes: tuple[str, ...]
+    open_file: Callable[[Path], Any]
+    find: Callable[[Path, ReadingLog, Fence], Any]
+    read: Callable[[Any, Path, ReadingLog, bool], DatasetIndex]
+
+
+# The first that is found in a folder is taken.
+_FORMATS: dict[FormatName, _Format] = {
+    "shards": _Format(
+        "shards: shards.json, as anchorite convert --to shards writes it",
+        (MANIFEST,),
+        lambda path: path,
+        lambda folder, _, fence: find_shards(folder, fence),
+        read_shards,
+    ),
+    "yolo": _Format(
+        "YOLO: data.yaml, or one *.yaml with names and train",
+        (".yaml", ".yml"),
+        lambda path: path,
+        lambda folder, _, fence: find_yolo(folder, fence),
+        read_yolo,
+    ),
+    "coco": _Format(
+        "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or one COCO *.json",
+        (".json",),
+        single_coco,
+        find_coco,
+        read_coco,
+    ),
+    "voc": _Format(
+        "VOC: ImageSets/Main/<split>.txt with Annotations, or folders train, val, test or Annotations holding *.xml",
+        (),
+        lambda path: path,
+        find_voc,
+        read_voc,
+    ),
 }
 
 
@@ -59,14 +100,10 @@ def open_dataset(
 
 
 def _open_file(path: Path, format: FormatName | None, log: ReadingLog, allow_outside: bool) -> DatasetIndex:
-    suffix = path.suffix.lower()
-    if suffix in (".yaml", ".yml") and format in (None, "yolo"):
-        return read_yolo(path, path, log, allow_outside)
-    if path.name == MANIFEST and format in (None, "shards"):
-        return read_shards(path, path, log, allow_outside)
-    if suffix == ".json" and format in (None, "coco"):
-        return read_coco(single_coco(path), path, log, allow_outside)
-    wanted = f" as {format}" if format else ""
+    for name, one in _FORMATS.items():
+        if format in (None, name) and (path.name in one.suffixes or path.suffix.lower() in one.suffixes):
+            return one.read(one.open_file(path), path, log, allow_outside)
+    suffix, wanted = path.suffix.lower(), f" as {format}" if format else ""
     packed = "; unpack it and name the folder" if suffix in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar") else ""
     if suffix == ".tar" and (path.parent / MANIFEST).is_file():
         packed = f"; this is one of the shards in {path.parent}: name that folder"
@@ -77,22 +114,10 @@ def _open_file(path: Path, format: FormatName | None, log: ReadingLog, allow_out
 
 def _open_folder(root: Path, format: FormatName | None, log: ReadingLog, allow_outside: bool) -> DatasetIndex:
     fence = Fence([root], allow_outside)
-    if format in (None, "shards"):
-        manifest_path = find_shards(root, fence)
-        if manifest_path is not None:
-            return read_shards(manifest_path, root, log, allow_outside)
-    if format in (None, "yolo"):
-        yaml_path = find_yolo(root, fence)
-        if yaml_path is not None:
-            return read_yolo(yaml_path, root, log, allow_outside)
-    if format in (None, "coco"):
-        files = find_coco(root, log, fence)
-        if files:
-            return read_coco(files, root, log, allow_outside)
-    if format in (None, "voc"):
-        layout = find_voc(root, log, fence)
-        if layout is not None:
-            return read_voc(layout, root, log, allow_outside)
+    for name, one in _FORMATS.items():
+        found = one.find(root, log, fence) if format in (None, name) else None
+        if found:
+            return one.read(found, root, log, allow_outside)
     broken = broken_jsons(root, fence) if format in (None, "coco") else []
     if broken:
         more = len(broken) - _MOST_BROKEN
@@ -102,7 +127,7 @@ def _open_folder(root: Path, format: FormatName | None, log: ReadingLog, allow_o
             + (f"\n  and {more} more" if more > 0 else "")
             + "\nIf these are its COCO labels, export or copy them again"
         )
-    wanted = [_LOOKED_FOR[format]] if format else list(_LOOKED_FOR.values())
+    wanted = [one.looked_for for name, one in _FORMATS.items() if format in (None, name)]
     raise InputError(
         f"{root}: no dataset recognised. Looked for:\n"
         + "\n".join(f"  {line}" for line in wanted)
