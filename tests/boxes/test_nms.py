@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anchorite.boxes.iou import pairwise_iou_xyxy
 from anchorite.boxes.nms import nms, nms_of_sorted
-from anchorite.boxes.pairwise import pairwise_iou_xyxy
 from tests.boxes.slow_nms import slow_nms
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anchorite.boxes.iou import pairwise_overlap_xyxy
 from anchorite.boxes.nms import nms
-from anchorite.boxes.pairwise import pairwise_overlap_xyxy
 from anchorite.errors import accepts_iou_limit
 
 FUSION_IOU_THRESHOLD = 0.55

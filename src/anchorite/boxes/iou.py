@@ -1,6 +1,9 @@
-"""The IoU family for matched pairs of boxes, differentiable and finite for degenerate sides.
+"""Coordinate frames of boxes and the IoU family: pairs of boxes, differentiable, and every box with every other.
 
-Source: docs/objective.md, section 4 (IoU; GIoU arXiv:1902.09630; DIoU and CIoU arXiv:1911.08287).
+Frames are named by their last axis: `cxcywh` centre and sides, `xyxy` corners. All functions are pure and keep dtype
+and device. Source: docs/objective.md, section 4 (IoU; GIoU arXiv:1902.09630; DIoU and CIoU arXiv:1911.08287).
+
+Legend: N boxes, M boxes.
 """
 
 from __future__ import annotations
@@ -12,7 +15,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anchorite.boxes.frames import cxcywh_to_xyxy
+
+def cxcywh_to_xyxy(boxes_cxcywh: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
+    """Corners (..., 4) of boxes given by centre and sides (..., 4), in the same unit."""
+    centres, sides = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
+    return torch.cat([centres - sides / 2, centres + sides / 2], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes_xyxy: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
+    """Centre and sides (..., 4) of boxes given by corners (..., 4), in the same unit."""
+    lows, highs = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    return torch.cat([(lows + highs) / 2, highs - lows], dim=-1)
+
+
+def clip_xyxy(boxes_xyxy: Float[Tensor, "*batch 4"], width: float, height: float) -> Float[Tensor, "*batch 4"]:
+    """Boxes (..., 4) cut to the rectangle 0..width, 0..height."""
+    limits = boxes_xyxy.new_tensor([width, height, width, height])
+    return boxes_xyxy.clamp(min=0).minimum(limits)
+
 
 IouKind = Literal["iou", "giou", "diou", "ciou"]
 
@@ -67,3 +87,33 @@ def _aspect_angle(boxes_cxcywh: Tensor) -> Tensor:
     slope = torch.atan2(unit[..., 0], unit[..., 1])
     value = torch.atan2(sides[..., 0], sides[..., 1]).detach()
     return value + (slope - slope.detach())
+
+
+def pairwise_overlap_xyxy(
+    boxes_xyxy: Float[Tensor, "*batch N 4"], others_xyxy: Float[Tensor, "*batch M 4"]
+) -> tuple[Float[Tensor, "*batch N M"], Float[Tensor, "*batch N M"]]:
+    """Areas of intersection and of union, each (..., N, M), of boxes (..., N, 4) with boxes (..., M, 4).
+
+    Inverted boxes have no area.
+    """
+    overlap = _overlap_along(boxes_xyxy, others_xyxy, axis=0).mul_(_overlap_along(boxes_xyxy, others_xyxy, axis=1))
+    union = (_areas(boxes_xyxy)[..., None] + _areas(others_xyxy)[..., None, :]).sub_(overlap)
+    return overlap, union
+
+
+def pairwise_iou_xyxy(boxes_xyxy: Float[Tensor, "N 4"], others_xyxy: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
+    """Intersection over union (N, M) of boxes (N, 4) with boxes (M, 4); 0 where both boxes are empty."""
+    overlap, union = pairwise_overlap_xyxy(boxes_xyxy, others_xyxy)
+    return torch.where(union > 0, overlap / union, 0.0)
+
+
+def _overlap_along(boxes_xyxy: Tensor, others_xyxy: Tensor, axis: int) -> Tensor:
+    # Contiguous columns: across strided ones, minimum and maximum are several times slower.
+    low, high = (boxes_xyxy[..., edge, None].contiguous() for edge in (axis, axis + 2))
+    other_low, other_high = (others_xyxy[..., None, :, edge].contiguous() for edge in (axis, axis + 2))
+    return torch.minimum(high, other_high).sub_(torch.maximum(low, other_low)).clamp_(min=0)
+
+
+def _areas(boxes_xyxy: Tensor) -> Tensor:
+    sides = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
+    return sides[..., 0] * sides[..., 1]

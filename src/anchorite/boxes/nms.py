@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from anchorite.boxes.pairwise import pairwise_overlap_xyxy
+from anchorite.boxes.iou import pairwise_overlap_xyxy
 from anchorite.errors import accepts_iou_limit
 
 # Pairs within the blocks of a batch: on the CPU arithmetic costs, on an accelerator each round trip does.

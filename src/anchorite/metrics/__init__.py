@@ -1,10 +1,9 @@
 """Metrics: the twelve COCO numbers, precision and recall over confidence, the confusion matrix, and their plots."""
 
 from anchorite.metrics.coco import ClassMetrics, CocoMetrics, coco_metrics
-from anchorite.metrics.confusion import Confusion, confusion_matrix
-from anchorite.metrics.curves import Curves, detection_curves
+from anchorite.metrics.curves import Confusion, Curves, confusion_matrix, detection_curves
+from anchorite.metrics.matching import Predictions, Truth
 from anchorite.metrics.plots import save_confusion_matrix, save_f1_curve, save_pr_curve
-from anchorite.metrics.values import Predictions, Truth
 
 __all__ = [
     "ClassMetrics",

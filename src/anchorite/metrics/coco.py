@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.metrics.values import Predictions, Truth, check_pairing
+from anchorite.metrics.matching import Predictions, Truth, check_pairing
 
 # COCO's own areas in square pixels and caps on detections, by the index they have in the library's result.
 _AREA_NAMES = ("all", "small", "medium", "large")

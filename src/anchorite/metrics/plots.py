@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.files import write_atomically
-from anchorite.metrics.confusion import Confusion
-from anchorite.metrics.curves import Curves, mean_of_defined
+from anchorite.metrics.curves import Confusion, Curves, mean_of_defined
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anchorite.boxes import Targets
-from anchorite.boxes.pairwise import pairwise_iou_xyxy, pairwise_overlap_xyxy
+from anchorite.boxes.iou import pairwise_iou_xyxy, pairwise_overlap_xyxy
 from anchorite.data import LetterboxedBatch, Record, letterboxed_batches
 from anchorite.errors import DivergedError
 from anchorite.evaluate import batch_targets
