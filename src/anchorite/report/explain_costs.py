@@ -15,6 +15,7 @@ from anchorite.boxes import Targets, cxcywh_to_xyxy, pairwise_iou_xyxy
 from anchorite.errors import DivergedError
 from anchorite.loss import DetectionLoss, LevelBreakdown, break_down
 from anchorite.model import Detector
+from anchorite.predict import images_not_finite
 
 _NUM_BACKGROUND = 10
 _PARTS = (("box", slice(0, 4)), ("objectness", slice(4, 5)), ("classification", slice(5, None)))
@@ -30,7 +31,7 @@ def image_costs(
     """
     with torch.no_grad():
         outputs = detector(image.float() / 255)
-    if not all(bool(level.isfinite().all()) for level in outputs):
+    if images_not_finite(outputs):
         raise DivergedError(
             f"{name}: the network's output for this image is not finite: its training diverged or its weights are "
             "damaged. Use earlier weights"

@@ -27,7 +27,7 @@ from anchorite.errors import DivergedError
 from anchorite.evaluate import batch_targets
 from anchorite.loss import DetectionLoss, LossConfig, break_down
 from anchorite.model import Detector, fold_batch_norm, to_channels_last
-from anchorite.predict import PredictConfig, batch_detections
+from anchorite.predict import PredictConfig, batch_detections, images_not_finite
 
 Rows = NDArray[Any]  # structured, one row each
 LabelKind = Literal["class", "spurious", "box", "duplicate", "loss"]
@@ -148,7 +148,12 @@ class Observer:
         if flip:
             images, targets = images.flip(-1), _mirrored(targets)
         logits = self._forward(images)
-        self._check_finite(records, batch, logits)
+        for number in images_not_finite(logits):
+            path = records[int(batch.indices[number])].path
+            raise DivergedError(
+                f"{path}: the network's output for this image is not finite: its training diverged or its weights are "
+                "damaged. Use earlier weights, or --precision fp32"
+            )
         losses = self._losses(logits, targets.to(self.device))
         found = batch_detections(logits, self.anchors, _LIMITS).cpu().split()
         observations, first, width = [], 0, images.shape[-1]
@@ -172,15 +177,6 @@ class Observer:
         with torch.autocast(self.device.type, self.autocast_dtype) if is_reduced else nullcontext():
             logits: list[Tensor] = self.network(images.contiguous(memory_format=torch.channels_last))
         return logits
-
-    def _check_finite(self, records: Sequence[Record], batch: LetterboxedBatch, logits: Sequence[Tensor]) -> None:
-        most = torch.stack([level.abs().amax(dim=(1, 2, 3, 4)) for level in logits]).amax(dim=0)
-        for index, fine in zip(batch.indices.tolist(), most.isfinite().tolist(), strict=True):
-            if not fine:
-                raise DivergedError(
-                    f"{records[index].path}: the network's output for this image is not finite: its training diverged "
-                    "or its weights are damaged. Use earlier weights, or --precision fp32"
-                )
 
     def _losses(self, logits: Sequence[Tensor], targets: Targets) -> NDArray[np.float64]:
         """(T,) mean over each target's anchor cells of all levels of its box and class loss; NaN where it has none."""
