@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,15 +167,21 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_painting_fills_up_and_cuts_off_the_last_batch(tmp_path: Path) -> None:
-    case = make_case(tmp_path, STRAIGHT, 5)
+def test_one_compiled_kernel_paints_the_same_and_cuts_off_the_last_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(tmp_path, STRAIGHT.model_copy(update={"value": 0.3}), 5)
+    monkeypatch.setattr(device_module.torch, "compile", partial(torch.compile, fullgraph=True))
     config = LoaderConfig(batch_size=4)
     with DeviceLoader(case.samples, case.store, config, compiled=True) as loader:
         assert loader.painting == "by a compiled kernel"
         compiled = list(loader)
     for batch, other in zip(compiled, batches_of(case, range(1)), strict=True):
         assert batch.images.shape == other.images.shape
-        assert (batch.images.int() - other.images.int()).abs().max() <= 1
+        difference = (batch.images.int() - other.images.int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 1e-3
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(batch.targets.rows, other.targets.rows)
 
 

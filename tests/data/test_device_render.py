@@ -204,20 +204,6 @@ def test_painting_asks_the_device_for_nothing(tmp_path: Path, config: AugmentCon
     assert "index" in operators.names, "the watch sees what runs"
 
 
-@pytest.mark.slow
-def test_a_compiled_kernel_paints_the_same(tmp_path: Path) -> None:
-    case = make_case(tmp_path, STRAIGHT.model_copy(update={"value": 0.3}))
-    plan = plan_batch([case.samples.plan(key) for key in keys_of(case, 1)], case.store.images.sizes_hw)
-    pixels, starts = case.store.stage(plan.sources)
-    tables = [torch.from_numpy(starts).view(plan.widths.shape), plan.tiles, plan.widths, plan.colours]
-    arguments = (pixels, *tables, plan.size, plan.taps, plan.jitters)
-    compiled = torch.compile(render, fullgraph=True)(*arguments)
-    difference = (compiled.int() - render(*arguments).int()).abs()  # type: ignore[call-arg]
-    assert difference.max() <= 1
-    assert (difference > 0).float().mean() < 1e-3
-    assert compiled.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_cuda_paints_the_same_and_never_waits(tmp_path: Path) -> None:
     needs_cuda()
     case = make_case(tmp_path, EVERYTHING)

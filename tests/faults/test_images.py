@@ -191,35 +191,37 @@ import json, resource, sys, time
 import anchorite.report, anchorite.train, anchorite.predict, anchorite.evaluate
 from anchorite.cli import run
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before, started = peak(), time.perf_counter()
-code = run(sys.argv[1:])
-print(json.dumps([code, time.perf_counter() - started, peak() - before]))
+measured = []
+for words in json.loads(sys.argv[1]):
+    before, started = peak(), time.process_time()
+    code = run(words)
+    measured.append([code, time.process_time() - started, peak() - before])
+print(json.dumps(measured))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "validate", "predict"])
-def test_a_bomb_costs_neither_time_nor_memory(command: str, tmp_path: Path) -> None:
+def test_a_bomb_costs_neither_time_nor_memory(tmp_path: Path) -> None:
     bomb = one_bit_png(30_000)
     assert len(bomb) < 120_000
     data, image = data_with(tmp_path, "val", bomb)
-    words = {
-        "train": [data, "--out", tmp_path / "run"],
-        "validate": [weights(), data],
-        "predict": [weights(), image, "--out", tmp_path / "found"],
-    }
+    commands = [
+        ["train", data, "--out", tmp_path / "run"],
+        ["validate", weights(), data],
+        ["predict", weights(), image, "--out", tmp_path / "found"],
+    ]
     process = subprocess.run(
-        [sys.executable, "-c", _MEASURE, command, *map(str, words[command])],
+        [sys.executable, "-c", _MEASURE, json.dumps(commands, default=str)],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    code, seconds, megabytes = json.loads(process.stdout.splitlines()[-1])
-    assert code == 2
-    assert f"{image}: " in process.stderr
-    assert seconds < 1.5
-    assert megabytes < 100
+    assert process.stderr.count(f"{image}: ") == len(commands)
+    for code, processor_seconds, megabytes in json.loads(process.stdout.splitlines()[-1]):
+        assert code == 2
+        assert processor_seconds < 1.5
+        assert megabytes < 100
 
 
 def test_skip_bad_leaves_a_bomb_out(tmp_path: Path) -> None:
