@@ -41,7 +41,7 @@ def test_windows_views_and_several_weights_at_once(tmp_path: Path, capsys: pytes
     assert run([*words, "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(
-        "looks at each image: the whole and windows of 48 px that share 50% or more; 2 weights; "
+        "views of each image: the whole and windows of 48 px that share 50% or more; 2 weights; "
     )
     assert "64 px, 64 px mirrored" in lines[0]
     assert len(lines) == 1 + 4 + 1
@@ -66,7 +66,7 @@ def test_validation_measures_them_with_the_same_numbers(capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["images"] == 4
     assert run(["validate", weights(), str(data_folder()), "--tile", "32", "--tile-only"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "looks at each image: windows of 32 px that share 20% or more; network input 64 px"
+    assert lines[0] == "views of each image: windows of 32 px that share 20% or more; network input 64 px"
     assert lines[1].split()[:5] == ["class", "images", "labels", "AP", "AP50"]
 
 

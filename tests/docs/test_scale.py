@@ -187,7 +187,7 @@ def test_a_detection_takes_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow
 def test_a_checkpoint_takes_what_is_counted(tmp_path: Path) -> None:
-    step, train_state = make_step(SINGLE_PROCESS, "fixed")
+    step, train_state = make_step(SINGLE_PROCESS)
     step.accumulate(whole_batch(0, 2, 2))
     step.apply(Settings(0.01, 0.01, 0.9))
     size = save_checkpoint(tmp_path, train_state, Progress()).stat().st_size

@@ -160,7 +160,7 @@ def test_a_skipped_step_is_told_with_its_images_and_counted(tmp_path: Path, monk
 def test_too_many_in_a_row_end_the_run_with_a_post_mortem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poisoning(monkeypatch, lambda number: number > 7)
     recorder, out = Recorder(), tmp_path / "run"
-    with pytest.raises(DivergedError, match=r"epoch 4, batch 3: the objectness loss is not finite.* 5 times") as caught:
+    with pytest.raises(DivergedError, match=r"epoch 4, batch 3: the objectness loss is not finite.* 5 steps") as caught:
         train(small_recipe(epochs=9, optimizer__nominal_batch=4), scenes(), out, recorder)
     assert caught.value.exit_code == 3
     assert [event.facts["in_a_row"] for event in recorder.of(StepSkipped)] == [1, 2, 3, 4, 5]

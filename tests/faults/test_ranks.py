@@ -59,23 +59,18 @@ def ours(errors: str) -> list[str]:
     return [line for line in errors.splitlines() if line.startswith("anchorite: ")]
 
 
-# torchrun gives a process 30 s to end before it kills it, which a stopped one makes use of.
-@pytest.mark.parametrize(
-    ("number", "what", "within_s"), [(signal.SIGKILL, "ended", 15), (signal.SIGSTOP, "did not answer for 5 s", 50)]
-)
-def test_a_rank_that_is_killed_or_stopped_ends_all_with_a_reason(
-    number: int, what: str, within_s: float, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("number", "what"), [(signal.SIGKILL, "is gone"), (signal.SIGSTOP, "was stopped")])
+def test_a_rank_that_is_killed_or_stopped_is_named_and_ends_all(number: int, what: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(train_words(run, *ENDLESS))
     wait_for_checkpoint(run)
     world = ranks_of(process)
     assert len(world) == 2
     os.kill(world[1], number)
-    errors, _ = end(process, TIMEOUT_S + within_s)
+    errors, _ = end(process, TIMEOUT_S + 15)
     (said,) = ours(errors)
-    assert said.startswith(f"anchorite: another process of the run {what}"), errors
-    assert number != signal.SIGKILL or "rank      : 1 (local_rank: 1)" in errors, "torchrun names it"
+    assert said.startswith(f"anchorite: rank 1 (process {world[1]} on "), errors
+    assert what in said
     assert f"anchorite train --resume {run}" in errors
     assert not any(Path(f"/proc/{rank}").exists() for rank in world)
     assert any(one.progress is not None for one in found_checkpoints(run / "checkpoints"))

@@ -249,10 +249,14 @@ def test_a_checkpoint_of_another_version_is_refused_naming_both(run: Path) -> No
 def test_weights_of_a_later_version_are_refused_naming_both(run: Path) -> None:
     from safetensors import safe_open
 
+    from anchorite.model.weights import FORMAT_VERSION
+
     path = run / "best.safetensors"
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["anchorite"])
     later = path.with_name("later.safetensors")
-    save_file(load_file(path), later, {"anchorite": json.dumps({**header, "format_version": 3})})
-    with pytest.raises(InputError, match=r"format version 3, but this release reads up to 2"):
+    save_file(load_file(path), later, {"anchorite": json.dumps({**header, "format_version": FORMAT_VERSION + 1})})
+    with pytest.raises(
+        InputError, match=rf"version {FORMAT_VERSION + 1}, but this release reads up to {FORMAT_VERSION}"
+    ):
         load_weights(later)

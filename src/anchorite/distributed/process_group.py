@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +24,10 @@ from anchorite.interrupts import HeldInterrupts
 from anchorite.launch import FROM_RANK
 
 _START_S = 600.0  # how long after each other processes may start
+_ANSWER_S = 3.0  # how long a rank may take to say that it lost its connections, too
 _NETWORK_ERROR = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|broken pipe", re.IGNORECASE)
 _FIRST_FAULT = "first-fault"
+_ENDED = (None, "Z")  # states of a process that runs no more
 
 
 @contextmanager
@@ -30,8 +36,8 @@ def init_process_group(timeout_s: float, environment: Mapping[str, str] = os.env
 
     timeout_s: how long a rank may keep the others waiting. When one rank fails inside the block, all end. Its own error
     passes on, with a note of its rank; a rank that only loses its connection to the others raises WorkerError (exit
-    code 6). An error that another rank has reported already, the same one or the cause of this one, is raised as
-    ReportedByPeer. Unexpected exceptions go to torchrun's error file, by which it names the rank that failed first.
+    code 6) naming those that do not answer. An error that another rank has reported already, the same one or the cause
+    of this one, is raised as ReportedByPeer. Unexpected exceptions go to torchrun's error file as well.
     """
     world = _read_world(environment)
     if not world.is_distributed:
@@ -43,7 +49,7 @@ def init_process_group(timeout_s: float, environment: Mapping[str, str] = os.env
         _wait_for_all(store, world, timeout_s)
     except BaseException as error:
         with HeldInterrupts():  # torchrun ends all processes when one has failed; the reason is reported first
-            replacement = _replacement(error, store, world.rank, timeout_s)
+            replacement = _replacement(error, store, world, timeout_s)
         notes = (*getattr(error, "__notes__", ()), f"{FROM_RANK}{world.rank}")
         if replacement is None:
             error.add_note(notes[-1])
@@ -80,6 +86,7 @@ def _connect(world: World, timeout_s: float) -> Any:
         store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
         # torchrun may serve all restarts from one store; entries of earlier attempts must not be read.
         store = dist.PrefixStore(f"anchorite/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store.set(f"process/{world.rank}", json.dumps([socket.gethostname(), os.getpid()]))
         # Connecting is limited to timeout_s like every operation after it; starting is not, so wait for all first.
         store.set(f"ready/{world.rank}", "")
         store.wait([f"ready/{rank}" for rank in range(world.world_size)], timedelta(seconds=_START_S))
@@ -99,15 +106,14 @@ def _wait_for_all(store: Any, world: World, timeout_s: float) -> None:
         store.wait([f"done/{rank}" for rank in range(world.world_size)], timedelta(seconds=timeout_s))
 
 
-def _replacement(error: BaseException, store: Any, rank: int, timeout_s: float) -> AnchoriteError | None:
+def _replacement(error: BaseException, store: Any, world: World, timeout_s: float) -> AnchoriteError | None:
     """The error to raise in place of `error`, None for itself; the first fault of all ranks is left in the store."""
-    lost = _is_network_error(error)
+    lost, rank = _is_network_error(error), world.rank
     if lost:
-        what = f"did not answer for {timeout_s:g} s (rank_timeout_s)" if "timed out" in str(error).lower() else "ended"
-        own: BaseException = WorkerError(
-            f"another process of the run {what}: it was killed, ran out of memory, crashed or hangs, or its machine "
-            f"cannot be reached. torchrun's report names the processes that ended. ({_first_line(error)})"
-        )
+        silent = "another process of the run ended, or its machine cannot be reached"
+        with suppress(RuntimeError):  # the store is gone as well
+            silent = _silent_ranks(store, world, timeout_s) or silent
+        own: BaseException = WorkerError(f"{silent} ({_first_line(error)})")
     else:
         own = error
         if not isinstance(error, AnchoriteError | KeyboardInterrupt):
@@ -121,6 +127,48 @@ def _replacement(error: BaseException, store: Any, rank: int, timeout_s: float) 
     if first_rank != rank and not isinstance(error, KeyboardInterrupt) and (lost or first == fault):
         return ReportedByPeer(WorkerError.exit_code if lost else code)
     return own if lost and isinstance(own, WorkerError) else None
+
+
+def _silent_ranks(store: Any, world: World, timeout_s: float) -> str:
+    """The ranks that report neither a fault nor a lost connection, and what became of them; empty where there is none.
+
+    Those of this machine are killed: torchrun would wait 30 s for a process that is stopped or hangs.
+    """
+    store.set(f"lost/{world.rank}", "")
+    processes = {rank: json.loads(store.get(f"process/{rank}")) for rank in range(world.world_size)}
+    silent = {rank: process for rank, process in processes.items() if rank != world.rank}
+    give_up = time.monotonic() + _ANSWER_S
+    # Without delay where it can be known: once a process has ended, torchrun is about to end this one as well.
+    while time.monotonic() < give_up and not store.check([_FIRST_FAULT]):
+        silent = {rank: process for rank, process in silent.items() if not store.check([f"lost/{rank}"])}
+        if all(host == socket.gethostname() and _state_of_sibling(pid) in _ENDED for host, pid in silent.values()):
+            break
+        time.sleep(0.05)
+    if store.check([_FIRST_FAULT]):
+        return ""
+    fates = ((rank, host, pid, _end(host, pid, timeout_s)) for rank, (host, pid) in silent.items())
+    return "; ".join(f"rank {rank} (process {pid} on {host}) {fate}" for rank, host, pid, fate in fates)
+
+
+def _end(host: str, pid: int, timeout_s: float) -> str:
+    """What became of a process that does not answer; on this machine it is killed."""
+    if host != socket.gethostname():
+        return f"did not answer for {timeout_s:g} s (rank_timeout_s): it hangs, or its machine cannot be reached"
+    state = _state_of_sibling(pid)
+    if state in _ENDED:
+        return "is gone: it was killed, by the system where memory ran out, or crashed"
+    with suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+    return f"was {'stopped' if state in ('T', 't') else 'not answering'} for {timeout_s:g} s, and was ended"
+
+
+def _state_of_sibling(process: int) -> str | None:
+    """The state letter in /proc of a process that the same torchrun started; None where there is no such process."""
+    try:
+        state, parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return state if int(parent) == os.getppid() else None
 
 
 def _is_network_error(error: BaseException) -> bool:

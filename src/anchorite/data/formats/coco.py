@@ -179,7 +179,7 @@ def _read_content(path: Path) -> _Content:
     data = read_limited(path, sys.maxsize).removeprefix(_BOM)
     try:
         return msgspec.json.decode(data, type=_Content)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         content = read_json(path)  # raises in its own words, or takes what Python alone takes, such as NaN
         return _Content(**{key: _raw(content[key]) for key in _Content.__struct_fields__ if key in content})
 
@@ -192,7 +192,7 @@ def _items(raw: msgspec.Raw, key: str, path: Path) -> list[msgspec.Raw]:
     """The unparsed items of a list; InputError when it is none."""
     try:
         return msgspec.json.decode(raw, type=list[msgspec.Raw])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         value = None if raw == _UNSET else _loaded(raw, path)
         if not isinstance(value, list):
             raise InputError(f"{path}: {key} must be a list; got {shorten(value)}") from None
@@ -203,7 +203,7 @@ def _parsed(raw: msgspec.Raw, decoder: msgspec.json.Decoder[Any], path: Path) ->
     """An item as a struct; as it is where it is no object."""
     try:
         return decoder.decode(raw)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):  # the latter from strings that are not UTF-8
         item = _loaded(raw, path)
         fields = decoder.type.__struct_fields__
         return decoder.type(**{name: item[name] for name in fields if name in item}) if isinstance(item, dict) else item
