@@ -1,6 +1,6 @@
 """Count the package's files and functions that one epoch of training on eight drawn images touches.
 
-usage: python epoch_trace.py        prints "FILES files, FUNCTIONS functions", and the files with --files
+usage: python -m benchmarks.epoch_trace    prints "FILES files, FUNCTIONS functions", and the files with --files
 Opening the dataset, training, validation, checkpoint and weights are counted; writing the images and imports are not.
 """
 
