@@ -26,7 +26,7 @@ import torch
 from anchorite import __version__
 from anchorite.boxes import Targets
 from anchorite.data import Batch, decode_image, open_dataset
-from anchorite.devices import Precision, choose_precision
+from anchorite.devices import Precision, choose_precision, processor_facts
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector, WeightsInfo, default_anchors, to_channels_last
 from anchorite.predict import Predictor
@@ -135,14 +135,11 @@ def synchronise(device: torch.device) -> None:
 
 def machine(device: torch.device) -> dict[str, object]:
     """The machine and the software a figure was measured with, ready for JSON."""
-    cpu: dict[str, str] = {}
-    if Path("/proc/cpuinfo").is_file():
-        rows = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
-        cpu = {name.strip(): value.strip() for name, _, value in rows}
+    cpu = processor_facts()
     flags = sorted(flag for flag in cpu.get("flags", "").split() if flag.startswith(("avx2", "avx512", "amx")))
     memory = 0 if sys.platform == "win32" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu["model name"],
         "cpu_model": f"family {cpu.get('cpu family', '')}, model {cpu.get('model', '')}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu_flags": flags,

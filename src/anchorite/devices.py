@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -105,3 +107,12 @@ def keep_freed_memory() -> bool:
         return False
     library = ctypes.CDLL(None)
     return bool(library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM))
+
+
+def processor_facts() -> dict[str, str]:
+    """What Linux tells of a processor in /proc/cpuinfo, by its names there; elsewhere "model name" alone."""
+    facts: dict[str, str] = {}
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return facts | {"model name": facts.get("model name") or platform.processor() or platform.machine()}

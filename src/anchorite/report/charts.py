@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 CHART_WIDTH, CHART_HEIGHT = 320, 170
 PLOT_LEFT, PLOT_TOP, PLOT_RIGHT, PLOT_BOTTOM = 46, 10, 312, 148
-_X_RANGE, _Y_RANGE = (PLOT_LEFT + 4, PLOT_RIGHT - 4), (PLOT_BOTTOM, PLOT_TOP)
-NUM_COLOURS = 8  # of the style sheet; further lines repeat them, dashed
+_X_ENDS, _Y_ENDS = (PLOT_LEFT + 4, PLOT_RIGHT - 4), (PLOT_BOTTOM, PLOT_TOP)
+_NUM_COLOURS = 8  # of the style sheet; further lines repeat them, dashed
 _MAX_POINTS, _MAX_POINTS_BRIEF = 600, 60  # the first is twice what the chart has pixels
 _MAX_MAGNITUDE = 1e100  # differences of larger values overflow; they are shown as gaps
+Values = NDArray[np.float64]
 
 
 class Tick(NamedTuple):
@@ -83,40 +84,43 @@ def make_chart(
     y_range: low and high end of the vertical axis, cut into five; by default those of the values. mark_highest: mark
     the best of a single line. brief: fewer points and no values on hovering, for a page of many charts.
     """
-    series = [_finite(line) for line in lines]
+    series = [(np.asarray(line.xs, np.float64), np.asarray(line.values, np.float64)) for line in lines]
+    series = [(x, np.where(np.abs(y) < _MAX_MAGNITUDE, y, np.nan)) for x, y in series]
     shown_xs = np.concatenate([x[np.isfinite(y)] for x, y in series])
     shown_ys = np.concatenate([y[np.isfinite(y)] for _, y in series])
     is_single = len(lines) == 1
-    notes = [note]
     num_gaps = len(series[0][1]) - len(shown_ys) if is_single else 0
     gaps = f"{num_gaps} without a number" if num_gaps else ""
     if not len(shown_ys):
         return Chart(title, gaps or "no epoch yet", "-")
     x_low, x_high = float(shown_xs.min()), float(shown_xs.max())
+    x_marks = np.array([x_low])
+    if x_high > x_low:
+        step = max(1.0 if x_name.startswith("epoch") else 0.0, _round_step((x_high - x_low) / 5))
+        x_marks = np.arange(math.ceil(x_low / step - 1e-9), math.floor(x_high / step + 1e-9) + 1) * np.float64(step)
     y_marks = np.linspace(*y_range, 6) if y_range else _round_marks(float(shown_ys.min()), float(shown_ys.max()))
-    drawn = [
-        (_scaled(x, x_low, x_high, *_X_RANGE), _scaled(np.nan_to_num(y), y_marks[0], y_marks[-1], *_Y_RANGE))
-        for x, y in series
-    ]
-    best = None
+    x_scale, y_scale = (x_low, x_high, *_X_ENDS), (float(y_marks[0]), float(y_marks[-1]), *_Y_ENDS)
+    places = [(_scaled(x, *x_scale), _scaled(np.nan_to_num(y), *y_scale)) for x, y in series]
+    best, best_note = None, ""
     if mark_highest and is_single:
-        (x, y), (xs, ys) = series[0], drawn[0]
+        (x, y), (x_places, y_places) = series[0], places[0]
         top = int(np.nanargmax(y))
-        best = float(xs[top]), float(ys[top])
-        notes.append(f"best {format_number(y[top])} at {x_name} {format_number(x[top])}")
-    max_points = _MAX_POINTS_BRIEF if brief else _MAX_POINTS
+        best = float(x_places[top]), float(y_places[top])
+        best_note = f"best {format_number(y[top])} at {x_name} {format_number(x[top])}"
+    strokes = []
+    for number, (line, (_, y), (x_places, y_places)) in enumerate(zip(lines, series, places, strict=True)):
+        style = "strong" if line.strong else "" if is_single else line_style(number)
+        path = _path(x_places, y_places, np.isfinite(y), _MAX_POINTS_BRIEF if brief else _MAX_POINTS)
+        strokes.append(Stroke(line.name, line.note, style, path))
     return Chart(
         title=title,
-        note=", ".join(filter(None, [*notes, gaps])),
+        note=", ".join(filter(None, [note, best_note, gaps])),
         last=format_number(shown_ys[-1]) if is_single else "",
-        strokes=tuple(
-            Stroke(line.name, line.note, _style(number, line, is_single), _path(xs, ys, np.isfinite(y), max_points))
-            for number, (line, (_, y), (xs, ys)) in enumerate(zip(lines, series, drawn, strict=True))
-        ),
-        x_ticks=_x_ticks(x_low, x_high, least_step=1.0 if x_name.startswith("epoch") else 0.0),
-        y_ticks=_ticks(y_marks, y_marks[0], y_marks[-1], _Y_RANGE),
+        strokes=tuple(strokes),
+        x_ticks=_ticks(x_marks, x_scale),
+        y_ticks=_ticks(y_marks, y_scale),
         best=best,
-        hover="" if brief else _hover_json(x_name, lines, series, drawn, (x_low, x_high)),
+        hover="" if brief else _hover_json(x_name, lines, series, [y for _, y in places], x_scale),
     )
 
 
@@ -134,37 +138,31 @@ def decimals(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 
-def _finite(line: Line) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    x, y = np.asarray(line.xs, np.float64), np.asarray(line.values, np.float64)
-    return x, np.where(np.abs(y) < _MAX_MAGNITUDE, y, np.nan)
-
-
-def _style(number: int, line: Line, is_single: bool) -> str:
-    if is_single or line.strong:
-        return "strong" if line.strong else ""
-    return f"c{number % NUM_COLOURS}" + (" dashed" if number >= NUM_COLOURS else "")
+def line_style(number: int) -> str:
+    """The class names, in the style sheet, of one of several lines."""
+    return f"c{number % _NUM_COLOURS}" + (" dashed" if number >= _NUM_COLOURS else "")
 
 
 def _hover_json(
     x_name: str,
     lines: Sequence[Line],
-    series: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
-    drawn: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
-    x_range: tuple[float, float],
+    series: Sequence[tuple[Values, Values]],
+    y_places: Sequence[Values],
+    x_scale: tuple[float, float, float, float],
 ) -> str:
     at = np.unique(np.concatenate([x[_thinned(np.nan_to_num(y), _MAX_POINTS)] for x, y in series]))
     at = at[:: max(1, len(at) // _MAX_POINTS)]
     named: list[tuple[str, list[tuple[float, str] | None]]] = []
-    for line, (x, y), (_, ys) in zip(lines, series, drawn, strict=True):
+    for line, (x, y), places in zip(lines, series, y_places, strict=True):
         values: list[tuple[float, str] | None] = [None] * len(at)
         for index in np.flatnonzero(np.isin(x, at) & np.isfinite(y)).tolist():
-            values[int(np.searchsorted(at, x[index]))] = float(ys[index]), format_number(y[index])
+            values[int(np.searchsorted(at, x[index]))] = float(places[index]), format_number(y[index])
         named.append((line.name, values))
-    places = [(float(x), format_number(value)) for x, value in zip(_scaled(at, *x_range, *_X_RANGE), at, strict=True)]
-    return json.dumps({"x": x_name, "at": places, "lines": named}, separators=(",", ":"), allow_nan=False)
+    content = {"x": x_name, "at": _ticks(at, x_scale), "lines": named}
+    return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 
-def _round_marks(low: float, high: float) -> NDArray[np.float64]:
+def _round_marks(low: float, high: float) -> Values:
     """Three to seven evenly spaced round numbers; the first is <= low, the last >= high."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         margin = abs(low) / 10 or 1.0
@@ -180,28 +178,18 @@ def _round_step(rough: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
 
 
-def _x_ticks(low: float, high: float, least_step: float) -> tuple[Tick, ...]:
-    """Ticks at round numbers within low..high."""
-    marks = np.array([low])
-    if high > low:
-        step = max(least_step, _round_step((high - low) / 5))
-        marks = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * np.float64(step)
-    return _ticks(marks, low, high, _X_RANGE)
+def _ticks(marks: Values, scale: tuple[float, float, float, float]) -> tuple[Tick, ...]:
+    return tuple(Tick(float(at), format_number(mark)) for mark, at in zip(marks, _scaled(marks, *scale), strict=True))
 
 
-def _ticks(marks: NDArray[np.float64], low: float, high: float, ends: tuple[float, float]) -> tuple[Tick, ...]:
-    places = _scaled(marks, low, high, *ends)
-    return tuple(Tick(float(at), format_number(mark)) for mark, at in zip(marks, places, strict=True))
-
-
-def _scaled(values: NDArray[np.float64], low: float, high: float, start: float, end: float) -> NDArray[np.float64]:
+def _scaled(values: Values, low: float, high: float, start: float, end: float) -> Values:
     """Map low..high to start..end, to a tenth of a unit; into the middle where low is high."""
     shares = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
-    places: NDArray[np.float64] = np.round(start + shares * (end - start), 1)
+    places: Values = np.round(start + shares * (end - start), 1)
     return places
 
 
-def _path(xs: NDArray[np.float64], ys: NDArray[np.float64], shown: NDArray[np.bool_], max_points: int) -> str:
+def _path(xs: Values, ys: Values, shown: NDArray[np.bool_], max_points: int) -> str:
     """SVG path data through the shown points; a lone point becomes a stroke of no length, which round caps draw."""
     breaks = np.flatnonzero(np.diff(np.concatenate([[False], shown, [False]]).astype(np.int8)))
     parts = []
@@ -211,7 +199,7 @@ def _path(xs: NDArray[np.float64], ys: NDArray[np.float64], shown: NDArray[np.bo
     return " ".join(parts)
 
 
-def _thinned(ys: NDArray[np.float64], max_points: int) -> NDArray[np.int64]:
+def _thinned(ys: Values, max_points: int) -> NDArray[np.int64]:
     """Indices to draw: all of them, or of a long series the lowest and highest of each stretch, so that peaks stay."""
     if len(ys) <= max_points:
         return np.arange(len(ys))

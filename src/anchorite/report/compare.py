@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
-from anchorite.report.charts import NUM_COLOURS, Chart, Line, decimals, make_chart
+from anchorite.report.charts import Chart, Line, decimals, line_style, make_chart
 from anchorite.report.page import render_page
-from anchorite.report.run_data import RunFiles, clock, flatten, read_status
+from anchorite.report.run_data import RunFiles, clock, flatten, none_if_absent, read_status
 from anchorite.report.run_page import COCO_NUMBERS, MOST_CLASSES, STYLES, class_table
 from anchorite.report.run_settings import effective_settings
 
@@ -46,13 +46,16 @@ def comparison_page(run_folders: Sequence[Path]) -> str:
     if twice is not None:
         raise InputError(f"{twice}: named twice; name each run once")
     runs = [RunFiles(folder) for folder in run_folders]
-    names = _names(folders)
-    same_data = len({_data_of(files) for files in runs}) == 1
+    # The folders' names, with as many of their parent folders as it takes to distinguish them.
+    names = [folder.name for folder in folders]
+    depth = 1
+    while len(set(names)) < len(names):
+        depth += 1
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+    same_data = len({_val_split(files) or str(files.facts.get("data")) for files in runs}) == 1
     context = {
         "names": names,
-        "styles": [
-            f"c{number % NUM_COLOURS}{' dashed' if number >= NUM_COLOURS else ''}" for number in range(len(runs))
-        ],
+        "styles": [line_style(number) for number in range(len(runs))],
         "folders": [str(folder) for folder in folders],
         "statuses": [read_status(files) for files in runs],
         "same_data": same_data,
@@ -65,52 +68,37 @@ def comparison_page(run_folders: Sequence[Path]) -> str:
     return render_page("compare.html.j2", context, styles=STYLES, scripts=("chart.js",))
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many of their parent folders as it takes to distinguish them."""
-    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = ["/".join(folder.parts[-depth:]) for folder in folders]
-        if len(set(names)) == len(names):
-            break
-    return names
-
-
-def _data_of(files: RunFiles) -> str:
-    """What identifies a run's val split."""
-    try:
-        return str(files.facts["splits"]["val"]["fingerprint"])
-    except (KeyError, TypeError):
-        return str(files.facts.get("data"))
+@none_if_absent
+def _val_split(files: RunFiles) -> str:
+    """What identifies the images and labels that a run was measured on."""
+    return str(files.facts["splits"]["val"]["fingerprint"])
 
 
 def _results(runs: Sequence[RunFiles], mark: bool) -> list[ComparedRow]:
     """The COCO numbers at each run's best epoch, epochs, best epoch and time."""
-    rows = []
-    for key, title, _ in COCO_NUMBERS:
-        values = [_at_best(files, f"val/{key}") for files in runs]
-        if any(map(math.isfinite, values)):
-            rows.append(_row(title, values, decimals, mark))
-    rows.append(_row("epochs", [len(files.epochs) for files in runs], str, mark=False))
-    best_epochs = [math.nan if files.best_row is None else files.epochs[files.best_row] for files in runs]
-    rows.append(_row("best epoch", best_epochs, "{:g}".format, mark=False))
+    scores = [(title, [_at_best(one, one.metrics.get(f"val/{key}")) for one in runs]) for key, title, _ in COCO_NUMBERS]
     seconds = [files.seconds("seconds/train", "val/seconds_") or math.nan for files in runs]
-    rows.append(_row("time", [-value for value in seconds], lambda value: clock(-value), mark))
-    return rows
+    return [
+        *(_row(title, values, decimals, mark) for title, values in scores if any(map(math.isfinite, values))),
+        _row("epochs", [len(files.epochs) for files in runs], str, mark=False),
+        _row("best epoch", [_at_best(files, files.epochs) for files in runs], "{:g}".format, mark=False),
+        _row("time", [-value for value in seconds], lambda value: clock(-value), mark),
+    ]
 
 
-def _at_best(files: RunFiles, name: str) -> float:
-    column = files.metrics.get(name)
+def _at_best(files: RunFiles, column: Sequence[float] | None) -> float:
     return math.nan if column is None or files.best_row is None else column[files.best_row]
 
 
 def _classes(runs: Sequence[RunFiles], mark: bool) -> list[ComparedRow]:
     """AP of each class, a row a class of any run, by the runs' summaries."""
-    tables = [{str(row["name"]): row["ap"] for row in class_table(files.summary)} for files in runs]
+    tables = [{str(row["name"]): row["ap"] for row in class_table(files) or ()} for files in runs]
     names = list(dict.fromkeys(name for table in tables for name in table))[:MOST_CLASSES]
     values = [[math.nan if (ap := table.get(name)) is None else float(ap) for table in tables] for name in names]
     return [_row(name, of_runs, decimals, mark) for name, of_runs in zip(names, values, strict=True)]
 
 
-def _row(name: str, values: Sequence[float], text: Callable[[float], str], mark: bool) -> ComparedRow:
+def _row(name: str, values: Sequence[float], text: Callable[[Any], str], mark: bool) -> ComparedRow:
     """A row whose highest value is marked, if asked for and unless all are equal."""
     finite = [value for value in values if math.isfinite(value)]
     differ = mark and len(finite) > 1 and max(finite) > min(finite)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import anchorite
 from anchorite.data import DatasetIndex, Record, decode_image
-from anchorite.devices import choose_device, choose_precision
+from anchorite.devices import choose_device, choose_precision, processor_facts
 from anchorite.errors import StorageError
 from anchorite.evaluate import ValidationResult, Validator
 from anchorite.files import write_bytes_atomically, write_text_atomically
@@ -56,7 +56,7 @@ def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
         detector, info = load_weights(folder.best)
         validator = Validator(records, info.class_names, recipe.image_size, recipe.batch, recipe.image_store)
         precision = choose_precision(recipe.precision, device)
-        result: ValidationResult = validator.run(detector, recipe.validation, device, precision.dtype)
+        result = validator.run(detector, recipe.validation, device, precision.dtype)
         result.save_plots(run_folder / "plots")
         save_details(run_folder, result, records)
         _save_predictions(run_folder / "predictions", Predictor(detector, info, str(device)), records)
@@ -73,32 +73,22 @@ def is_concluded(run_folder: Path) -> bool:
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """What a run ran on: versions, system, processor and the cores that it may use."""
-    on_cuda = device.type == "cuda"
     return {
         "anchorite": anchorite.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_facts()["model name"],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if on_cuda else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
-
-
-def _processor() -> str:
-    """The processor's name; on Linux `platform` knows its architecture only."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
     """What a run was trained on: path, format, images and boxes of each split and class, labels that were adjusted."""
+    num_classes = len(dataset.class_names)
     counts = {
-        split: records.class_counts(len(dataset.class_names), with_ignored=True).tolist()
+        split: records.class_counts(num_classes, with_ignored=True).tolist()
         for split, records in dataset.splits.items()
     }
     return {
@@ -141,9 +131,8 @@ def save_details(run_folder: Path, result: ValidationResult, records: Sequence[R
         "confusion": {"counts": confusion.counts.tolist(), "confidence": confusion.confidence},
         "examples": {"confidence": round(confidence, 3), "images": _examples(run_folder, result, records, confidence)},
     }
-    write_text_atomically(
-        run_folder / "validation.json", json.dumps(details, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    text = json.dumps(details, ensure_ascii=False, allow_nan=False)
+    write_text_atomically(run_folder / "validation.json", text + "\n")
 
 
 class ImageVerdict(NamedTuple):
@@ -169,26 +158,30 @@ def choose_examples(verdicts: Sequence[ImageVerdict]) -> tuple[list[int], list[i
     keys = [(one.f1, -(one.missed + one.false_alarms + one.confused), one.right) for one in verdicts]
     order = sorted(range(len(verdicts)), key=keys.__getitem__)
     num_worst = min(_MOST_OF_A_KIND, (len(order) + 1) // 2)
-    num_best = min(_MOST_OF_A_KIND, len(order) - num_worst)
-    return order[:num_worst], order[len(order) - num_best :][::-1]
+    return order[:num_worst], order[num_worst:][::-1][:_MOST_OF_A_KIND]
 
 
 def _examples(
     run_folder: Path, result: ValidationResult, records: Sequence[Record], confidence: float
 ) -> list[dict[str, Any]]:
+    """The worst and the best images, written to examples/, and what validation.json says of each."""
     verdicts = []
     for truth, found in zip(result.truths, result.predictions, strict=True):
         counts = confusion_matrix([truth], [found], result.class_names, confidence).counts
-        right = int(np.trace(counts))
-        missed, false_alarms = int(counts[:-1, -1].sum()), int(counts[-1, :-1].sum())
-        verdicts.append(ImageVerdict(right, missed, false_alarms, int(counts[:-1, :-1].sum()) - right))
+        right, missed, false_alarms = np.trace(counts), counts[:-1, -1].sum(), counts[-1, :-1].sum()
+        verdicts.append(ImageVerdict(*map(int, (right, missed, false_alarms, counts[:-1, :-1].sum() - right))))
     folder = _made(run_folder / "examples", remove="*.jpg")
     examples = []
     for kind, chosen in zip(("worst", "best"), choose_examples(verdicts), strict=True):
         for number, index in enumerate(chosen, 1):
             file, record = f"{kind}-{number:02d}.jpg", records[index]
+            truth, found = result.truths[index], result.predictions[index]
             picture = shrunk(decode_image(record.path), _EXAMPLE_PX)
             write_bytes_atomically(folder / file, encode_jpeg(picture, _EXAMPLE_QUALITY))
+            # Ignored labels, which count neither as right nor as wrong, are left out.
+            labelled = np.flatnonzero(~truth.ignored)[:_MOST_BOXES]
+            best_first = np.argsort(-found.scores, kind="stable")
+            detected = best_first[found.scores[best_first] >= confidence][:_MOST_BOXES]
             examples.append(
                 {
                     "kind": kind,
@@ -198,26 +191,15 @@ def _examples(
                     "height": record.height,
                     "f1": round(verdicts[index].f1, 4),
                     **verdicts[index]._asdict(),
-                    "labels": _labels(result.truths[index]),
-                    "found": _found(result.predictions[index], confidence),
+                    "labels": [_box(truth, i) for i in labelled],
+                    "found": [{**_box(found, i), "score": float(found.scores[i])} for i in detected],
                 }
             )
     return examples
 
 
-def _labels(truth: Truth) -> list[dict[str, Any]]:
-    """The first labelled boxes; ignored ones, which count neither as right nor as wrong, are left out."""
-    chosen = np.flatnonzero(~truth.ignored)[:_MOST_BOXES]
-    return [{"box": _rounded(truth.boxes_xyxy[i], 1), "class": int(truth.class_ids[i])} for i in chosen]
-
-
-def _found(found: Predictions, confidence: float) -> list[dict[str, Any]]:
-    """The detections of at least that confidence, best first."""
-    order = np.argsort(-found.scores, kind="stable")
-    return [
-        {"box": _rounded(found.boxes_xyxy[i], 1), "class": int(found.class_ids[i]), "score": float(found.scores[i])}
-        for i in order[found.scores[order] >= confidence][:_MOST_BOXES]
-    ]
+def _box(boxes: Truth | Predictions, number: int) -> dict[str, Any]:
+    return {"box": _rounded(boxes.boxes_xyxy[number], 1), "class": int(boxes.class_ids[number])}
 
 
 def _rounded(values: NDArray[np.floating[Any]], digits: int = 4) -> list[float | None]:

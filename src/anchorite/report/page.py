@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from anchorite.jpeg import encode_jpeg, shrunk
 from anchorite.report import charts
-from anchorite.report.run_data import show
+from anchorite.report.run_data import clock, show
 
 MAX_PAGE_BYTES = 2_950_000
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
@@ -48,7 +47,8 @@ def render_page(
     scripts: files of templates/, joined in order, as `style` and `script`. data: JSON for the scripts, as `data`.
     connects_to_itself: whether the scripts may ask the server that the page came from for more.
     """
-    style, script = _joined(styles), _joined(scripts)
+    folder = resources.files("anchorite.report") / "templates"
+    style, script = ("\n".join((folder / name).read_text("utf-8") for name in names) for names in (styles, scripts))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("anchorite.report"),
         autoescape=True,
@@ -57,19 +57,21 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.globals["frame"] = charts  # for its measures
-    environment.filters |= {"show": show, "decimals": charts.decimals}
-    allowed_script = f"script-src 'sha256-{_digest(script)}'; " if script else ""
-    allowed_script += "connect-src 'self'; " if connects_to_itself else ""
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{_digest(style)}'; {allowed_script}"
-        "base-uri 'none'; form-action 'none'"
-    )
+    environment.filters |= {
+        "clock": clock,
+        "decimals": charts.decimals,
+        "format_number": charts.format_number,
+        "show": show,
+    }
+    policy = ["default-src 'none'", "img-src data:", f"style-src 'sha256-{_digest(style)}'"]
+    policy += [f"script-src 'sha256-{_digest(script)}'"] if script else []
+    policy += ["connect-src 'self'"] if connects_to_itself else []
     page = environment.get_template(template_name).render(
         **context,
         style=Markup(style),
         script=Markup(script),
         data=Markup(script_json(data)),
-        content_security_policy=policy,
+        content_security_policy="; ".join([*policy, "base-uri 'none'", "form-action 'none'"]),
     )
     # JSON and file names may carry lone surrogates, which no UTF-8 file can hold.
     return page.encode("utf-8", "replace").decode("utf-8")
@@ -81,70 +83,50 @@ def script_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _joined(names: Sequence[str]) -> str:
-    folder = resources.files("anchorite.report") / "templates"
-    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-
-
 def jpeg_uri(image: NDArray[np.uint8], longest_px: float, quality: int) -> str:
     """An RGB image (H, W, 3) as a JPEG data URI whose longer side has at most `longest_px` pixels."""
     return _data_uri("jpeg", encode_jpeg(shrunk(image, longest_px), quality))
 
 
-@dataclass(frozen=True, slots=True)
-class Gallery:
-    """Data URIs of pictures by file name, in order, and the names of files that were left out, each with the reason."""
+def embed_pictures(paths: Sequence[Path], max_pictures: int, max_bytes: int) -> tuple[dict[str, str], list[str]]:
+    """PNG and JPEG files as data URIs by file name, in the given order until number or bytes run out.
 
-    pictures: dict[str, str]
-    left_out: tuple[str, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """What the pictures add to the page."""
-        return sum(map(len, self.pictures.values()))
-
-
-def make_gallery(paths: Sequence[Path], max_pictures: int, max_bytes: int) -> Gallery:
-    """Embed PNG and JPEG files in the given order until number or bytes run out; others are left out with a reason."""
+    Also returns the names of the files that are left out, each with the reason.
+    """
     pictures: dict[str, str] = {}
     left_out: list[str] = []
     num_bytes = 0
     for path in paths:
         if len(pictures) == max_pictures:
             left_out.append(f"{path.name} (only {max_pictures} are shown)")
-            continue
-        uri = _uri_of(path)
-        if uri is None:
+        elif not (uri := _picture_uri(path)):
             left_out.append(f"{path.name} (not a readable PNG or JPEG)")
         elif num_bytes + len(uri) > max_bytes:
             left_out.append(f"{path.name} (the page would grow too large)")
         else:
             pictures[path.name] = uri
             num_bytes += len(uri)
-    return Gallery(pictures, tuple(left_out))
+    return pictures, left_out
 
 
-def _uri_of(path: Path) -> str | None:
-    """The file as a data URI, unchanged if it is small, else decoded and made smaller; None where that fails."""
+def _picture_uri(path: Path) -> str:
+    """The file as a data URI, unchanged if it is small, else decoded and made smaller; empty where that fails."""
     try:
         if path.is_symlink() or path.stat().st_size > _MAX_FILE_BYTES:
-            return None
+            return ""
         content = path.read_bytes()
-    except OSError:
-        return None
-    kind = next((kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)), None)
-    if kind is None or len(content) <= _MAX_UNCHANGED_BYTES:
-        return kind and _data_uri(kind, content)
-    try:
+        kind = next(kind for signature, kind in _SIGNATURES.items() if content.startswith(signature))
+        if len(content) <= _MAX_UNCHANGED_BYTES:
+            return _data_uri(kind, content)
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
-        return None
-    return None if image is None else jpeg_uri(np.asarray(image, np.uint8), _MAX_SIDE_PX, _JPEG_QUALITY)
+    except (OSError, StopIteration, cv2.error):
+        return ""
+    return "" if image is None else jpeg_uri(np.asarray(image, np.uint8), _MAX_SIDE_PX, _JPEG_QUALITY)
 
 
 def _data_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from safetensors import SafetensorError
 
 from anchorite.errors import InputError
 from anchorite.files import is_locked
@@ -22,16 +26,34 @@ from anchorite.reading import decode_utf8, read_json, read_limited
 from anchorite.train.recipe_names import RENAMED_COLUMNS, with_current_names
 
 RunState = Literal["running", "finished", "diverged", "interrupted", "stopped"]
+Arguments = ParamSpec("Arguments")
+Part = TypeVar("Part")
 _MAX_BYTES = 20_000_000
 _MAX_SETTINGS = 5000
 _WATCHED = ("recipe.yaml", "run.json", "metrics.csv", "summary.json", "validation.json", "predictions", "plots")
+
+
+def none_if_absent(read: Callable[Arguments, Part]) -> Callable[Arguments, Part | None]:
+    """A decorator of what reads a part of a page: None where the files lack it, or hold something else in its place."""
+
+    @functools.wraps(read)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Part | None:
+        try:
+            return read(*args, **kwargs)
+        except InputError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+            return None
+
+    return call
 
 
 @dataclass(frozen=True)
 class RunFiles:
     """The small files of a run folder, each read when it is first used; empty where it is absent.
 
-    Reading raises InputError naming the file, and the line where there is one, when it is malformed.
+    Names that earlier releases wrote are replaced by today's. Reading raises InputError naming the file, and the line
+    where there is one, when it is malformed.
     """
 
     folder: Path
@@ -56,18 +78,13 @@ class RunFiles:
         """The columns of metrics.csv in order, all of one length; nan where a cell is missing or no number."""
         path = self.folder / "metrics.csv"
         text = _read_text(path) if path.exists() else ""
-        if not text:
-            return {}
         try:
-            header, *rows = csv.reader(text.splitlines())
+            rows = [row for row in csv.reader(text.splitlines()) if row]
         except csv.Error as error:
             raise InputError(f"{path}: not valid CSV: {error}; correct it or remove it") from error
-        rows = [row for row in rows if row]
         return {
-            RENAMED_COLUMNS.get(name, name): [
-                _number(row[position]) if position < len(row) else math.nan for row in rows
-            ]
-            for position, name in enumerate(header)
+            RENAMED_COLUMNS.get(name, name): [_number(row[column : column + 1]) for row in rows[1:]]
+            for column, name in enumerate(rows[0] if rows else ())
         }
 
     @cached_property
@@ -78,23 +95,27 @@ class RunFiles:
     @cached_property
     def validation(self) -> dict[str, Any]:
         """validation.json: curves, confusion and examples of the best weights."""
-        return read_summary(self.folder / "validation.json")
+        validation = read_summary(self.folder / "validation.json")
+        if "iou_limit" in validation:  # its earlier name
+            validation["iou_threshold"] = validation.pop("iou_limit")
+        return validation
 
     @cached_property
     def epochs(self) -> list[float]:
         """The epoch of each row of the metrics; 1, 2, 3 ... where the file does not say."""
-        num_rows = max((len(values) for values in self.metrics.values()), default=0)
         epochs = self.metrics.get("epoch", [])
-        if epochs and all(math.isfinite(epoch) for epoch in epochs):
+        if epochs and all(map(math.isfinite, epochs)):
             return epochs
+        num_rows = max(map(len, self.metrics.values()), default=0)
         return [float(row + 1) for row in range(num_rows)]
 
     @property
     def best_row(self) -> int | None:
         """The row of the metrics with the highest mAP, the first of equals; None where there is none."""
         scores = self.metrics.get("val/map", [])
-        finite = [row for row, score in enumerate(scores) if math.isfinite(score)]
-        return max(finite, key=lambda row: (scores[row], -row)) if finite else None
+        return max(
+            (row for row, score in enumerate(scores) if math.isfinite(score)), key=scores.__getitem__, default=None
+        )
 
     def seconds(self, *prefixes: str) -> float:
         """The sum of all columns of the metrics whose names start so."""
@@ -103,15 +124,17 @@ class RunFiles:
 
     def environment(self) -> dict[str, Any]:
         """The machine and versions of the run, by the summary, before that by the newest readable checkpoint."""
-        found = self.summary.get("environment")
-        for path in sorted((self.folder / "checkpoints").glob("epoch-*.json"), reverse=True):
-            if isinstance(found, dict) and found:
-                break
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))["body"]["environment"]
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                continue
+        found = self.summary.get("environment") or self.from_newest_checkpoint(
+            lambda path: json.loads(path.read_text(encoding="utf-8"))["body"]["environment"]
+        )
         return found if isinstance(found, dict) else {}
+
+    def from_newest_checkpoint(self, read: Callable[[Path], Part]) -> Part | None:
+        """What `read` makes of the newest checkpoint's JSON file for which it succeeds; None where there is none."""
+        for path in sorted((self.folder / "checkpoints").glob("epoch-*.json"), reverse=True):
+            with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+                return read(path)
+        return None
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -123,9 +146,9 @@ def _read_text(path: Path) -> str:
     return decode_utf8(read_limited(path, _MAX_BYTES), path)
 
 
-def _number(cell: str) -> float:
+def _number(cell: list[str]) -> float:
     try:
-        return float(cell)
+        return float(*cell) if cell else math.nan
     except ValueError:
         return math.nan
 
@@ -176,15 +199,13 @@ def clock(seconds: float) -> str:
 class RunStatus:
     """state: running, finished, diverged, interrupted (there is a checkpoint) or stopped (there is none).
 
-    words: a sentence on it; epochs: done; num_epochs: planned, None where the recipe does not say; seconds_left: of a
-    running one, None where it cannot be estimated.
+    words: a sentence on it; epochs: done; num_epochs: planned, None where the recipe does not say.
     """
 
     state: RunState
     words: str
     epochs: int
     num_epochs: int | None
-    seconds_left: float | None = None
 
 
 def read_status(files: RunFiles, now: float | None = None) -> RunStatus:
@@ -192,53 +213,37 @@ def read_status(files: RunFiles, now: float | None = None) -> RunStatus:
 
     Raises what reading the files raises.
     """
+    folder, summary = files.folder, files.summary
     epochs, planned = len(files.epochs), files.recipe.get("epochs")
     num_epochs = planned if isinstance(planned, int) and not isinstance(planned, bool) and planned > 0 else None
     of = f" of {num_epochs}" if num_epochs else ""
-    reason = files.summary.get("reason")
-    if reason is not None:
-        seconds = files.summary.get("seconds")
+    state: RunState
+    if (reason := summary.get("reason")) is not None:
+        state, seconds = "finished", summary.get("seconds")
         took = f", {clock(seconds)}" if isinstance(seconds, int | float) and math.isfinite(seconds) else ""
-        lacks = "" if "environment" in files.summary else " Its plots and pictures are not there yet."
-        return RunStatus("finished", f"Finished ({reason}): {epochs}{of} epochs{took}.{lacks}", epochs, num_epochs)
-    if is_locked(files.folder / ".lock"):
-        begun = _modified(files.folder, ("metrics.csv", "run.json", "recipe.yaml"))
-        since = max(0.0, (time.time() if now is None else now) - begun)
-        left = _seconds_left(files, num_epochs, since)
-        rest = "" if left is None else f", about {clock(left)} left"
-        words = f"Training: epoch {epochs + 1}{of} since {clock(since)}{rest}."
+        lacks = "" if "environment" in summary else " Its plots and pictures are not there yet."
+        words = f"Finished ({reason}): {epochs}{of} epochs{took}.{lacks}"
+    elif is_locked(folder / ".lock"):
+        state, now = "running", time.time() if now is None else now
+        paths = [folder / name for name in ("metrics.csv", "run.json", "recipe.yaml")]
+        since = max(0.0, now - next((path.stat().st_mtime for path in paths if path.exists()), now))
+        columns = [files.metrics[name] for name in files.metrics if name.startswith(("seconds/train", "val/seconds_"))]
+        recent = [seconds for row in list(zip(*columns, strict=True))[-5:] if math.isfinite(seconds := sum(row))]
+        words = f"Training: epoch {epochs + 1}{of} since {clock(since)}"
         if num_epochs and epochs >= num_epochs:
-            words = f"Training: all {epochs} epochs are done; the last files are being written."
-        return RunStatus("running", words, epochs, num_epochs, left)
-    if any(files.folder.glob("post-mortem-*.json")):
-        words = f"Diverged in epoch {epochs + 1}{of}; see the post-mortem file in the run folder."
-        return RunStatus("diverged", words, epochs, num_epochs)
-    if any((files.folder / "checkpoints").glob("epoch-*.json")):
-        words = f"Interrupted after {epochs}{of} epochs; to continue: anchorite train --resume {files.folder}"
-        return RunStatus("interrupted", words, epochs, num_epochs)
-    words = f"Not being trained; {epochs}{of} epochs are done, and there is no checkpoint."
-    return RunStatus("stopped", words, epochs, num_epochs)
-
-
-def _modified(folder: Path, names: Sequence[str]) -> float:
-    """When the first of these files that exists was written, in seconds since 1970."""
-    for name in names:
-        try:
-            return (folder / name).stat().st_mtime
-        except OSError:
-            continue
-    return time.time()
-
-
-def _seconds_left(files: RunFiles, num_epochs: int | None, since: float) -> float | None:
-    """By the median of the last epochs' seconds of training and validation."""
-    names = ("seconds/train", "val/seconds_")
-    columns = [values for name, values in files.metrics.items() if name.startswith(names)]
-    finite = [seconds for row in list(zip(*columns, strict=True))[-5:] if math.isfinite(seconds := sum(row))]
-    if num_epochs is None or not finite:
-        return None
-    an_epoch = median(finite)
-    return max(0.0, (num_epochs - len(files.epochs)) * an_epoch - min(since, an_epoch))
+            words = f"Training: all {epochs} epochs are done; the last files are being written"
+        elif num_epochs and recent:
+            an_epoch = median(recent)
+            words += f", about {clock((num_epochs - epochs) * an_epoch - min(since, an_epoch))} left"
+        words += "."
+    elif any(folder.glob("post-mortem-*.json")):
+        state, words = "diverged", f"Diverged in epoch {epochs + 1}{of}; see the post-mortem file in the run folder."
+    elif any((folder / "checkpoints").glob("epoch-*.json")):
+        state = "interrupted"
+        words = f"Interrupted after {epochs}{of} epochs; to continue: anchorite train --resume {folder}"
+    else:
+        state, words = "stopped", f"Not being trained; {epochs}{of} epochs are done, and there is no checkpoint."
+    return RunStatus(state, words, epochs, num_epochs)
 
 
 def stamp(folder: Path) -> str:
@@ -247,8 +252,7 @@ def stamp(folder: Path) -> str:
     for name in _WATCHED:
         try:
             status = (folder / name).stat()
+            facts.append((status.st_mtime_ns, status.st_size))
         except OSError:
             facts.append(None)
-        else:
-            facts.append((status.st_mtime_ns, status.st_size))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -29,6 +29,10 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 _NO_FRAMES = "frame-ancestors 'none'"  # which a page cannot say in its own policy
+_REASONS = {
+    errno.EADDRINUSE: "another program listens there",
+    errno.EACCES: "ports below 1024 need the system's permission",
+}
 
 
 class RunServer(ThreadingHTTPServer):
@@ -42,17 +46,13 @@ class RunServer(ThreadingHTTPServer):
 
     def __init__(self, run_folder: Path, port: int = DEFAULT_PORT) -> None:
         self.run_folder = run_folder
-        self._page: tuple[str, bytes] | None = None
+        self._page: tuple[str, bytes] = "", b""
         self._page_lock = threading.Lock()
         run_page(run_folder)  # raises what is wrong with the run before anything is served
         try:
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:
-            reasons = {
-                errno.EADDRINUSE: "another program listens there",
-                errno.EACCES: "ports below 1024 need the system's permission",
-            }
-            reason = reasons.get(error.errno or 0, f"cannot be used: {error.strerror or error}")
+            reason = _REASONS.get(error.errno or 0, f"cannot be used: {error.strerror or error}")
             raise InputError(f"--port {port}: {reason}; name another port, or 0 for any that is free") from error
 
     @property
@@ -64,7 +64,7 @@ class RunServer(ThreadingHTTPServer):
         """The page as it is now; rendered only when something has changed, for all requests together."""
         with self._page_lock:
             now = stamp(self.run_folder)
-            if self._page is None or self._page[0] != now:
+            if self._page[0] != now:
                 self._page = now, run_page(self.run_folder, live_stamp=now).encode("utf-8")
             return self._page[1]
 
@@ -94,48 +94,45 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer with the content, or for HEAD with the headers alone."""
         hosts = [host.lower() for host in self.headers.get_all("Host") or []]
         port = self.server.server_port
-        if hosts not in ([f"{ADDRESS}:{port}"], [f"localhost:{port}"]):
-            self._refuse(HTTPStatus.FORBIDDEN, f"open {self.server.address}")
-            return
         try:
-            if self.path == "/":
-                self._send(HTTPStatus.OK, "text/html", self.server.page(), _NO_FRAMES)
+            if hosts not in ([f"{ADDRESS}:{port}"], [f"localhost:{port}"]):
+                self._send(HTTPStatus.FORBIDDEN, f"open {self.server.address}")
+            elif self.path == "/":
+                self._send(HTTPStatus.OK, self.server.page(), "text/html", _NO_FRAMES)
             elif self.path == "/data.json":
-                self._send(HTTPStatus.OK, "application/json", self.server.state())
+                self._send(HTTPStatus.OK, self.server.state(), "application/json")
             else:
-                self._refuse(HTTPStatus.NOT_FOUND, "there is only /")
+                self._send(HTTPStatus.NOT_FOUND, "there is only /")
         except AnchoriteError as error:
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
 
     do_HEAD = do_GET
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Print nothing: requests come every two seconds."""
-        return
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the standard library refuses by itself, such as another method; without its page of HTML."""
         status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
         self.close_connection = True
-        self._refuse(status, status.phrase)
-
-    def _refuse(self, status: HTTPStatus, words: str) -> None:
-        self._send(status, "text/plain", (words + "\n").encode("utf-8", "replace"))
+        self._send(status, status.phrase)
 
     def _send(
-        self, status: HTTPStatus, kind: str, content: bytes, policy: str = f"default-src 'none'; {_NO_FRAMES}"
+        self,
+        status: HTTPStatus,
+        content: bytes | str,
+        kind: str = "text/plain",
+        policy: str = f"default-src 'none'; {_NO_FRAMES}",
     ) -> None:
-        headers = {
-            "Content-Type": f"{kind}; charset=utf-8",
-            "Content-Length": str(len(content)),
-            "Content-Security-Policy": policy,
-            **_HEADERS,
-            **({"Connection": "close"} if self.close_connection else {}),
-            **({"Allow": "GET, HEAD"} if status == HTTPStatus.METHOD_NOT_ALLOWED else {}),
-        }
+        """Send a content, or words as a line of plain text, with every header that keeps it to this page."""
+        body = content if isinstance(content, bytes) else f"{content}\n".encode("utf-8", "replace")
+        headers = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
+        headers |= {"Content-Security-Policy": policy, **_HEADERS}
+        headers |= {"Connection": "close"} if self.close_connection else {}
+        headers |= {"Allow": "GET, HEAD"} if status == HTTPStatus.METHOD_NOT_ALLOWED else {}
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(body)
