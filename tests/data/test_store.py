@@ -107,13 +107,19 @@ def test_memory_limits_of_control_groups_are_read(tmp_path: Path) -> None:
 
 
 def test_a_margin_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_meminfo_available", lambda: 100 << 30)
-    monkeypatch.setattr(store, "_cgroup_headrooms", lambda: [20 << 30])
-    assert store.spendable_memory() == 18 << 30
-    monkeypatch.setattr(store, "_cgroup_headrooms", lambda: [600 << 20])
-    assert store.spendable_memory() == 88 << 20
-    monkeypatch.setattr(store, "_cgroup_headrooms", lambda: [100 << 20])
-    assert store.spendable_memory() == 0
+    files = {"/proc/meminfo": f"MemTotal: 1 kB\nMemAvailable:  {100 << 20} kB\n", "/proc/self/cgroup": "0::/a/b\n"}
+    files |= {"/sys/fs/cgroup/a/b/memory.max": "max", "/sys/fs/cgroup/a/memory.current": "0"}
+    monkeypatch.setattr(store, "_text", lambda path: files.get(str(path), ""))
+    assert store.spendable_memory() == 90 << 30
+    for limit, spendable in ((20 << 30, 18 << 30), (600 << 20, 88 << 20), (100 << 20, 0)):
+        files["/sys/fs/cgroup/a/memory.max"] = str(limit)
+        assert store.spendable_memory() == spendable
+    files["/proc/self/cgroup"] = "5:memory:/c\n1:cpu:/d\n"
+    files |= {"/sys/fs/cgroup/memory/c/memory.limit_in_bytes": str(20 << 30)}
+    files |= {"/sys/fs/cgroup/memory/c/memory.usage_in_bytes": str(10 << 30)}
+    assert store.spendable_memory() == 9 << 30
+    files.clear()
+    assert store.spendable_memory() is None
 
 
 def test_the_disk_store_is_used_again_and_made_anew_when_an_image_changes(
