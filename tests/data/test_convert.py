@@ -117,7 +117,7 @@ def test_images_of_one_name_in_several_folders_all_get_there(format: FormatName,
 def test_names_stay_within_what_file_systems_hold(tmp_path: Path) -> None:
     long = "\u00e9" * 125 + ".png"
     records = [record(tmp_path / folder / long, [], []) for folder in (".a", ".b", ".c")]
-    names = [placed.file.name for placed in place_records({"train": as_split(records)})["train"]]
+    names = [file.name for _, file in place_records({"train": as_split(records)})["train"]]
     assert len({name.casefold() for name in names}) == 3
     assert all(len(name.encode()) <= 255 for name in names)
 

@@ -17,7 +17,7 @@ import webdataset
 from anchorite.data import DatasetIndex, Record, ShardedSplit, dataset_fingerprint, decode_image, open_dataset
 from anchorite.data.convert import write_dataset
 from anchorite.data.formats import FormatName
-from anchorite.data.shards.format import member_header, padding, read_table
+from anchorite.data.shards.format import member_bytes, read_table
 from anchorite.data.shards.split import label_bytes, parse_label, readable
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
@@ -246,8 +246,8 @@ def test_damage_within_an_image_is_left_out_and_counted_when_asked_for(tmp_path:
 
 
 def shard_of(*members: tuple[str, bytes], headers: Callable[[bytes], bytes] = lambda header: header) -> bytes:
-    parts = [headers(member_header(name, content)) + content + padding(len(content)) for name, content in members]
-    return b"".join(parts) + bytes(1024)
+    parts = [member_bytes(name, content) for name, content in members]
+    return b"".join(headers(part[:512]) + part[512:] for part in parts) + bytes(1024)
 
 
 def resummed(header: bytes, place: slice, value: bytes) -> bytes:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.sax.saxutils import escape
@@ -28,9 +28,8 @@ from anchorite.data.headers import copy_image, image_bytes
 from anchorite.data.records import Record, Split
 from anchorite.data.shards.format import MANIFEST
 from anchorite.data.shards.write import SHARD_BYTES, write_shards
+from anchorite.data.store import Progress
 from anchorite.errors import InputError, StorageError
-
-Progress = Callable[[int, int], None]
 
 _STAGE = ".unfinished"
 # Of the image's side: YOLO's numbers are rounded, COCO's second corner is a sum.
@@ -41,30 +40,17 @@ _MAX_NAME_BYTES = 255
 _RELATIVE_TOLERANCE = 1e-10
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedRecord:
-    """A record and where its image goes: `file` counts from the split's image folder, as in "sub/a.jpg"."""
-
-    record: Record
-    file: PurePosixPath
-
-    def label(self, suffix: str) -> PurePosixPath:
-        """The label file that goes with the image; a dot in the image's name is not taken for a suffix."""
-        return self.file.parent / f"{self.file.stem}{suffix}"
-
-
+# A record and where its image goes, counted from the split's image folder, as in "sub/a.jpg".
+PlacedRecord = tuple[Record, PurePosixPath]
 PlacedSplits = Mapping[str, Sequence[PlacedRecord]]
 
 
 def refuse_inside_dataset(folder: Path, dataset: DatasetIndex) -> None:
     """Raise InputError when `folder` is, or lies in, the dataset's folder or one that holds images of it."""
     target = folder.resolve()
-    homes = {
-        parent.resolve() for parent in {path.parent for split in dataset.splits.values() for path in split.paths()}
-    }
-    if dataset.root.is_dir():
-        homes.add(dataset.root.resolve())
-    for home in sorted(homes):
+    homes = {path.parent for split in dataset.splits.values() for path in split.paths()}
+    homes |= {dataset.root} if dataset.root.is_dir() else set()
+    for home in sorted({home.resolve() for home in homes}):
         if target.is_relative_to(home):
             raise InputError(
                 f"{folder}: lies in the dataset ({home}), which is never written to; name a folder elsewhere"
@@ -92,15 +78,28 @@ def write_dataset(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already, and nothing is ever overwritten; name a new or an empty folder")
     refuse_inside_dataset(out, dataset)
-    was_there = out.exists()
-    stage = out / _STAGE
+    was_there, stage, done = out.exists(), out / _STAGE, count(1)
+    num_images = sum(map(len, dataset.splits.values()))
+
+    def copied() -> None:
+        if progress is not None:
+            progress(next(done), num_images)
+
     try:
         stage.mkdir(parents=True)
+        _check_space(dataset, out)
         if format == "shards":
-            write_shards(dataset, stage, shard_bytes, progress)
-            notes = []
+            notes, difference = list[str](), write_shards(dataset, stage, shard_bytes, copied)
         else:
-            notes = _write(dataset, stage, format, progress)
+            splits = place_records(dataset.splits)
+            renamed = _copy_images(splits, stage, format, copied)
+            write_labels = {"yolo": _write_yolo, "coco": _write_coco, "voc": _write_voc}[format]
+            notes = [*write_labels(stage, splits, dataset.class_names), *renamed]
+            difference = _difference(dataset, splits, stage, format)
+        if difference is not None:
+            raise StorageError(
+                f"{out}: the copy reads back otherwise than it was written ({difference}); it was removed"
+            )
         if extra or notes:
             text = "\n".join([extra.rstrip("\n"), *notes]).lstrip("\n") + "\n"
             (stage / "changes.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -118,45 +117,33 @@ def write_dataset(
     return notes
 
 
-def _write(dataset: DatasetIndex, stage: Path, format: FormatName, progress: Progress | None) -> list[str]:
-    splits = place_records(dataset.splits)
-    _check_space(splits, stage.parent)
-    total, done, renamed = sum(map(len, splits.values())), 0, []
-    for split, records in splits.items():
-        _image_path(stage, format, split).mkdir(parents=True, exist_ok=True)
-        for one in records:
-            target = _image_path(stage, format, split, one)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy_image(one.record.path, target)
-            if one.file.name != one.record.path.name:
-                renamed.append(f"renamed  {split}  {one.record.path} is {one.file} here")
-            done += 1
-            if progress is not None:
-                progress(done, total)
-    write_labels = {"yolo": _write_yolo, "coco": _write_coco, "voc": _write_voc}[format]
-    lost = write_labels(stage, splits, dataset.class_names)
-    difference = _difference(dataset, splits, stage, format)
-    if difference is not None:
-        raise StorageError(
-            f"{stage.parent}: the copy reads back otherwise than it was written ({difference}); it was removed"
-        )
-    return [*lost, *renamed]
-
-
-def _image_path(out: Path, format: FormatName, split: str, placed: PlacedRecord | None = None) -> Path:
-    """Where the image of a record goes, or those of a split; in VOC all splits share a folder."""
-    folder = out / "JPEGImages" if format == "voc" else out / "images" / split
-    return folder if placed is None else folder / placed.file
-
-
-def _check_space(splits: PlacedSplits, out: Path) -> None:
-    wanted = sum(image_bytes(one.record.path) for records in splits.values() for one in records)
+def _check_space(dataset: DatasetIndex, out: Path) -> None:
+    wanted = sum(image_bytes(path) for records in dataset.splits.values() for path in records.paths())
     free = shutil.disk_usage(out).free
     if wanted > free:
         raise StorageError(
             f"{out}: the images take {wanted / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there; nothing was "
             "written. Free some space or name another folder"
         )
+
+
+def _image_folder(out: Path, format: FormatName, split: str) -> Path:
+    return out / "JPEGImages" if format == "voc" else out / "images" / split  # in VOC all splits share a folder
+
+
+def _copy_images(splits: PlacedSplits, stage: Path, format: FormatName, copied: Callable[[], None]) -> list[str]:
+    """Copy all images; which of them got other names, in words."""
+    renamed = []
+    for split, records in splits.items():
+        folder = _image_folder(stage, format, split)
+        folder.mkdir(parents=True, exist_ok=True)
+        for record, file in records:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            copy_image(record.path, folder / file)
+            if file.name != record.path.name:
+                renamed.append(f"renamed  {split}  {record.path} is {file} here")
+            copied()
+    return renamed
 
 
 def _difference(dataset: DatasetIndex, splits: PlacedSplits, stage: Path, format: FormatName) -> str | None:
@@ -167,13 +154,13 @@ def _difference(dataset: DatasetIndex, splits: PlacedSplits, stage: Path, format
     if copy.class_names != dataset.class_names:
         return f"classes {copy.class_names}"
     for split, records in splits.items():
-        found = {record.path: record for record in copy.splits[split]}
+        found, folder = {record.path: record for record in copy.splits[split]}, _image_folder(stage, format, split)
         if len(found) != len(records):
             return f"{len(found)} images in {split}"
-        for one in records:
-            path = _image_path(stage, format, split, one)
-            if path not in found or not _is_same(one.record, found[path], format):
-                return os.fspath(one.record.path)
+        for record, file in records:
+            back = found.get(folder / file)
+            if back is None or not _is_same(record, back, format):
+                return os.fspath(record.path)
     return None
 
 
@@ -193,18 +180,18 @@ def _is_same(record: Record, copy: Record, format: FormatName) -> bool:
 
 def _write_yolo(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> list[str]:
     """A txt file an image, empty for background, and data.yaml, which is written last."""
+    num_ignored = 0
     for split, records in splits.items():
-        for placed in records:
-            record = placed.record
+        for record, file in records:
             x1, y1, x2, y2 = record.boxes_xyxy[~record.ignored].T
             sides = [(x1 + x2) / 2 / record.width, (y1 + y2) / 2 / record.height]
             sides += [(x2 - x1) / record.width, (y2 - y1) / record.height]
             rows = zip(record.class_ids[~record.ignored], np.stack(sides, axis=1).tolist(), strict=True)
             lines = [f"{class_id} {' '.join(map(shortest_close, numbers))}\n" for class_id, numbers in rows]
-            _write_text(out / "labels" / split / placed.label(".txt"), "".join(lines))
+            _write_text(out / "labels" / split / file.with_suffix(".txt"), "".join(lines))
+            num_ignored += int(record.ignored.sum())
     config = {split: f"images/{split}" for split in splits} | {"names": list(class_names)}
     _write_text(out / "data.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False, width=1 << 30))
-    num_ignored = sum(int(one.record.ignored.sum()) for records in splits.values() for one in records)
     return [f"{num_ignored} crowd or difficult boxes left out: YOLO cannot mark them"] if num_ignored else []
 
 
@@ -214,22 +201,17 @@ def _write_coco(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> 
     for split, records in splits.items():
         images: list[dict[str, Any]] = []
         boxes: list[dict[str, Any]] = []
-        for number, placed in enumerate(records, start=1):
-            size = {"width": placed.record.width, "height": placed.record.height}
-            images.append({"id": number, "file_name": str(placed.file), **size})
-            boxes += [{"id": len(boxes) + n, "image_id": number, **box} for n, box in _coco_boxes(placed.record)]
+        for number, (record, file) in enumerate(records, start=1):
+            images.append({"id": number, "file_name": str(file), "width": record.width, "height": record.height})
+            columns = record.class_ids.tolist(), record.boxes_xyxy.tolist(), record.areas.tolist(), record.ignored
+            for class_id, (x1, y1, x2, y2), area, ignored in zip(*columns, strict=True):
+                bbox = [_whole_if_possible(side) for side in (x1, y1, side_between(x1, x2), side_between(y1, y2))]
+                box = {"id": len(boxes) + 1, "image_id": number, "category_id": class_id + 1, "bbox": bbox}
+                boxes.append({**box, "area": _whole_if_possible(area), "iscrowd": int(ignored)})
         lists = {"images": images, "annotations": boxes, "categories": categories}
         parts = [f'"{key}": [\n' + ",\n".join(map(json.dumps, items)) + "\n]" for key, items in lists.items()]
         _write_text(out / "annotations" / f"instances_{split}.json", "{" + ",\n".join(parts) + "}\n")
     return []
-
-
-def _coco_boxes(record: Record) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows = zip(record.boxes_xyxy.tolist(), record.class_ids, record.areas.tolist(), record.ignored, strict=True)
-    for number, ((x1, y1, x2, y2), class_id, area, ignored) in enumerate(rows, start=1):
-        bbox = [_whole_if_possible(side) for side in (x1, y1, side_between(x1, x2), side_between(y1, y2))]
-        area = _whole_if_possible(area)
-        yield number, {"category_id": int(class_id) + 1, "bbox": bbox, "area": area, "iscrowd": int(ignored)}
 
 
 def _write_voc(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> list[str]:
@@ -245,31 +227,26 @@ def _write_voc(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> l
     num_areas = 0
     for split, records in splits.items():
         listed = []
-        for placed in records:
-            record, stem = placed.record, placed.label("")
-            _write_text(out / "Annotations" / placed.label(".xml"), _voc_xml(placed, class_names))
+        for record, file in records:
+            _write_text(out / "Annotations" / file.with_suffix(".xml"), _voc_xml(record, file.name, class_names))
             sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
             num_areas += int((~np.isclose(record.areas, sides[:, 0] * sides[:, 1], rtol=1e-6)).sum())
-            # The "a.jpg" of a.jpg.png would be taken for an image.
-            listed.append(f"{placed.file if is_image_name(stem.name) else stem}\n")
+            stem = file.with_suffix("")  # the "a.jpg" of a.jpg.png would be taken for an image
+            listed.append(f"{file if is_image_name(stem.name) else stem}\n")
         _write_text(out / "ImageSets" / "Main" / f"{split}.txt", "".join(listed))
     return [f"{num_areas} annotated areas left out: VOC has boxes alone"] if num_areas else []
 
 
-def _voc_xml(placed: PlacedRecord, class_names: Sequence[str]) -> str:
-    record = placed.record
-    lines = [
-        "<annotation>",
-        f"\t<filename>{escape(placed.file.name)}</filename>",
-        f"\t<size><width>{record.width}</width><height>{record.height}</height><depth>3</depth></size>",
-    ]
+def _voc_xml(record: Record, file_name: str, class_names: Sequence[str]) -> str:
+    size = f"<width>{record.width}</width><height>{record.height}</height><depth>3</depth>"
+    lines = ["<annotation>", f"\t<filename>{escape(file_name)}</filename>", f"\t<size>{size}</size>"]
     for class_id, box, ignored in zip(record.class_ids, record.boxes_xyxy, record.ignored, strict=True):
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        corners = zip(("xmin", "ymin", "xmax", "ymax"), map(exact, box), strict=True)
         lines += [
             "\t<object>",
             f"\t\t<name>{escape(class_names[class_id])}</name>",
             f"\t\t<difficult>{int(ignored)}</difficult>",
-            "\t\t<bndbox>" + "".join(f"<{tag}>{exact(value)}</{tag}>" for tag, value in corners) + "</bndbox>",
+            "\t\t<bndbox>" + "".join(f"<{tag}>{value}</{tag}>" for tag, value in corners) + "</bndbox>",
             "\t</object>",
         ]
     return "\n".join([*lines, "</annotation>"]) + "\n"
@@ -298,17 +275,18 @@ def _place(records: Split, taken: set[str]) -> Iterator[PlacedRecord]:
     shared = os.path.commonpath(folders.values()) if folders else ""
     targets = {folder: _safe_folder(os.path.relpath(absolute, shared)) for folder, absolute in folders.items()}
     for record in records:
-        folder = targets[record.path.parent]
-        name = _safe_name(record.path.name)
-        file, number = folder / name, 2
-        while _key(file) in taken:
-            file, number = folder / _numbered(name, number), number + 1
-        taken.add(_key(file))
-        yield PlacedRecord(record, file)
-
-
-def _key(file: PurePosixPath) -> str:
-    return str(file.parent / file.stem).casefold()  # file systems may not tell A from a
+        folder, name = targets[record.path.parent], _safe_name(record.path.name)
+        stem, dot, suffix = name.rpartition(".")
+        for number in count(1):
+            if number > 1:
+                ending = f"_{number}{dot}{suffix}"
+                name = stem.encode()[: _MAX_NAME_BYTES - len(ending.encode())].decode(errors="ignore") + ending
+            file = folder / name
+            key = str(folder / file.stem).casefold()  # file systems may not tell A from a
+            if key not in taken:
+                break
+        taken.add(key)
+        yield record, file
 
 
 def _safe_folder(relative: str) -> PurePosixPath:
@@ -325,13 +303,6 @@ def _safe_name(name: str) -> str:
     stem, dot, suffix = spelled.rpartition(".")
     stem = re.sub(r"^\s+|\s+$", lambda spaces: "_" * len(spaces[0]), stem)
     return f"{stem}{dot}{suffix.strip()}" if stem else spelled.strip()
-
-
-def _numbered(name: str, number: int) -> str:
-    stem, dot, suffix = name.rpartition(".")
-    ending = f"_{number}{dot}{suffix}"
-    room = _MAX_NAME_BYTES - len(ending.encode())
-    return stem.encode()[:room].decode(errors="ignore") + ending
 
 
 # Numbers as label files should show them: the shortest spelling that still means the same.

@@ -81,7 +81,7 @@ def image_bytes(path: Path) -> int:
     except (NotADirectoryError, FileNotFoundError):
         if not leads_into_shard(path):
             raise
-        return locate_image(path).num_bytes
+        return locate_image(path)[1]
 
 
 def copy_image(path: Path, target: Path) -> None:

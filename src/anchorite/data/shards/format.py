@@ -20,6 +20,7 @@ import re
 import stat
 import tarfile
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, NamedTuple
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anchorite.errors import InputError, StorageError
-from anchorite.reading import printable, read_json, shorten
+from anchorite.reading import read_json, shorten, validation_faults
 
 MANIFEST = "shards.json"
 VERSION = 1
@@ -41,42 +42,22 @@ MAX_LABEL_BYTES = 16_000_000
 MAX_IMAGE_BYTES = 2_000_000_000
 _MAX_MANIFEST_BYTES = 256_000_000
 _NUM_CACHED = 8  # tables of shards that are read at random
-_NUM_SHOWN = 5
 _POSITION = re.compile("[0-9]{6,7}")
 _CHECK = re.compile(r"crc32-([0-9a-f]{8})")
 REMEDY = "copy it again, or write the shards again with anchorite convert"
-
-
-class Span(NamedTuple):
-    """One file within a shard: where its bytes begin, how many they are, and their CRC-32."""
-
-    start: int
-    num_bytes: int
-    crc: int
-
-
-class ShardSample(NamedTuple):
-    """Where a sample's label and image lie; suffix: number of the image's kind in `IMAGE_SUFFIXES`."""
-
-    label: Span
-    image: Span
-    suffix: int
+LABEL, IMAGE, SUFFIX = slice(0, 3), slice(3, 6), 6  # of a row of a table
 
 
 class ShardTable(NamedTuple):
-    """rows: (N, 7) int64, the numbers of each whole `ShardSample`; damage: what ended the reading early, or nothing."""
+    """Where the samples of a shard lie.
+
+    rows: (N, 7) int64, of each whole sample where its label begins, how many bytes that has and their CRC-32 (`LABEL`),
+    the same of its image (`IMAGE`), and the number of the image's kind in `IMAGE_SUFFIXES` (`SUFFIX`). damage: what
+    ended the reading early, or nothing.
+    """
 
     rows: NDArray[np.int64]
     damage: str
-
-    def sample(self, position: int) -> ShardSample:
-        """The sample at a position, from 0."""
-        return as_sample(self.rows[position].tolist())
-
-
-def as_sample(row: list[int]) -> ShardSample:
-    """A row of a table by its names."""
-    return ShardSample(Span(*row[0:3]), Span(*row[3:6]), row[6])
 
 
 def sample_key(shard: Path, position: int) -> str:
@@ -95,16 +76,11 @@ def position_of(path: Path) -> int:
     return int(number) if _POSITION.fullmatch(number) else -1
 
 
-def member_header(name: str, content: bytes) -> bytes:
-    """The header of one file, the same for the same content."""
+def member_bytes(name: str, content: bytes) -> bytes:
+    """A file as it stands in a shard: header, content and what fills the last block; the same for the same content."""
     info = tarfile.TarInfo(name)
     info.size, info.uname = len(content), f"crc32-{zlib.crc32(content):08x}"
-    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
-
-
-def padding(num_bytes: int) -> bytes:
-    """What fills the last block of a file."""
-    return bytes(-num_bytes % BLOCK)
+    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict") + content + bytes(-len(content) % BLOCK)
 
 
 def open_shard(path: Path) -> BinaryIO:
@@ -134,49 +110,42 @@ def read_table(path: Path, num_samples: int | None = None) -> ShardTable:
     rows: list[tuple[int, ...]] = []
     most = MAX_SAMPLES if num_samples is None else num_samples
     with open_shard(path) as file:
-        num_bytes, offset, damage = os.fstat(file.fileno()).st_size, 0, ""
+        end, offset, damage = os.fstat(file.fileno()).st_size, 0, ""
         try:
-            while (found := _read_pair(file, path, offset, num_bytes, len(rows))) is not None:
+            while (label := _read_header(file, offset, end, MAX_LABEL_BYTES)) is not None:
+                key, (name, *label_span) = sample_key(path, len(rows)), label
                 if len(rows) == most:
-                    damage = f"byte {offset}: there are more than the {most} samples that it should hold"
-                    break
-                (sample, offset) = found
-                rows.append((*sample.label, *sample.image, sample.suffix))
+                    raise InputError(f"byte {offset}: there are more than the {most} samples that it should hold")
+                if name != f"{key}.json":
+                    raise InputError(f"byte {offset}: expected {key}.json here, not {shorten(name)}")
+                offset = _behind(*label_span)
+                image = _read_header(file, offset, end, MAX_IMAGE_BYTES)
+                name, *image_span = image or ("",)
+                stem, _, suffix = name.partition(".")
+                if stem != key or suffix not in IMAGE_SUFFIXES:
+                    found = "the end" if image is None else shorten(name)
+                    raise InputError(f"byte {offset}: expected the image of {key} here, not {found}")
+                offset = _behind(*image_span)
+                rows.append((*label_span, *image_span, IMAGE_SUFFIXES.index(suffix)))
+            if num_samples is not None and len(rows) < num_samples:
+                damage = f"byte {offset}: the shard ends after {len(rows)} of {num_samples} samples"
         except InputError as error:
             damage = str(error)
         except OSError as error:
             raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not damage and num_samples is not None and len(rows) < num_samples:
-        damage = f"byte {offset}: the shard ends after {len(rows)} of {num_samples} samples"
     return ShardTable(np.array(rows, np.int64).reshape(-1, 7), damage)
 
 
-def _read_pair(file: BinaryIO, path: Path, offset: int, end: int, position: int) -> tuple[ShardSample, int] | None:
-    """The sample whose first header is at `offset`, and where the next one's is; None at the end of the archive.
+def _behind(start: int, num_bytes: int, _crc: int) -> int:
+    """Where the header behind a member begins."""
+    return start + -(-num_bytes // BLOCK) * BLOCK
+
+
+def _read_header(file: BinaryIO, offset: int, end: int, most: int) -> tuple[str, int, int, int] | None:
+    """Name, start, length and CRC-32 of the member whose header is at `offset`; None for the zeros at an archive's end.
 
     Raises InputError, which names the byte and not the file.
     """
-    key = sample_key(path, position)
-    label = _read_header(file, offset, end, MAX_LABEL_BYTES)
-    if label is None:
-        return None
-    if label[0] != f"{key}.json":
-        raise InputError(f"byte {offset}: expected {key}.json here, not {shorten(label[0])}")
-    offset = _next_header(label[1])
-    image = _read_header(file, offset, end, MAX_IMAGE_BYTES)
-    name, _, suffix = ("", "", "") if image is None else image[0].partition(".")
-    if image is None or name != key or suffix not in IMAGE_SUFFIXES:
-        found = "the end" if image is None else shorten(image[0])
-        raise InputError(f"byte {offset}: expected the image of {key} here, not {found}")
-    return ShardSample(label[1], image[1], IMAGE_SUFFIXES.index(suffix)), _next_header(image[1])
-
-
-def _next_header(span: Span) -> int:
-    return span.start + -(-span.num_bytes // BLOCK) * BLOCK
-
-
-def _read_header(file: BinaryIO, offset: int, end: int, most: int) -> tuple[str, Span] | None:
-    """Name and place of the member whose header is at `offset`; None for the block of zeros that ends an archive."""
     file.seek(offset)
     try:
         header = tarfile.TarInfo.frombuf(file.read(BLOCK), "ascii", "strict")
@@ -195,20 +164,21 @@ def _read_header(file: BinaryIO, offset: int, end: int, most: int) -> tuple[str,
         raise InputError(f"byte {offset}: claims {header.size} bytes, more than the {most} that are read")
     if offset + BLOCK + header.size > end:
         raise InputError(f"byte {offset}: claims {header.size} bytes, but the shard is cut short before")
-    return header.name, Span(offset + BLOCK, header.size, int(check[1], 16))
+    return header.name, offset + BLOCK, header.size, int(check[1], 16)
 
 
-def read_member(file: BinaryIO, member: Span) -> bytes:
+def read_member(file: BinaryIO, span: Sequence[int]) -> bytes:
     """The bytes of a member; InputError, which names the byte and not the file, where they are not what was written.
 
-    OSError as reading does.
+    span: where it begins, how many bytes it has and their CRC-32. OSError as reading does.
     """
-    file.seek(member.start)
-    content = file.read(member.num_bytes)
-    while len(content) < member.num_bytes and (more := file.read(member.num_bytes - len(content))):
+    start, num_bytes, crc = span
+    file.seek(start)
+    content = file.read(num_bytes)
+    while len(content) < num_bytes and (more := file.read(num_bytes - len(content))):
         content += more  # a single read stops at 2 GB, or at a signal
-    if zlib.crc32(content) != member.crc or len(content) < member.num_bytes:
-        raise InputError(f"damaged: byte {member.start} of the shard and those behind it are not as written; {REMEDY}")
+    if zlib.crc32(content) != crc or len(content) < num_bytes:
+        raise InputError(f"damaged: byte {start} of the shard and those behind it are not as written; {REMEDY}")
     return content
 
 
@@ -217,30 +187,34 @@ def leads_into_shard(path: Path) -> bool:
     return path.parent.suffix == ".tar" and path.parent.is_file()
 
 
-def locate_image(path: Path) -> Span:
-    """Where in its shard the image lies that a `sample_path` names.
+def locate_image(path: Path) -> list[int]:
+    """Where in its shard the image lies that a `sample_path` names, as `read_member` takes it.
 
     InputError, which does not name the path, where there is none; OSError as reading does.
     """
-    status = path.parent.stat()
-    table = cached_table(path.parent, status.st_size, status.st_mtime_ns)
-    position = position_of(path)
-    sample = table.sample(position) if 0 <= position < len(table.rows) else None
-    if sample is None or path != sample_path(path.parent, position, sample.suffix):
-        raise InputError(f"the shard holds no such image{table.damage and f' ({table.damage})'}; {REMEDY}")
-    return sample.image
+    table, position = cached_table(path.parent), position_of(path)
+    if 0 <= position < len(table.rows):
+        row: list[int] = table.rows[position].tolist()
+        if path == sample_path(path.parent, position, row[SUFFIX]):
+            return row[IMAGE]
+    raise InputError(f"the shard holds no such image{table.damage and f' ({table.damage})'}; {REMEDY}")
 
 
 def open_sample_image(path: Path) -> BinaryIO:
     """The image that a `sample_path` names, as an open file; raises what `locate_image` and `read_member` raise."""
-    member = locate_image(path)
+    span = locate_image(path)
     with open_shard(path.parent) as file:
-        return io.BytesIO(read_member(file, member))
+        return io.BytesIO(read_member(file, span))
+
+
+def cached_table(shard: Path) -> ShardTable:
+    """`read_table`, remembered while the file is the same; OSError where there is none."""
+    status = shard.stat()
+    return _table_of(shard, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(_NUM_CACHED)
-def cached_table(shard: Path, num_bytes: int, modified_ns: int) -> ShardTable:
-    """`read_table`, remembered while the file is the same."""
+def _table_of(shard: Path, num_bytes: int, modified_ns: int) -> ShardTable:
     return read_table(shard)
 
 
@@ -300,27 +274,16 @@ def read_manifest(path: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        lines = [
-            f"{path}: {printable('.'.join(map(str, one['loc'])), 200)}: {one['msg']} (got {shorten(one['input'])})"
-            for one in problems[:_NUM_SHOWN]
-        ]
-        raise InputError("\n".join(lines)) from None
-    _check(manifest, path)
-    return manifest
-
-
-def _check(manifest: Manifest, path: Path) -> None:
+        raise InputError(f"{path}: {validation_faults(error)}") from None
     num_classes = len(manifest.class_names)
     for split, facts in manifest.splits.items():
         for name, counts in (("class_counts", facts.class_counts), ("ignored_counts", facts.ignored_counts)):
             if len(counts) != num_classes:
                 raise InputError(f"{path}: splits.{split}.{name}: {len(counts)} numbers for {num_classes} classes")
         for number, shard in enumerate(facts.shards):
-            if shard.name != shard_name(split, number):
-                raise InputError(
-                    f"{path}: splits.{split}.shards.{number}: {shard.name} should be {shard_name(split, number)}"
-                )
+            if shard.name != (wanted := shard_name(split, number)):
+                raise InputError(f"{path}: splits.{split}.shards.{number}: {shard.name} should be {wanted}")
+    return manifest
 
 
 def shard_name(split: str, number: int) -> str:

@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, repeat
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar, overload
+from typing import Annotated, Any, BinaryIO, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +30,12 @@ from anchorite.data.headers import MAX_PIXELS
 from anchorite.data.images import decode_resized
 from anchorite.data.records import Record, RecordTable, Split, TableBuilder
 from anchorite.data.shards.format import (
+    IMAGE,
+    LABEL,
     MANIFEST,
     REMEDY,
+    SUFFIX,
     ShardFacts,
-    ShardSample,
     ShardTable,
     SplitFacts,
     cached_table,
@@ -46,11 +48,9 @@ from anchorite.data.shards.format import (
 )
 from anchorite.data.store import Progress
 from anchorite.errors import InputError, StorageError
-from anchorite.reading import shorten
+from anchorite.reading import shorten, validation_faults
 
 _LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
-_AHEAD = 4  # images being decoded a core, so that memory does not grow with the split
-Result = TypeVar("Result")
 
 
 class _Label(BaseModel):
@@ -87,9 +87,7 @@ def parse_label(data: bytes, path: Path, num_classes: int) -> Record:
     try:
         label = _Label.model_validate(json.loads(data))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise InputError(f"its label: {field}: {first['msg']} (got {shorten(first['input'])})") from None
+        raise InputError(f"its label: {validation_faults(error, 1)}") from None
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise InputError(f"its label is not readable as JSON: {shorten(str(error))}") from error
     width, height, num_boxes = label.width, label.height, len(label.classes)
@@ -106,9 +104,9 @@ def parse_label(data: bytes, path: Path, num_classes: int) -> Record:
         raise InputError("its label: origins: must say where each box came from, as texts")
     boxes_xyxy = np.array(label.boxes, np.float64).reshape(-1, 4)
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
-    is_good = (low >= 0).all(axis=1) & (high > low).all(axis=1) & (high <= [width, height]).all(axis=1)
-    if not is_good.all():
-        box = label.boxes[int(np.flatnonzero(~is_good)[0])]
+    bad = np.flatnonzero(((low < 0) | (high <= low) | (high > [width, height])).any(axis=1))
+    if len(bad):
+        box = label.boxes[bad[0]]
         raise InputError(f"its label has a box without area or outside of {width}x{height}: {shorten(box)}")
     return Record(
         path,
@@ -144,31 +142,32 @@ class Shard:
 
         cached: remember it, for reading at random.
         """
-        if cached and self.path.is_file():
-            status = self.path.stat()
-            table = cached_table(self.path, status.st_size, status.st_mtime_ns)
-        else:
-            table = read_table(self.path, self.num_samples)
+        table = cached_table(self.path) if cached and self.path.is_file() else read_table(self.path, self.num_samples)
         num_whole = len(table.rows)
-        if num_whole < self.num_samples and not self.left_out.issuperset(range(num_whole, self.num_samples)):
+        if not self.left_out.issuperset(range(num_whole, self.num_samples)):
             damage = table.damage or "the shard is shorter than listed"
             raise InputError(f"{self.path}: {damage} ({num_whole} of {self.num_samples} samples are whole); {REMEDY}")
         return table
 
 
-def read_record(file: BinaryIO, path: Path, sample: ShardSample, num_classes: int) -> Record:
-    """The record of a sample whose image is called `path`; InputError and StorageError naming it."""
-    return _named(path, lambda: parse_label(read_member(file, sample.label), path, num_classes))
+def read_record(file: BinaryIO, path: Path, row: Sequence[int], num_classes: int) -> Record:
+    """The record of a sample whose image is called `path`, by its row of the table; InputError and StorageError naming
+    it.
+    """
+    with _naming(path):
+        return parse_label(read_member(file, row[LABEL]), path, num_classes)
 
 
-def read_image(file: BinaryIO, path: Path, sample: ShardSample) -> bytes:
-    """The image's file of a sample that is called `path`; InputError and StorageError naming it."""
-    return _named(path, lambda: read_member(file, sample.image))
+def read_image(file: BinaryIO, path: Path, row: Sequence[int]) -> bytes:
+    """The image's file of a sample that is called `path`, as `read_record`."""
+    with _naming(path):
+        return read_member(file, row[IMAGE])
 
 
-def _named(path: Path, read: Callable[[], Result]) -> Result:
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
     try:
-        return read()
+        yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
@@ -200,27 +199,26 @@ class ShardedSplit(Split):
             return tuple(self[number] for number in range(len(self))[index])
         number = range(len(self))[index]
         shard, position = self.locate(number)
-        sample = shard.table(cached=True).sample(position)
+        row = shard.table(cached=True).rows[position].tolist()
         with open_shard(shard.path) as file:
-            return read_record(file, sample_path(shard.path, position, sample.suffix), sample, self.num_classes)
+            return read_record(file, sample_path(shard.path, position, row[SUFFIX]), row, self.num_classes)
 
     def __iter__(self) -> Iterator[Record]:
-        for file, path, sample in self._located():
-            yield read_record(file, path, sample, self.num_classes)
+        return (read_record(file, path, row, self.num_classes) for file, path, row in self._located())
 
     def samples(self) -> Iterator[tuple[Record, bytes]]:
         """Each record with its image's file, in order; InputError and StorageError naming one that is damaged."""
-        for file, path, sample in self._located():
-            yield read_record(file, path, sample, self.num_classes), read_image(file, path, sample)
+        for file, path, row in self._located():
+            yield read_record(file, path, row, self.num_classes), read_image(file, path, row)
 
-    def _located(self) -> Iterator[tuple[BinaryIO, Path, ShardSample]]:
-        """Each sample's open shard, its image's path, and where it lies, in order."""
+    def _located(self) -> Iterator[tuple[BinaryIO, Path, list[int]]]:
+        """Each sample's open shard, its image's path, and its row of the table, in order."""
         for shard in filter(len, self.shards):
-            table = shard.table()
+            positions = shard.positions()
+            rows = shard.table().rows[positions]
             with open_shard(shard.path) as file:
-                for position in shard.positions().tolist():
-                    sample = table.sample(position)
-                    yield file, sample_path(shard.path, position, sample.suffix), sample
+                for position, row in zip(positions.tolist(), rows, strict=True):
+                    yield file, sample_path(shard.path, position, row[SUFFIX]), row.tolist()
 
     def locate(self, index: int) -> tuple[Shard, int]:
         """The shard of record `index`, and its position there; no file is touched."""
@@ -305,27 +303,21 @@ def read_shards(manifest_path: Path, root: Path, log: ReadingLog, allow_outside:
 
 def _listed_shard(path: Path, facts: ShardFacts, fence: Fence, log: ReadingLog) -> Shard:
     """A shard as shards.json lists it, without the samples that are missing at its end."""
-    shard = Shard(path, facts.samples, facts.sha256)
-    refusal = fence.refusal(path)
-    if refusal:
-        log.bad(str(path), refusal)
-        return replace(shard, left_out=frozenset(range(facts.samples)))
-    try:
-        num_bytes = path.stat().st_size
-    except FileNotFoundError:
-        num_bytes = None
-    if num_bytes == facts.bytes:
-        return shard
-    wrong = "missing" if num_bytes is None else f"{num_bytes} bytes instead of {facts.bytes}"
-    num_whole, where = 0, ""
-    if num_bytes is not None:
-        try:
-            table = read_table(path, facts.samples)
-            num_whole, where = len(table.rows), table.damage and f"; {table.damage}"
-        except InputError as error:
-            where = f"; {str(error).removeprefix(f'{path}: ')}"
-    lost = facts.samples - num_whole
-    log.bad(str(path), f"{wrong}{where}: {lost} of its {facts.samples} images cannot be read; {REMEDY}")
+    shard, num_whole, wrong = Shard(path, facts.samples, facts.sha256), 0, fence.refusal(path)
+    if wrong is None:
+        num_bytes = path.stat().st_size if path.exists() else None
+        if num_bytes == facts.bytes:
+            return shard
+        wrong = "missing" if num_bytes is None else f"{num_bytes} bytes instead of {facts.bytes}"
+        if num_bytes is not None:
+            try:
+                table = read_table(path, facts.samples)
+                num_whole, where = len(table.rows), table.damage
+            except InputError as error:
+                where = str(error).removeprefix(f"{path}: ")
+            wrong += where and f"; {where}"
+        wrong += f": {facts.samples - num_whole} of its {facts.samples} images cannot be read; {REMEDY}"
+    log.bad(str(path), wrong)
     return replace(shard, left_out=frozenset(range(num_whole, facts.samples)))
 
 
@@ -336,24 +328,16 @@ def readable(split: ShardedSplit, progress: Progress | None = None) -> tuple[Sha
     disk fails: that is no fault of an image.
     """
     left_out: list[LeftOut] = []
-    waiting: deque[Future[LeftOut | None]] = deque()
-    done, num_cores = 0, os.cpu_count() or 1
-    with ThreadPoolExecutor(num_cores) as pool:  # OpenCV releases the interpreter lock while it decodes
-
-        def settle(most: int) -> None:
-            nonlocal done
-            while len(waiting) > most:
-                found = waiting.popleft().result()
-                left_out.extend([found] if found else [])
-                done += 1
-                if progress is not None:
-                    progress(done, len(split))
-
-        for shard in filter(len, split.shards):
-            for work in _reads(shard, split.num_classes):
-                waiting.append(pool.submit(_try_decoding, *work))
-                settle(num_cores * _AHEAD)
-        settle(0)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV releases the interpreter lock while it decodes
+        for shard, done in zip(split.shards, split.starts, strict=False):
+            if len(shard):
+                table = read_table(shard.path, shard.num_samples)
+                positions = shard.positions().tolist()
+                tried = pool.map(_try_decoding, repeat(shard), repeat(table), positions, repeat(split.num_classes))
+                for number, found in enumerate(tried, done + 1):
+                    left_out += [] if found is None else [found]
+                    if progress is not None:
+                        progress(number, len(split))
     if len(left_out) == len(split):
         raise InputError(
             f"none of the {len(split)} images can be read: {left_out[0].record.path}: {left_out[0].reason}"
@@ -361,29 +345,18 @@ def readable(split: ShardedSplit, progress: Progress | None = None) -> tuple[Sha
     return split.without([one.record.path for one in left_out]), tuple(left_out)
 
 
-def _reads(shard: Shard, num_classes: int) -> Iterator[tuple[Record, bytes, str]]:
-    """Of each sample the record and its image's file, or why there is none, and then a record that stands for it."""
-    table = read_table(shard.path, shard.num_samples)
-    with open_shard(shard.path) as file:
-        for position in shard.positions().tolist():
-            sample = table.sample(position) if position < len(table.rows) else None
-            path = sample_path(shard.path, position, sample.suffix if sample else 0)
-            no_ids, no_flags, no_areas = np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0)
-            record = Record(path, 1, 1, np.zeros((0, 4)), no_ids, no_flags, no_areas, ())
-            data, reason = b"", table.damage
-            if sample is not None:
-                try:
-                    record = read_record(file, path, sample, num_classes)
-                    data, reason = read_image(file, path, sample), ""
-                except InputError as error:
-                    reason = str(error).removeprefix(f"{path}: ")
-            yield record, data, reason
-
-
-def _try_decoding(record: Record, data: bytes, reason: str) -> LeftOut | None:
-    if not reason:
-        try:
-            decode_resized(record, (record.height, record.width), data)
-        except InputError as error:
-            reason = str(error).removeprefix(f"{record.path}: ")
-    return LeftOut(record, reason) if reason else None
+def _try_decoding(shard: Shard, table: ShardTable, position: int, num_classes: int) -> LeftOut | None:
+    """Why a sample cannot be read and decoded, if so; where it has no label, with a record that stands for its own."""
+    row = table.rows[position].tolist() if position < len(table.rows) else None
+    path = sample_path(shard.path, position, row[SUFFIX] if row else 0)
+    record = Record(path, 1, 1, np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0), ())
+    if row is None:
+        return LeftOut(record, table.damage)
+    try:
+        with open_shard(shard.path) as file:
+            record = read_record(file, path, row, num_classes)
+            data = read_image(file, path, row)
+        decode_resized(record, (record.height, record.width), data)
+    except InputError as error:
+        return LeftOut(record, str(error).removeprefix(f"{path}: "))
+    return None

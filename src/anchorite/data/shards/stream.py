@@ -17,8 +17,10 @@ Legend: N samples of a window, B of a batch, T targets, S side of the canvas in 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -31,7 +33,7 @@ from anchorite.data.dataset import LeftOut
 from anchorite.data.host_loader import HostLoader
 from anchorite.data.images import decode_resized, fitted_size
 from anchorite.data.samples import TrainSamples, sample_rng
-from anchorite.data.shards.format import as_sample, open_shard, sample_path
+from anchorite.data.shards.format import SUFFIX, open_shard, sample_path
 from anchorite.data.shards.split import ShardedSplit, read_image, read_record
 
 WINDOW = 2048  # samples, at least, that are shuffled together
@@ -40,7 +42,7 @@ _SHARDS, _WITHIN, _PARTNERS = 11, 12, 13  # separate streams of random numbers u
 
 
 class PoolMember(NamedTuple):
-    """A sample that a batch is made with: its record, and where that lies. row: as in `ShardTable.rows`."""
+    """A sample that a batch is made with: its record, and where that lies. row: as in `ShardTable`."""
 
     record_index: int
     shard: int
@@ -93,19 +95,6 @@ def windows(pieces: Sequence[Piece], least: int) -> list[list[Piece]]:
     return found
 
 
-class _Window(NamedTuple):
-    """An open window in the order of its samples: record indices, shards, positions (N,) and rows (N, 7)."""
-
-    indices: NDArray[np.int64]
-    shards: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    rows: NDArray[np.int64]
-
-    def member(self, number: int) -> PoolMember:
-        row = tuple(self.rows[number].tolist())
-        return PoolMember(int(self.indices[number]), int(self.shards[number]), int(self.positions[number]), row)
-
-
 class StreamBatches:
     """The keys of each batch of an epoch, as `EpochBatches` has them.
 
@@ -133,19 +122,16 @@ class StreamBatches:
         sizes, rank = self.sizes, self.config.rank
         sides = self.config.sides(sizes.num_batches, self.image_size, self.seed, epoch)
         plan = self.windows_of(epoch)
+        ends = list(accumulate(sum(piece.stop - piece.start for piece in window) for window in plan))
         is_mixed = self.num_mixed_epochs is None or epoch < self.num_mixed_epochs
-        number, begin = -1, 0  # of the window that is open, and where its samples begin in the rank's stretch
-        end, opened = 0, None
+        opened, members = -1, np.zeros((0, 10), np.int64)  # the window that is open
         for batch in range(start_batch, sizes.num_batches):
             own: list[PoolMember] = []
             for place in range(sizes.before(batch, rank), sizes.before(batch + 1, rank)):
-                while place >= end:
-                    number, begin, opened = number + 1, end, None
-                    end += sum(piece.stop - piece.start for piece in plan[number])
-                if opened is None:
-                    opened = self._open(plan, number, epoch)
-                own.append(opened.member(place - begin))
-            pool = (*own, *self._partners(opened, own, epoch, batch)) if is_mixed and opened else tuple(own)
+                if opened != (number := bisect_right(ends, place)):
+                    opened, members = number, self._open(plan, number, epoch)
+                own.append(_member(members[place - ends[number]]))  # counted from the end of the window
+            pool = (*own, *(self._partners(members, own, epoch, batch) if is_mixed and own else ()))
             yield [StreamKey(epoch, member.record_index, sides[batch], pool) for member in own]
 
     def windows_of(self, epoch: int) -> list[list[Piece]]:
@@ -155,82 +141,80 @@ class StreamBatches:
         totals = [self.sizes.before(self.sizes.num_batches, rank) for rank in range(self.config.rank + 1)]
         return windows(stretch(lengths, order, sum(totals[:-1]), totals[-1]), self.window)
 
-    def _open(self, plan: Sequence[Sequence[Piece]], number: int, epoch: int) -> _Window:
-        """Find the samples of a window, in their order; the system is asked to read the files of the next one."""
+    def _open(self, plan: Sequence[Sequence[Piece]], number: int, epoch: int) -> NDArray[np.int64]:
+        """The samples (N, 10) of a window in their order, see `_member`; asks the system to prefetch the next one."""
         for piece in plan[number + 1] if number + 1 < len(plan) else ():
             _prefetch_files(self.split, piece)
         parts = []
-        for piece in plan[number]:
-            shard = self.split.shards[piece.shard]
-            positions = shard.positions()[piece.start : piece.stop]
-            indices = np.arange(piece.start, piece.stop) + self.split.starts[piece.shard]
-            parts.append((indices, np.full(len(indices), piece.shard), positions, shard.table().rows[positions]))
-        columns = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-        order = epoch_rng(self.seed, epoch, _WITHIN, self.config.rank, number).permutation(len(columns[0]))
-        return _Window(*(array[order] for array in columns))
+        for number_of_shard, start, stop in plan[number]:
+            shard = self.split.shards[number_of_shard]
+            positions = shard.positions()[start:stop]
+            indices = np.arange(start, stop) + self.split.starts[number_of_shard]
+            columns = indices, np.full_like(indices, number_of_shard), positions, shard.table().rows[positions]
+            parts.append(np.column_stack(columns))
+        order = epoch_rng(self.seed, epoch, _WITHIN, self.config.rank, number).permutation(sum(map(len, parts)))
+        return np.concatenate(parts)[order]
 
-    def _partners(self, opened: _Window, own: Sequence[PoolMember], epoch: int, batch: int) -> list[PoolMember]:
+    def _partners(
+        self, members: NDArray[np.int64], own: Sequence[PoolMember], epoch: int, batch: int
+    ) -> list[PoolMember]:
         """Other samples of the window, as many as a batch has here and at least `FEWEST_PARTNERS` where there are."""
         wanted = max(self.sizes.largest_part, FEWEST_PARTNERS)
-        taken = {member.record_index for member in own}
         rng = epoch_rng(self.seed, epoch, _PARTNERS, self.config.rank, batch)
-        drawn = rng.choice(len(opened.indices), min(len(opened.indices), wanted + len(own)), replace=False)
-        others = [int(place) for place in drawn if int(opened.indices[place]) not in taken]
-        return [opened.member(place) for place in others[:wanted]]
+        drawn = members[rng.choice(len(members), min(len(members), wanted + len(own)), replace=False)]
+        others = drawn[~np.isin(drawn[:, 0], [member.record_index for member in own])]
+        return list(map(_member, others[:wanted]))
+
+
+def _member(numbers: NDArray[np.int64]) -> PoolMember:
+    """A member from its record index, shard, position and row of the shard's table."""
+    index, shard, position, *row = numbers.tolist()
+    return PoolMember(index, shard, position, tuple(row))
 
 
 def _prefetch_files(split: ShardedSplit, piece: Piece) -> None:
     """Ask the system to prefetch a stretch of a shard, where it can; errors are left to the later read."""
-    if not hasattr(os, "posix_fadvise"):
-        return
     shard = split.shards[piece.shard]
-    try:
-        with open_shard(shard.path) as file:
-            num_bytes, length = os.fstat(file.fileno()).st_size, max(1, len(shard))
-            start, stop = num_bytes * piece.start // length, num_bytes * piece.stop // length
-            os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
-    except (OSError, ValueError):
-        return
+    with suppress(OSError, ValueError, AttributeError), open_shard(shard.path) as file:
+        share = os.fstat(file.fileno()).st_size / max(1, len(shard))
+        start, stop = int(share * piece.start), int(share * piece.stop)
+        os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
 
 
 class BatchPool:
     """The images of a batch's pool, the longer side `long_side` pixels, each decoded when first asked for.
 
-    Each shard is opened once; leave the context to close them. report: called with the index of each record before work
-    on it begins. InputError and StorageError name the sample.
+    Each shard is opened once; `files` closes them. report: called with the index of each record before work on it
+    begins. InputError and StorageError name the sample.
     """
 
     def __init__(
-        self, split: ShardedSplit, pool: Sequence[PoolMember], long_side: int, report: Callable[[int], object]
+        self,
+        split: ShardedSplit,
+        pool: Sequence[PoolMember],
+        long_side: int,
+        report: Callable[[int], object],
+        files: ExitStack,
     ) -> None:
-        self._split, self._pool, self._report = split, pool, report
+        self._pool, self._report = pool, report
         self._files: dict[int, BinaryIO] = {}
         self._decoded: dict[int, NDArray[np.uint8]] = {}
-        with ExitStack() as closing:
-            self.records = []
-            for member in pool:
-                report(member.record_index)
-                if member.shard not in self._files:
-                    path = split.shards[member.shard].path
-                    self._files[member.shard] = closing.enter_context(open_shard(path))
-                sample = as_sample(list(member.row))
-                path = sample_path(split.shards[member.shard].path, member.position, sample.suffix)
-                self.records.append(read_record(self._files[member.shard], path, sample, split.num_classes))
-            self._closing = closing.pop_all()
+        self.records = []
+        for index, number, position, row in pool:
+            report(index)
+            path = split.shards[number].path
+            if number not in self._files:
+                self._files[number] = files.enter_context(open_shard(path))
+            name = sample_path(path, position, row[SUFFIX])
+            self.records.append(read_record(self._files[number], name, row, split.num_classes))
         self.sizes_hw = [fitted_size((record.height, record.width), long_side) for record in self.records]
-
-    def __enter__(self) -> BatchPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.close()
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Image `index` of the pool: (h, w, 3) uint8 RGB."""
         if index not in self._decoded:
             member, record = self._pool[index], self.records[index]
             self._report(member.record_index)
-            data = read_image(self._files[member.shard], record.path, as_sample(list(member.row)))
+            data = read_image(self._files[member.shard], record.path, member.row)
             self._decoded[index] = decode_resized(record, self.sizes_hw[index], data)
         return self._decoded[index]
 
@@ -258,7 +242,8 @@ class StreamSamples:
     ) -> NDArray[np.float32]:
         """Draw a whole batch into `pixels` (B, S, S, 3); the rows (T, 6) of its targets, as `TrainSamples.rows`."""
         plans, scratch = [], Scratch()
-        with BatchPool(self.split, keys[0].pool, self.image_size, report) as images:
+        with ExitStack() as files:
+            images = BatchPool(self.split, keys[0].pool, self.image_size, report, files)
             samples = TrainSamples(images, images.records, self.config, self.image_size, self.seed, self.num_epochs)
             for place, key in enumerate(keys):
                 report(key.record_index)

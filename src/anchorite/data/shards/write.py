@@ -12,18 +12,16 @@ import hashlib
 import json
 import os
 import random
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.common import ReadingLog
-from anchorite.data.headers import image_bytes, open_regular
-from anchorite.data.records import Record, Split
+from anchorite.data.headers import open_regular
+from anchorite.data.records import RecordTable
 from anchorite.data.shards.format import (
     BLOCK,
     MANIFEST,
@@ -34,174 +32,111 @@ from anchorite.data.shards.format import (
     Manifest,
     ShardFacts,
     SplitFacts,
-    member_header,
-    padding,
+    member_bytes,
     shard_name,
 )
 from anchorite.data.shards.split import ShardedSplit, label_bytes, read_shards
-from anchorite.data.store import Progress
-from anchorite.errors import InputError, StorageError
+from anchorite.errors import InputError
 
 SHARD_BYTES = 128_000_000
 _SEED = 0
 _KINDS = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"BM", "bmp"), (b"RIFF", "webp"), (b"", "tif"))
 
 
-class _ShardWriter:
-    """The shards of a split being written; each is durable before the next begins."""
+def write_shards(dataset: DatasetIndex, folder: Path, most_bytes: int, copied: Callable[[], None]) -> str | None:
+    """Write a dataset into `folder` as shards of up to `most_bytes`, and read it back: what differs, if anything does.
 
-    def __init__(self, folder: Path, split: str, most_bytes: int) -> None:
-        self._folder, self._split, self._most_bytes = folder, split, most_bytes
-        self._num_bytes = self._num_samples = 0
-        self._file: BinaryIO | None = None
-        self._digest = hashlib.sha256()
-        self.facts: list[ShardFacts] = []
-
-    def add(self, label: bytes, image: bytes) -> None:
-        """Append a sample, to a new shard where the last one is full."""
-        blocks = sum(BLOCK + len(content) + len(padding(len(content))) for content in (label, image))
-        is_full = self._num_bytes + blocks + 2 * BLOCK > self._most_bytes or self._num_samples == MAX_SAMPLES
-        if self._num_samples and is_full:
-            self.close()
-        if self._file is None:
-            self._file = (self._folder / shard_name(self._split, len(self.facts))).open("xb")
-        name = shard_name(self._split, len(self.facts)).removesuffix(".tar")
-        key = f"{name}-{self._num_samples:06d}"
-        suffix = next(suffix for start, suffix in _KINDS if image.startswith(start))
-        for member, content in ((f"{key}.json", label), (f"{key}.{suffix}", image)):
-            self._write(member_header(member, content), content, padding(len(content)))
-        self._num_samples += 1
-
-    def close(self) -> None:
-        """Finish the shard that is open, if there is one."""
-        if self._file is None:
-            return
-        self._write(bytes(2 * BLOCK))
-        with self._file as file:
-            file.flush()
-            os.fsync(file.fileno())
-        self.facts.append(
-            ShardFacts(
-                name=shard_name(self._split, len(self.facts)),
-                samples=self._num_samples,
-                bytes=self._num_bytes,
-                sha256=self._digest.hexdigest(),
-            )
-        )
-        self._file, self._digest, self._num_bytes, self._num_samples = None, hashlib.sha256(), 0, 0
-
-    def abandon(self) -> None:
-        """Close the file that is open, whatever it holds."""
-        if self._file is not None:
-            self._file.close()
-
-    def _write(self, *parts: bytes) -> None:
-        assert self._file is not None
-        for part in parts:
-            self._file.write(part)
-            self._digest.update(part)
-            self._num_bytes += len(part)
-
-
-class _Summary:
-    """Counts of a split, and an even sample of its boxes' sides (Vitter's algorithm R)."""
-
-    def __init__(self, num_classes: int) -> None:
-        self.background, self._num_trained = 0, 0
-        self.class_counts, self.ignored_counts = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
-        self.sides: list[list[float]] = []
-        self._random = random.Random(_SEED)
-
-    def add(self, record: Record) -> None:
-        self.background += not len(record.class_ids)
-        boxes_xyxy = record.boxes_xyxy[~record.ignored]
-        self.class_counts += np.bincount(record.class_ids[~record.ignored], minlength=len(self.class_counts))
-        self.ignored_counts += np.bincount(record.class_ids[record.ignored], minlength=len(self.class_counts))
-        for side in ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) / max(record.width, record.height)).tolist():
-            self._num_trained += 1
-            if len(self.sides) < MAX_SIDES:
-                self.sides.append(side)
-            elif (place := self._random.randrange(self._num_trained)) < MAX_SIDES:
-                self.sides[place] = side
-
-    def facts(self, shards: list[ShardFacts]) -> SplitFacts:
-        """What stands in the list of shards."""
-        return SplitFacts(
-            background=self.background,
-            class_counts=self.class_counts.tolist(),
-            ignored_counts=self.ignored_counts.tolist(),
-            sides=self.sides,
-            shards=shards,
-        )
-
-
-def write_shards(
-    dataset: DatasetIndex, folder: Path, most_bytes: int = SHARD_BYTES, progress: Progress | None = None
-) -> None:
-    """Write a dataset into `folder` as shards of up to `most_bytes`, and read it back.
-
-    A shard holds a sample at least, however large. progress is called with (images done, images in all). Raises
-    InputError naming an image that cannot be copied, StorageError when the disk is too full or what is read back
-    differs; OSError as writing does.
+    A shard holds a sample at least, however large. copied: called after each image. Raises InputError naming an image
+    that cannot be copied, OSError as writing does.
     """
-    _check_space(dataset, folder)
-    orders = {split: _order(split, records) for split, records in dataset.splits.items()}
-    total, done, splits = sum(map(len, orders.values())), 0, {}
+    tables: dict[str, RecordTable] = {}
     for split, records in dataset.splits.items():
-        writer, summary = _ShardWriter(folder, split, most_bytes), _Summary(len(dataset.class_names))
-        try:
-            for record in _in_order(records, orders[split]):
-                writer.add(*_contents(record, dataset.root))
-                summary.add(record)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-            writer.close()
-        finally:
-            writer.abandon()
-        splits[split] = summary.facts(writer.facts)
+        tables[split] = records.table()
+        if split == "train" and not records.is_shuffled:
+            tables[split] = tables[split].select(np.random.default_rng(_SEED).permutation(len(records)))
+    root = dataset.root if dataset.root.is_dir() else dataset.root.parent
+    splits = {
+        split: _facts(
+            table, len(dataset.class_names), _write_split(split, _samples(table, root, copied), folder, most_bytes)
+        )
+        for split, table in tables.items()
+    }
     manifest = Manifest.model_validate({"class_names": list(dataset.class_names), "splits": splits})
     (folder / MANIFEST).write_text(_manifest_text(manifest), encoding="ascii")
-    _compare(dataset, orders, folder)
+    copy = read_shards(folder / MANIFEST, folder, ReadingLog(skip_bad=False), allow_outside=False)
+    for split, table in tables.items():
+        written = copy.splits[split]
+        assert isinstance(written, ShardedSplit)
+        for record, (found, _) in zip(table, written.samples(), strict=True):
+            if record != replace(found, path=record.path):  # the image has the CRC-32 of the one that was read
+                return str(found.path)
+    return None
 
 
-def _order(split: str, records: Split) -> Sequence[int]:
-    """The order in which a split is written. What comes from shards is shuffled already, and slow to read at random."""
-    if split != "train" or records.is_shuffled:
-        return range(len(records))
-    order: Sequence[int] = np.random.default_rng(_SEED).permutation(len(records)).tolist()
-    return order
+def _samples(table: RecordTable, root: Path, copied: Callable[[], None]) -> Iterator[tuple[bytes, bytes]]:
+    """The two files of each sample: its label and its image."""
+    for record in table:
+        try:
+            with open_regular(record.path) as file:
+                image = file.read()
+        except InputError as error:
+            raise InputError(f"{record.path}: {error}") from error
+        label = label_bytes(record, os.path.relpath(record.path, root))
+        if len(label) > MAX_LABEL_BYTES or len(image) > MAX_IMAGE_BYTES:
+            raise InputError(
+                f"{record.path}: {len(record.class_ids)} boxes and {len(image) / 1e6:.0f} MB are more than a shard "
+                "takes; leave the image out"
+            )
+        yield label, image
+        copied()
 
 
-def _in_order(records: Sequence[Record], order: Sequence[int]) -> Iterator[Record]:
-    return iter(records) if isinstance(order, range) else (records[index] for index in order)
+def _write_split(split: str, samples: Iterator[tuple[bytes, bytes]], folder: Path, most_bytes: int) -> list[ShardFacts]:
+    """Write the shards of a split; each is durable before the next begins."""
+    shards: list[ShardFacts] = []
+    sample = next(samples, None)
+    while sample is not None:
+        name, num_samples = shard_name(split, len(shards)), 0
+        with (folder / name).open("x+b") as file:
+            while sample is not None:
+                label, image = sample
+                key = f"{name.removesuffix('.tar')}-{num_samples:06d}"
+                suffix = next(suffix for start, suffix in _KINDS if image.startswith(start))
+                members = member_bytes(f"{key}.json", label) + member_bytes(f"{key}.{suffix}", image)
+                is_full = file.tell() + len(members) + 2 * BLOCK > most_bytes or num_samples == MAX_SAMPLES
+                if num_samples and is_full:
+                    break
+                file.write(members)
+                num_samples, sample = num_samples + 1, next(samples, None)
+            file.write(bytes(2 * BLOCK))
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            shards.append(ShardFacts(name=name, samples=num_samples, bytes=file.tell(), sha256=digest))
+    return shards
 
 
-def _contents(record: Record, root: Path) -> tuple[bytes, bytes]:
-    """The two files of a sample."""
-    try:
-        with open_regular(record.path) as file:
-            image = file.read()
-    except InputError as error:
-        raise InputError(f"{record.path}: {error}") from error
-    home = root if root.is_dir() else root.parent
-    label = label_bytes(record, os.path.relpath(record.path, home))
-    if len(label) > MAX_LABEL_BYTES or len(image) > MAX_IMAGE_BYTES:
-        raise InputError(
-            f"{record.path}: {len(record.class_ids)} boxes and {len(image) / 1e6:.0f} MB are more than a shard takes; "
-            "leave the image out"
-        )
-    return label, image
-
-
-def _check_space(dataset: DatasetIndex, folder: Path) -> None:
-    wanted = sum(image_bytes(record.path) for records in dataset.splits.values() for record in records)
-    free = shutil.disk_usage(folder).free
-    if wanted > free:
-        raise StorageError(
-            f"{folder.parent}: the images take {wanted / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there; "
-            "nothing was written. Free some space or name another folder"
-        )
+def _facts(table: RecordTable, num_classes: int, shards: list[ShardFacts]) -> SplitFacts:
+    """What the list says of a split: counts, and an even sample of its boxes' sides (Vitter's algorithm R)."""
+    labels, rng = table.labels(), random.Random(_SEED)
+    trained = ~labels.ignored
+    longer = np.repeat(np.maximum(labels.widths, labels.heights), labels.counts)
+    sides = ((labels.boxes_xyxy[:, 2:] - labels.boxes_xyxy[:, :2]) / longer[:, None])[trained]
+    chosen = sides[:MAX_SIDES].tolist()
+    for number in range(MAX_SIDES, len(sides)):
+        if (place := rng.randrange(number + 1)) < MAX_SIDES:
+            chosen[place] = sides[number].tolist()
+    class_counts, ignored_counts = (
+        np.bincount(labels.class_ids[group], minlength=num_classes).tolist() for group in (trained, labels.ignored)
+    )
+    return SplitFacts(
+        background=int((labels.counts == 0).sum()),
+        class_counts=class_counts,
+        ignored_counts=ignored_counts,
+        sides=chosen,
+        shards=shards,
+    )
 
 
 def _manifest_text(manifest: Manifest) -> str:
@@ -213,17 +148,3 @@ def _manifest_text(manifest: Manifest) -> str:
         splits.append(f'"{split}": {head[:-1]}, "shards": [\n{shards}\n]}}')
     head = json.dumps(manifest.model_dump(exclude={"splits"}))
     return f'{head[:-1]},\n"splits": {{\n' + ",\n".join(splits) + "\n}}\n"
-
-
-def _compare(dataset: DatasetIndex, orders: dict[str, Sequence[int]], folder: Path) -> None:
-    """Raise StorageError where the shards, read as a user would, differ from what was to be written."""
-    copy = read_shards(folder / MANIFEST, folder, ReadingLog(skip_bad=False), allow_outside=False)
-    for split, records in dataset.splits.items():
-        written = copy.splits[split]
-        assert isinstance(written, ShardedSplit)
-        samples = zip(_in_order(records, orders[split]), written.samples(), strict=True)
-        for record, (found, _) in samples:  # whose image has the CRC-32 of the one that was read
-            if record != replace(found, path=record.path):
-                raise StorageError(
-                    f"{folder.parent}: the copy reads back otherwise than it was written ({found.path}); it was removed"
-                )
