@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anchorite.report.suspects_evidence import Observation, evidence, iou_of
+from anchorite.data import Record
+from anchorite.report.suspects_evidence import Observation, Rows, evidence, iou_of
 from tests.report.suspects_samples import make_record
 
 BOX, FAR = (10, 10, 50, 50), (70, 70, 110, 110)
@@ -21,6 +22,12 @@ def view(*found: Predictions, losses: int = 1) -> Observation:
     )
 
 
+def told(record: Record, views: list[Observation], num_classes: int, image: int = 0) -> tuple[Rows, Rows]:
+    """The evidence about the labels, and about detections without one."""
+    rows = evidence(record, views, num_classes, image)
+    return rows[rows["label"] >= 0], rows[rows["label"] < 0]
+
+
 def test_overlaps_are_those_of_hand_worked_boxes() -> None:
     iou = iou_of(np.array([[0.0, 0, 4, 4]]), np.array([[0.0, 0, 4, 4], [2, 0, 6, 4], [4, 4, 8, 8], [1, 1, 1, 1]]))
     np.testing.assert_allclose(iou, [[1, 8 / 24, 0, 0]])
@@ -28,7 +35,7 @@ def test_overlaps_are_those_of_hand_worked_boxes() -> None:
 
 def test_a_label_is_told_how_its_class_and_the_best_other_are_seen() -> None:
     views = [view((BOX, 0.9, 1), (BOX, 0.1, 0), (BOX, 0.3, 2)), view((BOX, 0.7, 1), losses=1)]
-    labels, missing = evidence(make_record([BOX], [0]), views, 3, image=7)
+    labels, missing = told(make_record([BOX], [0]), views, 3, image=7)
     assert len(missing) == 0
     (row,) = labels
     assert (row["image"], row["label"], row["class_id"], row["other_class"]) == (7, 0, 0, 1)
@@ -41,19 +48,19 @@ def test_a_label_is_told_how_its_class_and_the_best_other_are_seen() -> None:
 
 def test_what_another_label_explains_speaks_against_none() -> None:
     near = (18, 10, 58, 50)  # IoU 2/3 with BOX
-    labels, missing = evidence(make_record([BOX, near], [0, 1]), [view((BOX, 0.9, 0), (near, 0.9, 1), losses=2)], 2)
+    labels, missing = told(make_record([BOX, near], [0, 1]), [view((BOX, 0.9, 0), (near, 0.9, 1), losses=2)], 2)
     np.testing.assert_allclose(labels["other"], 0)
     np.testing.assert_allclose(labels["given"], 0.9)
     np.testing.assert_allclose(labels["iou"], 1)
     # The same detection does speak where no label of its class is nearer.
-    labels, _ = evidence(make_record([BOX], [0]), [view((BOX, 0.9, 0), (near, 0.8, 1))], 2)
+    labels, _ = told(make_record([BOX], [0]), [view((BOX, 0.9, 0), (near, 0.8, 1))], 2)
     assert labels["other"][0] == pytest.approx(0.8)
     assert len(missing) == 0
 
 
 def test_a_detection_means_the_label_that_it_is_nearest_to() -> None:
     beside = (35, 10, 75, 50)  # IoU 0.23 with BOX
-    labels, _ = evidence(make_record([BOX, beside], [0, 0]), [view((BOX, 0.9, 0), losses=2)], 2)
+    labels, _ = told(make_record([BOX, beside], [0, 0]), [view((BOX, 0.9, 0), losses=2)], 2)
     assert labels["found"].tolist() == [0.9, 0.0]
     assert labels["iou"].tolist() == [1.0, 0.0]
 
@@ -69,35 +76,35 @@ def test_a_detection_means_the_label_that_it_is_nearest_to() -> None:
 )
 def test_a_detection_with_an_explanation_is_not_missing_a_label(found: list[Predictions], reason: str) -> None:
     views = [view(*found)] + ([view()] if "one look" in reason else [])
-    assert len(evidence(make_record([BOX], [0]), views, 2)[1]) == 0, reason
+    assert len(told(make_record([BOX], [0]), views, 2)[1]) == 0, reason
 
 
 def test_a_confident_detection_without_a_label_is_told_once() -> None:
     double = (74, 70, 114, 110)
     views = [view((BOX, 0.9, 0), (FAR, 0.9, 1), (double, 0.6, 0)), view((BOX, 0.9, 0), (FAR, 0.7, 1))]
-    labels, missing = evidence(make_record([BOX], [0]), views, 2, image=3)
+    labels, missing = told(make_record([BOX], [0]), views, 2, image=3)
     assert len(missing) == 1
     assert (missing["image"][0], missing["class_id"][0]) == (3, 1)
-    assert missing["score"][0] == pytest.approx(0.8)
+    assert missing["found"][0] == pytest.approx(0.8)
     np.testing.assert_allclose(missing["found_xyxy"][0], FAR)
     assert labels["given"][0] == pytest.approx(0.9)
 
 
 def test_a_part_of_another_class_is_an_object_of_its_own() -> None:
     part = (14, 14, 30, 30)
-    assert len(evidence(make_record([BOX], [0]), [view((BOX, 0.9, 0), (part, 0.9, 1))], 2)[1]) == 1
+    assert len(told(make_record([BOX], [0]), [view((BOX, 0.9, 0), (part, 0.9, 1))], 2)[1]) == 1
 
 
 def test_ignored_regions_are_no_suspects_and_explain_what_lies_in_them() -> None:
     record = make_record([BOX, (0, 0, 128, 128)], [0, 1], ignored=np.array([False, True]))
-    labels, missing = evidence(record, [view((BOX, 0.9, 0), (FAR, 0.9, 0), losses=2)], 2)
+    labels, missing = told(record, [view((BOX, 0.9, 0), (FAR, 0.9, 0), losses=2)], 2)
     assert labels["label"].tolist() == [0]
     assert len(missing) == 0
 
 
 def test_a_badly_placed_label_is_not_a_missing_one_too() -> None:
     moved = (30, 10, 70, 50)  # IoU 1/3
-    labels, missing = evidence(make_record([moved], [0]), [view((BOX, 0.9, 0))], 2)
+    labels, missing = told(make_record([moved], [0]), [view((BOX, 0.9, 0))], 2)
     assert labels["found"][0] == pytest.approx(0.9)
     assert labels["iou"][0] == pytest.approx(1 / 3)
     np.testing.assert_allclose(labels["found_xyxy"][0], BOX)
@@ -107,16 +114,16 @@ def test_a_badly_placed_label_is_not_a_missing_one_too() -> None:
 
 def test_almost_equal_labels_are_twins_of_the_earlier_one() -> None:
     record = make_record([FAR, BOX, (11, 11, 51, 51), (30, 10, 70, 50)], [0, 0, 1, 0])
-    labels, _ = evidence(record, [view(losses=4)], 2)
+    labels, _ = told(record, [view(losses=4)], 2)
     assert labels["twin"].tolist() == [-1, -1, 1, -1]
     assert labels["twin_iou"][2] == pytest.approx(39**2 / (2 * 1600 - 39**2))
 
 
 def test_images_without_labels_or_detections_say_what_they_can() -> None:
-    labels, missing = evidence(make_record([], []), [view((FAR, 0.9, 0), losses=0)], 1)
+    labels, missing = told(make_record([], []), [view((FAR, 0.9, 0), losses=0)], 1)
     assert (len(labels), len(missing)) == (0, 1)
-    labels, missing = evidence(make_record([BOX], [0]), [view(), view()], 1)
+    labels, missing = told(make_record([BOX], [0]), [view(), view()], 1)
     assert (len(labels), len(missing)) == (1, 0)
     assert (labels["given"][0], labels["found"][0], labels["other"][0]) == (0, 0, 0)
-    labels, missing = evidence(make_record([], []), [view(losses=0)], 1)
+    labels, missing = told(make_record([], []), [view(losses=0)], 1)
     assert (len(labels), len(missing)) == (0, 0)

@@ -7,13 +7,11 @@ import pytest
 
 from anchorite.report.suspects import suspects_of
 from anchorite.report.suspects_evidence import (
-    LABEL_FIELDS,
-    UNLABELLED_FIELDS,
+    EVIDENCE,
     Rows,
     corroborated,
     group_of,
-    label_scores,
-    missing_scores,
+    score_evidence,
     weighted,
 )
 from tests.report.suspects_samples import make_record
@@ -24,13 +22,10 @@ BOX = (10, 10, 50, 50)
 
 def usual_labels(count: int = 100) -> Rows:
     """Labels of two classes, one an image, all well seen."""
-    rows = np.zeros(count, LABEL_FIELDS)
+    rows = np.zeros(count, EVIDENCE)
     random = np.random.default_rng(0)
-    rows["image"], rows["class_id"], rows["other_class"] = (
-        np.arange(count),
-        np.arange(count) % 2,
-        1 - np.arange(count) % 2,
-    )
+    rows["image"], rows["class_id"] = np.arange(count), np.arange(count) % 2
+    rows["other_class"] = 1 - rows["class_id"]
     rows["side"] = random.uniform(0.1, 0.4, count)
     rows["given"] = rows["found"] = random.uniform(0.8, 0.95, count)
     rows["other"] = 0.02
@@ -55,7 +50,7 @@ PLANTED = {10: "class", 20: "spurious", 30: "box", 40: "duplicate", 50: "loss"}
 
 
 def test_each_error_has_its_kind_and_stands_above_every_usual_label() -> None:
-    by_kind = label_scores(with_errors()).by_kind
+    by_kind, _ = score_evidence(with_errors())
     best = np.max(list(by_kind.values()), axis=0)
     for number, kind in PLANTED.items():
         assert max(by_kind, key=lambda name: by_kind[name][number]) == kind
@@ -65,15 +60,15 @@ def test_each_error_has_its_kind_and_stands_above_every_usual_label() -> None:
 
 
 def test_what_is_usual_is_not_moved_by_what_is_wrong() -> None:
-    before, after = label_scores(usual_labels()), label_scores(with_errors())
-    np.testing.assert_allclose(after.usual_found, before.usual_found, atol=0.02)
-    np.testing.assert_allclose(after.usual_loss, before.usual_loss, atol=0.05)
+    (_, before), (_, after) = score_evidence(usual_labels()), score_evidence(with_errors())
+    np.testing.assert_allclose(after["found"], before["found"], atol=0.02)
+    np.testing.assert_allclose(after["loss"], before["loss"], atol=0.05)
 
 
 def test_a_weak_detector_says_nothing_about_single_labels() -> None:
     rows = usual_labels()
     rows["given"] = rows["found"] = 0.1
-    assert label_scores(rows).by_kind["spurious"].max() == 0
+    assert score_evidence(rows)[0]["spurious"].max() == 0
 
 
 def test_small_labels_are_held_against_small_ones() -> None:
@@ -81,7 +76,7 @@ def test_small_labels_are_held_against_small_ones() -> None:
     small = np.argsort(rows["side"])[:36]
     rows["loss"][small] += 3.0  # hard, each of them
     rows["given"][small] = rows["found"][small] = 0.3
-    by_kind = label_scores(rows).by_kind
+    by_kind, _ = score_evidence(rows)
     assert by_kind["loss"][small].max() < 0.25
     assert by_kind["spurious"][small].max() < 0.1
 
@@ -89,11 +84,11 @@ def test_small_labels_are_held_against_small_ones() -> None:
 def test_labels_without_a_loss_are_not_suspected_for_it() -> None:
     rows = usual_labels()
     rows["loss"][3] = np.nan
-    by_kind = label_scores(rows).by_kind
+    by_kind, _ = score_evidence(rows)
     assert by_kind["loss"][3] == 0
     assert all(np.isfinite(scores).all() for scores in by_kind.values())
     rows["loss"] = np.nan
-    assert label_scores(rows).by_kind["loss"].max() == 0
+    assert score_evidence(rows)[0]["loss"].max() == 0
 
 
 def test_common_contradictions_count_less() -> None:
@@ -124,17 +119,20 @@ def places(count: int) -> list[tuple[str, object]]:
     return [("train", make_record([BOX], [0]))] * count
 
 
-def unlabelled(*rows: tuple[int, int, float]) -> Rows:
-    made = np.zeros(len(rows), UNLABELLED_FIELDS)
-    for number, (image, class_id, score) in enumerate(rows):
-        made[number] = (image, class_id, score, 0.0, BOX)
-    return made
+def with_unlabelled(labels: Rows, *detections: tuple[int, int, float]) -> Rows:
+    """Labels, and detections without one: image, class and score."""
+    made = np.zeros(len(detections), EVIDENCE)
+    made["label"] = made["twin"] = -1
+    made["found_xyxy"] = BOX
+    for number, detection in enumerate(detections):
+        made["image"][number], made["class_id"][number], made["found"][number] = detection
+    return np.concatenate([labels, made])
 
 
 def test_the_order_has_all_kinds_with_ranks_and_reasons() -> None:
-    missing = unlabelled((60, 1, 0.9))
-    assert missing_scores(missing, with_errors())[0] == pytest.approx(0.9)
-    suspects = suspects_of(with_errors(), missing, places(100), NAMES)
+    rows = with_unlabelled(with_errors(), (60, 1, 0.9))
+    assert score_evidence(rows)[0]["missing"][-1] == pytest.approx(0.9)
+    suspects = suspects_of(rows, places(100), NAMES)
     assert {suspect.kind for suspect in suspects[:6]} == {*PLANTED.values(), "missing"}
     assert [suspect.rank for suspect in suspects] == list(range(1, len(suspects) + 1))
     assert [one.score for one in suspects] == sorted((one.score for one in suspects), reverse=True)
@@ -155,18 +153,14 @@ def test_equal_suspects_keep_the_order_of_the_images() -> None:
     rows["given"][[5, 25, 15]], rows["other"][[5, 25, 15]] = 0.0, 0.9
     rows["loss"] = 0.2
     rows["found"] = 0.9
-    missing = unlabelled((30, 0, 0.7), (8, 0, 0.7))
-    suspects = suspects_of(
-        rows, missing, [(str(number), record) for number, (_, record) in enumerate(places(40))], NAMES
-    )
+    rows = with_unlabelled(rows, (30, 0, 0.7), (8, 0, 0.7))
+    suspects = suspects_of(rows, [(str(number), record) for number, (_, record) in enumerate(places(40))], NAMES)
     assert [one.split for one in suspects if one.kind == "class"] == ["5", "15", "25"]
     assert [one.split for one in suspects if one.kind == "missing"] == ["8", "30"]
-    assert suspects == suspects_of(
-        rows, missing, [(one, make_record([BOX], [0])) for one in map(str, range(40))], NAMES
-    )
+    assert suspects == suspects_of(rows, [(str(number), make_record([BOX], [0])) for number in range(40)], NAMES)
 
 
 def test_no_labels_at_all_is_no_error() -> None:
-    nothing = np.zeros(0, LABEL_FIELDS)
-    assert suspects_of(nothing, unlabelled(), [], NAMES) == ()
-    assert suspects_of(nothing, unlabelled((0, 1, 0.8)), places(1), NAMES)[0].kind == "missing"
+    nothing = np.zeros(0, EVIDENCE)
+    assert suspects_of(nothing, [], NAMES) == ()
+    assert suspects_of(with_unlabelled(nothing, (0, 1, 0.8)), places(1), NAMES)[0].kind == "missing"

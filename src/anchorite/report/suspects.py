@@ -10,9 +10,9 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,22 +20,10 @@ from numpy.typing import NDArray
 from anchorite.data import DatasetIndex, Record, decode_image
 from anchorite.jpeg import shrunk
 from anchorite.report.page import MAX_PAGE_BYTES, jpeg_uri, render_page
-from anchorite.report.suspects_evidence import (
-    LABEL_FIELDS,
-    UNLABELLED_FIELDS,
-    LabelKind,
-    LabelScores,
-    Observation,
-    Observer,
-    Rows,
-    evidence,
-    label_scores,
-    missing_scores,
-)
+from anchorite.report.suspects_evidence import EVIDENCE, Observer, Rows, SuspectKind, evidence, score_evidence
 
-__all__ = ["KINDS", "Observation", "Observer", "Ranking", "Suspect", "as_csv", "rank_suspects", "suspects_page"]
+__all__ = ["KINDS", "Observer", "Ranking", "Suspect", "as_csv", "rank_suspects", "suspects_page"]
 
-SuspectKind = Literal["class", "missing", "spurious", "box", "duplicate", "loss"]
 BoxXYXY = tuple[float, float, float, float]
 KINDS: dict[SuspectKind, str] = {
     "class": "the detector sees another class than the label's",
@@ -46,13 +34,19 @@ KINDS: dict[SuspectKind, str] = {
     "loss": "the label costs far more than similar ones",
 }
 _LEAST_SCORE = 0.05
-_LEAST_SECOND = 0.25  # from this score a second kind of suspicion is reported, too
+_LEAST_SECOND = 0.25  # from this score another kind of suspicion is reported, too
 # Longer side of a crop in pixels and JPEG quality, from fine to coarse; the first that fits is taken.
 _CROP_SIZES = ((320, 82), (256, 75), (192, 68), (128, 60))
 _MARGIN = 0.45  # around the boxes, of their longer side: the surroundings decide many a case
 _LEAST_CROP_PX = 32
 # A spreadsheet takes a cell that begins so for a formula, and runs it.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_EDGES = ("left", "top", "right", "bottom")
+_COLUMNS = (
+    *("rank", "kind_rank", "kind", "score", "split", "image", "origin", "label_class", "seen_class", "seen_score"),
+    *("iou", *_EDGES, *(f"seen_{edge}" for edge in _EDGES), "reason"),
+)
+_SPLIT_ORDER = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +65,14 @@ class Suspect:
     image: Path
     origin: str
     class_id: int | None
-    seen_class: int | None
+    seen_class: int
     seen_score: float
     iou: float
     label_xyxy: BoxXYXY | None
     seen_xyxy: BoxXYXY | None
     reason: str
-    rank: int = 0
-    kind_rank: int = 0
+    rank: int
+    kind_rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,107 +104,74 @@ def rank_suspects(
     """
     images = [(split, record) for split in splits for record in dataset.splits[split]]
     records = [record for _, record in images]
-    by_image: list[tuple[Rows, Rows]] = [(np.zeros(0, LABEL_FIELDS), np.zeros(0, UNLABELLED_FIELDS))] * len(records)
+    by_image = [np.zeros(0, EVIDENCE)] * len(records)
     for index, observations in observer.observe(records, image_size, batch_size, progress):
         by_image[index] = evidence(records[index], observations, len(dataset.class_names), index)
-    labels = np.concatenate([np.zeros(0, LABEL_FIELDS), *(rows for rows, _ in by_image)])
-    unlabelled = np.concatenate([np.zeros(0, UNLABELLED_FIELDS), *(rows for _, rows in by_image)])
-    return Ranking(suspects_of(labels, unlabelled, images, dataset.class_names), len(records), len(labels))
+    rows = np.concatenate([np.zeros(0, EVIDENCE), *by_image])
+    num_labels = int((rows["label"] >= 0).sum())
+    return Ranking(suspects_of(rows, images, dataset.class_names), len(records), num_labels)
 
 
-def suspects_of(
-    labels: Rows, unlabelled: Rows, images: Sequence[tuple[str, Record]], class_names: Sequence[str]
-) -> tuple[Suspect, ...]:
+def suspects_of(rows: Rows, images: Sequence[tuple[str, Record]], class_names: Sequence[str]) -> tuple[Suspect, ...]:
     """The suspects in order, of the evidence about all images; images: (split, record) of each image number.
 
     Each label is listed once, with its strongest kind, and only from a score of 0.05. Equal scores are ordered by
     image, then labels in their order before detections in theirs: the order depends on the evidence alone.
     """
-    scores = label_scores(labels)
-    kinds: list[LabelKind] = list(scores.by_kind)
-    table = np.stack([scores.by_kind[kind] for kind in kinds], axis=1)
-    missing = missing_scores(unlabelled, labels)
-    rows = [
-        (-float(of_rows[number]), int(evidence_rows["image"][number]), is_missing, number)
-        for is_missing, (of_rows, evidence_rows) in enumerate(
-            ((table.max(axis=1, initial=0.0), labels), (missing, unlabelled))
-        )
-        for number in np.nonzero(of_rows >= _LEAST_SCORE)[0].tolist()
-    ]
+    by_kind, usual = score_evidence(rows)
+    table = np.stack([by_kind[kind] for kind in KINDS], axis=1)
+    scores = table.max(axis=1)
+    order = np.lexsort((rows["label"] < 0, rows["image"], -scores))
     suspects: list[Suspect] = []
     counted: Counter[SuspectKind] = Counter()
-    for negative, image, is_missing, number in sorted(rows):
-        split, record = images[image]
-        if is_missing:
-            suspect = _missing(unlabelled[number], -negative, split, record, class_names)
-        else:
-            kind = kinds[int(table[number].argmax())]
-            reason = _label_reason(kind, labels[number], scores, number, record, class_names)
-            suspect = _suspect(kind, labels[number], -negative, split, record, reason)
-        counted[suspect.kind] += 1
-        suspects.append(replace(suspect, rank=len(suspects) + 1, kind_rank=counted[suspect.kind]))
+    for number in order[scores[order] >= _LEAST_SCORE].tolist():
+        row, kind = rows[number], list(KINDS)[int(table[number].argmax())]
+        counted[kind] += 1
+        split, record = images[row["image"]]
+        label, is_missing = int(row["label"]), kind == "missing"
+        is_other = kind == "class" or row["other"] > row["given"]
+        # A high loss is no news where something else is.
+        others = [one for one in KINDS if one not in (kind, "loss") and by_kind[one][number] >= _LEAST_SECOND]
+        reasons = _reasons(row, {name: values[number] for name, values in usual.items()}, record, class_names)
+        suspects.append(
+            Suspect(
+                kind=kind,
+                score=float(scores[number]),
+                split=split,
+                image=record.path,
+                origin="" if is_missing else record.origins[label],
+                class_id=None if is_missing else int(row["class_id"]),
+                seen_class=int(row["other_class"] if is_other else row["class_id"]),
+                seen_score=float(row["found"] if is_missing else row["other"] if is_other else row["given"]),
+                iou=float(row["iou"]),
+                label_xyxy=None if is_missing else tuple(record.boxes_xyxy[label].tolist()),
+                seen_xyxy=tuple(row["found_xyxy"].tolist()) if row["found"] > 0 else None,
+                reason="; ".join([reasons[kind], *(f"also {reasons[one]}" for one in others)]),
+                rank=len(suspects) + 1,
+                kind_rank=counted[kind],
+            )
+        )
     return tuple(suspects)
 
 
-def _missing(row: Any, score: float, split: str, record: Record, class_names: Sequence[str]) -> Suspect:
-    class_id, seen, iou = int(row["class_id"]), float(row["score"]), float(row["iou"])
-    nearest = f"the nearest label overlaps it by {iou:.2f}" if iou >= 0.005 else "no label touches it"
-    reason = f"no label, but {class_names[class_id]} is seen {seen:.2f}; {nearest}"
-    box = _as_box(row["found_xyxy"])
-    return Suspect("missing", score, split, record.path, "", None, class_id, seen, iou, None, box, reason)
-
-
-def _suspect(kind: LabelKind, row: Any, score: float, split: str, record: Record, reason: str) -> Suspect:
-    label = int(row["label"])
-    is_other = kind == "class" or float(row["other"]) > float(row["given"])
-    return Suspect(
-        kind=kind,
-        score=score,
-        split=split,
-        image=record.path,
-        origin=record.origins[label],
-        class_id=int(row["class_id"]),
-        seen_class=int(row["other_class"] if is_other else row["class_id"]),
-        seen_score=float(row["other"] if is_other else row["given"]),
-        iou=float(row["iou"]),
-        label_xyxy=_as_box(record.boxes_xyxy[label]),
-        seen_xyxy=_as_box(row["found_xyxy"]) if row["found"] > 0 else None,
-        reason=reason,
-    )
-
-
-def _as_box(box: Any) -> BoxXYXY:
-    left, top, right, bottom = (float(edge) for edge in box)
-    return left, top, right, bottom
-
-
-def _label_reason(
-    kind: LabelKind, row: Any, scores: LabelScores, number: int, record: Record, class_names: Sequence[str]
-) -> str:
-    """Why a label is suspected, in words, with the other kinds that are strong, too."""
+def _reasons(row: Any, usual: dict[str, float], record: Record, class_names: Sequence[str]) -> dict[SuspectKind, str]:
+    """Why a label, or a detection without one, would be suspected of each kind, in words."""
     name, other = class_names[row["class_id"]], class_names[row["other_class"]]
     given = f"labelled {name} ({row['given']:.2f})"
+    nearest = f"the nearest label overlaps it by {row['iou']:.2f}" if row["iou"] >= 0.005 else "no label touches it"
     found = max(row["given"], row["other"], row["found"])
-    reasons: dict[LabelKind, str] = {
+    reasons: dict[SuspectKind, str] = {
         "class": f"labelled {name}, seen as {other} {row['other']:.2f}, as {name} {row['given']:.2f}",
-        "spurious": f"labelled {name}, hardly anything is seen there ({found:.2f}; "
-        f"usual: {scores.usual_found[number]:.2f})",
-        "box": f"{given}, the object found {row['found']:.2f} overlaps by {row['iou']:.2f} "
-        f"(usual: {scores.usual_iou[number]:.2f})",
-        "loss": f"{given}, costs {row['loss']:.2f} (usual: {scores.usual_loss[number]:.2f})",
+        "missing": f"no label, but {name} is seen {row['found']:.2f}; {nearest}",
+        "spurious": f"labelled {name}, hardly anything is seen there ({found:.2f}; usual: {usual['found']:.2f})",
+        "box": f"{given}, the object found {row['found']:.2f} overlaps by {row['iou']:.2f} (usual: {usual['iou']:.2f})",
+        "loss": f"{given}, costs {row['loss']:.2f} (usual: {usual['loss']:.2f})",
     }
     if (twin := int(row["twin"])) >= 0:
         file, _, line = record.origins[twin].rpartition(":")
-        twin_name = class_names[record.class_ids[twin]]
-        where = f"{twin_name} of {Path(file).name}:{line}"
+        where = f"{class_names[record.class_ids[twin]]} of {Path(file).name}:{line}"
         reasons["duplicate"] = f"labelled {name}, {where} has nearly the same box (IoU {row['twin_iou']:.2f})"
-    # A high loss is no news where something else is.
-    seconds = [
-        second
-        for second, of_kind in scores.by_kind.items()
-        if second not in (kind, "loss") and of_kind[number] >= _LEAST_SECOND
-    ]
-    return "; ".join([reasons[kind], *(f"also {reasons[second]}" for second in seconds)])
+    return reasons
 
 
 def as_csv(suspects: Sequence[Suspect], class_names: Sequence[str], root: Path) -> str:
@@ -218,32 +179,29 @@ def as_csv(suspects: Sequence[Suspect], class_names: Sequence[str], root: Path) 
 
     A text that a spreadsheet would take for a formula gets a leading apostrophe.
     """
+
+    def box(box_xyxy: BoxXYXY | None) -> list[str]:
+        return [""] * 4 if box_xyxy is None else [f"{edge:.1f}" for edge in box_xyxy]
+
     stream = io.StringIO()
-    edges = ("left", "top", "right", "bottom")
-    seen_edges = tuple(f"seen_{edge}" for edge in edges)
-    first = ("rank", "kind_rank", "kind", "score", "split", "image", "origin", "label_class", "seen_class")
-    columns = (*first, "seen_score", "iou", *edges, *seen_edges, "reason")
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    for suspect in suspects:
-        row: dict[str, Any] = {
-            "rank": suspect.rank,
-            "kind_rank": suspect.kind_rank,
-            "kind": suspect.kind,
-            "score": f"{suspect.score:.4f}",
-            "split": suspect.split,
-            "image": _from_root(str(suspect.image), root),
-            "origin": _from_root(suspect.origin, root),
-            "label_class": "" if suspect.class_id is None else class_names[suspect.class_id],
-            "seen_class": "" if suspect.seen_class is None else class_names[suspect.seen_class],
-            "seen_score": f"{suspect.seen_score:.4f}",
-            "iou": f"{suspect.iou:.4f}",
-            "reason": suspect.reason,
-        }
-        row = {name: f"'{cell}" if str(cell).startswith(_FORMULA_STARTS) else cell for name, cell in row.items()}
-        for names, box in ((edges, suspect.label_xyxy), (seen_edges, suspect.seen_xyxy)):
-            row |= {name: f"{edge:.1f}" for name, edge in zip(names, box or (), strict=False)}
-        writer.writerow(row)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for one in suspects:
+        places = one.split, _from_root(str(one.image), root), _from_root(one.origin, root)
+        label, seen = "" if one.class_id is None else class_names[one.class_id], class_names[one.seen_class]
+        *texts, reason = [
+            f"'{text}" if text.startswith(_FORMULA_STARTS) else text for text in (*places, label, seen, one.reason)
+        ]
+        first = [
+            one.rank,
+            one.kind_rank,
+            one.kind,
+            f"{one.score:.4f}",
+            *texts,
+            f"{one.seen_score:.4f}",
+            f"{one.iou:.4f}",
+        ]
+        writer.writerow([*first, *box(one.label_xyxy), *box(one.seen_xyxy), reason])
     # File names may carry lone surrogates, which no UTF-8 file can hold.
     return stream.getvalue().encode("utf-8", "replace").decode("utf-8")
 
@@ -267,28 +225,26 @@ def make_crops(suspects: Sequence[Suspect], max_bytes: int) -> list[Crop]:
 
     Every image is decoded once, one at a time. Raises InputError naming an image that can no longer be decoded.
     """
-    made: dict[int, list[Crop]] = {}
     by_image: dict[Path, list[int]] = {}
     for number, suspect in enumerate(suspects):
         by_image.setdefault(suspect.image, []).append(number)
+    in_order: list[list[Crop]] = [[]] * len(suspects)  # of each suspect a crop a size
     for path, numbers in by_image.items():
         image = decode_image(path)
         for number in numbers:
-            made[number] = _crops(image, suspects[number])
-    in_order = [made[number] for number in range(len(suspects))]
+            in_order[number] = _crops(image, suspects[number])
     for size in range(len(_CROP_SIZES)):
-        if sum(len(crops[size].uri) for crops in in_order) <= max_bytes:
-            return [crops[size] for crops in in_order]
-    coarse = [crops[-1] for crops in in_order]
-    num_bytes = np.cumsum([len(crop.uri) for crop in coarse])
-    return coarse[: int((num_bytes <= max_bytes).sum())]
+        num_bytes = np.cumsum([len(crops[size].uri) for crops in in_order])
+        count = int((num_bytes <= max_bytes).sum())
+        if count == len(suspects) or size == len(_CROP_SIZES) - 1:
+            break
+    return [crops[size] for crops in in_order[:count]]
 
 
 def _crops(image: NDArray[np.uint8], suspect: Suspect) -> list[Crop]:
     """One crop of an image (H, W, 3) for each size."""
-    height, width = image.shape[:2]
     boxes = [box for box in (suspect.label_xyxy, suspect.seen_xyxy) if box is not None]
-    left, top, right, bottom = crop_box(boxes, width, height)
+    left, top, right, bottom = crop_box(boxes, image.shape[1], image.shape[0])
     part = np.ascontiguousarray(image[top:bottom, left:right])
     crops = []
     for side, quality in _CROP_SIZES:
@@ -318,52 +274,26 @@ def suspects_page(
     InputError when an image can no longer be decoded.
     """
     chosen = ranking.suspects[:top]
-    order = {"train": 0, "val": 1, "test": 2}
 
     def render(crops: Sequence[Crop]) -> str:
+        """The page of as many suspects as there are crops."""
         shown = chosen[: len(crops)]
-        class_ids = {number for suspect in shown for number in _class_ids(suspect)}
+        splits = {one.split for one in shown}
+        class_ids = {one.class_id for one in shown if one.class_id is not None} | {one.seen_class for one in shown}
         context = {
             "title": title,
             "weights": weights,
             "ranking": ranking,
             "kinds": KINDS,
-            "shown_kinds": Counter(suspect.kind for suspect in shown),
-            "splits": sorted({suspect.split for suspect in shown}, key=lambda split: (order.get(split, 3), split)),
-            "classes": [(number, class_names[number]) for number in sorted(class_ids)],
-            "cards": [_card(suspect, crop, class_names, root) for suspect, crop in zip(shown, crops, strict=True)],
+            "shown_kinds": Counter(one.kind for one in shown),
+            "splits": [*(name for name in _SPLIT_ORDER if name in splits), *sorted(splits.difference(_SPLIT_ORDER))],
+            "class_ids": sorted(class_ids),
+            "class_names": class_names,
+            "cards": list(zip(shown, crops, strict=True)),
+            "from_root": lambda path: _from_root(str(path), root),
         }
         return render_page("suspects.html.j2", context, styles=("style.css", "suspects.css"), scripts=("suspects.js",))
 
     # The size of each card beside its picture is known once the page is rendered with empty ones.
     bare = render([Crop("", (0, 0, 1, 1), 1, 1)] * len(chosen))
     return render(make_crops(chosen, max(0, MAX_PAGE_BYTES - len(bare.encode("utf-8")) - 400 * len(chosen))))
-
-
-def _class_ids(suspect: Suspect) -> list[int]:
-    return [number for number in dict.fromkeys((suspect.class_id, suspect.seen_class)) if number is not None]
-
-
-def _card(suspect: Suspect, crop: Crop, class_names: Sequence[str], root: Path) -> dict[str, Any]:
-    """What the template shows of one suspect; boxes in pixels of the crop."""
-    left, top, right, bottom = crop.box_xyxy
-    x, y = crop.width / (right - left), crop.height / (bottom - top)
-
-    def in_crop(box: BoxXYXY | None) -> dict[str, float] | None:
-        if box is None:
-            return None
-        corner = {"x": (box[0] - left) * x, "y": (box[1] - top) * y}
-        sides = {"width": (box[2] - box[0]) * x, "height": (box[3] - box[1]) * y}
-        return {name: round(value, 1) for name, value in (corner | sides).items()}
-
-    return {
-        "suspect": suspect,
-        "crop": crop,
-        "label": None if suspect.class_id is None else class_names[suspect.class_id],
-        "seen": None if suspect.seen_class is None else class_names[suspect.seen_class],
-        "class_ids": " ".join(map(str, _class_ids(suspect))),
-        "image": _from_root(str(suspect.image), root),
-        "origin": _from_root(suspect.origin, root),
-        "label_box": in_crop(suspect.label_xyxy),
-        "seen_box": in_crop(suspect.seen_xyxy),
-    }

@@ -4,8 +4,8 @@ Each image is predicted as it is and mirrored. A label is compared with what is 
 similar size, as the same detector sees them. A contradiction that is common in its class counts less: it indicates a
 weakness of the detector, or a habit of labelling, rather than a mistake.
 
-Legend: N labels (of an image, or of the whole dataset), D detections of an image, K classes, U detections without a
-label, V views of an image, T targets of a batch.
+Legend: N labels of an image, D detections of an image, K classes, V views of an image, T targets of a batch, R rows of
+evidence.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anchorite.boxes import Targets
+from anchorite.boxes import Targets, nms
 from anchorite.boxes.iou import pairwise_iou_xyxy, pairwise_overlap_xyxy
 from anchorite.data import LetterboxedBatch, Record, letterboxed_batches
 from anchorite.errors import DivergedError
@@ -29,8 +29,10 @@ from anchorite.loss import DetectionLoss, LossConfig, break_down
 from anchorite.model import Detector, fold_batch_norm, to_channels_last
 from anchorite.predict import PredictConfig, batch_detections, images_not_finite
 
-Rows = NDArray[Any]  # structured, one row each
-LabelKind = Literal["class", "spurious", "box", "duplicate", "loss"]
+SuspectKind = Literal["class", "missing", "spurious", "box", "duplicate", "loss"]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Rows = NDArray[Any]  # of EVIDENCE
 
 # The confidence is far below the usual: how weak a label's own class is tells as much as how strong another is.
 _LIMITS = PredictConfig(confidence=0.01, iou_threshold=0.6, max_detections=300, multi_label=True)
@@ -50,34 +52,16 @@ _BOX_SPREADS, _LOSS_SPREADS = 3.0, 6.0  # distance from the usual at which the s
 _MOST_BY_LOSS = 0.5  # a high loss alone says that something is hard, or wrong, but not what
 _COMMON = 5.0  # where a fifth of a class is contradicted in the same way, each of them counts half
 
-# One row a label that is not ignored. label: its number in the record; side: root of its share of the image.
-# given, other: score of its own class and of the best other one, other_class, at its box, mean over the views.
-# iou, found, found_xyxy: of the most likely detection of this label, whatever its class; zeros where nothing is near.
+# One row a label that is not ignored, or a confident detection that no label explains. label: its number in the record,
+# -1 for a detection; class_id: of either; side: root of a label's share of the image.
+# given, other: score of a label's own class and of the best other one, other_class, at its box, mean over the views.
+# iou, found, found_xyxy: of the most likely detection of this label, whatever its class, zeros where nothing is near;
+# of a detection its IoU with the nearest label, its mean score and its box.
 # loss: mean over the views, NaN for none. twin: an earlier label with almost the same box, -1 for none, and twin_iou.
-LABEL_FIELDS = np.dtype(
+EVIDENCE = np.dtype(
     [
-        ("image", np.int64),
-        ("label", np.int64),
-        ("class_id", np.int64),
-        ("side", np.float64),
-        ("given", np.float64),
-        ("other", np.float64),
-        ("other_class", np.int64),
-        ("iou", np.float64),
-        ("found", np.float64),
-        ("found_xyxy", np.float64, 4),
-        ("loss", np.float64),
-        ("twin", np.int64),
-        ("twin_iou", np.float64),
-    ]
-)
-# One row a confident detection that no label explains. score: mean over the views; iou: with the nearest label.
-UNLABELLED_FIELDS = np.dtype(
-    [
-        ("image", np.int64),
-        ("class_id", np.int64),
-        ("score", np.float64),
-        ("iou", np.float64),
+        *((name, np.int64) for name in ("image", "label", "class_id", "other_class", "twin")),
+        *((name, np.float64) for name in ("side", "given", "other", "iou", "found", "loss", "twin_iou")),
         ("found_xyxy", np.float64, 4),
     ]
 )
@@ -92,10 +76,10 @@ class Observation:
     plus the class term; NaN for labels that are ignored or that no anchor matches.
     """
 
-    boxes_xyxy: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    class_ids: NDArray[np.int64]
-    losses: NDArray[np.float64]
+    boxes_xyxy: Floats
+    scores: Floats
+    class_ids: Ints
+    losses: Floats
 
 
 class Observer:
@@ -135,18 +119,16 @@ class Observer:
         done = 0
         for batch in letterboxed_batches(records, image_size, batch_size, self.anchors.strides[-1]):
             views = [self._observe(records, batch, flip) for flip in ((False, True) if self.mirrored else (False,))]
-            for number, index in enumerate(batch.indices.tolist()):
-                yield index, [view[number] for view in views]
+            yield from zip(batch.indices.tolist(), map(list, zip(*views, strict=True)), strict=True)
             done += len(batch.indices)
             if progress is not None:
                 progress(done, len(records))
 
     @torch.inference_mode()
     def _observe(self, records: Sequence[Record], batch: LetterboxedBatch, flip: bool) -> list[Observation]:
-        targets = batch_targets(records, batch)
-        images = batch.images.to(self.device).float() / 255
+        images, rows = batch.images.to(self.device).float() / 255, batch_targets(records, batch).rows
         if flip:
-            images, targets = images.flip(-1), _mirrored(targets)
+            images, rows[:, 2] = images.flip(-1), 1 - rows[:, 2]
         logits = self._forward(images)
         for number in images_not_finite(logits):
             path = records[int(batch.indices[number])].path
@@ -154,9 +136,9 @@ class Observer:
                 f"{path}: the network's output for this image is not finite: its training diverged or its weights are "
                 "damaged. Use earlier weights, or --precision fp32"
             )
-        losses = self._losses(logits, targets.to(self.device))
+        losses = iter(self._losses(logits, Targets(rows).to(self.device)))
         found = batch_detections(logits, self.anchors, _LIMITS).cpu().split()
-        observations, first, width = [], 0, images.shape[-1]
+        observations, width = [], images.shape[-1]
         for index, transform, raw in zip(batch.indices.tolist(), batch.transforms, found, strict=True):
             record = records[index]
             boxes = raw.boxes_xyxy.double().numpy()
@@ -164,11 +146,8 @@ class Observer:
                 boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
             boxes = np.clip(transform.to_source(boxes), 0, (record.width, record.height) * 2)
             inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-            of_labels = np.full(len(record.class_ids), np.nan)
-            count = int((~record.ignored).sum())
-            of_labels[~record.ignored] = losses[first : first + count]
-            first += count
             scores, class_ids = raw.scores.double().numpy(), raw.class_ids.numpy()
+            of_labels = np.array([np.nan if ignored else next(losses) for ignored in record.ignored], np.float64)
             observations.append(Observation(boxes[inside], scores[inside], class_ids[inside], of_labels))
         return observations
 
@@ -178,8 +157,8 @@ class Observer:
             logits: list[Tensor] = self.network(images.contiguous(memory_format=torch.channels_last))
         return logits
 
-    def _losses(self, logits: Sequence[Tensor], targets: Targets) -> NDArray[np.float64]:
-        """(T,) mean over each target's anchor cells of all levels of its box and class loss; NaN where it has none."""
+    def _losses(self, logits: Sequence[Tensor], targets: Targets) -> list[float]:
+        """Mean over each of T targets' anchor cells of all levels of its box and class loss; NaN where it has none."""
         sums = torch.zeros(len(targets), dtype=torch.float64, device=self.device)
         counts = torch.zeros_like(sums)
         for level in break_down(self.criterion, logits, targets):
@@ -187,29 +166,19 @@ class Observer:
             cost = (level.box + level.classification * self.criterion.num_classes).double() * len(level.iou)
             sums.index_add_(0, level.assignment.target, cost)
             counts.index_add_(0, level.assignment.target, torch.ones_like(cost))
-        means: NDArray[np.float64] = torch.where(counts > 0, sums / counts, torch.nan).cpu().numpy()
-        return means
+        return torch.where(counts > 0, sums / counts, torch.nan).tolist()
 
 
-def _mirrored(targets: Targets) -> Targets:
-    rows = targets.rows.clone()
-    rows[:, 2] = 1 - rows[:, 2]
-    return Targets(rows)
-
-
-def evidence(
-    record: Record, observations: Sequence[Observation], num_classes: int, image: int = 0
-) -> tuple[Rows, Rows]:
-    """The evidence about an image: LABEL_FIELDS of each label, UNLABELLED_FIELDS of each detection without one.
+def evidence(record: Record, observations: Sequence[Observation], num_classes: int, image: int = 0) -> Rows:
+    """The evidence about an image: a row a label that is not ignored, then one a detection without a label.
 
     image: the number that the rows are to have.
     """
-    overlaps = [iou_of(record.boxes_xyxy, one.boxes_xyxy) for one in observations]
-    pairs = list(zip(observations, overlaps, strict=True))
+    pairs = [(one, iou_of(record.boxes_xyxy, one.boxes_xyxy)) for one in observations]
     seen = np.mean([_seen(record, one, iou, num_classes) for one, iou in pairs], axis=0)
-    labels = np.zeros(len(seen), LABEL_FIELDS)
+    labels = np.zeros(len(seen), EVIDENCE)
     own, rows = record.class_ids, np.arange(len(seen))
-    labels["image"], labels["label"], labels["class_id"] = image, rows, own
+    labels["image"], labels["label"], labels["class_id"], labels["twin"] = image, rows, own, -1
     sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
     labels["side"] = np.sqrt(sides.prod(axis=1) / (record.width * record.height))
     labels["given"] = seen[rows, own]
@@ -233,20 +202,20 @@ def evidence(
     if len(labels):
         among = np.tril(iou_of(record.boxes_xyxy, record.boxes_xyxy), -1)
         among[:, record.ignored] = 0.0
-        most = among.max(axis=1)
-        labels["twin"] = np.where(most >= _TWIN_IOU, among.argmax(axis=1), -1)
-        labels["twin_iou"] = np.where(most >= _TWIN_IOU, most, 0.0)
+        has_twin = among.max(axis=1) >= _TWIN_IOU
+        labels["twin"][has_twin] = among.argmax(axis=1)[has_twin]
+        labels["twin_iou"][has_twin] = among.max(axis=1)[has_twin]
     labels = labels[~record.ignored]
-    return labels, _unlabelled(record, observations, labels, image)
+    return np.concatenate([labels, _unlabelled(record, observations, labels, image)])
 
 
-def iou_of(boxes_xyxy: NDArray[np.float64], others_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+def iou_of(boxes_xyxy: Floats, others_xyxy: Floats) -> Floats:
     """Intersection over union (N, M) of boxes (N, 4) with others (M, 4)."""
-    iou: NDArray[np.float64] = pairwise_iou_xyxy(torch.tensor(boxes_xyxy), torch.tensor(others_xyxy)).numpy()
+    iou: Floats = pairwise_iou_xyxy(torch.tensor(boxes_xyxy), torch.tensor(others_xyxy)).numpy()
     return iou
 
 
-def _seen(record: Record, one: Observation, iou: NDArray[np.float64], num_classes: int) -> NDArray[np.float64]:
+def _seen(record: Record, one: Observation, iou: Floats, num_classes: int) -> Floats:
     """(N, K): the best score of each class at each label, from detections that no other label explains better."""
     same_class = record.class_ids[:, None] == one.class_ids
     own_iou = np.where(same_class & (iou >= _SAME_BOX), iou, 0.0).max(axis=0, initial=0.0)
@@ -256,7 +225,7 @@ def _seen(record: Record, one: Observation, iou: NDArray[np.float64], num_classe
     return seen
 
 
-def _likeliest(one: Observation, iou: NDArray[np.float64]) -> NDArray[np.int64]:
+def _likeliest(one: Observation, iou: Floats) -> Ints:
     """(N,) the detection that most likely belongs to each label: near it, and nearer to no other; -1 for none."""
     fits = (iou >= _NEAR_BOX) & (iou >= iou.max(axis=0, initial=0.0)) & (one.scores >= _NEAR_SCORE)
     if not fits.size:
@@ -266,39 +235,30 @@ def _likeliest(one: Observation, iou: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def _unlabelled(record: Record, observations: Sequence[Observation], labels: Rows, image: int) -> Rows:
     """Confident detections of any view, each object once, that no label of the image explains."""
-    boxes = np.concatenate([one.boxes_xyxy for one in observations])
-    class_ids = np.concatenate([one.class_ids for one in observations])
     strong = np.concatenate([one.scores for one in observations]) >= _LEAST_MISSING_SCORE
-    boxes, class_ids = boxes[strong], class_ids[strong]
+    boxes = np.concatenate([one.boxes_xyxy for one in observations])[strong]
+    class_ids = np.concatenate([one.class_ids for one in observations])[strong]
     # The best score with which each view has the class of each box there.
     agreeing = [
         np.where((class_ids[:, None] == one.class_ids) & (iou_of(boxes, one.boxes_xyxy) >= _SAME_BOX), one.scores, 0.0)
         for one in observations
     ]
     scores = np.mean([of_view.max(axis=1, initial=0.0) for of_view in agreeing], axis=0)
-    order = np.argsort(-scores, kind="stable")
-    boxes, class_ids, scores = boxes[order], class_ids[order], scores[order]
     with_labels = iou_of(boxes, record.boxes_xyxy)
     explained = _explained(boxes, class_ids, record, with_labels) | (scores < _LEAST_MISSING_SCORE)
     # What belongs to a badly placed label is reported there, and not again as a missing label.
     placed = labels["found_xyxy"][(labels["found"] > 0) & (labels["given"] + labels["other"] < _NEAR_SCORE)]
     explained |= iou_of(boxes, placed).max(axis=1, initial=0.0) >= _SAME_BOX
-    among = iou_of(boxes, boxes) >= _EXPLAINED_IOU
-    distinct: list[int] = []
-    for index in range(len(boxes)):
-        if not among[index, distinct].any():
-            distinct.append(index)
+    distinct = nms(torch.tensor(boxes), torch.tensor(scores), None, _EXPLAINED_IOU, len(boxes)).tolist()
     chosen = [index for index in distinct if not explained[index]]
-    rows = np.zeros(len(chosen), UNLABELLED_FIELDS)
-    rows["image"], rows["class_id"], rows["score"] = image, class_ids[chosen], scores[chosen]
+    rows = np.zeros(len(chosen), EVIDENCE)
+    rows["image"], rows["label"], rows["twin"] = image, -1, -1
+    rows["class_id"], rows["found"], rows["found_xyxy"] = class_ids[chosen], scores[chosen], boxes[chosen]
     rows["iou"] = with_labels[chosen].max(axis=1, initial=0.0)
-    rows["found_xyxy"] = boxes[chosen]
     return rows
 
 
-def _explained(
-    boxes: NDArray[np.float64], class_ids: NDArray[np.int64], record: Record, iou: NDArray[np.float64]
-) -> NDArray[np.bool_]:
+def _explained(boxes: Floats, class_ids: Ints, record: Record, iou: Floats) -> NDArray[np.bool_]:
     """(D,) whether a label is there, or it is a part of a label of its class, or lies in an ignored region."""
     common = pairwise_overlap_xyxy(torch.tensor(boxes), torch.tensor(record.boxes_xyxy))[0].numpy()
     own, theirs = (np.prod(one[:, 2:] - one[:, :2], axis=1) for one in (boxes, record.boxes_xyxy))
@@ -309,54 +269,51 @@ def _explained(
     return explained
 
 
-class LabelScores(NamedTuple):
-    """by_kind: (N,) scores of each kind; and what was usual for labels like each one, (N,) each, 0 where unknown."""
-
-    by_kind: dict[LabelKind, NDArray[np.float64]]
-    usual_found: NDArray[np.float64]
-    usual_iou: NDArray[np.float64]
-    usual_loss: NDArray[np.float64]
-
-
-def label_scores(labels: Rows) -> LabelScores:
-    """Scores of N labels, LABEL_FIELDS rows, each already weighted by how common that contradiction is in its class.
+def score_evidence(rows: Rows) -> tuple[dict[SuspectKind, Floats], dict[str, Floats]]:
+    """(R,) scores of each kind, already weighted by how common that contradiction is in its class; what was usual.
 
     class: the best other class is seen, and the label's own is not: other * (1 - given).
+    missing: the score of a detection without a label.
     spurious: how much weaker anything there is seen than is usual.
     box: something is found, but its overlap with the label is far below the usual.
     duplicate: an earlier label has almost the same box, from 0 at IoU 0.6 to 1.
-    loss: the loss is far above the usual; at most 0.5, since it says no more than that. It raises the first three.
+    loss: the loss is far above the usual; at most 0.5, since it says no more than that. It raises class, spurious, box.
+
+    The second mapping has what was usual for labels like each one, (R,) found, iou and loss, 0 where unknown.
     """
-    groups = group_of(labels["class_id"], labels["side"])
-    has_loss = ~np.isnan(labels["loss"])
+    is_label = rows["label"] >= 0
+    labels, without = rows[is_label], rows[~is_label]
+    class_ids, loss = labels["class_id"], labels["loss"]
+    groups = group_of(class_ids, labels["side"])
     found = np.maximum(np.maximum(labels["given"], labels["other"]), labels["found"])
-    usual_found, _ = _usual(found, groups, np.ones_like(has_loss))
+    usual_found, _ = _usual(found, groups, np.ones(len(labels), bool))
     usual_iou, spread_iou = _usual(labels["iou"], groups, labels["found"] > 0)
-    usual_loss, spread_loss = _usual(labels["loss"], groups, has_loss)
+    usual_loss, spread_loss = _usual(loss, groups, ~np.isnan(loss))
     below = (usual_iou - labels["iou"]) / np.maximum(spread_iou, _LEAST_SPREAD_IOU)
-    above = np.where(has_loss, labels["loss"] - usual_loss, 0.0) / np.maximum(spread_loss, _LEAST_SPREAD_LOSS)
-    raw: dict[LabelKind, NDArray[np.float64]] = {
+    above = np.where(np.isnan(loss), 0.0, loss - usual_loss) / np.maximum(spread_loss, _LEAST_SPREAD_LOSS)
+    raw: dict[SuspectKind, Floats] = {
         "class": labels["other"] * (1 - labels["given"]),
         "spurious": np.clip(usual_found - found, 0, 1),
         "box": labels["found"] * _certainty(below, _BOX_SPREADS),
         "duplicate": np.clip((labels["twin_iou"] - _TWIN_FROM) / (1 - _TWIN_FROM), 0, 1),
         "loss": _MOST_BY_LOSS * _certainty(above, _LOSS_SPREADS),
     }
-    class_ids = labels["class_id"]
     scores = {kind: weighted(of_kind, class_ids, class_ids) for kind, of_kind in raw.items()}
     for kind in ("class", "spurious", "box"):
         scores[kind] = corroborated(scores[kind], scores["loss"])
-    return LabelScores(scores, usual_found, usual_iou, usual_loss)
+
+    def at(where: NDArray[np.bool_], values: Floats) -> Floats:
+        full = np.zeros(len(rows))
+        full[where] = values
+        return full
+
+    by_kind = {kind: at(is_label, of_kind) for kind, of_kind in scores.items()}
+    by_kind["missing"] = at(~is_label, weighted(without["found"], without["class_id"], class_ids))
+    usual = {"found": usual_found, "iou": usual_iou, "loss": usual_loss}
+    return by_kind, {name: at(is_label, values) for name, values in usual.items()}
 
 
-def missing_scores(unlabelled: Rows, labels: Rows) -> NDArray[np.float64]:
-    """(U,) scores of UNLABELLED_FIELDS rows beside all labels: what was seen, weighted by how common that is."""
-    return weighted(unlabelled["score"], unlabelled["class_id"], labels["class_id"])
-
-
-def weighted(
-    scores: NDArray[np.float64], class_ids: NDArray[np.int64], class_ids_of_labels: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def weighted(scores: Floats, class_ids: Ints, class_ids_of_labels: Ints) -> Floats:
     """Scores divided by 1 + 5 * share; share: of how many labels of its class there is half of this score or more."""
     result = np.zeros(len(scores))
     for class_id in np.unique(class_ids).tolist():
@@ -369,30 +326,25 @@ def weighted(
     return result
 
 
-def corroborated(scores: NDArray[np.float64], losses: NDArray[np.float64]) -> NDArray[np.float64]:
+def corroborated(scores: Floats, losses: Floats) -> Floats:
     """Scores raised by the loss score of the same label, 1 - (1 - score) * (1 - loss), where they are the stronger."""
-    raised: NDArray[np.float64] = np.where(scores >= losses, 1 - (1 - scores) * (1 - losses), scores)
+    raised: Floats = np.where(scores >= losses, 1 - (1 - scores) * (1 - losses), scores)
     return raised
 
 
-def group_of(class_ids: NDArray[np.int64], sides: NDArray[np.float64]) -> NDArray[np.int64]:
+def group_of(class_ids: Ints, sides: Floats) -> Ints:
     """(N,) number of each label's group: class and third of its sizes; or class; or 0, all, where there are too few."""
     groups = np.zeros(len(class_ids), np.int64)
-    next_group = 1
     for class_id in np.unique(class_ids).tolist():
         members = np.nonzero(class_ids == class_id)[0]
-        if len(members) < _FEWEST:
-            continue
-        order = members[np.argsort(sides[members], kind="stable")]
-        for part in np.array_split(order, 3 if len(members) >= 3 * _FEWEST else 1):
-            groups[part] = next_group
-            next_group += 1
+        if len(members) >= _FEWEST:
+            order = members[np.argsort(sides[members], kind="stable")]
+            for part in np.array_split(order, 3 if len(members) >= 3 * _FEWEST else 1):
+                groups[part] = groups.max() + 1
     return groups
 
 
-def _usual(
-    values: NDArray[np.float64], groups: NDArray[np.int64], counted: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _usual(values: Floats, groups: Ints, counted: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Median of each label's group, and its spread: a standard deviation that outliers do not change; 0 for none.
 
     The few wrong labels that are searched for must not change what they are compared with.
@@ -408,7 +360,7 @@ def _usual(
     return usual, spread
 
 
-def _certainty(spreads: NDArray[np.float64], half_way: float) -> NDArray[np.float64]:
+def _certainty(spreads: Floats, half_way: float) -> Floats:
     """From 0 for what is usual or better, through 1/2 at `half_way` spreads, to 1."""
-    certainty: NDArray[np.float64] = 1 - 0.5 ** ((np.maximum(spreads, 0) / half_way) ** 2)
+    certainty: Floats = 1 - 0.5 ** ((np.maximum(spreads, 0) / half_way) ** 2)
     return certainty
