@@ -60,17 +60,17 @@ def test_like_images_come_into_one_split(tmp_path: Path) -> None:
     write_picture(folder / "images/train/11.png", np.clip(seen.astype(int) + 9, 0, 255).astype(np.uint8))  # brighter
     write_picture(folder / "images/val/x.png", seen)
     for seed in range(8):
-        made = resplit(open_dataset(folder), {"train": 0.5, "val": 0.5}, seed)
-        assert (made.num_groups, made.num_grouped_images) == (1, 3)
-        where = {record.path.stem: name for name, records in made.dataset.splits.items() for record in records}
-        assert len(where) == sum(len(records) for records in made.dataset.splits.values()) == 21
+        made, groups = resplit(open_dataset(folder), {"train": 0.5, "val": 0.5}, seed)
+        assert groups == [3]
+        where = {record.path.stem: name for name, records in made.splits.items() for record in records}
+        assert len(where) == sum(len(records) for records in made.splits.values()) == 21
         assert where["03"] == where["11"] == where["x"]
 
 
 def test_kept_splits_stay_as_they_are(tmp_path: Path) -> None:
     rows = {f"{number}": "0 0.5 0.5 0.3 0.3\n" for number in range(6)}
     folder = yolo_folder(tmp_path / "data", {"train": rows, "test": {"t": "1 0.5 0.5 0.2 0.2\n"}})
-    made = resplit(open_dataset(folder), {"train": 0.5, "val": 0.5}, keep=["test"]).dataset
+    made, _ = resplit(open_dataset(folder), {"train": 0.5, "val": 0.5}, keep=["test"])
     assert [record.path.name for record in made.splits["test"]] == ["t.png"]
     assert {name: len(records) for name, records in made.splits.items()} == {"train": 3, "val": 3, "test": 1}
 
@@ -87,11 +87,11 @@ def test_too_few_images_and_damaged_ones_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bccd_is_dealt_within_a_percent() -> None:
-    made = resplit(open_dataset(shared_path("datasets/bccd")), {"train": 0.6, "val": 0.2, "test": 0.2})
-    assert made.num_groups == 18
+    made, groups = resplit(open_dataset(shared_path("datasets/bccd")), {"train": 0.6, "val": 0.2, "test": 0.2})
+    assert len(groups) == 18
     boxes = {
         name: np.bincount(np.concatenate([record.class_ids for record in records]), minlength=3)
-        for name, records in made.dataset.splits.items()
+        for name, records in made.splits.items()
     }
     total = sum(boxes.values())
     for name, share in (("train", 0.6), ("val", 0.2), ("test", 0.2)):

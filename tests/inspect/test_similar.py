@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anchorite.data import DatasetIndex, Record
 from anchorite.inspect import similar
-from anchorite.inspect.similar import SAME_VIEW, Agreement, scan_images, similar_pairs, thumbnail
+from anchorite.inspect.similar import SAME_VIEW, prepare, scan_images, similar_pairs, thumbnail
 from tests.inspect.samples import texture, write_picture, write_texture
 
 SIDE = 480
@@ -23,7 +23,7 @@ def scene(seed: int) -> NDArray[np.uint8]:
 
 
 def agreement(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    return Agreement(np.stack([thumbnail(one), thumbnail(other)]))(0, 1)
+    return similar.agreement(prepare(thumbnail(one)), prepare(thumbnail(other)))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -75,7 +75,7 @@ def test_both_quick_passes_find_the_pair_among_many(exhaustive: bool, monkeypatc
     images = [scene(seed) for seed in range(30)]
     images[21] = cv2.GaussianBlur(np.roll(images[4], 6, axis=1), (0, 0), 1.5)
     pairs = similar_pairs(np.stack([thumbnail(image) for image in images]), np.arange(30) % 2)
-    assert [(pair.first, pair.second) for pair in pairs] == [(4, 21)]
+    assert [pair[:2] for pair in pairs] == [(4, 21)]
 
 
 def test_the_frames_of_a_still_camera_do_not_flood_the_list() -> None:
@@ -84,8 +84,8 @@ def test_the_frames_of_a_still_camera_do_not_flood_the_list() -> None:
     frames = [np.clip(base + rng.normal(0, 4, base.shape), 0, 255).astype(np.uint8) for _ in range(60)]
     split_ids = np.arange(60) % 3
     pairs = similar_pairs(np.stack([thumbnail(frame) for frame in frames]), split_ids)
-    named = {end for pair in pairs for end in (pair.first, pair.second)}
-    across = {end for p in pairs if split_ids[p.first] != split_ids[p.second] for end in (p.first, p.second)}
+    named = {end for pair in pairs for end in pair[:2]}
+    across = {end for pair in pairs if split_ids[pair[0]] != split_ids[pair[1]] for end in pair[:2]}
     assert len(pairs) <= 120
     assert named == across == set(range(60))
 
@@ -93,9 +93,9 @@ def test_the_frames_of_a_still_camera_do_not_flood_the_list() -> None:
 def test_beyond_the_limit_only_splits_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     thumbnails = np.stack([thumbnail(scene(seed)) for seed in (1, 1, 2, 2)])
     split_ids = np.array([0, 0, 0, 1])
-    assert {(pair.first, pair.second) for pair in similar_pairs(thumbnails, split_ids)} == {(0, 1), (2, 3)}
+    assert {pair[:2] for pair in similar_pairs(thumbnails, split_ids)} == {(0, 1), (2, 3)}
     monkeypatch.setattr(similar, "MAX_WITHIN_SPLITS", 3)
-    assert {(pair.first, pair.second) for pair in similar_pairs(thumbnails, split_ids)} == {(2, 3)}
+    assert {pair[:2] for pair in similar_pairs(thumbnails, split_ids)} == {(2, 3)}
 
 
 def test_the_hash_is_of_the_pixels_and_damage_is_named(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def slow_pairs(thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64]) -> s
         small -= small.mean()
         return small / np.linalg.norm(small)
 
-    agreement, pictures = Agreement(thumbnails), [standardised(one) for one in thumbnails]
+    prepared, pictures = list(map(prepare, thumbnails)), [standardised(one) for one in thumbnails]
     close: dict[int, list[tuple[float, int]]] = {}
     for first, one in enumerate(pictures):
         for second in range(first + 1, len(pictures)):
@@ -139,7 +139,7 @@ def slow_pairs(thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64]) -> s
         for across in (False, True):
             kind = [pair for pair in scored if (split_ids[first] != split_ids[pair[1]]) == across]
             for _, second in sorted(kind, reverse=True)[:20]:
-                agreed.append((agreement(first, second), first, second))
+                agreed.append((similar.agreement(prepared[first], prepared[second]), first, second))
     best: dict[tuple[int, bool], None] = {}
     kept = set()
     for value, first, second in sorted(agreed, key=lambda pair: (-pair[0], pair[1:])):
@@ -163,7 +163,7 @@ def test_the_pairs_are_those_of_the_slow_definition(seed: int) -> None:
     thumbnails, split_ids = np.stack(views), rng.integers(0, 3, len(views))
     expected = slow_pairs(thumbnails, split_ids)
     assert len(expected) > 5
-    assert {(pair.first, pair.second) for pair in similar_pairs(thumbnails, split_ids)} == expected
+    assert {pair[:2] for pair in similar_pairs(thumbnails, split_ids)} == expected
 
 
 @pytest.mark.parametrize("exhaustive", [True, False])

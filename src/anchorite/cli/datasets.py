@@ -79,14 +79,11 @@ def split(
     if missing:
         raise InputError(f"--keep {missing[0]}: {data} has no such split, but {', '.join(dataset.splits)}")
     with counting("decoded") as progress:
-        made = resplit(dataset, shares, seed, kept, progress)
-    if made.num_groups:
-        print(
-            f"{made.num_grouped_images} images in {made.num_groups} groups show the same view as another; "
-            "each group is in one split"
-        )
-    _print_class_table(made.dataset)
-    _write_copy(made.dataset, out, cast(FormatName, to or dataset.format), f"Made by `anchorite split`, seed {seed}.")
+        dataset, groups = resplit(dataset, shares, seed, kept, progress)
+    if groups:
+        print(f"{sum(groups)} images in {len(groups)} groups show the same view as another; each group is in one split")
+    _print_class_table(dataset)
+    _write_copy(dataset, out, cast(FormatName, to or dataset.format), f"Made by `anchorite split`, seed {seed}.")
 
 
 def _read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetIndex:

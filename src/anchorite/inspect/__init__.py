@@ -1,8 +1,7 @@
 """Checks of a dataset: everything read and decoded once, what is wrong listed, and a corrected copy on request."""
 
 from anchorite.inspect.anchors import AnchorTable, anchor_table, save_anchor_plot
-from anchorite.inspect.checks import inspect_dataset
-from anchorite.inspect.corrected import Change, corrected_dataset
+from anchorite.inspect.checks import Change, corrected_dataset, inspect_dataset
 from anchorite.inspect.findings import (
     KINDS,
     SEVERITIES,
@@ -15,7 +14,7 @@ from anchorite.inspect.findings import (
     report_text,
     summary_text,
 )
-from anchorite.inspect.resplit import Resplit, resplit
+from anchorite.inspect.resplit import resplit
 
 __all__ = [
     "KINDS",
@@ -26,7 +25,6 @@ __all__ = [
     "Finding",
     "FindingKind",
     "Inspection",
-    "Resplit",
     "Severity",
     "SplitBalance",
     "anchor_table",

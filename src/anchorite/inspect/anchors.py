@@ -6,7 +6,6 @@ Legend: N boxes, L levels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +47,7 @@ class AnchorTable:
 
 def anchor_table(name: str, anchors: AnchorSet, wh_px: NDArray[np.float64], image_size: int) -> AnchorTable:
     """How anchors fit boxes (N, 2) in pixels of a network input of `image_size`."""
-    recalls = tuple(_share(level) for level in levels_that_match(wh_px, anchors, image_size))
+    recalls = tuple(map(_share, levels_that_match(wh_px, anchors, image_size)))
     return AnchorTable(name, anchors, best_possible_recall(wh_px, anchors), recalls, mean_agreement(wh_px, anchors))
 
 
@@ -68,37 +67,22 @@ def anchor_fit(records: Split, anchors: AnchorSet, image_size: int) -> AnchorFit
     """The fit of anchors to all training boxes of some records."""
     wh_px = records.table().box_sides(image_size)
     matched = levels_that_match(wh_px, anchors, image_size)
-    quantiles = np.quantile(wh_px, (0.05, 0.5, 0.95), axis=0) if len(wh_px) else None
-    return AnchorFit(
-        image_size=image_size,
-        num_boxes=len(wh_px),
-        recall=_share(_any_level(matched)),
-        strides=anchors.strides,
-        level_recalls=tuple(_share(level) for level in matched),
-        fitted_recall=_fitted_recall(wh_px, anchors),
-        width_quantiles=None if quantiles is None else tuple(quantiles[:, 0].tolist()),
-        height_quantiles=None if quantiles is None else tuple(quantiles[:, 1].tolist()),
-    )
-
-
-def _any_level(matched: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return np.asarray(matched.any(axis=0), np.bool_)
+    quantiles = map(tuple, np.quantile(wh_px, (0.05, 0.5, 0.95), axis=0).T.tolist()) if len(wh_px) else (None, None)
+    recall = _share(np.logical_or.reduce(matched))
+    fitted_recall: float | None = recall
+    if recall < 1:
+        drawn = wh_px[np.random.default_rng(0).permutation(len(wh_px))[:_BLOCK]]
+        try:
+            fitted = fit_anchors(drawn, anchors.strides, anchors.num_anchors, RATIO_LIMIT)
+            fitted_recall = best_possible_recall(wh_px, fitted, RATIO_LIMIT)
+        except InputError:  # too few distinct boxes
+            fitted_recall = None
+    level_recalls = tuple(map(_share, matched))
+    return AnchorFit(image_size, len(wh_px), recall, anchors.strides, level_recalls, fitted_recall, *quantiles)
 
 
 def _share(matched: NDArray[np.bool_]) -> float:
     return float(matched.mean()) if len(matched) else 1.0
-
-
-def _fitted_recall(wh_px: NDArray[np.float64], anchors: AnchorSet) -> float | None:
-    """Best possible recall with anchors fitted to at most 20 000 of the boxes, where the given ones miss any."""
-    if best_possible_recall(wh_px, anchors, RATIO_LIMIT) == 1:
-        return 1.0
-    drawn = wh_px[np.random.default_rng(0).permutation(len(wh_px))[:_BLOCK]]
-    try:
-        fitted = fit_anchors(drawn, anchors.strides, anchors.num_anchors, RATIO_LIMIT)
-    except InputError:
-        return None
-    return best_possible_recall(wh_px, fitted, RATIO_LIMIT)
 
 
 def anchor_findings(dataset: DatasetIndex, anchors: AnchorSet, image_size: int) -> Iterator[Finding]:
@@ -107,7 +91,7 @@ def anchor_findings(dataset: DatasetIndex, anchors: AnchorSet, image_size: int) 
         labels = records.labels()
         scales = np.repeat(image_size / np.maximum(labels.widths, labels.heights), labels.counts)
         wh_px = (labels.boxes_xyxy[:, 2:] - labels.boxes_xyxy[:, :2]) * scales[:, None]
-        matched = _any_level(levels_that_match(wh_px, anchors, image_size))
+        matched = np.logical_or.reduce(levels_that_match(wh_px, anchors, image_size))
         starts = np.cumsum(labels.counts) - labels.counts
         for number in np.flatnonzero(~labels.ignored & (~matched | (wh_px.min(axis=1) < _SMALL_PX))).tolist():
             image = int(np.searchsorted(starts, number, side="right")) - 1
@@ -124,34 +108,26 @@ def anchor_findings(dataset: DatasetIndex, anchors: AnchorSet, image_size: int) 
 
 def how_far_off(width: float, height: float, anchors: AnchorSet) -> str:
     """In words, how a box that no anchor matches differs from the nearest anchor."""
-
-    def ratios(anchor: tuple[float, float]) -> tuple[float, float]:
-        return max(width / anchor[0], anchor[0] / width), max(height / anchor[1], anchor[1] / height)
-
-    nearest = min((pair for level in anchors.sizes_px for pair in level), key=lambda pair: max(ratios(pair)))
-    by_width, by_height = ratios(nearest)
-    if by_width >= by_height:
-        word = "wider" if width > nearest[0] else "narrower"
-    else:
-        word = "taller" if height > nearest[1] else "flatter"
-    return f"{max(by_width, by_height):.1f} x {word} than the nearest anchor, {nearest[0]:g} x {nearest[1]:g}"
+    sides, sides_px = np.array([width, height]), np.array(anchors.sizes_px).reshape(-1, 2)
+    factors = np.maximum(sides / sides_px, sides_px / sides)
+    nearest = factors.max(axis=1).argmin()
+    axis = factors[nearest].argmax()
+    word = (("narrower", "wider"), ("flatter", "taller"))[axis][int(sides[axis] > sides_px[nearest, axis])]
+    near_width, near_height = sides_px[nearest]
+    return f"{factors[nearest, axis]:.1f} x {word} than the nearest anchor, {near_width:g} x {near_height:g}"
 
 
 def what_would_match(width: float, height: float, anchors: AnchorSet, image_size: int) -> str:
     """In words, the nearest image sizes at which an anchor matches a box of these sides at `image_size`."""
     stride = anchors.strides[-1]
-    larger: list[int] = []
-    smaller: list[int] = []
-    for anchor_width, anchor_height in (pair for level in anchors.sizes_px for pair in level):
-        low = image_size * max(anchor_width / width, anchor_height / height) / RATIO_LIMIT
-        high = image_size * min(anchor_width / width, anchor_height / height) * RATIO_LIMIT
-        first, last = (math.floor(low / stride) + 1) * stride, (math.ceil(high / stride) - 1) * stride
-        if image_size < first <= min(last, _LARGEST_SIZE):
-            larger.append(first)
-        if max(first, stride) <= last < image_size:
-            smaller.append(last)
-    sizes = [f"{min(larger)} or more"] if larger else []
-    sizes += [f"{max(smaller)} or less"] if smaller else []
+    ratios = np.array(anchors.sizes_px).reshape(-1, 2) / (width, height)
+    # Of each anchor, the smallest and largest multiples of the stride at which it matches the box.
+    first = (np.floor(image_size * ratios.max(axis=1) / RATIO_LIMIT / stride).astype(int) + 1) * stride
+    last = (np.ceil(image_size * ratios.min(axis=1) * RATIO_LIMIT / stride).astype(int) - 1) * stride
+    larger = first[(image_size < first) & (first <= np.minimum(last, _LARGEST_SIZE))]
+    smaller = last[(np.maximum(first, stride) <= last) & (last < image_size)]
+    sizes = [f"{larger.min()} or more"] if len(larger) else []
+    sizes += [f"{smaller.max()} or less"] if len(smaller) else []
     if not sizes:
         return "only anchors fitted to the data can match it"
     return f"an image size of {' or '.join(sizes)}, or anchors fitted to the data, would match it"
@@ -172,7 +148,7 @@ def save_anchor_plot(path: Path, wh_px: NDArray[np.float64], tables: Sequence[An
 def _draw(axes: Axes, points: NDArray[np.float64], table: AnchorTable, image_size: int) -> None:
     from matplotlib.ticker import LogLocator
 
-    matched = _any_level(levels_that_match(points, table.anchors, image_size))
+    matched = np.logical_or.reduce(levels_that_match(points, table.anchors, image_size))
     (x, y), (lone_x, lone_y) = points[matched].T, points[~matched].T
     axes.scatter(x, y, s=5, color="#999999", alpha=0.5, linewidths=0, label="boxes")
     axes.scatter(lone_x, lone_y, s=12, color="black", marker="x", linewidths=0.8, label="boxes that none matches")

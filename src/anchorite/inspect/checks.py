@@ -1,4 +1,5 @@
-"""An inspection: every label read, every image decoded once, and each check's findings.
+"""An inspection, in which every label is read, every image decoded once and each check yields its findings; and the
+corrected dataset. Nothing is written here.
 
 Legend: N boxes of an image, K classes.
 """
@@ -6,37 +7,33 @@ Legend: N boxes of an image, K classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
-from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import pairwise_iou_xyxy
-from anchorite.data import DatasetIndex, Record, dataset_fingerprint
+from anchorite.data import DatasetIndex, Record, Split, as_split, dataset_fingerprint
 from anchorite.data.formats.common import is_image_name
 from anchorite.inspect.anchors import anchor_findings, anchor_fit
 from anchorite.inspect.findings import KINDS, Finding, Inspection, SplitBalance, box_finding
 from anchorite.inspect.similar import Progress, ScannedImage, same_pixels, scan_images, search_in_words, similar_pairs
 
-_KIND_OF_ADJUSTMENT: Mapping[str, str] = MappingProxyType(
-    {
-        "clipped": "clipped-box",
-        "dropped-empty": "empty-box",
-        "dropped-duplicate": "duplicate-box",
-        "skipped-bad": "malformed",
-    }
-)
-_FILE_DETAILS: Mapping[str, str] = MappingProxyType(
-    {"unused-label": "there is no image of that name", "ignored-file": "in no split, or without xml"}
-)
+_KIND_OF_ADJUSTMENT = {
+    "clipped": "clipped-box",
+    "dropped-empty": "empty-box",
+    "dropped-duplicate": "duplicate-box",
+    "skipped-bad": "malformed",
+}
+_FILE_DETAILS = {"unused-label": "there is no image of that name", "ignored-file": "in no split, or without xml"}
+_SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}
 _DENSE = 100  # boxes of a class in an image that COCO's average precision counts
 _SAME_BOX_IOU = 0.8  # of one class: the same object drawn twice
 _CONFLICT_IOU = 0.9  # of two classes: one of them is wrong
+_THINNEST_PX = 1e-3  # a box thinner than this comes from rounding, and label formats could not store it
 _BLOCK = 1024
 
 
@@ -54,7 +51,6 @@ def inspect_dataset(
     """
     balances = tuple(_balance(dataset, split) for split in dataset.splits)
     images = scan_images(dataset, progress)
-    order = {kind: number for number, kind in enumerate(KINDS)}
     found = chain(
         _reading_findings(dataset),
         _unlisted_findings(dataset),
@@ -66,7 +62,7 @@ def inspect_dataset(
         _overlap_findings(dataset),
         anchor_findings(dataset, anchors, image_size),
     )
-    digest = hashlib.sha256(b"".join(image.digest or b"unreadable" for image in images))
+    order = {kind: number for number, kind in enumerate(KINDS)}
     return Inspection(
         dataset=dataset,
         balances=balances,
@@ -75,23 +71,23 @@ def inspect_dataset(
         images=tuple(images),
         label_fingerprint=dataset_fingerprint(dataset),
         split_fingerprints={split: records.fingerprint() for split, records in dataset.splits.items()},
-        image_fingerprint=digest.hexdigest(),
+        image_fingerprint=hashlib.sha256(b"".join(image.digest or b"unreadable" for image in images)).hexdigest(),
         search=search_in_words(len(images)),
     )
 
 
 def _balance(dataset: DatasetIndex, split: str) -> SplitBalance:
     labels = dataset.splits[split].labels()
-    ids = labels.class_ids[~labels.ignored]
+    kept = ~labels.ignored
     image_of = np.repeat(np.arange(len(labels.counts)), labels.counts)
     return SplitBalance(
         split=split,
         images=len(labels.counts),
         empty_images=int((labels.counts == 0).sum()),
-        boxes=len(ids),
+        boxes=int(kept.sum()),
         ignored=int(labels.ignored.sum()),
-        most_boxes=int(np.bincount(image_of[~labels.ignored], minlength=1).max()),
-        boxes_per_class=tuple(np.bincount(ids, minlength=len(dataset.class_names)).tolist()),
+        most_boxes=int(np.bincount(image_of[kept], minlength=1).max()),
+        boxes_per_class=tuple(np.bincount(labels.class_ids[kept], minlength=len(dataset.class_names)).tolist()),
     )
 
 
@@ -99,13 +95,13 @@ def _reading_findings(dataset: DatasetIndex) -> Iterator[Finding]:
     """What reading adjusted: a finding for each label or setting, and one a file where an adjustment names several."""
     for one in dataset.adjustments:
         kind = _KIND_OF_ADJUSTMENT.get(one.kind, one.kind)
-        if kind == "malformed" and one.image is not None and one.origin == str(one.image):
+        image = None if one.image is None else str(one.image)
+        if kind == "malformed" and one.origin == image:
             kind = "unreadable-image"
         for file in one.files:
-            image = str(file) if is_image_name(file.name) else None
-            yield Finding(kind, _FILE_DETAILS[one.kind], one.split, image, str(file))
+            shown = str(file) if is_image_name(file.name) else None
+            yield Finding(kind, _FILE_DETAILS[one.kind], one.split, shown, str(file))
         if not one.files:
-            image = None if one.image is None else str(one.image)
             yield Finding(kind, one.detail, one.split, image, one.origin, one.box_xyxy, one.class_name)
 
 
@@ -118,9 +114,8 @@ def _unlisted_findings(dataset: DatasetIndex) -> Iterator[Finding]:
     for folder in sorted({path.parent for path in known if path.parent.is_dir()}):
         names = sorted(path.name for path in folder.iterdir() if is_image_name(path.name) and path not in known)
         if names:
-            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            detail = f"{len(names)} images that no split names: {', '.join(names[:5] + ['...'] * (len(names) > 5))}"
             others = tuple(str(folder / name) for name in names)
-            detail = f"{len(names)} images that no split names: {listed}"
             yield Finding("unlisted-image", detail, origin=str(folder), others=others)
 
 
@@ -128,7 +123,7 @@ def _class_name_findings(dataset: DatasetIndex) -> Iterator[Finding]:
     """Class names that probably mean one class."""
     first: dict[str, str] = {}
     for name in dataset.class_names:
-        key = "".join(char for char in name.casefold() if not (char.isspace() or char in "-_")) or name
+        key = "".join(name.casefold().replace("-", " ").replace("_", " ").split()) or name
         if key in first:
             yield Finding("similar-class-names", f"{first[key]!r} and {name!r}", class_name=name, others=(first[key],))
         first.setdefault(key, name)
@@ -148,13 +143,11 @@ def _split_findings(dataset: DatasetIndex, balances: Sequence[SplitBalance]) -> 
             yield Finding("split-without-boxes", "nothing to measure against", counts.split)
         if counts.images == 1:
             yield Finding("single-image-split", "one image", counts.split)
-    if train is None or not train.boxes:
-        return
-    for number, name in enumerate(dataset.class_names):
-        if not train.boxes_per_class[number]:
-            elsewhere = [f"{n} in {counts.split}" for counts in balances if (n := counts.boxes_per_class[number])]
-            detail = f"only {' and '.join(elsewhere)}" if elsewhere else "no box in any split"
-            yield Finding("class-without-training", f"class {name!r}: {detail}", class_name=name)
+    for number, name in enumerate(dataset.class_names if train and train.boxes else ()):
+        there = [f"{n} in {counts.split}" for counts in balances if (n := counts.boxes_per_class[number])]
+        if train and not train.boxes_per_class[number]:
+            detail = f"class {name!r}: {'only ' + ' and '.join(there) if there else 'no box in any split'}"
+            yield Finding("class-without-training", detail, class_name=name)
 
 
 def _label_findings(dataset: DatasetIndex) -> Iterator[Finding]:
@@ -169,8 +162,8 @@ def _label_findings(dataset: DatasetIndex) -> Iterator[Finding]:
             if counts.max() > _DENSE:
                 name = dataset.class_names[int(counts.argmax())]
                 yield Finding("dense-image", f"{counts.max()} boxes of {name}", split, image, class_name=name)
-            for index in np.flatnonzero(record.ignored):
-                box = box_finding(dataset, split, record, int(index))
+            for index in np.flatnonzero(record.ignored).tolist():
+                box = box_finding(dataset, split, record, index)
                 yield replace(box, kind="ignored-box", detail=f"{box.class_name}, crowd or difficult")
 
 
@@ -189,17 +182,16 @@ def _pixel_findings(images: Sequence[ScannedImage]) -> Iterator[Finding]:
 def _similar_findings(images: Sequence[ScannedImage], progress: Progress | None) -> Iterator[Finding]:
     """The same view twice; progress is that of `similar_pairs`."""
     # Of images with the same pixels in a split only the first is compared.
-    readable = list({(image.digest, image.split): image for image in images[::-1] if image.error is None}.values())[
-        ::-1
-    ]
+    firsts = {(image.digest, image.split): image for image in reversed(images) if image.error is None}
+    readable = list(reversed(firsts.values()))
     if len(readable) < 2:
         return
     split_ids = np.unique([image.split for image in readable], return_inverse=True)[1]
-    for pair in similar_pairs(np.stack([image.thumbnail for image in readable]), split_ids, progress):
-        first, second = readable[pair.first], readable[pair.second]
-        if first.digest != second.digest:
-            kind = "similar-image" if first.split == second.split else "similar-shared-image"
-            yield _twin_finding(kind, "the same view", first, second, f" (agreement {pair.agreement:.3f})")
+    for number, other, agreed in similar_pairs(np.stack([image.thumbnail for image in readable]), split_ids, progress):
+        image, twin = readable[number], readable[other]
+        if image.digest != twin.digest:
+            kind = "similar-image" if image.split == twin.split else "similar-shared-image"
+            yield _twin_finding(kind, "the same view", image, twin, f" (agreement {agreed:.3f})")
 
 
 def _twin_finding(kind: str, what: str, image: ScannedImage, twin: ScannedImage, more: str = "") -> Finding:
@@ -207,43 +199,92 @@ def _twin_finding(kind: str, what: str, image: ScannedImage, twin: ScannedImage,
     return Finding(kind, detail, image.split, str(image.record.path), others=(str(twin.record.path),))
 
 
-class BoxPair(NamedTuple):
-    """Two boxes of a record, first < second, and their IoU."""
-
-    first: int
-    second: int
-    iou: float
-
-
-def overlapping_pairs(record: Record) -> tuple[list[BoxPair], list[BoxPair]]:
-    """The pairs of one class above an IoU of 0.8, and of two classes above 0.9; no crowds or difficult boxes."""
-    same: list[BoxPair] = []
-    conflicting: list[BoxPair] = []
+def overlaps(record: Record) -> Iterator[tuple[str, int, int, float]]:
+    """The kind, first box, second box and IoU of pairs of boxes: "similar-box" above an IoU of 0.8 in one class,
+    "class-conflict" above 0.9 in two; no crowds or difficult boxes."""
     boxes = torch.tensor(record.boxes_xyxy.reshape(-1, 4))
     for start in range(0, len(boxes), _BLOCK):
-        iou = pairwise_iou_xyxy(boxes[start : start + _BLOCK], boxes).numpy()
-        for row, second in np.argwhere(iou > _SAME_BOX_IOU).tolist():
-            first = start + row
-            if first >= second or record.ignored[first] or record.ignored[second]:
-                continue
-            pair = BoxPair(first, second, float(iou[row, second]))
-            if record.class_ids[first] == record.class_ids[second]:
-                same.append(pair)
-            elif pair.iou > _CONFLICT_IOU:
-                conflicting.append(pair)
-    return same, conflicting
+        ious = pairwise_iou_xyxy(boxes[start : start + _BLOCK], boxes).numpy()
+        for row, second in np.argwhere(ious > _SAME_BOX_IOU).tolist():
+            first, iou = start + row, float(ious[row, second])
+            if first < second and not record.ignored[[first, second]].any():
+                if record.class_ids[first] == record.class_ids[second]:
+                    yield "similar-box", first, second, iou
+                elif iou > _CONFLICT_IOU:
+                    yield "class-conflict", first, second, iou
 
 
 def _overlap_findings(dataset: DatasetIndex) -> Iterator[Finding]:
     for split, records in dataset.splits.items():
         for record in records:
-            for kind, pairs in zip(("similar-box", "class-conflict"), overlapping_pairs(record), strict=True):
-                for pair in pairs:
-                    box, other = (box_finding(dataset, split, record, index) for index in (pair.second, pair.first))
-                    detail = f"{shown(box)} overlaps {shown(other)} by an IoU of {pair.iou:.3f}, in {record.path.name}"
-                    yield replace(box, kind=kind, detail=detail, others=(record.origins[pair.first],))
+            for kind, first, second, iou in overlaps(record):
+                box, other = (box_finding(dataset, split, record, index) for index in (second, first))
+                detail = f"{_shown(box)} overlaps {_shown(other)} by an IoU of {iou:.3f}, in {record.path.name}"
+                yield replace(box, kind=kind, detail=detail, others=(record.origins[first],))
 
 
-def shown(box: Finding) -> str:
+def _shown(box: Finding) -> str:
     """Class and corners of a finding about a box."""
     return f"{box.class_name} ({', '.join(f'{value:.6g}' for value in box.box_xyxy or ())})"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What was done to a label or image, in two words, and the finding that says where and why."""
+
+    done: str
+    finding: Finding
+
+    def line(self) -> str:
+        """The change as a line of text."""
+        return f"{self.done:<12} {self.finding.kind:<16} {self.finding.line()}"
+
+
+def corrected_dataset(inspection: Inspection) -> tuple[DatasetIndex, tuple[Change, ...]]:
+    """The index to write as a corrected copy, and the changes against what the label files say.
+
+    Boxes are clipped; boxes without area, exact and near duplicates (IoU above 0.8, one class: the first stays), bad
+    rows and unreadable images are removed. An image in two splits stays in the later one of train, val, test. Images
+    that merely show the same view stay, and no other finding changes anything.
+    """
+    dataset = inspection.dataset
+    changes = [Change(done, one) for one in inspection.findings if (done := KINDS[one.kind].done)]
+    removed = {(image.split, image.record.path) for image in inspection.images if image.error is not None}
+    for group in same_pixels(inspection.images):
+        last = max(group, key=lambda image: _SPLIT_ORDER[image.split])
+        for image in group:
+            if image.split != last.split:
+                removed.add((image.split, image.record.path))
+                detail = f"the same pixels as {last.split} {last.record.path.name}, which stays"
+                finding = Finding("shared-image", detail, image.split, str(image.record.path))
+                changes.append(Change("image out", finding))
+    splits: dict[str, Split] = {}
+    for split, records in dataset.splits.items():
+        corrected = []
+        for record in records:
+            if (split, record.path) not in removed:
+                bad = _bad_boxes(dataset, split, record)
+                changes += [Change("dropped", finding) for finding in bad.values()]
+                stays = [index for index in range(len(record.class_ids)) if index not in bad]
+                names = ("boxes_xyxy", "class_ids", "ignored", "areas")
+                columns = {name: getattr(record, name)[np.array(stays, np.int64)] for name in names}
+                corrected.append(replace(record, origins=tuple(record.origins[index] for index in stays), **columns))
+        splits[split] = as_split(corrected)
+    return replace(dataset, splits=splits, adjustments=()), tuple(changes)
+
+
+def _bad_boxes(dataset: DatasetIndex, split: str, record: Record) -> dict[int, Finding]:
+    """The boxes to leave out, in order: of near duplicates all but the first of each pair, and the thinnest."""
+    reasons: dict[int, tuple[str, str]] = {}
+    for second, first, iou in sorted((b, a, iou) for kind, a, b, iou in overlaps(record) if kind == "similar-box"):
+        if first not in reasons and second not in reasons:
+            origin = record.origins[first]
+            reasons[second] = ("similar-box", f"an IoU of {iou:.3f} with the box of {origin}, which stays")
+    sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
+    for index in np.flatnonzero((sides < _THINNEST_PX).any(axis=1)).tolist():
+        reasons[index] = ("sub-pixel-box", f"thinner than {_THINNEST_PX:g} px")
+    bad = {}
+    for index, (kind, detail) in sorted(reasons.items()):
+        box = box_finding(dataset, split, record, index)
+        bad[index] = replace(box, kind=kind, detail=f"{_shown(box)}: {detail}")
+    return bad

@@ -6,10 +6,11 @@ Legend: K classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
+
+import jinja2
 
 from anchorite.data import DatasetIndex, Record
 from anchorite.inspect.similar import ScannedImage
@@ -19,58 +20,56 @@ Severity = Literal["error", "warning", "note"]
 Effect = Literal["clipped", "dropped", "kept", "refused", "ignored"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 _REPORT_VERSION = 1
-_SHOWN_OF_A_KIND, _SHOWN_CLASSES = 3, 30  # in the summary
-_TITLES: dict[Severity, str] = {
-    "error": "ERRORS: data that training refuses or drops, or a score that proves nothing",
-    "warning": "WARNINGS: used for training as it is, but probably a mistake",
-    "note": "NOTES",
-}
 
 
 class FindingKind(NamedTuple):
-    """How grave a kind of finding is, what training does about it, and a heading for several of them."""
+    """How grave a kind of finding is, what training does about it, a heading for several of them, and what reading
+    already did about it, which a corrected copy lists as a change."""
 
     severity: Severity
     effect: Effect
     heading: str
+    done: str = ""
 
 
 # Errors are what a user loses without noticing, or what training refuses: labels, images, or the worth of val and test.
-KINDS: Mapping[str, FindingKind] = MappingProxyType(
-    {
-        "malformed": FindingKind("error", "refused", "label rows or files that cannot be read; left out by --skip-bad"),
-        "unreadable-image": FindingKind("error", "refused", "images that cannot be decoded; left out by --skip-bad"),
-        "empty-box": FindingKind("error", "dropped", "boxes without area"),
-        "duplicate-box": FindingKind("error", "dropped", "boxes written twice"),
-        "unused-label": FindingKind("error", "ignored", "label files without an image"),
-        "ignored-file": FindingKind("error", "ignored", "files in no split, or without their labels"),
-        "shared-image": FindingKind("error", "kept", "images in two splits: the score on the second proves nothing"),
-        "no-training-images": FindingKind("error", "refused", "no image to train on"),
-        "no-training-boxes": FindingKind("error", "kept", "no box to train on"),
-        "clipped-box": FindingKind("warning", "clipped", "boxes that reach outside their image"),
-        "similar-shared-image": FindingKind("warning", "kept", "images of two splits that show the same view"),
-        "repeated-picture": FindingKind("warning", "kept", "images with the same pixels in one split"),
-        "repeated-image": FindingKind("warning", "dropped", "images listed twice in a split, read once"),
-        "similar-box": FindingKind("warning", "kept", "pairs of boxes of a class that overlap as if drawn twice"),
-        "class-conflict": FindingKind("warning", "kept", "pairs of nearly equal boxes with different classes"),
-        "unmatched-box": FindingKind("warning", "ignored", "boxes that no anchor matches: never learned"),
-        "sub-pixel-box": FindingKind("warning", "kept", "boxes thinner than a pixel of the network input"),
-        "class-without-training": FindingKind("warning", "kept", "classes without a box in train"),
-        "similar-class-names": FindingKind("warning", "kept", "class names that differ only in case or spaces"),
-        "empty-split": FindingKind("warning", "kept", "splits without images"),
-        "single-image-split": FindingKind("warning", "kept", "splits of a single image"),
-        "split-without-boxes": FindingKind("warning", "kept", "splits without a box"),
-        "no-labels": FindingKind("warning", "kept", "splits without a label file: all taken as background"),
-        "unlisted-image": FindingKind("warning", "ignored", "folders with images that belong to no split"),
-        "similar-image": FindingKind("note", "kept", "images of one split that show the same view"),
-        "small-box": FindingKind("note", "kept", "boxes thinner than two pixels of the network input"),
-        "dense-image": FindingKind("note", "kept", "images with over 100 boxes of a class: COCO's score counts 100"),
-        "background-image": FindingKind("note", "kept", "images without a box, trained on as background"),
-        "ignored-box": FindingKind("note", "ignored", "crowd or difficult boxes: no target, and not scored"),
-        "ignored-key": FindingKind("note", "ignored", "settings that have no effect"),
-        "relocated": FindingKind("note", "kept", "paths that were found elsewhere in the dataset"),
-    }
-)
+KINDS: Mapping[str, FindingKind] = {
+    "malformed": FindingKind(
+        "error", "refused", "label rows or files that cannot be read; left out by --skip-bad", "left out"
+    ),
+    "unreadable-image": FindingKind(
+        "error", "refused", "images that cannot be decoded; left out by --skip-bad", "left out"
+    ),
+    "empty-box": FindingKind("error", "dropped", "boxes without area", "dropped"),
+    "duplicate-box": FindingKind("error", "dropped", "boxes written twice", "dropped"),
+    "unused-label": FindingKind("error", "ignored", "label files without an image", "left out"),
+    "ignored-file": FindingKind("error", "ignored", "files in no split, or without their labels", "left out"),
+    "shared-image": FindingKind("error", "kept", "images in two splits: the score on the second proves nothing"),
+    "no-training-images": FindingKind("error", "refused", "no image to train on"),
+    "no-training-boxes": FindingKind("error", "kept", "no box to train on"),
+    "clipped-box": FindingKind("warning", "clipped", "boxes that reach outside their image", "clipped"),
+    "similar-shared-image": FindingKind("warning", "kept", "images of two splits that show the same view"),
+    "repeated-picture": FindingKind("warning", "kept", "images with the same pixels in one split"),
+    "repeated-image": FindingKind("warning", "dropped", "images listed twice in a split, read once", "listed once"),
+    "similar-box": FindingKind("warning", "kept", "pairs of boxes of a class that overlap as if drawn twice"),
+    "class-conflict": FindingKind("warning", "kept", "pairs of nearly equal boxes with different classes"),
+    "unmatched-box": FindingKind("warning", "ignored", "boxes that no anchor matches: never learned"),
+    "sub-pixel-box": FindingKind("warning", "kept", "boxes thinner than a pixel of the network input"),
+    "class-without-training": FindingKind("warning", "kept", "classes without a box in train"),
+    "similar-class-names": FindingKind("warning", "kept", "class names that differ only in case or spaces"),
+    "empty-split": FindingKind("warning", "kept", "splits without images"),
+    "single-image-split": FindingKind("warning", "kept", "splits of a single image"),
+    "split-without-boxes": FindingKind("warning", "kept", "splits without a box"),
+    "no-labels": FindingKind("warning", "kept", "splits without a label file: all taken as background"),
+    "unlisted-image": FindingKind("warning", "ignored", "folders with images that belong to no split", "left out"),
+    "similar-image": FindingKind("note", "kept", "images of one split that show the same view"),
+    "small-box": FindingKind("note", "kept", "boxes thinner than two pixels of the network input"),
+    "dense-image": FindingKind("note", "kept", "images with over 100 boxes of a class: COCO's score counts 100"),
+    "background-image": FindingKind("note", "kept", "images without a box, trained on as background"),
+    "ignored-box": FindingKind("note", "ignored", "crowd or difficult boxes: no target, and not scored"),
+    "ignored-key": FindingKind("note", "ignored", "settings that have no effect"),
+    "relocated": FindingKind("note", "kept", "paths that were found elsewhere in the dataset"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,19 +214,30 @@ def report_text(inspection: Inspection) -> str:
 
 
 def _text(inspection: Inspection, is_summary: bool) -> str:
-    dataset, num_classes = inspection.dataset, len(inspection.dataset.class_names)
-    lines = [f"{dataset.root}: {dataset.format}, {num_classes} class{'' if num_classes == 1 else 'es'}", ""]
-    lines += _balance_lines(inspection, _SHOWN_CLASSES if is_summary else num_classes)
-    lines += ["", *_anchor_lines(inspection.anchor_fit)]
-    for severity in SEVERITIES:
-        if found := inspection.of_severity(severity):
-            lines += ["", _TITLES[severity], *_finding_lines(found, _SHOWN_OF_A_KIND if is_summary else len(found))]
-    if not inspection.findings:
-        lines += ["", "Nothing found."]
-    if not is_summary:
-        lines += ["", f"Compared: {inspection.search}.", f"Fingerprint of the labels: {inspection.label_fingerprint}"]
-        lines += [f"Fingerprint of the images: {inspection.image_fingerprint}"]
-    return "\n".join(one_line(line) for line in lines) + "\n"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("anchorite.inspect"),
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: one_line(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found: dict[str, dict[str, list[Finding]]] = {}
+    for finding in inspection.findings:
+        found.setdefault(finding.severity, {}).setdefault(finding.kind, []).append(finding)
+    return environment.get_template("inspection.txt.j2").render(
+        inspection=inspection,
+        dataset=inspection.dataset,
+        fit=inspection.anchor_fit,
+        balance=_balance_lines(inspection, 30 if is_summary else len(inspection.dataset.class_names)),
+        found=found,
+        kinds=KINDS,
+        most_findings=3 if is_summary else len(inspection.findings),
+        is_summary=is_summary,
+        # 100 only where nothing is missing
+        share=lambda share: "100%" if share == 1 else f"{min(share, 0.9999):.2%}",
+        quantiles=lambda sides: " / ".join(f"{side:.0f}" for side in sides),
+    )
 
 
 def _balance_lines(inspection: Inspection, num_shown: int) -> Iterator[str]:
@@ -248,32 +258,3 @@ def _balance_lines(inspection: Inspection, num_shown: int) -> Iterator[str]:
             yield f"{title:<{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
     if len(names) > num_shown:
         yield f"and {len(names) - num_shown} classes more"
-
-
-def _anchor_lines(fit: AnchorFit) -> Iterator[str]:
-    if fit.width_quantiles is None or fit.height_quantiles is None:
-        yield f"No training box to compare with the anchors at {fit.image_size} px."
-        return
-    widths, heights = (" / ".join(f"{s:.0f}" for s in sides) for sides in (fit.width_quantiles, fit.height_quantiles))
-    levels = (f"{_share(n)} at stride {stride}" for stride, n in zip(fit.strides, fit.level_recalls, strict=True))
-    yield f"Training boxes at {fit.image_size} px: width {widths}, height {heights} px (5 %, median, 95 %)"
-    yield f"Boxes that an anchor matches (best possible recall): {_share(fit.recall)}; {', '.join(levels)}"
-    if fit.recall < 1 and fit.fitted_recall is not None:
-        yield f"With anchors fitted to the data: {_share(fit.fitted_recall)}"
-
-
-def _share(share: float) -> str:
-    """A share in per cent that reads 100 only where nothing is missing."""
-    return "100%" if share == 1 else f"{min(share, 0.9999):.2%}"
-
-
-def _finding_lines(found: Iterable[Finding], most: int) -> Iterator[str]:
-    by_kind: dict[str, list[Finding]] = {}
-    for finding in found:
-        by_kind.setdefault(finding.kind, []).append(finding)
-    for kind, findings in by_kind.items():
-        yield f"  {len(findings):>5}  {kind}: {KINDS[kind].heading} [{KINDS[kind].effect}]"
-        for finding in findings[:most]:
-            yield f"         {finding.line()}"
-        if len(findings) > most:
-            yield f"         and {len(findings) - most} more"

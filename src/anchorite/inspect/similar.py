@@ -17,8 +17,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -29,6 +29,7 @@ from anchorite.data import DatasetIndex, Record, decode_image
 from anchorite.errors import AnchoriteError
 
 Progress = Callable[[int, int], None]
+Prepared = tuple[NDArray[np.float32], NDArray[np.complexfloating]]
 SAME_VIEW = 0.84
 MAX_EXHAUSTIVE = 2_000
 MAX_WITHIN_SPLITS = 100_000
@@ -108,36 +109,27 @@ def search_in_words(num_images: int) -> str:
     return f"{pairs}, shifted by up to a twentieth (up to {MAX_EXHAUSTIVE} images: by up to a third)"
 
 
-class SimilarPair(NamedTuple):
-    """Two images, by number, first < second, and their agreement in 0..1."""
-
-    first: int
-    second: int
-    agreement: float
-
-
 def similar_pairs(
     thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64], progress: Progress | None = None
-) -> list[SimilarPair]:
-    """The pairs of N thumbnails (N, 64, 64) that agree by 0.84 or more, the most alike first.
-
-    progress is called with (images compared with all others, images that show something to compare).
+) -> list[tuple[int, int, float]]:
+    """The pairs (first, second, agreement) of N thumbnails (N, 64, 64) that agree by 0.84 or more, the most alike
+    first; first < second.
 
     Of many alike images (the frames of a still camera) each is listed with its most alike one in its own split and its
-    most alike one in another, so that there are at most 2 N pairs.
+    most alike one in another, so that there are at most 2 N pairs. progress is called with (images compared with all
+    others, images that show something to compare).
     """
-    agreement = Agreement(thumbnails)
+    prepared = lru_cache(_CACHE_SIZE)(lambda index: prepare(thumbnails[index]))
     candidates = _candidate_pairs(thumbnails, split_ids, progress)
-    pairs = [SimilarPair(first, second, agreement(first, second)) for first, second in candidates]
-    pairs = sorted((pair for pair in pairs if pair.agreement >= SAME_VIEW), key=lambda pair: (-pair.agreement, pair))
+    pairs = [(first, second, agreement(prepared(first), prepared(second))) for first, second in candidates]
     listed: set[tuple[int, bool]] = set()
     chosen = []
-    for pair in pairs:
-        across = bool(split_ids[pair.first] != split_ids[pair.second])
-        ends = {(pair.first, across), (pair.second, across)}
-        if not ends <= listed:
-            chosen.append(pair)
-        listed |= ends
+    for first, second, agreed in sorted(pairs, key=lambda pair: (-pair[2], pair)):
+        across = bool(split_ids[first] != split_ids[second])
+        ends = {(first, across), (second, across)}
+        if agreed >= SAME_VIEW and not ends <= listed:
+            chosen.append((first, second, agreed))
+            listed |= ends
     return chosen
 
 
@@ -149,10 +141,9 @@ def _candidate_pairs(
     if not len(textured):
         return
     scored = _by_shift if len(textured) <= MAX_EXHAUSTIVE else _by_thumbnail
-    within = len(textured) <= MAX_WITHIN_SPLITS
     for row, columns, scores in scored(thumbnails[textured]):
         across = split_ids[textured[columns]] != split_ids[textured[row]]
-        for chosen in (across, ~across) if within else (across,):
+        for chosen in (across, ~across) if len(textured) <= MAX_WITHIN_SPLITS else (across,):
             best = np.argsort(-scores[chosen], kind="stable")[:_MOST_CANDIDATES]
             for column in np.sort(columns[chosen][best]):
                 yield int(textured[row]), int(textured[column])
@@ -160,32 +151,23 @@ def _candidate_pairs(
             progress(row + 1, len(textured))
 
 
-class Agreement:
-    """The detailed comparison of two thumbnails, by number; what it prepares of an image is cached."""
+def prepare(thumbnail: NDArray[np.uint8]) -> Prepared:
+    """What the detailed comparison needs of a thumbnail: the image without what is smooth in it, and its spectrum."""
+    softened = cv2.GaussianBlur(thumbnail.astype(np.float32), (0, 0), 1)  # forgives half a pixel
+    detail = _without_smooth(np.asarray(softened, np.float32))
+    return detail, np.fft.rfft2(detail)
 
-    def __init__(self, thumbnails: NDArray[np.uint8]) -> None:
-        self._thumbnails = thumbnails
-        self._cache: dict[int, tuple[NDArray[np.float32], NDArray[np.complexfloating]]] = {}
 
-    def __call__(self, first: int, second: int) -> float:
-        """The correlation, at most 1, of what two thumbnails share at the shift at which they agree best."""
-        (a, spectrum_a), (b, spectrum_b) = self._prepare(first), self._prepare(second)
-        reach = int(len(a) * _MAX_SHIFT)
-        crossed = np.fft.irfft2(spectrum_a * np.conj(spectrum_b), s=a.shape)
-        shifts = np.r_[0 : reach + 1, -reach:0]
-        row, column = np.unravel_index(int(crossed[np.ix_(shifts, shifts)].argmax()), (len(shifts), len(shifts)))
-        down, right = int(shifts[row]), int(shifts[column])
-        a, b = _standardised(np.stack([_overlap(a, down, right), _overlap(b, -down, -right)]))
-        return float(a @ b)
-
-    def _prepare(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.complexfloating]]:
-        if index not in self._cache:
-            if len(self._cache) >= _CACHE_SIZE:
-                self._cache.clear()
-            softened = cv2.GaussianBlur(self._thumbnails[index].astype(np.float32), (0, 0), 1)  # forgives half a pixel
-            detail = _without_smooth(np.asarray(softened, np.float32))
-            self._cache[index] = detail, np.fft.rfft2(detail)
-        return self._cache[index]
+def agreement(one: Prepared, other: Prepared) -> float:
+    """The correlation, at most 1, of what two thumbnails share at the shift at which they agree best."""
+    (a, spectrum_a), (b, spectrum_b) = one, other
+    reach = int(len(a) * _MAX_SHIFT)
+    crossed = np.fft.irfft2(spectrum_a * np.conj(spectrum_b), s=a.shape)
+    shifts = np.r_[0 : reach + 1, -reach:0]
+    row, column = np.unravel_index(int(crossed[np.ix_(shifts, shifts)].argmax()), (len(shifts), len(shifts)))
+    down, right = int(shifts[row]), int(shifts[column])
+    a, b = _standardised(np.stack([_overlap(a, down, right), _overlap(b, -down, -right)]))
+    return float(a @ b)
 
 
 def _by_thumbnail(thumbnails: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
@@ -206,12 +188,11 @@ def _by_shift(thumbnails: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.i
     spectra = torch.fft.rfft2(torch.from_numpy(_standardised(np.stack(small))).view(-1, side, side))
     reach = int(side * _MAX_SHIFT)
     shifts = torch.cat([torch.arange(reach + 1), torch.arange(side - reach, side)])
-    for row in range(len(small) - 1):
-        crossed = torch.fft.irfft2(spectra[row + 1 :] * spectra[row].conj(), s=(side, side))
-        scores = crossed[:, shifts][:, :, shifts].amax(dim=(1, 2)).numpy()
+    for row in range(len(small)):
+        crossed = torch.fft.irfft2(spectra[row:] * spectra[row].conj(), s=(side, side))  # itself first: never none
+        scores = crossed[:, shifts][:, :, shifts].amax(dim=(1, 2)).numpy()[1:]
         columns = np.flatnonzero(scores >= _SPECTRUM_LIMIT)
         yield row, columns + row + 1, scores[columns]
-    yield len(small) - 1, np.zeros(0, np.int64), np.zeros(0, np.float32)
 
 
 def _standardised(images: NDArray[np.generic]) -> NDArray[np.float32]:
