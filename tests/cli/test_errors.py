@@ -16,9 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
-from anchorite.cli import run
+from anchorite.cli import build_app, run
 from anchorite.cli.folders import refuse_taken
-from anchorite.cli.usage import COMMANDS
 from anchorite.data import open_dataset
 from anchorite.errors import InputError, StorageError
 from anchorite.model import Detector, WeightsInfo, default_anchors, save_weights
@@ -209,7 +208,7 @@ def test_every_other_command(
     assert_refused(words, code, said, desk, capsys)
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("command", [name for name in build_app() if not name.startswith("-")])
 def test_the_usage_of_every_command_is_told(command: str, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(f"{command} --no-such-flag", 2, [f"usage: anchorite {command} "], desk, capsys)
 

@@ -11,7 +11,8 @@ import pytest
 import anchorite
 from anchorite import report, train
 from anchorite.cli import build_app
-from anchorite.cli.usage import COMMANDS
+
+COMMANDS = [name for name in build_app() if not name.startswith("-")]
 
 _SCRIPT = """
 import sys

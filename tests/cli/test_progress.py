@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from rich.text import Text
 
-from anchorite.cli.display import EpochTable, JsonDisplay, TextDisplay, counting
+from anchorite.cli.display import Display, EpochTable, counting
+from anchorite.cli.options import OutputOptions
 from anchorite.train import EpochDone, RunFinished, RunStarted, StepDone, StoreProgress
 
 ROW = {"train/box": 0.1, "train/objectness": 0.02, "train/classification": 0.3, "images_per_second": 46.0}
@@ -21,16 +21,20 @@ STARTED = RunStarted(Path("run"), ("device cpu",), 0, 40, 10)
 FINISHED = RunFinished(Path("run"), "complete", 1, 0.5, 61.0)
 
 
-def display_of(width: int, height: int = 24) -> tuple[TextDisplay, io.StringIO]:
-    """A terminal's display without colours, and what is printed there."""
-    file = io.StringIO()
-    return TextDisplay(console=Console(file=file, width=width, height=height, soft_wrap=True, _environ={})), file
+def console_of(width: int, height: int = 24, encoding: str = "utf-8") -> Console:
+    """A terminal without colours that keeps what is printed there."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding)
+    return Console(file=file, width=width, height=height, soft_wrap=True, _environ={})
 
 
-def bottom(display: TextDisplay) -> list[str]:
-    shown = display.bottom()
-    assert isinstance(shown, Text)
-    return shown.plain.splitlines()
+def printed_on(console: Console) -> str:
+    assert isinstance(console.file, io.TextIOWrapper)
+    console.file.seek(0)
+    return console.file.read()
+
+
+def bottom(display: Display) -> list[str]:
+    return display.bottom().plain.splitlines()
 
 
 def epoch(number: int, score: float, improved: bool) -> EpochDone:
@@ -38,7 +42,7 @@ def epoch(number: int, score: float, improved: bool) -> EpochDone:
 
 
 def test_a_quiet_display_shows_only_results(capsys: pytest.CaptureFixture[str]) -> None:
-    with TextDisplay(quiet=True) as display:
+    with Display(OutputOptions(quiet=True)) as display:
         for done in range(1, 203):
             display(StoreProgress("train", done, 202))
         display(STARTED)
@@ -51,7 +55,7 @@ def test_a_quiet_display_shows_only_results(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_log_has_a_row_for_each_epoch_under_one_header(capsys: pytest.CaptureFixture[str]) -> None:
-    with TextDisplay() as display:
+    with Display() as display:
         display(STARTED)
         for number in range(1, 41):
             display(StepDone(number, 10, 0.1, 0.02, 0.3, 46.0, 61.0))
@@ -63,7 +67,7 @@ def test_a_log_has_a_row_for_each_epoch_under_one_header(capsys: pytest.CaptureF
 
 
 def test_a_terminal_shows_a_bar_while_images_are_decoded() -> None:
-    display, _ = display_of(60)
+    display = Display(console=console_of(60))
     display(StoreProgress("train", 30, 400))
     assert bottom(display) == ["decoding train \u2501\u2501" + "\u2500" * 28 + " 30/400 images"]
     display(StoreProgress("train", 400, 400))
@@ -71,12 +75,13 @@ def test_a_terminal_shows_a_bar_while_images_are_decoded() -> None:
 
 
 def test_a_running_epoch_stands_under_the_columns_of_its_table() -> None:
-    display, printed = display_of(80)
+    console = console_of(80)
+    display = Display(console=console)
     display(STARTED)
     display(epoch(2, 0.25, improved=True))
     display(StepDone(3, 5, 0.1, 0.02, 0.3, 46.25, 61.0))
     row, best = bottom(display)
-    header = printed.getvalue().splitlines()[2]
+    header = printed_on(console).splitlines()[2]
     assert row.split()[:6] == ["3/40", "0.1000", "0.0200", "0.3000", "46.2", "5/10"]
     assert row.split()[-1] == "1:01"
     assert len(row) == len(header)
@@ -86,32 +91,33 @@ def test_a_running_epoch_stands_under_the_columns_of_its_table() -> None:
 
 @pytest.mark.parametrize("width", [10, 40, 79, 80, 120, 300])
 def test_no_line_of_the_table_is_wider_than_the_terminal(width: int) -> None:
-    table = EpochTable("utf-8", 100)
-    running = table.running(StepDone(3, 5, 0.1, 0.02, 0.3, 46.25, 40000.0), 10, width)
-    lines = [table.header(width), table.row(epoch(100, 0.5, improved=True), 40000.0, width), running]
+    table = EpochTable(console_of(width), 100)
+    running = table.running(StepDone(3, 5, 0.1, 0.02, 0.3, 46.25, 40000.0), 10)
+    lines = [table.header(), table.row(epoch(100, 0.5, improved=True), 40000.0), running]
     assert max(len(one.plain.rstrip()) for one in lines) <= max(width, 7 + 2 + len("5/10"))
 
 
 def test_the_header_comes_again_before_it_is_out_of_sight() -> None:
-    display, printed = display_of(80, height=24)
+    console = console_of(80, height=24)
+    display = Display(console=console)
     display(STARTED)
     for number in range(1, 41):
         display(epoch(number, 0.1, improved=False))
-    headers = [number for number, text in enumerate(printed.getvalue().splitlines()) if "epoch " in text]
+    headers = [number for number, text in enumerate(printed_on(console).splitlines()) if "epoch " in text]
     assert max(later - earlier for earlier, later in pairwise(headers)) < 24
     assert len(headers) > 1
 
 
 def test_the_best_epoch_is_marked_by_a_word() -> None:
-    table = EpochTable("ascii", 9)
-    rows = [table.row(epoch(1, score, improved), 1.0, 200).plain for score, improved in ((0.5, True), (0.5, False))]
+    table = EpochTable(console_of(200, encoding="ascii"), 9)
+    rows = [table.row(epoch(1, score, improved), 1.0).plain for score, improved in ((0.5, True), (0.5, False))]
     assert ["best" in row for row in rows] == [True, False]
-    assert "best" not in table.row(epoch(1, math.nan, improved=True), 1.0, 80).plain
+    assert "best" not in table.row(epoch(1, math.nan, improved=True), 1.0).plain
     assert rows[0].isascii()
 
 
 def test_every_json_line_parses_and_nothing_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
-    display = JsonDisplay()
+    display = Display(OutputOptions(json_lines=True))
     display(StoreProgress("train", 1, 1))
     display(RunStarted(Path("run"), ("device cpu",), 0, 2, 2))
     for batch in (1, 2):
@@ -138,7 +144,7 @@ def test_every_json_line_parses_and_nothing_is_not_finite(capsys: pytest.Capture
 
 
 def test_a_log_gets_a_line_at_each_quarter_of_a_long_pass(capsys: pytest.CaptureFixture[str]) -> None:
-    with counting("decoded") as count, TextDisplay() as display:
+    with counting("decoded") as count, Display() as display:
         for done in range(1, 203):
             count(done, 202)
             count(done, 202, verb="compared")

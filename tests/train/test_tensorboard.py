@@ -19,9 +19,9 @@ from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.util.tensor_util import make_ndarray
 
 from anchorite.cli import run as run_command
-from anchorite.cli.display import TextDisplay
-from anchorite.cli.options import LoggingOptions, OutputOptions
-from anchorite.cli.train import chosen_loggers
+from anchorite.cli.display import Display
+from anchorite.cli.options import OutputOptions
+from anchorite.cli.train import tensorboard_logger
 from anchorite.errors import InputError
 from anchorite.train import (
     EpochDone,
@@ -214,16 +214,15 @@ def test_a_run_with_events_goes_on_without_the_package_and_says_so(
 ) -> None:
     (tmp_path / "events").mkdir()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    display = TextDisplay()
-    with chosen_loggers(LoggingOptions(), display, tmp_path) as logger:
+    with tensorboard_logger(False, Display(), tmp_path) as logger:
         assert logger is ignore
     assert f"{tmp_path / 'events'} is not continued" in capsys.readouterr().out
-    with chosen_loggers(LoggingOptions(OutputOptions(quiet=True)), display, tmp_path) as logger:
+    with tensorboard_logger(False, Display(OutputOptions(quiet=True)), tmp_path) as logger:
         assert logger is ignore
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "is not continued" in captured.err
-    with pytest.raises(InputError, match="pip install"), chosen_loggers(LoggingOptions(tensorboard=True), display):
+    with pytest.raises(InputError, match="pip install"), tensorboard_logger(True, Display()):
         pass
 
 

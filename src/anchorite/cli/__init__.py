@@ -1,4 +1,4 @@
-"""The command line: parse, call, print; nothing else. Commands are imported when they are run."""
+"""The command line: parse, call, print; nothing else."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from cyclopts import App, CycloptsError, Parameter
 
 from anchorite import __version__
-from anchorite.cli.usage import COMMANDS, function_of, usage_message
+from anchorite.cli.usage import usage_message
 from anchorite.errors import AnchoriteError, InputError, ReportedByPeer, StorageError
 from anchorite.launch import FROM_RANK, launched_rank
 
@@ -34,7 +35,9 @@ class Terminated(KeyboardInterrupt):
 
 
 def build_app() -> App:
-    """The command tree; commands are import paths, so that help needs neither torch nor matplotlib."""
+    """The command tree. Commands import torch and matplotlib when they are run, so that help waits for neither."""
+    from anchorite.cli import benchmark, datasets, predict, report, runs, serve, train, tune, validate, weights
+
     app = App(
         name="anchorite",
         help=_HELP,
@@ -43,8 +46,30 @@ def build_app() -> App:
         default_parameter=Parameter(negative=""),  # no --no-FLAG and --empty-FLAG
         suppress_keyboard_interrupt=False,  # else it would exit by itself, without a word on how to go on
     )
-    for name, help_text in COMMANDS.items():
-        app.command(function_of(name), name=name, help=help_text)
+    words: dict[Callable[..., None], str] = {
+        train.demo: "",
+        train.train: "DATA",
+        validate.validate: "WEIGHTS DATA",
+        predict.predict: "WEIGHTS SOURCE...",
+        report.explain: "DATA",
+        datasets.inspect: "DATA",
+        report.suspects: "DATA --weights WEIGHTS",
+        serve.serve: "WEIGHTS",
+        tune.tune: "DATA",
+        datasets.anchors: "DATA",
+        datasets.convert: "DATA OUT --to yolo|coco|voc|shards",
+        datasets.split: "DATA OUT",
+        runs.runs: "[RUN]",
+        report.report: "RUN [RUN...]",
+        benchmark.benchmark: "[WHICH]",
+        weights.export: "WEIGHTS",
+        weights.import_weights: "SOURCE OUT",
+        runs.recipes: "[NAME]",
+    }
+    for command, positional in words.items():
+        name = command.__name__.removesuffix("_weights")
+        usage = " ".join(filter(None, ["Usage: anchorite", name, positional, "[OPTIONS]"]))
+        app.command(command, name=name, usage=usage)
     return app
 
 
@@ -79,9 +104,9 @@ def run(words: list[str], debug: bool = False) -> int:
             raise
         message, code = ended
         hints = [note for note in getattr(error, "__notes__", ()) if note.startswith(RESUME_HINT)]
-        lines = [line for line in (message, *hints) if line]
-        if lines and (prefix := _prefix(error)):
-            print(f"{prefix}: " + "\n".join(lines), file=sys.stderr)
+        text = "\n".join(filter(None, [message, *hints]))
+        if text and (prefix := _prefix(error)):
+            print(f"{prefix}: {text}", file=sys.stderr)
         return code
     return 0
 

@@ -41,7 +41,7 @@ def convert(
     shard_mb: Annotated[PositiveInt | None, Parameter(help="Most megabytes of a shard; default: 128.")] = None,
     reading: ReadingOptions = ReadingOptions(),
 ) -> None:
-    """Copy a dataset into another label format; images byte for byte, read back and compared before it appears.
+    """Copy a dataset into another label format; read back and compared before it appears.
 
     What the format cannot hold, and what reading left out, is listed and written to changes.txt in the copy. Shards are
     tar files for training on more images than memory or a disk holds.

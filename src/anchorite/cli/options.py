@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,11 +57,10 @@ class ReadingOptions:
 
     def open_again(self, facts: Mapping[str, Any], data: Path | None) -> DatasetIndex:
         """The dataset of a run or study, read with its options; data: its path where that has changed."""
-        again = replace(
-            self,
-            format=self.format or facts["format"],
-            skip_bad=self.skip_bad or facts.get("skip_bad", False),
-            allow_outside=self.allow_outside or facts.get("allow_outside", False),
+        again = ReadingOptions(
+            self.format or facts["format"],
+            self.skip_bad or facts.get("skip_bad", False),
+            self.allow_outside or facts.get("allow_outside", False),
         )
         return again.open(data or Path(facts["data"]))
 
@@ -74,25 +73,11 @@ class OutputOptions:
     quiet: Annotated[bool, Parameter(help=QUIET_HELP)] = False
     json_lines: Annotated[bool, Parameter(help="Print JSON lines alone on stdout, for programs.")] = False
 
-    def check(self) -> None:
-        """InputError where both are asked for."""
+    def __post_init__(self) -> None:
         if self.quiet and self.json_lines:
             raise InputError(
                 "--quiet and --json-lines: choose one; with --json-lines there is nothing on stdout to quiet"
             )
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class LoggingOptions:
-    """Where a run reports its progress, beside its folder."""
-
-    output: Annotated[OutputOptions, Parameter(name="*")] = OutputOptions()
-    tensorboard: Annotated[bool, Parameter(help="Write RUN/events for TensorBoard, also when resumed.")] = False
-
-    def of_rank(self, is_main: bool) -> LoggingOptions:
-        """Unchanged on the main rank; on the others without loggers."""
-        return self if is_main else replace(self, tensorboard=False)
 
 
 @Parameter(name="*")
@@ -134,36 +119,31 @@ class RecipeOptions:
     def flags_given(self) -> list[str]:
         """The flags that were given."""
         others = ["--set"] * bool(self.settings) + ["--allow-download"] * self.allow_download
-        return others + [f"--{name.replace('_', '-')}" for name in self._given()]
+        return others + [f"--{name.replace('_', '-')}" for name in self._fields_given()]
 
     def recipe(self, source: str | None) -> tuple[Recipe, tuple[str, ...]]:
         """A built-in recipe or that of a file with all this set, and sentences on how a file of others was read.
 
         InputError names the flag that does not fit.
         """
+        from anchorite.model import download_backbone
         from anchorite.train import parse_setting, read_recipe
 
-        given, values = self._given(), dict(parse_setting(text) for text in self.settings or ())
+        given, values = self._fields_given(), dict(parse_setting(text) for text in self.settings or ())
         twice = [f"--{name.replace('_', '-')} and --set {name}" for name in given if name in values]
         if twice:
             raise InputError(f"{', '.join(twice)}: two values for the same field; leave one out")
-        recipe, notes = read_recipe(source, {**given, **values}, flags=given.keys())
+        recipe, notes = read_recipe(source, given | values, flags=given.keys())
         if self.allow_download:
-            _download(recipe)
+            if recipe.backbone is None:
+                raise InputError("--allow-download is for --backbone hf:NAME, and no backbone was given; leave it out")
+            download_backbone(recipe.backbone)
         return recipe, notes
 
-    def _given(self) -> dict[str, Any]:
-        others = ("settings", "allow_download")
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
-        return {name: value for name, value in values.items() if value is not None}
-
-
-def _download(recipe: Recipe) -> None:
-    from anchorite.model import download_backbone
-
-    if recipe.backbone is None:
-        raise InputError("--allow-download is for --backbone hf:NAME, and no backbone was given; leave it out")
-    download_backbone(recipe.backbone)
+    def _fields_given(self) -> dict[str, Any]:
+        """The fields of the recipe that flags of their own set."""
+        own = ("settings", "allow_download")
+        return {name: value for name, value in asdict(self).items() if name not in own and value is not None}
 
 
 @Parameter(name="*")
@@ -187,7 +167,7 @@ class LimitOptions:
         from anchorite.predict import PredictConfig
 
         try:
-            return PredictConfig(**{field.name: getattr(self, field.name) for field in fields(self)})
+            return PredictConfig(**asdict(self))
         except ValidationError as error:
             problem = error.errors()[0]
             flag = str(problem["loc"][0]).replace("_", "-")

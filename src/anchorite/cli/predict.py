@@ -97,7 +97,6 @@ def predict(
     if not words:
         raise InputError("predict: SOURCE is missing: anchorite predict WEIGHTS SOURCE...")
     config = limits.config()
-    output.check()
     refining.check(weights)
     folder = out or fresh_folder(Path("predictions"))
     refuse_taken(folder)
@@ -170,7 +169,7 @@ class Reporter:
         self.num_frames += is_frame
         self.num_found += len(detections)
         if self.output.json_lines:
-            write_line("image", result.to_dict())
+            write_line("image", **result.to_dict())
         elif not self.output.quiet:
             print(_line(detections))
 
@@ -179,7 +178,7 @@ class Reporter:
         self.num_refused += 1
         print(f"anchorite: {error}", file=sys.stderr)
         if self.output.json_lines:
-            write_line("unreadable", {"reason": str(error)})
+            write_line("unreadable", reason=str(error))
 
     def end(self, num_dropped: int) -> None:
         """The summary, and where the results are; num_dropped: camera frames left out to keep up."""
@@ -187,7 +186,7 @@ class Reporter:
         if self.output.json_lines:
             counts = {"images": self.num_images, "frames": self.num_frames, "objects": self.num_found}
             counts |= {"unreadable": self.num_refused, "dropped": num_dropped}
-            write_line("predicted", {**counts, "seconds": seconds, "folder": self.folder})
+            write_line("predicted", **counts, seconds=seconds, folder=self.folder)
             return
         predicted = [_count(self.num_images, "image")] if self.num_images or not self.num_frames else []
         predicted += [_count(self.num_frames, "frame")] if self.num_frames else []

@@ -34,7 +34,7 @@ def report(
     ] = False,
     port: Annotated[int | None, Parameter(validator=Number(gte=0, lte=65535), help="Port of --serve; 0: any.")] = None,
 ) -> None:
-    """Write the report page of a run anew, or one that compares runs; or show it live while it trains."""
+    """Write the page of a run anew, or one that compares runs; or show it live while it trains (--serve)."""
     from anchorite.report import write_run_report
 
     for folder in run:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def runs(
     run: Annotated[Path, Parameter(help="Folder of a run, or one whose folders are runs.")] = Path("runs"),
 ) -> None:
-    """Show a run's state, its checkpoints, each verified, and what a resume would do; changes nothing."""
+    """Show a run's state, its checkpoints, each verified, and what a resume would do."""
     from anchorite.train.run_folder import read_run_state
 
     if (run / "recipe.yaml").is_file() or not run.is_dir():

@@ -52,7 +52,7 @@ def serve(
     precision: Annotated[PrecisionName, Parameter(help="Number format.")] = "auto",
     limits: RequestOptions = RequestOptions(),
 ) -> None:
-    """Answer requests with detections: POST an image to /predict, get JSON; a page to drop an image on at /.
+    """Answer requests with detections: POST an image to /predict, get JSON; a page to drop an image on is at /.
 
     Needs starlette and uvicorn: pip install 'anchorite[serve]'. Whoever can reach the address can use it: there are no
     passwords and no encryption. Ctrl-C ends it.

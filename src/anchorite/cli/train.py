@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from anchorite.choices import Change
-from anchorite.cli.options import DEVICE, QUIET_HELP, Data, LoggingOptions, ReadingOptions, RecipeOptions, Whole
+from anchorite.cli.display import Display
+from anchorite.cli.folders import data_name, free_path, refuse_taken
+from anchorite.cli.options import DEVICE, QUIET_HELP, Data, OutputOptions, ReadingOptions, RecipeOptions, Whole
+from anchorite.errors import InputError
+from anchorite.launch import may_restart
 
 if TYPE_CHECKING:
-    from anchorite.cli.display import Display
     from anchorite.data import DatasetIndex
     from anchorite.train import Event, Listener, Recipe
 
@@ -33,23 +35,19 @@ def train(
     out: Annotated[Path | None, Parameter(help="New folder for the run. Default: runs/DATA-MODEL, -2, -3, ...")] = None,
     resume: Annotated[Path | None, Parameter(help="Folder of a run to go on with; DATA only if it has moved.")] = None,
     allow: Annotated[
-        list[Change] | None,
-        Parameter(help="With --resume: what may have changed since the run was started."),
+        list[Change] | None, Parameter(help="With --resume: what may have changed since the run was started.")
     ] = None,
     reading: ReadingOptions = ReadingOptions(),
     fields: RecipeOptions = RecipeOptions(),
-    logging: LoggingOptions = LoggingOptions(),
+    tensorboard: Annotated[bool, Parameter(help="Write RUN/events for TensorBoard, also when resumed.")] = False,
+    output: OutputOptions = OutputOptions(),
 ) -> None:
-    """Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC; the format is recognised)."""
-    from anchorite.errors import InputError
-    from anchorite.launch import may_restart
-
+    """Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC)."""
     restarts, restarted = may_restart()
     if restarts and out is None and resume is None:
         raise InputError("torchrun --max-restarts without --out: a restart has to find its run; name the run's folder")
     if restarted and out is not None and (out / "run.json").is_file():
         out, resume, recipe, fields = None, out, None, RecipeOptions()  # the run holds their values
-    logging.output.check()
     if resume is not None:
         refused = [flag for flag, value in {"--recipe": recipe, "--out": out}.items() if value is not None]
         refused += fields.flags_given()
@@ -58,13 +56,13 @@ def train(
                 f"{', '.join(refused)} with --resume: a run goes on as it was started; "
                 f"leave {'it' if len(refused) == 1 else 'them'} out, or start a new run without --resume"
             )
-        _resume(resume, data, reading, allow or [], logging)
+        _resume(resume, data, reading, allow or [], tensorboard, output)
     elif allow:
         raise InputError("--allow is for --resume: a new run has nothing to differ from; leave it out")
     elif data is None:
         raise InputError("train: DATA is missing: anchorite train DATA, or anchorite train --resume RUN")
     else:
-        _start(data, out, *fields.recipe(recipe), reading, logging)
+        _start(data, out, *fields.recipe(recipe), reading, tensorboard, output)
 
 
 def _start(
@@ -73,62 +71,54 @@ def _start(
     recipe: Recipe,
     notes: tuple[str, ...],
     reading: ReadingOptions,
-    logging: LoggingOptions,
+    tensorboard: bool,
+    output: OutputOptions,
 ) -> None:
-    from anchorite.cli.display import choose_display, resume_hint
-    from anchorite.cli.folders import data_name, free_path, refuse_taken
+    from anchorite import train as training
     from anchorite.distributed import init_process_group
     from anchorite.report import conclude_run
-    from anchorite.train import (
-        RunFolder,
-        choose_precision,
-        device_of_rank,
-        listeners,
-        read_hf_backbone,
-        read_pretrained,
-    )
-    from anchorite.train import train as start_run
 
     with init_process_group(recipe.rank_timeout_s) as world:
         # Refused before the data is read and decoded, which takes long.
-        device = device_of_rank(recipe.device, world)
-        choose_precision(recipe.precision, device)
-        recipe, start = read_pretrained(recipe)
-        read_hf_backbone(recipe, start)
+        device = training.device_of_rank(recipe.device, world)
+        training.choose_precision(recipe.precision, device)
+        recipe, start = training.read_pretrained(recipe)
+        training.read_hf_backbone(recipe, start)
         del start  # as large as the network
         folder = Path(world.broadcast(str(out or free_path(Path("runs") / f"{data_name(data)}-{recipe.model}"))))
         if world.is_main:
             refuse_taken(folder)
         with (
-            choose_display(logging.output, world.is_main) as display,
-            resume_hint(display),
-            chosen_loggers(logging.of_rank(world.is_main), display) as logged,
+            Display(output, world.is_main) as display,
+            tensorboard_logger(tensorboard and world.is_main, display) as logged,
         ):
             dataset = reading.open(data)
             display.dataset(dataset)
-            listener = listeners(_with_hints(display, folder, dataset, recipe, device.type), logged)
-            start_run(recipe, dataset, folder, listener, notes, world)
+            listener = training.listeners(_with_hints(display, folder, dataset, recipe, device.type), logged)
+            training.train(recipe, dataset, folder, listener, notes, world)
             if world.is_main:
-                conclude_run(folder, RunFolder(folder).as_trained(dataset))
+                conclude_run(folder, training.RunFolder(folder).as_trained(dataset))
         display.finished(folder)
 
 
 def _resume(
-    folder: Path, data: Path | None, reading: ReadingOptions, allow: list[Change], logging: LoggingOptions
+    folder: Path,
+    data: Path | None,
+    reading: ReadingOptions,
+    allow: list[Change],
+    tensorboard: bool,
+    output: OutputOptions,
 ) -> None:
-    from anchorite.cli.display import choose_display, resume_hint
+    from anchorite import train as training
     from anchorite.distributed import init_process_group
     from anchorite.report import conclude_run, is_concluded
-    from anchorite.train import RunFolder, listeners
-    from anchorite.train import resume as resume_run
 
-    run = RunFolder.open(folder)
+    run = training.RunFolder.open(folder)
     facts = run.read_facts()
     with init_process_group(run.read_recipe().rank_timeout_s) as world:
         with (
-            choose_display(logging.output, world.is_main) as display,
-            resume_hint(display),
-            chosen_loggers(logging.of_rank(world.is_main), display, folder if world.is_main else None) as logged,
+            Display(output, world.is_main) as display,
+            tensorboard_logger(tensorboard and world.is_main, display, folder if world.is_main else None) as logged,
         ):
             if world.broadcast(is_concluded(folder)):
                 display.say(f"{folder}: this run is complete; there is nothing to go on with, and nothing was changed")
@@ -136,37 +126,31 @@ def _resume(
                 dataset = reading.open_again(facts, data)
                 display.dataset(dataset)
                 if not world.broadcast(run.summary.is_file()):
-                    resume_run(folder, dataset, listeners(display, logged), allow, world)
+                    training.resume(folder, dataset, training.listeners(display, logged), allow, world)
                 if world.is_main:
                     conclude_run(folder, run.as_trained(dataset))
         display.finished(folder)
 
 
 @contextmanager
-def chosen_loggers(logging: LoggingOptions, display: Display, run: Path | None = None) -> Iterator[Listener]:
-    """A listener that passes everything on to the loggers asked for, and to those that a run to resume has had.
+def tensorboard_logger(is_asked_for: bool, display: Display, run: Path | None = None) -> Iterator[Listener]:
+    """A listener that writes events for TensorBoard where that is asked for, or where the run to resume has had them.
 
-    Raises InputError where one that was asked for needs a package that is missing; one that was not asked for is then
-    left out, with a message.
+    Raises InputError where a package is missing; a run that goes on without being asked then does so without events.
     """
-    from anchorite.errors import InputError
     from anchorite.train import RunStarted, TensorBoard, listeners, loggers
     from anchorite.train.events import ignore
     from anchorite.train.tensorboard import EVENTS_FOLDER
 
-    def to_stderr(text: str) -> None:
-        print(f"anchorite: {text}", file=sys.stderr)
-
-    say = to_stderr if logging.output.quiet or logging.output.json_lines else display.say
-    if not logging.tensorboard and (run is None or not (run / EVENTS_FOLDER).is_dir()):
+    if not is_asked_for and (run is None or not (run / EVENTS_FOLDER).is_dir()):
         yield ignore
         return
     try:
         board = TensorBoard()
     except InputError as error:
-        if logging.tensorboard:
+        if is_asked_for:
             raise
-        say(f"{run}/{EVENTS_FOLDER} is not continued: {error}")
+        display.warn(f"{run}/{EVENTS_FOLDER} is not continued: {error}")
         yield ignore
         return
 
@@ -176,7 +160,7 @@ def chosen_loggers(logging: LoggingOptions, display: Display, run: Path | None =
             display.say(f"events: {event.folder / EVENTS_FOLDER}; to look at them: tensorboard --logdir {runs}")
 
     with board:
-        yield listeners(say_where, loggers(board, tell=say))
+        yield listeners(say_where, loggers(board, tell=display.warn))
 
 
 def _with_hints(display: Display, folder: Path, dataset: DatasetIndex, recipe: Recipe, device_type: str) -> Listener:
@@ -215,10 +199,9 @@ def _data_hints(dataset: DatasetIndex, recipe: Recipe) -> Iterator[tuple[str, st
     sides_px = records.box_sides(recipe.image_size).min(axis=1)
     tiny = float((sides_px < _TINY_PX).mean()) if len(sides_px) else 0.0
     if tiny > _MANY:
-        boxes = (
-            f"{tiny:.0%} of the training boxes are narrower than {_TINY_PX:.0f} px at image size {recipe.image_size}"
-        )
-        yield f"{boxes}, hard to find; try --image-size {recipe.image_size * 2}", None
+        narrow = f"{tiny:.0%} of the training boxes are narrower than {_TINY_PX:.0f} px"
+        remedy = f"at image size {recipe.image_size}, hard to find; try --image-size {recipe.image_size * 2}"
+        yield f"{narrow} {remedy}", None
 
 
 def demo(
@@ -228,41 +211,37 @@ def demo(
     device: Annotated[str, DEVICE] = "auto",
     quiet: Annotated[bool, Parameter(help=QUIET_HELP)] = False,
 ) -> None:
-    """Train a detector on synthetic scenes, validate it, draw its boxes and write a report."""
+    """Train on synthetic scenes, validate, draw and report, in minutes."""
     import time
 
-    from anchorite.cli.display import TextDisplay, resume_hint
-    from anchorite.cli.folders import free_path, refuse_taken
+    from anchorite import train as training
     from anchorite.data import open_dataset
     from anchorite.data.scenes import write_scenes
-    from anchorite.evaluate import ValidationConfig, Validator
+    from anchorite.evaluate import Validator
     from anchorite.model import load_weights
     from anchorite.predict import PredictionWriter, load
     from anchorite.report import conclude_run
-    from anchorite.train import choose_device, load_recipe
-    from anchorite.train import train as start_run
 
     started = time.perf_counter()
-    overrides: dict[str, object] = {"device": device} | ({"epochs": epochs} if epochs is not None else {})
-    recipe = load_recipe("demo", overrides, flags=overrides.keys())
-    chosen_device = choose_device(device)
+    given = {"device": device} | ({} if epochs is None else {"epochs": epochs})
+    recipe = training.load_recipe("demo", given, flags=given.keys())
+    chosen_device = training.choose_device(device)
     folder = out or free_path(Path("runs/demo"))
     refuse_taken(folder)
     run, scenes = folder / "run", folder / "data"
-    with TextDisplay(quiet) as display, resume_hint(display):
+    with Display(OutputOptions(quiet)) as display:
         display.say(f"drawing {_NUM_TRAIN + _NUM_VAL + _NUM_TEST} synthetic scenes into {scenes}")
         dataset = open_dataset(write_scenes(scenes, _NUM_TRAIN, _NUM_VAL, _NUM_TEST, _DEMO_SEED, _DEMO_SIZE_PX))
         display.dataset(dataset)
-        start_run(recipe, dataset, run, display)
+        training.train(recipe, dataset, run, display)
         page = conclude_run(run, dataset)
-    weights = run / "best.safetensors"
+    weights, test = run / "best.safetensors", dataset.splits["test"]
     detector, info = load_weights(weights)
-    validator = Validator(dataset.splits["test"], dataset.class_names, info.image_size)
-    result = validator.run(detector, ValidationConfig(), chosen_device)
+    result = Validator(test, dataset.class_names, info.image_size).run(detector, device=chosen_device)
     with PredictionWriter(folder / "predictions", info.class_names) as writer:
         for prediction in load(weights, device).stream([scenes / "images" / "test"]):
             writer.add(prediction)
-    print(f"\nOn {len(dataset.splits['test'])} test images that training never saw:\n{result.table()}")
+    print(f"\nOn {len(test)} test images that training never saw:\n{result.table()}")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Results:")
     print(f"  {folder / 'predictions' / 'images'}   test images with the boxes found")
     print(f"  {page}   course of the run")

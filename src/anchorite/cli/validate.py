@@ -48,7 +48,6 @@ def validate(
     from anchorite.predict import Ensemble
     from anchorite.train import choose_device, choose_precision
 
-    output.check()
     _refuse(weights, data, json and output.json_lines)
     refining.check(weights)
     if out is not None:
@@ -140,7 +139,7 @@ def _print_json(result: dict[str, Any], facts: dict[str, Any] | None, dataset: D
     if facts is None:
         print(json.dumps(result))
     else:
-        write_line("validated", {**facts, **result, "adjustments": dataset_facts(dataset)["adjustments"]})
+        write_line("validated", **facts, **result, adjustments=dataset_facts(dataset)["adjustments"])
 
 
 def _print_skipped(dataset: DatasetIndex, split: str) -> None:

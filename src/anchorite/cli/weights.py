@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from anchorite.choices import ExportFormat
+from anchorite.cli.folders import refuse_taken_file
 from anchorite.cli.options import AllowOutside, LimitOptions, PositiveInt
-from anchorite.errors import InputError, StorageError
+from anchorite.errors import InputError
 from anchorite.reading import one_line
 
 if TYPE_CHECKING:
     from anchorite.data import Record
     from anchorite.export import Built, ExportInfo, ExportRequest, Measured
-    from anchorite.model import ImportedCheckpoint, WeightsInfo
+    from anchorite.model import WeightsInfo
 
 _MOST_COMPARED = 64  # images
 _MOST_NAMES = 5
@@ -50,24 +51,13 @@ class ProofOptions:
     skip_bad: Annotated[bool, Parameter(help="Drop malformed label rows instead of refusing.")] = False
     allow_outside: AllowOutside = False
 
-    def measured_on(self, weights: Path, info: WeightsInfo) -> Sequence[Record]:
-        """The labelled images to compare and measure on; empty where no data was given."""
-        data = self.verify or self.calibrate
-        return () if data is None else self._records(data, self.split, "--split", weights, info)
-
-    def calibrated_on(self, weights: Path, info: WeightsInfo) -> Sequence[Record]:
-        """The training images that set int8's scales."""
-        return (
-            ()
-            if self.calibrate is None
-            else self._records(self.calibrate, "train", "--calibrate, split", weights, info)
-        )
-
-    def _records(self, data: Path, split: str, flag: str, weights: Path, info: WeightsInfo) -> Sequence[Record]:
-        """The images of a split with the classes of the weights; InputError when it is not there or has others."""
+    def records(self, data: Path | None, split: str, flag: str, weights: Path, info: WeightsInfo) -> Sequence[Record]:
+        """The labelled images of a split; none without data, InputError where the classes are not those of the weights."""
         from anchorite.data import open_dataset
         from anchorite.evaluate import require_classes, require_images
 
+        if data is None:
+            return ()
         dataset = open_dataset(data, None, self.skip_bad, allow_outside=self.allow_outside)
         require_classes(weights, info.class_names, data, dataset.class_names)
         return require_images(dataset, split, flag)
@@ -83,9 +73,9 @@ def export(
     limits: LimitOptions | None = None,
     proof: ProofOptions = ProofOptions(),
 ) -> None:
-    """Write weights as ONNX, OpenVINO or torch.export, once their answers have proved to be those of PyTorch."""
+    """Write weights as ONNX, OpenVINO or torch.export, once their output is proved to be PyTorch's."""
+    from anchorite import export as exporting
     from anchorite.evaluate import Validator
-    from anchorite.export import ExportRequest, batches_of, build, drawn_batches, export_info, measure, spread, write
     from anchorite.model import load_weights
 
     if limits is not None and not nms:
@@ -95,21 +85,32 @@ def export(
     if file.int8 != (proof.calibrate is not None):
         raise InputError("--int8 and --calibrate DATA belong together; give both or none")
     suppression = (limits or LimitOptions()).config() if nms else None
-    request = ExportRequest(format, file.image_size, file.half, file.uint8, suppression, file.static, file.int8)
+    request = exporting.ExportRequest(
+        format, file.image_size, file.half, file.uint8, suppression, file.static, file.int8
+    )
     target = out or _beside(weights, request)
-    _refuse_target(target, request)
+    if target.suffix != exporting.SUFFIXES[format]:
+        raise InputError(f"--out {target}: a file of format {format} ends in {exporting.SUFFIXES[format]}")
+    for path in [target, target.with_suffix(".bin")] if format == "openvino" else [target]:
+        refuse_taken_file(path)
+    exporting.need_packages(format)
     detector, info = load_weights(weights)
-    described = export_info(info, request)
-    records = proof.measured_on(weights, info)
-    compared = batches_of(spread(records, _MOST_COMPARED), described) if records else drawn_batches(described)
-    calibration = batches_of(spread(proof.calibrated_on(weights, info), proof.calibration_images), described)
-    built = build(detector, info, request, list(compared), calibration, target)
+    described = exporting.export_info(info, request)
+    records = proof.records(proof.verify or proof.calibrate, proof.split, "--split", weights, info)
+    training = proof.records(proof.calibrate, "train", "--calibrate, split", weights, info)
+    compared = (
+        exporting.batches_of(exporting.spread(records, _MOST_COMPARED), described)
+        if records
+        else exporting.drawn_batches(described)
+    )
+    calibration = exporting.batches_of(exporting.spread(training, proof.calibration_images), described)
+    built = exporting.build(detector, info, request, list(compared), calibration, target)
     measured = None
     if records:
         validator = Validator(records, info.class_names, described.weights.image_size)
-        measured = measure(detector, built.dense, validator, str(target))
+        measured = exporting.measure(detector, built.dense, validator, str(target))
     print("\n".join(_export_lines(built, measured, len(records))))
-    for path in write(target, built):
+    for path in exporting.write(target, built):
         print(f"written:  {path}")
     if format != "torch-export":
         print(f"next:     anchorite predict {shlex.quote(str(target))} SOURCE...")
@@ -131,35 +132,23 @@ def _beside(weights: Path, request: ExportRequest) -> Path:
     return weights.with_name(name + SUFFIXES[request.format])
 
 
-def _refuse_target(target: Path, request: ExportRequest) -> None:
-    """Raise before the work what would make its result useless, or stop it halfway."""
-    from anchorite.export import SUFFIXES, need_packages
-
-    suffix = SUFFIXES[request.format]
-    if target.suffix != suffix:
-        raise InputError(f"--out {target}: a file of format {request.format} ends in {suffix}")
-    others = [target.with_suffix(".bin")] if request.format == "openvino" else []
-    for path in (target, *others):
-        _refuse_taken_file(path)
-    need_packages(request.format)
-
-
 def _export_lines(built: Built, measured: Measured | None, num_measured: int) -> list[str]:
-    export, parity = built.export, built.parity
-    info = export.weights
-    shape = "any number of images, sides in multiples of " + str(info.anchors.strides[-1])
+    export, parity, info = built.export, built.parity, built.export.weights
+    shape = f"any number of images, sides in multiples of {info.anchors.strides[-1]}"
     if export.fixed_shape is not None:
         shape = " x ".join(map(str, export.fixed_shape)) + " (images, height, width)"
-    inside = "" if export.suppression is None else f"; suppression inside: {_limits(export)}"
-    images = f"{parity.num_images} {'drawn scenes' if measured is None else 'images'}"
-    differences = (
-        f"boxes within {parity.box_px:.2g} px ({parity.box_share:.1g} of their side), scores within {parity.score:.1g}"
-    )
+    inside = ""
+    if (limits := export.suppression) is not None:
+        inside = f"; suppression inside: confidence {limits.confidence:g}, IoU {limits.iou_threshold:g}, "
+        inside += f"{limits.max_detections} detections"
+        inside += ", class agnostic" * limits.class_agnostic + ", multi label" * limits.multi_label
     lines = [
         f"network:  size {info.size}, {len(info.class_names)} classes, {info.image_size} px, {export.precision}",
         f"input:    images, {export.input}; {shape}",
         f"outputs:  {', '.join(export.outputs)}{inside}",
-        f"compared: with PyTorch on {images}, {parity.num_cells} anchor cells: {differences}",
+        f"compared: with PyTorch on {parity.num_images} {'drawn scenes' if measured is None else 'images'}, "
+        f"{parity.num_cells} anchor cells: boxes within {parity.box_px:.2g} px ({parity.box_share:.1g} of their side), "
+        f"scores within {parity.score:.1g}",
     ]
     if parity.found is not None:
         few = "; give --verify DATA to compare some" if parity.found == 0 else ""
@@ -173,26 +162,6 @@ def _export_lines(built: Built, measured: Measured | None, num_measured: int) ->
     return [*lines, f"size:     {built.num_bytes / 1e6:.1f} MB"]
 
 
-def _limits(export: ExportInfo) -> str:
-    limits = export.suppression
-    assert limits is not None
-    flags = [name for name in ("class_agnostic", "multi_label") if getattr(limits, name)]
-    words = [
-        f"confidence {limits.confidence:g}",
-        f"IoU {limits.iou_threshold:g}",
-        f"{limits.max_detections} detections",
-    ]
-    return ", ".join([*words, *(flag.replace("_", " ") for flag in flags)])
-
-
-def _refuse_taken_file(path: Path) -> None:
-    """InputError where the file exists, StorageError where its folder does not."""
-    if path.exists() or path.is_symlink():
-        raise InputError(f"{path}: exists already, and nothing is ever overwritten; name a new file")
-    if not path.parent.is_dir():
-        raise StorageError(f"{path}: cannot be made: there is no folder {path.parent}; make it or name another")
-
-
 def import_weights(
     source: Annotated[Path, Parameter(help="Checkpoint (.pt) of the original family, sizes n to x and n6 to x6.")],
     out: Annotated[Path, Parameter(help="New weight file, such as weights/start.safetensors.")],
@@ -200,29 +169,24 @@ def import_weights(
     """Turn a checkpoint of the original family into weights, without running anything of it."""
     from anchorite.model import import_checkpoint, save_weights
 
-    _refuse_taken_file(out)
+    refuse_taken_file(out)
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: weights are safetensors; name a file {out.with_suffix('.safetensors').name}")
     imported = import_checkpoint(source)
     save_weights(out, imported.detector, imported.info)
-    print("\n".join(_import_lines(source, imported)))
-    print(f"written: {one_line(str(out))}")
-    print(f"next:    anchorite validate {one_line(shlex.quote(str(out)))} DATA")
-
-
-def _import_lines(source: Path, imported: ImportedCheckpoint) -> list[str]:
-    info = imported.info
-    count = len(info.class_names)
+    info, count = imported.info, len(imported.info.class_names)
     other = "; its model is left out" if imported.has_both else ""
     part = f"ema, the average over training{other}" if imported.part == "ema" else imported.part
     names = ", ".join(info.class_names[:_MOST_NAMES]) + (", ..." if count > _MOST_NAMES else "")
     origin = "of the checkpoint" if imported.names_are_stored else "numbers, for the checkpoint has none"
     anchors = " | ".join(" ".join(f"{w:g},{h:g}" for w, h in level) for level in info.anchors.sizes_px)
     size = "of the checkpoint" if imported.image_size_is_stored else "the usual one, for the checkpoint does not say"
-    return [
-        f"found:   size {info.size} in {one_line(str(source))}, {imported.num_tensors} tensors; nothing of it was run",
-        f"from:    {part}",
-        f"classes: {count}, {origin}: {one_line(names)}",
-        f"anchors: {anchors} px at strides {', '.join(map(str, info.anchors.strides))}",
-        f"image:   {info.image_size} px, {size}",
-    ]
+    print(
+        f"found:   size {info.size} in {one_line(str(source))}, {imported.num_tensors} tensors; nothing of it was run"
+    )
+    print(f"from:    {part}")
+    print(f"classes: {count}, {origin}: {one_line(names)}")
+    print(f"anchors: {anchors} px at strides {', '.join(map(str, info.anchors.strides))}")
+    print(f"image:   {info.image_size} px, {size}")
+    print(f"written: {one_line(str(out))}")
+    print(f"next:    anchorite validate {one_line(shlex.quote(str(out)))} DATA")
