@@ -52,7 +52,7 @@ class ProofOptions:
     allow_outside: AllowOutside = False
 
     def records(self, data: Path | None, split: str, flag: str, weights: Path, info: WeightsInfo) -> Sequence[Record]:
-        """The labelled images of a split; none without data, InputError where the classes are not those of the weights."""
+        """The labelled images of a split, none without data; InputError where the weights know other classes."""
         from anchorite.data import open_dataset
         from anchorite.evaluate import require_classes, require_images
 
@@ -142,13 +142,15 @@ def _export_lines(built: Built, measured: Measured | None, num_measured: int) ->
         inside = f"; suppression inside: confidence {limits.confidence:g}, IoU {limits.iou_threshold:g}, "
         inside += f"{limits.max_detections} detections"
         inside += ", class agnostic" * limits.class_agnostic + ", multi label" * limits.multi_label
+    found = (
+        f"boxes within {parity.box_px:.2g} px ({parity.box_share:.1g} of their side), scores within {parity.score:.1g}"
+    )
+    images = f"{parity.num_images} {'drawn scenes' if measured is None else 'images'}"
     lines = [
         f"network:  size {info.size}, {len(info.class_names)} classes, {info.image_size} px, {export.precision}",
         f"input:    images, {export.input}; {shape}",
         f"outputs:  {', '.join(export.outputs)}{inside}",
-        f"compared: with PyTorch on {parity.num_images} {'drawn scenes' if measured is None else 'images'}, "
-        f"{parity.num_cells} anchor cells: boxes within {parity.box_px:.2g} px ({parity.box_share:.1g} of their side), "
-        f"scores within {parity.score:.1g}",
+        f"compared: with PyTorch on {images}, {parity.num_cells} anchor cells: {found}",
     ]
     if parity.found is not None:
         few = "; give --verify DATA to compare some" if parity.found == 0 else ""
