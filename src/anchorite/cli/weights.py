@@ -18,7 +18,7 @@ from anchorite.reading import one_line
 
 if TYPE_CHECKING:
     from anchorite.data import Record
-    from anchorite.export import Built, ExportInfo, ExportRequest, Measured
+    from anchorite.export import Built, ExportRequest, Measured
     from anchorite.model import WeightsInfo
 
 _MOST_COMPARED = 64  # images
