@@ -19,10 +19,10 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from safetensors.numpy import save_file
 
 import anchorite
 from anchorite.data.dataset import Adjustment, DatasetIndex
-from anchorite.data.records import Columns, RecordTable, Split, StringArray, StringArrayBuilder
+from anchorite.data.records import Columns, RecordTable, Split, StringArray
 from anchorite.errors import AnchoriteError, InputError, StorageError
 from anchorite.files import write_atomically
 
@@ -53,98 +53,47 @@ Arrays = dict[str, NDArray[Any]]
 class Dependencies:
     """The paths that a reading depends on. Add each before reading it.
 
-    The state of files and folders is taken by `snapshot`, that of candidates when they are added.
+    watched: files and folders whose state matters; targets: of each path where it really leads, "" when it is missing.
     """
 
     def __init__(self) -> None:
-        self._started_ns = time.time_ns()
-        self._files, self._folders = StringArrayBuilder(), dict[str, None]()
-        self._candidates: dict[str, tuple[int, ...]] = {}
+        self.started_ns = time.time_ns()
+        self.watched, self.targets = dict[str, None](), dict[str, str]()
 
     def add_file(self, path: Path) -> None:
         """A file whose content matters; it need not exist."""
-        self._files.append(str(path))
+        self.watched[str(path)] = None
 
     def add_folder(self, path: Path) -> None:
         """A folder, there or not, in which it matters what names there are."""
-        self._folders[str(path)] = None
+        self.add_file(path)
+        self.add_candidate(path)
 
     def add_candidate(self, path: Path) -> None:
         """A path of which only matters whether it exists, and where it leads."""
-        self._candidates.setdefault(str(path), _candidate_state(str(path)))
-
-    def snapshot(self) -> Snapshot | None:
-        """The state of all paths; None when one changed so lately that a change since would not show in its times."""
-        files, folders = self._files.strings(), StringArray.of(self._folders)
-        snapshot = Snapshot(
-            files=files,
-            folders=folders,
-            candidates=StringArray.of(self._candidates),
-            realpaths=StringArray.of(map(os.path.realpath, (*self._folders, *self._candidates))),
-            file_states=_states(files, _file_state),
-            folder_states=_states(folders, _folder_state),
-            candidate_states=np.array(list(self._candidates.values()), np.int64).reshape(-1, 5),
-        )
-        times = np.concatenate([states[:, 2:4].ravel() for states in (snapshot.file_states, snapshot.folder_states)])
-        return snapshot if times.max(initial=0) < self._started_ns - _SETTLED_NS else None
+        self.targets.setdefault(str(path), _target(str(path)))
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The state of paths: states (M, 5) int64 of the M files, of the folders and of the candidates, which are inode,
-    size, time of modification, time of status change and device.
+def _target(path: str) -> str:
+    return os.path.realpath(path) if os.path.exists(path) else ""  # noqa: PTH110 - a Path would double the time
 
-    realpaths: where each folder and candidate really lies, for links on the way to it.
+
+def _states(paths: Sequence[str]) -> NDArray[np.int64]:
+    """(M, 4) inode, size, time of modification and time of status change of all paths, asked for by several threads:
+    a remote disk answers many at a time.
     """
 
-    files: StringArray
-    folders: StringArray
-    candidates: StringArray
-    realpaths: StringArray
-    file_states: NDArray[np.int64]
-    folder_states: NDArray[np.int64]
-    candidate_states: NDArray[np.int64]
-
-    def still_holds(self) -> bool:
-        """Whether all paths are in the same state: folders first, for they are few."""
-        for paths, before, state in (
-            (self.folders, self.folder_states, _folder_state),
-            (self.candidates, self.candidate_states, _candidate_state),
-            (self.files, self.file_states, _file_state),
-        ):
-            if not np.array_equal(_states(paths, state), before):
-                return False
-        every = (*self.folders, *self.candidates)
-        return all(os.path.realpath(path) == before for path, before in zip(every, self.realpaths, strict=True))
-
-
-def _file_state(path: str, is_candidate: bool = False) -> tuple[int, ...]:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a Path for each label file would double the time
-    except (OSError, ValueError):
-        return (0, -1, 0, 0, 0)
-    if is_candidate:
-        return status.st_ino & _63_BITS, stat.S_IFMT(status.st_mode), 0, 0, status.st_dev
-    return status.st_ino & _63_BITS, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev
-
-
-def _folder_state(path: str) -> tuple[int, ...]:
-    inode, _, *others = _file_state(path)
-    return inode, 0, *others
-
-
-def _candidate_state(path: str) -> tuple[int, ...]:
-    return _file_state(path, is_candidate=True)
-
-
-def _states(paths: StringArray, state: Callable[[str], tuple[int, ...]]) -> NDArray[np.int64]:
-    """(M, 5) states of all paths, asked for by several threads: a remote disk answers many at a time."""
-
     def some(start: int) -> NDArray[np.int64]:
-        return np.array([state(paths[n]) for n in range(start, min(start + _CHUNK, len(paths)))], np.int64)
+        states = np.full((min(_CHUNK, len(paths) - start), 4), -1)
+        for number in range(len(states)):
+            with suppress(OSError, ValueError):
+                status = os.stat(paths[start + number])  # noqa: PTH116 - a Path would double the time
+                times = status.st_mtime_ns, status.st_ctime_ns
+                states[number] = status.st_ino & _63_BITS, status.st_size, *times
+        return states
 
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        return np.concatenate([np.zeros((0, 5), np.int64), *pool.map(some, range(0, len(paths), _CHUNK))])
+        return np.concatenate([np.zeros((0, 4), np.int64), *pool.map(some, range(0, len(paths), _CHUNK))])
 
 
 class Reading(NamedTuple):
@@ -163,10 +112,12 @@ def load_index(reading: Reading) -> DatasetIndex | None:
     if file is None or arrays is None:
         return None
     try:
-        snapshot = Snapshot(**{one.name: _value(arrays, f"snapshot.{one.name}") for one in fields(Snapshot)})
-        if not snapshot.still_holds():
-            return None
         facts = json.loads(arrays["facts"].tobytes())
+        candidates, targets = _value(arrays, "candidates"), _value(arrays, "targets")
+        if any(_target(path) != target for path, target in zip(candidates, targets, strict=True)):
+            return None
+        if _digest(_states(_value(arrays, "watched"))) != facts["states"]:
+            return None
         splits = {}
         for number, split in enumerate(facts["splits"]):
             columns = Columns(**{one.name: _value(arrays, f"{number}.{one.name}") for one in fields(Columns)})
@@ -189,28 +140,39 @@ def save_index(reading: Reading, index: DatasetIndex, dependencies: Dependencies
     Nothing is raised: where the folder cannot be written to, or a file changed while it was read, nothing is cached.
     """
     tables = [split for split in index.splits.values() if isinstance(split, RecordTable)]
-    is_small = sum(map(len, tables)) < LEAST_IMAGES and sum(table.num_boxes() for table in tables) < LEAST_BOXES
+    num_images = sum(map(len, tables))
+    is_small = num_images < LEAST_IMAGES and sum(table.num_boxes() for table in tables) < LEAST_BOXES
     file = _file_of(reading)
-    if file is None or is_small or len(tables) < len(index.splits) or _is_inside(file.parent, index):
+    if file is None or is_small or len(tables) < len(index.splits) or not _add_folders(reading.root, dependencies):
         return index
     # A size that changed shows when an image is decoded, so of many images an even choice is enough.
-    step = -(-sum(map(len, tables)) // _MOST_WATCHED_IMAGES)
     for table in tables:
-        for path in table[::step].paths():
+        for path in table[:: -(-num_images // _MOST_WATCHED_IMAGES)].paths():
             dependencies.add_file(path)
-    if reading.root.is_dir() and not _add_folders(reading.root, dependencies):
-        return index
-    snapshot = dependencies.snapshot()
-    if snapshot is None:
-        return index
-    adjustments = [list(astuple(one)) for one in index.adjustments]
-    facts = {"format": index.format, "class_names": index.class_names, "splits": list(index.splits)}
-    text = json.dumps({**facts, "adjustments": adjustments}, default=str)
-    arrays: Arrays = {"facts": np.frombuffer(text.encode(), np.uint8)}
-    arrays.update(_parts("snapshot", snapshot))
+    watched = list(dependencies.watched)
+    states = _states(watched)
+    if states[:, 2:].max(initial=0) >= dependencies.started_ns - _SETTLED_NS:
+        return index  # a change since would not show in the times
+    facts = {
+        "format": index.format,
+        "class_names": index.class_names,
+        "splits": list(index.splits),
+        "adjustments": [astuple(one) for one in index.adjustments],
+        "states": _digest(states),
+    }
+    arrays: Arrays = {"facts": np.frombuffer(json.dumps(facts, default=str).encode(), np.uint8)}
+    texts = {"watched": watched, "candidates": dependencies.targets, "targets": dependencies.targets.values()}
+    values: list[tuple[str, Any]] = [(name, StringArray.of(some)) for name, some in texts.items()]
     for number, table in enumerate(tables):
-        arrays.update(_parts(str(number), table.columns))
+        values += [(f"{number}.{one.name}", getattr(table.columns, one.name)) for one in fields(Columns)]
+    for name, value in values:
+        if isinstance(value, StringArray):
+            arrays |= {f"{name}.data": value.data, f"{name}.starts": value.starts}
+        else:
+            arrays[name] = value
     try:
+        for split in index.splits.values():
+            refuse_dataset_folder(file.parent, split, reading.root)
         _make_room(file.parent, sum(array.nbytes for array in arrays.values()))
         save_arrays(file, arrays)
     except (AnchoriteError, OSError):
@@ -230,60 +192,35 @@ def _file_of(reading: Reading) -> Path | None:
     return (Path(named) if named else _default_folder()) / f"index-{digest.hexdigest()[:32]}.safetensors"
 
 
-def _is_inside(folder: Path, index: DatasetIndex) -> bool:
-    """Whether a cache folder lies in the dataset, which is never written to."""
-    homes = {index.root if index.root.is_dir() else index.root.parent}
-    for split in index.splits.values():
-        homes.update(path.parent for path in split.paths())
-    target = folder.resolve()
-    return any(target.is_relative_to(home.resolve()) for home in homes)
-
-
 def _add_folders(root: Path, dependencies: Dependencies) -> bool:
     """Add the folders in which the formats are looked for, and the files there by which they are told apart; False
     where they are too many.
     """
-    waiting, seen = [(root, 0)], 0
-    while waiting:
-        folder, depth = waiting.pop()
-        dependencies.add_folder(folder)
-        seen += 1
-        if seen > _MOST_FOLDERS:
+    for number, (folder, names, files) in enumerate(os.walk(root, followlinks=True)):
+        if number >= _MOST_FOLDERS:
             return False
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if depth < _DEPTH and entry.is_dir():
-                    waiting.append((folder / entry.name, depth + 1))
-                elif depth <= 1 and entry.name.lower().endswith((".yaml", ".yml", ".json")):
-                    dependencies.add_file(folder / entry.name)
+        dependencies.add_folder(Path(folder))
+        depth = len(Path(folder).parts) - len(root.parts)
+        names[:] = [name for name in names if depth < _DEPTH and not name.startswith(".")]
+        for name in files:
+            if depth <= 1 and name.lower().endswith((".yaml", ".yml", ".json")):
+                dependencies.add_file(Path(folder, name))
     return True
 
 
 def _make_room(folder: Path, num_bytes: int) -> None:
-    """Make the folder and room in it; OSError when it has not enough."""
+    """Make the folder and room in it; StorageError or OSError when it has not enough."""
     if os.environ.get(VARIABLE):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(folder)
     else:
         private_cache_folder()
-    if shutil.disk_usage(folder).free < 2 * num_bytes:
-        raise OSError("too little space")
+    check_space(folder, 2 * num_bytes)
     for stray in folder.glob(".index-*.tmp"):
         if time.time() - stray.stat().st_mtime > _STRAY_S:
             stray.unlink(missing_ok=True)
     files = sorted(folder.glob("index-*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in files[_MOST_FILES - 1 :]:
         old.unlink(missing_ok=True)
-
-
-def _parts(name: str, value: object) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The arrays in a dataclass, named by its fields."""
-    if isinstance(value, np.ndarray):
-        yield name, value
-    else:
-        for one in fields(value):  # type: ignore[arg-type]
-            yield from _parts(f"{name}.{one.name}", getattr(value, one.name))
 
 
 def _value(arrays: Arrays, name: str) -> Any:
@@ -300,27 +237,18 @@ def _adjustment(values: Sequence[Any]) -> Adjustment:
 def _is_sound(columns: Columns, num_classes: int) -> bool:
     """Whether every number in the columns that points somewhere points to something that is there."""
     num_records, num_boxes = len(columns.names), len(columns.class_ids)
-    of_records = (columns.folder_ids, columns.widths, columns.heights)
-    of_boxes = (columns.boxes_xyxy, columns.ignored, columns.areas, columns.head_ids, columns.numbers)
+    texts = (columns.folders, columns.names, columns.heads)
+    lengths = {"folder_ids": num_records, "widths": num_records, "heights": num_records, "box_starts": num_records + 1}
+    lengths |= dict.fromkeys(("boxes_xyxy", "ignored", "areas", "head_ids", "numbers"), num_boxes)
+    starts = [(columns.box_starts, num_boxes), *((one.starts, len(one.data)) for one in texts)]
+    ids = {"folder_ids": len(columns.folders), "head_ids": len(columns.heads), "class_ids": num_classes}
     return (
-        all(len(array) == num_records for array in of_records)
-        and all(len(array) == num_boxes for array in of_boxes)
+        all(len(getattr(columns, name)) == length for name, length in lengths.items())
         and columns.boxes_xyxy.shape[1:] == (4,)
-        and len(columns.box_starts) == num_records + 1
-        and all(_rise_to(len(texts.data), texts.starts) for texts in (columns.folders, columns.names, columns.heads))
-        and _rise_to(num_boxes, columns.box_starts)
-        and _are_below(len(columns.folders), columns.folder_ids)
-        and _are_below(len(columns.heads), columns.head_ids)
-        and _are_below(num_classes, columns.class_ids)
+        and all(rise[0] == 0 and rise[-1] == end and (np.diff(rise) >= 0).all() for rise, end in starts)
+        and all(getattr(columns, name).min(initial=0) >= 0 for name in ids)
+        and all(getattr(columns, name).max(initial=-1) < limit for name, limit in ids.items())
     )
-
-
-def _rise_to(length: int, starts: NDArray[np.int64]) -> bool:
-    return len(starts) > 0 and starts[0] == 0 and starts[-1] == length and bool((np.diff(starts) >= 0).all())
-
-
-def _are_below(limit: int, numbers: NDArray[Any]) -> bool:
-    return not len(numbers) or bool(numbers.min() >= 0 and numbers.max() < limit)
 
 
 # The file: safetensors, with the SHA-256 of every array in its metadata.
@@ -387,13 +315,13 @@ def private_cache_folder() -> Path:
     return folder
 
 
-def refuse_dataset_folder(folder: Path, records: Split) -> None:
-    """Raise InputError when a cache folder is or lies in a folder that holds images of the dataset."""
+def refuse_dataset_folder(folder: Path, records: Split, root: Path | None = None) -> None:
+    """Raise InputError when a cache folder is or lies in the dataset's root or a folder that holds images of it."""
     target = folder.resolve()
-    for parent in {parent.resolve() for parent in {path.parent for path in records.paths()}}:
-        if target.is_relative_to(parent):
+    for home in {path.parent for path in records.paths()} | ({root} if root else set()):
+        if target.is_relative_to(home.resolve()):
             raise InputError(
-                f"{folder}: lies in the dataset ({parent}), which is never written to. Name another folder"
+                f"{folder}: lies in the dataset ({home.resolve()}), which is never written to. Name another folder"
             )
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import sys
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,48 +26,28 @@ from numpy.typing import NDArray
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.common import (
     Fence,
-    Folders,
     RawBox,
     ReadingLog,
+    SplitBuilder,
     assign_splits,
-    build_record,
     is_class_name,
     is_image_name,
-    plain_boxes,
-    read_image_header,
-    sizes_agree,
     split_of,
     without_links,
 )
-from anchorite.data.headers import ImageHeader
-from anchorite.data.index_cache import Dependencies
-from anchorite.data.records import Record, RecordTable, TableBuilder, as_array
+from anchorite.data.records import NO_NUMBER, RecordTable
 from anchorite.errors import InputError
 from anchorite.reading import read_json, read_limited, shorten
 
+LOOKED_FOR = "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or one COCO *.json"
 ROBOFLOW_NAME = "_annotations.coco.json"
 _LARGEST_ID = 10**18  # of those that int64 holds
-_LARGEST_SIDE = 2**31 - 1
-_BLOCK = 16_384  # images whose boxes are clipped together
 _BOM = b"\xef\xbb\xbf"
-_UNSET = msgspec.Raw()
+# An annotation takes 61 bytes until its image is reached: position of the image, class, crowd, id, corners and area.
+_ROW = np.dtype("<i4, <i8, ?, <i8, <f8, <f8, <f8, <f8, <f8")
+_pack_row = struct.Struct("<iq?q5d").pack
 
-ImageId = int | str
-
-
-class CocoFile(NamedTuple):
-    """One json and the split it holds."""
-
-    split: str
-    path: Path
-
-
-class _Content(msgspec.Struct):
-    """The members of a json, not parsed yet; `_UNSET` where it has none of that name."""
-
-    images: msgspec.Raw = _UNSET
-    annotations: msgspec.Raw = _UNSET
-    categories: msgspec.Raw = _UNSET
+Content = dict[str, Any]  # the members of a json, unparsed (`msgspec.Raw`) or as Python's parser reads them
 
 
 class _Image(msgspec.Struct):
@@ -85,180 +66,131 @@ class _Annotation(msgspec.Struct):
     area: Any = None
 
 
-def find_coco(folder: Path, log: ReadingLog, fence: Fence) -> tuple[CocoFile, ...]:
-    """The jsons of a folder: annotations/instances_*.json, a json in each split's folder, or json files named by split.
+def find_coco(root: Path, log: ReadingLog, fence: Fence) -> dict[str, Path]:
+    """The json of each split in a folder: annotations/instances_*.json, a json in each split's folder, or json files
+    named by split; of one json its split by its own name, else by its folder's, else "train".
 
     None is found unless its path says that it is COCO, or its content does. Raises InputError when one that is found
     is a link that leads out of the fence.
     """
-    files = _find_files(folder, log, fence)
-    for file in files:
-        fence.check(file.path)
-    return files
+    if root.is_file():
+        return _single(root)
+    return {split: fence.check(path) for split, path in _find_in_folder(root, log, fence).items()}
 
 
-def _find_files(folder: Path, log: ReadingLog, fence: Fence) -> tuple[CocoFile, ...]:
+def _single(path: Path) -> dict[str, Path]:
+    split = split_of(path.stem.removeprefix("instances_")) or split_of(path.absolute().parent.name) or "train"
+    return {split: path}
+
+
+def _find_in_folder(folder: Path, log: ReadingLog, fence: Fence) -> dict[str, Path]:
     instances = [path for base in (folder / "annotations", folder) for path in sorted(base.glob("instances_*.json"))]
     if instances:
-        return _by_split({path.stem.removeprefix("instances_"): path for path in instances}, log)
+        return assign_splits({path.stem.removeprefix("instances_"): path for path in instances}, log)
     if (folder / ROBOFLOW_NAME).is_file():
-        return single_coco(folder / ROBOFLOW_NAME)
+        return _single(folder / ROBOFLOW_NAME)
     children = [child for child in sorted(folder.iterdir()) if split_of(child.name)]
     exported = {child.name: child / ROBOFLOW_NAME for child in children if (child / ROBOFLOW_NAME).is_file()}
     if exported:
-        return _by_split(exported, log)
+        return assign_splits(exported, log)
     for base in (folder / "annotations", folder):
-        faults: dict[Path, InputError] = {}
-        jsons = {path.stem: path for path in _loose_jsons(base, fence) if _looks_like_coco(path, faults)}
+        jsons, broken = _loose_jsons(base, fence)
         if jsons:
             # A split must not get lost because its json is cut short; other jsons may be anything.
-            jsons |= {path.stem: path for path in faults if split_of(path.stem)}
-            return _by_split(dict(sorted(jsons.items())), log)
-    return ()
+            jsons += [path for path in broken if split_of(path.stem)]
+            return assign_splits(dict(sorted((path.stem, path) for path in jsons)), log)
+    return {}
 
 
 def broken_jsons(folder: Path, fence: Fence) -> list[InputError]:
     """What is wrong with each json of a folder in which no dataset was found, if it cannot be read at all."""
-    faults: dict[Path, InputError] = {}
-    for base in (folder / "annotations", folder):
-        for path in _loose_jsons(base, fence):
-            _looks_like_coco(path, faults)
-    return list(faults.values())
+    return [fault for base in (folder / "annotations", folder) for fault in _loose_jsons(base, fence)[1].values()]
 
 
-def _loose_jsons(folder: Path, fence: Fence) -> list[Path]:
-    return [path for path in sorted(folder.glob("*.json")) if not fence.refusal(path)]
+def _loose_jsons(folder: Path, fence: Fence) -> tuple[list[Path], dict[Path, InputError]]:
+    """The jsons in a folder that hold images and annotations, and what is wrong with those that cannot be read."""
+    found, broken = list[Path](), dict[Path, InputError]()
+    for path in sorted(folder.glob("*.json")):
+        try:
+            if not fence.refusal(path) and {"images", "annotations"} <= _read_content(path).keys():
+                found.append(path)
+        except InputError as error:
+            broken[path] = error
+    return found, broken
 
 
-def single_coco(path: Path) -> tuple[CocoFile, ...]:
-    """The dataset of one json: its split by its own name, else by its folder's, else "train"."""
-    split = split_of(path.stem.removeprefix("instances_")) or split_of(path.absolute().parent.name) or "train"
-    return (CocoFile(split, path),)
-
-
-def _by_split(paths_by_name: Mapping[str, Path], log: ReadingLog) -> tuple[CocoFile, ...]:
-    return tuple(CocoFile(split, path) for split, path in assign_splits(paths_by_name, log).items())
-
-
-def _looks_like_coco(path: Path, faults: dict[Path, InputError]) -> bool:
-    """Whether a json holds images and annotations; what keeps it from being read is added to `faults`."""
-    try:
-        content = _read_content(path)
-    except InputError as error:
-        faults[path] = error
-        return False
-    return _UNSET not in (content.images, content.annotations)
-
-
-def read_coco(files: Sequence[CocoFile], root: Path, log: ReadingLog, allow_outside: bool = False) -> DatasetIndex:
-    """Read the jsons of a dataset; records in the order of their file names.
+def read_coco(files: Mapping[str, Path], root: Path, log: ReadingLog, allow_outside: bool = False) -> DatasetIndex:
+    """Read the json of each split; records in the order of their file names.
 
     Raises InputError at once for a json or categories that cannot be read, and for bad annotations and images after all
     have been read.
     """
-    for file in files:
-        log.dependencies.add_file(file.path)
-    contents = {file.path: _read_content(file.path) for file in files}
-    class_names, class_ids = _agree_on_categories({path: one.categories for path, one in contents.items()})
-    folders = Folders(log.dependencies)
+    for path in files.values():
+        log.dependencies.add_file(path)
+    contents = {path: _read_content(path) for path in files.values()}
+    names = _agree_on_categories({path: _read_categories(content, path) for path, content in contents.items()})
+    class_ids = {category_id: number for number, category_id in enumerate(names)}
     splits: dict[str, RecordTable] = {}
-    for file in files:
-        log.split = file.split
-        candidates = _image_folders(file, root, log.dependencies)
-        home = file.path.parent
-        fence = Fence([root if root.is_dir() else home, *without_links(candidates, home)], allow_outside)
-        reader = _SplitReader(file.path, candidates, fence, folders, log)
-        splits[file.split] = reader.read(contents.pop(file.path), class_names, class_ids)
+    for split, path in files.items():
+        log.split, home = split, path.parent
+        folders = _image_folders(path, split, root, log)
+        fence = Fence([root if root.is_dir() else home, *without_links(folders, home)], allow_outside)
+        builder = SplitBuilder(tuple(names.values()), fence, log)
+        splits[split] = _read_split(path, contents.pop(path), class_ids, folders, builder, log)
     log.split = None
     log.raise_if_bad(root)
-    return DatasetIndex(root, "coco", class_names, splits, log.adjustments)
+    return DatasetIndex(root, "coco", tuple(names.values()), splits, log.adjustments)
 
 
-def _read_content(path: Path) -> _Content:
-    """The lists of a json; InputError as file:line:column where it is no JSON object."""
+# From bytes to items. Python's own parser reads again what msgspec cannot, either to refuse it in words or because it
+# alone takes it, such as NaN.
+
+
+def _read_content(path: Path) -> Content:
     data = read_limited(path, sys.maxsize).removeprefix(_BOM)
     try:
-        return msgspec.json.decode(data, type=_Content)
+        return msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        content = read_json(path)  # raises in its own words, or takes what Python alone takes, such as NaN
-        return _Content(**{key: _raw(content[key]) for key in _Content.__struct_fields__ if key in content})
+        return read_json(path)
 
 
-def _raw(value: Any) -> msgspec.Raw:
-    return msgspec.Raw(json.dumps(value).encode())
-
-
-def _items(raw: msgspec.Raw, key: str, path: Path) -> list[msgspec.Raw]:
-    """The unparsed items of a list; InputError when it is none."""
+def _items(content: Content, key: str, path: Path) -> list[Any]:
+    """The items of a list, unparsed as far as possible; InputError when it is none."""
+    items = content.pop(key, None)
     try:
-        return msgspec.json.decode(raw, type=list[msgspec.Raw])
+        if isinstance(items, msgspec.Raw):
+            items = msgspec.json.decode(items, type=list[msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        value = None if raw == _UNSET else _loaded(raw, path)
-        if not isinstance(value, list):
-            raise InputError(f"{path}: {key} must be a list; got {shorten(value)}") from None
-        return list(map(_raw, value))
+        items = _value(items, path)
+    if not isinstance(items, list):
+        raise InputError(f"{path}: {key} must be a list; got {shorten(items)}")
+    return items
 
 
-def _parsed(raw: msgspec.Raw, decoder: msgspec.json.Decoder[Any], path: Path) -> Any:
+def _parsed(item: Any, decoder: msgspec.json.Decoder[Any], path: Path) -> Any:
     """An item as a struct; as it is where it is no object."""
     try:
-        return decoder.decode(raw)
+        if isinstance(item, msgspec.Raw):
+            return decoder.decode(item)
     except (msgspec.MsgspecError, UnicodeDecodeError):  # the latter from strings that are not UTF-8
-        item = _loaded(raw, path)
-        fields = decoder.type.__struct_fields__
-        return decoder.type(**{name: item[name] for name in fields if name in item}) if isinstance(item, dict) else item
+        item = _value(item, path)
+    fields = decoder.type.__struct_fields__
+    return decoder.type(**{name: item[name] for name in fields if name in item}) if isinstance(item, dict) else item
 
 
-def _loaded(raw: msgspec.Raw, path: Path) -> Any:
+def _value(item: Any, path: Path) -> Any:
     """An item as Python's parser reads it."""
     try:
-        return json.loads(bytes(raw))
+        return json.loads(bytes(item)) if isinstance(item, msgspec.Raw) else item
     except (ValueError, RecursionError):
         read_json(path)  # raises in its own words: not UTF-8, a number of thousands of digits
         raise
 
 
-def _agree_on_categories(lists: Mapping[Path, msgspec.Raw]) -> tuple[tuple[str, ...], dict[int, int]]:
-    """The K names of the union of all files' categories in the order of their ids, and category id to class number.
-
-    Ids alone tell categories apart: those of equal names stay two classes, "name" and "name#ID". Raises InputError when
-    two files give an id different names, or a name different ids.
-    """
+def _read_categories(content: Content, path: Path) -> dict[int, str]:
     names: dict[int, str] = {}
-    first_file: dict[int, Path] = {}
-    ids_of_names: dict[str, tuple[set[int], Path]] = {}
-    for path, raw in lists.items():
-        ids_here: dict[str, set[int]] = {}
-        for category_id, name in _read_categories(raw, path).items():
-            if names.setdefault(category_id, name) != name:
-                raise InputError(
-                    f"{path}: category {shorten(category_id)} is {shorten(name)}, but in {first_file[category_id]} "
-                    f"it is {shorten(names[category_id])}; give all splits the same categories"
-                )
-            first_file.setdefault(category_id, path)
-            ids_here.setdefault(name, set()).add(category_id)
-        for name, ids in ids_here.items():
-            other_ids, other = ids_of_names.setdefault(name, (ids, path))
-            if other_ids != ids:
-                raise InputError(
-                    f"{path}: category {shorten(name)} has id {_listed(ids)}, but in {other} id {_listed(other_ids)}; "
-                    "give all splits the same categories"
-                )
-    if not names:
-        raise InputError(f"{next(iter(lists))}: categories is empty; a dataset needs at least one class")
-    taken, distinct = set(names.values()), list[str]()
-    for category_id in sorted(names):
-        name = names[category_id]
-        while name in distinct or (name != names[category_id] and name in taken):
-            name = f"{name}#{category_id}"
-        distinct.append(name)
-    return tuple(distinct), {category_id: number for number, category_id in enumerate(sorted(names))}
-
-
-def _read_categories(raw: msgspec.Raw, path: Path) -> dict[int, str]:
-    names: dict[int, str] = {}
-    for index, item in enumerate(_items(raw, "categories", path)):
-        category, where = _loaded(item, path), f"{path}: categories[{index}]"
+    for index, item in enumerate(_items(content, "categories", path)):
+        category, where = _value(item, path), f"{path}: categories[{index}]"
         if not isinstance(category, dict) or type(category.get("id")) is not int:
             raise InputError(f"{where}: must be an object with a whole number as id; got {shorten(category)}")
         category_id, name = category["id"], category.get("name")
@@ -272,16 +204,49 @@ def _read_categories(raw: msgspec.Raw, path: Path) -> dict[int, str]:
     return names
 
 
-def _listed(ids: set[int]) -> str:
-    return ", ".join(shorten(category_id) for category_id in sorted(ids)[:5])
+def _agree_on_categories(lists: Mapping[Path, Mapping[int, str]]) -> dict[int, str]:
+    """The K class names of all files' categories by category id, in the order of the ids.
+
+    Ids alone tell categories apart: those of equal names stay two classes, "name" and "name#ID". Raises InputError when
+    two files give an id different names, or a name different ids.
+    """
+    names: dict[int, tuple[str, Path]] = {}
+    ids_of_names: dict[str, tuple[set[int], Path]] = {}
+    for path, here in lists.items():
+        ids_here: dict[str, set[int]] = defaultdict(set)
+        for category_id, name in here.items():
+            other_name, other = names.setdefault(category_id, (name, path))
+            if other_name != name:
+                raise InputError(
+                    f"{path}: category {shorten(category_id)} is {shorten(name)}, but in {other} it is "
+                    f"{shorten(other_name)}; give all splits the same categories"
+                )
+            ids_here[name].add(category_id)
+        for name, ids in ids_here.items():
+            other_ids, other = ids_of_names.setdefault(name, (ids, path))
+            if other_ids != ids:
+                listed, others = (", ".join(map(shorten, sorted(some)[:5])) for some in (ids, other_ids))
+                raise InputError(
+                    f"{path}: category {shorten(name)} has id {listed}, but in {other} id {others}; "
+                    "give all splits the same categories"
+                )
+    if not names:
+        raise InputError(f"{next(iter(lists))}: categories is empty; a dataset needs at least one class")
+    distinct: dict[int, str] = {}
+    for category_id, (name, _) in sorted(names.items()):
+        made = name
+        while made in distinct.values() or (made != name and made in ids_of_names):
+            made = f"{made}#{category_id}"
+        distinct[category_id] = made
+    return distinct
 
 
-def _image_folders(file: CocoFile, root: Path, dependencies: Dependencies) -> list[Path]:
+def _image_folders(path: Path, split: str, root: Path, log: ReadingLog) -> list[Path]:
     """The existing folders that a json's file names may be relative to, the most telling first."""
-    home = file.path.parent
+    home = path.parent
     is_apart = home.resolve().name.lower() == "annotations"
-    word = file.path.stem.removeprefix("instances_")
-    names = list(dict.fromkeys([word, file.split, *(["valid"] if file.split == "val" else []), f"{file.split}2017"]))
+    word = path.stem.removeprefix("instances_")
+    names = list(dict.fromkeys([word, split, *(["valid"] if split == "val" else []), f"{split}2017"]))
     folders: list[Path] = []
     for base in (home, home / ".." if home.name in ("", "..") else home.parent):
         if base != home and home == root and not is_apart:
@@ -289,170 +254,132 @@ def _image_folders(file: CocoFile, root: Path, dependencies: Dependencies) -> li
         folders += [base / folder / name for folder in ("images", "") for name in names] + [base / "images"]
         if base == home or is_apart or root.is_dir():  # the folder above a lone json may be the whole disk
             folders.append(base)
-    for folder in (home, *folders):
-        dependencies.add_candidate(folder)
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    log.dependencies.add_candidate(home)
+    return log.folders.existing(folders)
 
 
-class _ImageEntry(NamedTuple):
-    """An image as listed, which can be used as far as the json goes; size_wh: as it claims, 0 where it does not."""
+def _read_split(
+    path: Path,
+    content: Content,
+    class_ids: Mapping[int, int],
+    folders: list[Path],
+    builder: SplitBuilder,
+    log: ReadingLog,
+) -> RecordTable:
+    """The records of a split from its json; folders: those that the images may lie in."""
+    images, known_ids = _read_images(_items(content, "images", path), path, log)
+    position_of = {image.id: position for position, image in enumerate(images)}
+    annotations = _items(content, "annotations", path)
+    del content
+    rows, named, bad = _read_annotations(annotations, path, position_of, known_ids, class_ids, log)
+    order = np.argsort(rows["f0"], kind="stable")
+    starts = np.searchsorted(rows["f0"], np.arange(len(images) + 1), sorter=order).tolist()
+    head = f"{path}: annotation id "
+    for position, image in enumerate(images):
+        for origin, fault in bad.get(position, ()):
+            log.bad(origin, fault)
+        origin = f"{path}: image id {_shown_id(image.id)}"
+        places = (folder / image.file_name for folder in folders)
+        place = next((place for place in places if log.folders.has(place)), None)
+        if place is None:
+            searched = ", ".join(map(str, folders))
+            log.bad(origin, f"the image does not exist ({shorten(image.file_name)}; looked in {searched})")
+            continue
+        header = builder.header(place, (image.width, image.height), f"{origin} ({place.name})")
+        if header is None:
+            continue
+        boxes: list[RawBox] = []
+        for row in rows[order[starts[position] : starts[position + 1]]].tolist():
+            _, class_id, is_crowd, number, x1, y1, x2, y2, area = row
+            name, number = (head, number) if number >= 0 else (named[number], NO_NUMBER)
+            boxes.append(RawBox(class_id, (x1, y1, x2, y2), name, number, is_crowd, area))
+        builder.add(place, header, boxes)
+    return builder.table()
 
-    image_id: ImageId
-    file_name: str
-    size_wh: tuple[int, int]
+
+def _read_images(items: list[Any], path: Path, log: ReadingLog) -> tuple[list[_Image], set[int | str]]:
+    """The usable images in the order of their names, and the ids of all."""
+    images: dict[int | str, _Image] = {}
+    ids_by_name: dict[str, int | str] = {}
+    known_ids: set[int | str] = set()
+    decoder = msgspec.json.Decoder(_Image)
+    for index, item in enumerate(items):
+        image = _parsed(item, decoder, path)
+        if not (isinstance(image, _Image) and _is_id(image.id)):
+            value = shorten(_value(item, path))
+            log.bad(f"{path}: images[{index}]", f"must be an object with a number or text as id ({value})")
+            continue
+        known_ids.add(image.id)
+        name, size = image.file_name, [image.width, image.height]
+        if not isinstance(name, str) or not is_image_name(PurePosixPath(name).name) or "\0" in name:
+            fault = f"file_name must name an image ({shorten(name)})"
+        elif image.id in images:
+            fault = f"the id stands twice, for {shorten(images[image.id].file_name)} and {shorten(name)}"
+        elif name in ids_by_name:
+            fault = f"{shorten(name)} is listed already, as image id {_shown_id(ids_by_name[name])}"
+        elif any(type(side) is not int or side < 0 for side in size):
+            fault = f"width and height must be whole numbers ({shorten(size)})"
+        else:
+            images[image.id], ids_by_name[name] = image, image.id
+            continue
+        log.bad(f"{path}: image id {_shown_id(image.id)}", fault)
+    return sorted(images.values(), key=lambda image: PurePosixPath(image.file_name).parts), known_ids
 
 
-class _Boxes:
-    """The good annotations as columns, N of them, and the bad ones by the position of their image.
+def _read_annotations(
+    items: list[Any],
+    path: Path,
+    position_of: Mapping[int | str, int],
+    known_ids: set[int | str],
+    class_ids: Mapping[int, int],
+    log: ReadingLog,
+) -> tuple[NDArray[np.void], dict[int, str], dict[int, list[tuple[str, str]]]]:
+    """The N good annotations as rows, and the bad ones, origin and fault, by the position of their image.
 
-    image (N,): position of the image. number (N,): the annotation's id, or -1 where `origins` has its origin.
+    An annotation without a plain number as id gets a negative one; the dictionary has its origin. What belongs to no
+    image is only told to the log.
     """
-
-    def __init__(self) -> None:
-        self.image, self.class_id, self.number = array("i"), array("q"), array("q")
-        self.xyxy, self.area, self.crowd = array("d"), array("d"), bytearray()
-        self.origins: dict[int, str] = {}
-        self.bad: dict[int, list[tuple[str, str]]] = {}
-
-
-class _SplitReader:
-    """Reads one json, whose image names are relative to one of some folders."""
-
-    def __init__(self, path: Path, image_folders: list[Path], fence: Fence, folders: Folders, log: ReadingLog) -> None:
-        self._path, self._log = path, log
-        self._image_folders, self._fence, self._folders = image_folders, fence, folders
-
-    def read(self, content: _Content, class_names: tuple[str, ...], class_ids: dict[int, int]) -> RecordTable:
-        """The records of the split."""
-        entries, known_ids = self._read_images(_items(content.images, "images", self._path))
-        annotations = _items(content.annotations, "annotations", self._path)
-        del content
-        boxes = self._read_annotations(annotations, entries, known_ids, class_ids)
-        head = f"{self._path}: annotation id "
-        records = TableBuilder()
-        for position, is_plain, rows, block in _by_image(boxes, entries):
-            for origin, fault in boxes.bad.get(position, ()):
-                self._log.bad(origin, fault)
-            image = self._find_image(entries[position])
-            if image is None:
-                continue
-            path, header = image
-            if is_plain:
-                values = (block.xyxy[rows], block.class_id[rows], block.crowd[rows], block.area[rows])
-                records.append(Record(path, header.width, header.height, *values, ()), head, block.number[rows])
-            else:
-                raw_boxes = [_raw_box(boxes, row, head) for row in block.order[rows].tolist()]
-                records.append(build_record(path, header, raw_boxes, class_names, self._log))
-        return records.table()
-
-    def _read_images(self, items: list[msgspec.Raw]) -> tuple[list[_ImageEntry], set[ImageId]]:
-        """The usable images in the order of their names, and the ids of all."""
-        entries: dict[ImageId, _ImageEntry] = {}
-        ids_by_name: dict[str, ImageId] = {}
-        known_ids: set[ImageId] = set()
-        decoder = msgspec.json.Decoder(_Image)
-        for index, item in enumerate(items):
-            image = _parsed(item, decoder, self._path)
-            if not (isinstance(image, _Image) and _is_id(image.id)):
-                value = shorten(json.loads(bytes(item)))
-                self._log.bad(
-                    f"{self._path}: images[{index}]", f"must be an object with a number or text as id ({value})"
-                )
-                continue
-            known_ids.add(image.id)
-            fault = _image_fault(image, entries, ids_by_name)
-            if fault is not None:
-                self._log.bad(f"{self._path}: image id {_shown_id(image.id)}", fault)
-                continue
-            entries[image.id] = _ImageEntry(image.id, image.file_name, (image.width, image.height))
-            ids_by_name[image.file_name] = image.id
-        return sorted(entries.values(), key=lambda entry: PurePosixPath(entry.file_name).parts), known_ids
-
-    def _read_annotations(
-        self,
-        items: list[msgspec.Raw],
-        entries: list[_ImageEntry],
-        known_ids: set[ImageId],
-        class_ids: dict[int, int],
-    ) -> _Boxes:
-        """The annotations of some images; of those that belong to no image the log is told."""
-        position_of = {entry.image_id: position for position, entry in enumerate(entries)}
-        boxes, decoder = _Boxes(), msgspec.json.Decoder(_Annotation)
-        items.reverse()  # taken from the end, so that memory of the items is freed as the columns grow
-        for index in range(len(items)):
-            item = items.pop()
-            one = _parsed(item, decoder, self._path)
-            if not isinstance(one, _Annotation):
-                self._log.bad(f"{self._path}: annotations[{index}]", f"must be an object ({shorten(one)})")
-                continue
-            if not _is_id(one.image_id) or one.image_id not in known_ids:
-                fault = f"no image has this image_id ({shorten(one.image_id)})"
-                self._log.bad(f"{self._path}: {_annotation_name(one.id, index)}", fault)
-                continue
-            position = position_of.get(one.image_id)
-            if position is None:
-                continue  # of an image that is bad
-            reason = _box_fault(one.bbox, one.iscrowd, one.area)
-            if type(one.category_id) is not int or one.category_id not in class_ids:
-                reason = f"no category has this category_id ({shorten(one.category_id)})"
-            if reason is not None:
-                origin = f"{self._path}: {_annotation_name(one.id, index)}"
-                boxes.bad.setdefault(position, []).append((origin, reason))
-                continue
-            if type(one.id) is int and 0 <= one.id < _LARGEST_ID:
-                boxes.number.append(one.id)
-            else:
-                boxes.origins[len(boxes.number)] = f"{self._path}: {_annotation_name(one.id, index)}"
-                boxes.number.append(-1)
-            x, y, width, height = map(float, one.bbox)
-            boxes.xyxy.extend((x, y, x + width, y + height))
-            boxes.image.append(position)
-            boxes.class_id.append(class_ids[one.category_id])
-            boxes.crowd.append(bool(one.iscrowd))
-            boxes.area.append(math.nan if one.area is None else float(one.area))
-        return boxes
-
-    def _find_image(self, entry: _ImageEntry) -> tuple[Path, ImageHeader] | None:
-        """An image's path and header, where it exists and has the size that the json claims; else the log says why
-        not.
-        """
-        origin = f"{self._path}: image id {_shown_id(entry.image_id)}"
-        paths = (folder / entry.file_name for folder in self._image_folders)
-        path = next((path for path in paths if self._folders.has(path)), None)
-        if path is None:
-            searched = ", ".join(map(str, self._image_folders))
-            self._log.bad(origin, f"the image does not exist ({shorten(entry.file_name)}; looked in {searched})")
-            return None
-        header = read_image_header(path, self._fence, self._log)
-        if header is None or not sizes_agree(header, entry.size_wh, f"{origin} ({path.name})", self._log):
-            return None
-        return path, header
+    rows, named = bytearray(), dict[int, str]()
+    bad: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    decoder = msgspec.json.Decoder(_Annotation)
+    items.reverse()  # taken from the end, so that memory of the items is freed as the rows grow
+    for index in range(len(items)):
+        one = _parsed(items.pop(), decoder, path)
+        if not isinstance(one, _Annotation):
+            log.bad(f"{path}: annotations[{index}]", f"must be an object ({shorten(one)})")
+            continue
+        if not _is_id(one.image_id) or one.image_id not in known_ids:
+            log.bad(_origin(path, one.id, index), f"no image has this image_id ({shorten(one.image_id)})")
+            continue
+        position = position_of.get(one.image_id)
+        if position is None:
+            continue  # of an image that is bad
+        fault = _fault(one)
+        if type(one.category_id) is not int or one.category_id not in class_ids:
+            fault = f"no category has this category_id ({shorten(one.category_id)})"
+        if fault is not None:
+            bad[position].append((_origin(path, one.id, index), fault))
+            continue
+        number = one.id
+        if not (type(number) is int and 0 <= number < _LARGEST_ID):
+            number = -1 - len(named)
+            named[number] = _origin(path, one.id, index)
+        x, y, width, height = map(float, one.bbox)
+        area = math.nan if one.area is None else float(one.area)
+        corners = (x, y, x + width, y + height)
+        rows += _pack_row(position, class_ids[one.category_id], bool(one.iscrowd), number, *corners, area)
+    return np.frombuffer(rows, _ROW), named, bad
 
 
-def _image_fault(
-    image: _Image, entries: Mapping[ImageId, _ImageEntry], ids_by_name: Mapping[str, ImageId]
-) -> str | None:
-    """What is wrong with a listed image, if anything is."""
-    name, size = image.file_name, (image.width, image.height)
-    if not isinstance(name, str) or not is_image_name(PurePosixPath(name).name) or "\0" in name:
-        return f"file_name must name an image ({shorten(name)})"
-    if image.id in entries:
-        return f"the id stands twice, for {shorten(entries[image.id].file_name)} and {shorten(name)}"
-    if name in ids_by_name:
-        return f"{shorten(name)} is listed already, as image id {_shown_id(ids_by_name[name])}"
-    if any(type(side) is not int or side < 0 for side in size):
-        return f"width and height must be whole numbers ({shorten(list(size))})"
-    return None
-
-
-def _box_fault(box: Any, crowd: Any, area: Any) -> str | None:
+def _fault(one: _Annotation) -> str | None:
     """What is wrong with the numbers of an annotation, if anything is."""
+    box, area = one.bbox, one.area
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         return f"bbox must be 4 finite numbers [x, y, width, height] ({shorten(box)})"
     if box[2] < 0 or box[3] < 0:
         return f"bbox has a negative width or height ({shorten(box)})"
-    if crowd not in (0, 1):
-        return f"iscrowd must be 0 or 1 ({shorten(crowd)})"
+    if one.iscrowd not in (0, 1):
+        return f"iscrowd must be 0 or 1 ({shorten(one.iscrowd)})"
     if area is not None and not (_is_finite(area) and area >= 0):
         return f"area must be a finite number, 0 or more ({shorten(area)})"
     return None
@@ -469,54 +396,12 @@ def _is_id(value: Any) -> bool:
     return type(value) is int or isinstance(value, str)
 
 
-def _annotation_name(annotation_id: Any, index: int) -> str:
-    is_id = isinstance(annotation_id, int | str)
-    return f"annotation id {_shown_id(annotation_id)}" if is_id else f"annotations[{index}]"
+def _origin(path: Path, annotation_id: Any, index: int) -> str:
+    has_id = isinstance(annotation_id, int | str)
+    return f"{path}: annotation id {_shown_id(annotation_id)}" if has_id else f"{path}: annotations[{index}]"
 
 
-def _shown_id(some_id: ImageId) -> str:
+def _shown_id(some_id: int | str) -> str:
     """An id as shown in a message: as it stands if it is short and printable."""
     text = str(some_id)
     return text if text.isprintable() and len(text) <= 40 else shorten(some_id)
-
-
-def _raw_box(boxes: _Boxes, row: int, head: str) -> RawBox:
-    x1, y1, x2, y2 = boxes.xyxy[4 * row : 4 * row + 4]
-    origin = boxes.origins.get(row) or f"{head}{boxes.number[row]}"
-    area = None if math.isnan(boxes.area[row]) else boxes.area[row]
-    return RawBox(boxes.class_id[row], (x1, y1, x2, y2), origin, bool(boxes.crowd[row]), area)
-
-
-class _Block(NamedTuple):
-    """The boxes of some images, image after image, clipped to the sizes that the json claims. order: their rows."""
-
-    order: NDArray[np.int64]
-    xyxy: NDArray[np.float64]
-    class_id: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
-    area: NDArray[np.float64]
-    number: NDArray[np.int64]
-
-
-def _by_image(boxes: _Boxes, entries: list[_ImageEntry]) -> Iterator[tuple[int, bool, slice, _Block]]:
-    """For each image its position, whether nothing is to be reported of its boxes, and these: a slice of a block."""
-    image, class_id = as_array(boxes.image, np.int32), as_array(boxes.class_id, np.int64)
-    xyxy, area = as_array(boxes.xyxy, np.float64).reshape(-1, 4), as_array(boxes.area, np.float64)
-    crowd, number = as_array(boxes.crowd, np.bool_), as_array(boxes.number, np.int64)
-    order = np.argsort(image, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(image, minlength=len(entries)))])
-    sizes_wh = np.array([[min(side, _LARGEST_SIDE) for side in entry.size_wh] for entry in entries], np.float64)
-    is_reported = np.zeros(len(entries), np.bool_)
-    is_reported[[*boxes.bad, *(boxes.image[row] for row in boxes.origins)]] = True
-    for first in range(0, len(entries), _BLOCK):
-        bounds = starts[first : first + _BLOCK + 1]
-        rows = order[bounds[0] : bounds[-1]]
-        sizes = sizes_wh[first : first + _BLOCK]
-        clipped, is_plain = plain_boxes(xyxy[rows], class_id[rows], crowd[rows], np.diff(bounds), sizes)
-        is_plain &= ~is_reported[first : first + _BLOCK]
-        sides = clipped[:, 2:] - clipped[:, :2]
-        areas = np.where(np.isnan(area[rows]), sides[:, 0] * sides[:, 1], area[rows])
-        block = _Block(rows, clipped, class_id[rows], crowd[rows], areas, number[rows])
-        ends = (bounds - bounds[0]).tolist()
-        for offset, plain in enumerate(is_plain.tolist()):
-            yield first + offset, plain, slice(ends[offset], ends[offset + 1]), block

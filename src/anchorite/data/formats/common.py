@@ -1,11 +1,18 @@
-"""What all label formats share: the log of a reading, numbers and names, paths, and from boxes to a `Record`.
+"""What all label formats share: the log of a reading, numbers and names, paths, and from boxes to a table of records.
+
+A format is a module that finds the images of each split and their boxes, and gives both to a `SplitBuilder`:
+
+    split = SplitBuilder(class_names, fence, log)
+    for each image of the split:
+        header = split.header(path)         # None where the image is bad, which the log then says
+        if header is not None:
+            split.add(path, header, boxes)  # a list of RawBox
+    table = split.table()
 
 One policy for every format: a box that reaches outside the image is clipped; one left without area is dropped and its
 image kept; of exact duplicates (class, crowd flag and coordinates) the first stays; sub-pixel boxes stay. Each of these
 is recorded. Numbers are plain ASCII: Python's own int() and float() take `1_0`, full-width digits and `nan`; a label
 file that holds these is broken.
-
-Legend: N boxes of an image, B images.
 """
 
 from __future__ import annotations
@@ -13,7 +20,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import category
@@ -24,12 +32,18 @@ from numpy.typing import NDArray
 from anchorite.data.dataset import Adjustment, AdjustmentKind
 from anchorite.data.headers import IMAGE_SUFFIXES, ImageHeader, read_header
 from anchorite.data.index_cache import Dependencies
-from anchorite.data.records import Record
+from anchorite.data.records import NO_NUMBER, RecordTable, TableBuilder
 from anchorite.errors import InputError
-from anchorite.reading import printable
+from anchorite.reading import printable, shorten
 
 MAX_LISTED = 20
 _LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
+_BLOCK = 8192  # boxes, or images, that the policy is applied to at a time
+# Clipping always happens, but is only reported beyond this: six decimals of a normalised number are worth up to
+# 0.01 px in a large image, and a list full of rounding hides the boxes that are wrong.
+REPORTED_CLIP_PX = 0.1
+
+Box = tuple[float, float, float, float]
 
 
 class ReadingLog:
@@ -37,7 +51,7 @@ class ReadingLog:
 
     With `skip_bad`, whatever is bad is left out and becomes an Adjustment("skipped-bad"); otherwise it is counted, and
     `raise_if_bad` ends the reading. `split` is the one being read, as the readers set it. `dependencies`: the
-    files and folders that were read.
+    files and folders that were read; `folders`: the listings of folders.
     """
 
     def __init__(self, skip_bad: bool) -> None:
@@ -45,18 +59,34 @@ class ReadingLog:
         self.split: str | None = None
         self.num_bad = 0
         self.dependencies = Dependencies()
+        self.folders = Folders(self.dependencies)
         self._listed: list[str] = []
-        self._adjustments: list[Adjustment] = []
+        self._moment = 0
+        self._adjustments: list[tuple[int, Adjustment]] = []
 
     @property
     def adjustments(self) -> tuple[Adjustment, ...]:
         """The adjustments so far, in reading order."""
-        return tuple(self._adjustments)
+        return tuple(adjustment for _, adjustment in sorted(self._adjustments, key=itemgetter(0)))
 
-    def adjusted(self, kind: AdjustmentKind, origin: str, detail: str, **known: Any) -> None:
+    def moment(self) -> int:
+        """The present place in the reading order, for an adjustment that is only known later."""
+        self._moment += 2
+        return self._moment - 1
+
+    def adjusted(self, kind: AdjustmentKind, origin: str, detail: str, moment: int | None = None, **known: Any) -> None:
         """Record what was done to a label that is well-formed but not usable; `known`: more fields of Adjustment."""
         origin, detail = printable(origin, _LONGEST_ORIGIN), printable(detail)
-        self._adjustments.append(Adjustment(kind, origin, detail, split=self.split, **known))
+        adjustment = Adjustment(kind, origin, detail, split=self.split, **known)
+        self._adjustments.append((self._moment if moment is None else moment, adjustment))
+
+    def adjusted_files(self, kind: AdjustmentKind, folder: Path, names: Iterable[str], what: str) -> None:
+        """Record what was done to some files of a folder, if there are any."""
+        names = sorted(names)
+        if names:
+            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            files = tuple(folder / name for name in names)
+            self.adjusted(kind, str(folder), f"{len(names)} {what}: {listed}", files=files)
 
     def bad(self, origin: str, reason: str, image: Path | None = None) -> None:
         """Record a malformed row, annotation or image, which the caller then leaves out."""
@@ -92,15 +122,27 @@ def plain_integer(text: str) -> int | None:
 
 def plain_number(text: str) -> float | None:
     """A finite decimal number written in plain ASCII, or None."""
-    if not _NUMBER.fullmatch(text):
-        return None
-    value = float(text)
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
     return value if math.isfinite(value) else None
 
 
 def is_class_name(name: object) -> bool:
     """Whether this can name a class: a text that is not blank and holds no control character or half a character."""
     return isinstance(name, str) and bool(name.strip()) and not any(category(c) in ("Cc", "Cs") for c in name)
+
+
+def distinct_class_names(lines: Iterable[tuple[int, str]], path: Path) -> tuple[str, ...]:
+    """The class names in some lines of a file; InputError as file:line for a name that is none or stands twice."""
+    first_lines: dict[str, int] = {}
+    for line, name in lines:
+        if not is_class_name(name):
+            raise InputError(f"{path}:{line}: {shorten(name)} cannot name a class; give it a word")
+        if name in first_lines:
+            raise InputError(
+                f"{path}:{line}: the class name {shorten(name)} stands twice (line {first_lines[name]}); rename one"
+            )
+        first_lines[name] = line
+    return tuple(first_lines)
 
 
 SPLITS = ("train", "val", "test")
@@ -224,6 +266,13 @@ class Folders:
         self._names: dict[Path, frozenset[str]] = {}
         self._image_stems: dict[Path, dict[str, list[str]]] = {}
 
+    def existing(self, folders: Iterable[Path]) -> list[Path]:
+        """Those of some folders that exist, each once."""
+        distinct = dict.fromkeys(folders)
+        for folder in distinct:
+            self._dependencies.add_candidate(folder)
+        return [folder for folder in distinct if folder.is_dir()]
+
     def names(self, folder: Path) -> frozenset[str]:
         """The names in a folder; none when it does not exist or cannot be read."""
         if folder not in self._names:
@@ -241,23 +290,22 @@ class Folders:
     def images_by_stem(self, folder: Path) -> dict[str, list[str]]:
         """The image names in a folder by their stem, each list sorted."""
         if folder not in self._image_stems:
-            stems: dict[str, list[str]] = {}
+            stems = self._image_stems[folder] = {}
             for name in sorted(filter(is_image_name, self.names(folder))):
                 stems.setdefault(Path(name).stem, []).append(name)
-            self._image_stems[folder] = stems
         return self._image_stems[folder]
 
 
-def walk_images(folder: Path, fence: Fence, dependencies: Dependencies) -> Iterator[Path]:
-    """The images in a folder and below, in no order to rely on; InputError for a linked folder that leads outside.
+def walk_images(folder: Path, fence: Fence, log: ReadingLog) -> list[Path]:
+    """The images in a folder and below, by their paths; InputError for a linked folder that leads outside.
 
-    Hidden names are passed over: they are thumbnails and droppings of other programs.
+    Hidden names are passed over: they are thumbnails and left-overs of other programs.
     """
     seen = {_real_path(folder)}
-    waiting = [folder]
+    waiting, images = [folder], list[Path]()
     while waiting:
         current = waiting.pop()
-        dependencies.add_folder(current)
+        log.dependencies.add_folder(current)
         try:
             with os.scandir(current) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
@@ -267,170 +315,153 @@ def walk_images(folder: Path, fence: Fence, dependencies: Dependencies) -> Itera
             path = current / entry.name
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
-            is_folder = path.is_dir() if entry.is_symlink() else entry.is_dir()  # only Path takes a circle of links
-            if is_folder:
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():  # only Path takes a circle of links
                 fence.check(path)
                 real = _real_path(path) if entry.is_symlink() else path
                 if real not in seen:  # a link may lead back up
                     seen.add(real)
                     waiting.append(path)
             elif is_image_name(entry.name) and (entry.is_symlink() or entry.is_file()):
-                yield path
-
-
-# Clipping always happens, but is only reported beyond this: six decimals of a normalised number are worth up to
-# 0.01 px in a large image, and a list full of rounding hides the boxes that are wrong.
-REPORTED_CLIP_PX = 0.1
+                images.append(path)
+    return sorted(images, key=lambda path: path.parts)
 
 
 class RawBox(NamedTuple):
-    """A well-formed label before the policy: corners in pixels as displayed, area in pixels or None for the box's."""
+    """A well-formed label before the policy: corners in pixels as displayed, area in pixels or NaN for the box's.
+
+    Its origin is `head` and behind it `number`, unless that is NO_NUMBER.
+    """
 
     class_id: int
-    box_xyxy: tuple[float, float, float, float]
-    origin: str
+    box_xyxy: Box
+    head: str
+    number: int
     ignored: bool = False
-    area: float | None = None
+    area: float = math.nan
+
+    @property
+    def origin(self) -> str:
+        """The "file:line" of the label."""
+        return self.head if self.number == NO_NUMBER else f"{self.head}{self.number}"
 
 
-def read_image_header(path: Path, fence: Fence, log: ReadingLog) -> ImageHeader | None:
-    """The header of an image inside the fence, or None with the reason in the log."""
-    refusal = fence.refusal(path)
-    if refusal:
-        log.bad(str(path), refusal, path)
-        return None
-    try:
-        return read_header(path)
-    except InputError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        log.bad(str(path), reason, path)
-        return None
+class SplitBuilder:
+    """Reads the headers of a split's images, and builds its table by applying the policy of this module.
 
-
-def sizes_agree(header: ImageHeader, claimed_wh: tuple[int, int] | None, origin: str, log: ReadingLog) -> bool:
-    """Whether a label file's image size is the displayed one; the log says why not.
-
-    Pixel coordinates mean nothing when the size is another: they belong to a resized, cut or turned image. A size of
-    None or 0 is "not stated" and agrees.
+    Legend: N boxes of B images that wait for the policy, which looks at many at a time.
     """
-    if claimed_wh is None or 0 in claimed_wh or claimed_wh == (header.width, header.height):
-        return True
-    claimed = f"{claimed_wh[0]}x{claimed_wh[1]}"
-    actual = f"{header.width}x{header.height}"
-    if header.is_turned and claimed_wh == (header.stored_width, header.stored_height):
-        log.bad(
-            origin,
-            f"the labels say {claimed}, the image is shown as {actual} after its EXIF orientation "
-            f"({header.orientation}): the boxes were drawn on the image lying on its side; label the upright image, "
-            "or remove the orientation from the file",
-        )
-    else:
-        log.bad(
-            origin,
-            f"the labels say the image is {claimed}, the file is {actual}; restore the image that was labelled, or "
-            "scale the boxes and correct the size",
-        )
-    return False
 
+    def __init__(self, class_names: Sequence[str], fence: Fence, log: ReadingLog) -> None:
+        self._class_names, self._fence, self._log = class_names, fence, log
+        self._images: list[tuple[Path, int, int, int, int]] = []  # path, width, height, number of boxes, moment
+        self._boxes: list[RawBox] = []
+        self._records = TableBuilder()
 
-def plain_boxes(
-    boxes_xyxy: NDArray[np.float64],
-    class_ids: NDArray[np.int64],
-    ignored: NDArray[np.bool_],
-    counts: NDArray[np.int64],
-    sizes_wh: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The boxes of many images clipped as `build_record` does, and for which images that is all it would do.
+    def header(self, path: Path, stated_wh: tuple[int, int] = (0, 0), origin: str = "") -> ImageHeader | None:
+        """The header of an image, or None with the reason in the log.
 
-    boxes_xyxy (N, 4), class_ids, ignored (N,): image after image; counts, sizes_wh (B,), (B, 2): of B images. The
-    second array, (B,) bool, is False where the log would hear of a box, maybe where not, and where a size is 0.
-    """
-    images = np.repeat(np.arange(len(counts)), counts)
-    limits = np.concatenate([sizes_wh, sizes_wh], axis=1)[images]
-    positive = np.where(boxes_xyxy < 0.0, 0.0, boxes_xyxy)
-    clipped = np.where(positive > limits, limits, positive)
-    is_told = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
-    is_told |= np.abs(clipped - boxes_xyxy).max(axis=1, initial=0.0) > REPORTED_CLIP_PX
-    is_told |= _may_repeat(clipped, class_ids, ignored, images)
-    is_plain = np.asarray((sizes_wh > 0).all(axis=1), np.bool_)
-    is_plain[images[is_told]] = False
-    return clipped, is_plain
-
-
-def _may_repeat(
-    boxes_xyxy: NDArray[np.float64], class_ids: NDArray[np.int64], ignored: NDArray[np.bool_], images: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """(N,) bool, true for every box that repeats one of its image, and by a chance of 2**-64 a pair for others."""
-    hashes = (images * 2 + ignored).astype(np.uint64)
-    numbers = (boxes_xyxy + 0.0).view(np.uint64)  # -0.0 and 0.0 are the same place
-    for column in (class_ids.astype(np.uint64), *numbers.T):
-        hashes = (hashes ^ column) * np.uint64(0x9E3779B97F4A7C15)
-        hashes ^= hashes >> np.uint64(29)
-    order = np.argsort(hashes, kind="stable")
-    is_same = hashes[order[1:]] == hashes[order[:-1]]
-    repeated = np.zeros(len(hashes), np.bool_)
-    repeated[order[1:][is_same]] = True
-    return repeated
-
-
-def build_record(
-    path: Path, header: ImageHeader, boxes: Sequence[RawBox], class_names: Sequence[str], log: ReadingLog
-) -> Record:
-    """The Record of one image after the policy of this module; what the policy did goes to the log."""
-    kept: list[RawBox] = []
-    seen: dict[tuple[object, ...], str] = {}
-    for box in boxes:
-        name = class_names[box.class_id]
-        box_xyxy = _clip(box.box_xyxy, header.width, header.height)
-        known = {"image": path, "class_name": name, "box_xyxy": box.box_xyxy}
-        if box_xyxy[2] <= box_xyxy[0] or box_xyxy[3] <= box_xyxy[1]:
-            log.adjusted(
-                "dropped-empty",
-                box.origin,
-                f"{name} {_show(box.box_xyxy)} has no area within {header.width}x{header.height}",
-                **known,
+        stated_wh: the size that the label file states at `origin`, 0 where it does not; it must be the displayed one.
+        Pixel coordinates mean nothing when the size is another: they belong to a resized, cut or turned image.
+        """
+        refusal = self._fence.refusal(path)
+        try:
+            if refusal:
+                raise InputError(refusal)
+            header = read_header(path)
+        except InputError as error:
+            self._log.bad(str(path), str(error).removeprefix(f"{path}: "), path)
+            return None
+        if 0 in stated_wh or stated_wh == (header.width, header.height):
+            return header
+        stated, actual = f"{stated_wh[0]}x{stated_wh[1]}", f"{header.width}x{header.height}"
+        if header.is_turned and stated_wh == (header.stored_width, header.stored_height):
+            fault = (
+                f"the labels say {stated}, the image is shown as {actual} after its EXIF orientation "
+                f"({header.orientation}): the boxes were drawn on the image lying on its side; label the upright "
+                "image, or remove the orientation from the file"
             )
-            continue
-        key = (box.class_id, box.ignored, *box_xyxy)
-        if key in seen:
-            log.adjusted("dropped-duplicate", box.origin, f"{name} {_show(box.box_xyxy)} repeats {seen[key]}", **known)
-            continue
-        seen[key] = box.origin
-        if max(abs(a - b) for a, b in zip(box_xyxy, box.box_xyxy, strict=True)) > REPORTED_CLIP_PX:
-            detail = f"{name} {_show(box.box_xyxy)} -> {_show(box_xyxy)} in {path.name}"
-            log.adjusted("clipped", box.origin, detail, **known)
-        kept.append(box._replace(box_xyxy=box_xyxy))
-    return _as_record(path, header, kept)
+        else:
+            fault = (
+                f"the labels say the image is {stated}, the file is {actual}; restore the image that was labelled, "
+                "or scale the boxes and correct the size"
+            )
+        self._log.bad(origin, fault)
+        return None
+
+    def add(self, path: Path, header: ImageHeader, boxes: Sequence[RawBox]) -> None:
+        """Add an image with its boxes."""
+        self._images.append((path, header.width, header.height, len(boxes), self._log.moment()))
+        self._boxes += boxes
+        if max(len(self._images), len(self._boxes)) >= _BLOCK:
+            self._apply_policy()
+
+    def table(self) -> RecordTable:
+        """The records of all images; nothing may be added afterwards."""
+        self._apply_policy()
+        return self._records.table()
+
+    def _apply_policy(self) -> None:
+        if not self._images:
+            return
+        paths, widths, heights, counts, _ = zip(*self._images, strict=True)
+        class_ids, boxes, heads, numbers, ignored, areas = zip(*self._boxes, strict=True) if self._boxes else [()] * 6
+        images = np.repeat(np.arange(len(counts)), counts)
+        stated_xyxy = np.array(boxes, np.float64).reshape(-1, 4)
+        limits = np.array([widths, heights, widths, heights], np.float64).T[images]
+        boxes_xyxy = np.where(stated_xyxy < 0.0, 0.0, stated_xyxy)
+        boxes_xyxy = np.where(boxes_xyxy > limits, limits, boxes_xyxy)
+        is_reported = (boxes_xyxy[:, 2:] <= boxes_xyxy[:, :2]).any(axis=1) | _may_repeat(boxes_xyxy, images)
+        is_reported |= np.abs(boxes_xyxy - stated_xyxy).max(axis=1, initial=0.0) > REPORTED_CLIP_PX
+        is_kept = np.ones(len(images), np.bool_)
+        for image in np.unique(images[is_reported]).tolist():
+            rows = slice(*np.searchsorted(images, [image, image + 1]).tolist())
+            is_kept[rows] = self._report(image, self._boxes[rows], boxes_xyxy[rows].tolist())
+        sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+        areas_px = np.where(np.isnan(np.array(areas, np.float64)), sides[:, 0] * sides[:, 1], areas)
+        self._records.extend(
+            paths,
+            [head for head, kept in zip(heads, is_kept.tolist(), strict=True) if kept],
+            np.bincount(images[is_kept], minlength=len(counts)),
+            widths=widths,
+            heights=heights,
+            boxes_xyxy=boxes_xyxy[is_kept],
+            class_ids=np.array(class_ids, np.int64)[is_kept],
+            ignored=np.array(ignored, np.bool_)[is_kept],
+            areas=areas_px[is_kept],
+            numbers=np.array(numbers, np.int64)[is_kept],
+        )
+        self._images, self._boxes = [], []
+
+    def _report(self, image: int, boxes: Sequence[RawBox], clipped_xyxy: Sequence[Sequence[float]]) -> list[bool]:
+        """Whether each box of an image stays; the log is told what the policy does to them."""
+        path, width, height, _, moment = self._images[image]
+        stays: list[bool] = []
+        first_origins: dict[tuple[object, ...], str] = {}
+        for box, clipped in zip(boxes, clipped_xyxy, strict=True):
+            kind: AdjustmentKind | None = None
+            origin, name, key = box.origin, self._class_names[box.class_id], (box.class_id, box.ignored, *clipped)
+            if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+                kind, detail = "dropped-empty", f"has no area within {width}x{height}"
+            elif key in first_origins:
+                kind, detail = "dropped-duplicate", f"repeats {first_origins[key]}"
+            elif max(abs(a - b) for a, b in zip(clipped, box.box_xyxy, strict=True)) > REPORTED_CLIP_PX:
+                kind, detail = "clipped", f"-> {_show(clipped)} in {path.name}"
+            stays.append(kind in (None, "clipped"))
+            if stays[-1]:
+                first_origins[key] = origin
+            if kind is not None:
+                detail, known = f"{name} {_show(box.box_xyxy)} {detail}", {"class_name": name, "box_xyxy": box.box_xyxy}
+                self._log.adjusted(kind, origin, detail, moment, image=path, **known)
+        return stays
 
 
-def _as_record(path: Path, header: ImageHeader, boxes: Sequence[RawBox]) -> Record:
-    boxes_xyxy = np.array([box.box_xyxy for box in boxes], dtype=np.float64).reshape(-1, 4)
-    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    areas = sides[:, 0] * sides[:, 1]
-    for index, box in enumerate(boxes):
-        if box.area is not None:
-            areas[index] = box.area
-    return Record(
-        path=path,
-        width=header.width,
-        height=header.height,
-        boxes_xyxy=boxes_xyxy,
-        class_ids=np.array([box.class_id for box in boxes], dtype=np.int64),
-        ignored=np.array([box.ignored for box in boxes], dtype=np.bool_),
-        areas=areas,
-        origins=tuple(box.origin for box in boxes),
-    )
+def _may_repeat(boxes_xyxy: NDArray[np.float64], images: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,) bool, true for every box that lies where another of its image does, and by chance for others."""
+    keys = (boxes_xyxy * [1.0, 3**0.5, 5**0.5, 7**0.5]).sum(axis=1)
+    order = np.lexsort((keys, images))
+    is_same = (np.diff(keys[order]) == 0) & (np.diff(images[order]) == 0)
+    return np.isin(np.arange(len(images)), order[1:][is_same])
 
 
-def _clip(box_xyxy: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = box_xyxy
-    return (
-        min(max(x1, 0.0), float(width)),
-        min(max(y1, 0.0), float(height)),
-        min(max(x2, 0.0), float(width)),
-        min(max(y2, 0.0), float(height)),
-    )
-
-
-def _show(box_xyxy: tuple[float, float, float, float]) -> str:
+def _show(box_xyxy: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:g}" for value in box_xyxy) + ")"

@@ -7,111 +7,44 @@ Corners are taken as they stand, without the historical shift by one: xmax = wid
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+from xml.etree import ElementTree
 from xml.parsers import expat
 
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.common import (
-    SPLITS,
+    Box,
     Fence,
-    Folders,
     RawBox,
     ReadingLog,
+    SplitBuilder,
     assign_splits,
-    build_record,
+    distinct_class_names,
     exists,
     is_class_name,
     is_image_name,
     plain_number,
-    read_image_header,
-    sizes_agree,
     split_of,
     without_links,
 )
-from anchorite.data.records import RecordTable, TableBuilder
+from anchorite.data.records import RecordTable
 from anchorite.errors import InputError
 from anchorite.reading import decode_utf8, read_limited, shorten
 
-_MAX_BYTES = 16_000_000
+LOOKED_FOR = (
+    "VOC: ImageSets/Main/<split>.txt with Annotations, or folders train, val, test or Annotations holding *.xml"
+)
+_MAX_XML_BYTES = 16_000_000
+_MAX_LIST_BYTES = 64_000_000
 _MAX_DEPTH = 32
 _MAX_ELEMENTS = 500_000
-
-
-@dataclass(slots=True)
-class XmlElement:
-    """An element: its tag, the line it begins in, the text directly in it and the elements in it."""
-
-    tag: str
-    line: int
-    text: str = ""
-    children: list[XmlElement] = field(default_factory=list)
-
-    def child(self, tag: str) -> XmlElement | None:
-        """The first child of that tag, or None."""
-        return next((child for child in self.children if child.tag == tag), None)
-
-    def text_of(self, tag: str) -> str | None:
-        """The text of the first child of that tag without surrounding space, or None when there is no such child."""
-        child = self.child(tag)
-        return None if child is None else child.text.strip()
-
-
-def read_xml(path: Path) -> XmlElement:
-    """The root element of an XML file.
-
-    Raises InputError naming file and line for malformed XML, a DOCTYPE (and with it every entity), deep nesting
-    and more elements than any annotation needs.
-    """
-    data = read_limited(path, _MAX_BYTES)
-    parser = expat.ParserCreate()
-    top = XmlElement("", 0)
-    open_elements: list[tuple[XmlElement, list[str]]] = [(top, [])]
-    num_elements = 0
-
-    def start(tag: str, _: dict[str, str]) -> None:
-        nonlocal num_elements
-        num_elements += 1
-        if len(open_elements) > _MAX_DEPTH:
-            raise InputError(f"{path}:{parser.CurrentLineNumber}: nested deeper than {_MAX_DEPTH} levels")
-        if num_elements > _MAX_ELEMENTS:
-            raise InputError(f"{path}:{parser.CurrentLineNumber}: more than {_MAX_ELEMENTS} elements")
-        element = XmlElement(tag, parser.CurrentLineNumber)
-        open_elements[-1][0].children.append(element)
-        open_elements.append((element, []))
-
-    def end(_: str) -> None:
-        element, texts = open_elements.pop()
-        element.text = "".join(texts)  # once: a text may come in a million pieces
-
-    def characters(text: str) -> None:
-        open_elements[-1][1].append(text)
-
-    def refuse_doctype(*_: object) -> None:
-        raise InputError(f"{path}:{parser.CurrentLineNumber}: a DOCTYPE is not read; remove it")
-
-    parser.buffer_text = True
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = characters
-    parser.StartDoctypeDeclHandler = refuse_doctype
-    try:
-        parser.Parse(data, True)
-    except expat.ExpatError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid XML: {expat.ErrorString(error.code)}") from error
-    except (ValueError, LookupError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not readable as XML: {shorten(str(error))}") from error  # an encoding expat lacks
-    return top.children[0]
-
-
-_MAX_LIST_BYTES = 64_000_000
 _XML_FOLDERS = ("Annotations", "annotations")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 _CLASS_LISTS = ("classes.txt", "class_names.txt", "labels.txt")
+# What remains of a message when the path is taken off its front.
+_LINE_AND_REASON = re.compile(r"(:[0-9]+)?(?:: )?(.*)", re.DOTALL)
 
 
 class VocItem(NamedTuple):
@@ -126,9 +59,25 @@ class VocItem(NamedTuple):
 class VocLayout(NamedTuple):
     """The items of each split, the folders that can hold their images, and the list of class names if there is one."""
 
-    splits: dict[str, tuple[VocItem, ...]]
-    image_folders: dict[str, tuple[Path, ...]]
+    splits: dict[str, list[VocItem]]
+    image_folders: dict[str, list[Path]]
     class_list: Path | None
+
+
+class _Object(NamedTuple):
+    class_name: str
+    box_xyxy: Box
+    is_difficult: bool
+    line: int
+
+
+class _Annotation(NamedTuple):
+    """What an xml says: stated_wh is the size of the image, 0 where it says none."""
+
+    item: VocItem
+    file_name: str
+    stated_wh: tuple[int, int]
+    objects: list[_Object]
 
 
 def find_voc(folder: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
@@ -144,86 +93,68 @@ def find_voc(folder: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
     return None
 
 
-def read_class_list(path: Path) -> tuple[str, ...]:
-    """Class names, one a line; InputError as file:line for a name that stands twice or holds a control character."""
-    lines: dict[str, int] = {}
-    for number, line in enumerate(decode_utf8(read_limited(path, _MAX_LIST_BYTES), path).splitlines(), start=1):
-        name = line.strip()
-        if name in lines:
-            raise InputError(f"{path}:{number}: the class name {shorten(name)} stands twice (line {lines[name]})")
-        if name and not is_class_name(name):
-            raise InputError(f"{path}:{number}: {shorten(name)} cannot name a class; give it a word")
-        if name:
-            lines[name] = number
-    if not lines:
-        raise InputError(f"{path}: holds no class names; add them, one a line, or remove the file")
-    return tuple(lines)
-
-
 def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
     xml_folder = next((base / name for name in _XML_FOLDERS if (base / name).is_dir()), None)
     lists = {path.stem: path for path in sorted((base / "ImageSets" / "Main").glob("*.txt"))}
     # VOC itself adds lists like cat_train.txt, one a class, which repeat the images of the split with a flag.
-    lists = {stem: path for stem, path in lists.items() if "_" not in stem or split_of(stem.rsplit("_", 1)[1]) is None}
-    lists = {stem: path for stem, path in lists.items() if not stem.endswith("_trainval")}
+    for stem in list(lists):
+        _, underscore, last_word = stem.rpartition("_")
+        if underscore and (split_of(last_word) is not None or last_word == "trainval"):
+            del lists[stem]
     if xml_folder is None or not lists:
         return None
-    chosen = assign_splits(lists, log)
-    for path in chosen.values():
+    splits: dict[str, list[VocItem]] = {}
+    for split, path in assign_splits(lists, log).items():
         log.dependencies.add_file(path)
-    splits = {split: _listed_items(fence.check(path), xml_folder) for split, path in chosen.items()}
-    image_folders = _existing([base / name for name in _IMAGE_FOLDERS] + [xml_folder], log)
+        items = splits[split] = []
+        for number, line in enumerate(_lines(fence.check(path)), start=1):
+            name = PurePosixPath(line.strip())
+            if "\0" in line:
+                raise InputError(f"{path}:{number}: the line contains NUL bytes; the file is damaged")
+            if name.name:
+                stem, subfolder = name.stem if is_image_name(name.name) else name.name, str(name.parent)
+                items.append(VocItem(xml_folder / subfolder / f"{stem}.xml", f"{path}:{number}", subfolder))
+    image_folders = log.folders.existing([*(base / name for name in _IMAGE_FOLDERS), xml_folder])
     return VocLayout(splits, dict.fromkeys(splits, image_folders), _class_list([base], fence, log))
 
 
-def _listed_items(path: Path, xml_folder: Path) -> tuple[VocItem, ...]:
-    items: list[VocItem] = []
-    for number, line in enumerate(decode_utf8(read_limited(path, _MAX_LIST_BYTES), path).splitlines(), start=1):
-        origin = f"{path}:{number}"
-        name = PurePosixPath(line.strip())
-        if "\0" in line:
-            raise InputError(f"{origin}: the line contains NUL bytes; the file is damaged")
-        if name.name:
-            stem = name.stem if is_image_name(name.name) else name.name
-            subfolder = str(name.parent)
-            items.append(VocItem(xml_folder / subfolder / f"{stem}.xml", origin, subfolder))
-    return tuple(items)
+def _lines(path: Path) -> list[str]:
+    return decode_utf8(read_limited(path, _MAX_LIST_BYTES), path).splitlines()
 
 
 def _plain_folders(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
     for home in (base, *(base / name for name in _XML_FOLDERS)):
         if not home.is_dir():
             continue
-        named = {child.name: child for child in sorted(home.iterdir()) if split_of(child.name) and child.is_dir()}
-        xml_folders = {name: found for name, child in named.items() if (found := _xml_folder(child)) is not None}
+        xml_folders: dict[str, Path] = {}
+        for child in sorted(home.iterdir()):
+            if split_of(child.name) and child.is_dir():
+                for folder in filter(_has_xml, (child, *(child / name for name in _XML_FOLDERS))):
+                    xml_folders.setdefault(child.name, folder)
         if xml_folders:
             return _layout(assign_splits(xml_folders, log), base, fence, log)
-        if any(home.glob("*.xml")):
+        if _has_xml(home):
             return _layout({split_of(home.absolute().name) or "train": home}, base, fence, log)
     return None
 
 
-def _xml_folder(folder: Path) -> Path | None:
-    """The folder itself, or its Annotations, whichever holds xml files."""
-    candidates = [folder, *(folder / name for name in _XML_FOLDERS)]
-    return next((candidate for candidate in candidates if any(candidate.glob("*.xml"))), None)
+def _has_xml(folder: Path) -> bool:
+    return any(folder.glob("*.xml"))
 
 
-def _layout(xml_folders: dict[str, Path], base: Path, fence: Fence, log: ReadingLog) -> VocLayout:
-    splits: dict[str, tuple[VocItem, ...]] = {}
-    image_folders: dict[str, tuple[Path, ...]] = {}
-    for split in (split for split in SPLITS if split in xml_folders):
-        folder = xml_folders[split]
-        splits[split] = tuple(VocItem(path, str(path)) for path in sorted(folder.glob("*.xml")))
-        image_folders[split] = _existing(_near_folders(folder, split, base), log)
+def _layout(xml_folders: Mapping[str, Path], base: Path, fence: Fence, log: ReadingLog) -> VocLayout:
+    splits: dict[str, list[VocItem]] = {}
+    image_folders: dict[str, list[Path]] = {}
+    for split, folder in xml_folders.items():
+        splits[split] = [VocItem(path, str(path)) for path in sorted(folder.glob("*.xml"))]
+        image_folders[split] = log.folders.existing(_near_folders(folder, split, base))
     return VocLayout(splits, image_folders, _class_list([base, base / ".."], fence, log))
 
 
 def _near_folders(xml_folder: Path, split: str, base: Path) -> list[Path]:
     """Where images of a folder of xml files may be: with them, beside them, or in a tree of the same splits."""
     folders = [xml_folder, *(xml_folder / name for name in _IMAGE_FOLDERS)]
-    names = [xml_folder.name, xml_folder.parent.name, split]
-    names = list(dict.fromkeys(name for name in names if split_of(name) == split))
+    names = [name for name in (xml_folder.name, xml_folder.parent.name, split) if split_of(name) == split]
     above = xml_folder
     while True:
         is_outermost = above == base
@@ -235,13 +166,6 @@ def _near_folders(xml_folder: Path, split: str, base: Path) -> list[Path]:
         folders += [*(above / name for name in names), above]
 
 
-def _existing(folders: Iterable[Path], log: ReadingLog) -> tuple[Path, ...]:
-    distinct = dict.fromkeys(folders)
-    for folder in distinct:
-        log.dependencies.add_candidate(folder)
-    return tuple(folder for folder in distinct if folder.is_dir())
-
-
 def _class_list(folders: Iterable[Path], fence: Fence, log: ReadingLog) -> Path | None:
     """The first list of class names; one above the dataset is taken too, but none through a link that leads out."""
     for path in (folder / name for folder in folders for name in _CLASS_LISTS):
@@ -251,22 +175,12 @@ def _class_list(folders: Iterable[Path], fence: Fence, log: ReadingLog) -> Path 
     return None
 
 
-# What remains of a message when the path is taken off its front.
-_LINE_AND_REASON = re.compile(r"(:[0-9]+)?(?:: )?(.*)", re.DOTALL)
-
-
-class _Object(NamedTuple):
-    class_name: str
-    box_xyxy: tuple[float, float, float, float]
-    is_difficult: bool
-    origin: str
-
-
-class _Annotation(NamedTuple):
-    item: VocItem
-    file_name: str | None
-    size_wh: tuple[int, int] | None
-    objects: tuple[_Object, ...]
+def read_class_list(path: Path) -> tuple[str, ...]:
+    """Class names, one a line; InputError as file:line for a name that stands twice or holds a control character."""
+    lines = [(number, line.strip()) for number, line in enumerate(_lines(path), start=1) if line.strip()]
+    if not lines:
+        raise InputError(f"{path}: holds no class names; add them, one a line, or remove the file")
+    return distinct_class_names(lines, path)
 
 
 def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool = False) -> DatasetIndex:
@@ -276,31 +190,37 @@ def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool
     """
     image_folders = [folder for folders in layout.image_folders.values() for folder in folders]
     fence = Fence([root, *without_links(image_folders, root)], allow_outside)
+    class_names: tuple[str, ...] = ()
     if layout.class_list:
         log.dependencies.add_file(layout.class_list)
-    known_names = read_class_list(layout.class_list) if layout.class_list else None
+        class_names = read_class_list(layout.class_list)
     annotations: dict[str, list[_Annotation]] = {}
     for split, items in layout.splits.items():
         log.split = split
-        annotations[split] = _read_annotations(items, fence, known_names, log)
-    class_names = known_names or tuple(
-        sorted({thing.class_name for split in annotations.values() for one in split for thing in one.objects})
-    )
-    folders = Folders(log.dependencies)
+        annotations[split] = _read_annotations(items, fence, class_names, log)
+    every = (annotation for split in annotations.values() for annotation in split)
+    class_names = class_names or tuple(sorted({thing.class_name for one in every for thing in one.objects}))
     splits: dict[str, RecordTable] = {}
-    for split, image_folders_of_split in layout.image_folders.items():
+    for split, folders in layout.image_folders.items():
         log.split = split
-        splits[split] = _read_images(annotations[split], image_folders_of_split, class_names, folders, fence, log)
+        splits[split] = _read_images(
+            annotations[split], folders, SplitBuilder(class_names, fence, log), class_names, log
+        )
     log.split = None
     log.raise_if_bad(root)
     if not class_names:
         raise InputError(f"{root}: no xml names an object, so there are no classes")
-    _note_unlabelled(splits, folders, log)
+    # Images of the folders used that have no xml are left out, for nobody looked whether they are empty.
+    used = {path for records in splits.values() for path in records.paths()}
+    for folder in sorted({path.parent for path in used}):
+        names = filter(is_image_name, log.folders.names(folder))
+        unlabelled = [name for name in names if folder / name not in used]
+        log.adjusted_files("ignored-file", folder, unlabelled, "images in no split, or without xml")
     return DatasetIndex(root, "voc", class_names, splits, log.adjustments)
 
 
 def _read_annotations(
-    items: tuple[VocItem, ...], fence: Fence, known_names: tuple[str, ...] | None, log: ReadingLog
+    items: Sequence[VocItem], fence: Fence, known_names: Sequence[str], log: ReadingLog
 ) -> list[_Annotation]:
     annotations: list[_Annotation] = []
     first_origins: dict[Path, str] = {}
@@ -315,10 +235,7 @@ def _read_annotations(
             log.bad(item.origin, f"{path} does not exist; add it, or take the line out")
             continue
         try:
-            refusal = fence.refusal(path)
-            if refusal:
-                raise InputError(refusal)
-            annotations.append(_read_annotation(item, known_names, log))
+            annotations.append(_read_annotation(item, read_xml(fence.check(path)), known_names, log))
         except InputError as error:
             located = _LINE_AND_REASON.fullmatch(str(error).removeprefix(str(path)))
             assert located is not None
@@ -326,34 +243,88 @@ def _read_annotations(
     return annotations
 
 
-def _read_annotation(item: VocItem, known_names: tuple[str, ...] | None, log: ReadingLog) -> _Annotation:
+def read_xml(path: Path) -> ElementTree.Element:
+    """The root element of an XML file; each element has its line as the attribute "line".
+
+    Raises InputError naming file and line for malformed XML, a DOCTYPE (and with it every entity), deep nesting
+    and more elements than any annotation needs.
+    """
+    data = read_limited(path, _MAX_XML_BYTES)
+    parser, builder = expat.ParserCreate(), ElementTree.TreeBuilder()
+    num_elements = depth = 0
+
+    def refuse(reason: str) -> NoReturn:
+        raise InputError(f"{path}:{parser.CurrentLineNumber}: {reason}")
+
+    def start(tag: str, _: dict[str, str]) -> None:
+        nonlocal num_elements, depth
+        num_elements, depth = num_elements + 1, depth + 1
+        if depth > _MAX_DEPTH:
+            refuse(f"nested deeper than {_MAX_DEPTH} levels")
+        if num_elements > _MAX_ELEMENTS:
+            refuse(f"more than {_MAX_ELEMENTS} elements")
+        builder.start(tag, {"line": str(parser.CurrentLineNumber)})
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
+    parser.buffer_text = True
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = lambda *_: refuse("a DOCTYPE is not read; remove it")
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid XML: {expat.ErrorString(error.code)}") from error
+    except InputError:
+        raise
+    except (ValueError, LookupError) as error:  # an encoding that expat lacks
+        raise InputError(f"{path}: not readable as XML: {shorten(str(error))}") from error
+    return builder.close()
+
+
+def _read_annotation(
+    item: VocItem, document: ElementTree.Element, known_names: Sequence[str], log: ReadingLog
+) -> _Annotation:
     path = item.xml_path
-    document = read_xml(path)
     if document.tag != "annotation":
-        raise InputError(f"{path}:{document.line}: the root element is <{document.tag}>, not <annotation>")
+        raise InputError(f"{path}:{document.get('line')}: the root element is <{document.tag}>, not <annotation>")
     objects: list[_Object] = []
-    for element in (child for child in document.children if child.tag == "object"):
-        box = element.child("bndbox")
-        origin = f"{path}:{(box or element).line}"
+    for element in document.findall("object"):
+        box = element.find("bndbox")
+        line = int((element if box is None else box).attrib["line"])
         try:
-            objects.append(_read_object(element, known_names, origin))
+            objects.append(_read_object(element, box, known_names, line))
         except InputError as error:
-            log.bad(origin, str(error))
-    return _Annotation(item, document.text_of("filename"), _read_size(document, path), tuple(objects))
+            log.bad(f"{path}:{line}", str(error))
+    stated_wh = (0, 0)
+    size = document.find("size")
+    if size is not None:
+        width, height = (plain_number(_text(size, tag) or "") for tag in ("width", "height"))
+        if width is None or height is None or width < 0 or height < 0 or width % 1 or height % 1:
+            raise InputError(f"{path}:{size.get('line')}: <size> must hold width and height as whole numbers")
+        stated_wh = int(width), int(height)
+    # The last part of a name, at either kind of slash.
+    return _Annotation(item, PureWindowsPath(_text(document, "filename") or "").name, stated_wh, objects)
 
 
-def _read_object(element: XmlElement, known_names: tuple[str, ...] | None, origin: str) -> _Object:
-    name = element.text_of("name")
+def _read_object(
+    element: ElementTree.Element, box: ElementTree.Element | None, known_names: Sequence[str], line: int
+) -> _Object:
+    """An object; InputError, which names no place, when it is malformed. known_names: none when all are taken."""
+    name = _text(element, "name")
     if name is None or not is_class_name(name):
         raise InputError(f"the object has no usable <name> ({shorten(name)})")
-    if known_names is not None and name not in known_names:
+    if known_names and name not in known_names:
         raise InputError(f"the class is not in the dataset's list of class names ({shorten(name)})")
-    box = element.child("bndbox")
     if box is None:
         raise InputError(f"the object has no <bndbox> ({shorten(name)})")
     corners: list[float] = []
     for tag in ("xmin", "ymin", "xmax", "ymax"):
-        text = box.text_of(tag)
+        text = _text(box, tag)
         number = None if text is None else plain_number(text)
         if number is None:
             raise InputError(f"<{tag}> must be a plain finite number ({'absent' if text is None else shorten(text)})")
@@ -361,83 +332,62 @@ def _read_object(element: XmlElement, known_names: tuple[str, ...] | None, origi
     x1, y1, x2, y2 = corners
     if x2 < x1 or y2 < y1:
         raise InputError(f"xmax < xmin or ymax < ymin ({x1:g}, {y1:g}, {x2:g}, {y2:g})")
-    difficult = element.text_of("difficult") or "0"
+    difficult = _text(element, "difficult") or "0"
     if difficult not in ("0", "1"):
         raise InputError(f"<difficult> must be 0 or 1 ({shorten(difficult)})")
-    return _Object(name, (x1, y1, x2, y2), difficult == "1", origin)
+    return _Object(name, (x1, y1, x2, y2), difficult == "1", line)
 
 
-def _read_size(document: XmlElement, path: Path) -> tuple[int, int] | None:
-    size = document.child("size")
-    if size is None:
-        return None
-    numbers = [plain_number(size.text_of(tag) or "") for tag in ("width", "height")]
-    if any(number is None or number < 0 or number % 1 for number in numbers):
-        raise InputError(f"{path}:{size.line}: <size> must hold width and height as whole numbers")
-    width, height = (int(number or 0) for number in numbers)
-    return width, height
+def _text(element: ElementTree.Element, tag: str) -> str | None:
+    """The text of the first child of that tag without surrounding space, or None when there is no such child."""
+    text = element.findtext(tag)
+    return None if text is None else text.strip()
 
 
 def _read_images(
-    annotations: list[_Annotation],
-    image_folders: tuple[Path, ...],
-    class_names: tuple[str, ...],
-    folders: Folders,
-    fence: Fence,
+    annotations: Sequence[_Annotation],
+    folders: Sequence[Path],
+    builder: SplitBuilder,
+    class_names: Sequence[str],
     log: ReadingLog,
 ) -> RecordTable:
+    """The records of a split; folders: those that its images may lie in."""
     class_ids = {name: index for index, name in enumerate(class_names)}
-    records = TableBuilder()
     owners: dict[Path, Path] = {}
     for annotation in annotations:
         path = annotation.item.xml_path
         try:
-            image = _find_image(annotation, image_folders, folders)
+            image = _find_image(annotation, [folder / annotation.item.subfolder for folder in folders], log)
             if owners.setdefault(image, path) != path:
                 raise InputError(f"{image} belongs to {owners[image]} already; keep one of the two")
         except InputError as error:
             log.bad(str(path), str(error))
             continue
-        header = read_image_header(image, fence, log)
-        if header is None or not sizes_agree(header, annotation.size_wh, str(path), log):
-            continue
-        boxes = [
-            RawBox(class_ids[thing.class_name], thing.box_xyxy, thing.origin, thing.is_difficult)
-            for thing in annotation.objects
-        ]
-        records.append(build_record(image, header, boxes, class_names, log))
-    return records.table()
+        header = builder.header(image, annotation.stated_wh, str(path))
+        if header is not None:
+            head = f"{path}:"
+            boxes = [
+                RawBox(class_ids[name], box, head, line, is_difficult)
+                for name, box, is_difficult, line in annotation.objects
+            ]
+            builder.add(image, header, boxes)
+    return builder.table()
 
 
-def _find_image(annotation: _Annotation, image_folders: tuple[Path, ...], folders: Folders) -> Path:
+def _find_image(annotation: _Annotation, places: Sequence[Path], log: ReadingLog) -> Path:
     """The image of an xml: the one with the xml's stem, else the one of <filename> (people rename files)."""
-    path = annotation.item.xml_path
-    named = PureWindowsPath(annotation.file_name or "").name  # splits at both kinds of slashes
-    places = [folder / annotation.item.subfolder for folder in image_folders]
+    path, named = annotation.item.xml_path, annotation.file_name
     for place in places:
-        candidates = folders.images_by_stem(place).get(path.stem, [])
+        candidates = log.folders.images_by_stem(place).get(path.stem, [])
         if named in candidates:
             return place / named
         if len(candidates) > 1:
             raise InputError(f"two images could be meant ({', '.join(candidates)}); set <filename>")
         if candidates:
             return place / candidates[0]
-    stem = PurePosixPath(named).stem
-    if not folders.has(path.with_name(f"{stem}.xml")):  # an image with an xml of its own is not this one's
-        for place in places:
-            if named in folders.images_by_stem(place).get(stem, []):
+    if is_image_name(named) and not log.folders.has(path.with_name(f"{PurePosixPath(named).stem}.xml")):
+        for place in places:  # an image with an xml of its own is not this one's
+            if log.folders.has(place / named):
                 return place / named
     looked = ", ".join(str(place) for place in places)
     raise InputError(f"no image named {path.stem} or {shorten(named)}; looked in {looked}")
-
-
-def _note_unlabelled(splits: dict[str, RecordTable], folders: Folders, log: ReadingLog) -> None:
-    """Say which images of the folders used have no xml: they are left out, for nobody looked whether they are empty."""
-    used = {path for records in splits.values() for path in records.paths()}
-    for folder in sorted({path.parent for path in used}):
-        names = {name for names in folders.images_by_stem(folder).values() for name in names}
-        unlabelled = sorted(name for name in names if folder / name not in used)
-        if unlabelled:
-            listed = ", ".join(unlabelled[:5]) + (", ..." if len(unlabelled) > 5 else "")
-            detail = f"{len(unlabelled)} images in no split, or without xml: {listed}"
-            log.adjusted("ignored-file", str(folder), detail, files=tuple(folder / name for name in unlabelled))

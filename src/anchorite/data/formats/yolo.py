@@ -6,50 +6,99 @@ beside the image; an image without a label file is background. Legend: K classes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import dropwhile
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import yaml
 
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.common import (
     Fence,
-    Folders,
     RawBox,
     ReadingLog,
-    build_record,
+    SplitBuilder,
+    distinct_class_names,
     exists,
-    is_class_name,
     is_image_name,
     plain_integer,
     plain_number,
-    read_image_header,
     split_of,
     walk_images,
 )
 from anchorite.data.headers import ImageHeader
-from anchorite.data.records import Record, RecordTable, TableBuilder
+from anchorite.data.records import RecordTable
 from anchorite.errors import InputError
 from anchorite.plain_yaml import kind_of, line_of, read_yaml_mapping
 from anchorite.reading import printable, read_limited, shorten
 
+LOOKED_FOR = "YOLO: data.yaml, or one *.yaml with names and train"
+_MAX_LINE_BYTES = 1_000_000
+_MAX_LABEL_BYTES = 64_000_000
+_MAX_LIST_BYTES = 512_000_000
+_BOM = b"\xef\xbb\xbf"
 
-@dataclass(frozen=True, slots=True)
-class SplitSource:
+# Numbers written with four decimals may lie this far outside 0..1 by rounding alone.
+RANGE_TOLERANCE = 1e-4
+
+YoloRow = tuple[int, float, float, float, float]
+
+
+class SplitSource(NamedTuple):
     """One folder of images, or one text file that lists images; origin: the "file:line" that names it."""
 
     path: Path
     origin: str
 
 
-@dataclass(frozen=True, slots=True)
-class YoloConfig:
+class YoloConfig(NamedTuple):
     """A data.yaml as read. folder: what `path:` names, else the yaml's own folder; class_names: K names."""
 
+    path: Path
     folder: Path
     class_names: tuple[str, ...]
-    splits: dict[str, tuple[SplitSource, ...]]
+    splits: dict[str, list[SplitSource]]
+
+
+def find_yolo(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
+    """The data.yaml of a folder: a file of that name, else the only *.yaml with names and a train split.
+
+    Raises InputError when it is a link that leads out of the fence.
+    """
+    if root.is_file():
+        return root
+    for name in ("data.yaml", "data.yml"):
+        if (root / name).is_file():
+            return fence.check(root / name)
+    fitting: list[Path] = []
+    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
+        try:
+            if not fence.refusal(path) and {"names", "train"} <= read_yaml_mapping(path).keys():
+                fitting.append(path)
+        except InputError:
+            continue  # any yaml may lie there
+    if len(fitting) > 1:
+        listed = ", ".join(path.name for path in fitting)
+        raise InputError(f"{root}: several files could be the data.yaml ({listed}); name the one to use")
+    return fitting[0] if fitting else None
+
+
+def read_yolo(yaml_path: Path, root: Path, log: ReadingLog, allow_outside: bool = False) -> DatasetIndex:
+    """Read the dataset of a data.yaml; records in the order of path, or of the list where a split is a list.
+
+    Raises InputError for a bad data.yaml at once, and for bad rows and images after all have been read.
+    """
+    fence = Fence([yaml_path.parent], allow_outside)
+    log.dependencies.add_file(yaml_path)
+    config = read_yolo_config(yaml_path, fence, log)
+    splits: dict[str, RecordTable] = {}
+    for split, sources in config.splits.items():
+        log.split = split
+        splits[split] = _read_split(config, sources, fence, log)
+    log.split = None
+    log.raise_if_bad(root)
+    return DatasetIndex(root, "yolo", config.class_names, splits, log.adjustments)
 
 
 def read_yolo_config(path: Path, fence: Fence, log: ReadingLog) -> YoloConfig:
@@ -59,63 +108,55 @@ def read_yolo_config(path: Path, fence: Fence, log: ReadingLog) -> YoloConfig:
     nothing to skip.
     """
     nodes = read_yaml_mapping(path)
+    stated = {key: node for key, node in nodes.items() if kind_of(node) != "null"}
     class_names = _class_names(nodes, path)
-    _check_count(nodes, path, len(class_names))
-    folder = _folder(nodes, path, fence, log)
-    splits: dict[str, tuple[SplitSource, ...]] = {}
-    for key, node in nodes.items():
+    folder = _folder(stated["path"], path, fence, log) if "path" in stated else path.parent
+    splits: dict[str, list[SplitSource]] = {}
+    for key, node in stated.items():
         split = split_of(key)
-        if split is None or kind_of(node) == "null":
-            continue
         if split in splits:
             raise InputError(
                 f"{path}:{line_of(node)}: {printable(key, 60)}: names the {split} split a second time; remove one"
             )
-        items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        splits[split] = tuple(_source(item, key, path, folder, fence, log) for item in items)
+        if split is not None:
+            items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+            splits[split] = [_source(item, printable(key, 60), path, folder, fence, log) for item in items]
     if not splits:
         raise InputError(f"{path}: no split; add lines such as `train: images/train` and `val: images/val`")
     if "download" in nodes:
         origin = f"{path}:{line_of(nodes['download'])}"
         log.adjusted("ignored-key", origin, "download: is never run; all splits are here already")
-    return YoloConfig(folder, class_names, splits)
+    return YoloConfig(path, folder, class_names, splits)
 
 
-def _class_names(nodes: dict[str, yaml.Node], path: Path) -> tuple[str, ...]:
+def _class_names(nodes: Mapping[str, yaml.Node], path: Path) -> tuple[str, ...]:
     if "names" not in nodes:
         raise InputError(f"{path}: no names; add a line such as `names: [cat, dog]`, in the order of the class numbers")
     node = nodes["names"]
-    if isinstance(node, yaml.SequenceNode):
-        items = list(node.value)
-    elif isinstance(node, yaml.MappingNode):
-        items = _in_class_order(node, path)
-    else:
+    items = _in_class_order(node, path) if isinstance(node, yaml.MappingNode) else node.value
+    if not isinstance(items, list):
         raise InputError(f"{path}:{line_of(node)}: names must be a list such as [cat, dog]; got {shorten(node.value)}")
     if not items:
         raise InputError(f"{path}:{line_of(node)}: names is empty; name at least one class")
-    lines: dict[str, int] = {}
     for item in items:
-        name, line = _class_name(item, path), line_of(item)
-        if name in lines:
+        where = f"{path}:{line_of(item)}"
+        if not isinstance(item, yaml.ScalarNode):
+            raise InputError(f"{where}: a class name must be a word; got a nested list or mapping")
+        if kind_of(item) != "str":
             raise InputError(
-                f"{path}:{line}: the class name {shorten(name)} stands twice (line {lines[name]}); rename one"
+                f"{where}: YAML reads the class name {shorten(item.value)} as {kind_of(item)}; put it in quotes: "
+                f'"{printable(item.value, 60)}"'
             )
-        lines[name] = line
-    return tuple(lines)
-
-
-def _class_name(node: yaml.Node, path: Path) -> str:
-    where = f"{path}:{line_of(node)}"
-    if not isinstance(node, yaml.ScalarNode):
-        raise InputError(f"{where}: a class name must be a word; got a nested list or mapping")
-    if kind_of(node) != "str":
+    names = distinct_class_names(((line_of(item), item.value) for item in items), path)
+    count = nodes.get("nc")
+    if count is None or kind_of(count) == "null":
+        return names
+    if not isinstance(count, yaml.ScalarNode) or plain_integer(count.value) != len(names):
         raise InputError(
-            f"{where}: YAML reads the class name {shorten(node.value)} as {kind_of(node)}; put it in quotes: "
-            f'"{printable(node.value, 60)}"'
+            f"{path}:{line_of(count)}: nc is {shorten(count.value)}, but names has {len(names)}; correct the one that "
+            "is wrong, or remove nc"
         )
-    if not is_class_name(node.value):
-        raise InputError(f"{where}: {shorten(node.value)} cannot name a class; give it a word")
-    return str(node.value)
+    return names
 
 
 def _in_class_order(node: yaml.MappingNode, path: Path) -> list[yaml.Node]:
@@ -136,22 +177,8 @@ def _in_class_order(node: yaml.MappingNode, path: Path) -> list[yaml.Node]:
     return [items[number] for number in range(len(items))]
 
 
-def _check_count(nodes: dict[str, yaml.Node], path: Path, num_names: int) -> None:
-    node = nodes.get("nc")
-    if node is None or kind_of(node) == "null":
-        return
-    stated = plain_integer(node.value) if isinstance(node, yaml.ScalarNode) else None
-    if stated != num_names:
-        raise InputError(
-            f"{path}:{line_of(node)}: nc is {shorten(node.value)}, but names has {num_names}; correct the one that is "
-            "wrong, or remove nc"
-        )
-
-
-def _folder(nodes: dict[str, yaml.Node], path: Path, fence: Fence, log: ReadingLog) -> Path:
-    node = nodes.get("path")
-    if node is None or kind_of(node) == "null":
-        return path.parent
+def _folder(node: yaml.Node, path: Path, fence: Fence, log: ReadingLog) -> Path:
+    """The folder that `path:` names."""
     origin = f"{path}:{line_of(node)}"
     text = _text(node, "path", origin)
     folder, shown = path.parent / text, printable(text, 100)
@@ -168,17 +195,17 @@ def _folder(nodes: dict[str, yaml.Node], path: Path, fence: Fence, log: ReadingL
 
 
 def _source(node: yaml.Node, key: str, path: Path, folder: Path, fence: Fence, log: ReadingLog) -> SplitSource:
+    """What an entry of a split names."""
     origin = f"{path}:{line_of(node)}"
     text = _text(node, key, origin)
     target, shown = folder / text, printable(text, 100)
     log.dependencies.add_candidate(target)
-    key = printable(key, 60)
     refusal = fence.refusal(target)
     if refusal or not exists(target):
-        inside = path.parent / _without_leading_parents(text)
+        # A common exporter writes ../train/images for the train/images that lies beside its data.yaml.
+        inside = path.parent.joinpath(*dropwhile("..".__eq__, PurePosixPath(text).parts))
         log.dependencies.add_candidate(inside)
         if inside not in (target, path.parent) and exists(inside) and not fence.refusal(inside):
-            # A common exporter writes ../train/images for the train/images that lies beside its data.yaml.
             log.adjusted("relocated", origin, f"{key}: {shown} does not lie in the dataset; took {inside}")
             return SplitSource(inside, origin)
     if refusal:
@@ -199,63 +226,111 @@ def _text(node: yaml.Node, key: str, origin: str) -> str:
     return str(node.value)
 
 
-def _without_leading_parents(text: str) -> str:
-    parts = PurePosixPath(text).parts
-    while parts and parts[0] == "..":
-        parts = parts[1:]
-    return str(PurePosixPath(*parts))
+def _read_split(config: YoloConfig, sources: Sequence[SplitSource], fence: Fence, log: ReadingLog) -> RecordTable:
+    """The records of a split's folders and lists, in their order, each image once."""
+    builder = SplitBuilder(config.class_names, fence, log)
+    first_origins: dict[Path, str] = {}
+    num_labelled = 0
+    for source in sources:
+        is_list = source.path.is_file()
+        images = _listed_images(source.path, config, log) if is_list else _folder_images(source, fence, log)
+        labels: set[Path] = set()
+        for image, origin in images:
+            if image in first_origins:
+                detail = f"{image} stands in {first_origins[image]} already"
+                log.adjusted("repeated-image", origin, detail, image=image)
+                continue
+            first_origins[image] = origin
+            label = _label_path(image, config, log)
+            labels.add(label)
+            is_labelled = log.folders.has(label)
+            num_labelled += is_labelled
+            header = builder.header(image)
+            if header is None:
+                continue
+            boxes = _read_labels(label, image, header, len(config.class_names), fence, log) if is_labelled else []
+            if boxes is not None:
+                builder.add(image, header, boxes)
+        for folder in sorted({label.parent for label in labels}):
+            if not is_list and not folder.is_relative_to(source.path):  # beside the images, any text file may lie
+                texts = [name for name in log.folders.names(folder) if name.endswith(".txt") and name != "classes.txt"]
+                unused = [name for name in texts if folder / name not in labels]
+                log.adjusted_files("unused-label", folder, unused, "label files without image")
+    if first_origins and not num_labelled:
+        image, origin = next(iter(first_origins.items()))
+        looked_for = _label_path(image, config, log)
+        detail = f"none of the {len(first_origins)} images has a label file; looked for {looked_for}"
+        log.adjusted("no-labels", origin, detail)
+    return builder.table()
 
 
-_MAX_LINE_BYTES = 1_000_000
-_MAX_LABEL_BYTES = 64_000_000
-_MAX_LIST_BYTES = 512_000_000
-_BOM = b"\xef\xbb\xbf"
-
-# Numbers written with four decimals may lie this far outside 0..1 by rounding alone.
-RANGE_TOLERANCE = 1e-4
-
-YoloRow = tuple[int, float, float, float, float]
+def _folder_images(source: SplitSource, fence: Fence, log: ReadingLog) -> list[tuple[Path, str]]:
+    return [(image, source.origin) for image in walk_images(source.path, fence, log)]
 
 
-def find_yolo(folder: Path, fence: Fence) -> Path | None:
-    """The data.yaml of a folder: a file of that name, else the only *.yaml with names and a train split.
+def _listed_images(path: Path, config: YoloConfig, log: ReadingLog) -> list[tuple[Path, str]]:
+    """The images in a list and their origins; the log is told of lines that name none."""
+    images: list[tuple[Path, str]] = []
+    log.dependencies.add_file(path)
+    lines = read_limited(path, _MAX_LIST_BYTES).removeprefix(_BOM).split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        origin = f"{path}:{number}"
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            log.bad(origin, f"the line is not UTF-8 text ({shorten(line)})")
+            continue
+        if not text:
+            continue
+        if "\0" in text or not is_image_name(Path(text).name):
+            log.bad(origin, f"not the name of an image ({shorten(text)})")
+            continue
+        places = [folder / text for folder in (path.parent, config.folder)]
+        found = next((place for place in places if log.folders.has(place)), None)
+        if found is None:
+            log.bad(origin, f"the image does not exist ({shorten(text)}; looked at {places[0]})")
+        else:
+            images.append((found, origin))
+    return images
 
-    Raises InputError when it is a link that leads out of the fence.
-    """
-    for name in ("data.yaml", "data.yml"):
-        if (folder / name).is_file():
-            return fence.check(folder / name)
-    candidates = [path for path in sorted(folder.glob("*.y*ml")) if not fence.refusal(path)]
-    fitting = [path for path in candidates if _is_yolo_yaml(path)]
-    if len(fitting) > 1:
-        listed = ", ".join(path.name for path in fitting)
-        raise InputError(f"{folder}: several files could be the data.yaml ({listed}); name the one to use")
-    return fitting[0] if fitting else None
+
+def _label_path(image: Path, config: YoloConfig, log: ReadingLog) -> Path:
+    """Where the labels of an image are: the last `images` within the dataset as `labels`, else beside the image."""
+    beside = image.with_suffix(".txt")
+    for base in (config.path.parent, config.folder, Path(image.anchor)):
+        if image.is_relative_to(base):
+            folders = list(image.relative_to(base).parent.parts)
+            if "images" not in folders:
+                break
+            last = len(folders) - 1 - folders[::-1].index("images")
+            apart = base.joinpath(*folders[:last], "labels", *folders[last + 1 :], beside.name)
+            return beside if log.folders.has(beside) and not log.folders.has(apart) else apart
+    return beside
 
 
-def _is_yolo_yaml(path: Path) -> bool:
-    if path.suffix not in (".yaml", ".yml"):
-        return False
+def _read_labels(
+    path: Path, image: Path, header: ImageHeader, num_classes: int, fence: Fence, log: ReadingLog
+) -> list[RawBox] | None:
+    """The boxes in a label file; the log is told of bad rows. None when the file cannot be read at all."""
+    log.dependencies.add_file(path)
     try:
-        keys = read_yaml_mapping(path).keys()
-    except InputError:
-        return False
-    return "names" in keys and "train" in keys
-
-
-def read_yolo(yaml_path: Path, root: Path, log: ReadingLog, allow_outside: bool = False) -> DatasetIndex:
-    """Read the dataset of a data.yaml; records in the order of path, or of the list where a split is a list.
-
-    Raises InputError for a bad data.yaml at once, and for bad rows and images after all have been read.
-    """
-    fence = Fence([yaml_path.parent], allow_outside)
-    log.dependencies.add_file(yaml_path)
-    config = read_yolo_config(yaml_path, fence, log)
-    reader = _YoloReader(config, yaml_path.parent, fence, log)
-    splits = {split: reader.read_split(split, sources) for split, sources in config.splits.items()}
-    log.split = None
-    log.raise_if_bad(root)
-    return DatasetIndex(root, "yolo", config.class_names, splits, log.adjustments)
+        lines = read_limited(fence.check(path), _MAX_LABEL_BYTES).removeprefix(_BOM).split(b"\n")
+    except InputError as error:
+        log.bad(str(path), str(error).removeprefix(f"{path}: "), image)
+        return None
+    boxes: list[RawBox] = []
+    width, height, head = header.width, header.height, f"{path}:"
+    for number, line in enumerate(lines, start=1):
+        if not line.strip(b" \t\r"):
+            continue
+        row = parse_row(line, num_classes)
+        if isinstance(row, str):
+            log.bad(f"{head}{number}", row, image)
+            continue
+        class_id, cx, cy, w, h = row
+        corners = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
+        boxes.append(RawBox(class_id, corners, head, number))
+    return boxes
 
 
 def parse_row(line: bytes, num_classes: int) -> YoloRow | str:
@@ -284,143 +359,3 @@ def parse_row(line: bytes, num_classes: int) -> YoloRow | str:
             return f"{name} must lie in 0..1, as a part of the image's size ({shorten(column)})"
         numbers.append(number)
     return (class_id, numbers[0], numbers[1], numbers[2], numbers[3])
-
-
-class _YoloReader:
-    """Reads the splits of one data.yaml, sharing folder listings."""
-
-    def __init__(self, config: YoloConfig, home: Path, fence: Fence, log: ReadingLog) -> None:
-        self._config = config
-        self._home = home
-        self._fence = fence
-        self._log = log
-        self._folders = Folders(log.dependencies)
-
-    def read_split(self, split: str, sources: Iterable[SplitSource]) -> RecordTable:
-        """The records of a split's folders and lists, in their order, each image once."""
-        self._log.split = split
-        records = TableBuilder()
-        first_origins: dict[Path, str] = {}
-        num_labelled = 0
-        for source in sources:
-            is_list = source.path.is_file()
-            images = self._listed_images(source) if is_list else self._folder_images(source)
-            label_paths: set[Path] = set()
-            for image, origin in images:
-                if image in first_origins:
-                    detail = f"{image} stands in {first_origins[image]} already"
-                    self._log.adjusted("repeated-image", origin, detail, image=image)
-                    continue
-                first_origins[image] = origin
-                label_path = self._label_path(image)
-                label_paths.add(label_path)
-                num_labelled += self._folders.has(label_path)
-                record = self._read_image(image, label_path)
-                if record is not None:
-                    records.append(record)
-            if not is_list:
-                self._note_unused_labels(label_paths, source)
-        if first_origins and not num_labelled:
-            image = next(iter(first_origins))
-            self._log.adjusted(
-                "no-labels",
-                first_origins[image],
-                f"none of the {len(first_origins)} images has a label file; looked for {self._label_path(image)}",
-            )
-        return records.table()
-
-    def _folder_images(self, source: SplitSource) -> list[tuple[Path, str]]:
-        images = sorted(walk_images(source.path, self._fence, self._log.dependencies), key=lambda path: path.parts)
-        return [(image, source.origin) for image in images]
-
-    def _listed_images(self, source: SplitSource) -> list[tuple[Path, str]]:
-        images: list[tuple[Path, str]] = []
-        self._log.dependencies.add_file(source.path)
-        lines = read_limited(source.path, _MAX_LIST_BYTES).removeprefix(_BOM).split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            origin = f"{source.path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                text = line.decode("utf-8").strip()
-            except UnicodeDecodeError:
-                self._log.bad(origin, f"the line is not UTF-8 text ({shorten(line)})")
-                continue
-            if "\0" in text or not is_image_name(Path(text).name):
-                self._log.bad(origin, f"not the name of an image ({shorten(text)})")
-                continue
-            places = [folder / text for folder in (source.path.parent, self._config.folder)]
-            found = [place for place in places if self._folders.has(place)]
-            if found:
-                images.append((found[0], origin))
-            else:
-                self._log.bad(origin, f"the image does not exist ({shorten(text)}; looked at {places[0]})")
-        return images
-
-    def _label_path(self, image: Path) -> Path:
-        beside = image.with_suffix(".txt")
-        for base in (self._home, self._config.folder, Path(image.anchor)):
-            if not image.is_relative_to(base):
-                continue
-            folders = list(image.relative_to(base).parent.parts)
-            if "images" not in folders:
-                break
-            last = len(folders) - 1 - folders[::-1].index("images")
-            apart = base.joinpath(*folders[:last], "labels", *folders[last + 1 :], beside.name)
-            return beside if self._folders.has(beside) and not self._folders.has(apart) else apart
-        return beside
-
-    def _read_image(self, image: Path, label_path: Path) -> Record | None:
-        header = read_image_header(image, self._fence, self._log)
-        if header is None:
-            return None
-        boxes: list[RawBox] | None = []
-        if self._folders.has(label_path):
-            boxes = self._read_labels(label_path, image, header)
-        if boxes is None:
-            return None
-        return build_record(image, header, boxes, self._config.class_names, self._log)
-
-    def _read_labels(self, path: Path, image: Path, header: ImageHeader) -> list[RawBox] | None:
-        refusal = self._fence.refusal(path)
-        self._log.dependencies.add_file(path)
-        try:
-            if refusal:
-                raise InputError(refusal)
-            lines = read_limited(path, _MAX_LABEL_BYTES).removeprefix(_BOM).split(b"\n")
-        except InputError as error:
-            self._log.bad(str(path), str(error).removeprefix(f"{path}: "), image)
-            return None
-        boxes: list[RawBox] = []
-        for number, line in enumerate(lines, start=1):
-            if not line.strip(b" \t\r"):
-                continue
-            origin = f"{path}:{number}"
-            row = parse_row(line, len(self._config.class_names))
-            if isinstance(row, str):
-                self._log.bad(origin, row, image)
-            else:
-                boxes.append(RawBox(row[0], _to_pixels(row, header), origin))
-        return boxes
-
-    def _note_unused_labels(self, label_paths: set[Path], source: SplitSource) -> None:
-        for folder in sorted({path.parent for path in label_paths}):
-            if folder.is_relative_to(source.path):  # beside the images, any text file may lie
-                continue
-            texts = {folder / name for name in self._folders.names(folder) if name.endswith(".txt")}
-            unused = sorted(path.name for path in texts - label_paths if path.name != "classes.txt")
-            if unused:
-                listed = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
-                detail = f"{len(unused)} label files without image: {listed}"
-                files = tuple(folder / name for name in unused)
-                self._log.adjusted("unused-label", str(folder), detail, files=files)
-
-
-def _to_pixels(row: YoloRow, header: ImageHeader) -> tuple[float, float, float, float]:
-    _, cx, cy, w, h = row
-    return (
-        (cx - w / 2) * header.width,
-        (cy - h / 2) * header.height,
-        (cx + w / 2) * header.width,
-        (cy + h / 2) * header.height,
-    )
