@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-NUM_IMAGES, BATCH, EPOCHS = 10, 2, 3
+NUM_IMAGES, BATCH, EPOCHS = 6, 2, 2  # small: what a run takes decides how many can be killed
 BATCHES = NUM_IMAGES // BATCH
 
 
@@ -128,7 +128,7 @@ def forker(folder: Path) -> Iterator[Forker]:
     """A process to fork from, with a small data set of its own under `folder`."""
     from anchorite.data.scenes import write_scenes
 
-    data = write_scenes(folder / "scenes", NUM_IMAGES, 4, 2, seed=5, size_px=96)
+    data = write_scenes(folder / "scenes", NUM_IMAGES, 2, 2, seed=5, size_px=64)
     command = [sys.executable, "-m", "tests.faults.forked", str(data)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
