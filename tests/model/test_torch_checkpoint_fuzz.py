@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,14 @@ def checked(path: Path) -> ImportedCheckpoint | AnchoriteError:
     return refusal
 
 
+@cache
+def expected_state() -> dict[str, torch.Tensor]:
+    return random_detector().state_dict()
+
+
 def whole_detector(imported: ImportedCheckpoint) -> ImportedCheckpoint:
     """The same again, if it has all tensors of `random_detector`."""
-    expected = random_detector().state_dict()
+    expected = expected_state()
     found = imported.detector.state_dict()
     assert {name: tensor.shape for name, tensor in found.items()} == {
         name: tensor.shape for name, tensor in expected.items()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from anchorite.anchors import AnchorSet
 from anchorite.model import Detector, default_anchors, torch_checkpoint
-from anchorite.model.foreign_layout import foreign_anchors_name, foreign_names, foreign_sources
+from anchorite.model.foreign_layout import foreign_anchors_name, foreign_names, foreign_parts
 from anchorite.model.sizes import plan
 from tests.model.oracle import randomise_norms
 
@@ -82,7 +82,8 @@ def foreign_state(detector: Detector) -> dict[str, Tensor]:
 def foreign_model(detector: Detector, names: Any) -> nn.Module:
     """A model of the family with the detector's tensors: layers by number, with the settings that they would have."""
     state = foreign_state(detector)
-    head = len(foreign_sources(detector.size)) - 1
+    parts = foreign_parts(detector.size)
+    head = len(parts) - 1
     settings = {
         path.removesuffix(".weight"): module
         for own_name, module in detector.named_modules()
@@ -91,7 +92,7 @@ def foreign_model(detector: Detector, names: Any) -> nn.Module:
     }
     root = part("models.yolo", "DetectionModel")
     root.model = nn.Sequential()
-    for index, sources in foreign_sources(detector.size).items():
+    for index, (_, sources) in enumerate(parts):
         paths = [name for name in state if name.startswith(f"model.{index}.")]
         layer = _numbered(index == head, paths, sources)
         layer.f, layer.i = sources, index

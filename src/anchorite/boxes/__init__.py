@@ -1,10 +1,9 @@
 """Boxes: coordinate frames, the IoU family, NMS, and the two value types `Targets` and `Detections`."""
 
-from anchorite.boxes.detections import Detection, Detections
 from anchorite.boxes.fusion import FusedBoxes, join_windows, weighted_boxes_fusion
 from anchorite.boxes.iou import IouKind, clip_xyxy, cxcywh_to_xyxy, paired_iou, pairwise_iou_xyxy, xyxy_to_cxcywh
 from anchorite.boxes.nms import nms
-from anchorite.boxes.targets import Targets
+from anchorite.boxes.values import Detection, Detections, Targets
 
 __all__ = [
     "Detection",

@@ -96,17 +96,36 @@ def join_windows(
     whole one at least `SEAM_SCORE` as sure, or a larger cut one. Overlap alone would not do: half an object and the
     whole have an IoU of one half.
     """
+    if class_ids is None:
+        class_ids = torch.zeros_like(scores, dtype=torch.int64)
     everything = torch.arange(len(scores), device=scores.device)
-    whole = everything[~is_cut]
-    whole = whole[nms(boxes_xyxy[whole], scores[whole], _chosen(class_ids, whole), iou_threshold, len(whole))]
-    cut = everything[is_cut]
+    whole, cut = everything[~is_cut], everything[is_cut]
+    whole = whole[nms(boxes_xyxy[whole], scores[whole], class_ids[whole], iou_threshold, len(whole))]
     explained = torch.zeros(len(cut), dtype=torch.bool, device=cut.device)
     for some in whole.split(_AT_A_TIME):
         is_covered = _covered(boxes_xyxy, class_ids, some, cut)
         explained |= (is_covered & (scores[some, None] >= SEAM_SCORE * scores[cut])).any(dim=0)
-    parts = _largest_apart(boxes_xyxy, scores, class_ids, cut[~explained], iou_threshold)
-    kept = torch.cat([whole, parts]).sort().values
+    # Of the other cut boxes, those that no larger one explains, which tells more of the object. By overlap first, which
+    # leaves little to compare.
+    cut = cut[~explained]
+    cut = cut[nms(boxes_xyxy[cut], scores[cut], class_ids[cut], iou_threshold, len(cut))]
+    sides = boxes_xyxy[cut, 2:] - boxes_xyxy[cut, :2]
+    cut = cut[torch.sort(sides[:, 0] * sides[:, 1], descending=True, stable=True).indices]
+    explained = torch.zeros(len(cut), dtype=torch.bool, device=cut.device)
+    parts = []
+    for place in range(len(cut)):
+        if not explained[place]:
+            parts.append(place)
+            explained |= _covered(boxes_xyxy, class_ids, cut[place : place + 1], cut)[0]
+    kept = torch.cat([whole, cut[parts]]).sort().values
     return kept[torch.sort(scores[kept], descending=True, stable=True).indices[:max_detections]]
+
+
+def _covered(boxes_xyxy: Tensor, class_ids: Tensor, over: Tensor, under: Tensor) -> Tensor:
+    """Whether each box of `over` (S,) has most of one of `under` (R,), of its class, inside: (S, R)."""
+    overlap, _ = pairwise_overlap_xyxy(boxes_xyxy[over], boxes_xyxy[under])
+    sides = (boxes_xyxy[under, 2:] - boxes_xyxy[under, :2]).clamp(min=0)
+    return (overlap > SEAM_COVERED * (sides[:, 0] * sides[:, 1])) & (class_ids[over, None] == class_ids[under])
 
 
 def _clustered(rows: NDArray[np.float64], iou_threshold: float) -> NDArray[np.float64]:
@@ -115,22 +134,28 @@ def _clustered(rows: NDArray[np.float64], iou_threshold: float) -> NDArray[np.fl
     One box after the other, because each moves the cluster that the next is held against.
     """
     # right, bottom, -left, -top: the least of two boxes' are the edges of their intersection.
-    edges, areas = np.zeros((4, len(rows))), np.zeros(len(rows))
-    scratch = np.zeros((4, len(rows)))
+    edges, areas, scratch = np.zeros((4, len(rows))), np.zeros(len(rows)), np.zeros((4, len(rows)))
     clusters: list[list[float]] = []
     sums: list[list[float]] = []
     for left, top, right, bottom, weighted, weight in rows.tolist():
-        area = max(right - left, 0.0) * max(bottom - top, 0.0)
-        column = np.array([[right], [bottom], [-left], [-top]])
-        count = len(clusters)
-        place = _match(edges[:, :count], areas[:count], scratch[:, :count], column, area, iou_threshold)
-        if place is None:
-            place = count
+        place = count = len(clusters)
+        if count:  # the cluster that the box overlaps most, the first of equal ones
+            column = np.array([[right], [bottom], [-left], [-top]])
+            shared = np.minimum(edges[:, :count], column, out=scratch[:, :count])
+            sides = np.add(shared[:2], shared[2:], out=shared[:2])
+            np.maximum(sides, 0, out=sides)
+            overlap = np.multiply(sides[0], sides[1], out=sides[0])
+            area = max(right - left, 0.0) * max(bottom - top, 0.0)
+            union = np.subtract(np.add(areas[:count], area, out=shared[2]), overlap, out=shared[2])
+            iou = np.divide(overlap, union, out=overlap)
+            most = int(iou.argmax())
+            place = most if iou[most] > iou_threshold else count
+        if place == count:
             clusters.append([left, top, right, bottom])
             sums.append([0.0] * 6)
         total = sums[place]
-        for edge, value in enumerate((left * weighted, top * weighted, right * weighted, bottom * weighted)):
-            total[edge] += value
+        for edge, value in enumerate((left, top, right, bottom)):
+            total[edge] += value * weighted
         total[4] += weighted
         total[5] += weight
         if total[4] > 0:  # boxes without any score have no mean; the first stands for them
@@ -139,56 +164,3 @@ def _clustered(rows: NDArray[np.float64], iou_threshold: float) -> NDArray[np.fl
         edges[:, place] = right, bottom, -left, -top
         areas[place] = max(max(right - left, 0.0) * max(bottom - top, 0.0), _LEAST_AREA)
     return np.concatenate([np.reshape(clusters, (-1, 4)), np.reshape(sums, (-1, 6))[:, 4:]], axis=1)
-
-
-def _match(
-    edges: NDArray[np.float64],
-    areas: NDArray[np.float64],
-    scratch: NDArray[np.float64],
-    column: NDArray[np.float64],
-    area: float,
-    iou_threshold: float,
-) -> int | None:
-    """The cluster, of C, that a box overlaps most, the first of equal ones; None if by too little.
-
-    edges: (4, C), areas: (C,) of the clusters; column: (4, 1), area of the box; scratch: (4, C).
-    """
-    if not len(areas):
-        return None
-    shared = np.minimum(edges, column, out=scratch)
-    sides = np.add(shared[:2], shared[2:], out=shared[:2])
-    np.maximum(sides, 0, out=sides)
-    overlap = np.multiply(sides[0], sides[1], out=sides[0])
-    union = np.subtract(np.add(areas, area, out=shared[2]), overlap, out=shared[2])
-    iou = np.divide(overlap, union, out=overlap)
-    place = int(iou.argmax())
-    return place if iou[place] > iou_threshold else None
-
-
-def _covered(boxes_xyxy: Tensor, class_ids: Tensor | None, over: Tensor, under: Tensor) -> Tensor:
-    """Whether each box of `over` (S,) has most of one of `under` (R,), of its class, inside: (S, R)."""
-    overlap, _ = pairwise_overlap_xyxy(boxes_xyxy[over], boxes_xyxy[under])
-    sides = (boxes_xyxy[under, 2:] - boxes_xyxy[under, :2]).clamp(min=0)
-    is_covered = overlap > SEAM_COVERED * (sides[:, 0] * sides[:, 1])
-    return is_covered if class_ids is None else is_covered & (class_ids[over, None] == class_ids[under])
-
-
-def _largest_apart(
-    boxes_xyxy: Tensor, scores: Tensor, class_ids: Tensor | None, cut: Tensor, iou_threshold: float
-) -> Tensor:
-    """Of cut boxes, by index, those that no larger one of them explains: the larger part tells more of the object."""
-    # By overlap first, which leaves little to compare.
-    cut = cut[nms(boxes_xyxy[cut], scores[cut], _chosen(class_ids, cut), iou_threshold, len(cut))]
-    sides = boxes_xyxy[cut, 2:] - boxes_xyxy[cut, :2]
-    cut = cut[torch.sort(sides[:, 0] * sides[:, 1], descending=True, stable=True).indices]
-    kept: list[int] = []
-    explained = torch.zeros(len(cut), dtype=torch.bool, device=cut.device)
-    for place in range(len(cut)):
-        if not explained[place]:
-            kept.append(place)
-            explained |= _covered(boxes_xyxy, class_ids, cut[place : place + 1], cut)[0]
-    return cut[kept]
-
-
-def _chosen(class_ids: Tensor | None, indices: Tensor) -> Tensor | None:
-    return None if class_ids is None else class_ids[indices]

@@ -107,19 +107,20 @@ class _Field:
 
     def __init__(self, boxes_xyxy: Tensor, class_ids: Tensor | None, iou_threshold: float) -> None:
         self.exact_xyxy = boxes_xyxy.double()
-        self.class_ids = class_ids
+        self.class_ids = (
+            boxes_xyxy.new_zeros(boxes_xyxy.shape[:2], dtype=torch.int64) if class_ids is None else class_ids
+        )
         self.iou_threshold = iou_threshold
 
     def settled(self, columns: Tensor) -> Tensor:
         """Which boxes survive the better ones among the same columns, (B, M)."""
-        boxes_xyxy = self.exact_xyxy.gather(1, columns[..., None].expand(-1, -1, 4))
-        classes = None if self.class_ids is None else self.class_ids.gather(1, columns)
+        image = torch.arange(len(columns), device=columns.device)[:, None]
         place = torch.arange(columns.shape[1], device=columns.device)
-        return _greedy(self._suppresses(boxes_xyxy, classes, boxes_xyxy, classes) & (place[:, None] < place))
+        return _greedy(self._suppresses(image, columns, columns) & (place[:, None] < place))
 
     def struck_out(self, survivors: Tensor, rest: Tensor) -> Tensor:
         """Whether each of the columns `rest` (B, R) overlaps one of `survivors` (B, S) too much."""
-        over, under = self._sketched(survivors), self._sketched(rest)
+        over, under = (self._sketch.gather(2, columns.expand(6, -1, -1)) for columns in (survivors, rest))
         step = max(1, self._scratch.shape[1] // max(1, rest.numel()))
         most = torch.full(rest.shape, -torch.inf, device=rest.device)
         for start in range(0, survivors.shape[1], step):
@@ -129,30 +130,18 @@ class _Field:
         result = excess > doubt
         image, place = (~result & ~(excess < -doubt)).nonzero(as_tuple=True)
         if image.numel():
-            result[image, place] = self._exactly_struck_out(image, survivors[image], rest[image, place])
+            columns = rest[image, place][:, None]
+            result[image, place] = self._suppresses(image[:, None], survivors[image], columns)[:, :, 0].any(dim=1)
         return result
 
-    def _exactly_struck_out(self, image: Tensor, survivors: Tensor, columns: Tensor) -> Tensor:
-        """`struck_out` in float64 of single boxes: columns (N,) of the images (N,), survivors (N, S)."""
-        image, columns = image[:, None], columns[:, None]
-        over_classes = under_classes = None
-        if self.class_ids is not None:
-            over_classes, under_classes = self.class_ids[image, survivors], self.class_ids[image, columns]
-        over_xyxy, under_xyxy = self.exact_xyxy[image, survivors], self.exact_xyxy[image, columns]
-        return self._suppresses(over_xyxy, over_classes, under_xyxy, under_classes)[:, :, 0].any(dim=1)
+    def _suppresses(self, image: Tensor, over: Tensor, under: Tensor) -> Tensor:
+        """Whether each column of `over` (B, N) overlaps each of `under` (B, M) too much, in float64: (B, N, M).
 
-    def _suppresses(
-        self, over: Tensor, over_classes: Tensor | None, under: Tensor, under_classes: Tensor | None
-    ) -> Tensor:
-        """Whether each box of `over` (B, N, 4) overlaps each of `under` (B, M, 4) too much: (B, N, M)."""
-        overlap, union = pairwise_overlap_xyxy(over, under)
-        too_much = overlap > union.mul_(self.iou_threshold)
-        if over_classes is None or under_classes is None:
-            return too_much
-        return too_much & (over_classes[:, :, None] == under_classes[:, None])
-
-    def _sketched(self, columns: Tensor) -> Tensor:
-        return self._sketch.gather(2, columns.expand(6, -1, -1))
+        image: (B, 1), whose columns they are.
+        """
+        overlap, union = pairwise_overlap_xyxy(self.exact_xyxy[image, over], self.exact_xyxy[image, under])
+        same_class = self.class_ids[image, over][:, :, None] == self.class_ids[image, under][:, None]
+        return (overlap > union.mul_(self.iou_threshold)) & same_class
 
     @cached_property
     def _scratch(self) -> Tensor:
@@ -169,11 +158,10 @@ class _Field:
         left, top, right, bottom = self.exact_xyxy.unbind(dim=2)
         width, height = (right - left).clamp(min=0), (bottom - top).clamp(min=0)
         area = width * height
-        if self.class_ids is not None:
-            extent = self.exact_xyxy.amax() - self.exact_xyxy.amin() + 1
-            row = self.class_ids.div(_LATTICE_COLUMNS, rounding_mode="floor")
-            shift_x, shift_y = (self.class_ids - _LATTICE_COLUMNS * row) * extent, row * extent
-            left, top, right, bottom = left + shift_x, top + shift_y, right + shift_x, bottom + shift_y
+        extent = self.exact_xyxy.amax() - self.exact_xyxy.amin() + 1
+        row = self.class_ids.div(_LATTICE_COLUMNS, rounding_mode="floor")
+        shift_x, shift_y = (self.class_ids - _LATTICE_COLUMNS * row) * extent, row * extent
+        left, top, right, bottom = left + shift_x, top + shift_y, right + shift_x, bottom + shift_y
         edges = torch.stack([right, -left, bottom, -top])
         lost = _LOST * edges.abs().amax()
         doubt = lost * (width + height + lost)

@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 import anchorite
-from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
 from anchorite.model import SIZES, WeightsInfo
+from anchorite.model.weights import DetectorHeader, header_fields
 from anchorite.predict import BatchDetections, PredictConfig, decoded_detections
 
 FORMAT_VERSION = 1
@@ -37,28 +37,26 @@ InputLayout = Literal["float32 NCHW RGB 0..1", "uint8 NHWC RGB"]
 Compute = Callable[[NDArray[np.generic]], Sequence[NDArray[np.generic]]]
 
 _MAX_CHARACTERS = 2_000_000
+_Side = Annotated[int, Field(gt=0, le=65_536)]
 
 
-class _Metadata(BaseModel):
+class _Metadata(DetectorHeader):
     """The metadata: texts as they are, all else as JSON, under the names of these fields behind `PREFIX`."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+    model_config = ConfigDict(extra="ignore", validate_by_name=True, validate_by_alias=True)
+    newest = FORMAT_VERSION
 
-    format_version: int
-    model: str
-    class_names: Annotated[list[str], Field(min_length=1, max_length=100_000)]
-    anchors: Annotated[list[Annotated[list[float], Field(max_length=64)]], Field(max_length=8)]
-    strides: Annotated[list[int], Field(max_length=8)]
-    image_size: Annotated[int, Field(gt=0, le=65_536)]
+    size: str = Field(alias="model")
+    image_size: _Side
     input: InputLayout
     precision: ExportPrecision
-    fixed_shape: Annotated[list[Annotated[int, Field(gt=0, le=65_536)]], Field(min_length=3, max_length=3)] | None
+    fixed_shape: Annotated[tuple[_Side, _Side, _Side], Field(strict=False)] | None
     outputs: str = ""
     suppression: PredictConfig | None
     written_by: str = ""
 
 
-KEYS = tuple(_Metadata.model_fields)
+KEYS = tuple(field.alias or name for name, field in _Metadata.model_fields.items())
 """All keys, each of which a file has with `PREFIX` before it."""
 _TEXTS = ("model", "input", "precision", "outputs", "written_by")
 
@@ -90,21 +88,16 @@ class ExportInfo:
 
 def to_texts(info: ExportInfo) -> dict[str, str]:
     """The metadata as texts by key, ASCII."""
-    anchors = info.weights.anchors
     values = _Metadata(
         format_version=FORMAT_VERSION,
-        model=info.weights.size,
-        class_names=list(info.weights.class_names),
-        anchors=anchors.to_rows(),
-        strides=list(anchors.strides),
-        image_size=info.weights.image_size,
+        **header_fields(info.weights),
         input=info.input,
         precision=info.precision,
-        fixed_shape=None if info.fixed_shape is None else list(info.fixed_shape),
+        fixed_shape=info.fixed_shape,
         outputs=", ".join(info.outputs),
         suppression=info.suppression,
         written_by=f"anchorite {anchorite.__version__}",
-    ).model_dump()
+    ).model_dump(by_alias=True)
     return {PREFIX + key: value if key in _TEXTS else json.dumps(value) for key, value in values.items()}
 
 
@@ -118,31 +111,22 @@ def from_texts(path: object, texts: Mapping[str, str]) -> ExportInfo:
         )
     if sum(map(len, ours.values())) > _MAX_CHARACTERS:
         raise InputError(f"{path}: its metadata has more than {_MAX_CHARACTERS} characters; no export of ours has")
-    values: dict[str, Any] = {key: text for key, text in ours.items() if key in _TEXTS}
-    for key in (key for key in KEYS if key not in _TEXTS):
+    values: dict[str, Any] = {}
+    for key in KEYS:
+        text = ours.get(key, "" if key in _TEXTS else "null")
         try:
-            values[key] = json.loads(ours.get(key, "null"))
+            values[key] = text if key in _TEXTS else json.loads(text)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: metadata {PREFIX}{key} is no JSON: {error}") from error
-    version = values["format_version"]
-    if type(version) is not int or version < 1:
-        raise InputError(f"{path}: metadata {PREFIX}format_version is {version!r}, no version")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{path}: exported in format {version}, but this release reads up to {FORMAT_VERSION}; upgrade anchorite"
-        )
     try:
-        read = _Metadata.model_validate(values)
-        if read.model not in SIZES:
-            raise ValueError(f"no model size {read.model!r}; there are {', '.join(SIZES)}")
-        sizes_px = tuple(tuple(zip(row[::2], row[1::2], strict=True)) for row in read.anchors)
-        anchors = AnchorSet(sizes_px, tuple(read.strides))
-        weights = WeightsInfo(read.model, tuple(read.class_names), anchors, read.image_size)
+        read = _Metadata.read(values)
+        if read.size not in SIZES:
+            raise ValueError(f"no model size {read.size!r}; there are {', '.join(SIZES)}")
+        weights, fixed = read.info(), read.fixed_shape
+        if fixed is not None and fixed[1:] != (read.image_size, read.image_size):
+            raise ValueError(f"fixed_shape {fixed} is not of image_size {read.image_size}")
     except ValueError as error:
         raise InputError(f"{path}: metadata of anchorite: {error}") from error
-    fixed = None if read.fixed_shape is None else (read.fixed_shape[0], read.fixed_shape[1], read.fixed_shape[2])
-    if fixed is not None and fixed[1:] != (read.image_size, read.image_size):
-        raise InputError(f"{path}: metadata of anchorite: fixed_shape {fixed} is not of image_size {read.image_size}")
     return ExportInfo(weights, read.input, read.precision, fixed, read.suppression)
 
 
@@ -179,21 +163,6 @@ class ExportedRuntime:
         parts = [self._outputs_of(filled(part, batch)) for part in images.split(batch)]
         return tuple(torch.cat(of_parts)[: len(images)] for of_parts in zip(*parts, strict=True))
 
-    def detections(self, outputs: Sequence[Tensor], config: PredictConfig) -> BatchDetections:
-        """What was found; raises InputError when outputs are not finite or built-in limits rule out those asked for."""
-        if not all(bool(output.isfinite().all()) for output in outputs):
-            raise InputError(f"{self.path}: its output is not finite; export it anew, or as fp32")
-        first, second = outputs
-        if self.export.suppression is None:
-            return decoded_detections(first, second, config)
-        self._check_limits(self.export.suppression, config)
-        counts = second.to(torch.int64).clamp(0, first.shape[1])
-        # What is less sure comes later and suppressed nothing that is surer: leaving it out now is as good as before.
-        index = torch.arange(first.shape[1])
-        valid = (index < counts[:, None]) & (index < config.max_detections) & (first[..., 4] >= config.confidence)
-        rows = first[valid]
-        return BatchDetections(rows[:, :4], rows[:, 4], rows[:, 5].to(torch.int64), valid.sum(dim=1))
-
     def _outputs_of(self, images: Tensor) -> tuple[Tensor, ...]:
         computed = self._compute(as_input(images, self.export.takes_bytes).numpy())
         outputs = tuple(torch.from_numpy(np.ascontiguousarray(one)) for one in computed)
@@ -209,21 +178,34 @@ class ExportedRuntime:
             raise InputError(f"{self.path}: its outputs are {shapes} where its metadata means {expected}; export anew")
         return outputs
 
-    def _check_limits(self, built_in: PredictConfig, asked: PredictConfig) -> None:
+    def detections(self, outputs: Sequence[Tensor], config: PredictConfig) -> BatchDetections:
+        """What was found; raises InputError when outputs are not finite or built-in limits rule out those asked for."""
+        if not all(bool(output.isfinite().all()) for output in outputs):
+            raise InputError(f"{self.path}: its output is not finite; export it anew, or as fp32")
+        first, second = outputs
+        built_in = self.export.suppression
+        if built_in is None:
+            return decoded_detections(first, second, config)
         problems = [
-            f"{name.replace('_', '-')} {getattr(built_in, name)} is built in, {getattr(asked, name)} was asked for"
+            f"{name.replace('_', '-')} {getattr(built_in, name)} is built in, {getattr(config, name)} was asked for"
             for name in ("iou_threshold", "class_agnostic", "multi_label")
-            if getattr(built_in, name) != getattr(asked, name)
+            if getattr(built_in, name) != getattr(config, name)
         ]
-        if asked.confidence < built_in.confidence:
-            problems.append(f"confidence {built_in.confidence} is the least, {asked.confidence} was asked for")
-        if asked.max_detections > built_in.max_detections:
-            problems.append(f"max-detections {built_in.max_detections} is the most, {asked.max_detections} was asked")
+        if config.confidence < built_in.confidence:
+            problems.append(f"confidence {built_in.confidence} is the least, {config.confidence} was asked for")
+        if config.max_detections > built_in.max_detections:
+            problems.append(f"max-detections {built_in.max_detections} is the most, {config.max_detections} was asked")
         if problems:
             raise InputError(
                 f"{self.path}: has its suppression inside: {'; '.join(problems)}. "
                 "Ask for what is built in, or export without --nms"
             )
+        counts = second.to(torch.int64).clamp(0, first.shape[1])
+        # What is less sure comes later and suppressed nothing that is surer: leaving it out now is as good as before.
+        index = torch.arange(first.shape[1])
+        valid = (index < counts[:, None]) & (index < config.max_detections) & (first[..., 4] >= config.confidence)
+        rows = first[valid]
+        return BatchDetections(rows[:, :4], rows[:, 4], rows[:, 5].to(torch.int64), valid.sum(dim=1))
 
 
 def as_input(images: Tensor, takes_bytes: bool) -> Tensor:

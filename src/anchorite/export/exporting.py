@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
@@ -17,17 +17,14 @@ from anchorite.choices import ExportFormat, PrecisionName
 from anchorite.errors import InputError, UnsafeFileError
 from anchorite.export.exported import ExportedRuntime, ExportInfo, needed
 from anchorite.export.nms_graph import refuse_unbuildable, with_suppression
-from anchorite.export.onnx_format import load_onnx, onnx_model, onnx_runtime, quantised, with_metadata
-from anchorite.export.openvino_format import load_openvino, openvino, openvino_pair, openvino_runtime
-from anchorite.export.parity import Parity, compare, compare_found, refuse_difference
+from anchorite.export.onnx_format import onnx_model, onnx_runtime, quantised, read_bounded, with_metadata
+from anchorite.export.openvino_format import MAX_XML_BYTES, openvino, openvino_pair, openvino_runtime
+from anchorite.export.parity import Parity, compare, compare_found
 from anchorite.export.torch_export import DecodedNetwork, program_bytes, program_runtime, traced
 from anchorite.files import write_bytes_atomically
 from anchorite.model import Detector, WeightsInfo
 from anchorite.model.hf_backbone import WINDOWED
 from anchorite.predict import PredictConfig, Predictor, load
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 SUFFIXES: Mapping[ExportFormat, str] = MappingProxyType({"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"})
 
@@ -101,13 +98,12 @@ def export_info(weights: WeightsInfo, request: ExportRequest) -> ExportInfo:
 
 def need_packages(format_name: ExportFormat) -> None:
     """Raise InputError, with the remedy, when a package that the format needs is not installed."""
-    if format_name != "torch-export":
-        needed("onnx")
-        needed("onnxscript")
-    if format_name == "onnx":
-        needed("onnxruntime")
     if format_name == "openvino":
         openvino()
+    for package in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript")}.get(
+        format_name, ()
+    ):
+        needed(package)
 
 
 def build(
@@ -127,40 +123,25 @@ def build(
     info = export_info(weights, request)
     dense_info = replace(info, suppression=None)
     reference = DecodedNetwork(detector).eval()
-    if request.format == "torch-export":
-        content = program_bytes(traced(detector, info), info)
-        runtime = program_runtime(what, content, info)
-        parity = compare(reference, runtime, batches)
-        refuse_difference(parity, info.precision, str(what))
-        return Built({".pt2": content}, info, runtime, parity)
-    model = onnx_model(detector, dense_info)
+    model: Any = (traced if request.format == "torch-export" else onnx_model)(detector, dense_info)
     if request.int8:
         model = quantised(model, calibration, info.takes_bytes)
     files, dense = _made(model, dense_info, request.format, what)
     parity = compare(reference, dense, batches)
-    refuse_difference(parity, info.precision, str(what))
     if request.suppression is not None:
         model = with_suppression(model, request.suppression, detector.num_classes)
         files, suppressed = _made(model, info, request.format, what)
-        found = compare_found(dense, suppressed, request.suppression, batches, str(what))
-        parity = replace(parity, found=found)
+        parity = replace(parity, found=compare_found(dense, suppressed, request.suppression, batches))
     return Built(files, info, dense, parity)
 
 
-def write(path: Path, built: Built) -> list[Path]:
-    """Write the files, PATH's own last, each atomically; their paths. Raises StorageError."""
-    paths = []
-    for suffix, content in built.files.items():
-        target = path.with_suffix(suffix)
-        write_bytes_atomically(target, content)
-        paths.append(target)
-    return paths
-
-
 def _made(
-    model: ModelProto, info: ExportInfo, format_name: ExportFormat, what: object
+    model: Any, info: ExportInfo, format_name: ExportFormat, what: object
 ) -> tuple[Mapping[str, bytes], ExportedRuntime]:
-    """The files, and their very bytes loaded by the runtime they are for."""
+    """The files of a program or an ONNX model, and their very bytes loaded by the runtime they are for."""
+    if format_name == "torch-export":
+        content = program_bytes(model, info)
+        return {".pt2": content}, program_runtime(what, content, info)
     if format_name == "openvino":
         xml, binary = openvino_pair(model, info)
         return {".bin": binary, ".xml": xml}, openvino_runtime(what, xml, binary)
@@ -168,15 +149,23 @@ def _made(
     return {".onnx": content}, onnx_runtime(what, content, "cpu")
 
 
+def write(path: Path, built: Built) -> list[Path]:
+    """Write the files, PATH's own last, each atomically; their paths. Raises StorageError."""
+    for suffix, content in built.files.items():
+        write_bytes_atomically(path.with_suffix(suffix), content)
+    return [path.with_suffix(suffix) for suffix in built.files]
+
+
 def is_export(path: Path) -> bool:
     """Whether the name is that of an exported file."""
-    return path.suffix.lower() in (".onnx", ".xml", ".bin", ".pt2")
+    return path.suffix.lower() in (*SUFFIXES.values(), ".bin")
 
 
 def load_export(path: Path, device: str = "auto", precision: PrecisionName = "auto") -> ExportedRuntime:
-    """An ONNX or OpenVINO file of ours, ready to run; raises what `load_onnx` and `load_openvino` raise.
+    """An ONNX or OpenVINO file of ours, ready to run; of an OpenVINO pair, either file may be named.
 
-    precision: nothing but "auto" is to be had, for the file decides; InputError otherwise.
+    precision: nothing but "auto" is to be had, for the file decides; InputError otherwise. Raises UnsafeFileError or
+    InputError for a file that is not ours, StorageError when it cannot be read.
     """
     if precision != "auto":
         raise InputError(f"--precision {precision}: {path} runs in the one it was exported in; leave it out")
@@ -187,10 +176,11 @@ def load_export(path: Path, device: str = "auto", precision: PrecisionName = "au
             "use the weights it was made of, or an export to onnx"
         )
     if suffix == ".onnx":
-        return load_onnx(path, device)
+        return onnx_runtime(path, read_bounded(path), device)
     if device not in ("auto", "cpu"):
         raise InputError(f"device {device}: OpenVINO files are run on the CPU; use --device cpu")
-    return load_openvino(path.with_suffix(".xml"))
+    path = path.with_suffix(".xml")
+    return openvino_runtime(path, read_bounded(path, MAX_XML_BYTES), read_bounded(path.with_suffix(".bin")))
 
 
 def load_predictor(path: Path, device: str = "auto", precision: PrecisionName = "auto") -> Predictor:

@@ -113,37 +113,24 @@ def suppression_model(limits: PredictConfig, num_classes: int, ir_version: int, 
     else:
         choice = _OF_ALL_CLASSES if limits.multi_label else _OF_THE_BEST_CLASS
         classes = "Gather <axis = 1> (survivors, second)"
-    body = choice + _BEST_OF_EACH_IMAGE.format(classes=classes)
-    text = _MODEL.format(ir_version=ir_version, opset=opset, classes=num_classes, most=limits.max_detections, body=body)
-    model = onnx.parser.parse_model(text)
-    named = {name for node in model.graph.node for name in node.input}
-    constants = {name: value for name, value in _constants(limits, num_classes).items() if name in named}
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def _constants(limits: PredictConfig, num_classes: int) -> dict[str, np.ndarray]:
     most = limits.max_detections
-    return {
-        "zero": np.array(0, np.int64),
-        "one": np.array(1, np.int64),
-        "zero_class": np.array(0, np.int64),
-        "one_class": np.array(1, np.int64),
-        "num_classes": np.array(num_classes, np.int64),
-        "first": np.array(0, np.int64),
-        "second": np.array(1, np.int64),
-        "image_and_cell": np.array([0, 2], np.int64),
-        "last_axis": np.array([2], np.int64),
-        "middle_axis": np.array([1], np.int64),
-        "last_of_two": np.array([1], np.int64),
-        "lowest": np.array(-1, np.float32),
-        "zero_score": np.array(0, np.float32),
-        "most": np.array([most], np.int64),
-        "iou_threshold": np.array([limits.iou_threshold], np.float32),
+    body = choice + _BEST_OF_EACH_IMAGE.format(classes=classes)
+    model = onnx.parser.parse_model(
+        _MODEL.format(ir_version=ir_version, opset=opset, classes=num_classes, most=most, body=body)
+    )
+    constants = {  # whole numbers become int64, others float32
+        "zero": 0, "one": 1, "zero_class": 0, "one_class": 1, "num_classes": num_classes, "first": 0, "second": 1,
+        "image_and_cell": [0, 2], "last_axis": [2], "middle_axis": [1], "last_of_two": [1], "lowest": -1.0,
+        "zero_score": 0.0, "most": [most], "iou_threshold": [float(limits.iou_threshold)],
         # The operator keeps what is above its threshold, prediction what reaches it.
         "least_score": np.nextafter(np.array([limits.confidence], np.float32), np.float32(-1)),
-        "empty_rows": np.zeros((most, 6), np.float32),
-        "no_image": np.full(most, -1, np.int64),
-        "no_score": np.full(most, -1, np.float32),
-    }
+        "empty_rows": np.zeros((most, 6)), "no_image": [-1] * most, "no_score": [-1.0] * most,
+    }  # fmt: skip
+    named = {name for node in model.graph.node for name in node.input}
+    for name, constant in constants.items():
+        if name in named:
+            value = np.asarray(constant)
+            value = value.astype(np.int64 if value.dtype.kind == "i" else np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    onnx.checker.check_model(model, full_check=True)
+    return model

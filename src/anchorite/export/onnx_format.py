@@ -143,24 +143,23 @@ def with_metadata(model: ModelProto, info: ExportInfo) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def load_onnx(path: Path, device: str = "auto", num_threads: int | None = None) -> ExportedRuntime:
-    """An ONNX file of ours, ready to run.
+def onnx_runtime(path: object, content: bytes, device: str = "auto") -> ExportedRuntime:
+    """An ONNX file of ours, ready to run; path: for messages.
 
-    Raises UnsafeFileError or InputError for what the module's docstring names, StorageError when it cannot be read.
+    Raises UnsafeFileError or InputError for what the module's docstring names.
     """
-    return onnx_runtime(path, read_bounded(path), device, num_threads)
-
-
-def onnx_runtime(path: object, content: bytes, device: str = "auto", num_threads: int | None = None) -> ExportedRuntime:
-    """`load_onnx` of a file's bytes; path: for messages."""
     info = _checked_info(path, content)
     runtime = needed("onnxruntime")
-    provider = _provider(runtime.get_available_providers(), device)
+    available = runtime.get_available_providers()
+    has_cuda = "CUDAExecutionProvider" in available
+    if device != "cpu" and device != "auto" and not (has_cuda and device in ("cuda", "cuda:0")):
+        raise InputError(f"device {device}: this onnxruntime has {', '.join(available)}; use --device cpu")
+    where = "cuda" if has_cuda and device != "cpu" else "cpu"
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = num_threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = runtime.InferenceSession(content, options, providers=[provider])
+        session = runtime.InferenceSession(content, options, providers=[f"{where.upper()}ExecutionProvider"])
     except Exception as error:  # the errors of onnxruntime have no other base
         raise InputError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from error
 
@@ -170,12 +169,11 @@ def onnx_runtime(path: object, content: bytes, device: str = "auto", num_threads
         except Exception as error:
             raise InputError(f"{path}: onnxruntime cannot run it: {_first_line(error)}") from error
 
-    where = "cuda" if provider.startswith("CUDA") else "cpu"
     return ExportedRuntime(path, info, f"onnxruntime {where}", compute)
 
 
 def read_bounded(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """A regular file's bytes; InputError for anything else or more than `max_bytes`, StorageError when unreadable."""
+    """A regular file's bytes; InputError for anything else, UnsafeFileError for more than `max_bytes`, StorageError."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -228,14 +226,6 @@ def _refuse_unsafe(path: object, model: ModelProto) -> None:
     tensors += [part for one in sparse for part in (one.values, one.indices)]
     if any(tensor.data_location or tensor.external_data for tensor in tensors):
         raise UnsafeFileError(f"{path}: points at data in another file, which could be any of yours; nothing was read")
-
-
-def _provider(available: list[str], device: str) -> str:
-    if device == "cpu" or (device == "auto" and "CUDAExecutionProvider" not in available):
-        return "CPUExecutionProvider"
-    if device in ("auto", "cuda", "cuda:0") and "CUDAExecutionProvider" in available:
-        return "CUDAExecutionProvider"
-    raise InputError(f"device {device}: this onnxruntime has {', '.join(available)}; use --device cpu")
 
 
 def _first_line(error: Exception) -> str:

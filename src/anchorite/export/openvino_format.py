@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from anchorite.errors import InputError
 from anchorite.export.exported import INPUT, KEYS, PREFIX, ExportedRuntime, ExportInfo, from_texts, needed, to_texts
-from anchorite.export.onnx_format import MAX_BYTES, read_bounded
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_MAX_XML_BYTES = 32 << 20
+MAX_XML_BYTES = 32 << 20
+"""Longest graph that is read."""
 _ROOT = "anchorite"
 
 
@@ -49,17 +49,11 @@ def openvino_pair(model: ModelProto, info: ExportInfo) -> tuple[bytes, bytes]:
         return target.read_bytes(), target.with_suffix(".bin").read_bytes()
 
 
-def load_openvino(path: Path, num_threads: int | None = None) -> ExportedRuntime:
-    """An OpenVINO pair of ours, named by its .xml, ready to run on the CPU in the number format of its weights.
+def openvino_runtime(path: object, xml: bytes, weights: bytes) -> ExportedRuntime:
+    """An OpenVINO pair of ours, ready to run on the CPU in the number format of its weights; path: for messages.
 
-    Raises InputError when it is not ours or OpenVINO cannot read it, UnsafeFileError when it is too large.
+    Raises InputError when it is not ours or OpenVINO cannot read it.
     """
-    xml = read_bounded(path, _MAX_XML_BYTES)
-    return openvino_runtime(path, xml, read_bounded(path.with_suffix(".bin"), MAX_BYTES), num_threads)
-
-
-def openvino_runtime(path: object, xml: bytes, weights: bytes, num_threads: int | None = None) -> ExportedRuntime:
-    """`load_openvino` of the two files' bytes; path: for messages."""
     engine = openvino()
     core = engine.Core()
     try:
@@ -73,7 +67,7 @@ def openvino_runtime(path: object, xml: bytes, weights: bytes, num_threads: int 
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": num_threads or torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     try:
         compiled = core.compile_model(model, "CPU", settings)

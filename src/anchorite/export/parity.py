@@ -5,12 +5,13 @@ Legend: B images, H, W of the network input in pixels, N anchor cells, K classes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anchorite.data import Record, letterbox, letterboxed_batches
@@ -42,13 +43,13 @@ class Tolerance(NamedTuple):
     map: float
 
 
-def tolerance_of(precision: ExportPrecision) -> Tolerance | None:
-    """What a number format may cost; None for int8, whose cost is to be measured in mAP.
-
-    Measured on trained weights at 320 px, on photographs and on drawn scenes, at most: fp32 7e-6 and 3e-6, fp16 5e-3
-    and 8e-3.
-    """
-    return {"fp32": Tolerance(1e-4, 1e-4, 1e-3), "fp16": Tolerance(3e-2, 3e-2, 1e-2), "int8": None}[precision]
+# What a number format may cost; None for int8, whose cost is to be measured in mAP. Measured on trained weights at
+# 320 px, on photographs and on drawn scenes, at most: fp32 7e-6 and 3e-6, fp16 5e-3 and 8e-3.
+_TOLERANCES: Mapping[ExportPrecision, Tolerance | None] = {
+    "fp32": Tolerance(1e-4, 1e-4, 1e-3),
+    "fp16": Tolerance(3e-2, 3e-2, 1e-2),
+    "int8": None,
+}
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,14 @@ def batches_of(records: Sequence[Record], info: ExportInfo) -> Iterator[Tensor]:
 def drawn_batches(info: ExportInfo) -> list[Tensor]:
     """uint8 images (B, 3, H, W) of synthetic scenes: of several B, H and W where these are free."""
     side, stride = info.weights.image_size, info.weights.anchors.strides[-1]
-    scenes = [draw_scene(_DRAWN_SEED, "val", index, min(side, 640)).image for index in range(_NUM_DRAWN)]
-    if info.fixed_shape is not None:
-        return [_stacked(scenes, (side, side))]
     part = max(stride, side * 5 // 8 // stride * stride)
-    shapes = [(side, side), (part, side), (side, part)]
-    return [_stacked(scenes[:count], size_hw) for count, size_hw in enumerate(shapes, start=1)]
+    shapes = [(1, side, side), (2, part, side), (3, side, part)]
+    scenes = [draw_scene(_DRAWN_SEED, "val", index, min(side, 640)).image for index in range(_NUM_DRAWN)]
+    batches = []
+    for count, *size_hw in shapes if info.fixed_shape is None else [(_NUM_DRAWN, side, side)]:
+        images = np.stack([letterbox(scene, (size_hw[0], size_hw[1]))[0] for scene in scenes[:count]])
+        batches.append(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return batches
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:
@@ -100,48 +103,38 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def _stacked(scenes: Sequence[np.ndarray], size_hw: tuple[int, int]) -> Tensor:
-    images = np.stack([letterbox(scene, size_hw)[0] for scene in scenes])
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
-
-
 def compare(reference: DecodedNetwork, runtime: ExportedRuntime, batches: Iterable[Tensor]) -> Parity:
-    """Boxes and scores of every anchor cell against PyTorch in float32."""
-    num_images, num_cells, box_px, box_share, score = 0, 0, 0.0, 0.0, 0.0
+    """Boxes and scores of every anchor cell against PyTorch in float32.
+
+    Raises ExportDiffersError where they differ by more than the number format may cost, or are not finite.
+    """
+    num_images, num_cells, largest = 0, 0, torch.zeros(3)
     for images in batches:
         with torch.inference_mode():
             boxes, scores = reference(images.to(torch.float32).div(255))
         other_boxes, other_scores = runtime.outputs(images)
         away = (other_boxes - boxes).abs()
         sides = (boxes[..., 2:] - boxes[..., :2]).amax(dim=-1, keepdim=True).clamp(min=_LEAST_SIDE_PX)
-        # As Python's max does not, these pass on what is not a number.
-        box_px = _most(box_px, away)
-        box_share = _most(box_share, away / sides)
-        score = _most(score, (other_scores - scores).abs())
+        differences = torch.stack([away.max(), (away / sides).max(), (other_scores - scores).abs().max()])
+        largest = torch.maximum(largest, differences)  # passes on what is not a number
         num_images += len(images)
         num_cells += boxes.shape[0] * boxes.shape[1]
+    box_px, box_share, score = largest.tolist()
+    precision, what = runtime.export.precision, runtime.path
+    limits = _TOLERANCES[precision]
+    numbers = f"boxes by {box_px:.3g} px, {box_share:.3g} of their side; scores by {score:.3g}"
+    if not largest.isfinite().all():
+        raise ExportDiffersError(f"{what}: its output is not finite ({numbers}); nothing was written")
+    if limits is not None and (box_share > limits.box or score > limits.score):
+        raise ExportDiffersError(
+            f"{what}: differs from PyTorch on {num_images} images: {numbers}; "
+            f"{precision} may differ by {limits.box:g} and {limits.score:g}; nothing was written"
+        )
     return Parity(num_images, num_cells, box_px, box_share, score)
 
 
-def _most(before: float, differences: Tensor) -> float:
-    return float(torch.maximum(torch.tensor(before), differences.max()))
-
-
-def refuse_difference(parity: Parity, precision: ExportPrecision, what: str) -> None:
-    """Raise ExportDiffersError where the differences are above what the number format may cost, or not finite."""
-    limits = tolerance_of(precision)
-    numbers = f"boxes by {parity.box_px:.3g} px, {parity.box_share:.3g} of their side; scores by {parity.score:.3g}"
-    if not np.isfinite([parity.box_share, parity.score]).all():
-        raise ExportDiffersError(f"{what}: its output is not finite ({numbers}); nothing was written")
-    if limits is not None and (parity.box_share > limits.box or parity.score > limits.score):
-        raise ExportDiffersError(
-            f"{what}: differs from PyTorch on {parity.num_images} images: {numbers}; "
-            f"{precision} may differ by {limits.box:g} and {limits.score:g}; nothing was written"
-        )
-
-
 def compare_found(
-    dense: ExportedRuntime, suppressed: ExportedRuntime, limits: PredictConfig, batches: Iterable[Tensor], what: str
+    dense: ExportedRuntime, suppressed: ExportedRuntime, limits: PredictConfig, batches: Iterable[Tensor]
 ) -> int:
     """How many detections built-in suppression gave, each the very one that ours gives for the same boxes and scores.
 
@@ -151,32 +144,26 @@ def compare_found(
     for images in batches:
         expected = dense.detections(dense.outputs(images), limits)
         found = suppressed.detections(suppressed.outputs(images), limits)
-        problem = _other_detections(expected, found)
+        problem = ""
+        if not torch.equal(expected.counts, found.counts):
+            problem = f"{found.counts.tolist()} detections of each image instead of {expected.counts.tolist()}"
+        else:
+            away = float(np.abs(_in_order(expected) - _in_order(found)).max(initial=0))
+            problem = "" if away <= 1e-3 else f"a detection is away by {away:.3g}"
         if problem:
-            raise ExportDiffersError(f"{what}: its suppression differs from ours: {problem}; nothing was written")
+            raise ExportDiffersError(
+                f"{suppressed.path}: its suppression differs from ours: {problem}; nothing was written"
+            )
         number += len(found.scores)
     return number
 
 
-def _other_detections(expected: BatchDetections, found: BatchDetections) -> str:
-    if not torch.equal(expected.counts, found.counts):
-        return f"{found.counts.tolist()} detections of each image instead of {expected.counts.tolist()}"
-    for one, other in zip(_rows(expected), _rows(found), strict=True):
-        # Sorted, since detections of one score may come in either order.
-        away = float((_in_order(one) - _in_order(other)).abs().max()) if len(one) else 0.0
-        if not away <= 1e-3:
-            return f"a detection is away by {away:.3g}"
-    return ""
-
-
-def _rows(detections: BatchDetections) -> Sequence[Tensor]:
-    columns = [detections.boxes_xyxy, detections.scores[:, None], detections.class_ids[:, None].float()]
-    return torch.cat(columns, dim=1).split(detections.counts.tolist())
-
-
-def _in_order(rows: Tensor) -> Tensor:
-    order = sorted(range(len(rows)), key=lambda index: rows[index, [5, 0, 1, 2, 3]].tolist())
-    return rows[order]
+def _in_order(detections: BatchDetections) -> NDArray[np.float64]:
+    """(N, 7): image, class, box, score; in that order, since detections of one score may come in either."""
+    images = np.repeat(np.arange(len(detections.counts)), detections.counts)
+    boxes, scores = detections.boxes_xyxy.double().numpy(), detections.scores.double().numpy()
+    rows = np.column_stack([images, detections.class_ids.numpy(), boxes, scores])
+    return rows[np.lexsort(rows.T[::-1])]
 
 
 class Measured(NamedTuple):
@@ -201,11 +188,11 @@ def measure(detector: Detector, exported: ExportedRuntime, validator: Validator,
     """
     ours, theirs = validator.run(detector, device="cpu").metrics, validator.run_exported(exported).metrics
     measured = Measured(ours.map50, ours.map, theirs.map50, theirs.map)
-    limits = tolerance_of(exported.export.precision)
+    limits = _TOLERANCES[exported.export.precision]
     numbers = f"mAP50-95 is {measured.export_map:.4f} instead of {measured.torch_map:.4f}"
     if limits is not None and abs(measured.cost) > limits.map:
         raise ExportDiffersError(f"{what}: {numbers}; it may differ by {limits.map:g}; nothing was written")
-    is_much = measured.torch_map - measured.export_map > _LEAST_LOSS_TOLD
-    if limits is None and is_much and measured.export_map < _LEAST_SHARE_LEFT * measured.torch_map:
+    is_half_gone = measured.cost > _LEAST_LOSS_TOLD and measured.export_map < _LEAST_SHARE_LEFT * measured.torch_map
+    if limits is None and is_half_gone:
         raise ExportDiffersError(f"{what}: {numbers}; calibrate on more images; nothing was written")
     return measured

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from anchorite.anchors import decode_boxes
 from anchorite.boxes import Targets, paired_iou
-from anchorite.errors import InputError
 from anchorite.loss.assign import Assignment, assign_to
 from anchorite.loss.criterion import DetectionLoss
-from anchorite.loss.logits import LevelLogits, as_level_logits
+from anchorite.loss.logits import LevelLogits, as_levels, in_loss_precision
 from anchorite.loss.terms import bce_with_focus, class_targets, objectness_targets, share_of_each
 
 
@@ -48,17 +47,15 @@ def break_down(
     Called like the criterion, whose state is unchanged (automatic balance is not updated). Raises InputError when
     the number of levels is wrong. Source: docs/objective.md, section 4.
     """
-    levels = [as_level_logits(level) for level in logits]
-    if len(levels) != criterion.anchors.num_levels:
-        raise InputError(f"{len(levels)} levels of logits for {criterion.anchors.num_levels} levels of anchors")
-    maps = [_in_loss_precision(level.objectness()) for level in levels]
+    levels = as_levels(logits, criterion.anchors.num_levels)
+    maps = [in_loss_precision(level.objectness()) for level in levels]
     grid_sizes = [(int(objectness.shape[2]), int(objectness.shape[3])) for objectness in maps]
     # Compact: masked rows of padded targets have no anchor cells.
     rows = targets.compact()
     anchors_cells = criterion.anchors.cells(torch.float64, rows.rows.device)
     found = assign_to(rows, anchors_cells, grid_sizes, criterion.config.ratio_limit)
     return [
-        _level(criterion, number, objectness, _in_loss_precision(level.at(f.image, f.anchor, f.row, f.column)), f)
+        _level(criterion, number, objectness, in_loss_precision(level.at(f.image, f.anchor, f.row, f.column)), f)
         for number, (level, objectness, f) in enumerate(zip(levels, maps, found, strict=True))
     ]
 
@@ -77,29 +74,19 @@ def _level(
     shape = (batch, height, width, num_anchors)
     goals = objectness_targets(found, iou, shape, config.objectness_iou_ratio, config.collision).view(shape)
     cost = bce_with_focus(by_cell, goals, config.objectness_pos_weight, config.focal_gamma)
+    class_goals = class_targets(found.class_index, criterion.num_classes, config.label_smoothing, logits.dtype)
+    class_cost = bce_with_focus(logits[:, 5:], class_goals, config.class_pos_weight, config.focal_gamma)
+    if criterion.num_classes == 1:  # which has no class term
+        class_cost = torch.zeros_like(class_cost)
+    elif config.class_weights is not None:
+        class_cost = class_cost * class_cost.new_tensor(config.class_weights)
     weight = config.objectness_gain * criterion.balance[number].to(cost.dtype) / goals.numel()
     return LevelBreakdown(
         assignment=found,
         predicted=predicted,
         iou=iou,
         box=config.box_gain * (1 - iou) * shares,
-        classification=_classification(criterion, logits[:, 5:], found, shares),
+        classification=config.class_gain * class_cost.sum(dim=1) * shares / criterion.num_classes,
         objectness=(cost * weight).permute(0, 3, 1, 2),
         objectness_target=goals.permute(0, 3, 1, 2),
     )
-
-
-def _classification(criterion: DetectionLoss, class_logits: Tensor, found: Assignment, shares: Tensor) -> Tensor:
-    """(P,) what each anchor cell adds to the class term; zeros for a single class, which has none."""
-    config, num_classes = criterion.config, criterion.num_classes
-    if num_classes == 1:
-        return torch.zeros_like(shares)
-    goals = class_targets(found.class_index, num_classes, config.label_smoothing, class_logits.dtype)
-    cost = bce_with_focus(class_logits, goals, config.class_pos_weight, config.focal_gamma)
-    if config.class_weights is not None:
-        cost = cost * cost.new_tensor(config.class_weights)
-    return config.class_gain * cost.sum(dim=1) * shares / num_classes
-
-
-def _in_loss_precision(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

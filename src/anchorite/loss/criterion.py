@@ -6,7 +6,7 @@ Legend: L levels, A anchors, B images, K classes, P candidates.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
 from anchorite.loss.assign import Assignment, assign_to
 from anchorite.loss.config import LossConfig
-from anchorite.loss.logits import LevelLogits, as_level_logits
+from anchorite.loss.logits import LevelLogits, as_levels, in_loss_precision
 from anchorite.loss.terms import bce_sum, class_targets, objectness_targets, share_of_each, weighted_sum
 
 _BALANCE_OF_THREE = (4.0, 1.0, 0.4)
@@ -87,18 +87,18 @@ class DetectionLoss(nn.Module):
         self, logits: Sequence[Tensor | LevelLogits], targets: Targets, num_images: int | None = None
     ) -> LossTerms:
         """The loss of one batch; num_images: of the batch over all ranks; None: this rank's are all."""
-        levels = [as_level_logits(level) for level in logits]
-        if len(levels) != self.anchors.num_levels:
-            raise InputError(f"{len(levels)} levels of logits for {self.anchors.num_levels} levels of anchors")
+        levels = as_levels(logits, self.anchors.num_levels)
         # The head computes under the caller's autocast; every term after that without it.
         maps = [level.objectness() for level in levels]
         grid_sizes = [(int(objectness.shape[2]), int(objectness.shape[3])) for objectness in maps]
         found = assign_to(targets, self._anchors_cells, grid_sizes, self.config.ratio_limit)
         # All levels concatenated: at these sizes launching an operator costs more than its work.
         picked = torch.cat([of.at(f.image, f.anchor, f.row, f.column) for of, f in zip(levels, found, strict=True)])
-        with _without_autocast(maps[0].device.type):
-            maps = [_in_loss_precision(objectness) for objectness in maps]
-            return self._terms(maps, _in_loss_precision(picked), found, num_images or maps[0].shape[0])
+        device = maps[0].device.type
+        has_autocast = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
+            maps = [in_loss_precision(objectness) for objectness in maps]
+            return self._terms(maps, in_loss_precision(picked), found, num_images or maps[0].shape[0])
 
     def _terms(self, maps: list[Tensor], logits: Tensor, found: list[Assignment], num_images: int) -> LossTerms:
         """The loss from objectness maps (B, A, H, W), one per level, and the logits (P, 5 + K) of all candidates."""
@@ -170,13 +170,3 @@ class DetectionLoss(nn.Module):
         gains = torch.where(losses > torch.finfo(torch.float32).tiny, _BALANCE_GAIN / losses, 0.0)
         raised = self.balance * _BALANCE_KEEP + gains
         self.balance.copy_(raised / raised[self._pivot])
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
-def _in_loss_precision(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

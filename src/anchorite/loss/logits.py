@@ -5,11 +5,15 @@ Legend: B images, A anchors, K classes, H, W grid rows and columns, P candidates
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from anchorite.errors import InputError
 
 Indices = Int64[Tensor, " P"]
 
@@ -44,6 +48,13 @@ class DenseLogits:
         return by_cell.index_select(0, index)
 
 
-def as_level_logits(logits: Tensor | LevelLogits) -> LevelLogits:
-    """The logits themselves, or a dense tensor as `DenseLogits`."""
-    return DenseLogits(logits) if isinstance(logits, Tensor) else logits
+def as_levels(logits: Sequence[Tensor | LevelLogits], num_levels: int) -> list[LevelLogits]:
+    """The logits of each level, dense tensors as `DenseLogits`; InputError when there are not `num_levels`."""
+    if len(logits) != num_levels:
+        raise InputError(f"{len(logits)} levels of logits for {num_levels} levels of anchors")
+    return [DenseLogits(level) if isinstance(level, Tensor) else level for level in logits]
+
+
+def in_loss_precision(logits: Tensor) -> Tensor:
+    """As float64 if they are, else as float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()

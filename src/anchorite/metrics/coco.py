@@ -8,14 +8,14 @@ Legend: K classes, T IoU thresholds, R recall points.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.metrics.matching import Predictions, Truth, check_pairing
+from anchorite.metrics.matching import Predictions, Truth, check_pairing, joined
 
 # COCO's own areas in square pixels and caps on detections, by the index they have in the library's result.
 _AREA_NAMES = ("all", "small", "medium", "large")
@@ -83,22 +83,32 @@ def coco_metrics(
     differ in length or a class number has no name.
     """
     check_pairing(truths, predictions, len(class_names))
-    precision, recall = _evaluate(truths, predictions, len(class_names))
-    by_area = [_mean(precision[:, :, :, area, 2]) for area in range(len(_AREA_NAMES))]
+    num_classes = len(class_names)
+    precision, recall = _evaluate(truths, predictions, num_classes)
+    counts = {
+        "num_truths": joined(truth.class_ids[~truth.ignored] for truth in truths),
+        "num_ignored": joined(truth.class_ids[truth.ignored] for truth in truths),
+        "num_images": joined(np.unique(truth.class_ids[~truth.ignored]) for truth in truths),
+        "num_found": joined(found.class_ids for found in predictions),
+    }
+    counts = {name: np.bincount(class_ids, minlength=num_classes) for name, class_ids in counts.items()}
+    of_classes = precision[:, :, :, 0, 2]
     return CocoMetrics(
-        map=by_area[0],
-        map50=_mean(precision[0, :, :, 0, 2]),
-        map75=_mean(precision[5, :, :, 0, 2]),
-        map_small=by_area[1],
-        map_medium=by_area[2],
-        map_large=by_area[3],
-        ar_1=_mean(recall[:, :, 0, 0]),
-        ar_10=_mean(recall[:, :, 0, 1]),
-        ar_100=_mean(recall[:, :, 0, 2]),
-        ar_small=_mean(recall[:, :, 1, 2]),
-        ar_medium=_mean(recall[:, :, 2, 2]),
-        ar_large=_mean(recall[:, :, 3, 2]),
-        classes=_class_metrics(truths, predictions, class_names, precision[:, :, :, 0, 2]),
+        map=_mean(of_classes),
+        map50=_mean(of_classes[0]),
+        map75=_mean(of_classes[5]),
+        **{f"map_{area}": _mean(precision[:, :, :, index, 2]) for index, area in list(enumerate(_AREA_NAMES))[1:]},
+        **{f"ar_{most}": _mean(recall[:, :, 0, index]) for index, most in enumerate(_MAX_DETECTIONS)},
+        **{f"ar_{area}": _mean(recall[:, :, index, 2]) for index, area in list(enumerate(_AREA_NAMES))[1:]},
+        classes=tuple(
+            ClassMetrics(
+                name=name,
+                ap=_mean(of_classes[:, :, k]),
+                ap50=_mean(of_classes[0, :, k]),
+                **{count: int(of_class[k]) for count, of_class in counts.items()},
+            )
+            for k, name in enumerate(class_names)
+        ),
     )
 
 
@@ -112,9 +122,27 @@ def _evaluate(
     if not truths or not num_classes:
         # The library takes an empty list of images or classes for "all of them" and fails later.
         return np.full((10, 101, num_classes, 4, 3), -1.0), np.full((10, num_classes, 4, 3), -1.0)
+
+    def dataset(columns_by_image: Iterable[dict[str, list[Any]]]) -> Any:
+        coco = COCO()
+        annotations: list[dict[str, Any]] = []
+        for image, columns in enumerate(columns_by_image):
+            for values in zip(*columns.values(), strict=True):
+                # Numbers from 1: the library takes 0 for "not matched".
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": image, **dict(zip(columns, values, strict=True))}
+                )
+        coco.dataset = {
+            "images": [{"id": image} for image in range(len(truths))],
+            "categories": [{"id": class_id, "name": str(class_id)} for class_id in range(num_classes)],
+            "annotations": annotations,
+        }
+        coco.createIndex()
+        return coco
+
     evaluation = COCOeval_faster(
-        _coco_dataset(COCO(), len(truths), num_classes, _truth_annotations(truths)),
-        _coco_dataset(COCO(), len(truths), num_classes, _found_annotations(predictions)),
+        dataset(map(_columns_of_truth, truths)),
+        dataset(map(_columns_of_found, predictions)),
         iouType="bbox",
         print_function=lambda *_: None,  # the library would report its progress on stdout
         separate_eval=True,
@@ -126,101 +154,36 @@ def _evaluate(
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
 
 
-def _coco_dataset(coco: Any, num_images: int, num_classes: int, annotations: list[dict[str, Any]]) -> Any:
-    coco.dataset = {
-        "images": [{"id": image} for image in range(num_images)],
-        "categories": [{"id": class_id, "name": str(class_id)} for class_id in range(num_classes)],
-        "annotations": annotations,
+def _columns_of_truth(truth: Truth) -> dict[str, list[Any]]:
+    """COCO's fields of the labelled boxes of one image."""
+    return {
+        "category_id": truth.class_ids.tolist(),
+        "bbox": _boxes_xywh(truth).tolist(),
+        "area": truth.areas.tolist(),
+        "iscrowd": truth.ignored.astype(int).tolist(),
     }
-    coco.createIndex()
-    return coco
 
 
-def _truth_annotations(truths: Sequence[Truth]) -> list[dict[str, Any]]:
-    annotations: list[dict[str, Any]] = []
-    for image, truth in enumerate(truths):
-        columns = (
-            truth.class_ids.tolist(),
-            _boxes_xywh(truth.boxes_xyxy),
-            truth.areas.tolist(),
-            truth.ignored.tolist(),
-        )
-        for class_id, box_xywh, area, ignored in zip(*columns, strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # from 1: the library takes 0 for "not matched"
-                    "image_id": image,
-                    "category_id": class_id,
-                    "bbox": box_xywh,
-                    "area": area,
-                    "iscrowd": int(ignored),
-                }
-            )
-    return annotations
-
-
-def _found_annotations(predictions: Sequence[Predictions]) -> list[dict[str, Any]]:
-    annotations: list[dict[str, Any]] = []
-    for image, found in enumerate(map(_counted, predictions)):
-        boxes_xywh = _boxes_xywh(found.boxes_xyxy)
-        for class_id, box_xywh, score in zip(found.class_ids.tolist(), boxes_xywh, found.scores.tolist(), strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image,
-                    "category_id": class_id,
-                    "bbox": box_xywh,
-                    "area": box_xywh[2] * box_xywh[3],
-                    "score": score,
-                    "iscrowd": 0,
-                }
-            )
-    return annotations
-
-
-def _counted(found: Predictions) -> Predictions:
-    """The best 100 detections of each class, which are all that COCO's numbers look at, in the order given."""
+def _columns_of_found(found: Predictions) -> dict[str, list[Any]]:
+    """COCO's fields of the best 100 detections of each class, which are all that its numbers look at."""
     order = np.lexsort((-found.scores, found.class_ids))
     class_ids = found.class_ids[order]
     rank = np.arange(len(order)) - np.searchsorted(class_ids, class_ids)
-    kept = np.sort(order[rank < _MAX_DETECTIONS[-1]])
-    return Predictions(found.boxes_xyxy[kept], found.scores[kept], found.class_ids[kept])
+    counted = found.chosen(np.sort(order[rank < _MAX_DETECTIONS[-1]]))  # in the order given
+    boxes_xywh = _boxes_xywh(counted)
+    return {
+        "category_id": counted.class_ids.tolist(),
+        "bbox": boxes_xywh.tolist(),
+        "area": (boxes_xywh[:, 2] * boxes_xywh[:, 3]).tolist(),
+        "score": counted.scores.tolist(),
+        "iscrowd": [0] * len(counted),
+    }
 
 
-def _boxes_xywh(boxes_xyxy: NDArray[np.floating]) -> list[list[float]]:
-    boxes = boxes_xyxy.astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    rows: list[list[float]] = boxes.tolist()
-    return rows
-
-
-def _class_metrics(
-    truths: Sequence[Truth],
-    predictions: Sequence[Predictions],
-    class_names: Sequence[str],
-    precision: NDArray[np.float64],
-) -> tuple[ClassMetrics, ...]:
-    """Each class from the precision (T, R, K) over all areas."""
-    num_classes = len(class_names)
-    num_truths, num_ignored, num_images, num_found = np.zeros((4, num_classes), dtype=np.int64)
-    for truth, found in zip(truths, predictions, strict=True):
-        of_image = np.bincount(truth.class_ids[~truth.ignored], minlength=num_classes)
-        num_truths += of_image
-        num_images += of_image > 0
-        num_ignored += np.bincount(truth.class_ids[truth.ignored], minlength=num_classes)
-        num_found += np.bincount(found.class_ids, minlength=num_classes)
-    return tuple(
-        ClassMetrics(
-            name=name,
-            ap=_mean(precision[:, :, k]),
-            ap50=_mean(precision[0, :, k]),
-            num_truths=int(num_truths[k]),
-            num_ignored=int(num_ignored[k]),
-            num_images=int(num_images[k]),
-            num_found=int(num_found[k]),
-        )
-        for k, name in enumerate(class_names)
-    )
+def _boxes_xywh(boxes: Truth | Predictions) -> NDArray[np.float64]:
+    boxes_xywh = boxes.boxes_xyxy.astype(np.float64)
+    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+    return boxes_xywh
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -14,15 +14,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from anchorite.errors import accepts_iou_limit
-from anchorite.metrics.matching import (
-    Predictions,
-    Truth,
-    check_pairing,
-    match_in_order,
-    order_by_overlap,
-    order_by_score,
-    overlapping_pairs,
-)
+from anchorite.metrics.matching import Predictions, Truth, check_pairing, joined, match, overlapping_pairs
 
 _NUM_CONFIDENCES = 1001
 _NUM_RECALLS = 101
@@ -77,14 +69,12 @@ def detection_curves(
     """
     check_pairing(truths, predictions, len(class_names))
     num_classes = len(class_names)
-    scores = np.concatenate([np.zeros(0), *(found.scores for found in predictions)])
-    class_ids = np.concatenate([np.zeros(0, np.int64), *(found.class_ids for found in predictions)])
-    labelled = [truth.class_ids[~truth.ignored] for truth in truths]
-    num_truths = np.bincount(np.concatenate([np.zeros(0, np.int64), *labelled]), minlength=num_classes)
-
+    scores = joined((found.scores for found in predictions), float)
+    class_ids = joined(found.class_ids for found in predictions)
+    num_truths = np.bincount(joined(truth.class_ids[~truth.ignored] for truth in truths), minlength=num_classes)
     pairs = overlapping_pairs(truths, predictions, iou_threshold)
-    match = match_in_order(pairs, order_by_score(pairs, scores), len(scores), sum(len(truth) for truth in truths))
-    counted = np.flatnonzero((match >= 0) | ~pairs.in_ignored)
+    is_right = match(pairs, scores, sum(map(len, truths)), by_score=True) >= 0
+    counted = np.flatnonzero(is_right | ~pairs.in_ignored)
     best_first = counted[np.argsort(-scores[counted], kind="stable")]
 
     confidences, recalls = np.linspace(0, 1, _NUM_CONFIDENCES), np.linspace(0, 1, _NUM_RECALLS)
@@ -92,13 +82,15 @@ def detection_curves(
     envelope = np.full((num_classes, _NUM_RECALLS), np.nan)
     for k in range(num_classes):
         of_class = best_first[class_ids[best_first] == k]
-        right = np.concatenate([[0], np.cumsum(match[of_class] >= 0)])
+        right = np.concatenate([[0], np.cumsum(is_right[of_class])])
         kept = np.searchsorted(-scores[of_class], -confidences, side="right")
         precision[k] = _ratio_or_nan(right[kept], kept)
         if num_truths[k]:
             recall[k] = right[kept] / num_truths[k]
             f1[k] = 2 * right[kept] / (kept + num_truths[k])
-            envelope[k] = _envelope(right[1:], int(num_truths[k]), recalls)
+            # From right answers counted down the ranking: the best precision from here on, at the first that reaches.
+            best = np.maximum.accumulate((right[1:] / np.arange(1, len(right)))[::-1])[::-1]
+            envelope[k] = np.append(best, 0.0)[np.searchsorted(right[1:] / num_truths[k], recalls, side="left")]
     return Curves(tuple(class_names), iou_threshold, confidences, precision, recall, f1, recalls, envelope)
 
 
@@ -106,14 +98,6 @@ def mean_of_defined(rows: Float64[NDArray[np.float64], "K columns"]) -> Float64[
     """The mean (columns,) of rows (K, columns) over those that are not nan; nan where all are."""
     defined = ~np.isnan(rows)
     return _ratio_or_nan(np.where(defined, rows, 0).sum(axis=0), defined.sum(axis=0))
-
-
-def _envelope(right: NDArray[np.int64], num_truths: int, recalls: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The best precision at each recall (R,) or more, from right answers counted down the ranking (N,)."""
-    precision = right / np.arange(1, len(right) + 1)
-    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
-    first_reaching = np.searchsorted(right / num_truths, recalls, side="left")
-    return np.append(best_from_here, 0.0)[first_reaching]
 
 
 def _ratio_or_nan(part: NDArray[Any], whole: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -148,10 +132,7 @@ class Confusion:
 
     def shares(self) -> Float64[NDArray[np.float64], "K1 K1"]:
         """The counts (K + 1, K + 1) as shares of their row; rows without any box are nan."""
-        totals = self.counts.sum(axis=1, keepdims=True)
-        shares = np.full(self.counts.shape, np.nan)
-        np.divide(self.counts, totals, out=shares, where=totals > 0)
-        return shares
+        return _ratio_or_nan(self.counts, np.broadcast_to(self.counts.sum(axis=1, keepdims=True), self.counts.shape))
 
 
 @accepts_iou_limit
@@ -169,26 +150,19 @@ def confusion_matrix(
     `coco_metrics` does.
     """
     check_pairing(truths, predictions, len(class_names))
-    confident = [_at_least(found, confidence) for found in predictions]
+    confident = [found.chosen(found.scores >= confidence) for found in predictions]
     pairs = overlapping_pairs(truths, confident, iou_threshold, same_class=False)
-    found_class = np.concatenate([np.zeros(0, np.int64), *(found.class_ids for found in confident)])
-    truth_class = np.concatenate([np.zeros(0, np.int64), *(truth.class_ids for truth in truths)])
-    ignored = np.concatenate([np.zeros(0, np.bool_), *(truth.ignored for truth in truths)])
-    scores = np.concatenate([np.zeros(0), *(found.scores for found in confident)])
-    match = match_in_order(pairs, order_by_overlap(pairs, scores), len(found_class), len(truth_class))
-
+    found_class = joined(found.class_ids for found in confident)
+    truth_class = joined(truth.class_ids for truth in truths)
+    scores = joined((found.scores for found in confident), float)
+    truth_of_found = match(pairs, scores, len(truth_class), by_score=False)
     background = len(class_names)
     counts = np.zeros((background + 1, background + 1), dtype=np.int64)
-    matched = match >= 0
-    np.add.at(counts, (truth_class[match[matched]], found_class[matched]), 1)
+    matched = truth_of_found >= 0
+    np.add.at(counts, (truth_class[truth_of_found[matched]], found_class[matched]), 1)
     false_alarms = found_class[~matched & ~pairs.in_ignored]
     counts[background] += np.bincount(false_alarms, minlength=background + 1)
-    is_missed = ~ignored
-    is_missed[match[matched]] = False
+    is_missed = ~joined((truth.ignored for truth in truths), bool)
+    is_missed[truth_of_found[matched]] = False
     counts[:, background] += np.bincount(truth_class[is_missed], minlength=background + 1)
     return Confusion(counts, tuple(class_names), confidence, iou_threshold)
-
-
-def _at_least(found: Predictions, confidence: float) -> Predictions:
-    kept = found.scores >= confidence
-    return Predictions(found.boxes_xyxy[kept], found.scores[kept], found.class_ids[kept])

@@ -6,8 +6,9 @@ Legend: N detections and T labelled boxes of the whole data set (images one afte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
@@ -31,8 +32,7 @@ class Truth:
     areas: Float64[NDArray[np.float64], " N"]
 
     def __post_init__(self) -> None:
-        _check_rows("truth", self.boxes_xyxy, (self.class_ids, self.ignored, self.areas))
-        _check_finite("truth", self.boxes_xyxy, self.areas)
+        _check("truth", self.boxes_xyxy, self.class_ids, self.ignored, self.areas)
 
     def __len__(self) -> int:
         return int(self.class_ids.shape[0])
@@ -51,11 +51,14 @@ class Predictions:
     class_ids: Int64[NDArray[np.int64], " N"]
 
     def __post_init__(self) -> None:
-        _check_rows("found", self.boxes_xyxy, (self.scores, self.class_ids))
-        _check_finite("found", self.boxes_xyxy, self.scores)
+        _check("found", self.boxes_xyxy, self.scores, self.class_ids)
 
     def __len__(self) -> int:
         return int(self.scores.shape[0])
+
+    def chosen(self, which: NDArray[Any]) -> Predictions:
+        """Some of them, by a mask or by indices (N,)."""
+        return Predictions(self.boxes_xyxy[which], self.scores[which], self.class_ids[which])
 
 
 def check_pairing(truths: Sequence[Truth], predictions: Sequence[Predictions], num_classes: int) -> None:
@@ -74,16 +77,18 @@ def check_pairing(truths: Sequence[Truth], predictions: Sequence[Predictions], n
                 )
 
 
-def _check_rows(word: str, boxes_xyxy: NDArray[np.floating], columns: tuple[NDArray[np.generic], ...]) -> None:
+def _check(word: str, boxes_xyxy: NDArray[np.floating], *columns: NDArray[Any]) -> None:
     num_boxes = boxes_xyxy.shape[0]
     if boxes_xyxy.shape != (num_boxes, 4) or any(column.shape != (num_boxes,) for column in columns):
         shapes = ", ".join(str(column.shape) for column in columns)
         raise InputError(f"{word}: boxes must be (N, 4) and the rest (N,); got {boxes_xyxy.shape} and {shapes}")
-
-
-def _check_finite(word: str, *columns: NDArray[np.floating]) -> None:
-    if not all(np.isfinite(column).all() for column in columns):
+    if not all(np.isfinite(column).all() for column in (boxes_xyxy, *columns)):
         raise InputError(f"{word}: a box, score or area is not finite; the model or the label is broken")
+
+
+def joined(parts: Iterable[NDArray[Any]], dtype: type = np.int64) -> NDArray[Any]:
+    """The values of all images (N,), one image after the other; there may be no image."""
+    return np.concatenate([np.zeros(0, dtype), *parts])
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def overlapping_pairs(
 
     Ignored labelled boxes pair with nothing and show in `in_ignored` alone.
     """
-    found_parts, truth_parts, iou_parts, ignored_parts = [_NO_INDEX], [_NO_INDEX], [np.zeros(0)], [np.zeros(0, bool)]
+    found_parts, truth_parts, iou_parts, ignored_parts = [], [], [], []
     first_found = first_truth = 0
     for truth, found in zip(truths, predictions, strict=True):
         intersection, union, own_area = _overlaps(found.boxes_xyxy, truth.boxes_xyxy)
@@ -122,40 +127,32 @@ def overlapping_pairs(
         covered = _ratio(intersection, own_area) >= iou_threshold
         ignored_parts.append((covered & comparable & truth.ignored).any(axis=1))
         first_found, first_truth = first_found + len(found), first_truth + len(truth)
-    parts = (found_parts, truth_parts, iou_parts, ignored_parts)
-    return Pairs(*(np.concatenate(part) for part in parts))
+    return Pairs(joined(found_parts), joined(truth_parts), joined(iou_parts, float), joined(ignored_parts, bool))
 
 
-def match_in_order(
-    pairs: Pairs, order: Int64[NDArray[np.int64], " Q"], num_found: int, num_truths: int
+def match(
+    pairs: Pairs, scores: Float[NDArray[np.floating], " N"], num_truths: int, by_score: bool
 ) -> Int64[NDArray[np.int64], " N"]:
-    """Match greedily, trying the pairs in `order` (Q,); a detection and a labelled box match once.
+    """Match greedily; a detection, with its score, and a labelled box match once.
 
-    Returns (N,) the labelled box of each detection, -1 for none.
+    by_score: in COCO's order, the best detection (of equals the earlier) first, which takes the box that it overlaps
+    most (of equal overlaps the later, as in COCO's tools); else the largest overlap first, then the best score, the
+    earlier detection and the earlier box. Returns (N,) the labelled box of each detection, -1 for none.
     """
-    match_of_found = [-1] * num_found
+    of_pair = -scores[pairs.found]
+    keys = (
+        (-pairs.truth, -pairs.iou, pairs.found, of_pair)
+        if by_score
+        else (pairs.truth, pairs.found, of_pair, -pairs.iou)
+    )
+    order = np.lexsort(keys)
+    match_of_found = [-1] * len(scores)
     truth_is_free = [True] * num_truths
     for found, truth in zip(pairs.found[order].tolist(), pairs.truth[order].tolist(), strict=True):
         if truth_is_free[truth] and match_of_found[found] < 0:
             match_of_found[found] = truth
             truth_is_free[truth] = False
     return np.asarray(match_of_found, dtype=np.int64)
-
-
-def order_by_score(pairs: Pairs, scores: Float[NDArray[np.floating], " N"]) -> Int64[NDArray[np.int64], " Q"]:
-    """COCO's order: the best detection (of equals the earlier) chooses first, and takes the box it overlaps most.
-
-    scores: (N,). Of equal overlaps the later box goes first, as in COCO's tools.
-    """
-    return np.lexsort((-pairs.truth, -pairs.iou, pairs.found, -scores[pairs.found]))
-
-
-def order_by_overlap(pairs: Pairs, scores: Float[NDArray[np.floating], " N"]) -> Int64[NDArray[np.int64], " Q"]:
-    """The largest overlap first, then the best score, then the earlier detection and the earlier box."""
-    return np.lexsort((pairs.truth, pairs.found, -scores[pairs.found], -pairs.iou))
-
-
-_NO_INDEX = np.zeros(0, dtype=np.int64)
 
 
 def _overlaps(

@@ -8,6 +8,7 @@ Legend: K classes.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ from anchorite.files import write_atomically
 from anchorite.metrics.curves import Confusion, Curves, mean_of_defined
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Up to so many classes each has a colour and a line in the legend; of more, only the best and the worst.
@@ -34,31 +34,20 @@ _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "W
 
 def save_pr_curve(path: Path, curves: Curves) -> None:
     """Write precision over recall of each class and their mean; the legend gives AP at the curves' IoU."""
-    figure, axes = _curve_axes("Recall", "Precision", f"Precision over recall at IoU {curves.iou_threshold:g}")
-    ap = curves.average_precision()
-    names = readable_names(curves.class_names)
-    labels = [f"{name}  {_number(value)}" for name, value in zip(names, ap, strict=True)]
-    _draw_classes(axes, curves.recalls, curves.envelope, ap, labels)
-    mean = mean_of_defined(curves.envelope)
-    axes.plot(curves.recalls, mean, color="black", linewidth=2.5, label=f"mean of classes  {_number(mean.mean())}")
-    _finish_curves(figure, axes, "AP", path)
+    ap, mean = curves.average_precision(), mean_of_defined(curves.envelope)
+    numbers = [_number(value) for value in (*ap, mean.mean())]
+    _save_curves(path, curves, "Recall", "Precision", curves.recalls, [*curves.envelope, mean], ap, "AP", numbers)
 
 
 def save_f1_curve(path: Path, curves: Curves) -> None:
     """Write F1 over confidence of each class and their mean; the legend gives each best F1 and where it lies."""
-    figure, axes = _curve_axes("Confidence", "F1", f"F1 over confidence at IoU {curves.iou_threshold:g}")
-    best = curves.best_confidences()
-    labels = [
-        f"{name}  {_number(f1)} at {_number(confidence)}"
-        for name, (confidence, f1) in zip(readable_names(curves.class_names), best, strict=True)
-    ]
-    _draw_classes(axes, curves.confidences, curves.f1, np.array([f1 for _, f1 in best]), labels)
-    confidence, f1 = curves.best_confidence()
-    label = f"mean of classes  {_number(f1)} at {_number(confidence)}"
-    axes.plot(curves.confidences, curves.mean_f1(), color="black", linewidth=2.5, label=label)
-    if np.isfinite(confidence):
-        axes.axvline(confidence, color="black", linewidth=0.8, linestyle=":")
-    _finish_curves(figure, axes, "Best F1, at confidence", path)
+    best = [*curves.best_confidences(), curves.best_confidence()]
+    numbers = [f"{_number(f1)} at {_number(confidence)}" for confidence, f1 in best]
+    rows, legend = [*curves.f1, curves.mean_f1()], "Best F1, at confidence"
+    values = np.array([f1 for _, f1 in best[:-1]])
+    _save_curves(
+        path, curves, "Confidence", "F1", curves.confidences, rows, values, legend, numbers, marked=best[-1][0]
+    )
 
 
 def save_confusion_matrix(path: Path, confusion: Confusion) -> None:
@@ -66,19 +55,39 @@ def save_confusion_matrix(path: Path, confusion: Confusion) -> None:
 
     Up to 30 classes the cells show counts.
     """
+    from matplotlib import colormaps
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    size = len(confusion.counts)
+    size, shares = len(confusion.counts), confusion.shares()
     is_numbered = size <= _MOST_NUMBERED_ROWS
     inches = 4.0 + (0.5 if is_numbered else 0.19) * size
     figure = Figure(figsize=(inches, inches * (0.9 if size > 5 else 0.8)), layout="constrained")
     axes = figure.add_subplot()
-    _draw_shares(figure, axes, confusion.shares())
-    _label_classes(axes, [*readable_names(confusion.class_names), "(background)"], is_numbered)
+    is_right, is_empty = np.eye(size, dtype=bool), ~(shares > 0)
+    for word, colours, hidden in (("wrong", "Oranges", is_right), ("right", "Blues", ~is_right)):
+        shown = np.ma.masked_where(hidden | is_empty, shares)
+        # On a root scale: one looks for confusions of a few percent.
+        picture = axes.imshow(shown, cmap=colormaps[colours], norm=PowerNorm(0.5, vmin=0, vmax=1))
+        figure.colorbar(picture, ax=axes, shrink=0.6, aspect=30, pad=0.02, label=f"share of the row, {word}")
+    names = [*readable_names(confusion.class_names), "(background)"]
+    turned = {"rotation": 90} if size > 4 else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(size), names, **turned)
+    axes.set_yticks(range(size), names)
+    axes.tick_params(labelsize=10 if is_numbered else 7.5, length=2)
+    axes.set_xlabel("found as", fontsize=12)
+    axes.set_ylabel("labelled as", fontsize=12)
+    for axis in (axes.xaxis, axes.yaxis):  # lines between the cells
+        axis.set_ticks(np.arange(1, size) - 0.5, minor=True)
+    axes.grid(which="minor", color="#dddddd", linewidth=0.5)
+    axes.tick_params(which="minor", length=0)
     title = f"Confusion at confidence {confusion.confidence:g}, IoU {confusion.iou_threshold:g}"
     axes.set_title(title, fontsize=12 if size < 10 else 16)
-    if is_numbered:
-        _write_counts(axes, confusion)
+    for row, column in np.argwhere(confusion.counts > 0) if is_numbered else []:
+        count = int(confusion.counts[row, column])
+        short = f"{count}" if count < 10_000 else f"{count / 1000:.0f}k"
+        colour = "white" if shares[row, column] > 0.4 else "#222222"
+        axes.text(column, row, short, ha="center", va="center", fontsize=9, color=colour)
     _save(figure, path)
 
 
@@ -95,47 +104,55 @@ def readable_names(names: Sequence[str]) -> list[str]:
     return [name.replace("$", r"\$") for name in shown]
 
 
-def _curve_axes(x_label: str, y_label: str, title: str) -> tuple[Figure, Axes]:
+def _save_curves(
+    path: Path,
+    curves: Curves,
+    x_label: str,
+    y_label: str,
+    x: NDArray[np.float64],
+    rows: Sequence[NDArray[np.float64]],
+    values: NDArray[np.float64],
+    legend_title: str,
+    numbers: Sequence[str],
+    marked: float = math.nan,
+) -> None:
+    """A line for each of K classes and for their mean: rows and numbers, K + 1; the best by value first in the legend.
+
+    Of many classes the middle ones are grey. Classes without labelled boxes have no line, and only say so in the legend
+    of few classes. marked: x of a dotted line.
+    """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 6), layout="constrained")
     axes = figure.add_subplot()
+    title = f"{y_label} over {x_label.lower()} at IoU {curves.iou_threshold:g}"
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(color="#e5e5e5")
     axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _draw_classes(
-    axes: Axes, x: NDArray[np.float64], rows: NDArray[np.float64], values: NDArray[np.float64], labels: Sequence[str]
-) -> None:
-    """A line for each of K rows; the best by value first in the legend; of many classes the middle ones in grey.
-
-    Classes without labelled boxes have no line, and only say so in the legend of few classes.
-    """
-    from matplotlib import colormaps
-
-    ranking = sorted(range(len(labels)), key=lambda k: (-np.nan_to_num(values[k], nan=-1.0), k))
+    names = [*readable_names(curves.class_names), "mean of classes"]
+    ranking = sorted(range(len(values)), key=lambda k: (-np.nan_to_num(values[k], nan=-1.0), k))
     if len(ranking) > _MOST_NAMED_LINES:
         ranking = [k for k in ranking if not np.isnan(values[k])]
     half = _MOST_NAMED_LINES // 2
     unnamed = ranking[half:-half] if len(ranking) > _MOST_NAMED_LINES else []
+    lines = []
     for k in unnamed:
         axes.plot(x, rows[k], color="#b8b8b8", linewidth=0.7)
-    named = [k for k in ranking if k not in unnamed]
-    for place, k in enumerate(named):
+    for place, k in enumerate(k for k in ranking if k not in unnamed):
         if unnamed and place == half:
-            axes.plot([], [], color="#b8b8b8", linewidth=0.7, label=f"({len(unnamed)} classes between)")
-        axes.plot(x, rows[k], color=colormaps["tab10"](place), linewidth=1.4, label=labels[k])
-
-
-def _finish_curves(figure: Figure, axes: Axes, legend_title: str, path: Path) -> None:
-    handles = axes.get_lines()
-    named = [(line, str(line.get_label())) for line in handles if not str(line.get_label()).startswith("_child")]
+            between = axes.plot([], [], color="#b8b8b8", linewidth=0.7)
+            lines.append((between[0], f"({len(unnamed)} classes between)"))
+        line = axes.plot(x, rows[k], color=colormaps["tab10"](place), linewidth=1.4)
+        lines.append((line[0], f"{names[k]}  {numbers[k]}"))
+    mean = axes.plot(x, rows[-1], color="black", linewidth=2.5)
+    lines.append((mean[0], f"{names[-1]}  {numbers[-1]}"))
+    if np.isfinite(marked):
+        axes.axvline(marked, color="black", linewidth=0.8, linestyle=":")
     # A legend refuses labels that start with an underscore, as class names may: set them afterwards.
     legend = axes.legend(
-        [line for line, _ in named],
-        [str(place) for place in range(len(named))],
+        [line for line, _ in lines],
+        [str(place) for place in range(len(lines))],
         title=legend_title,
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
@@ -144,45 +161,9 @@ def _finish_curves(figure: Figure, axes: Axes, legend_title: str, path: Path) ->
         fontsize=9,
         alignment="left",
     )
-    for text, (_, label) in zip(legend.get_texts(), named, strict=True):
+    for text, (_, label) in zip(legend.get_texts(), lines, strict=True):
         text.set_text(label)
     _save(figure, path)
-
-
-def _draw_shares(figure: Figure, axes: Axes, shares: NDArray[np.float64]) -> None:
-    """Shares (K + 1, K + 1) of each row, on a root scale: one looks for confusions of a few percent."""
-    from matplotlib import colormaps
-    from matplotlib.colors import PowerNorm
-
-    is_right = np.eye(len(shares), dtype=bool)
-    is_empty = ~(shares > 0)
-    for word, colours, hidden in (("wrong", "Oranges", is_right), ("right", "Blues", ~is_right)):
-        shown = np.ma.masked_where(hidden | is_empty, shares)
-        picture = axes.imshow(shown, cmap=colormaps[colours], norm=PowerNorm(0.5, vmin=0, vmax=1))
-        figure.colorbar(picture, ax=axes, shrink=0.6, aspect=30, pad=0.02, label=f"share of the row, {word}")
-
-
-def _label_classes(axes: Axes, names: Sequence[str], is_numbered: bool) -> None:
-    size = len(names)
-    turned = {"rotation": 90} if size > 4 else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(size), names, **turned)
-    axes.set_yticks(range(size), names)
-    axes.tick_params(labelsize=10 if is_numbered else 7.5, length=2)
-    axes.set_xlabel("found as", fontsize=12)
-    axes.set_ylabel("labelled as", fontsize=12)
-    axes.set_xticks(np.arange(1, size) - 0.5, minor=True)
-    axes.set_yticks(np.arange(1, size) - 0.5, minor=True)
-    axes.grid(which="minor", color="#dddddd", linewidth=0.5)
-    axes.tick_params(which="minor", length=0)
-
-
-def _write_counts(axes: Axes, confusion: Confusion) -> None:
-    shares = confusion.shares()
-    for row, column in np.argwhere(confusion.counts > 0):
-        count, share = int(confusion.counts[row, column]), shares[row, column]
-        short = f"{count}" if count < 10_000 else f"{count / 1000:.0f}k"
-        colour = "white" if share > 0.4 else "#222222"
-        axes.text(column, row, short, ha="center", va="center", fontsize=9, color=colour)
 
 
 def _number(value: float) -> str:

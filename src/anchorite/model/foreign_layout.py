@@ -5,8 +5,9 @@ Legend: L levels, A anchors per level, K classes. Foreign names are those of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,7 +36,12 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "Upsample": {"size": None, "scale_factor": 2.0, "mode": "nearest"},
     "Concat": {"d": 1},
 }
-_REPEATED_BUFFER = "anchor_grid"  # written by early versions; the same numbers as the anchors'
+# The foreign blocks that make up one of ours within its part, and what they call a block's layers.
+_BLOCKS = {
+    "": ("",), "entry": (".cv1", ".cv2"), "merge": (".cv3",), "narrow": (".cv1",), "combine": (".cv2",),
+    "mix": (".cv1",), "look": (".cv2",),
+}  # fmt: skip
+_LAYERS = {"convolution": "conv", "norm": "bn"}
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,19 @@ def build_detector(found: CheckpointContents) -> tuple[Detector, WeightsInfo]:
         if layer["kind"] not in _KNOWN_LAYERS
     ]
     _refuse_faults("is of another architecture", other)
-    size = _size(found)
+    size = _size(found.tensors)
     anchors = _anchors(found, size)
-    num_classes = _num_classes(found, size, anchors.num_anchors)
+    bias_name = foreign_names(f"head.predictors.p{FIRST_LEVEL}.bias", size)[0]
+    num_channels = found.tensors[bias_name].numel() if bias_name in found.tensors else 0
+    num_classes, rest = divmod(num_channels - 5 * anchors.num_anchors, anchors.num_anchors)
+    if rest or not 1 <= num_classes <= MAX_CLASSES:
+        raise InputError(
+            f"{bias_name} has {num_channels} channels, which are not 5 and 1 to {MAX_CLASSES} classes for "
+            f"{anchors.num_anchors} anchors"
+        )
     with torch.device("meta"):
         detector = Detector(size, num_classes, anchors)
-    _check_tensors(found, detector)
+    _check_tensors(found.tensors, detector)
     _refuse_faults("is of another architecture", _other_settings(found.layers, detector))
     if found.class_names is not None and len(found.class_names) != num_classes:
         raise InputError(f"has {len(found.class_names)} class names, but its head predicts {num_classes} classes")
@@ -83,23 +96,21 @@ def build_detector(found: CheckpointContents) -> tuple[Detector, WeightsInfo]:
     return detector, WeightsInfo(size, tuple(class_names), anchors, image_size)
 
 
-def _size(found: CheckpointContents) -> str:
+def _size(tensors: Mapping[str, Tensor]) -> str:
     """The size whose head has the number and whose stem the width that the checkpoint has."""
-    stem = found.tensors.get("model.0.conv.weight")
-    heads = [size for size in SIZES if foreign_anchors_name(size) in found.tensors]
-    if stem is None or stem.ndim != 4 or not heads:
-        missing = "model.0.conv.weight" if heads else foreign_anchors_name("n")
+    stem = tensors.get("model.0.conv.weight")
+    widths = {size: plan(size).stem_width for size in SIZES if foreign_anchors_name(size) in tensors}
+    if stem is None or stem.ndim != 4 or not widths:
+        missing = "model.0.conv.weight" if widths else foreign_anchors_name("n")
         raise InputError(
             f"is of another architecture: no tensor {missing} as sizes {', '.join(SIZES)} have it; "
-            f"it has {', '.join(shown(name) for name in list(found.tensors)[:_NUM_SHOWN]) or 'none'}"
+            f"it has {', '.join(shown(name) for name in list(tensors)[:_NUM_SHOWN]) or 'none'}"
         )
-    size = next((size for size in heads if plan(size).stem_width == stem.shape[0]), None)
-    if size is None:
-        widths = ", ".join(f"{plan(size).stem_width} ({size})" for size in heads)
-        raise InputError(
-            f"is of another width: model.0.conv.weight has {stem.shape[0]} channels, the sizes have {widths}"
-        )
-    return size
+    for size, width in widths.items():
+        if width == stem.shape[0]:
+            return size
+    there = ", ".join(f"{width} ({size})" for size, width in widths.items())
+    raise InputError(f"is of another width: model.0.conv.weight has {stem.shape[0]} channels, the sizes have {there}")
 
 
 def _anchors(found: CheckpointContents, size: str) -> AnchorSet:
@@ -117,43 +128,48 @@ def _anchors(found: CheckpointContents, size: str) -> AnchorSet:
     return AnchorSet(tuple(tuple((w, h) for w, h in level) for level in pixels.tolist()), strides)
 
 
-def _num_classes(found: CheckpointContents, size: str, num_anchors: int) -> int:
-    name = foreign_names(f"head.predictors.p{FIRST_LEVEL}.bias", size)[0]
-    bias = found.tensors.get(name)
-    channels = len(bias) if bias is not None and bias.ndim else 0
-    num_classes = channels // num_anchors - 5
-    if channels % num_anchors or not 1 <= num_classes <= MAX_CLASSES:
-        raise InputError(
-            f"{name} has {channels} channels, which are not 5 and 1 to {MAX_CLASSES} classes for {num_anchors} anchors"
-        )
-    return num_classes
-
-
-def _check_tensors(found: CheckpointContents, detector: Detector) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor], detector: Detector) -> None:
     """Raise InputError unless the foreign tensors are those of the detector, each of the shape that it should have."""
     anchors_name = foreign_anchors_name(detector.size)
-    faults, used = [], {anchors_name, anchors_name.replace("anchors", _REPEATED_BUFFER)}
+    # Early versions wrote "anchor_grid", too: the same numbers as the anchors'.
+    faults, used = [], {anchors_name, anchors_name.replace("anchors", "anchor_grid")}
     for own_name, expected in detector.state_dict().items():
         names = foreign_names(own_name, detector.size)
         used.update(names)
         shape = [expected.shape[0] // len(names), *expected.shape[1:]] if expected.ndim else []
         for name in names:
-            tensor = found.tensors.get(name)
+            tensor = tensors.get(name)
             if tensor is None:
                 faults.append(f"{name} is missing")
             elif list(tensor.shape) != shape:
                 faults.append(f"{name} has the shape {listed(tensor.shape)} instead of {shape}")
             elif tensor.is_floating_point() != expected.is_floating_point():
                 faults.append(f"{name} is of type {str(tensor.dtype).removeprefix('torch.')}")
-    faults += [f"{shown(name)} is unknown" for name in found.tensors if name not in used]
-    is_folded = not any(".bn." in name for name in found.tensors)
+    faults += [f"{shown(name)} is unknown" for name in tensors if name not in used]
+    is_folded = not any(".bn." in name for name in tensors)
     why = "; BatchNorm is folded into its convolutions: give the checkpoint from before that" if is_folded else ""
     _refuse_faults(f"is not quite of size {detector.size} with {detector.num_classes} classes", faults, why)
 
 
 def _other_settings(layers: Mapping[str, Mapping[str, Any]], detector: Detector) -> list[str]:
     """A line for each setting that differs from the detector's; one that the file does not state counts as equal."""
-    expected = dict(_expected_settings(detector))
+    expected: dict[str, dict[str, Any]] = {}
+    for name, module in detector.named_modules():
+        settings: dict[str, Any]
+        if isinstance(module, nn.Conv2d):
+            settings = {"stride": module.stride[0], "padding": module.padding[0]}
+        elif isinstance(module, nn.BatchNorm2d):
+            settings = {"eps": module.eps}
+        elif isinstance(module, Bottleneck):
+            settings, name = {"add": module.shortcut}, f"{name}.mix.convolution"
+        else:
+            continue
+        ending = ".cv1.conv.weight" if "add" in settings else ".weight"
+        for foreign in foreign_names(f"{name}.weight", detector.size):
+            expected[foreign.removesuffix(ending)] = settings
+    for index, (part, sources) in enumerate(foreign_parts(detector.size)):
+        kind = {"kind": part} if part in ("Concat", "Upsample") else {}
+        expected[f"model.{index}"] = {"sources": sources, **kind}
     faults = []
     for path, layer in layers.items():
         for name, value in {**SETTINGS.get(layer["kind"], {}), **expected.get(path, {})}.items():
@@ -162,27 +178,6 @@ def _other_settings(layers: Mapping[str, Mapping[str, Any]], detector: Detector)
             if value is not ... and (any(each != value for each in values) or (is_pair and len(values) != 2)):
                 faults.append(f"{shown(path)} has {name} {shown(str(layer[name]))} instead of {value}")
     return faults
-
-
-def _expected_settings(detector: Detector) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Foreign path and settings of every layer that has some of its own."""
-    size = detector.size
-    for name, module in detector.named_modules():
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | Bottleneck):
-            tensor, ending = f"{name}.weight", ".weight"
-            if isinstance(module, nn.Conv2d):
-                settings: dict[str, Any] = {"stride": module.stride[0], "padding": module.padding[0]}
-            elif isinstance(module, nn.BatchNorm2d):
-                settings = {"eps": module.eps}
-            else:
-                tensor, ending = f"{name}.mix.convolution.weight", ".cv1.conv.weight"
-                settings = {"add": module.shortcut}
-            for foreign in foreign_names(tensor, size):
-                yield foreign.removesuffix(ending), settings
-    with_tensors = {foreign.split(".")[1] for name in detector.state_dict() for foreign in foreign_names(name, size)}
-    for index, sources in foreign_sources(size).items():
-        kind = {} if str(index) in with_tensors else {"kind": "Concat" if isinstance(sources, list) else "Upsample"}
-        yield f"model.{index}", {"sources": sources, **kind}
 
 
 def _refuse_faults(what: str, faults: Sequence[str], why: str = "") -> None:
@@ -194,22 +189,52 @@ def _refuse_faults(what: str, faults: Sequence[str], why: str = "") -> None:
 # Names: by the number of the part in its list, where ours go by role
 
 
+@cache
+def foreign_parts(size: str) -> tuple[tuple[str, int | list[int]], ...]:
+    """Our name of each numbered foreign part, and the numbers of those it takes its input from; -1: the one before it.
+
+    Parts without tensors, which ours do not name, go by their kind.
+    """
+    last = plan(size).last_level
+    parts: list[tuple[str, int | list[int]]] = [("backbone.stem", -1)]
+    for level in range(2, last + 1):
+        parts += [(f"backbone.stage{level}.downsample", -1), (f"backbone.stage{level}.cross_stage", -1)]
+    parts.append(("backbone.pool", -1))
+    numbers = {part: number for number, (part, _) in enumerate(parts)}
+    for level in range(last, FIRST_LEVEL, -1):
+        numbers[f"neck.lateral.p{level}"] = len(parts)
+        parts += [
+            (f"neck.lateral.p{level}", -1),
+            ("Upsample", -1),
+            ("Concat", [-1, numbers[f"backbone.stage{level - 1}.cross_stage"]]),
+            (f"neck.top_down.p{level - 1}", -1),
+        ]
+    outputs = [len(parts) - 1]
+    for level in range(FIRST_LEVEL, last):
+        parts += [
+            (f"neck.downsample.p{level}", -1),
+            ("Concat", [-1, numbers[f"neck.lateral.p{level + 1}"]]),
+            (f"neck.bottom_up.p{level + 1}", -1),
+        ]
+        outputs.append(len(parts) - 1)
+    return (*parts, ("head", outputs))
+
+
 def foreign_names(own_name: str, size: str) -> tuple[str, ...]:
     """The foreign tensors that make up our tensor `own_name` of a detector of `size`; see `joined`.
 
     There are two for the entry of a cross-stage block (its two branches, "cv1" and "cv2") and one for all others.
     Raises KeyError for a name that no detector has.
     """
-    path = own_name.split(".")
-    if path[0] == "head" and path[1] == "predictors":
-        return (f"model.{_head_index(size)}.m.{int(path[2][1:]) - FIRST_LEVEL}.{path[3]}",)
-    indices = _part_indices(size)
-    length = next((n for n in (3, 2) if ".".join(path[:n]) in indices), None)
-    if length is None:
-        raise KeyError(own_name)
-    *inner, layer, tensor = path[length:]
-    layer = {"convolution": "conv", "norm": "bn"}[layer]
-    return tuple(f"model.{indices['.'.join(path[:length])]}{block}.{layer}.{tensor}" for block in _blocks(inner))
+    for number, (part, _) in enumerate(foreign_parts(size)):
+        if own_name.startswith(f"{part}."):
+            *inner, layer, tensor = own_name.removeprefix(f"{part}.").split(".")
+            if part == "head":  # head.predictors.p3.weight
+                return (f"model.{number}.m.{int(layer[1:]) - FIRST_LEVEL}.{tensor}",)
+            block = inner.pop() if inner else ""
+            bottleneck = f".m.{inner[1]}" if inner else ""
+            return tuple(f"model.{number}{bottleneck}{one}.{_LAYERS[layer]}.{tensor}" for one in _BLOCKS[block])
+    raise KeyError(own_name)
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
@@ -220,65 +245,7 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
 
 def foreign_anchors_name(size: str) -> str:
     """The foreign buffer of anchors, (L, A, 2) in cells, which no tensor of ours holds: we have an `AnchorSet`."""
-    return f"model.{_head_index(size)}.anchors"
-
-
-def foreign_sources(size: str) -> dict[int, list[int] | int]:
-    """By number of a foreign part, the numbers of those it takes its input from; -1 is the one before it."""
-    last, indices = plan(size).last_level, _part_indices(size)
-    sources: dict[int, list[int] | int] = dict.fromkeys(range(_head_index(size)), -1)
-    outputs = [indices[f"neck.top_down.p{FIRST_LEVEL}"]]
-    for level in range(FIRST_LEVEL, last):
-        # The concatenation lies between the upsampling or the downsampling, and the merge.
-        sources[indices[f"neck.top_down.p{level}"] - 1] = [-1, indices[f"backbone.stage{level}.cross_stage"]]
-        sources[indices[f"neck.bottom_up.p{level + 1}"] - 1] = [-1, indices[f"neck.lateral.p{level + 1}"]]
-        outputs.append(indices[f"neck.bottom_up.p{level + 1}"])
-    sources[_head_index(size)] = outputs
-    return sources
-
-
-def _blocks(inner: list[str]) -> tuple[str, ...]:
-    """Where a convolution block lies within its foreign part; ours is `inner`."""
-    match inner:
-        case ["bottlenecks", number, "mix" | "look" as name]:
-            return (f".m.{number}.{'cv1' if name == 'mix' else 'cv2'}",)
-        case _:
-            known = {
-                "": ("",),
-                "entry": (".cv1", ".cv2"),
-                "merge": (".cv3",),
-                "narrow": (".cv1",),
-                "combine": (".cv2",),
-            }
-            return known[".".join(inner)]
-
-
-def _part_indices(size: str) -> dict[str, int]:
-    """The foreign number of every part of backbone and neck.
-
-    The backbone counts the stem 0, then two parts a stage, then the pool. On the way down each step has four parts
-    (narrow, upsample, concatenate, merge), on the way up three (downsample, concatenate, merge).
-    """
-    last = plan(size).last_level
-    indices = {"backbone.stem": 0, "backbone.pool": 2 * last - 1}
-    for level in range(2, last + 1):
-        indices[f"backbone.stage{level}.downsample"] = 2 * level - 3
-        indices[f"backbone.stage{level}.cross_stage"] = 2 * level - 2
-    index = 2 * last
-    for level in range(last, FIRST_LEVEL, -1):
-        indices[f"neck.lateral.p{level}"] = index
-        indices[f"neck.top_down.p{level - 1}"] = index + 3
-        index += 4
-    for level in range(FIRST_LEVEL, last):
-        indices[f"neck.downsample.p{level}"] = index
-        indices[f"neck.bottom_up.p{level + 1}"] = index + 2
-        index += 3
-    return indices
-
-
-def _head_index(size: str) -> int:
-    last = plan(size).last_level
-    return 2 * last + 7 * (last - FIRST_LEVEL)
+    return f"model.{len(foreign_parts(size)) - 1}.anchors"
 
 
 def shown(text: str) -> str:

@@ -14,11 +14,10 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import safetensors.torch
@@ -48,14 +47,12 @@ _MAX_BYTES_DERIVED = 256_000_000  # of what a file of weights does not have, suc
 # What draws random numbers in training is off: a run must be the same whether it was interrupted or not.
 _RANDOM_RATES = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
 _NEW_PARTS = ("hidden_states_norms.",)  # of a backbone in the library, where a classifier has none
-_NUM_SHOWN = 5
-
 
 # Settings
 
-
 # Lists, as JSON has them, are taken for tuples.
-_Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(strict=False, min_length=1, max_length=6)]
+_Width = Annotated[int, Field(ge=1, le=8192)]
+_Widths = Annotated[tuple[_Width, ...], Field(strict=False, min_length=1, max_length=6)]
 _Depths = Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(strict=False, min_length=1, max_length=6)]
 _Patch = Annotated[int, Field(ge=1, le=64)]
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -79,7 +76,7 @@ class ResNet(_Family):
     """Residual networks of convolutions with batch normalisation."""
 
     model_type: Literal["resnet"]
-    embedding_size: Annotated[int, Field(ge=1, le=8192)] = 64
+    embedding_size: _Width = 64
     hidden_sizes: _Widths = (256, 512, 1024, 2048)
     depths: _Depths = (3, 4, 6, 3)
     layer_type: Literal["basic", "bottleneck"] = "bottleneck"
@@ -112,7 +109,7 @@ class Swin(_Family):
     model_type: Literal["swin"]
     image_size: Annotated[int, Field(ge=1, le=4096)] = 224
     patch_size: _Patch = 4
-    embed_dim: Annotated[int, Field(ge=1, le=8192)] = 96
+    embed_dim: _Width = 96
     depths: _Depths = (2, 2, 6, 2)
     num_heads: _Widths = (3, 6, 12, 24)
     window_size: Annotated[int, Field(ge=1, le=32)] = 7
@@ -138,9 +135,9 @@ BackboneConfig = Annotated[ResNet | ConvNext | ConvNextV2 | Swin | SwinV2, Field
 WINDOWED = (Swin, SwinV2)
 """Families whose program depends on the size of the images."""
 
-_FAMILIES: Mapping[str, type[_Family]] = MappingProxyType(
-    {"resnet": ResNet, "convnext": ConvNext, "convnextv2": ConvNextV2, "swin": Swin, "swinv2": SwinV2}
-)
+_FAMILIES: Mapping[str, type[_Family]] = {
+    "resnet": ResNet, "convnext": ConvNext, "convnextv2": ConvNextV2, "swin": Swin, "swinv2": SwinV2,
+}  # fmt: skip
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(BackboneConfig)
 
 
@@ -165,6 +162,20 @@ def parse_backbone_config(values: Mapping[str, Any], where: object) -> BackboneC
         raise InputError(f"{where}: this backbone cannot be built: {validation_faults(error)}") from None
 
 
+class _Preprocessor(BaseModel):
+    """What preprocessor_config.json says of images in 0..1; ImageNet's numbers where it says nothing."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    do_normalize: bool = True
+    image_mean: tuple[Annotated[float, Field(ge=-10, le=10)], ...] = Field(
+        IMAGENET_MEAN, strict=False, min_length=3, max_length=3
+    )
+    image_std: tuple[Annotated[float, Field(ge=1e-3, le=10)], ...] = Field(
+        IMAGENET_STD, strict=False, min_length=3, max_length=3
+    )
+
+
 # Folders and downloads
 
 
@@ -185,23 +196,9 @@ class HFBackboneSource:
     sha256: str = ""
 
 
-class _Preprocessor(BaseModel):
-    """What preprocessor_config.json says of images in 0..1; ImageNet's numbers where it says nothing."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-    do_normalize: bool = True
-    image_mean: tuple[Annotated[float, Field(ge=-10, le=10)], ...] = Field(
-        IMAGENET_MEAN, strict=False, min_length=3, max_length=3
-    )
-    image_std: tuple[Annotated[float, Field(ge=1e-3, le=10)], ...] = Field(
-        IMAGENET_STD, strict=False, min_length=3, max_length=3
-    )
-
-
 def check_source(source: str) -> str:
     """The source of a backbone as it was given; InputError when it is written in no way that is known."""
-    if not any(source.startswith(prefix) and len(source) > len(prefix) for prefix in _PREFIXES):
+    if not source.startswith(_PREFIXES) or source in _PREFIXES:
         raise InputError(
             f"{shorten(source)}: write hf:FOLDER for a backbone with its weights, or hf-config:FOLDER for one with "
             "random weights"
@@ -228,7 +225,16 @@ def read_backbone(source: str) -> HFBackboneSource:
     description = f"backbone {config.model_type} of {printable(str(folder))}"
     if prefix == "hf-config":
         return HFBackboneSource(config, f"{description}, random weights", mean, std)
-    file = _weights_file(folder, source)
+    file = folder / _WEIGHTS
+    if not file.is_file():
+        other = f"hf-config:{name} starts with random weights"
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise UnsafeFileError(
+                f"{folder}: no {_WEIGHTS} but {printable(pickles[0], 100)}, a pickle, which could run code when read, "
+                f"so it is not read; give a folder with {_WEIGHTS}; {other}"
+            )
+        raise InputError(f"{folder}: no {_WEIGHTS}, in one piece; give a folder that has it; {other}")
     tensors, digest = _read_tensors(file)
     return HFBackboneSource(config, f"{description} (SHA-256 {digest[:12]}...)", mean, std, tensors, str(file), digest)
 
@@ -272,29 +278,13 @@ def _folder_of(source: str, name: str) -> Path:
         raise InputError(f"backbone {source}: {name} is a file; give the folder that it lies in")
     if _HUB_NAME.fullmatch(name):
         hub = import_module("huggingface_hub")
-        try:
+        with suppress(hub.errors.LocalEntryNotFoundError, ValueError):  # not downloaded; no name that a hub could have
             return Path(hub.snapshot_download(name, local_files_only=True))
-        except (hub.errors.LocalEntryNotFoundError, ValueError):  # not downloaded; no name that a hub could have
-            pass
     raise InputError(
         f"backbone {shorten(source, 200)}: no such folder (looked from {Path.cwd()}), and no model that was downloaded "
         f"before; nothing is downloaded unasked. Give a folder with {_FILES}, or add --allow-download to fetch these "
         "from huggingface.co"
     )
-
-
-def _weights_file(folder: Path, source: str) -> Path:
-    file = folder / _WEIGHTS
-    if file.is_file():
-        return file
-    other = f"hf-config:{source.partition(':')[2]} starts with random weights"
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise UnsafeFileError(
-            f"{folder}: no {_WEIGHTS} but {printable(pickles[0], 100)}, a pickle, which could run code when read, so "
-            f"it is not read; give a folder with {_WEIGHTS}; {other}"
-        )
-    raise InputError(f"{folder}: no {_WEIGHTS}, in one piece; give a folder that has it; {other}")
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -308,10 +298,11 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
         ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    tensors = {name: one.float() if one.is_floating_point() else one for name, one in tensors.items()}
     for name, one in tensors.items():
-        if one.is_floating_point() and not bool(one.isfinite().all()):
-            raise InputError(f"{path}: {printable(name, 100)} holds values that are infinite or no numbers")
+        if one.is_floating_point():
+            tensors[name] = one.float()
+            if not bool(one.isfinite().all()):
+                raise InputError(f"{path}: {printable(name, 100)} holds values that are infinite or no numbers")
     return tensors, hashlib.sha256(content).hexdigest()
 
 
@@ -331,18 +322,19 @@ class HFBackbone(nn.Module):
 
     def __init__(self, plan: Plan, config: BackboneConfig) -> None:
         super().__init__()
-        stages = _choose_stages(_stage_strides(config), plan.strides, config.model_type)
         self.config = config
-        self.body = _build_body(config, stages)
+        self.body = _build_body(config, _choose_stages(_stage_strides(config), plan.strides, config.model_type))
         widths = dict(zip(plan.levels, self.body.channels, strict=False))
         self.projections = nn.ModuleDict(
             {f"p{level}": ConvBlock(width, plan.widths[level]) for level, width in widths.items()}
         )
-        last, is_short = plan.last_level, plan.last_level not in widths
+        last = plan.last_level
+        self._adds_level = last not in widths
         self.coarser = (
-            ConvBlock(plan.widths[last - 1], plan.widths[last], kernel=3, stride=2) if is_short else nn.Identity()
+            ConvBlock(plan.widths[last - 1], plan.widths[last], kernel=3, stride=2)
+            if self._adds_level
+            else nn.Identity()
         )
-        self._adds_level = is_short
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
@@ -350,9 +342,7 @@ class HFBackbone(nn.Module):
         """The maps (B, C_l, H / s_l, W / s_l) of `images` (B, 3, H, W), fine to coarse."""
         found = self.body((images - self.mean) / self.std).feature_maps
         maps = [project(one) for one, project in zip(found, self.projections.values(), strict=True)]
-        if self._adds_level:
-            maps.append(self.coarser(maps[-1]))
-        return maps
+        return [*maps, self.coarser(maps[-1])] if self._adds_level else maps
 
     @torch.no_grad()
     def start_from(self, source: HFBackboneSource) -> None:
@@ -364,16 +354,11 @@ class HFBackbone(nn.Module):
         self.std.copy_(torch.tensor(source.std).view(3, 1, 1))
         if source.tensors is None:
             return
-        try:
-            with _quiet():
-                # By no path, so that the library has nothing to look for beside the tensors.
-                loaded, report = type(self.body).from_pretrained(
-                    None, config=self.body.config, state_dict=dict(source.tensors), output_loading_info=True
-                )
-        except Exception as error:
-            raise InputError(
-                f"{source.where}: these tensors do not fit its config.json: {printable(str(error), 300)}"
-            ) from error
+        with _library(f"{source.where}: these tensors do not fit its config.json"):
+            # By no path, so that the library has nothing to look for beside the tensors.
+            loaded, report = type(self.body).from_pretrained(
+                None, config=self.body.config, state_dict=dict(source.tensors), output_loading_info=True
+            )
         new, wanted = loaded.state_dict(), self.body.state_dict()
         missing = [
             name
@@ -383,7 +368,7 @@ class HFBackbone(nn.Module):
         if missing:
             raise InputError(
                 f"{source.where}: {len(missing)} of {len(wanted)} tensors of its backbone are missing: "
-                f"{', '.join(missing[:_NUM_SHOWN])}; give the folder of one whole model"
+                f"{', '.join(missing[:5])}; give the folder of one whole model"
             )
         self.body.load_state_dict({name: new[name] for name in wanted})
 
@@ -398,10 +383,27 @@ def _transformers() -> Any:
         ) from error
 
 
+@contextmanager
+def _library(failure: str) -> Iterator[Any]:
+    """The library without its bars and reports; any error in it is an InputError that begins with `failure`."""
+    library = _transformers()
+    logging = library.utils.logging
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        yield library
+    except Exception as error:  # a stranger's settings in another's code: any error says that they make no network
+        raise InputError(f"{failure}: {printable(str(error), 300)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
+
+
 def _build_body(config: BackboneConfig, stages: Sequence[str] | None) -> Any:
     """The library's backbone with random weights that gives the maps of these stages; of all stages for None."""
-    library = _transformers()
-    try:
+    with _library(f"backbone {config.model_type}: cannot be built from its config.json") as library:
         settings = library.AutoConfig.for_model(**config.model_dump(mode="json"))
         for name in _RANDOM_RATES:
             if hasattr(settings, name):
@@ -409,13 +411,8 @@ def _build_body(config: BackboneConfig, stages: Sequence[str] | None) -> Any:
         if hasattr(settings, "num_stages"):
             settings.num_stages = len(config.depths)
         settings.out_features = list(settings.stage_names if stages is None else stages)
-        with _quiet():
-            # Eager, for the same sums on every machine; the library's other ways cannot be exported, either.
-            body = library.AutoBackbone.from_config(settings, attn_implementation="eager")
-    except Exception as error:  # a stranger's settings in another's code: any error says that they make no network
-        raise InputError(
-            f"backbone {config.model_type}: cannot be built: {printable(str(error), 300)}; see its config.json"
-        ) from error
+        # Eager, for the same sums on every machine; the library's other ways cannot be exported, either.
+        body = library.AutoBackbone.from_config(settings, attn_implementation="eager")
     if config.model_type == "swin":
         body.swin.layernorm = nn.Identity()  # of the last map for classification; a backbone leaves it unused
     return body.train()
@@ -436,13 +433,9 @@ def _stage_strides(config: BackboneConfig) -> dict[str, float]:
                 f"backbone {config.model_type}: would take {num_bytes / 1e9:.1f} GB of weights and {derived / 1e9:.1f} "
                 f"GB beside them, more than {_MAX_BYTES / 1e9:.0f} GB and {_MAX_BYTES_DERIVED / 1e9:.2g} GB"
             )
-        try:
+        with _library(f"backbone {config.model_type}: does not run with its config.json"):
             maps = body(torch.empty(1, 3, _PROBE_SIDE_PX, _PROBE_SIDE_PX)).feature_maps
             return {name: _PROBE_SIDE_PX / one.shape[2] for name, one in zip(body.out_features, maps, strict=True)}
-        except Exception as error:
-            raise InputError(
-                f"backbone {config.model_type}: does not run: {printable(str(error), 300)}; see its config.json"
-            ) from error
 
 
 def _choose_stages(strides: Mapping[str, float], wanted: Sequence[int], model_type: str) -> tuple[str, ...]:
@@ -465,18 +458,3 @@ def _choose_stages(strides: Mapping[str, float], wanted: Sequence[int], model_ty
             f"and would lead nowhere; its stages have strides: {there}. Take a size with a 6, or another backbone"
         )
     return chosen
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's bars and its reports on what was not loaded, of which ours speak."""
-    logging = _transformers().utils.logging
-    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    try:
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shows_bars:
-            logging.enable_progress_bar()

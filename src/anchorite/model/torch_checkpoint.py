@@ -18,9 +18,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-import zlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -32,7 +31,12 @@ from torch import Tensor
 from anchorite.errors import AnchoriteError, InputError, StorageError, UnsafeFileError
 from anchorite.model.detector import Detector
 from anchorite.model.foreign_layout import MAX_CLASSES, SETTINGS, CheckpointContents, build_detector, listed, shown
-from anchorite.model.weights import MAX_IMAGE_SIZE, WeightsInfo, load_weights, weight_file_bytes
+from anchorite.model.weights import MAX_IMAGE_SIZE, PICKLE_STARTS, WeightsInfo, load_weights, weight_file_bytes
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 MEMORY_LIMIT_BYTES = 512 << 20
 """Address space for reading, beside that of the libraries and one mapping of the file."""
@@ -52,10 +56,11 @@ MAX_LAYERS = 20_000
 _BYTES_PER_FILE_BYTE = 10  # memory for tensors: float32 copies of half precision, twice more while they are written
 _MAX_DEPTH, _MAX_CHILDREN = 12, 1_000
 _MAX_NAME_LENGTH = 200
+_GIVE = "give a .pt file of the original family"
 _AGAIN = "copy or download it again"
+_NOTHING = "nothing of it was run"
 _PARTS = ("ema", "model")  # where a checkpoint keeps models, the average over training first
 
-_PICKLE_STARTS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 _NUMBERS = ("Half", "BFloat16", "Float", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _BUILT_BY_TORCH = {("torch", name) for name in (*(f"{kind}Storage" for kind in _NUMBERS), "Size", "device")} | {
     ("collections", "OrderedDict"),
@@ -114,34 +119,30 @@ def import_checkpoint(source: Path) -> ImportedCheckpoint:
     """
     try:
         if not stat.S_ISREG(source.stat().st_mode):  # not a folder, nor a pipe that would never end
-            raise InputError(f"{source}: not a file; give a .pt file of the original family")
-        with source.open("rb"):
-            pass
+            raise InputError(f"{source}: not a file; {_GIVE}")
+        source.open("rb").close()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{source}: no such file; give a .pt file of the original family") from error
+        raise InputError(f"{source}: no such file; {_GIVE}") from error
     except OSError as error:
         raise StorageError(
             f"{source}: cannot be read: {error.strerror or error}; check the permissions and the disk"
         ) from error
     first_line, _, weights = read_in_sandbox(source).partition(b"\n")
-    unclear = UnsafeFileError(f"{source}: what came of reading it is not understood; nothing of it was run")
     try:
         told = json.loads(first_line)
-        refusal = f"{source}: {told['message']}" if "refused" in told else ""
+        if "refused" not in told:
+            with tempfile.TemporaryDirectory(prefix="anchorite-") as folder:
+                file = Path(folder) / "imported.safetensors"
+                file.write_bytes(weights)
+                detector, info = load_weights(file)
+            detector.requires_grad_(True)
+            return ImportedCheckpoint(detector, info, **told)
+        refusal = f"{source}: {told['message']}"
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise unclear from error
-    if refusal:
-        raise (InputError if told["refused"] == InputError.__name__ else UnsafeFileError)(refusal)
-    try:
-        with tempfile.TemporaryDirectory(prefix="anchorite-") as folder:
-            file = Path(folder) / "imported.safetensors"
-            file.write_bytes(weights)
-            detector, info = load_weights(file)
-        imported = ImportedCheckpoint(detector, info, **told)
-    except (InputError, TypeError) as error:
-        raise unclear from error
-    detector.requires_grad_(True)
-    return imported
+        raise UnsafeFileError(
+            f"{source}: the answer of the process that read it is not understood; {_NOTHING}"
+        ) from error
+    raise (InputError if told["refused"] == InputError.__name__ else UnsafeFileError)(refusal)
 
 
 def read_in_sandbox(path: Path) -> bytes:
@@ -160,7 +161,7 @@ def read_in_sandbox(path: Path) -> bytes:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise UnsafeFileError(f"{path}: was not read within {WAIT_SECONDS} s; nothing of it was run") from error
+        raise UnsafeFileError(f"{path}: was not read within {WAIT_SECONDS} s; {_NOTHING}") from error
     if done.returncode:
         stopped = hasattr(signal, "SIGXCPU") and done.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
         ending = (
@@ -168,7 +169,7 @@ def read_in_sandbox(path: Path) -> bytes:
             if stopped
             else f"the process that read it ended with code {done.returncode}"
         )
-        raise UnsafeFileError(f"{path}: {ending}; nothing of it was run")
+        raise UnsafeFileError(f"{path}: {ending}; {_NOTHING}")
     return done.stdout
 
 
@@ -178,20 +179,19 @@ def read_in_sandbox(path: Path) -> bytes:
 def main(path: str) -> None:
     """Read the checkpoint under limits; write to the standard output what it holds, or why it is refused."""
     torch.set_num_threads(1)
-    allow_tensors = _limit_resources(min(Path(path).stat().st_size, MAX_FILE_BYTES))
-    sys.stdout.buffer.write(answer(Path(path), allow_tensors))
+    _limit_resources(min(Path(path).stat().st_size, MAX_FILE_BYTES))
+    sys.stdout.buffer.write(answer(Path(path)))
     sys.stdout.buffer.flush()
-    os._exit(0)  # without taking apart, object by object, what a hostile file had put together
+    os._exit(0)  # without freeing, object by object, what a hostile file had put together
 
 
-def answer(path: Path, allow_tensors: Callable[[], None] = lambda: None) -> bytes:
-    """One line of JSON, and a weight file: the facts of `ImportedCheckpoint`, or the kind and message of a refusal.
-
-    allow_tensors: called when all is known to be in order, before memory is taken for the tensors.
-    """
+def answer(path: Path) -> bytes:
+    """One line of JSON, and a weight file: the facts of `ImportedCheckpoint`, or the kind and message of a refusal."""
     try:
         found = _read(path)
-        allow_tensors()
+        soft, hard = (0, 0) if resource is None else resource.getrlimit(resource.RLIMIT_AS)
+        if soft != hard:  # all is known to be in order: now memory for the tensors, too
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
         detector, info = build_detector(found)
         facts = {
             "part": found.part,
@@ -202,62 +202,58 @@ def answer(path: Path, allow_tensors: Callable[[], None] = lambda: None) -> byte
         }
         return json.dumps(facts).encode() + b"\n" + weight_file_bytes(detector, info)
     except AnchoriteError as error:
-        kind = InputError if isinstance(error, InputError) else UnsafeFileError
-        return json.dumps({"refused": kind.__name__, "message": str(error)}).encode()
+        kind, refusal = InputError if isinstance(error, InputError) else UnsafeFileError, str(error)
     except MemoryError:
-        excess = f"takes more than {MEMORY_LIMIT_BYTES >> 20} MB of memory to read; nothing of it was run"
+        kind, refusal = UnsafeFileError, f"takes more than {MEMORY_LIMIT_BYTES >> 20} MB of memory to read; {_NOTHING}"
     except RecursionError:
-        excess = "is nested too deeply to read; nothing of it was run"
-    return json.dumps({"refused": UnsafeFileError.__name__, "message": excess}).encode()
+        kind, refusal = UnsafeFileError, f"is nested too deeply to read; {_NOTHING}"
+    return json.dumps({"refused": kind.__name__, "message": refusal}).encode()
 
 
-def _limit_resources(num_file_bytes: int) -> Callable[[], None]:
-    """Limit memory, time and files written; returns what allows more memory, for copies of tensors of a file as long.
+def _limit_resources(num_file_bytes: int) -> None:
+    """Limit memory, time and files written; the hard limit on memory leaves room for copies of a file's tensors.
 
     Python's Windows has no such limits: there, those on sizes and steps must do.
     """
     try:
-        import resource
-
-        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except (ImportError, OSError):
-        return lambda: None
-    most = in_use + MEMORY_LIMIT_BYTES + _BYTES_PER_FILE_BYTE * num_file_bytes
-    limits = [
-        (resource.RLIMIT_AS, in_use + MEMORY_LIMIT_BYTES + num_file_bytes, most),
+        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return
+    most = in_use + MEMORY_LIMIT_BYTES + num_file_bytes
+    for kind, soft, hard in (
+        (resource.RLIMIT_AS, most, most + (_BYTES_PER_FILE_BYTE - 1) * num_file_bytes),
         (resource.RLIMIT_CPU, SECONDS_LIMIT, SECONDS_LIMIT),
         (resource.RLIMIT_FSIZE, 0, 0),  # no file of any length can be written
         (resource.RLIMIT_CORE, 0, 0),
-    ]
-    for kind, soft, hard in limits:
+    ):
         _, allowed = resource.getrlimit(kind)
         if allowed != resource.RLIM_INFINITY:
             soft, hard = min(soft, allowed), min(hard, allowed)
         resource.setrlimit(kind, (soft, hard))
-    return lambda: resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
 
 
 def _read(path: Path) -> CheckpointContents:
     """Raises InputError when it is no checkpoint of the family or damaged, UnsafeFileError when it is hostile."""
-    _refuse_other_formats(path)
+    num_bytes = path.stat().st_size
+    _check_start(path, num_bytes)
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = _checked_entries(archive.infolist(), path.stat().st_size)
+            entries = _checked_entries(archive.infolist(), num_bytes)
             order = entries.get("byteorder")
             if order and (order.file_size > 16 or archive.read(order).strip() != b"little"):
                 raise InputError("was saved on a big-endian machine; save it again on a little-endian one")
             pickled = archive.read(entries["data.pkl"])
+            if damaged := archive.testzip():
+                raise InputError(f"its record {shown(damaged)} is damaged: its checksum is wrong; {_AGAIN}")
+    except AnchoriteError:
+        raise
     except KeyError as error:
-        raise InputError(
-            f"a zip without {error.args[0]}, so no checkpoint; give a .pt file of the original family"
-        ) from error
+        raise InputError(f"a zip without {error.args[0]}, so no checkpoint; {_GIVE}") from error
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OverflowError) as error:
-        if isinstance(error, AnchoriteError):
-            raise
         raise InputError(f"cut off or damaged ({shown(str(error))}); {_AGAIN}") from error
-    wanted = _checked_globals(pickled)
     stand_ins: list[Any] = [
-        (type(name, (StandIn,), {"__module__": module}), f"{module}.{name}") for module, name in wanted
+        (type(name, (StandIn,), {"__module__": module}), f"{module}.{name}")
+        for module, name in _checked_globals(pickled)
     ]
     try:
         with torch.serialization.safe_globals(stand_ins):
@@ -268,21 +264,21 @@ def _read(path: Path) -> CheckpointContents:
         reason = shown(str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0])
         if "PytorchStreamReader" in str(error):  # a record is missing
             raise InputError(f"damaged ({reason}); {_AGAIN}") from error
-        raise UnsafeFileError(f"asks for what torch.load refuses ({reason}); nothing of it was run") from error
+        raise UnsafeFileError(f"asks for what torch.load refuses ({reason}); {_NOTHING}") from error
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, EOFError) as error:
         raise InputError(f"its pickle is damaged ({shown(str(error))}); {_AGAIN}") from error
-    return _described(checkpoint, {(entry.file_size, entry.CRC) for entry in entries.values()}, path.stat().st_size)
+    return _contents(checkpoint, num_bytes)
 
 
-def _refuse_other_formats(path: Path) -> None:
-    num_bytes = path.stat().st_size
+def _check_start(path: Path, num_bytes: int) -> None:
+    """Refuse other formats, told by the first bytes, and files too long to read."""
     with path.open("rb") as file:
         start = file.read(16)
     if not start:
         raise InputError(f"is empty; {_AGAIN}")
     if num_bytes > MAX_FILE_BYTES:
         raise UnsafeFileError(f"takes {num_bytes} bytes, more than the {MAX_FILE_BYTES} that are read")
-    if start.startswith(_PICKLE_STARTS):
+    if start.startswith(PICKLE_STARTS):
         raise UnsafeFileError(
             "a bare pickle, as torch wrote it before version 1.6, which could run code when read, so it is not read; "
             "give the .pt file that torch.save wrote, or where you trust it, save it again with a newer torch"
@@ -290,7 +286,7 @@ def _refuse_other_formats(path: Path) -> None:
     if start[8:9] == b"{":
         raise InputError("by content a safetensors file already; use it as it is")
     if not start.startswith(b"PK\x03\x04"):
-        raise InputError("no checkpoint: it does not begin as a zip does; give a .pt file of the original family")
+        raise InputError(f"no checkpoint: it does not begin as a zip does; {_GIVE}")
 
 
 def _checked_entries(entries: Sequence[zipfile.ZipInfo], num_bytes: int) -> dict[str, zipfile.ZipInfo]:
@@ -319,7 +315,7 @@ def _checked_entries(entries: Sequence[zipfile.ZipInfo], num_bytes: int) -> dict
     if total > num_bytes:
         raise UnsafeFileError(f"its records claim {total} bytes, more than the {num_bytes} of the file")
     if len({entry.filename.partition("/")[0] for entry in entries}) != 1:
-        raise InputError("a zip of other things than one checkpoint; give a .pt file of the original family")
+        raise InputError(f"a zip of other things than one checkpoint; {_GIVE}")
     if len(inside) != len(entries):
         raise InputError(f"damaged: it holds a record twice; {_AGAIN}")
     if "data.pkl" in inside and inside["data.pkl"].file_size > MAX_PICKLE_BYTES:
@@ -338,10 +334,11 @@ def _checked_globals(pickled: bytes) -> set[tuple[str, str]]:
     try:
         for step, (instruction, argument, _) in enumerate(pickletools.genops(pickled)):
             if step >= MAX_STEPS:
-                raise UnsafeFileError(f"its pickle has more than {MAX_STEPS} steps; nothing of it was run")
+                raise UnsafeFileError(f"its pickle has more than {MAX_STEPS} steps; {_NOTHING}")
             if instruction.name in ("GLOBAL", "STACK_GLOBAL"):
                 module, name = argument.split(" ", 1) if argument else texts
-                if _needs_stand_in(module, name):
+                if (module, name) not in _BUILT_BY_TORCH:
+                    _check_stand_in(module, name)
                     wanted.add((module, name))
             elif isinstance(argument, str):
                 texts.append(argument)
@@ -353,26 +350,23 @@ def _checked_globals(pickled: bytes) -> set[tuple[str, str]]:
         raise InputError(f"its pickle is cut off or damaged ({shown(str(error))}); {_AGAIN}") from error
     if other:
         raise UnsafeFileError(
-            f"its pickle has an instruction {other}, which torch.save does not write in its own protocol, 2; "
-            "nothing of it was run"
+            f"its pickle has an instruction {other}, which torch.save does not write in its own protocol, 2; {_NOTHING}"
         )
     return wanted
 
 
-def _needs_stand_in(module: str, name: str) -> bool:
-    """False for what torch builds itself; UnsafeFileError naming a global that no checkpoint of the family names."""
-    if (module, name) in _BUILT_BY_TORCH:
-        return False
+def _check_stand_in(module: str, name: str) -> None:
+    """Raise UnsafeFileError for a global that no checkpoint of the family names."""
     is_layer = module in ("models.yolo", "models.common") or module.startswith("torch.nn.modules.")
     # A dot in the name would reach for an attribute.
     if (module, name) in _STAND_INS or (is_layer and name.isidentifier() and name[0].isupper()):
-        return True
+        return
     today = _TODAY.get(module, module)
     known_as = f" ({shown(f'{today}.{name}')})" if today != module else ""
     # A layer whose forward was replaced by another of its methods is stored with a call of getattr.
     fused = "; a model that was fused before it was saved asks for it: give the checkpoint from before that"
     raise UnsafeFileError(
-        f"asks for {shown(f'{module}.{name}')}{known_as}, which could run code; nothing of it was run"
+        f"asks for {shown(f'{module}.{name}')}{known_as}, which could run code; {_NOTHING}"
         f"{fused if (today, name) == ('builtins', 'getattr') else ''}"
     )
 
@@ -399,33 +393,43 @@ class StandIn:
 # In the process that reads: what the checkpoint holds
 
 
-def _described(checkpoint: Any, records: Collection[tuple[int, int]], num_bytes: int) -> CheckpointContents:
-    """records: size in bytes and CRC-32 of each record of the zip; num_bytes: of the file."""
-    if _is_state_dict(checkpoint) and not any(part in checkpoint for part in _PARTS):
-        raise InputError(_about_state_dict("it", checkpoint))
+def _contents(checkpoint: Any, num_bytes: int) -> CheckpointContents:
+    """What torch made of a file of so many bytes, checked."""
     if not isinstance(checkpoint, dict):
         raise InputError("no training checkpoint: not a dict with a model; give the .pt file that training wrote")
     part = next((part for part in _PARTS if checkpoint.get(part) is not None), None)
     if part is None:
-        keys = ", ".join(_named(key) for key in list(checkpoint)[:10])
+        _refuse_state_dict("it", checkpoint)
+        keys = ", ".join(shown(key) if isinstance(key, str) else type(key).__name__ for key in list(checkpoint)[:10])
         raise InputError(f"no training checkpoint: no model in it, only {keys or 'nothing'}")
-    model = _unwrapped(checkpoint[part])
-    if _is_state_dict(model):
-        raise InputError(_about_state_dict(f"its {part}", model))
+    model = checkpoint[part]
+    # Within what training on several devices wraps around it, whose only layer is the model.
+    while isinstance(model, StandIn) and type(model).__module__.startswith("torch.nn.parallel."):
+        inner = _held(model, "_modules")
+        if list(inner) != ["module"] or _held(model, "_parameters") or _held(model, "_buffers"):
+            break
+        model = inner["module"]
+    _refuse_state_dict(f"its {part}", model)
     if not isinstance(model, StandIn):
         raise InputError(f"its {part} is a {type(model).__name__}, not a model of the original family")
     layers: dict[str, dict[str, Any]] = {}
     tensors: dict[str, Tensor] = {}
     strides = None
-    for path, layer in _layers(model):
-        layers[path] = {"kind": type(layer).__name__, **_settings(layer)}
-        for name, tensor in _own_tensors(layer):
+    for number, (path, layer) in enumerate(_layers(model)):
+        # Layers that hold each other, or the same one twice over and over, would never come to an end.
+        if number > MAX_LAYERS or path.count(".") >= _MAX_DEPTH:
+            raise UnsafeFileError(f"its layers go on beyond {MAX_LAYERS} or {_MAX_DEPTH} deep; nothing was read")
+        kind = type(layer).__name__
+        names = {name: name for name in SETTINGS.get(kind, {})} | {"f": "sources"}  # of the layers it has its input of
+        settings = {ours: _plain(layer.state[name]) for name, ours in names.items() if name in layer.state}
+        layers[path] = {"kind": kind, **settings}
+        for name, tensor in {**_held(layer, "_parameters"), **_held(layer, "_buffers")}.items():
             full_name = f"{path}.{name}" if path else name
-            tensors[full_name] = _checked_tensor(full_name, tensor, records)
+            tensors[full_name] = _checked_tensor(full_name, tensor)
         if len(tensors) > MAX_LAYERS or sum(tensor.nbytes for tensor in tensors.values()) > num_bytes:
             raise UnsafeFileError(f"holds more than {MAX_LAYERS} tensors, or more data than the file; nothing was read")
-        if type(layer).__name__ == "Detect" and isinstance(layer.state.get("stride"), Tensor):
-            strides = _checked_tensor("stride", layer.state["stride"], records).flatten()[:100].tolist()
+        if kind == "Detect" and isinstance(layer.state.get("stride"), Tensor):
+            strides = _checked_tensor("stride", layer.state["stride"]).flatten()[:100].tolist()
     return CheckpointContents(
         part,
         all(checkpoint.get(each) is not None for each in _PARTS),
@@ -437,28 +441,11 @@ def _described(checkpoint: Any, records: Collection[tuple[int, int]], num_bytes:
     )
 
 
-def _checked_tensor(name: str, tensor: Tensor, records: Collection[tuple[int, int]]) -> Tensor:
-    """The tensor, of which is known that it is all of a record of the zip, undamaged."""
-    storage = tensor.untyped_storage()
-    num_bytes, num_stored = tensor.numel() * tensor.element_size(), storage.nbytes()
-    if num_bytes > num_stored:
-        raise UnsafeFileError(
-            f"{shown(name)} has {tensor.numel()} entries of shape {listed(tensor.shape)}, but its storage only "
-            f"{num_stored} bytes; it was not made"
-        )
-    content = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-    if num_bytes != num_stored or (num_stored, zlib.crc32(content.data)) not in records:
-        raise InputError(f"the data of {shown(name)} is damaged: it is no whole record with its checksum; {_AGAIN}")
-    return tensor.detach()
-
-
-def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
-
-
-def _about_state_dict(what: str, tensors: Mapping[Any, Tensor]) -> str:
-    """What a state dict is, what it lacks, and what to give instead."""
-    names = [str(name) for name in tensors]
+def _refuse_state_dict(what: str, value: Any) -> None:
+    """Raise InputError for a state dict, saying what it lacks, and what to give instead."""
+    if not isinstance(value, dict) or not value or not all(isinstance(each, Tensor) for each in value.values()):
+        return
+    names = [str(name) for name in value]
     is_wrapped = all(name.startswith("module.") for name in names)
     plain = {name.removeprefix("module.") if is_wrapped else name for name in names}
     facts = [f"{what} is a state dict: {len(names)} tensors by name, without class names and the layers' settings"]
@@ -467,63 +454,42 @@ def _about_state_dict(what: str, tensors: Mapping[Any, Tensor]) -> str:
         facts.append(f"they are not named as the original family does, but {', '.join(map(shown, names[:3]))}")
     elif "model.0.conv.bias" in plain:
         facts.append("BatchNorm is folded into its convolutions")
-    return f"{'; '.join(facts)}. Give the .pt file that training wrote (best.pt, last.pt), which holds the whole model"
+    raise InputError(
+        f"{'; '.join(facts)}. Give the .pt file that training wrote (best.pt, last.pt), which holds the whole model"
+    )
 
 
-def _unwrapped(model: Any) -> Any:
-    """The model itself, where it is wrapped for training on several devices as the only layer, "module"."""
-    for _ in range(_MAX_DEPTH):
-        if not isinstance(model, StandIn) or not type(model).__module__.startswith("torch.nn.parallel."):
-            break
-        layers = _children(model, "_modules")
-        if [name for name, _ in layers] != ["module"] or any(True for _ in _own_tensors(model)):
-            break
-        model = layers[0][1]
-    return model
-
-
-def _layers(model: StandIn) -> Iterator[tuple[str, StandIn]]:
+def _layers(layer: StandIn, path: str = "") -> Iterator[tuple[str, StandIn]]:
     """Every layer with its path, the model itself first, by "": outer ones before inner ones."""
-    waiting: list[tuple[str, int, StandIn]] = [("", 0, model)]
-    number = 0
-    while waiting:
-        path, depth, layer = waiting.pop()
-        number += 1
-        # Layers that hold each other, or the same one twice over and over, would never come to an end.
-        if number + len(waiting) > MAX_LAYERS or depth > _MAX_DEPTH:
-            raise UnsafeFileError(f"its layers go on beyond {MAX_LAYERS} or {_MAX_DEPTH} deep; nothing was read")
-        yield path, layer
-        for name, child in reversed(
-            [(name, child) for name, child in _children(layer, "_modules") if child is not None]
-        ):
-            inner = f"{path}.{name}" if path else name
-            if not isinstance(child, StandIn):
-                raise InputError(f"its layer {shown(inner)} is a {type(child).__name__}; it is damaged")
-            waiting.append((inner, depth + 1, child))
+    yield path, layer
+    for name, child in _held(layer, "_modules").items():
+        yield from _layers(child, f"{path}.{name}" if path else name)
 
 
-def _own_tensors(layer: StandIn) -> Iterator[tuple[str, Tensor]]:
-    for kind in ("_parameters", "_buffers"):
-        for name, tensor in _children(layer, kind):
-            if isinstance(tensor, Tensor):
-                yield name, tensor
-            elif tensor is not None:
-                raise InputError(f"its tensor {shown(name)} is a {type(tensor).__name__}; it is damaged")
-
-
-def _children(layer: StandIn, kind: str) -> list[tuple[str, Any]]:
-    children = layer.state.get(kind, {})
-    if isinstance(children, dict) and len(children) > _MAX_CHILDREN:
-        raise UnsafeFileError(f"one of its layers holds {len(children)} others or tensors; nothing was read")
-    if not isinstance(children, dict) or not all(type(key) is str and len(key) <= _MAX_NAME_LENGTH for key in children):
+def _held(layer: StandIn, kind: str) -> dict[str, Any]:
+    """The layers or tensors that a layer holds, by name."""
+    held = layer.state.get(kind, {})
+    if isinstance(held, dict) and len(held) > _MAX_CHILDREN:
+        raise UnsafeFileError(f"one of its layers holds {len(held)} others or tensors; nothing was read")
+    if not isinstance(held, dict) or not all(type(name) is str and len(name) <= _MAX_NAME_LENGTH for name in held):
         raise InputError(f"its {shown(type(layer).__name__)} has {kind} that are none; it is damaged")
-    return list(children.items())
+    for name, one in held.items():
+        if not isinstance(one, StandIn if kind == "_modules" else Tensor) and one is not None:
+            raise InputError(f"its {shown(name)}, of {kind}, is a {type(one).__name__}; it is damaged")
+    return {name: one for name, one in held.items() if one is not None}
 
 
-def _settings(layer: StandIn) -> dict[str, Any]:
-    """The settings that matter, and as "sources" the numbers of the layers that a numbered layer takes input from."""
-    names = {name: name for name in SETTINGS.get(type(layer).__name__, {})} | {"f": "sources"}
-    return {ours: _plain(layer.state[name]) for name, ours in names.items() if name in layer.state}
+def _checked_tensor(name: str, tensor: Tensor) -> Tensor:
+    """The tensor, which is all of its storage and no more."""
+    num_bytes, num_stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if num_bytes > num_stored:
+        raise UnsafeFileError(
+            f"{shown(name)} has {tensor.numel()} entries of shape {listed(tensor.shape)}, but its storage only "
+            f"{num_stored} bytes; it was not made"
+        )
+    if num_bytes != num_stored:
+        raise InputError(f"{shown(name)} is only a part of what is stored for it; {_AGAIN}")
+    return tensor.detach()
 
 
 def _plain(value: Any) -> Any:
@@ -556,7 +522,3 @@ def _image_size(options: Any) -> int | None:
     size = values.get("imgsz", values.get("img_size"))
     size = size[0] if isinstance(size, list | tuple) and size else size
     return size if type(size) is int and 0 < size <= MAX_IMAGE_SIZE else None
-
-
-def _named(value: Any) -> str:
-    return shown(value) if isinstance(value, str) else type(value).__name__

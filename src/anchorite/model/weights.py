@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -35,6 +35,8 @@ MAX_IMAGE_SIZE = 8192
 MAX_CLASSES = 100_000
 MAX_NAME_LENGTH = 10_000
 """Letters of a class name."""
+PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""First bytes of a pickle of protocol 2 to 5."""
 
 _OWN_BACKBONE = 1  # version of all other files, which earlier releases read; 2 called the backbone "borrowed"
 _METADATA_KEY = "anchorite"
@@ -44,8 +46,6 @@ _WEIGHTS = (
     "weights are the best.safetensors or last.safetensors of a run, or what anchorite import makes of a checkpoint"
 )
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
-_ZIP_START = b"PK\x03\x04"  # what torch.save writes, with a pickle inside
-_PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -74,20 +74,61 @@ class WeightsInfo:
             )
 
 
-_Pixels = Annotated[float, Field(le=1e6, allow_inf_nan=False)]
-
-
-class _Header(BaseModel):
-    """The JSON in the file's metadata."""
+class DetectorHeader(BaseModel):
+    """The fields by which a file of ours, a weight file or an export, describes its detector."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    newest: ClassVar[int]
 
-    format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)]
+    format_version: int
     size: Annotated[str, Field(max_length=8)]
     class_names: Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)]
-    anchors: Annotated[list[Annotated[list[_Pixels], Field(max_length=200)]], Field(max_length=8)]
+    anchors: Annotated[
+        list[Annotated[list[Annotated[float, Field(le=1e6, allow_inf_nan=False)]], Field(max_length=200)]],
+        Field(max_length=8),
+    ]
     strides: Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(max_length=8)]
     image_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
+
+    @classmethod
+    def read(cls, fields: Any) -> Self:
+        """The header of these values; InputError for a newer version, saying which, and for what makes no sense."""
+        version = fields.get("format_version") if isinstance(fields, dict) else None
+        if type(version) is not int or version < 1:
+            raise InputError(f"no format version but {shorten(version)}")
+        if version > cls.newest:
+            raise InputError(
+                f"format version {shorten(version)}, but this release reads up to {cls.newest}; upgrade anchorite"
+            )
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise InputError(validation_faults(error)) from None
+
+    def info(self, backbone_config: BackboneConfig | None = None) -> WeightsInfo:
+        """Raises ValueError where the anchors make no sense."""
+        # Not by from_rows, which would turn round what the writer had in an unusual order.
+        sizes_px = tuple(tuple(zip(row[::2], row[1::2], strict=True)) for row in self.anchors)
+        anchors = AnchorSet(sizes_px, tuple(self.strides))
+        return WeightsInfo(self.size, tuple(self.class_names), anchors, self.image_size, backbone_config)
+
+
+def header_fields(info: WeightsInfo) -> dict[str, Any]:
+    """The fields of `DetectorHeader` but the version."""
+    return {
+        "size": info.size,
+        "class_names": list(info.class_names),
+        "anchors": info.anchors.to_rows(),
+        "strides": list(info.anchors.strides),
+        "image_size": info.image_size,
+    }
+
+
+class _Header(DetectorHeader):
+    """The JSON in the metadata of a weight file."""
+
+    newest = FORMAT_VERSION
+
     backbone: Annotated[BackboneConfig | None, Field(validation_alias=AliasChoices("backbone", "borrowed"))] = None
 
     @model_validator(mode="after")
@@ -113,15 +154,8 @@ def weight_file_bytes(detector: Detector, info: WeightsInfo) -> bytes:
     described = _description(info)
     actual = (detector.size, detector.num_classes, detector.anchors, detector.backbone_config)
     assert described == actual, f"info is of another detector: {described}, not {actual}"
-    header = _Header(
-        format_version=_OWN_BACKBONE if info.backbone_config is None else FORMAT_VERSION,
-        size=info.size,
-        class_names=list(info.class_names),
-        anchors=info.anchors.to_rows(),
-        strides=list(info.anchors.strides),
-        image_size=info.image_size,
-        backbone=info.backbone_config,
-    )
+    version = _OWN_BACKBONE if info.backbone_config is None else FORMAT_VERSION
+    header = _Header(format_version=version, **header_fields(info), backbone=info.backbone_config)
     # ASCII JSON, because safetensors wants UTF-8 and a class name may hold a character that has none.
     text = json.dumps(header.model_dump(exclude_none=True), ensure_ascii=True)
     tensors = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
@@ -136,16 +170,22 @@ def load_weights(path: Path) -> tuple[Detector, WeightsInfo]:
     no weight file of ours, of a newer format, or holds other tensors than its detector has, and when it has a backbone
     of transformers, which is not installed.
     """
-    _refuse_pickle(path)
     try:
+        with path.open("rb") as opened:
+            start = opened.read(512)
+        _refuse_pickle(path, start)
         with safe_open(path, framework="pt", device="cpu") as file:
             info = _read_info(path, file.metadata() or {})
-            detector = _empty_detector(path, info)
+            try:
+                with torch.device("meta"):  # no memory for tensors yet
+                    detector = Detector(*_description(info))
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from error
             _check_tensors(path, detector.state_dict(), file)
             # Cloned, because these tensors map the file: whoever cuts it off later would take the process with it.
             tensors = {name: file.get_tensor(name).clone() for name in detector.state_dict()}
     except SafetensorError as error:
-        raise InputError(f"{path}: {_what_else(path, printable(str(error), 200))}") from error
+        raise InputError(f"{path}: {_what_else(start, printable(str(error), 200))}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
     if info.backbone_config is not None:  # only now that its size is known to be the file's: the library has own tables
@@ -158,20 +198,10 @@ def _description(info: WeightsInfo) -> tuple[str, int, AnchorSet, BackboneConfig
     return info.size, len(info.class_names), info.anchors, info.backbone_config
 
 
-def _empty_detector(path: Path, info: WeightsInfo) -> Detector:
-    """The detector that `info` describes, without memory for its tensors."""
-    try:
-        with torch.device("meta"):
-            return Detector(*_description(info))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _refuse_pickle(path: Path) -> None:
-    start = _start_of(path, 4)
-    if start == _ZIP_START:
+def _refuse_pickle(path: Path, start: bytes) -> None:
+    if start.startswith(b"PK\x03\x04"):
         what = "by content a zip, as torch.save writes it around a pickle"
-    elif start.startswith(_PICKLE_STARTS) or path.suffix.lower() in _PICKLE_SUFFIXES:
+    elif start.startswith(PICKLE_STARTS) or path.suffix.lower() in _PICKLE_SUFFIXES:
         what = "by content or name a pickle"
     else:
         return
@@ -183,37 +213,23 @@ def _refuse_pickle(path: Path) -> None:
     )
 
 
-def _start_of(path: Path, num_bytes: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(num_bytes)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _what_else(path: Path, reason: str) -> str:
+def _what_else(start: bytes, reason: str) -> str:
     """What a file is that safetensors cannot read, as far as its start tells, and what to do."""
-    start = _start_of(path, 512)
     if not start:
         return f"cut off or no safetensors file (it is empty); copy or download it again; {_WEIGHTS}"
     if start.startswith(b"version https://git-lfs"):
         return "no safetensors file but the pointer of Git LFS to one; fetch the file itself by git lfs pull"
-    text = _text_of(start)
-    if text is not None:
+    # UTF-8, cut anywhere, with white space as the only control characters. Of fewer than 8 bytes one cannot tell:
+    # those are the length of a safetensors header, with zeros in it.
+    text = start.decode("utf-8", "ignore").strip()
+    is_whole = len(start) >= 8 and len(text.encode()) >= len(start.strip()) - 3
+    if is_whole and all(letter.isprintable() or letter.isspace() for letter in text):
         page = text.lower().startswith(("<!doctype", "<html"))
         kind = "a web page, saved in place of a download" if page else f"a text that begins with {shorten(text, 40)}"
         return f"no safetensors file but {kind}; {_WEIGHTS}"
     if start.startswith(_IMAGE_STARTS):
         return f"no safetensors file but an image; the weights come first, then the images; {_WEIGHTS}"
     return f"cut off or no safetensors file ({reason}); copy or download it again; {_WEIGHTS}"
-
-
-def _text_of(start: bytes) -> str | None:
-    """The beginning of a text, or None where bytes are none: UTF-8, cut anywhere, with white space alone as control."""
-    text = start.decode("utf-8", "ignore").strip()
-    # Of fewer than 8 bytes one cannot tell: those are the length of a safetensors header, with zeros in it.
-    is_whole = len(start) >= 8 and len(text.encode()) >= len(start.strip()) - 3
-    return text if is_whole and all(letter.isprintable() or letter.isspace() for letter in text) else None
 
 
 def _unreadable(path: Path, error: OSError) -> AnchoriteError:
@@ -235,34 +251,13 @@ def _read_info(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:
             f"{shorten(sorted(metadata)[:_NUM_SHOWN], 200)}); give a run's best.safetensors or last.safetensors"
         )
     text = metadata[_METADATA_KEY]
-    if len(text) > _MAX_HEADER_LETTERS:
-        raise InputError(f"{path}: metadata {_METADATA_KEY!r} has {len(text)} letters, more than any weight file's")
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: metadata {_METADATA_KEY!r} is no JSON: {shorten(str(error), 200)}") from error
-    _check_version(path, fields)
-    try:
-        header = _Header.model_validate(fields)
-        # Not by from_rows, which would turn round what the writer had in an unusual order.
-        sizes_px = tuple(tuple(zip(row[::2], row[1::2], strict=True)) for row in header.anchors)
-        anchors = AnchorSet(sizes_px, tuple(header.strides))
-        return WeightsInfo(header.size, tuple(header.class_names), anchors, header.image_size, header.backbone)
-    except ValidationError as error:
-        raise InputError(f"{path}: metadata {_METADATA_KEY!r}: {validation_faults(error)}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: metadata {_METADATA_KEY!r}: {printable(str(error), 500)}") from error
-
-
-def _check_version(path: Path, fields: Any) -> None:
-    version = fields.get("format_version") if isinstance(fields, dict) else None
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise InputError(f"{path}: metadata {_METADATA_KEY!r} has no format version but {shorten(version)}")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{path}: format version {shorten(version)}, but this release reads up to {FORMAT_VERSION}; "
-            "upgrade anchorite"
-        )
+        if len(text) > _MAX_HEADER_LETTERS:
+            raise InputError(f"{len(text)} letters, more than any weight file's")
+        header = _Header.read(json.loads(text))
+        return header.info(header.backbone)
+    except (ValueError, RecursionError) as error:  # json.JSONDecodeError, too
+        raise InputError(f"{path}: metadata {_METADATA_KEY!r}: {printable(str(error), 1200)}") from error
 
 
 def _check_tensors(path: Path, expected: Mapping[str, Tensor], file: Any) -> None:

@@ -1,14 +1,17 @@
-"""`Targets`: the labelled boxes of one batch, compact or padded to a fixed capacity.
+"""The value types: `Targets`, the labelled boxes of one batch, and `Detections`, what was found in one image.
 
-Legend: T targets (rows), B images.
+Legend: T targets (rows), B images, N detections, K classes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from anchorite.errors import InputError
@@ -71,3 +74,63 @@ class Targets:
     def __len__(self) -> int:
         """Number of rows: labelled boxes when compact, the capacity when padded."""
         return self.rows.shape[0]
+
+
+class Detection(NamedTuple):
+    """One found object: box_xyxy in pixels of the original image, score in 0..1, class number and name."""
+
+    box_xyxy: tuple[float, float, float, float]
+    score: float
+    class_id: int
+    class_name: str
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first.
+
+    boxes_xyxy: (N, 4) float, corners in pixels of the original image; scores: (N,) float in 0..1; class_ids: (N,)
+    int64; class_names: K names; image_size: (height, width) of the original image; source: where the image came from.
+    """
+
+    boxes_xyxy: Float[Tensor, "N 4"]
+    scores: Float[Tensor, " N"]
+    class_ids: Int64[Tensor, " N"]
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    source: str = ""
+
+    def __len__(self) -> int:
+        return int(self.scores.shape[0])
+
+    def __getitem__(self, index: int) -> Detection:
+        """One detection, 0 being the best; negative numbers count from the weakest."""
+        left, top, right, bottom = self.boxes_xyxy[index].tolist()
+        class_id = int(self.class_ids[index])
+        return Detection((left, top, right, bottom), float(self.scores[index]), class_id, self.class_names[class_id])
+
+    def __iter__(self) -> Iterator[Detection]:
+        # Three copies from the device for all of them, not three for each.
+        rows = zip(self.boxes_xyxy.tolist(), self.scores.tolist(), self.class_ids.tolist(), strict=True)
+        for (left, top, right, bottom), score, class_id in rows:
+            yield Detection((left, top, right, bottom), score, class_id, self.class_names[class_id])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and texts, ready for JSON: source, width, height, detections (best first)."""
+        height, width = self.image_size
+        return {
+            "source": self.source,
+            "width": width,
+            "height": height,
+            "detections": [
+                {"class_name": name, "class_id": class_id, "score": score, "box_xyxy": list(box_xyxy)}
+                for box_xyxy, score, class_id, name in self
+            ],
+        }
+
+    def __repr__(self) -> str:
+        counts = Counter(self.class_names[number] for number in self.class_ids.tolist())
+        found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing found"
+        height, width = self.image_size
+        source = f"{self.source}: " if self.source else ""
+        return f"Detections({source}{found}; image {width}x{height})"
