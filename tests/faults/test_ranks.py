@@ -7,9 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 
@@ -30,18 +28,6 @@ from tests.distributed.launched import (
 )
 
 pytestmark = pytest.mark.slow
-
-
-@cache
-def undisturbed(count: int) -> dict[str, bytes]:
-    """The end of a run of so many ranks that nothing happens to."""
-    if count == 2:
-        return bits(finished())
-    run = Path(mkdtemp()) / "run"
-    process = start(train_words(run, *BY_STEP), count)
-    _, errors = process.communicate(timeout=170)
-    assert process.returncode == 0, errors
-    return bits(run)
 
 
 def end(process: subprocess.Popen[str], within_s: float) -> tuple[str, float]:
@@ -86,31 +72,29 @@ def test_a_rank_that_raises_is_quoted_and_ends_all(tmp_path: Path) -> None:
 
 
 def test_after_a_restart_the_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    expected, run = undisturbed(2), tmp_path / "run"
+    run = tmp_path / "run"
     process = start(train_words(run, *BY_STEP), restarts=1)
     wait_for_checkpoint(run)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     output, errors = process.communicate(timeout=170)
     assert process.returncode == 0, errors
     assert "resumed after" in output
-    assert bits(run) == expected
+    assert bits(run) == bits(finished())
 
 
-@pytest.mark.parametrize(("number", "count"), [(signal.SIGINT, 2), (signal.SIGTERM, 3)], ids=["SIGINT", "SIGTERM"])
-def test_a_signal_leaves_a_checkpoint_from_which_ranks_go_on_bit_for_bit(
-    number: int, count: int, tmp_path: Path
-) -> None:
-    expected, run = undisturbed(count), tmp_path / "run"
-    process = start(train_words(run, *BY_STEP), count)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_leaves_a_checkpoint_from_which_ranks_go_on_bit_for_bit(number: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(train_words(run, *BY_STEP))
     wait_for_checkpoint(run)
     process.send_signal(number)
     errors, _ = end(process, 30)
     assert f"anchorite train --resume {run}" in errors
-    process = start(["train", "--resume", str(run)], count)
+    process = start(["train", "--resume", str(run)])
     output, errors = process.communicate(timeout=170)
     assert process.returncode == 0, errors
     assert "resumed after" in output
-    assert bits(run) == expected
+    assert bits(run) == bits(finished())
 
 
 def test_another_number_of_ranks_is_refused_unless_it_is_allowed(
