@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from anchorite.data import device as device_module
-from anchorite.data.device import DeviceStore, Storage, choose_storage, packed, storage_for
+from anchorite.data.device import DeviceStore, Storage, choose_storage, packed
 from anchorite.data.images import FILL
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
@@ -50,9 +50,9 @@ def test_every_image_is_found_where_it_is_said_to_begin(tmp_path: Path, place: S
 def test_copies_for_a_batch_take_a_size_that_depends_on_their_number_alone(tmp_path: Path) -> None:
     store = DeviceStore(make_records(tmp_path), 100, "cpu", "host")
     store.build()
-    sizes = {len(store.stage(wanted).pixels) for wanted in ([0, 1, 2], [3, 3, 3], [-1, -1, 5])}
+    sizes = {len(store.stage(wanted)[0]) for wanted in ([0, 1, 2], [3, 3, 3], [-1, -1, 5])}
     assert len(sizes) == 1
-    assert sizes != {len(store.stage([0]).pixels)}
+    assert sizes != {len(store.stage([0])[0])}
 
 
 def test_packing_keeps_every_channel() -> None:
@@ -62,9 +62,11 @@ def test_packing_keeps_every_channel() -> None:
     assert (packed(image) >= 0).all()
 
 
-def test_images_go_to_the_device_then_to_memory_then_nowhere() -> None:
-    def place(num_bytes: int, device: int | None, ram: int | None) -> tuple[Storage | None, str]:
-        return storage_for(num_bytes, "cuda:0", device, ram, 0.5)
+def test_images_go_to_the_device_then_to_memory_then_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def place(num_bytes: int, device: int, ram: int | None) -> tuple[Storage | None, str]:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (device, 80 * GB))
+        monkeypatch.setattr(device_module, "spendable_memory", lambda: ram)
+        return choose_storage(num_bytes, torch.device("cuda:0"))
 
     assert place(10 * GB, 20 * GB, 0) == (
         "device",
@@ -79,16 +81,19 @@ def test_images_go_to_the_device_then_to_memory_then_nowhere() -> None:
     chosen, reason = place(10 * GB, 19 * GB, 15 * GB)
     assert chosen is None, "pinned memory comes in powers of two: 17.2 GB"
     assert "15.00 GB of memory to spare" in reason
-    assert place(10 * GB, None, None)[0] == "device"
     assert place(10 * GB, 1 * GB, None)[0] == "host"
 
 
 def test_what_is_free_on_a_cpu_is_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "spendable_memory", lambda: 3 * GB)
-    assert choose_storage(GB, torch.device("cpu")).storage == "device"
-    assert choose_storage(GB, torch.device("cpu")).reason.endswith("within 50% of the 3.00 GB free on cpu")
-    assert choose_storage(2 * GB, torch.device("cpu")).storage == "host"
-    assert choose_storage(4 * GB, torch.device("cpu")).storage is None
+    def place(num_bytes: int, ram: int | None = 3 * GB) -> tuple[Storage | None, str]:
+        monkeypatch.setattr(device_module, "spendable_memory", lambda: ram)
+        return choose_storage(num_bytes, torch.device("cpu"))
+
+    chosen, reason = place(GB)
+    assert chosen == "device"
+    assert reason.endswith("within 50% of the 3.00 GB free on cpu")
+    assert [place(num_bytes)[0] for num_bytes in (2 * GB, 4 * GB)] == ["host", None]
+    assert place(10 * GB, ram=None)[0] == "device"
 
 
 def test_unreadable_images_are_named(tmp_path: Path) -> None:

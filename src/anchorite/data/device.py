@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import Literal, NamedTuple
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,46 +45,26 @@ _PROBED_BATCHES = 32
 _MAX_COMPILED_TAPS = 4  # beyond, the unrolled sum takes longer to compile than to run
 
 Renderer = Callable[..., Tensor]
+PlannedBatch = tuple[BatchPlan, Targets, Tensor]
 
 
-class StorageChoice(NamedTuple):
-    """Where images lie ("device" or "host"; None: they fit nowhere), and why, in words."""
+def choose_storage(num_bytes: int, device: torch.device) -> tuple[Storage | None, str]:
+    """Where images go by what is free now, and why, in words.
 
-    storage: Storage | None
-    reason: str
-
-
-def choose_storage(num_bytes: int, device: torch.device, share: float = DEVICE_SHARE) -> StorageChoice:
-    """Where `num_bytes` of images go, by what is free now: see `storage_for`."""
-    ram = spendable_memory()
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else ram
-    return storage_for(num_bytes, str(device), free, ram, share)
-
-
-def storage_for(
-    num_bytes: int, device_name: str, free_device: int | None, free_ram: int | None, share: float
-) -> StorageChoice:
-    """On the device when they take at most `share` of its free bytes, else in RAM when they fit there.
-
-    None for a number of free bytes that is not known, which counts as enough. Pinned memory is taken in powers of two.
+    On the device when they take at most `DEVICE_SHARE` of its free bytes, else in RAM when they fit there, else nowhere
+    (None). A free memory that is not known counts as enough. Pinned memory is taken in powers of two.
     """
-    pinned_bytes = 1 << max(0, num_bytes - 1).bit_length()
+    free_ram = spendable_memory()
+    free_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_ram
     size = f"{num_bytes / 1e9:.2f} GB of images"
-    on_device = "" if free_device is None else f"{share:.0%} of the {free_device / 1e9:.2f} GB free on {device_name}"
-    if free_device is None or num_bytes <= share * free_device:
-        return StorageChoice("device", f"{size} on {device_name}" + (f", within {on_device}" if on_device else ""))
-    if free_ram is None or pinned_bytes <= free_ram:
-        return StorageChoice("host", f"{size} in pinned memory, copied batch by batch: more than {on_device}")
-    return StorageChoice(
-        None, f"{size} are more than {on_device} and than the {free_ram / 1e9:.2f} GB of memory to spare"
-    )
-
-
-class Staged(NamedTuple):
-    """Images that a batch may read: pixels (M,) int32 on the device, and starts, where each one asked for begins."""
-
-    pixels: Tensor
-    starts: NDArray[np.int64]
+    if free_device is None:
+        return "device", f"{size} on {device}"
+    on_device = f"{DEVICE_SHARE:.0%} of the {free_device / 1e9:.2f} GB free on {device}"
+    if num_bytes <= DEVICE_SHARE * free_device:
+        return "device", f"{size} on {device}, within {on_device}"
+    if free_ram is None or 1 << max(0, num_bytes - 1).bit_length() <= free_ram:
+        return "host", f"{size} in pinned memory, copied batch by batch: more than {on_device}"
+    return None, f"{size} are more than {on_device} and than the {free_ram / 1e9:.2f} GB of memory to spare"
 
 
 class DeviceStore:
@@ -91,7 +72,8 @@ class DeviceStore:
 
     storage: "device" keeps them there; "host" in this machine's memory (pinned for a CUDA device), from where each
     batch copies those it shows; it may be set until `build` is called, once, before use. The first pixel is not an
-    image's: it has the canvas's colour. skip_bad: as of an ImageStore, which `images` is.
+    image's: it has the canvas's colour. skip_bad: as of an ImageStore, which `images` is. num_bytes: what all images
+    take together.
     """
 
     def __init__(
@@ -106,25 +88,19 @@ class DeviceStore:
         self.device, self.storage = torch.device(device), storage
         self._areas = np.array([height * width for height, width in self.images.sizes_hw], np.int64)
         ends = 1 + np.cumsum([0, *self._areas], dtype=np.int64)
-        self._starts, self._num_pixels = ends[:-1], int(ends[-1])
+        self._starts, self.num_bytes = ends[:-1], int(ends[-1]) * _BYTES_A_PIXEL
         self._largest = int(self._areas.max(initial=0))
         self._pixels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that all images take together."""
-        return self._num_pixels * _BYTES_A_PIXEL
-
     def build(self, progress: Progress | None = None) -> None:
         """Decode everything now, on all cores, as `ImageStore.build` does; raises what that raises."""
-        num_pixels, is_cuda = self._num_pixels, self.device.type == "cuda"
-        if self.storage == "device":
-            pixels = torch.empty(num_pixels, dtype=torch.int32, device=self.device)
-        else:
-            pixels = torch.empty(num_pixels, dtype=torch.int32, pin_memory=is_cuda)
+        on_device, is_cuda = self.storage == "device", self.device.type == "cuda"
+        where = self.device if on_device else torch.device("cpu")
+        num_pixels, pinned = self.num_bytes // _BYTES_A_PIXEL, is_cuda and not on_device
+        pixels = torch.empty(num_pixels, dtype=torch.int32, device=where, pin_memory=pinned)
         pixels[0] = _FILL_PIXEL
 
         def save(index: int, image: NDArray[np.uint8]) -> None:
@@ -134,8 +110,10 @@ class DeviceStore:
         self._starts, self._areas = self._starts[kept], self._areas[kept]
         self._pixels = pixels
 
-    def stage(self, indices: Sequence[int]) -> Staged:
-        """The images of `indices` on the device: the whole store, or copies of these, one behind the other.
+    def stage(self, indices: Sequence[int]) -> tuple[Tensor, NDArray[np.int64]]:
+        """Pixels (M,) int32 on the device, and where each image of `indices` begins there.
+
+        They are the whole store, or copies of these images, one behind the other.
 
         -1 stands for no image, and begins at the first pixel. The tensor of copies has room for the largest image in
         each slot, so that its size depends on their number alone. The copies are queued on the current stream;
@@ -144,7 +122,7 @@ class DeviceStore:
         assert self._pixels is not None, "build() the store before asking for images"
         chosen = np.asarray(indices, np.int64)
         if self.storage == "device":
-            return Staged(self._pixels, np.where(chosen < 0, 0, self._starts[chosen]))
+            return self._pixels, np.where(chosen < 0, 0, self._starts[chosen])
         buffer = torch.empty(1 + len(indices) * self._largest, dtype=torch.int32, device=self.device)
         buffer[:1].copy_(self._pixels[:1], non_blocking=True)
         starts = np.where(chosen < 0, 0, 1 + np.arange(len(indices), dtype=np.int64) * self._largest)
@@ -152,7 +130,7 @@ class DeviceStore:
             if index >= 0:
                 image = self._pixels[self._starts[index] :][: self._areas[index]]
                 buffer[start : start + len(image)].copy_(image, non_blocking=True)
-        return Staged(buffer, starts)
+        return buffer, starts
 
 
 def packed(image: NDArray[np.uint8]) -> Tensor:
@@ -161,29 +139,15 @@ def packed(image: NDArray[np.uint8]) -> Tensor:
     return red | green << 8 | blue << 16
 
 
-class Capacity(NamedTuple):
-    """Rows that targets are padded to, and why, in words."""
-
-    num_rows: int
-    reason: str
-
-    def rows_for(self, num_targets: int) -> int:
-        """The capacity, or for a batch that has more, the next step that holds them all: none is ever lost."""
-        return max(self.num_rows, _whole_steps(num_targets))
-
-
-def choose_capacity(samples: TrainSamples, batches: EpochBatches) -> Capacity:
-    """A capacity with a margin over the fullest of some batches of the first epoch, planned for the purpose."""
-    fullest = num_probed = 0
-    coming = batches.of_epoch(0)
-    for _, keys in zip(range(_PROBED_BATCHES), coming, strict=False):
-        fullest = max(fullest, len(samples.rows([samples.plan(key) for key in keys])))
-        num_probed += 1
+def choose_capacity(samples: TrainSamples, batches: EpochBatches) -> tuple[int, str]:
+    """Rows to pad targets to, with a margin over the fullest of some batches of the first epoch, and why, in words."""
+    probed = islice(batches.of_epoch(0), _PROBED_BATCHES)
+    counts = [len(samples.rows([samples.plan(key) for key in keys])) for keys in probed]
+    fullest = max(counts, default=0)
     rows = _whole_steps(int(fullest * _CAPACITY_MARGIN))
-    return Capacity(
-        rows,
-        f"targets padded to {rows} rows (at most {fullest} in {num_probed} batches tried; a batch with more gets more, "
-        f"in steps of {CAPACITY_STEP})",
+    return rows, (
+        f"targets padded to {rows} rows (at most {fullest} in {len(counts)} batches tried; a batch with more gets "
+        f"more, in steps of {CAPACITY_STEP})"
     )
 
 
@@ -191,20 +155,13 @@ def _whole_steps(num_rows: int) -> int:
     return max(1, -(-num_rows // CAPACITY_STEP)) * CAPACITY_STEP
 
 
-class PlannedBatch(NamedTuple):
-    """What the thread hands over: the plan, targets and the records' indices, in pinned memory for a CUDA device."""
-
-    plan: BatchPlan
-    targets: Targets
-    indices: Tensor
-
-
 class DeviceLoader:
     """See `Loader`; images and targets lie on the store's device.
 
-    samples: of the same records at the same size. capacity: of the targets; None chooses one. compiled: paint by one
-    compiled kernel in place of an operator at a time; where the compiler fails, `painting` says so and operators do the
-    work. reason: why the images lie where they do. Of the config, what concerns worker processes has no meaning here.
+    samples: of the same records at the same size. capacity: rows to pad targets to, more where a batch has more; None
+    chooses it. compiled: paint by one compiled kernel in place of an operator at a time; where the compiler fails,
+    `painting` says so and operators do the work. reason: why the images lie where they do. Of the config, what concerns
+    worker processes has no meaning here.
     """
 
     def __init__(
@@ -212,7 +169,7 @@ class DeviceLoader:
         samples: TrainSamples,
         store: DeviceStore,
         config: LoaderConfig,
-        capacity: Capacity | None = None,
+        capacity: int | None = None,
         compiled: bool = False,
         reason: str = "",
     ) -> None:
@@ -220,8 +177,9 @@ class DeviceLoader:
         self.batches = EpochBatches(len(samples), samples.image_size, samples.seed, config)
         self._epoch = self._start_batch = 0
         self._reason = reason
-        self.capacity = capacity or choose_capacity(samples, self.batches)
-        self._compiled: Renderer | None = torch.compile(render) if compiled else None
+        chosen = choose_capacity(samples, self.batches) if capacity is None else (capacity, "targets padded as given")
+        self._capacity, self._capacity_reason = chosen
+        self._compiled: Renderer | None = None
         self.painting = "operator by operator"
         if compiled:
             self._try_compiled()
@@ -229,7 +187,8 @@ class DeviceLoader:
     def _try_compiled(self) -> None:
         """Compile now, on the first batch, so that a compiler that is missing or fails is known before training."""
         try:
-            self._finished(self.planned(next(self.batches.of_epoch(0))))
+            self._compiled = torch.compile(render)
+            self._painted(*self.planned(next(self.batches.of_epoch(0))))
             self.painting = "by a compiled kernel"
         except Exception as error:  # compilers fail in many ways, and none of them may stop a run
             self._compiled = None
@@ -253,41 +212,39 @@ class DeviceLoader:
     def decisions(self) -> Sequence[str]:
         unused = f"; workers {self.config.workers} not needed" if self.config.workers else ""
         painted = f"images in store: device; {self._reason}; batches painted there, {self.painting}{unused}"
-        return painted, self.capacity.reason
+        return painted, self._capacity_reason
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        return self._made(self._epoch, self._start_batch)  # bound now: a later set_epoch leaves this pass alone
+        return self._one_pass(self._epoch, self._start_batch)  # bound now: a later set_epoch leaves this pass alone
 
-    def _made(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
+    def _one_pass(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
         def plan(_stop: object) -> Generator[PlannedBatch, None, None]:
-            for keys in filter(None, self.batches.of_epoch(epoch, start_batch)):
-                yield self.planned(keys)
+            yield from map(self.planned, filter(None, self.batches.of_epoch(epoch, start_batch)))
 
-        with closing(prefetch(plan, self.config.prefetch)) as planned_batches:  # type: ignore[type-var]
+        with closing(prefetch(plan, self.config.prefetch)) as planned_batches:
             for planned in planned_batches:
-                yield self._finished(planned)
+                yield self._painted(*planned)
         if self.batches.sizes.ends_empty and start_batch < len(self):
-            yield empty_batch(self.samples.image_size, self.capacity.rows_for(0)).to(self.store.device)
+            yield empty_batch(self.samples.image_size, self._capacity).to(self.store.device)
 
     def planned(self, keys: Sequence[SampleKey]) -> PlannedBatch:
-        """A batch as the thread hands it over, before any pixel is touched."""
+        """A batch as the thread hands it over, before any pixel is touched: its plan, targets and records' indices.
+
+        In pinned memory for a CUDA device.
+        """
         plans = [self.samples.plan(key) for key in keys]
         # A compiled kernel is made for one B: the last, smaller batch is filled up, and cut off again.
         num_images = self.batches.sizes.largest_part if self._compiled is not None else None
         plan = plan_batch(plans, self.store.images.sizes_hw, num_images)
         rows = torch.from_numpy(self.samples.rows(plans))
-        targets = Targets.from_rows(rows, self.capacity.rows_for(len(rows)))
+        targets = Targets.from_rows(rows, max(self._capacity, _whole_steps(len(rows))))
         if self.store.device.type == "cuda":
             tensors = {name: getattr(plan, name).pin_memory() for name in ("tiles", "widths", "colours")}
             plan, targets = plan._replace(**tensors), targets.pin_memory()
-        return PlannedBatch(plan, targets, torch.tensor([key.record_index for key in keys]))
+        return plan, targets, torch.tensor([key.record_index for key in keys])
 
-    def _finished(self, planned: PlannedBatch) -> Batch:
-        images = self._painted(planned.plan)[: len(planned.indices)]
-        return Batch(images, planned.targets.to(self.store.device, non_blocking=True), planned.indices)
-
-    def _painted(self, plan: BatchPlan) -> Tensor:
-        """The images (B, 3, S, S); all work is queued on the current stream."""
+    def _painted(self, plan: BatchPlan, targets: Targets, indices: Tensor) -> Batch:
+        """The batch on the device; all work is queued on the current stream."""
         device = self.store.device
         pixels, offsets = self.store.stage(plan.sources)
         starts = torch.from_numpy(offsets).view(plan.widths.shape)
@@ -295,8 +252,10 @@ class DeviceLoader:
             starts = starts.pin_memory()
         tables = [table.to(device, non_blocking=True) for table in (starts, plan.tiles, plan.widths, plan.colours)]
         if self._compiled is not None and plan.taps <= _MAX_COMPILED_TAPS:
-            return self._compiled(pixels, *tables, plan.size, plan.taps, plan.jitters)
-        return in_parts(pixels, tables, plan)
+            images = self._compiled(pixels, *tables, plan.size, plan.taps, plan.jitters)
+        else:
+            images = in_parts(pixels, tables, plan)
+        return Batch(images[: len(indices)], targets.to(device, non_blocking=True), indices)
 
     def close(self) -> None:
         """Nothing to end: the planning thread ends with its iterator."""

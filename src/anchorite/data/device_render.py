@@ -73,35 +73,35 @@ def plan_batch(
     numbers = np.zeros((*shape, NUM_COLUMNS))
     colours = np.tile(np.array([1.0, 0.0, 1.0, 1.0]), (num_images, 1))
     placed = [
-        (image, layer, number, tile)
+        ((image, layer, number), tile)
         for image, plan in enumerate(plans)
         for layer, tiles in enumerate(plan.layers)
         for number, tile in enumerate(tiles)
     ]
     if placed:
-        where = tuple(np.array([one[:3] for one in placed]).T)
-        tiles = [one[3] for one in placed]
+        where, tiles = tuple(np.array([place for place, _ in placed]).T), [tile for _, tile in placed]
         sources[where] = [tile.source for tile in tiles]
         widths[where] = [sizes_hw[tile.source][1] for tile in tiles]
         numbers[where] = _tile_numbers(tiles, sizes_hw)
     for image, plan in enumerate(plans):
         hue, saturation, value = plan.jitter
         colours[image] = plan.share, hue_steps(hue), saturation, value
-    return BatchPlan(
-        tuple(sources.flatten().tolist()),
-        torch.from_numpy(numbers.astype(np.float32)),
-        torch.from_numpy(widths),
-        torch.from_numpy(colours.astype(np.float32)),
-        plans[0].size,
-        _taps(numbers[..., REACH]),
-        any(plan.jitter != NO_JITTER for plan in plans),
-    )
+    # In even numbers, so that few different ones occur.
+    reach = numbers[..., REACH].max()
+    taps = 2 * math.ceil((math.ceil(2 * reach) + 1) / 2) if reach else 2
+    tensors = [torch.from_numpy(array) for array in (numbers.astype(np.float32), widths, colours.astype(np.float32))]
+    jitters = any(plan.jitter != NO_JITTER for plan in plans)
+    return BatchPlan(tuple(sources.flatten().tolist()), *tensors, plans[0].size, taps, jitters)
 
 
 def _tile_numbers(tiles: Sequence[Tile], sizes_hw: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
     """The columns of tiles, (M, 20)."""
     numbers = np.zeros((len(tiles), NUM_COLUMNS))
-    numbers[:, MAP] = _pixel_maps(np.stack([tile.warp.map for tile in tiles]))
+    # From maps of the source onto the canvas to those that find a canvas pixel's source.
+    maps = np.stack([tile.warp.map for tile in tiles])
+    linear = np.linalg.inv(maps[:, :2, :2])
+    shifts = np.matmul(linear, (0.5 - maps[:, :2, 2])[..., None]) - 0.5
+    numbers[:, MAP] = np.concatenate([linear, shifts], axis=2).reshape(-1, 6)
     numbers[:, SEEN] = [tile.warp.seen for tile in tiles]
     for row, tile in zip(numbers, tiles, strict=True):
         height, width = sizes_hw[tile.source]
@@ -118,21 +118,7 @@ def _tile_numbers(tiles: Sequence[Tile], sizes_hw: Sequence[tuple[int, int]]) ->
     return numbers
 
 
-def _pixel_maps(maps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From maps of the source onto the canvas, (M, 3, 3), the six numbers (M, 6) that find a canvas pixel's source."""
-    linear = np.linalg.inv(maps[:, :2, :2])
-    shifts = np.matmul(linear, (0.5 - maps[:, :2, 2])[..., None]) - 0.5
-    return np.concatenate([linear, shifts], axis=2).reshape(-1, 6)
-
-
-def _taps(reach: NDArray[np.float64]) -> int:
-    """Source pixels to read along an axis, in even numbers, so that few different ones occur."""
-    if not reach.any():
-        return 2
-    return 2 * math.ceil((math.ceil(2 * reach.max()) + 1) / 2)
-
-
-Channels = tuple[Tensor, Tensor, Tensor]  # red, green, blue: (B, S, S) float32, whole numbers in 0..255
+Channels = tuple[Tensor, ...]  # red, green, blue: (B, S, S) float32, whole numbers in 0..255
 
 
 class Source(NamedTuple):
@@ -161,22 +147,18 @@ def render(
 
     pixels: (M,) int32, see `DeviceStore`; starts: (B, L, Q) int64, where each tile's image begins there.
     """
-    channels = _layer(pixels, starts[:, 0], tiles[:, 0], widths[:, 0], size, taps)
-    for layer in range(1, tiles.shape[1]):
-        others = _layer(pixels, starts[:, layer], tiles[:, layer], widths[:, layer], size, taps)
+    canvases = []
+    for layer in range(tiles.shape[1]):
+        source = find_sources(starts[:, layer], tiles[:, layer], widths[:, layer], size)
+        sums = _interpolated(pixels, source) if taps == 2 else _weighted(pixels, source, taps)
+        canvases.append(tuple((channel + 0.5).floor() for channel in sums))
+    channels = canvases[0]
+    for others in canvases[1:]:
         channels = blended(channels, others, colours[:, 0, None, None])
     if jitters:
         hue, saturation, value = (colours[:, column, None, None] for column in (1, 2, 3))
         channels = jittered(channels, hue, saturation, value)
     return torch.stack([channel.to(torch.uint8) for channel in channels], dim=-1).permute(0, 3, 1, 2)
-
-
-def _layer(pixels: Tensor, starts: Tensor, tiles: Tensor, widths: Tensor, size: int, taps: int) -> Channels:
-    """One canvas an image from its tiles (B, Q, 20)."""
-    source = find_sources(starts, tiles, widths, size)
-    sums = _interpolated(pixels, source) if taps == 2 else _weighted(pixels, source, taps)
-    red, green, blue = ((channel + 0.5).floor() for channel in sums)
-    return red, green, blue
 
 
 def find_sources(starts: Tensor, tiles: Tensor, widths: Tensor, size: int) -> Source:
@@ -217,22 +199,20 @@ def _interpolated(pixels: Tensor, source: Source) -> Channels:
 
 
 def _between(first: Channels, second: Channels, share: Tensor) -> Channels:
-    red, green, blue = (one + (other - one) * share for one, other in zip(first, second, strict=True))
-    return red, green, blue
+    return tuple(one + (other - one) * share for one, other in zip(first, second, strict=True))
 
 
 def _weighted(pixels: Tensor, source: Source, taps: int) -> Channels:
     """Each canvas pixel as a weighted sum of `taps` x `taps` source pixels: averages of areas, or interpolation."""
     columns, weights_x = _tap_weights(source.x, source.reach_x, taps)
     rows, weights_y = _tap_weights(source.y, source.reach_y, taps)
-    red = green = blue = torch.zeros_like(source.x)
+    sums: Channels = (torch.zeros_like(source.x),) * 3
     for row, weight_y in zip(rows, weights_y, strict=True):
         first = source.start + row.long() * source.width
         for column, weight_x in zip(columns, weights_x, strict=True):
-            weight = weight_x * weight_y
-            values = _read(pixels, first + column.long())
-            red, green, blue = red + values[0] * weight, green + values[1] * weight, blue + values[2] * weight
-    return red, green, blue
+            weight, values = weight_x * weight_y, _read(pixels, first + column.long())
+            sums = tuple(total + value * weight for total, value in zip(sums, values, strict=True))
+    return sums
 
 
 def _tap_weights(centre: Tensor, reach: Tensor, taps: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -258,8 +238,7 @@ def _read(pixels: Tensor, index: Tensor) -> Channels:
 
 def blended(first: Channels, second: Channels, share: Tensor) -> Channels:
     """Two canvases blended, `share` of the first (mixup)."""
-    red, green, blue = ((one * share + other * (1 - share)).round() for one, other in zip(first, second, strict=True))
-    return red, green, blue
+    return tuple((one * share + other * (1 - share)).round() for one, other in zip(first, second, strict=True))
 
 
 def jittered(channels: Channels, hue: Tensor, saturation: Tensor, value: Tensor) -> Channels:
@@ -286,7 +265,7 @@ def jittered(channels: Channels, hue: Tensor, saturation: Tensor, value: Tensor)
         along = along - 6 * (along / 6).floor()
         lack = torch.minimum(along, 4 - along).clamp(0, 1)
         changed.append((brightest * (1 - chroma * lack) * 255).floor())
-    return changed[0], changed[1], changed[2]
+    return tuple(changed)
 
 
 def _by_4096ths(number: Tensor, factor: int, divisor: Tensor) -> Tensor:

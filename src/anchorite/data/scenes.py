@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from anchorite.errors import InputError, StorageError
@@ -47,18 +48,40 @@ def write_scenes(folder: Path, num_train: int, num_val: int, num_test: int, seed
     when the folder holds anything else or a number makes no sense, StorageError when it cannot be written.
     """
     counts = dict(zip(SCENE_SPLITS, (num_train, num_val, num_test), strict=True))
-    _check_numbers(counts, seed, size_px)
+    for split, count in counts.items():
+        if not 0 <= count <= _MAX_SCENES:
+            raise InputError(f"num_{split}={count}: a split has 0 to {_MAX_SCENES} scenes")
+    if not any(counts.values()):
+        raise InputError("num_train=0, num_val=0, num_test=0: ask for one scene at least")
+    if seed < 0:
+        raise InputError(f"seed={seed}: the seed must be 0 or more")
+    if not _MIN_SIZE_PX <= size_px <= _MAX_SIZE_PX:
+        raise InputError(f"size_px={size_px}: the side of a scene must be {_MIN_SIZE_PX} to {_MAX_SIZE_PX} pixels")
     settings = {"version": _DRAWING_VERSION, "seed": seed, "size_px": size_px, **counts}
+    marker, data_path = folder / _MARKER, folder / "data.yaml"
     try:
-        filled = _claim(folder, settings)
-        for split, count in counts.items():
-            for index in range(count):
-                _write_scene(folder, split, index, seed=seed, size_px=size_px, only_missing=filled)
-        data_path = folder / "data.yaml"
+        filled = _is_filled(folder, settings)
+        if not filled:  # the folder is marked as ours before anything else is written
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text_atomically(marker, json.dumps({**settings, "filled": False}) + "\n")
+        for split, index in [(split, index) for split, count in counts.items() for index in range(count)]:
+            image_path = folder / "images" / split / f"scene_{index:05d}.jpg"
+            label_path = folder / "labels" / split / f"scene_{index:05d}.txt"
+            if filled and image_path.exists() and label_path.exists():
+                continue
+            scene = draw_scene(seed, split, index, size_px)
+            low, high = scene.boxes_xyxy[:, :2], scene.boxes_xyxy[:, 2:]
+            rows = np.column_stack([scene.class_ids, (low + high) / 2 / size_px, (high - low) / size_px])
+            for path in (image_path, label_path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            image_path.write_bytes(encode_jpeg(scene.image, _JPEG_QUALITY))
+            np.savetxt(label_path, rows, fmt="%d" + " %.8f" * 4)
         if not (filled and data_path.exists()):
-            write_text_atomically(data_path, _data_yaml(counts))
+            paths = {split: f"images/{split}" for split, count in counts.items() if count}
+            data = {**paths, "names": dict(enumerate(SCENE_CLASSES))}
+            write_text_atomically(data_path, yaml.safe_dump(data, sort_keys=False))
         if not filled:
-            _write_marker(folder, settings, filled=True)
+            write_text_atomically(marker, json.dumps({**settings, "filled": True}) + "\n")
     except OSError as error:
         raise StorageError(
             f"{error.filename or folder}: {error.strerror or error}; free some space or name another folder"
@@ -66,57 +89,12 @@ def write_scenes(folder: Path, num_train: int, num_val: int, num_test: int, seed
     return data_path
 
 
-def _write_scene(folder: Path, split: str, index: int, *, seed: int, size_px: int, only_missing: bool) -> None:
-    image_path = folder / "images" / split / f"scene_{index:05d}.jpg"
-    label_path = folder / "labels" / split / f"scene_{index:05d}.txt"
-    if only_missing and image_path.exists() and label_path.exists():
-        return
-    scene = draw_scene(seed, split, index, size_px)
-    for path, content in (
-        (image_path, encode_jpeg(scene.image, _JPEG_QUALITY)),
-        (label_path, _label_text(scene).encode("ascii")),
-    ):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
-def _label_text(scene: Scene) -> str:
-    height, width = scene.image.shape[:2]
-    lines = []
-    for class_id, (left, top, right, bottom) in zip(scene.class_ids, scene.boxes_xyxy, strict=True):
-        row = np.array(
-            [(left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height]
-        )
-        lines.append(f"{class_id} " + " ".join(f"{value:.8f}" for value in row) + "\n")
-    return "".join(lines)
-
-
-def _data_yaml(counts: dict[str, int]) -> str:
-    splits = "".join(f"{split}: images/{split}\n" for split, count in counts.items() if count)
-    names = "".join(f"  {class_id}: {name}\n" for class_id, name in enumerate(SCENE_CLASSES))
-    return f"{splits}names:\n{names}"
-
-
-def _check_numbers(counts: dict[str, int], seed: int, size_px: int) -> None:
-    for split, count in counts.items():
-        if not 0 <= count <= _MAX_SCENES:
-            raise InputError(f"num_{split}={count}: a split has 0 to {_MAX_SCENES} scenes")
-    if sum(counts.values()) == 0:
-        raise InputError("num_train=0, num_val=0, num_test=0: ask for one scene at least")
-    if seed < 0:
-        raise InputError(f"seed={seed}: the seed must be 0 or more")
-    if not _MIN_SIZE_PX <= size_px <= _MAX_SIZE_PX:
-        raise InputError(f"size_px={size_px}: the side of a scene must be {_MIN_SIZE_PX} to {_MAX_SIZE_PX} pixels")
-
-
-def _claim(folder: Path, settings: dict[str, int]) -> bool:
-    """Mark the folder as ours before anything else is written; True where an earlier call had filled it."""
+def _is_filled(folder: Path, settings: dict[str, int]) -> bool:
+    """Whether an earlier call with the same settings filled the folder; InputError where something else is in it."""
     marker = folder / _MARKER
     if not marker.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: is not empty and no scenes were written there; name a new or an empty folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_marker(folder, settings, filled=False)
         return False
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
@@ -128,10 +106,6 @@ def _claim(folder: Path, settings: dict[str, int]) -> bool:
             "remove the folder or name a new one"
         )
     return bool(found["filled"])
-
-
-def _write_marker(folder: Path, settings: dict[str, int], *, filled: bool) -> None:
-    write_text_atomically(folder / _MARKER, json.dumps({**settings, "filled": filled}) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +211,8 @@ def _arrange(random: np.random.Generator, size_px: int) -> tuple[tuple[Shape, ..
         if len(shapes) == wanted:
             break
         shape = _random_shape(random, size_px)
-        if shape is None:
+        points = np.concatenate(_outlines(shape))
+        if points.min() < 0 or points.max() > size_px:
             continue
         coverage = cover(shape, size_px)
         trial = owner.copy()
@@ -254,23 +229,19 @@ def _arrange(random: np.random.Generator, size_px: int) -> tuple[tuple[Shape, ..
 
 
 def _iou(box_xyxy: tuple[int, int, int, int], other_xyxy: tuple[int, int, int, int]) -> float:
-    left, top = max(box_xyxy[0], other_xyxy[0]), max(box_xyxy[1], other_xyxy[1])
-    right, bottom = min(box_xyxy[2], other_xyxy[2]), min(box_xyxy[3], other_xyxy[3])
-    both = max(0, right - left) * max(0, bottom - top)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (box_xyxy, other_xyxy)]
-    return both / (sum(areas) - both)
+    (x0, y0, x1, y1), (u0, v0, u1, v1) = box_xyxy, other_xyxy
+    both = max(0, min(x1, u1) - max(x0, u0)) * max(0, min(y1, v1) - max(y0, v0))
+    return both / ((x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - both)
 
 
-def _random_shape(random: np.random.Generator, size_px: int) -> Shape | None:
-    """A shape of random class, size, proportion and position, or None where that would leave the image."""
+def _random_shape(random: np.random.Generator, size_px: int) -> Shape:
+    """A shape of random class, size, proportion and position, which may reach out of the image."""
     class_id = int(random.integers(len(SCENE_CLASSES)))
     side = size_px * float(np.exp(random.uniform(np.log(_SMALLEST_SIDE), np.log(_LARGEST_SIDE))))
     proportion = float(np.exp(random.uniform(-0.3, 0.3)))
     width, height = side * min(1.0, proportion), side * min(1.0, 1 / proportion)
     center_x, center_y = random.uniform(side / 2, size_px - side / 2, size=2)
-    shape = Shape(class_id, (float(center_x), float(center_y)), (width, height), float(random.uniform(-0.35, 0.35)))
-    points = np.concatenate(_outlines(shape))
-    return shape if points.min() >= 0 and points.max() <= size_px else None
+    return Shape(class_id, (float(center_x), float(center_y)), (width, height), float(random.uniform(-0.35, 0.35)))
 
 
 def _ground(random: np.random.Generator, size_px: int) -> NDArray[np.float32]:
