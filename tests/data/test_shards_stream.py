@@ -20,7 +20,7 @@ from anchorite.data import (
 )
 from anchorite.data.batches import Batch, SampleKey
 from anchorite.data.shards import stream as stream_module
-from anchorite.data.shards.stream import FEWEST_PARTNERS, Piece, StreamBatches, stretch, windows
+from anchorite.data.shards.stream import FEWEST_PARTNERS, Piece, StreamBatches, cut_windows
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError, WorkerError
 from tests.data.shard_cases import train_split, write_cases
@@ -45,10 +45,10 @@ def dataset(folder: Path) -> DatasetIndex:
 
 
 def stream_batches(
-    split: ShardedSplit, seed: int = 0, window: int = 10, num_mixed_epochs: int | None = None, **options: Any
+    split: ShardedSplit, seed: int = 0, window: int = 10, num_epochs: int | None = None, **options: Any
 ) -> StreamBatches:
-    config = LoaderConfig(**{"batch_size": 8, **options})
-    return StreamBatches(split, SIZE, seed, config, num_mixed_epochs=num_mixed_epochs, window=window)
+    samples = StreamSamples(split, AugmentConfig(close_mosaic_epochs=2), SIZE, seed, num_epochs)
+    return StreamBatches(samples, LoaderConfig(**{"batch_size": 8, **options}), window)
 
 
 def batches(dataset: DatasetIndex, **options: Any) -> StreamBatches:
@@ -121,7 +121,7 @@ def test_a_later_batch_is_found_without_reading_the_shards_before(
 
 
 def test_partners_are_others_of_the_window_and_only_while_there_are_mosaics(dataset: DatasetIndex) -> None:
-    order = batches(dataset, num_mixed_epochs=1, window=30)
+    order = batches(dataset, num_epochs=3, window=30)
     starts = train_split(dataset).starts
     for keys in order.of_epoch(0):
         pool, own = [member.record_index for member in keys[0].pool], [key.record_index for key in keys]
@@ -138,12 +138,12 @@ def test_partners_are_others_of_the_window_and_only_while_there_are_mosaics(data
 
 
 def test_stretches_and_windows_cut_where_they_should() -> None:
-    assert stretch([3, 1, 4], [2, 0, 1], 0, 8) == [Piece(2, 0, 4), Piece(0, 0, 3), Piece(1, 0, 1)]
-    assert stretch([3, 1, 4], [2, 0, 1], 3, 3) == [Piece(2, 3, 4), Piece(0, 0, 2)]
-    assert stretch([3, 0, 4], [1, 0, 2], 2, 2) == [Piece(0, 2, 3), Piece(2, 0, 1)]
+    assert cut_windows([3, 1, 4], [2, 0, 1], 0, 8, least=9) == [[Piece(2, 0, 4), Piece(0, 0, 3), Piece(1, 0, 1)]]
+    assert cut_windows([3, 1, 4], [2, 0, 1], 3, 3, least=9) == [[Piece(2, 3, 4), Piece(0, 0, 2)]]
+    assert cut_windows([3, 0, 4], [1, 0, 2], 2, 2, least=9) == [[Piece(0, 2, 3), Piece(2, 0, 1)]]
     pieces = [Piece(0, 0, 3), Piece(1, 0, 3), Piece(2, 0, 9), Piece(3, 0, 1)]
-    assert windows(pieces, 4) == [pieces[:2], pieces[2:3], pieces[3:]]
-    assert windows(pieces, 1) == [[piece] for piece in pieces]
+    assert cut_windows([3, 3, 9, 1], range(4), 0, 16, least=4) == [pieces[:2], pieces[2:3], pieces[3:]]
+    assert cut_windows([3, 3, 9, 1], range(4), 0, 16, least=1) == [[piece] for piece in pieces]
 
 
 def stream(dataset: DatasetIndex, config: AugmentConfig = EVERYTHING, num_epochs: int | None = None) -> StreamSamples:

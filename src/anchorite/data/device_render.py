@@ -89,9 +89,15 @@ def plan_batch(
     # In even numbers, so that few different ones occur.
     reach = numbers[..., REACH].max()
     taps = 2 * math.ceil((math.ceil(2 * reach) + 1) / 2) if reach else 2
-    tensors = [torch.from_numpy(array) for array in (numbers.astype(np.float32), widths, colours.astype(np.float32))]
-    jitters = any(plan.jitter != NO_JITTER for plan in plans)
-    return BatchPlan(tuple(sources.flatten().tolist()), *tensors, plans[0].size, taps, jitters)
+    return BatchPlan(
+        tuple(sources.flatten().tolist()),
+        torch.from_numpy(numbers.astype(np.float32)),
+        torch.from_numpy(widths),
+        torch.from_numpy(colours.astype(np.float32)),
+        plans[0].size,
+        taps,
+        any(plan.jitter != NO_JITTER for plan in plans),
+    )
 
 
 def _tile_numbers(tiles: Sequence[Tile], sizes_hw: Sequence[tuple[int, int]]) -> NDArray[np.float64]:

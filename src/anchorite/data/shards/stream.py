@@ -70,60 +70,44 @@ class Piece(NamedTuple):
     stop: int
 
 
-def stretch(lengths: Sequence[int], order: Sequence[int], first: int, count: int) -> list[Piece]:
-    """`count` samples from `first` on, of shards of some lengths laid end to end in an order."""
-    pieces: list[Piece] = []
-    begin = 0
+def cut_windows(lengths: Sequence[int], order: Sequence[int], first: int, count: int, least: int) -> list[list[Piece]]:
+    """`count` samples from `first` on, of shards of some lengths laid end to end in an order, cut into windows.
+
+    A window is some pieces in a row that hold at least `least` samples together; the last one may hold fewer.
+    """
+    found: list[list[Piece]] = []
+    begin = room = 0
     for shard in order:
         start, stop = max(first - begin, 0), min(first + count - begin, lengths[shard])
-        if start < stop:
-            pieces.append(Piece(shard, start, stop))
         begin += lengths[shard]
-    return pieces
-
-
-def windows(pieces: Sequence[Piece], least: int) -> list[list[Piece]]:
-    """Consecutive pieces together until they hold at least `least` samples; the last window may hold fewer."""
-    found: list[list[Piece]] = []
-    room = 0
-    for piece in pieces:
-        if room <= 0:
-            found.append([])
-            room = least
-        found[-1].append(piece)
-        room -= piece.stop - piece.start
+        if start < stop:
+            if room <= 0:
+                found.append([])
+                room = least
+            found[-1].append(Piece(shard, start, stop))
+            room -= stop - start
     return found
 
 
 class StreamBatches:
     """The keys of each batch of an epoch, as `EpochBatches` has them.
 
-    Every record once an epoch, on all ranks together. num_mixed_epochs: the epochs, from 0, whose samples may be made
-    of several images; None for all. While iterating, raises InputError naming a shard that is damaged or missing, and
-    the byte.
+    Every record once an epoch, on all ranks together. window: the fewest samples that are shuffled together. While
+    iterating, raises InputError naming a shard that is damaged or missing, and the byte.
     """
 
-    def __init__(
-        self,
-        split: ShardedSplit,
-        image_size: int,
-        seed: int,
-        config: LoaderConfig,
-        *,
-        num_mixed_epochs: int | None = None,
-        window: int = WINDOW,
-    ) -> None:
-        self.sizes = BatchSizes.of(len(split), config)
-        self.split, self.image_size, self.seed, self.config = split, image_size, seed, config
-        self.num_mixed_epochs, self.window = num_mixed_epochs, window
+    def __init__(self, samples: StreamSamples, config: LoaderConfig, window: int = WINDOW) -> None:
+        self.sizes = BatchSizes.of(len(samples.split), config)
+        self.samples, self.split, self.seed = samples, samples.split, samples.seed
+        self.config, self.window = config, window
 
     def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[list[StreamKey]]:
         """The keys of this rank's part of each batch, from one batch of the epoch on."""
         sizes, rank = self.sizes, self.config.rank
-        sides = self.config.sides(sizes.num_batches, self.image_size, self.seed, epoch)
+        sides = self.config.sides(sizes.num_batches, self.samples.image_size, self.seed, epoch)
         plan = self.windows_of(epoch)
         ends = list(accumulate(sum(piece.stop - piece.start for piece in window) for window in plan))
-        is_mixed = self.num_mixed_epochs is None or epoch < self.num_mixed_epochs
+        is_mixed = self.samples.mixes_images(epoch)
         opened, members = -1, np.zeros((0, 10), np.int64)  # the window that is open
         for batch in range(start_batch, sizes.num_batches):
             own: list[PoolMember] = []
@@ -139,7 +123,7 @@ class StreamBatches:
         lengths = [len(shard) for shard in self.split.shards]
         order = epoch_rng(self.seed, epoch, _SHARDS).permutation(len(lengths)).tolist()
         totals = [self.sizes.before(self.sizes.num_batches, rank) for rank in range(self.config.rank + 1)]
-        return windows(stretch(lengths, order, sum(totals[:-1]), totals[-1]), self.window)
+        return cut_windows(lengths, order, sum(totals[:-1]), totals[-1], self.window)
 
     def _open(self, plan: Sequence[Sequence[Piece]], number: int, epoch: int) -> NDArray[np.int64]:
         """The samples (N, 10) of a window in their order, see `_member`; asks the system to prefetch the next one."""
@@ -228,6 +212,11 @@ class StreamSamples:
         self.split, self.config, self.image_size = split, config, image_size
         self.seed, self.num_epochs = seed, num_epochs
 
+    def mixes_images(self, epoch: int) -> bool:
+        """Whether samples of an epoch may be made of several images."""
+        is_open = self.num_epochs is None or epoch < self.num_epochs - self.config.close_mosaic_epochs
+        return is_open and (self.config.mosaic > 0 or self.config.mixup > 0)
+
     def side(self, key: StreamKey) -> int:
         """The canvas side S of a sample, in pixels."""
         return key.size
@@ -265,14 +254,4 @@ def make_stream_loader(
 
     window: the fewest samples that are shuffled together. Raises InputError when there would be no batch at all.
     """
-    augment = samples.config
-    open_epochs = None if samples.num_epochs is None else samples.num_epochs - augment.close_mosaic_epochs
-    batches = StreamBatches(
-        samples.split,
-        samples.image_size,
-        samples.seed,
-        config,
-        num_mixed_epochs=open_epochs if augment.mosaic or augment.mixup else 0,
-        window=window,
-    )
-    return HostLoader(samples, batches, config, capacity, left_out, decisions)
+    return HostLoader(samples, StreamBatches(samples, config, window), config, capacity, left_out, decisions)
