@@ -73,7 +73,7 @@ def test_validation_measures_them_with_the_same_numbers(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--tile", "31"], "--tile 31: must be at least 32, the coarsest stride of"),
+        (["--tile", "31"], "tile 31: must be at least 32, the coarsest stride of"),
         (["--tile", "64", "--tile-overlap", "1"], "--tile-overlap 1.0: must be at least 0 and less than 1"),
         (["--tile", "64", "--tile-overlap", "-0.1"], "--tile-overlap -0.1: must be at least 0"),
         (["--tile-only"], "--tile-only: without --tile SIDE there are no windows"),

@@ -15,7 +15,7 @@ from anchorite.model import WeightsInfo
 from anchorite.predict import Ensemble, Member, PredictConfig, Predictor, RawDetections, ViewConfig
 from anchorite.predict.frames import FLUSH
 from anchorite.predict.runtime import Runtime
-from anchorite.predict.views import TTAView, ViewResult, ViewTransform, class_map, merge_windows
+from anchorite.predict.views import TTAView, ViewTransform, class_map, merge_windows
 from tests.predict.fakes import SquareFinder, plant, silent_logits
 from tests.predict.test_predictor import INFO, P5, check_one, picture
 
@@ -49,7 +49,7 @@ class FixedSide:
 
     def __init__(self, inner: Runtime) -> None:
         self.inner, self.info, self.name = inner, inner.info, "fixed"
-        self.fixed_side = 320
+        self.fixed_side, self.least_confidence = 320, 0.25
         self.shapes: list[tuple[int, ...]] = []
         self.configs: list[PredictConfig] = []
 
@@ -176,7 +176,7 @@ def test_less_sure_looks_count_but_the_answer_keeps_to_the_limits():
 
 def test_what_a_runtime_does_not_take_is_not_asked_of_it():
     runtime = FixedSide(finder().runtime)
-    member = Member(Predictor.of(runtime), least_confidence=0.25)
+    member = Member(Predictor.of(runtime))
     (found,) = Ensemble([member, Member(finder())], ViewConfig(augment=True)).predict(
         picture(160, 320, (40, 40, 120, 120)), confidence=0.3
     )
@@ -248,11 +248,13 @@ def test_of_a_large_image_no_more_than_two_batches_of_windows_are_made():
 
 
 def test_detectors_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="beside the first, the other lacks 'blue', 'green', 'red' and has 'purple'"):
+    with pytest.raises(
+        InputError, match=r"the network: cannot be fused .* lacks 'blue', 'green', 'red' and has 'purple'"
+    ):
         Ensemble([Member(finder()), Member(finder(info=PURPLE))])
     with pytest.raises(InputError, match="no detectors"):
         Ensemble([])
-    with pytest.raises(InputError, match="tile 31: must be at least 32 pixels"):
+    with pytest.raises(InputError, match="tile 31: must be at least 32"):
         alone(finder(), tile=31)
     for weight in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="must be a finite number above 0"):
@@ -281,6 +283,6 @@ def test_as_many_boxes_of_windows_are_compared_as_may_be_asked_for():
         (PredictConfig(max_candidates=3, max_detections=100), 10),
         (PredictConfig(max_candidates=3, max_detections=4), 4),
     ):
-        joined = merge_windows([ViewResult(view, raw), ViewResult(other, raw)], (320, 640), config)
+        joined = merge_windows([(view, raw), (other, raw)], (320, 640), config)
         assert len(joined) == expected
         assert joined.scores.tolist() == sorted(joined.scores.tolist(), reverse=True)

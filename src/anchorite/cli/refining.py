@@ -15,7 +15,7 @@ from anchorite.errors import InputError
 
 if TYPE_CHECKING:
     from anchorite.choices import PrecisionName
-    from anchorite.predict import Ensemble, Member, Predictor, ViewConfig
+    from anchorite.predict import Ensemble, Predictor, ViewConfig
 
 
 @Parameter(name="*")
@@ -67,9 +67,8 @@ class ViewOptions:
         if not self.is_asked_for:
             return predictor
         ensemble = self._ensemble([predictor, *self._loaded(running, running.precision)], weights, running)
-        line = views_line(ensemble, running.image_size)  # in any case, for it is refused here what does not fit
         if not (output.quiet or output.json_lines):
-            print(line)
+            print(ensemble.description(running.image_size))
         return ensemble
 
     def measured(self, weights: Path, running: RunningOptions, precision: PrecisionName) -> Ensemble:
@@ -88,21 +87,16 @@ class ViewOptions:
         ]
 
     def _ensemble(self, predictors: Sequence[Predictor], weights: Path, running: RunningOptions) -> Ensemble:
-        from anchorite.predict import Ensemble, class_map
+        from anchorite.predict import Ensemble, Member
 
         paths = [weights, *(self.others or ())]
-        for path, predictor in zip(paths, predictors, strict=True):
-            for flag, pixels in (("--tile", self.tile), ("--image-size", running.image_size)):
-                if pixels is not None and pixels < predictor.stride:
-                    raise InputError(
-                        f"{flag} {pixels}: must be at least {predictor.stride}, the coarsest stride of {path}"
-                    )
-            try:
-                class_map(predictors[0].info.class_names, predictor.info.class_names)
-            except InputError as error:
-                raise InputError(f"--with {path}: {error}") from error
-        members = [_member(predictor, share) for predictor, share in zip(predictors, self._shares(), strict=True)]
-        return Ensemble(members, self.config())
+        members = [
+            Member(predictor, share, str(path))
+            for predictor, share, path in zip(predictors, self._shares(), paths, strict=True)
+        ]
+        ensemble = Ensemble(members, self.config())
+        ensemble.views_by_member(running.image_size)  # refuses a size that is too small for one of them
+        return ensemble
 
     def _shares(self) -> list[float]:
         number = 1 + len(self.others or ())
@@ -118,30 +112,6 @@ class ViewOptions:
                 f"order, such as {','.join(['2', *['1'] * (number - 1)])}"
             )
         return shares
-
-
-def views_line(ensemble: Ensemble, image_size: int | None) -> str:
-    """The windows, network inputs and weights of an ensemble, on one line."""
-    of_members = [
-        ", ".join(f"{view.long_side} px{' mirrored' * view.is_mirrored}" for view in views)
-        for views in ensemble.views_by_member(image_size)
-    ]
-    seen_as = of_members[0] if len(set(of_members)) == 1 else "; ".join(of_members)
-    parts = [f"{len(of_members)} weights"] * (len(of_members) > 1) + [f"network input {seen_as}"]
-    config = ensemble.config
-    if config.tile is not None:
-        whole = "the whole and " if config.whole_image else ""
-        parts.insert(0, f"{whole}windows of {config.tile} px that share {config.tile_overlap:.0%} or more")
-    return f"views of each image: {'; '.join(parts)}"
-
-
-def _member(predictor: Predictor, share: float) -> Member:
-    from anchorite.export import ExportedRuntime
-    from anchorite.predict import Member
-
-    runtime = predictor.runtime
-    inside = runtime.export.suppression if isinstance(runtime, ExportedRuntime) else None
-    return Member(predictor, share, least_confidence=0.0 if inside is None else inside.confidence)
 
 
 def _refuse_twice(paths: Sequence[Path]) -> None:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from anchorite.cli.display import counting, dataset_facts, hint, write_line
 from anchorite.cli.folders import refuse_taken
 from anchorite.cli.options import Data, OutputOptions, ReadingOptions, RunningOptions, Weights
-from anchorite.cli.refining import ViewOptions, views_line
+from anchorite.cli.refining import ViewOptions
 from anchorite.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def validate(
         _print_json(result.to_json(), facts if output.json_lines else None, dataset)
         return
     if isinstance(network, Ensemble) and not output.quiet:
-        print(views_line(network, running.image_size))
+        print(network.description(running.image_size))
     print(result.table())
     if out is not None:
         print(f"plots: {out}")

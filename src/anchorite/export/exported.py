@@ -22,7 +22,7 @@ import anchorite
 from anchorite.errors import InputError
 from anchorite.model import SIZES, WeightsInfo
 from anchorite.model.weights import DetectorHeader, header_fields
-from anchorite.predict import BatchDetections, PredictConfig, decoded_detections
+from anchorite.predict import BatchDetections, PredictConfig, decoded_detections, images_not_finite
 
 FORMAT_VERSION = 1
 """Version of the metadata that this release writes, and the newest that it reads."""
@@ -155,6 +155,11 @@ class ExportedRuntime:
         """Engine and number format."""
         return f"{self._engine} {self.export.precision}"
 
+    @property
+    def least_confidence(self) -> float:
+        """Of the suppression inside, if there is one: less sure detections are not in the output."""
+        return 0.0 if self.export.suppression is None else self.export.suppression.confidence
+
     def outputs(self, images: Tensor) -> tuple[Tensor, ...]:
         """Outputs of uint8 RGB images (B, 3, H, W), any B; raises InputError when they have other shapes than ours."""
         if self.export.fixed_shape is None:
@@ -180,7 +185,7 @@ class ExportedRuntime:
 
     def detections(self, outputs: Sequence[Tensor], config: PredictConfig) -> BatchDetections:
         """What was found; raises InputError when outputs are not finite or built-in limits rule out those asked for."""
-        if not all(bool(output.isfinite().all()) for output in outputs):
+        if images_not_finite(outputs):
             raise InputError(f"{self.path}: its output is not finite; export it anew, or as fp32")
         first, second = outputs
         built_in = self.export.suppression

@@ -3,7 +3,7 @@
 A `Predictor` is one network. An `Ensemble` runs one or several over one or several views of every image: windows,
 mirrored and scaled inputs. A channel is one network and one way of scaling and mirroring, over all windows of an image;
 its windows are joined at their seams, then the channels are fused. A Predictor runs as the ensemble of one network and
-one view. Legend: B inputs of a batch, H, W height and width in pixels.
+one view. Legend: H, W height and width in pixels.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -26,13 +27,12 @@ from anchorite.choices import PrecisionName
 from anchorite.errors import AnchoriteError, InputError
 from anchorite.model import Detector, WeightsInfo, load_weights
 from anchorite.predict.frames import FLUSH, Frame, each_source, read_frame
-from anchorite.predict.postprocess import Limits, PredictConfig
+from anchorite.predict.postprocess import Limits, PredictConfig, RawDetections
 from anchorite.predict.runtime import Runtime, TorchRuntime
 from anchorite.predict.sources import OnUnreadable, expanded
 from anchorite.predict.views import (
     TTAView,
     ViewConfig,
-    ViewResult,
     ViewTransform,
     class_map,
     fuse_channels,
@@ -68,8 +68,8 @@ class FrameResult:
         entry, video = self.detections.to_dict(), self.frame.video
         if video is None:
             return entry
-        position = {"source": video.name, "frame": self.frame.number, "seconds": round(self.frame.seconds, 3)}
-        return {**position, **{name: value for name, value in entry.items() if name != "source"}}
+        del entry["source"]
+        return {"source": video.name, "frame": self.frame.number, "seconds": round(self.frame.seconds, 3), **entry}
 
 
 class Predictor:
@@ -116,7 +116,11 @@ class Predictor:
         )
 
     def predict(
-        self, images: Any, image_size: int | None = None, batch_size: int = 8, **limits: Unpack[Limits]
+        self: Predictor | Ensemble,
+        images: Any,
+        image_size: int | None = None,
+        batch_size: int = 8,
+        **limits: Unpack[Limits],
     ) -> list[Detections]:
         """The detections of one image or of every image of an iterable, in their order.
 
@@ -125,10 +129,11 @@ class Predictor:
         the fields of PredictConfig by name, as in confidence=0.4. Raises InputError for anything that is no image, and
         pydantic's ValidationError, a ValueError, for a limit out of range.
         """
-        return Ensemble([Member(self)]).predict(images, image_size, batch_size, **limits)
+        results = _run(self, each_source(images), PredictConfig(**limits), image_size, batch_size, None)
+        return [result.detections for result in results]
 
     def stream(
-        self,
+        self: Predictor | Ensemble,
         sources: Any,
         config: PredictConfig | None = None,
         image_size: int | None = None,
@@ -138,10 +143,12 @@ class Predictor:
         """`predict` for more images than fit in memory: yields as it goes, reading one batch ahead.
 
         Each result holds the frame of its boxes. Paths may be folders, patterns and videos too, as on the command line;
-        `open_sources` gives what else may be named there. With `on_unreadable`, an image that cannot be read, or the
-        rest of a video, is handed to it as the error and left out; without, the error is raised.
+        `open_sources` gives what else may be named there. batch_size: views, not images, that a network gets at a time.
+        With `on_unreadable`, an image that cannot be read, or the rest of a video, is handed to it as the error and
+        left out; without, the error is raised.
         """
-        return Ensemble([Member(self)]).stream(sources, config, image_size, batch_size, on_unreadable)
+        paths_opened = expanded(each_source(sources), batch_size, on_unreadable)
+        return _run(self, paths_opened, config or PredictConfig(), image_size, batch_size, on_unreadable)
 
 
 def load(path: str | Path, device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
@@ -152,48 +159,11 @@ def load(path: str | Path, device: str = "auto", precision: PrecisionName = "aut
 
 @dataclass(frozen=True)
 class Member:
-    """A detector of an ensemble.
-
-    weight: how much it counts, above 0; least_confidence: below which it cannot be asked, as an export with its
-    suppression inside.
-    """
+    """A detector of an ensemble. weight: how much it counts, above 0; name: of its file, for messages."""
 
     predictor: Predictor
     weight: float = 1.0
-    least_confidence: float = 0.0
-
-
-class _Channel(NamedTuple):
-    """One network and one way of scaling and mirroring; stride: what the sides of its input are multiples of."""
-
-    network: int
-    view: TTAView
-    weight: float
-    stride: int
-
-
-@dataclass
-class _ImageInProgress:
-    """A frame, the views of it that are to be run, and their results by channel, in the order in which they came."""
-
-    frame: Frame
-    requests: list[_ViewRequest]
-    results: list[list[ViewResult]]
-
-
-@dataclass
-class _ViewRequest:
-    """One view of one image for one network; channel: what its result belongs to; made: the input, where it is made."""
-
-    image: _ImageInProgress
-    network: int
-    channel: int
-    view: ViewTransform
-    made: NDArray[np.uint8] | None = None
-
-    def network_input(self) -> NDArray[np.uint8]:
-        """The view (H, W, 3) as the network gets it."""
-        return self.view.network_input(self.image.frame.image) if self.made is None else self.made
+    name: str = "the network"
 
 
 class Ensemble:
@@ -204,20 +174,24 @@ class Ensemble:
     weight is not above 0, or a tile is smaller than a cell of the coarsest level.
     """
 
+    predict = Predictor.predict
+    stream = Predictor.stream
+
     def __init__(self, members: Sequence[Member], config: ViewConfig | None = None) -> None:
         self.members, self.config = tuple(members), config or ViewConfig()
         if not self.members:
             raise InputError("an ensemble of no detectors finds nothing; give one at least")
+        self.class_maps = []
         for member in self.members:
+            stride, tile = member.predictor.stride, self.config.tile
             if not member.weight > 0 or member.weight == float("inf"):
-                raise InputError(f"weight {member.weight} of a detector: must be a finite number above 0")
-            if self.config.tile is not None and self.config.tile < member.predictor.stride:
-                raise InputError(
-                    f"tile {self.config.tile}: must be at least {member.predictor.stride} pixels, the coarsest stride "
-                    "of the network"
-                )
-        names = [member.predictor.info.class_names for member in self.members]
-        self._class_maps = tuple(class_map(names[0], others) for others in names)
+                raise InputError(f"weight {member.weight} of {member.name}: must be a finite number above 0")
+            if tile is not None and tile < stride:
+                raise InputError(f"tile {tile}: must be at least {stride}, the coarsest stride of {member.name}")
+            try:
+                self.class_maps.append(class_map(self.info.class_names, member.predictor.info.class_names))
+            except InputError as error:
+                raise InputError(f"{member.name}: {error}") from error
 
     @property
     def info(self) -> WeightsInfo:
@@ -240,147 +214,150 @@ class Ensemble:
             side = predictor.info.image_size if image_size is None else image_size
             if side < predictor.stride:
                 raise InputError(
-                    f"image size {side}: must be at least {predictor.stride}, the coarsest stride of the network"
+                    f"image size {side}: must be at least {predictor.stride}, the coarsest stride of {member.name}"
                 )
             if fixed_side not in (None, side):
-                raise InputError(f"image size {side}: this network was exported for {fixed_side} px alone")
+                raise InputError(f"image size {side}: {member.name} was exported for {fixed_side} px alone")
             by_member.append(tta_views(side, predictor.stride, self.config.augment, is_fixed=fixed_side is not None))
         return by_member
 
-    def predict(
-        self, images: Any, image_size: int | None = None, batch_size: int = 8, **limits: Unpack[Limits]
-    ) -> list[Detections]:
-        """As `Predictor.predict`; image_size: of every member, by default what each was trained for."""
-        results = self._run(each_source(images), PredictConfig(**limits), image_size, batch_size, on_unreadable=None)
-        return [result.detections for result in results]
+    def description(self, image_size: int | None = None) -> str:
+        """Windows, network inputs and number of weights, on one line; raises what `views_by_member` raises."""
+        config, parts = self.config, []
+        if config.tile is not None:
+            whole = "the whole and " if config.whole_image else ""
+            parts.append(f"{whole}windows of {config.tile} px that share {config.tile_overlap:.0%} or more")
+        if len(self.members) > 1:
+            parts.append(f"{len(self.members)} weights")
+        inputs = [
+            ", ".join(f"{view.long_side} px{' mirrored' * view.is_mirrored}" for view in views)
+            for views in self.views_by_member(image_size)
+        ]
+        parts.append(f"network input {inputs[0] if len(set(inputs)) == 1 else '; '.join(inputs)}")
+        return f"views of each image: {'; '.join(parts)}"
 
-    def stream(
-        self,
-        sources: Any,
-        config: PredictConfig | None = None,
-        image_size: int | None = None,
-        batch_size: int = 8,
-        on_unreadable: OnUnreadable | None = None,
-    ) -> Generator[FrameResult, None, None]:
-        """As `Predictor.stream`; batch_size: views, not images, that a network gets at a time."""
-        paths_opened = expanded(each_source(sources), batch_size, on_unreadable)
-        return self._run(paths_opened, config or PredictConfig(), image_size, batch_size, on_unreadable)
 
-    def _run(
-        self,
-        sources: Iterable[Any],
-        config: PredictConfig,
-        image_size: int | None,
-        batch_size: int,
-        on_unreadable: OnUnreadable | None,
-    ) -> Generator[FrameResult, None, None]:
-        """Group by group of images: while the networks run one, threads read the next."""
-        channels = self._channels(image_size, batch_size)
-        group_size = batch_size if self.config.tile is None else min(batch_size, _MOST_TILED)
+@dataclass(eq=False)
+class _View:
+    """One view of a frame for one network: number `network` of the ensemble, one of several channels.
 
-        def prepare(source: Any) -> _ImageInProgress:
-            return self._prepared(read_frame(source), channels)
+    made: the input (H, W, 3) of the network, where it is made already; found: what the network found in it.
+    """
 
-        with ThreadPoolExecutor(min(group_size, os.cpu_count() or 1, _MOST_THREADS)) as threads:
-            for images in _prepared_groups(sources, prepare, group_size, threads, on_unreadable):
-                batches = _batches(images, batch_size)
-                inputs: list[Iterable[NDArray[np.uint8]]] = []
-                for number, batch in enumerate(batches):  # the inputs of one are made while another runs
-                    for later in batches[len(inputs) : number + 2]:
-                        inputs.append(_inputs(later, threads))
-                    self._run_batch(batch, list(inputs[number]), self._config_of(batch, config, len(channels)))
-                    inputs[number] = ()
-                for image in images:
-                    yield self._result(image, channels, config)
+    frame: Frame
+    network: int
+    channel: int
+    transform: ViewTransform
+    made: NDArray[np.uint8] | None = None
+    found: RawDetections | None = None
 
-    def _channels(self, image_size: int | None, batch_size: int) -> list[_Channel]:
-        if batch_size < 1:
-            raise InputError(f"batch size {batch_size}: must be at least 1")
-        channels = []
-        for network, views in enumerate(self.views_by_member(image_size)):
-            member = self.members[network]
-            stride = member.predictor.runtime.fixed_side or member.predictor.stride
-            channels += [_Channel(network, view, member.weight / len(views), stride) for view in views]
-        return channels
+    def network_input(self) -> NDArray[np.uint8]:
+        return self.transform.network_input(self.frame.image) if self.made is None else self.made
 
-    def _prepared(self, frame: Frame, channels: Sequence[_Channel]) -> _ImageInProgress:
-        """A frame with its views; those of the whole image are made, windows are when their batch is about to run."""
-        image = _ImageInProgress(frame, [], [[] for _ in channels])
-        windows = self.config.windows(*frame.image.shape[:2])
+
+def _run(
+    engine: Predictor | Ensemble,
+    sources: Iterable[Any],
+    config: PredictConfig,
+    image_size: int | None,
+    batch_size: int,
+    on_unreadable: OnUnreadable | None,
+) -> Generator[FrameResult, None, None]:
+    """Group by group of images: while the networks run one, threads read the next."""
+    ensemble = engine if isinstance(engine, Ensemble) else Ensemble([Member(engine)])
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: must be at least 1")
+    views_by_member = ensemble.views_by_member(image_size)
+    channels = [(number, view) for number, views in enumerate(views_by_member) for view in views]
+    shares = [ensemble.members[number].weight / len(views_by_member[number]) for number, _ in channels]
+    group_size = batch_size if ensemble.config.tile is None else min(batch_size, _MOST_TILED)
+
+    def prepare(source: Any) -> list[_View]:
+        """All views of a source; that of a whole image is made, windows are when their batch is about to run."""
+        frame = read_frame(source)
+        windows = ensemble.config.windows(*frame.image.shape[:2])
+        views = []
         for window in windows:
-            for number, channel in enumerate(channels):
-                view = ViewTransform.of(window, channel.view, channel.stride)
-                image.requests.append(_ViewRequest(image, channel.network, number, view))
+            for channel, (network, tta_view) in enumerate(channels):
+                predictor = ensemble.members[network].predictor
+                stride = predictor.runtime.fixed_side or predictor.stride
+                views.append(_View(frame, network, channel, ViewTransform.of(window, tta_view, stride)))
         if len(windows) == 1:
-            for request in image.requests:
-                request.made = request.network_input()
-        return image
+            for view in views:
+                view.made = view.network_input()
+        return views
 
-    def _run_batch(
-        self, batch: Sequence[_ViewRequest], inputs: Sequence[NDArray[np.uint8]], config: PredictConfig
-    ) -> None:
-        """Run the network of a batch on its inputs, and keep the results with their images."""
-        stacked = np.stack(inputs) if len(inputs) > 1 else np.ascontiguousarray(inputs[0])[None]
-        network = batch[0].network
-        runtime, our_classes = self.members[network].predictor.runtime, self._class_maps[network]
-        # Interleaved pixels seen as (B, 3, H, W) lie in channels_last memory already.
-        outputs = runtime.outputs(torch.from_numpy(stacked).permute(0, 3, 1, 2))
-        found = runtime.detections(outputs, config).cpu().split()
-        for request, raw in zip(batch, found, strict=True):
-            raw = replace(raw, class_ids=our_classes[raw.class_ids])
-            request.image.results[request.channel].append(ViewResult(request.view, raw))
-            request.made = None
-
-    def _config_of(self, batch: Sequence[_ViewRequest], config: PredictConfig, num_channels: int) -> PredictConfig:
-        if num_channels == 1:
-            return config
-        least = min(self.members[batch[0].network].least_confidence, config.confidence)
-        return config.model_copy(update={"confidence": max(least, _CHANNEL_CONFIDENCE * config.confidence)})
-
-    def _result(self, image: _ImageInProgress, channels: Sequence[_Channel], config: PredictConfig) -> FrameResult:
-        height, width = image.frame.image.shape[:2]
-        merged = [merge_windows(results, (height, width), config) for results in image.results]
-        weights = torch.tensor([channel.weight for channel in channels], dtype=torch.float64)
-        raw = merged[0] if len(merged) == 1 else fuse_channels(merged, weights, config)
-        detections = Detections(
-            raw.boxes_xyxy, raw.scores, raw.class_ids, self.info.class_names, (height, width), image.frame.name
-        )
-        return FrameResult(image.frame, detections)
+    with ThreadPoolExecutor(min(group_size, os.cpu_count() or 1, _MOST_THREADS)) as threads:
+        for images in _prepared_groups(sources, prepare, group_size, threads, on_unreadable):
+            batches = _batches(images, batch_size)
+            inputs: list[Iterable[NDArray[np.uint8]]] = []
+            for number, batch in enumerate(batches):
+                for later in batches[len(inputs) : number + 2]:  # the inputs of one are made while another runs
+                    is_made = all(view.made is not None for view in later)
+                    inputs.append((map if is_made else threads.map)(_View.network_input, later))
+                _run_batch(ensemble, batch, list(inputs[number]), config, is_fused=len(channels) > 1)
+                inputs[number] = ()
+            for views in images:
+                yield _result(views, shares, config, ensemble.info.class_names)
 
 
-def _batches(images: Iterable[_ImageInProgress], batch_size: int) -> list[list[_ViewRequest]]:
+def _batches(images: Iterable[Sequence[_View]], batch_size: int) -> list[list[_View]]:
     """All views of some images, in batches of one network and one input size."""
-    alike: dict[tuple[int, tuple[int, int]], list[_ViewRequest]] = {}
-    for image in images:
-        for request in image.requests:
-            alike.setdefault((request.network, request.view.size_hw), []).append(request)
-    return [
-        requests[start : start + batch_size]
-        for requests in alike.values()
-        for start in range(0, len(requests), batch_size)
-    ]
+    alike: dict[tuple[int, tuple[int, int]], list[_View]] = {}
+    for view in chain.from_iterable(images):
+        alike.setdefault((view.network, view.transform.size_hw), []).append(view)
+    return [views[start : start + batch_size] for views in alike.values() for start in range(0, len(views), batch_size)]
 
 
-def _inputs(batch: Sequence[_ViewRequest], threads: ThreadPoolExecutor) -> Iterable[NDArray[np.uint8]]:
-    """The inputs of a batch, which threads begin to make where they are not made yet."""
-    if all(request.made is not None for request in batch):
-        return (request.network_input() for request in batch)
-    return threads.map(_ViewRequest.network_input, batch)
+def _run_batch(
+    ensemble: Ensemble,
+    batch: Sequence[_View],
+    inputs: Sequence[NDArray[np.uint8]],
+    config: PredictConfig,
+    is_fused: bool,
+) -> None:
+    """Run the network of a batch on its inputs, and keep what it found with the views."""
+    runtime = ensemble.members[batch[0].network].predictor.runtime
+    if is_fused:
+        least = min(runtime.least_confidence, config.confidence)
+        config = config.model_copy(update={"confidence": max(least, _CHANNEL_CONFIDENCE * config.confidence)})
+    stacked = np.stack(inputs) if len(inputs) > 1 else np.ascontiguousarray(inputs[0])[None]
+    # Interleaved pixels seen as (B, 3, H, W) lie in channels_last memory already.
+    outputs = runtime.outputs(torch.from_numpy(stacked).permute(0, 3, 1, 2))
+    our_classes = ensemble.class_maps[batch[0].network]
+    for view, found in zip(batch, runtime.detections(outputs, config).cpu().split(), strict=True):
+        view.found, view.made = replace(found, class_ids=our_classes[found.class_ids]), None
+
+
+def _result(
+    views: Sequence[_View], shares: Sequence[float], config: PredictConfig, class_names: tuple[str, ...]
+) -> FrameResult:
+    """What was found in all views of a frame, its windows joined and its channels fused."""
+    frame = views[0].frame
+    height, width = frame.image.shape[:2]
+    by_channel: list[list[tuple[ViewTransform, RawDetections]]] = [[] for _ in shares]
+    for view in views:
+        assert view.found is not None
+        by_channel[view.channel].append((view.transform, view.found))
+    merged = [merge_windows(found, (height, width), config) for found in by_channel]
+    raw = merged[0] if len(merged) == 1 else fuse_channels(merged, torch.tensor(shares, dtype=torch.float64), config)
+    detections = Detections(raw.boxes_xyxy, raw.scores, raw.class_ids, class_names, (height, width), frame.name)
+    return FrameResult(frame, detections)
 
 
 def _prepared_groups(
     sources: Iterable[Any],
-    prepare: Callable[[Any], _ImageInProgress],
+    prepare: Callable[[Any], list[_View]],
     size: int,
     threads: ThreadPoolExecutor,
     on_unreadable: OnUnreadable | None,
-) -> Iterator[list[_ImageInProgress]]:
-    """Up to `size` images at a time, prepared by threads while the group before is in use.
+) -> Iterator[list[list[_View]]]:
+    """The views of up to `size` images at a time, prepared by threads while the group before is in use.
 
     After a FLUSH, and at the end, no more sources are asked for before the images that came are in use.
     """
 
-    def readable(preparing: Iterable[Callable[[], _ImageInProgress]]) -> list[_ImageInProgress]:
+    def readable(preparing: Iterable[Callable[[], list[_View]]]) -> list[list[_View]]:
         images = []
         for prepared in preparing:
             try:
@@ -391,7 +368,7 @@ def _prepared_groups(
                 on_unreadable(error)
         return images
 
-    before: Sequence[Callable[[], _ImageInProgress]] = []
+    before: Sequence[Callable[[], list[_View]]] = []
     for group, is_flush in _groups(sources, size):
         if is_flush and not before and len(group) == 1 < size:
             yield readable([partial(prepare, group[0])])  # nothing runs meanwhile: waking a thread takes longer

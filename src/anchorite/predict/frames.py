@@ -46,14 +46,9 @@ class Frame:
         return cls(image, f"{video.name} frame {number}", video, number, seconds)
 
 
-class Flush:
-    """What a source yields between its images when there is none for now and waiting for one may take long.
-
-    `Predictor.stream` then yields all results that are due instead of filling a batch first.
-    """
-
-
-FLUSH = Flush()
+FLUSH: Any = object()
+"""What a source yields between its images when there is none for now and waiting for one may take long:
+`Predictor.stream` then yields all results that are due instead of filling a batch first."""
 
 
 def each_source(sources: Any) -> Iterator[Any]:

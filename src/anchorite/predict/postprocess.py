@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -28,7 +28,7 @@ from anchorite.boxes.nms import nms_of_sorted
 def rename_iou_limit(given: Any) -> Any:
     """The fields of a config, `iou_limit`, the earlier name of `iou_threshold`, replaced by it."""
     if isinstance(given, dict) and "iou_limit" in given and "iou_threshold" not in given:
-        return {("iou_threshold" if name == "iou_limit" else name): value for name, value in given.items()}
+        return {"iou_threshold" if name == "iou_limit" else name: value for name, value in given.items()}
     return given
 
 
@@ -102,25 +102,6 @@ class BatchDetections:
         return [RawDetections(*of_image) for of_image in zip(*parts, strict=True)]
 
 
-class _Cells(NamedTuple):
-    """Where objects may be: image (P,), logits (P, C) float32, and grid (P, 5): column, row, anchor width and height in
-    cells, stride.
-    """
-
-    image: Tensor
-    logits: Tensor
-    grid: Tensor
-
-
-class _Candidates(NamedTuple):
-    """What may be an object: image (P,), score (P,), class (P,), and the boxes (..., 4) of some of them by index."""
-
-    image: Tensor
-    scores: Tensor
-    class_ids: Tensor
-    boxes_of: Callable[[Tensor], Tensor]
-
-
 @torch.no_grad()
 def detections_from_logits(
     logits: Sequence[Float[Tensor, "B A C _ _"]], anchors: AnchorSet, config: PredictConfig
@@ -138,13 +119,14 @@ def batch_detections(
     logits: Sequence[Float[Tensor, "B A C _ _"]], anchors: AnchorSet, config: PredictConfig
 ) -> BatchDetections:
     """`detections_from_logits` with all images in one."""
-    cells = _likely_cells(logits, anchors, config.confidence)
-    cell, scores, class_ids = _candidates(cells.logits, config)
+    image, cell_logits, grid = _likely_cells(logits, anchors, config.confidence)
+    cell, scores, class_ids = _candidates(cell_logits, config)
 
     def boxes_of(chosen: Tensor) -> Tensor:
-        return _boxes_xyxy(cells.logits[:, :4][cell[chosen]], cells.grid[cell[chosen]])
+        chosen_cell = cell[chosen]
+        return _boxes_xyxy(cell_logits[:, :4][chosen_cell], grid[chosen_cell])
 
-    return _suppressed(_Candidates(cells.image[cell], scores, class_ids, boxes_of), len(logits[0]), config)
+    return _suppressed(image[cell], scores, class_ids, boxes_of, len(logits[0]), config)
 
 
 @torch.no_grad()
@@ -159,18 +141,27 @@ def decoded_detections(
         all_best, all_classes = scores.max(dim=2)
         image, cell = (all_best >= config.confidence).nonzero(as_tuple=True)
         best, class_ids = all_best[image, cell], all_classes[image, cell]
-
-    def boxes_of(chosen: Tensor) -> Tensor:
-        return boxes_xyxy[image[chosen], cell[chosen]]
-
-    return _suppressed(_Candidates(image, best, class_ids, boxes_of), len(scores), config)
+    return _suppressed(
+        image, best, class_ids, lambda chosen: boxes_xyxy[image[chosen], cell[chosen]], len(scores), config
+    )
 
 
-def _suppressed(candidates: _Candidates, num_images: int, config: PredictConfig) -> BatchDetections:
-    image, scores, class_ids, boxes_of = candidates
-    order, first, counts = _by_image(image, scores, num_images, config.max_candidates)
+def _suppressed(
+    image: Tensor,
+    scores: Tensor,
+    class_ids: Tensor,
+    boxes_of: Callable[[Tensor], Tensor],
+    num_images: int,
+    config: PredictConfig,
+) -> BatchDetections:
+    """What suppression leaves of P candidates: their image, score and class, each (P,), and boxes (..., 4) by index."""
+    # In the order of their images, then from the best to the worst, equal ones as they came. One number tells both:
+    # scores are not negative, and the bits of such floats rise with their values.
+    key, order = ((image + 1 << 32) - scores.view(torch.int32)).sort(stable=True)
+    bounds = torch.searchsorted(key, torch.arange(num_images + 1, device=key.device) << 32, right=True)
+    counts = bounds.diff().clamp(max=config.max_candidates)
     # A table (B, R): beyond the end of its image's list, a row goes on with whatever follows.
-    table = first[:, None] + torch.arange(int(counts.max()), device=first.device)
+    table = bounds[:-1, None] + torch.arange(int(counts.max()), device=bounds.device)
     chosen = order[table.clamp(max=len(order) - 1)]
     boxes_xyxy, scores, class_ids = boxes_of(chosen), scores[chosen], class_ids[chosen]
     classes = None if config.class_agnostic else class_ids
@@ -178,8 +169,12 @@ def _suppressed(candidates: _Candidates, num_images: int, config: PredictConfig)
     return BatchDetections(boxes_xyxy[kept], scores[kept], class_ids[kept], kept.sum(dim=1))
 
 
-def _likely_cells(logits: Sequence[Tensor], anchors: AnchorSet, confidence: float) -> _Cells:
-    """All anchor cells whose objectness may reach the confidence, by level, image, anchor, row and column."""
+def _likely_cells(logits: Sequence[Tensor], anchors: AnchorSet, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
+    """All anchor cells whose objectness may reach the confidence, by level, image, anchor, row and column.
+
+    Returns their image (P,), their logits (P, C) float32, and their grid (P, 5): column, row, anchor width and height
+    in cells, stride.
+    """
     least = _least_logit(confidence)
     anchors_cells = anchors.cells(device=logits[0].device)
     levels = []
@@ -190,9 +185,9 @@ def _likely_cells(logits: Sequence[Tensor], anchors: AnchorSet, confidence: floa
         by_cell = level.permute(0, 3, 4, 1, 2).reshape(-1, channels)
         at_cells = by_cell[((image * height + row) * width + column) * num_anchors + anchor].float()
         cell, stride = torch.stack([column, row], dim=1), torch.full_like(column, anchors.strides[number])
-        grid = torch.cat([cell, anchors_cells[number][anchor], stride[:, None]], dim=1)
-        levels.append(_Cells(image, at_cells, grid))
-    return _Cells(*(torch.cat(parts) for parts in zip(*levels, strict=True)))
+        levels.append((image, at_cells, torch.cat([cell, anchors_cells[number][anchor], stride[:, None]], dim=1)))
+    images, at_cells, grids = (torch.cat(parts) for parts in zip(*levels, strict=True))
+    return images, at_cells, grids
 
 
 def _least_logit(confidence: float) -> float:
@@ -216,17 +211,6 @@ def _candidates(logits: Tensor, config: PredictConfig) -> tuple[Tensor, Tensor, 
     scores = best.sigmoid() * objectness[:, 0]
     cell = (scores >= config.confidence).nonzero()[:, 0]
     return cell, scores[cell], class_ids[cell]
-
-
-def _by_image(image: Tensor, scores: Tensor, num_images: int, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates (P,) in the order of their images, then from the best to the worst, equal ones as they came.
-
-    Returns that order (P,), and for each image (B,) where it begins in it and how many it has, at most `limit`.
-    """
-    # One number for both: scores are not negative, and the bits of such floats rise with their values.
-    key, order = ((image + 1 << 32) - scores.view(torch.int32)).sort(stable=True)
-    bounds = torch.searchsorted(key, torch.arange(num_images + 1, device=key.device) << 32, right=True)
-    return order, bounds[:-1], bounds.diff().clamp(max=limit)
 
 
 def _boxes_xyxy(box_logits: Tensor, grid: Tensor) -> Tensor:

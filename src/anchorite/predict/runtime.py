@@ -1,6 +1,6 @@
 """A network ready to run: images in, detections out, whatever computes them.
 
-Legend: B images, L levels, H, W of the network input in pixels.
+Legend: B images, L levels, A anchors, K classes, H, W of the network input in pixels.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from anchorite.choices import PrecisionName
 from anchorite.devices import choose_device, choose_precision
-from anchorite.errors import InputError
+from anchorite.errors import DivergedError, InputError
 from anchorite.model import Detector, WeightsInfo, fold_batch_norm, to_channels_last
-from anchorite.model.fold import is_folded
 from anchorite.predict.postprocess import BatchDetections, PredictConfig, batch_detections
 
 
@@ -35,6 +34,10 @@ class Runtime(Protocol):
     def name(self) -> str:
         """Where and in which number format it runs, for people."""
 
+    @property
+    def least_confidence(self) -> float:
+        """Below which it cannot be asked, as an export with its suppression inside; else 0."""
+
     def outputs(self, images: Tensor) -> Sequence[Tensor]:
         """Whatever the network puts out, image first in every tensor, for uint8 RGB images (B, 3, H, W)."""
 
@@ -46,13 +49,14 @@ class Runtime(Protocol):
 
 
 class TorchRuntime:
-    """A detector's copy on one device, its BatchNorm folded.
+    """A detector's copy in evaluation mode on one device, its BatchNorm folded.
 
     device and precision: as for `Predictor`, weights and images in that number format. With `autocast_dtype` in place
-    of a precision, convolutions alone are in it, as in training. A detector that is folded already is not copied.
+    of a precision, convolutions alone are in it, as in training.
     """
 
     fixed_side = None
+    least_confidence = 0.0
 
     def __init__(
         self,
@@ -66,11 +70,9 @@ class TorchRuntime:
         self.device = choose_device(str(device))
         self.dtype = torch.float32 if precision is None else _dtype(precision, self.device)
         self._autocast_dtype = None if autocast_dtype == torch.float32 else autocast_dtype
-        self.detector = detector
-        if precision is not None or not is_folded(detector):
-            weights_dtype = self._autocast_dtype or self.dtype  # autocast would convert them at every step
-            self.detector = fold_batch_norm(detector).to(device=self.device, dtype=weights_dtype)
-            to_channels_last(self.detector)
+        weights_dtype = self._autocast_dtype or self.dtype  # autocast would convert them at every step
+        self.detector = fold_batch_norm(detector).to(device=self.device, dtype=weights_dtype)
+        to_channels_last(self.detector)
 
     @property
     def name(self) -> str:
@@ -79,13 +81,9 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def outputs(self, images: Tensor) -> list[Tensor]:
-        """The logits of L levels."""
-        return self.logits(images.to(self.device, non_blocking=True).to(self.dtype).div_(255))
-
-    def logits(self, images: Tensor) -> list[Tensor]:
-        """The logits of L levels for images (B, 3, H, W) in 0..1, on the device and in the number format."""
-        autocast = torch.autocast(self.device.type, self._autocast_dtype) if self._autocast_dtype else nullcontext()
-        with autocast:
+        """The logits of L levels, each (B, A, 5 + K, H, W) of its own H and W."""
+        images = images.to(self.device, non_blocking=True).to(self.dtype).div_(255)
+        with torch.autocast(self.device.type, self._autocast_dtype) if self._autocast_dtype else nullcontext():
             logits: list[Tensor] = self.detector(images)
         return logits
 
@@ -111,6 +109,15 @@ def images_not_finite(outputs: Sequence[Tensor]) -> list[int]:
         return []
     fine = torch.stack([one.isfinite().reshape(len(one), -1).all(dim=1) for one in outputs]).all(dim=0)
     return (~fine).nonzero()[:, 0].tolist()
+
+
+def require_finite(outputs: Sequence[Tensor], names: Sequence[object]) -> None:
+    """DivergedError naming the first image whose outputs are not finite. names: of the images, such as their paths."""
+    for number in images_not_finite(outputs):
+        raise DivergedError(
+            f"{names[number]}: the network's output for this image is not finite: its training diverged or its weights "
+            "are damaged. Use earlier weights, or try float32 (--precision fp32)"
+        )
 
 
 def _dtype(precision: PrecisionName, device: torch.device) -> torch.dtype:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -147,27 +146,26 @@ class ViewTransform:
         return network_px / min(self.transform.scale_xy)
 
 
-class ViewResult(NamedTuple):
-    """What was found in one view, in pixels of the network input."""
-
-    view: ViewTransform
-    raw: RawDetections
-
-
-def merge_windows(results: Sequence[ViewResult], size_hw: tuple[int, int], config: PredictConfig) -> RawDetections:
+def merge_windows(
+    results: Sequence[tuple[ViewTransform, RawDetections]], size_hw: tuple[int, int], config: PredictConfig
+) -> RawDetections:
     """The detections of all windows of an image of (H, W) pixels, in its pixels, no object twice.
 
-    Boxes wholly in the padding of an input are dropped.
+    results: what was found in each window, in pixels of the network input. Boxes wholly in the padding of an input are
+    dropped.
     """
-    results = sorted(results, key=lambda result: result.view.window)  # in whatever order batches were run
+    results = sorted(results, key=lambda result: result[0].window)
     boxes = [view.to_image(raw.boxes_xyxy) for view, raw in results]
     boxes_xyxy, scores = torch.cat(boxes), torch.cat([raw.scores for _, raw in results])
     class_ids = torch.cat([raw.class_ids for _, raw in results])
     kept = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1).nonzero()[:, 0]
     if len(results) > 1:
-        margins = [view.to_window_px(_SEAM_PX) for view, _ in results]
-        parts = zip(boxes, results, margins, strict=True)
-        is_cut = torch.cat([touches_seam(part, result.view.window, size_hw, margin) for part, result, margin in parts])
+        is_cut = torch.cat(
+            [
+                touches_seam(part, view.window, size_hw, view.to_window_px(_SEAM_PX))
+                for part, (view, _) in zip(boxes, results, strict=True)
+            ]
+        )
         limit = max(config.max_candidates, 2 * config.max_detections)  # who asks for more has a large image
         best = torch.sort(scores[kept], descending=True, stable=True).indices[:limit]
         kept = kept[best.sort().values]
@@ -184,18 +182,11 @@ def touches_seam(
 
     size_hw: height and width of the image; edges that are the image's own are no inner ones.
     """
-    height, width = size_hw
-    left, top, right, bottom = window
-    touching = torch.zeros(len(boxes_xyxy), dtype=torch.bool, device=boxes_xyxy.device)
-    if left > 0:
-        touching |= boxes_xyxy[:, 0] <= left + margin
-    if top > 0:
-        touching |= boxes_xyxy[:, 1] <= top + margin
-    if right < width:
-        touching |= boxes_xyxy[:, 2] >= right - margin
-    if bottom < height:
-        touching |= boxes_xyxy[:, 3] >= bottom - margin
-    return touching
+    (height, width), (left, top, right, bottom) = size_hw, window
+    lows = [edge + margin if edge > 0 else -math.inf for edge in (left, top)]
+    highs = [edge - margin if edge < end else math.inf for edge, end in ((right, width), (bottom, height))]
+    touching = (boxes_xyxy[:, :2] <= boxes_xyxy.new_tensor(lows)) | (boxes_xyxy[:, 2:] >= boxes_xyxy.new_tensor(highs))
+    return touching.any(dim=1)
 
 
 def fuse_channels(channels: Sequence[RawDetections], weights: Tensor, config: PredictConfig) -> RawDetections:
@@ -221,11 +212,10 @@ def class_map(ours: tuple[str, ...], theirs: tuple[str, ...]) -> Tensor:
     if missing or unknown:
         parts = [f"lacks {_listed(missing)}"] * bool(missing) + [f"has {_listed(unknown)} besides"] * bool(unknown)
         raise InputError(
-            f"detectors with other classes cannot be fused: beside the first, the other {' and '.join(parts)}; "
-            "the order may differ, the names may not"
+            f"cannot be fused with the first detector: {' and '.join(parts)}; the order may differ, the names may not"
         )
     if len(numbers) < len(ours) or len(theirs) != len(ours):
-        raise InputError("detectors in which a class name occurs twice can be fused only if all have the same order")
+        raise InputError("cannot be fused: a class name occurs twice; then the order must be the same as well")
     return torch.tensor([numbers[name] for name in theirs])
 
 
