@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from anchorite.benchmark import detector_of, interleaved
 from anchorite.data import DatasetIndex, Record, decode_image, letterbox, letterboxed_batches, rectangular_size
 from anchorite.devices import choose_precision
-from anchorite.evaluate import ValidationConfig, Validator
+from anchorite.evaluate import ReadConfig, ValidationConfig, Validator
 from anchorite.model import Detector, WeightsInfo, fold_batch_norm, to_channels_last
 from anchorite.predict import PredictConfig, Predictor
 from benchmarks.measure import (
@@ -93,7 +93,7 @@ def _validation(settings: Settings, dataset: DatasetIndex, records: Sequence[Rec
     device = settings.device
     dtype = choose_precision("auto", device).dtype
     detector = detector_of("n", len(dataset.class_names), device)
-    validator = Validator(records, dataset.class_names, image_size, batch_size, "ram")
+    validator = Validator(records, dataset.class_names, image_size, ReadConfig(batch_size, "ram"))
     stride = detector.strides[-1]
     batches = [batch.images.to(device) for batch in letterboxed_batches(records, image_size, batch_size, stride)]
     wanted = min(_CANDIDATES, image_size)

@@ -94,9 +94,9 @@ def test_a_server_answers_with_an_export_as_with_the_weights() -> None:
     found, expected = (answer["detections"] for answer in answers)
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
-        assert one["class"] == other["class"]
+        assert one["class_name"] == other["class_name"]
         assert one["score"] == pytest.approx(other["score"], abs=2e-4)
-        assert one["box"] == pytest.approx(other["box"], abs=0.02)
+        assert one["box_xyxy"] == pytest.approx(other["box_xyxy"], abs=0.02)
 
 
 def test_validate_measures_what_the_weights_measure(capsys: pytest.CaptureFixture[str]) -> None:

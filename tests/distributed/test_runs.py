@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from anchorite.data import open_dataset
 from anchorite.data.convert import write_dataset
-from anchorite.evaluate import ValidationConfig, Validator
+from anchorite.evaluate import ReadConfig, ValidationConfig, Validator
 from anchorite.model import load_weights
 from anchorite.train import RunFolder
 from tests.cli.commands import data_folder
@@ -31,7 +31,7 @@ def test_what_ranks_measure_together_is_what_one_process_measures() -> None:
     detector, info = load_weights(run / "last.safetensors")
     dataset = open_dataset(data_folder())
     recipe = RunFolder(run).read_recipe()
-    validator = Validator(dataset.splits["val"], info.class_names, recipe.image_size, recipe.batch)
+    validator = Validator(dataset.splits["val"], info.class_names, recipe.image_size, ReadConfig(recipe.batch))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = validator.run(detector, ValidationConfig()).to_json()["metrics"]

@@ -14,7 +14,7 @@ import torch
 from anchorite.boxes import Targets
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.distributed import world as ranks_group
-from anchorite.evaluate import Shared
+from anchorite.evaluate import gather_predictions
 from anchorite.loss import DetectionLoss
 from anchorite.metrics import Predictions
 from anchorite.model import default_anchors
@@ -180,7 +180,7 @@ def test_a_detection_takes_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
     sent: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(World, "gather_tensors", lambda _ranks, tensors: sent.update(tensors) or [])
     found = Predictions(np.zeros((300, 4)), np.zeros(300), np.zeros(300, np.int64))
-    Shared(World(0, 2)).together([0], [found])
+    gather_predictions(World(0, 2), {0: found})
     columns = sum(sent[name].nbytes for name in ("boxes_xyxy", "scores", "class_ids"))
     assert columns == scaling.MOST_DETECTIONS * scaling.DETECTION_BYTES
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anchorite.errors import InputError
-from anchorite.evaluate import ValidationConfig, Validator
+from anchorite.evaluate import ReadConfig, ValidationConfig, Validator
 from anchorite.model import WeightsInfo
 from anchorite.predict import Ensemble, Member, Predictor, ViewConfig
 from tests.evaluate.scenes import ANCHORS, CLASS_NAMES, ColourDetector, make_record, make_records
@@ -21,7 +21,7 @@ def predictor(**kind: object) -> Predictor:
 
 def test_a_predictor_gets_the_numbers_of_its_detector(tmp_path):
     records = make_records(tmp_path)
-    validator = Validator(records, CLASS_NAMES, SIZE, batch_size=3, store_mode="none")
+    validator = Validator(records, CLASS_NAMES, SIZE, ReadConfig(3, "none"))
     for kind in ({}, {"shift_class": 1}, {"blind_to": 1}):
         found, expected = validator.run_predictor(predictor(**kind)), validator.run(ColourDetector(**kind))
         assert dict(found.metrics.rows()) == pytest.approx(dict(expected.metrics.rows()), nan_ok=True)
@@ -36,7 +36,7 @@ def test_a_predictor_gets_the_numbers_of_its_detector(tmp_path):
 def test_an_ensemble_is_measured_at_the_resolution_of_the_files(tmp_path):
     # Shrunk to 32 pixels, a box of 20 in 1280 is half a pixel; in its window it is 5.
     record = make_record(tmp_path / "a.png", (1280, 1280), [(0, [602, 608, 622, 628])])
-    validator = Validator([record], CLASS_NAMES, 32, store_mode="none")
+    validator = Validator([record], CLASS_NAMES, 32, ReadConfig(store_mode="none"))
     tiled = Ensemble([Member(predictor())], ViewConfig(tile=128, whole_image=False))
     assert validator.run_predictor(tiled, image_size=32).metrics.map50 == pytest.approx(1.0)
     assert validator.run_predictor(predictor(), image_size=32).metrics.map50 == 0

@@ -10,7 +10,7 @@ import torch
 from anchorite.boxes import Targets, clip_xyxy
 from anchorite.data.images import letterbox_transform
 from anchorite.errors import DivergedError, InputError
-from anchorite.evaluate import ValidationConfig, Validator
+from anchorite.evaluate import ReadConfig, ValidationConfig, Validator
 from anchorite.evaluate.validator import _as_predictions
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector, WeightsInfo, default_anchors
@@ -28,7 +28,7 @@ def records(tmp_path):
 
 @pytest.fixture
 def validator(records):
-    return Validator(records, CLASS_NAMES, SIZE, batch_size=4, store_mode="ram")
+    return Validator(records, CLASS_NAMES, SIZE, ReadConfig(4, "ram"))
 
 
 def test_who_sees_every_box_is_perfect(validator, records):
@@ -53,7 +53,7 @@ def test_who_errs_is_not(validator, kind, expected):
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_founds_are_in_the_order_of_the_records_whatever_the_batches(records, validator, batch_size, mode):
     expected = validator.run(ColourDetector())
-    other = Validator(records, CLASS_NAMES, SIZE, batch_size, mode).run(ColourDetector())
+    other = Validator(records, CLASS_NAMES, SIZE, ReadConfig(batch_size, mode)).run(ColourDetector())
     assert other.metrics.map == pytest.approx(1.0)
     for one, two in zip(expected.predictions, other.predictions, strict=True):
         np.testing.assert_allclose(one.boxes_xyxy, two.boxes_xyxy, atol=1e-3)
@@ -127,7 +127,7 @@ def test_what_runs_is_folded_and_finds_the_same_and_the_detector_stays_as_it_was
     assert not is_folded(detector)
     assert detector.training
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
-    monkeypatch.setattr("anchorite.evaluate.validator.fold_batch_norm", lambda detector: detector)
+    monkeypatch.setattr("anchorite.predict.runtime.fold_batch_norm", lambda detector: detector.eval())
     plain = validator.run(detector, config)
     assert sum(map(len, plain.predictions)) > 100
     for one, other in zip(folded.predictions, plain.predictions, strict=True):
@@ -141,7 +141,7 @@ def test_losses_are_means_over_images(tmp_path):
     criterion = DetectionLoss(ANCHORS, len(CLASS_NAMES)).train()
     shown = []
     detector = ColourDetector(hook=lambda images: shown.append(images.clone()), shift_class=1)
-    losses = Validator(records, CLASS_NAMES, SIZE, batch_size=1).run(detector, criterion=criterion).losses
+    losses = Validator(records, CLASS_NAMES, SIZE, ReadConfig(1)).run(detector, criterion=criterion).losses
     assert criterion.training
 
     terms = []
@@ -166,7 +166,7 @@ def test_losses_weigh_images_equally(records):
             return LossTerms(count, count, torch.tensor(float(len(targets))), torch.tensor(0.0))
 
     one_image = records[0]
-    validator = Validator([one_image] * 3, CLASS_NAMES, SIZE, batch_size=2)
+    validator = Validator([one_image] * 3, CLASS_NAMES, SIZE, ReadConfig(2))
     losses = validator.run(ColourDetector(), criterion=Counting()).losses
     assert losses.box == pytest.approx((2 * 2 + 1 * 1) / 3)
     assert losses.objectness == pytest.approx((2 * 4 + 1 * 2) / 3)
@@ -189,12 +189,14 @@ def test_ignored_labels_are_no_targets(tmp_path):
 def test_detector_runs_in_inference_and_evaluation_mode_and_gets_its_own_back(validator):
     states = []
 
-    def hook(images):
-        states.append((torch.is_inference_mode_enabled(), detector.training, torch.is_autocast_enabled("cpu")))
-        assert images.dtype == torch.float32
-        assert 0 <= images.min() <= images.max() <= 1
+    class Watched(ColourDetector):
+        def forward(self, images):
+            states.append((torch.is_inference_mode_enabled(), self.training, torch.is_autocast_enabled("cpu")))
+            assert images.dtype == torch.float32
+            assert 0 <= images.min() <= images.max() <= 1
+            return super().forward(images)
 
-    detector = ColourDetector(hook).train()
+    detector = Watched().train()
     validator.run(detector)
     assert detector.training
     assert set(states) == {(True, False, False)}
@@ -276,7 +278,7 @@ def test_agrees_with_the_predictor(records):
     detector = Detector("n", len(CLASS_NAMES), default_anchors("n")).eval()
     info = WeightsInfo("n", CLASS_NAMES, detector.anchors, SIZE)
     config = ValidationConfig(max_detections=10)
-    predictions = Validator(records, CLASS_NAMES, SIZE, batch_size=1).run(detector, config).predictions
+    predictions = Validator(records, CLASS_NAMES, SIZE, ReadConfig(1)).run(detector, config).predictions
     predictor = Predictor(detector, info, device="cpu", precision="fp32")
     stream = predictor.stream([record.path for record in records], config.predict_config())
     predicted = [detections for _, detections in stream]

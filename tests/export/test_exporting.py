@@ -16,7 +16,7 @@ import torch
 
 from anchorite.data import open_dataset
 from anchorite.errors import InputError
-from anchorite.evaluate import ValidationConfig, Validator
+from anchorite.evaluate import ReadConfig, ValidationConfig, Validator
 from anchorite.export import (
     ExportDiffersError,
     ExportInfo,
@@ -161,7 +161,7 @@ def test_predictions_are_those_of_the_weights() -> None:
 def test_measured_is_what_the_weights_find() -> None:
     records = open_dataset(data_folder()).splits["val"]
     for request_, rectangular in ((PLAIN, True), (BYTES, False)):
-        validator = Validator(records, CLASS_NAMES, 96, batch_size=3)
+        validator = Validator(records, CLASS_NAMES, 96, ReadConfig(3))
         ours = validator.run(detector(), ValidationConfig(rectangular=rectangular)).predictions
         theirs = validator.run_exported(built(request_).dense).predictions
         assert min(map(len, ours)) > 100

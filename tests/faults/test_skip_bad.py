@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from anchorite.cli import run
 from anchorite.data import open_dataset
 from anchorite.errors import InputError
-from anchorite.evaluate import Validator
+from anchorite.evaluate import ReadConfig, Validator
 from anchorite.train import RunFolder, StepDone, resume, train
 from tests.cli.commands import data_folder, quick_recipe, weights
 from tests.faults.watch import unchanged
@@ -114,7 +114,7 @@ def test_where_no_image_remains_the_run_is_refused(damaged: Path, tmp_path: Path
 
 def test_validation_measures_what_remains_and_names_the_rest(damaged: Path, smaller: Path) -> None:
     data = open_dataset(damaged, skip_bad=True)
-    validator = Validator(data.splits["val"], data.class_names, 64, skip_bad=True)
+    validator = Validator(data.splits["val"], data.class_names, 64, ReadConfig(skip_bad=True))
     assert len(validator) == 3
     assert [one.record.path for one in validator.left_out] == [data.splits["val"][1].path]
     others = open_dataset(smaller).splits["val"]

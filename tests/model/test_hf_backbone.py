@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anchorite.errors import InputError, StorageError, UnsafeFileError
-from anchorite.evaluate.validator import _made_fast
 from anchorite.model import (
     Detector,
     WeightsInfo,
@@ -30,6 +29,7 @@ from anchorite.model import (
 )
 from anchorite.model.fold import is_folded
 from anchorite.model.hf_backbone import HFBackbone, HFBackboneSource, config_of_library, parse_backbone_config
+from anchorite.predict import TorchRuntime
 from tests.faults.watch import watched
 from tests.model.hf import FAMILIES, NAMES, SETTINGS, WIDTHS, anchors, detector, folder, images
 
@@ -195,7 +195,8 @@ def test_lower_precision_comes_near(family: str) -> None:
     original, x = detector(family), images(1, 3, 64, 64)
     with torch.no_grad():
         exact = original(x)
-        as_in_validation = _made_fast(original, torch.bfloat16)
+        info = WeightsInfo("n", ("a", "b", "c"), original.anchors, 64)
+        as_in_validation = TorchRuntime(original, info, "cpu", None, torch.bfloat16).detector
         with torch.autocast("cpu", torch.bfloat16):
             answers = [original(x.bfloat16()), as_in_validation(x)]
         answers.append(fold_batch_norm(original).to(torch.bfloat16)(x.bfloat16()))

@@ -18,7 +18,7 @@ from anchorite.errors import InputError, StorageError
 from anchorite.predict import Frame, FrameResult, PredictionWriter, Save
 from anchorite.predict.drawing import draw
 from anchorite.predict.frames import Video
-from anchorite.predict.outputs import JsonDocument, JsonLinesFile, folder_names, pixels_of
+from anchorite.predict.outputs import GrowingFile, JsonDocument, folder_names, pixels_of
 from tests.predict.videos import all_frames, square_at
 
 NAMES = ("red", "green", "blue")
@@ -217,19 +217,19 @@ def test_a_line_that_does_not_fit_leaves_no_half_of_one(tmp_path: Path) -> None:
     import resource
     import signal
 
-    lines = JsonLinesFile(tmp_path / "a.jsonl")
-    lines.add({"a": "x" * 100})
+    lines = GrowingFile(tmp_path / "a.jsonl")
+    lines.append(json.dumps({"a": "x" * 100}) + "\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (150, hard))
         with pytest.raises(StorageError, match=r"a\.jsonl: cannot be written: File too large"):
-            lines.add({"b": "y" * 100})
+            lines.append(json.dumps({"b": "y" * 100}) + "\n")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
-    lines.add({"c": 1})
-    lines.finish()
+    lines.append(json.dumps({"c": 1}) + "\n")
+    lines.close()
     assert [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()] == [
         {"a": "x" * 100},
         {"c": 1},

@@ -116,14 +116,22 @@ class Detections:
             yield Detection((left, top, right, bottom), score, class_id, self.class_names[class_id])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and texts, ready for JSON: source, width, height, detections (best first)."""
+        """Plain numbers and texts, ready for JSON: source, width, height, detections (best first).
+
+        Coordinates are rounded to a thousandth of a pixel, scores to a millionth: more is noise of float32.
+        """
         height, width = self.image_size
         return {
             "source": self.source,
             "width": width,
             "height": height,
             "detections": [
-                {"class_name": name, "class_id": class_id, "score": score, "box_xyxy": list(box_xyxy)}
+                {
+                    "class_name": name,
+                    "class_id": class_id,
+                    "score": round(score, 6),
+                    "box_xyxy": [round(edge, 3) for edge in box_xyxy],
+                }
                 for box_xyxy, score, class_id, name in self
             ],
         }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from anchorite.choices import PrecisionName
-    from anchorite.data import DatasetIndex
+    from anchorite.data import DatasetIndex, StoreMode
     from anchorite.devices import Precision
     from anchorite.evaluate import ValidationResult, Validator
     from anchorite.model import Detector, WeightsInfo
@@ -44,7 +44,7 @@ def validate(
     """Measure weights on a labelled split: COCO mAP in all, by size and by class."""
     from anchorite.data import without_images
     from anchorite.devices import keep_freed_memory
-    from anchorite.evaluate import Validator, require_classes, require_images, require_side
+    from anchorite.evaluate import ReadConfig, Validator, require_classes, require_images, require_side
     from anchorite.predict import Ensemble
     from anchorite.train import choose_device, choose_precision
 
@@ -60,15 +60,14 @@ def validate(
     dataset = reading.open(data)
     require_classes(weights, info.class_names, data, dataset.class_names)
     records = require_images(dataset, split)
+    store_mode: StoreMode = "none" if isinstance(network, Ensemble) else "auto"  # windows are of the images as they are
     with counting("decoded", shown=not (output.quiet or output.json_lines or json), in_logs=False) as progress:
         validator = Validator(
             records,
             dataset.class_names,
             size,
-            running.batch,
-            store_mode="none" if isinstance(network, Ensemble) else "auto",  # windows are of the images as they are
-            progress=progress,
-            skip_bad=dataset.skip_bad,
+            ReadConfig(running.batch, store_mode, dataset.skip_bad),
+            progress,
         )
     dataset = without_images(dataset, split, validator.left_out)
     if not output.quiet:

@@ -2,17 +2,18 @@
 
 from anchorite.evaluate.result import Stopwatch, ValidationLosses, ValidationResult, ValidationSpeed, aligned_table
 from anchorite.evaluate.validator import (
-    Shared,
+    ReadConfig,
     ValidationConfig,
     Validator,
     batch_targets,
+    gather_predictions,
     require_classes,
     require_images,
     require_side,
 )
 
 __all__ = [
-    "Shared",
+    "ReadConfig",
     "Stopwatch",
     "ValidationConfig",
     "ValidationLosses",
@@ -21,6 +22,7 @@ __all__ = [
     "Validator",
     "aligned_table",
     "batch_targets",
+    "gather_predictions",
     "require_classes",
     "require_images",
     "require_side",

@@ -6,7 +6,6 @@ Legend: K classes.
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
+
+from rich.cells import cell_len
 
 from anchorite.errors import StorageError
 from anchorite.metrics import (
@@ -28,6 +29,7 @@ from anchorite.metrics import (
 )
 
 Item = TypeVar("Item")
+_LONGEST_CELL = 40
 
 
 class ValidationSpeed(NamedTuple):
@@ -64,10 +66,8 @@ class Stopwatch:
 
     def speed(self, num_images: int) -> ValidationSpeed:
         """What was measured so far, for so many images."""
-        data, forward, nms, loss, metrics = (
-            self._seconds[name] for name in ("data", "forward", "nms", "loss", "metrics")
-        )
-        return ValidationSpeed(num_images / max(data + forward + nms, 1e-9), data, forward, nms, loss, metrics)
+        data, forward, nms, *others = (self._seconds[name] for name in ("data", "forward", "nms", "loss", "metrics"))
+        return ValidationSpeed(num_images / max(data + forward + nms, 1e-9), data, forward, nms, *others)
 
 
 class ValidationLosses(NamedTuple):
@@ -93,22 +93,18 @@ class ValidationResult:
 
     def rows(self) -> Iterator[tuple[str, float]]:
         """Every number as (name, value), always the same names in the same order; nan where nothing is to measure."""
-        for name, value in self.metrics.rows():
-            yield f"val/{name}", value
-        if self.losses is not None:
-            for name, value in self.losses._asdict().items():
-                yield f"val/{name}", value
-        for name, value in self.speed._asdict().items():
+        losses = {} if self.losses is None else self.losses._asdict()
+        for name, value in [*self.metrics.rows(), *losses.items(), *self.speed._asdict().items()]:
             yield f"val/{name}", value
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the boxes in plain types, None for nan."""
-        curves = detection_curves(self.truths, self.predictions, self.class_names)
-        confidence, f1 = curves.best_confidence()
+        best = detection_curves(self.truths, self.predictions, self.class_names).best_confidence()
+        confidence, f1 = (None if math.isnan(value) else value for value in best)
         return {
             "images": len(self.truths),
             "metrics": self.metrics.to_dict(),
-            "best_f1": {"f1": _none_for_nan(f1), "confidence": _none_for_nan(confidence)},
+            "best_f1": {"f1": f1, "confidence": confidence},
             "losses": None if self.losses is None else self.losses._asdict(),
             "speed": self.speed._asdict(),
         }
@@ -123,11 +119,10 @@ class ValidationResult:
         except OSError as error:
             raise StorageError(f"{folder}: cannot be made: {error.strerror or error}. Name another folder") from error
         curves = detection_curves(self.truths, self.predictions, self.class_names)
-        confusion = confusion_matrix(self.truths, self.predictions, self.class_names, confidence)
         paths = [folder / name for name in ("pr_curve.png", "f1_curve.png", "confusion_matrix.png")]
         save_pr_curve(paths[0], curves)
         save_f1_curve(paths[1], curves)
-        save_confusion_matrix(paths[2], confusion)
+        save_confusion_matrix(paths[2], confusion_matrix(self.truths, self.predictions, self.class_names, confidence))
         return paths
 
     def table(self) -> str:
@@ -136,24 +131,23 @@ class ValidationResult:
         F1 is the best at IoU .5, `at` the confidence where it is reached.
         """
         metrics, curves = self.metrics, detection_curves(self.truths, self.predictions, self.class_names)
-        confidence, f1 = curves.best_confidence()
         num_labels = sum(one.num_truths for one in metrics.classes)
-        numbers = (metrics.map, metrics.map50, f1, confidence)
+        confidence, f1 = curves.best_confidence()
+        rows = [("all", len(self.truths), num_labels, metrics.map, metrics.map50, f1, confidence)]
+        for one, (confidence, f1) in zip(metrics.classes, curves.best_confidences(), strict=True):
+            rows.append((one.name, one.num_images, one.num_truths, one.ap, one.ap50, f1, confidence))
         lines: list[tuple[str, ...]] = [("class", "images", "labels", "AP", "AP50", "F1", "at")]
-        lines.append(("all", str(len(self.truths)), str(num_labels), *map(_decimals, numbers)))
-        for one, (best_at, best_f1) in zip(metrics.classes, curves.best_confidences(), strict=True):
-            numbers = (one.ap, one.ap50, best_f1, best_at)
-            lines.append((one.name, str(one.num_images), str(one.num_truths), *map(_decimals, numbers)))
+        lines += [(name, str(images), str(labels), *map(_decimals, rest)) for name, images, labels, *rest in rows]
         return "\n".join([aligned_table(lines), "", *self._notes()])
 
     def _notes(self) -> list[str]:
         metrics, speed = self.metrics, self.speed
         by_size = (("small", metrics.map_small), ("medium", metrics.map_medium), ("large", metrics.map_large))
         recalls = (("1", metrics.ar_1), ("10", metrics.ar_10), ("100", metrics.ar_100))
-        sizes = ", ".join(f"{name} {_decimals(value)}" for name, value in by_size)
         seconds = f"data {speed.seconds_data:.2f}, forward {speed.seconds_forward:.2f}, NMS {speed.seconds_nms:.2f}"
         notes = [
-            f"AP75 {_decimals(metrics.map75)}; AP by size: {sizes}",
+            f"AP75 {_decimals(metrics.map75)}; AP by size: "
+            + ", ".join(f"{name} {_decimals(value)}" for name, value in by_size),
             "average recall of the best " + ", ".join(f"{name}: {_decimals(value)}" for name, value in recalls),
             f"{speed.images_per_second:.1f} images/s; seconds: {seconds}, metrics {speed.seconds_metrics:.2f}",
         ]
@@ -169,35 +163,20 @@ def _decimals(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-def _none_for_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-_LONGEST_CELL = 40
-
-
 def aligned_table(lines: Sequence[Sequence[str]]) -> str:
     """Lines of equally many cells as text: the first column to the left, the others to the right.
 
-    Characters that would move the cursor or change colours are shown as spaces.
+    Characters that would move the cursor or change colours are shown as spaces, long cells are cut.
     """
-    cells = [[_printable(cell) for cell in line] for line in lines]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+
+    def shown(cell: str) -> str:
+        text = "".join(letter if letter.isprintable() else " " for letter in cell)
+        return text if len(text) <= _LONGEST_CELL else text[: _LONGEST_CELL - 3] + "..."
+
+    cells = [[shown(cell) for cell in line] for line in lines]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    gaps = [[" " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)] for line in cells]
     return "\n".join(
-        "  ".join(
-            cell + " " * (width - _width(cell)) if column == 0 else " " * (width - _width(cell)) + cell
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
+        "  ".join([line[0] + gap[0], *(gap + cell for gap, cell in zip(gap[1:], line[1:], strict=True))])
+        for line, gap in zip(cells, gaps, strict=True)
     )
-
-
-def _printable(text: str) -> str:
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)
-    return shown if len(shown) <= _LONGEST_CELL else shown[: _LONGEST_CELL - 3] + "..."
-
-
-def _width(text: str) -> int:
-    """Columns a terminal gives a text: two for wide letters, none for marks that sit on the letter before."""
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)

@@ -5,8 +5,8 @@ Legend: B images, L levels, A anchors per level, K classes, N detections of an i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,27 +28,25 @@ from anchorite.data import (
 )
 from anchorite.data.batches import plan_letterboxed
 from anchorite.distributed import SINGLE_PROCESS, World
-from anchorite.errors import DivergedError, InputError
+from anchorite.errors import InputError
 from anchorite.evaluate.result import Stopwatch, ValidationLosses, ValidationResult
 from anchorite.loss import LossTerms
 from anchorite.metrics import Predictions, Truth, coco_metrics
-from anchorite.model import Detector, fold_batch_norm, to_channels_last
-from anchorite.model.fold import is_folded
+from anchorite.model import Detector, WeightsInfo
 from anchorite.predict import (
     BatchDetections,
     Ensemble,
     PredictConfig,
     Predictor,
     Runtime,
-    batch_detections,
-    images_not_finite,
+    TorchRuntime,
     rename_iou_limit,
+    require_finite,
 )
 
 Progress = Callable[[int, int], None]
 Criterion = Callable[[Sequence[Tensor], Targets], LossTerms]
 Finish = Callable[[], ValidationResult]
-_NUM_SHOWN = 5
 
 
 class ValidationConfig(BaseModel):
@@ -77,62 +75,28 @@ class ValidationConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Shared:
-    """How ranks share a split. stride, rectangular: of the batches that a single process would make.
+class ReadConfig:
+    """How a `Validator` reads its images.
 
-    Each rank takes whole ones of these batches, so that what is found in an image is the same to the bit.
+    store_mode: where decoded images are kept (see ImageStore); skip_bad: go on without those that cannot be decoded.
+    world: the ranks that share the split; each decodes and measures whole ones of the batches that a single process
+    would make of this `stride` and `rectangular`, so that what is found in an image is the same to the bit.
     """
 
+    batch_size: int = 16
+    store_mode: StoreMode = "auto"
+    skip_bad: bool = False
     world: World = SINGLE_PROCESS
     stride: int = 32
     rectangular: bool = True
-
-    def mine(self, records: Sequence[Record], image_size: int, batch_size: int) -> list[int]:
-        """The numbers of this rank's records, in their order."""
-        if not self.world.is_distributed:
-            return list(range(len(records)))
-        plans = plan_letterboxed(records, image_size, batch_size, self.stride, self.rectangular)
-        return sorted(index for plan in plans[self.world.rank :: self.world.world_size] for index in plan.indices)
-
-    def left_out(self, records: Sequence[Record], mine: Sequence[int], here: Sequence[LeftOut]) -> dict[int, LeftOut]:
-        """By their numbers, the records that any rank has left out; here: those that this rank has, of its own."""
-        number_of = {records[index].path: index for index in mine}
-        told = [(number_of[one.record.path], one.reason) for one in here]
-        everyone = sorted(pair for part in self.world.all_gather(told) for pair in part)
-        return {number: LeftOut(records[number], reason) for number, reason in everyone}
-
-    def together(self, numbers: Sequence[int], predictions: Sequence[Predictions]) -> dict[int, Predictions]:
-        """What all ranks found, by the numbers of the records, on the first rank; nothing on the others."""
-        if not self.world.is_distributed:
-            return dict(zip(numbers, predictions, strict=True))
-        counts = [len(found.scores) for found in predictions]
-        tensors = {
-            "numbers": torch.tensor(numbers, dtype=torch.int64),
-            "counts": torch.tensor(counts, dtype=torch.int64),
-            "boxes_xyxy": torch.from_numpy(
-                np.concatenate([np.zeros((0, 4)), *(found.boxes_xyxy for found in predictions)])
-            ),
-            "scores": torch.from_numpy(np.concatenate([np.zeros(0), *(found.scores for found in predictions)])),
-            "class_ids": torch.from_numpy(
-                np.concatenate([np.zeros(0, np.int64), *(found.class_ids for found in predictions)])
-            ),
-        }
-        gathered: dict[int, Predictions] = {}
-        for part in self.world.gather_tensors(tensors):
-            splits = part["counts"].tolist()
-            columns = (part[name].split(splits) for name in ("boxes_xyxy", "scores", "class_ids"))
-            for number, *of_image in zip(part["numbers"].tolist(), *columns, strict=True):
-                gathered[number] = Predictions(*(column.numpy() for column in of_image))
-        return gathered
 
 
 class Validator:
     """The images and labels of a split, decoded and resized once, for detectors with these classes.
 
-    image_size: long side of the network input in pixels; store_mode: where decoded images are kept (see ImageStore);
-    progress: called with (images done, images in all) while they are decoded; skip_bad: go on without those that cannot
-    be, which `left_out` then names. shared: with several ranks each decodes and measures a part, and all must ask.
-    Raises InputError when there are no records, and what building an ImageStore raises.
+    image_size: long side of the network input in pixels; progress: called with (images done, images in all) while they
+    are decoded. `records` are those that are measured, `left_out` those that cannot be decoded. Of several ranks, all
+    must ask. Raises InputError when there are no records, and what building an ImageStore raises.
     """
 
     def __init__(
@@ -140,31 +104,32 @@ class Validator:
         records: Sequence[Record],
         class_names: Sequence[str],
         image_size: int,
-        batch_size: int = 16,
-        store_mode: StoreMode = "auto",
+        reading: ReadConfig | None = None,
         progress: Progress | None = None,
-        skip_bad: bool = False,
-        shared: Shared | None = None,
     ) -> None:
-        if not records or batch_size < 1:
+        self.reading = reading = reading or ReadConfig()
+        if not records or reading.batch_size < 1:
             raise InputError(
-                f"validation needs images and a batch of at least one; got {len(records)} images, batch {batch_size}"
+                f"validation needs images and a batch of at least one; got {len(records)} images, batch "
+                f"{reading.batch_size}"
             )
         self.class_names = tuple(class_names)
         self.image_size = image_size
-        self.batch_size = batch_size
-        self._shared = shared or Shared()
-        mine = self._shared.mine(records, image_size, batch_size)
-        self._store = ImageStore([records[number] for number in mine], image_size, store_mode, skip_bad=skip_bad)
+        mine = _of_this_rank(records, image_size, reading)
+        self._store = ImageStore(
+            [records[number] for number in mine], image_size, reading.store_mode, skip_bad=reading.skip_bad
+        )
         self._store.build(progress)
-        gone = self._shared.left_out(records, mine, self._store.left_out)
-        kept = [number for number in range(len(records)) if number not in gone]
-        self.left_out = tuple(gone.values())
-        self.records = tuple(records[number] for number in kept)
-        if not self.records:
+        number_of = {records[number].path: number for number in mine}
+        told = [(number_of[one.record.path], one.reason) for one in self._store.left_out]
+        reasons = dict(sorted(pair for of_rank in reading.world.all_gather(told) for pair in of_rank))
+        self.left_out = tuple(LeftOut(records[number], reason) for number, reason in reasons.items())
+        kept = [number for number in range(len(records)) if number not in reasons]
+        if not kept:
             raise InputError(
                 f"none of the {len(records)} images to validate on can be decoded: {self.left_out[0].reason}"
             )
+        self.records = tuple(records[number] for number in kept)
         position_of = {number: position for position, number in enumerate(kept)}
         self._positions = [position_of[number] for number in mine if number in position_of]  # of this rank's, in all
         self.truths = tuple(
@@ -174,6 +139,19 @@ class Validator:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.records)
+
+    def runtime(
+        self,
+        detector: Detector,
+        device: torch.device | str | None = None,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> TorchRuntime:
+        """A copy of a detector as `run_shared` takes it; arguments as for `run`."""
+        self._check_fit(detector.num_classes)
+        if device is None:
+            device = next((parameter.device for parameter in detector.parameters()), "cpu")
+        info = WeightsInfo("", self.class_names, detector.anchors, self.image_size)
+        return TorchRuntime(detector, info, device, precision=None, autocast_dtype=autocast_dtype)
 
     def run(
         self,
@@ -185,65 +163,21 @@ class Validator:
     ) -> ValidationResult:
         """Measure a detector on every image, boxes in pixels of the original images.
 
-        What runs is a copy with its batch normalisation folded. device: where to run, by default where the detector
-        is; detector and criterion are moved there. They come back in the mode (training or not) they came in.
-        autocast_dtype: None for none. With `criterion`, the losses are
+        What runs is a copy in evaluation mode with its batch normalisation folded. device: where to run, by default
+        where the detector is. autocast_dtype: None for none. With `criterion`, which is moved there, the losses are
         measured too, each image with the same weight. Raises InputError when the detector's classes do not fit or the
         image size is no multiple of its coarsest stride, DivergedError naming an image when its output is not finite.
         """
-        finish = self.run_shared(detector, config, device, autocast_dtype, criterion)
-        assert finish is not None, "of several ranks only the first has a result; call run_shared"
-        return finish()
-
-    def run_shared(
-        self,
-        detector: Detector,
-        config: ValidationConfig | None = None,
-        device: torch.device | str | None = None,
-        autocast_dtype: torch.dtype | None = None,
-        criterion: Criterion | None = None,
-    ) -> Finish | None:
-        """`run` for several ranks, which all call it with the same weights, but for computing the metrics.
-
-        What is left of it on the first rank, which may be done in a thread; None on others.
-        """
-        self._check_fit(detector.num_classes)
-        modules = [module for module in (detector, criterion) if isinstance(module, nn.Module)]
-        device = _device_of(detector) if device is None else torch.device(device)
-        for module in modules:
-            module.to(device)
-        config = config or ValidationConfig()
-        limits, anchors = config.predict_config(), detector.anchors
-        network = _made_fast(detector, autocast_dtype)
-        batches = letterboxed_batches(
-            self._store, self.image_size, self.batch_size, detector.strides[-1], config.rectangular
-        )
-
-        def loss_terms(logits: Sequence[Tensor], batch: LetterboxedBatch) -> Sequence[Tensor]:
-            assert criterion is not None
-            return criterion(logits, batch_targets(self._store.records, batch).to(device))[1:]
-
-        with torch.inference_mode(), _evaluating(modules):
-            return self._measure(
-                batches,
-                lambda images: _forward(network, images, device, autocast_dtype),
-                lambda logits: batch_detections(logits, anchors, limits),
-                None if criterion is None else loss_terms,
-            )
+        runtime = self.runtime(detector, device, autocast_dtype)
+        with ExitStack() as stack:
+            if isinstance(criterion, nn.Module):
+                stack.callback(criterion.train, criterion.training)
+                criterion.to(runtime.device).eval()
+            return self._alone(self.run_shared(runtime, config, criterion))
 
     def run_exported(self, runtime: Runtime, config: ValidationConfig | None = None) -> ValidationResult:
         """`run` for a network that something else than torch runs; raises what `run` raises, and what it does."""
-        self._check_fit(len(runtime.info.class_names))
-        if runtime.fixed_side not in (None, self.image_size):
-            raise InputError(f"image size {self.image_size}: the export takes {runtime.fixed_side} px alone")
-        config = config or ValidationConfig()
-        limits = config.predict_config()
-        rectangular = config.rectangular and runtime.fixed_side is None
-        stride = runtime.info.anchors.strides[-1]
-        batches = letterboxed_batches(self._store, self.image_size, self.batch_size, stride, rectangular)
-        finish = self._measure(batches, runtime.outputs, lambda outputs: runtime.detections(outputs, limits))
-        assert finish is not None, "exports are measured by a single process"
-        return finish()
+        return self._alone(self.run_shared(runtime, config))
 
     def run_predictor(
         self, predictor: Predictor | Ensemble, config: ValidationConfig | None = None, image_size: int | None = None
@@ -255,51 +189,62 @@ class Validator:
         """
         self._check_fit(len(predictor.info.class_names))
         limits = (config or ValidationConfig()).predict_config()
-        stopwatch = Stopwatch()
+        paths, stopwatch = [record.path for record in self.records], Stopwatch()
         with stopwatch("forward"):
-            paths = [record.path for record in self.records]
-            results = predictor.stream(paths, limits, image_size, self.batch_size)
+            results = predictor.stream(paths, limits, image_size, self.reading.batch_size)
             found = [result.detections for result in results]
-        predictions = tuple(
+        predictions = [
             Predictions(one.boxes_xyxy.double().numpy(), one.scores.double().numpy(), one.class_ids.numpy())
             for one in found
-        )
+        ]
         return self._result(predictions, None, stopwatch)
 
-    def _measure(
-        self,
-        batches: Iterable[LetterboxedBatch],
-        outputs_of: Callable[[Tensor], Sequence[Tensor]],
-        detections_of: Callable[[Sequence[Tensor]], BatchDetections],
-        losses_of: Callable[[Sequence[Tensor], LetterboxedBatch], Sequence[Tensor]] | None = None,
+    @torch.inference_mode()
+    def run_shared(
+        self, runtime: Runtime, config: ValidationConfig | None = None, criterion: Criterion | None = None
     ) -> Finish | None:
-        """All batches through a network: its outputs, what is found in them, and (3,) loss terms where asked for."""
-        found_by_index: dict[int, Predictions] = {}
+        """`run` for several ranks, which all call it with the same weights, but for computing the metrics.
+
+        What is left of it on the first rank, which may be done in a thread; None on others. Raises what `run` raises.
+        """
+        self._check_fit(len(runtime.info.class_names))
+        if runtime.fixed_side not in (None, self.image_size):
+            raise InputError(f"image size {self.image_size}: the export takes {runtime.fixed_side} px alone")
+        config, records, stopwatch = config or ValidationConfig(), self._store.records, Stopwatch()
+        limits, rectangular = config.predict_config(), config.rectangular and runtime.fixed_side is None
+        predictions: dict[int, Predictions] = {}
         sums = torch.zeros(3, dtype=torch.float64)
-        stopwatch = Stopwatch()
-        for batch in stopwatch.waiting("data", batches):
-            with stopwatch("forward"):
-                outputs = outputs_of(batch.images)
-                self._check_finite(outputs, batch)  # also waits for the device
-            with stopwatch("nms"):
-                raw = detections_of(outputs).cpu()
-                found_by_index |= dict(zip(batch.indices.tolist(), _as_predictions(raw, batch.transforms), strict=True))
-            if losses_of is not None:
-                with stopwatch("loss"):
-                    sums += torch.stack(list(losses_of(outputs, batch))).double().cpu() * len(batch.indices)
-        world = self._shared.world
-        losses = None if losses_of is None else ValidationLosses(*(world.all_reduce(sums) / len(self)).tolist())
-        together = self._shared.together(
-            self._positions, [found_by_index[index] for index in range(len(self._positions))]
+        batches = letterboxed_batches(
+            self._store, self.image_size, self.reading.batch_size, runtime.info.anchors.strides[-1], rectangular
         )
+        for batch in stopwatch.waiting("data", batches):
+            indices = batch.indices.tolist()
+            with stopwatch("forward"):
+                outputs = runtime.outputs(batch.images)
+                require_finite(outputs, [records[index].path for index in indices])  # also waits for the device
+            with stopwatch("nms"):
+                raw = runtime.detections(outputs, limits).cpu()
+                found = _as_predictions(raw, batch.transforms)
+                predictions |= {self._positions[index]: one for index, one in zip(indices, found, strict=True)}
+            if criterion is not None:
+                with stopwatch("loss"):
+                    terms = criterion(outputs, batch_targets(records, batch).to(outputs[0].device))[1:]
+                    sums += torch.stack(list(terms)).double().cpu() * len(indices)
+        world = self.reading.world
+        losses = None if criterion is None else ValidationLosses(*(world.all_reduce(sums) / len(self)).tolist())
+        predictions = gather_predictions(world, predictions)
         if not world.is_main:
             return None
-        predictions = tuple(together[index] for index in range(len(self)))
-        return lambda: self._result(predictions, losses, stopwatch)
+        return lambda: self._result([predictions[position] for position in range(len(self))], losses, stopwatch)
+
+    def _alone(self, finish: Finish | None) -> ValidationResult:
+        assert finish is not None, "of several ranks only the first has a result; call run_shared"
+        return finish()
 
     def _result(
-        self, predictions: tuple[Predictions, ...], losses: ValidationLosses | None, stopwatch: Stopwatch
+        self, predictions: Sequence[Predictions], losses: ValidationLosses | None, stopwatch: Stopwatch
     ) -> ValidationResult:
+        predictions = tuple(predictions)
         with stopwatch("metrics"):
             metrics = coco_metrics(self.truths, predictions, self.class_names)
         return ValidationResult(metrics, losses, self.truths, predictions, self.class_names, stopwatch.speed(len(self)))
@@ -311,12 +256,35 @@ class Validator:
                 "validate on data with the classes it was trained for"
             )
 
-    def _check_finite(self, outputs: Sequence[Tensor], batch: LetterboxedBatch) -> None:
-        for number in images_not_finite(outputs):
-            raise DivergedError(
-                f"{self._store.records[int(batch.indices[number])].path}: the network's output for this image is not "
-                "finite: its training diverged or its weights are damaged. Use earlier weights, or try float32"
-            )
+
+def _of_this_rank(records: Sequence[Record], image_size: int, reading: ReadConfig) -> list[int]:
+    """The numbers of this rank's records, in their order."""
+    world = reading.world
+    if not world.is_distributed:
+        return list(range(len(records)))
+    plans = plan_letterboxed(records, image_size, reading.batch_size, reading.stride, reading.rectangular)
+    return sorted(index for plan in plans[world.rank :: world.world_size] for index in plan.indices)
+
+
+def gather_predictions(world: World, predictions: dict[int, Predictions]) -> dict[int, Predictions]:
+    """What all ranks found, by the numbers of the images, on the first rank; nothing on the others."""
+    if not world.is_distributed:
+        return predictions
+    found = list(predictions.values())
+    columns = {
+        "boxes_xyxy": np.concatenate([np.zeros((0, 4)), *(one.boxes_xyxy for one in found)]),
+        "scores": np.concatenate([np.zeros(0), *(one.scores for one in found)]),
+        "class_ids": np.concatenate([np.zeros(0, np.int64), *(one.class_ids for one in found)]),
+    }
+    tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+    tensors["numbers"] = torch.tensor(list(predictions), dtype=torch.int64)
+    tensors["counts"] = torch.tensor([len(one) for one in found], dtype=torch.int64)
+    gathered: dict[int, Predictions] = {}
+    for part in world.gather_tensors(tensors):
+        splits = (part[name].split(part["counts"].tolist()) for name in columns)
+        for number, *of_image in zip(part["numbers"].tolist(), *splits, strict=True):
+            gathered[number] = Predictions(*(column.numpy() for column in of_image))
+    return gathered
 
 
 def _as_predictions(raw: BatchDetections, transforms: Sequence[LetterboxTransform]) -> list[Predictions]:
@@ -336,44 +304,6 @@ def _as_predictions(raw: BatchDetections, transforms: Sequence[LetterboxTransfor
     columns = (boxes_xyxy, raw.scores.numpy().astype(np.float64), raw.class_ids.numpy())
     parts = (np.split(column[inside], splits) for column in columns)
     return [Predictions(*of_image) for of_image in zip(*parts, strict=True)]
-
-
-def _made_fast(detector: Detector, autocast_dtype: torch.dtype | None) -> Detector:
-    """A detector that answers alike: folded, and its weights in the number format they would be converted to anyway."""
-    if is_folded(detector):
-        return detector
-    network = fold_batch_norm(detector)
-    to_channels_last(network)
-    return network if autocast_dtype is None else network.to(dtype=autocast_dtype)
-
-
-def _forward(
-    network: Detector, images: Tensor, device: torch.device, autocast_dtype: torch.dtype | None
-) -> list[Tensor]:
-    """Logits of L levels, each (B, A, 5 + K, H, W), of uint8 images (B, 3, H, W)."""
-    is_reduced = autocast_dtype not in (None, torch.float32)
-    precision = torch.autocast(device.type, autocast_dtype) if is_reduced else nullcontext()
-    with precision:
-        logits: list[Tensor] = network(images.to(device, non_blocking=True).float() / 255)
-    return logits
-
-
-def _device_of(detector: nn.Module) -> torch.device:
-    parameter = next(detector.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
-@contextmanager
-def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Evaluation mode inside the block, each module's own mode after it, whatever happens."""
-    were_training = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for module, was_training in zip(modules, were_training, strict=True):
-            module.train(was_training)
 
 
 def batch_targets(records: Sequence[Record], batch: LetterboxedBatch) -> Targets:
@@ -399,7 +329,8 @@ def require_classes(
     if known == given:
         return
     if len(known) != len(given):
-        difference = f"{len(known)} and {len(given)} of them, {_shown(known)} and {_shown(given)}"
+        shown = [repr(list(names[:5])) + " and more" * (len(names) > 5) for names in (known, given)]
+        difference = f"{len(known)} and {len(given)} of them, {' and '.join(shown)}"
     else:
         number = next(number for number, names in enumerate(zip(known, given, strict=True)) if names[0] != names[1])
         difference = f"class {number} is {known[number]!r} and {given[number]!r}"
@@ -429,7 +360,3 @@ def require_images(dataset: DatasetIndex, split: str, said: str = "--split") -> 
         what = "is empty" if split in dataset.splits else "is not there"
         raise InputError(f"{said} {split}: {what}; the splits of {dataset.root} are {there or 'all empty'}")
     return records
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return repr(list(names[:_NUM_SHOWN])) + (" and more" if len(names) > _NUM_SHOWN else "")

@@ -13,7 +13,7 @@ from anchorite.predict.postprocess import (
     detections_from_logits,
     rename_iou_limit,
 )
-from anchorite.predict.runtime import Runtime, TorchRuntime, images_not_finite
+from anchorite.predict.runtime import Runtime, TorchRuntime, images_not_finite, require_finite
 from anchorite.predict.sources import SourceConfig, Sources, expand_sources, open_sources
 from anchorite.predict.views import ViewConfig, class_map
 
@@ -50,4 +50,5 @@ __all__ = [
     "load",
     "open_sources",
     "rename_iou_limit",
+    "require_finite",
 ]

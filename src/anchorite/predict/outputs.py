@@ -3,7 +3,7 @@
     FOLDER/images/NAME.jpg     images: the image with its boxes drawn in (NAME.png for a PNG)
     FOLDER/videos/NAME.mp4     video: a video with the boxes drawn in
     FOLDER/labels/NAME.txt     txt: class cx cy w h score, a line each, normalised to 0..1
-    FOLDER/crops/CLASS/...png  crops: what lies inside each box
+    FOLDER/crops/CLASS/...png  crops: what lies inside each box, NAME-1 the best
     FOLDER/detections.json     json: everything, in pixels
     FOLDER/detections.jsonl    jsonl: the same, a line an image or frame, there as soon as it is found
     FOLDER/coco-results.json   coco: [{image_id, category_id, bbox: [x, y, width, height], score}, ...]
@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -85,15 +84,6 @@ class Save:
         chosen = frozenset(kinds)
         return cls(chosen - {"video"}, chosen)
 
-    @property
-    def kinds(self) -> frozenset[Kind]:
-        """All that may be written."""
-        return self.of_images | self.of_frames
-
-    def of(self, is_frame: bool) -> frozenset[Kind]:
-        """What is written of a frame of a video, or of an image."""
-        return self.of_frames if is_frame else self.of_images
-
 
 def file_name(text: str) -> str:
     """A text without what some file system refuses: control characters, bytes that are no text, Windows' signs."""
@@ -135,56 +125,57 @@ def fresh_folder(wanted: Path) -> Path:
     return folder
 
 
-def make_empty(folder: Path) -> None:
-    """Make a folder; InputError when it holds something, StorageError when it cannot be made."""
-    try:
-        if _has_content(folder):
-            raise InputError(
-                f"{folder}: there is something here already, and nothing is ever overwritten; "
-                "name a new or an empty folder"
-            )
-    except OSError as error:
-        raise _unmakeable(folder, error) from error
-    make_part(folder)
-
-
-def make_part(folder: Path) -> None:
-    """Make a folder where it is not there yet; StorageError when it cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unmakeable(folder, error) from error
-
-
-def _unmakeable(folder: Path, error: OSError) -> StorageError:
-    return StorageError(f"{folder}: cannot be made: {error.strerror or error}; choose another folder")
-
-
 def _has_content(path: Path) -> bool:
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
-def rounded(entry: dict[str, Any]) -> dict[str, Any]:
-    """Coordinates to a thousandth of a pixel, scores to a millionth: more is noise of float32."""
-    for found in entry["detections"]:
-        found["box_xyxy"] = [round(edge, 3) for edge in found["box_xyxy"]]
-        found["score"] = round(found["score"], 6)
-    return entry
+def _make(folder: Path, must_be_empty: bool = False) -> None:
+    """Make a folder if need be; InputError when it holds something, StorageError when it cannot be made."""
+    try:
+        if must_be_empty and _has_content(folder):
+            raise InputError(
+                f"{folder}: there is something here already, and nothing is ever overwritten; "
+                "name a new or an empty folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made: {error.strerror or error}; choose another folder") from error
 
 
-class JsonLinesFile:
-    """One JSON object a line, each there for readers as soon as it is written; a full disk leaves no half of one."""
+class GrowingFile:
+    """A new UTF-8 file that grows by whole pieces, each readable at once; one that does not fit is taken back."""
 
     def __init__(self, path: Path) -> None:
-        self._file = _GrowingFile(path)
+        self._path, self._size = path, 0
+        try:
+            self._file = path.open("xb", buffering=0)
+        except OSError as error:
+            raise self._refused(error) from error
 
-    def add(self, entry: dict[str, Any]) -> None:
-        """Write a line."""
-        self._file.append(_bytes(entry, indent=None) + b"\n")
+    def append(self, piece: str) -> None:
+        """Write a piece; StorageError when the disk refuses."""
+        # Bytes of a file name that are no text become \\udc.., which is how JSON writes them.
+        data = piece.encode("utf-8", "backslashreplace")
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._size)
+                self._file.seek(self._size)
+            raise self._refused(error) from error
+        self._size += len(data)
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _refused(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"{self._path}: cannot be written: {error.strerror or error}. "
+            "Free some space or choose another folder with --out"
+        )
 
 
 class JsonDocument:
@@ -195,155 +186,33 @@ class JsonDocument:
     """
 
     def __init__(self, path: Path, key: str | None = None, before: dict[str, Any] | None = None) -> None:
-        self.path, self._is_empty = path, True
-        self._margin = b"  " if key else b" "
+        self._path, self._key, self._margin, self._separator = path, key, "  " if key else " ", "\n"
         self._spool = path.with_name(f".{path.name}.{os.getpid()}.part")
-        self._file = _GrowingFile(self._spool)
-        opening = b"["
-        if key is not None:
-            fields = [_field(name, value) for name, value in (before or {}).items()]
-            opening = b"{\n" + b",\n".join([*fields, b" " + _bytes(key, None) + b": ["])
-        self._has_key = key is not None
-        self._file.append(opening)
+        self._file = GrowingFile(self._spool)
+        self._file.append("[" if key is None else _json({**(before or {}), key: []}).removesuffix("]\n}"))
 
     def add(self, entry: Any) -> None:
         """Write an entry of the list."""
-        text = b"\n" + _indented(_bytes(entry, 1), self._margin)
-        self._file.append(text if self._is_empty else b"," + text)
-        self._is_empty = False
+        text = _json(entry).replace("\n", "\n" + self._margin)  # strings of JSON have no line ends of their own
+        self._file.append(self._separator + self._margin + text)
+        self._separator = ",\n"
 
     def finish(self, after: dict[str, Any] | None = None) -> None:
         """End the list, write what stands after it, and move the file to its place."""
-        closing = b"]" if self._is_empty else b"\n" + self._margin[1:] + b"]"
-        if self._has_key:
-            closing += b"".join(b",\n" + _field(name, value) for name, value in (after or {}).items()) + b"\n}"
+        closing = "]" if self._key is None else _json({self._key: [], **(after or {})}).partition("[")[2]
+        is_empty = self._separator == "\n"
         try:
-            self._file.append(closing + b"\n")
+            self._file.append(("" if is_empty else "\n" + self._margin[1:]) + closing + "\n")
             self._file.close()
-            move_into_place(self._spool, self.path)
+            move_into_place(self._spool, self._path)
         finally:
             self._file.close()
             with suppress(OSError):
                 self._spool.unlink(missing_ok=True)
 
 
-class _GrowingFile:
-    """A new file that grows by whole pieces: one that does not fit is taken back."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._size = path, 0
-        try:
-            self._file = path.open("xb", buffering=0)
-        except OSError as error:
-            raise self._refused(error) from error
-
-    def append(self, piece: bytes) -> None:
-        rest = memoryview(piece)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            with suppress(OSError):
-                self._file.truncate(self._size)
-                self._file.seek(self._size)
-            raise self._refused(error) from error
-        self._size += len(piece)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _refused(self, error: OSError) -> StorageError:
-        return StorageError(
-            f"{self._path}: cannot be written: {error.strerror or error}. "
-            "Free some space or choose another folder with --out"
-        )
-
-
-def _field(name: str, value: Any) -> bytes:
-    """A key and its value, as they stand in an object that is indented by 1."""
-    return b" " + _bytes(name, None) + b": " + _indented(_bytes(value, 1), b" ").lstrip()
-
-
-def _bytes(value: Any, indent: int | None) -> bytes:
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    # Bytes of a file name that are no text become \\udc.., which is how JSON writes them.
-    return text.encode("utf-8", "backslashreplace")
-
-
-def _indented(text: bytes, margin: bytes) -> bytes:
-    """Every line moved right; strings of JSON have no line ends of their own."""
-    return margin + text.replace(b"\n", b"\n" + margin)
-
-
-class CocoFiles:
-    """Writes both files as results come, and moves them to their places at the end."""
-
-    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
-        self._categories = [{"id": number, "name": name} for number, name in enumerate(class_names, 1)]
-        self._num_images = 0
-        self._results = JsonDocument(folder / "coco-results.json")
-        self._images = JsonDocument(folder / "coco-images.json", "images")
-
-    def add(self, file_name: str, detections: Detections) -> None:
-        """Write one image and what was found in it."""
-        self._num_images += 1
-        height, width = detections.image_size
-        self._images.add({"id": self._num_images, "file_name": file_name, "width": width, "height": height})
-        for found in detections:
-            x0, y0, x1, y1 = found.box_xyxy
-            self._results.add(
-                {
-                    "image_id": self._num_images,
-                    "category_id": found.class_id + 1,
-                    "bbox": [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)],
-                    "score": round(found.score, 6),
-                }
-            )
-
-    def finish(self) -> None:
-        """Both files in their places."""
-        try:
-            self._results.finish()
-        finally:
-            self._images.finish({"annotations": [], "categories": self._categories})
-
-
-def suffix_for(image: UInt8[NDArray[np.uint8], "H W 3"], source: str) -> str:
-    """.png for the image of a PNG, and for what is too large for a JPEG; else .jpg."""
-    as_png = Path(source).suffix.lower() == ".png" or max(image.shape) > _LONGEST_JPEG_SIDE
-    return ".png" if as_png else ".jpg"
-
-
-def write_image(path: Path, image: UInt8[NDArray[np.uint8], "H W 3"]) -> None:
-    """Write an RGB image in the format that the suffix says; StorageError when the disk refuses."""
-    # Encoded in memory: OpenCV's own writing neither reports a full disk nor takes every file name.
-    settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []  # it warns of any other's
-    ok, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
-    assert ok, path
-    write_bytes_atomically(path, encoded.tobytes())
-
-
-class Crops:
-    """Each detection cut out, pixel for pixel, as crops/CLASS/NAME-1.png, NAME-2.png, ...: numbered best first."""
-
-    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
-        self._folder = folder
-        self._class_folders = [folder / name for name in folder_names(class_names)]
-
-    def add(self, name: str, image: UInt8[NDArray[np.uint8], "H W 3"], detections: Detections) -> None:
-        """Write what was found in one image (H, W, 3) of RGB."""
-        for number, found in enumerate(detections, 1):
-            folder = self._class_folders[found.class_id]
-            make_part(folder)
-            x0, y0, x1, y1 = pixels_of(found.box_xyxy, *detections.image_size)
-            write_image(folder / f"{name}-{number}.png", image[y0:y1, x0:x1])
-
-
-def pixels_of(box_xyxy: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of the pixels that a box touches within an image: at least one, the last ones left out."""
-    left, top, right, bottom = box_xyxy
-    x0, y0 = min(max(math.floor(left), 0), width - 1), min(max(math.floor(top), 0), height - 1)
-    return x0, y0, min(max(math.ceil(right), x0 + 1), width), min(max(math.ceil(bottom), y0 + 1), height)
+def _json(value: Any, indent: int | None = 1) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False)
 
 
 class AnnotatedVideos:
@@ -367,7 +236,7 @@ class AnnotatedVideos:
         if self._open is None or self._open.video != frame.video or self._open.is_full:
             self.finish()
             name = self._names.unused(file_name(Path(frame.video.name).stem or "video"))
-            self._open = _OpenVideo(self._folder, name, frame, drawn.shape[:2])
+            self._open = _OpenVideo(self._folder, name, frame.video, frame.number, drawn.shape[:2])
         self._open.add(frame.number, drawn)
         return self._open.path.name
 
@@ -379,26 +248,18 @@ class AnnotatedVideos:
 
 
 class _OpenVideo:
-    """One video while it is written; `first` tells where it begins, size_hw how large its frames are."""
+    """One video while it is written; number: of its first frame, size_hw: how large its frames are."""
 
-    def __init__(self, folder: Path, name: str, first: Frame, size_hw: tuple[int, int]) -> None:
-        assert first.video is not None
-        self.video: Video = first.video
-        self._fps = first.video.fps / first.video.every
-        self._next, self._num_written = first.number, 0
+    def __init__(self, folder: Path, name: str, video: Video, number: int, size_hw: tuple[int, int]) -> None:
+        self.video, self._fps = video, video.fps / video.every
+        self._next, self._num_written = number, 0
         # These codecs halve the sides of the colours; OpenCV would cut off the odd row or column.
-        self._height, self._width = size_hw[0] + size_hw[0] % 2, size_hw[1] + size_hw[1] % 2
+        self._size_wh = size_hw[1] + size_hw[1] % 2, size_hw[0] + size_hw[0] % 2
+        hush()
         for suffix, codec in _CODECS:
-            self.path = folder / f"{name}{suffix}"
-            self._temporary = folder / f".{name}.{os.getpid()}.tmp{suffix}"
-            hush()
-            self._writer = cv2.VideoWriter(
-                str(self._temporary.absolute()),
-                cv2.CAP_FFMPEG,
-                cv2.VideoWriter.fourcc(*codec),
-                self._fps,
-                (self._width, self._height),
-            )
+            self.path, self._temporary = folder / f"{name}{suffix}", folder / f".{name}.{os.getpid()}.tmp{suffix}"
+            place, code = str(self._temporary.absolute()), cv2.VideoWriter.fourcc(*codec)
+            self._writer = cv2.VideoWriter(place, cv2.CAP_FFMPEG, code, self._fps, self._size_wh)
             if self._writer.isOpened():
                 return
             self._temporary.unlink(missing_ok=True)
@@ -411,9 +272,15 @@ class _OpenVideo:
         return self.video.is_live and self._num_written >= _LONGEST_LIVE_S * self._fps
 
     def add(self, number: int, drawn: NDArray[np.uint8]) -> None:
-        if self._num_written % _FRAMES_BETWEEN_LOOKS == 0:
-            self._require_space()
-        bgr = cv2.cvtColor(self._fitted(drawn), cv2.COLOR_RGB2BGR)
+        is_time_to_look = self._num_written % _FRAMES_BETWEEN_LOOKS == 0
+        if is_time_to_look and shutil.disk_usage(self._temporary.parent).free < _LEAST_FREE_BYTES:
+            raise StorageError(f"{self.path}: the disk is full. Free some space or choose another folder with --out")
+        down, right = self._size_wh[1] - drawn.shape[0], self._size_wh[0] - drawn.shape[1]
+        if down in (0, 1) and right in (0, 1):
+            fitted = cv2.copyMakeBorder(drawn, 0, down, 0, right, cv2.BORDER_REPLICATE)
+        else:  # a stream may change its size, a video may not
+            fitted = cv2.resize(drawn, self._size_wh, interpolation=cv2.INTER_AREA)
+        bgr = cv2.cvtColor(fitted, cv2.COLOR_RGB2BGR)
         # For frames of a camera that were left out, so that the video keeps time; a second at most, or a slow disk
         # would fall behind for good.
         missed = max(number - self._next, 0) // self.video.every
@@ -437,120 +304,32 @@ class _OpenVideo:
                 self._temporary.unlink(missing_ok=True)
 
     def _is_whole(self) -> bool:
+        """Whether it has the frames that were written, of which the first and the last can be read."""
         capture = cv2.VideoCapture(str(self._temporary.absolute()), cv2.CAP_FFMPEG)
-        try:
-            width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
-            if (width, height) != (self._width, self._height):
-                return False
-            if capture.get(cv2.CAP_PROP_FRAME_COUNT) != self._num_written or not capture.read()[0]:
-                return False
-            if self._num_written > 1:  # OpenCV finds the way back to no frame but a later one
-                capture.set(cv2.CAP_PROP_POS_FRAMES, self._num_written - 1)
-                return bool(capture.read()[0])
-            return True
-        finally:
-            capture.release()
-
-    def _fitted(self, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """With an even number of rows and columns; a stream may change its size, a video may not."""
-        down, right = self._height - drawn.shape[0], self._width - drawn.shape[1]
-        if (down, right) == (0, 0):
-            return drawn
-        if down in (0, 1) and right in (0, 1):
-            return np.asarray(cv2.copyMakeBorder(drawn, 0, down, 0, right, cv2.BORDER_REPLICATE), np.uint8)
-        return np.asarray(cv2.resize(drawn, (self._width, self._height), interpolation=cv2.INTER_AREA), np.uint8)
-
-    def _require_space(self) -> None:
-        if shutil.disk_usage(self._temporary.parent).free < _LEAST_FREE_BYTES:
-            raise StorageError(f"{self.path}: the disk is full. Free some space or choose another folder with --out")
+        told = [capture.get(what) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
+        told.append(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        is_whole = told == [*self._size_wh, self._num_written] and capture.read()[0]
+        if is_whole and self._num_written > 1:  # OpenCV finds the way back to no frame but a later one
+            capture.set(cv2.CAP_PROP_POS_FRAMES, self._num_written - 1)
+            is_whole = capture.read()[0]
+        capture.release()
+        return bool(is_whole)
 
 
-class PredictionWriter:
-    """Writes the detections of one image after another; what is one file is complete when the `with` block ends.
+def write_image(path: Path, image: UInt8[NDArray[np.uint8], "H W 3"]) -> None:
+    """Write an RGB image in the format that the suffix says; StorageError when the disk refuses."""
+    # Encoded in memory: OpenCV's own writing neither reports a full disk nor takes every file name.
+    settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []  # it warns of any other's
+    ok, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    assert ok, path
+    write_bytes_atomically(path, encoded.tobytes())
 
-    However it ends: what was written until then is whole. save: which kinds of results. Raises InputError when the
-    folder holds something already, StorageError when the disk or a permission refuses.
-    """
 
-    def __init__(self, folder: Path, class_names: Iterable[str], save: Save | None = None) -> None:
-        self.folder, self.save = folder, save or Save.usual()
-        names, kinds = tuple(class_names), self.save.kinds
-        make_empty(folder)
-        self._names = Names()
-        self._video_names: tuple[Video, str] | None = None
-        self._unreadable: list[str] = []
-        self._videos = AnnotatedVideos(folder / "videos") if "video" in kinds else None
-        self._crops = Crops(folder / "crops", names) if "crops" in kinds else None
-        self._lines = JsonLinesFile(folder / "detections.jsonl") if "jsonl" in kinds else None
-        head = {"format_version": _FORMAT_VERSION, "class_names": names}
-        self._document = JsonDocument(folder / "detections.json", "images", head) if "json" in kinds else None
-        self._coco = CocoFiles(folder, names) if "coco" in kinds else None
-
-    def __enter__(self) -> PredictionWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.finish()
-
-    def add(self, result: FrameResult) -> None:
-        """Write the results of one image or frame."""
-        kinds = self.save.of(result.frame.video is not None)
-        entry = rounded(result.to_dict()) | self._write_files(result, kinds)
-        if self._document is not None:
-            self._document.add(entry)
-        if self._coco is not None:
-            self._coco.add(_coco_name(result.frame), result.detections)
-        if self._lines is not None:
-            self._lines.add(entry)
-
-    def add_unreadable(self, error: AnchoriteError) -> None:
-        """Note an image that could not be read; fits `on_unreadable` of `Predictor.stream`."""
-        if self._document is not None:
-            self._unreadable.append(str(error))
-        if self._lines is not None:
-            self._lines.add({"unreadable": str(error)})
-
-    def finish(self) -> None:
-        """Complete all files with what there is so far; if one fails, the others are completed all the same."""
-        with HeldInterrupts(), ExitStack() as stack:
-            if self._document is not None:
-                stack.callback(self._document.finish, {"unreadable": self._unreadable})
-            for part in (self._coco, self._lines, self._videos):
-                if part is not None:
-                    stack.callback(part.finish)
-
-    def _write_files(self, result: FrameResult, kinds: frozenset[Kind]) -> dict[str, str]:
-        """Write what is a file of its own for each image, and frames of videos; the paths below the folder."""
-        frame, image, detections = result.frame, result.image, result.detections
-        paths: dict[str, str] = {}
-        kinds &= _FOLDERS.keys()
-        if frame.video is None:
-            kinds -= {"video"}
-        for kind in kinds:  # not before: where there is no video there is no folder for one
-            make_part(self.folder / _FOLDERS[kind])
-        name = self._name_of(frame) if kinds & {"images", "txt", "crops"} else ""
-        drawn = draw(image, detections) if kinds & {"images", "video"} else image
-        if "images" in kinds:
-            paths["annotated"] = f"images/{name}{suffix_for(image, '' if frame.video else frame.name)}"
-            write_image(self.folder / paths["annotated"], drawn)
-        if self._videos is not None and "video" in kinds:
-            paths["video"] = f"videos/{self._videos.add(frame, drawn)}"
-        if "txt" in kinds:
-            paths["labels"] = f"labels/{name}.txt"
-            write_text_atomically(self.folder / paths["labels"], yolo_lines(detections))
-        if self._crops is not None:
-            self._crops.add(name, image, detections)
-        return paths
-
-    def _name_of(self, frame: Frame) -> str:
-        """A name of its own; frames share that of their video, so that none has to be remembered for each."""
-        if frame.video is None:
-            return self._names.unused(file_name(Path(frame.name or "image").stem))
-        if self._video_names is None or self._video_names[0] != frame.video:
-            self._video_names = (frame.video, self._names.unused(file_name(Path(frame.video.name).stem)))
-        return f"{self._video_names[1]}-frame-{frame.number:06d}"
+def pixels_of(box_xyxy: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of the pixels that a box touches within an image: at least one, the last ones left out."""
+    left, top, right, bottom = box_xyxy
+    x0, y0 = min(max(math.floor(left), 0), width - 1), min(max(math.floor(top), 0), height - 1)
+    return x0, y0, min(max(math.ceil(right), x0 + 1), width), min(max(math.ceil(bottom), y0 + 1), height)
 
 
 def yolo_lines(detections: Detections) -> str:
@@ -564,8 +343,117 @@ def yolo_lines(detections: Detections) -> str:
     )
 
 
-def _coco_name(frame: Frame) -> str:
-    return frame.name if frame.video is None else f"{frame.video.name}-frame-{frame.number:06d}"
+class PredictionWriter:
+    """Writes the detections of one image after another; what is one file is complete when the `with` block ends.
+
+    However it ends: what was written until then is whole. save: which kinds of results. Raises InputError when the
+    folder holds something already, StorageError when the disk or a permission refuses.
+    """
+
+    def __init__(self, folder: Path, class_names: Iterable[str], save: Save | None = None) -> None:
+        self.folder, self.save = folder, save or Save.usual()
+        names, kinds = tuple(class_names), self.save.of_images | self.save.of_frames
+        _make(folder, must_be_empty=True)
+        self._names, self._num_images = Names(), 0
+        self._video_name: tuple[Video, str] | None = None
+        self._unreadable: list[str] = []
+        self._videos = AnnotatedVideos(folder / "videos") if "video" in kinds else None
+        self._class_folders = folder_names(names)
+        self._lines = GrowingFile(folder / "detections.jsonl") if "jsonl" in kinds else None
+        head = {"format_version": _FORMAT_VERSION, "class_names": names}
+        self._document = JsonDocument(folder / "detections.json", "images", head) if "json" in kinds else None
+        self._coco_results = JsonDocument(folder / "coco-results.json") if "coco" in kinds else None
+        self._coco_images = JsonDocument(folder / "coco-images.json", "images") if "coco" in kinds else None
+        self._categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+
+    def __enter__(self) -> PredictionWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+
+    def add(self, result: FrameResult) -> None:
+        """Write the results of one image or frame."""
+        entry = result.to_dict() | self._write_files(result)
+        if self._document is not None:
+            self._document.add(entry)
+        self._add_coco(result)
+        if self._lines is not None:
+            self._lines.append(_json(entry, indent=None) + "\n")
+
+    def add_unreadable(self, error: AnchoriteError) -> None:
+        """Note an image that could not be read; fits `on_unreadable` of `Predictor.stream`."""
+        if self._document is not None:
+            self._unreadable.append(str(error))
+        if self._lines is not None:
+            self._lines.append(_json({"unreadable": str(error)}, indent=None) + "\n")
+
+    def finish(self) -> None:
+        """Complete all files with what there is so far; if one fails, the others are completed all the same."""
+        with HeldInterrupts(), ExitStack() as stack:
+            if self._document is not None:
+                stack.callback(self._document.finish, {"unreadable": self._unreadable})
+            if self._coco_images is not None and self._coco_results is not None:
+                stack.callback(self._coco_images.finish, {"annotations": [], "categories": self._categories})
+                stack.callback(self._coco_results.finish)
+            if self._lines is not None:
+                stack.callback(self._lines.close)
+            if self._videos is not None:
+                stack.callback(self._videos.finish)
+
+    def _write_files(self, result: FrameResult) -> dict[str, str]:
+        """Write what is a file of its own for each image, and frames of videos; the paths below the folder."""
+        frame, image, detections = result.frame, result.image, result.detections
+        kinds = (self.save.of_images - {"video"} if frame.video is None else self.save.of_frames) & _FOLDERS.keys()
+        for kind in kinds:  # not before: where there is no video there is no folder for one
+            _make(self.folder / _FOLDERS[kind])
+        name = self._name_of(frame) if kinds - {"video"} else ""
+        drawn = draw(image, detections) if kinds & {"images", "video"} else image
+        paths: dict[str, str] = {}
+        if "images" in kinds:
+            is_png = frame.video is None and Path(frame.name).suffix.lower() == ".png"
+            as_png = is_png or max(image.shape) > _LONGEST_JPEG_SIDE
+            paths["annotated"] = f"images/{name}{'.png' if as_png else '.jpg'}"
+            write_image(self.folder / paths["annotated"], drawn)
+        if "video" in kinds and self._videos is not None:
+            paths["video"] = f"videos/{self._videos.add(frame, drawn)}"
+        if "txt" in kinds:
+            paths["labels"] = f"labels/{name}.txt"
+            write_text_atomically(self.folder / paths["labels"], yolo_lines(detections))
+        if "crops" in kinds:
+            for number, found in enumerate(detections, 1):
+                folder = self.folder / "crops" / self._class_folders[found.class_id]
+                _make(folder)
+                x0, y0, x1, y1 = pixels_of(found.box_xyxy, *detections.image_size)
+                write_image(folder / f"{name}-{number}.png", image[y0:y1, x0:x1])
+        return paths
+
+    def _add_coco(self, result: FrameResult) -> None:
+        """One image and what was found in it."""
+        if self._coco_images is None or self._coco_results is None:
+            return
+        self._num_images += 1
+        frame, (height, width) = result.frame, result.detections.image_size
+        name = frame.name if frame.video is None else f"{frame.video.name}-frame-{frame.number:06d}"
+        self._coco_images.add({"id": self._num_images, "file_name": name, "width": width, "height": height})
+        for found in result.detections:
+            x0, y0, x1, y1 = found.box_xyxy
+            self._coco_results.add(
+                {
+                    "image_id": self._num_images,
+                    "category_id": found.class_id + 1,
+                    "bbox": [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)],
+                    "score": round(found.score, 6),
+                }
+            )
+
+    def _name_of(self, frame: Frame) -> str:
+        """A name of its own; frames share that of their video, so that none has to be remembered for each."""
+        if frame.video is None:
+            return self._names.unused(file_name(Path(frame.name or "image").stem))
+        if self._video_name is None or self._video_name[0] != frame.video:
+            self._video_name = (frame.video, self._names.unused(file_name(Path(frame.video.name).stem)))
+        return f"{self._video_name[1]}-frame-{frame.number:06d}"
 
 
 class BackgroundWriter:
@@ -599,9 +487,7 @@ class BackgroundWriter:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         with HeldInterrupts():
             self._jobs.put(None)
             self._thread.join()

@@ -6,9 +6,11 @@ Legend: H, W frame height and width in pixels.
 from __future__ import annotations
 
 import os
+import queue
 import re
 import threading
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,19 @@ def open_video_file(path: Path) -> cv2.VideoCapture:
     Raises InputError when it is missing, empty, damaged at its beginning or of an unknown codec, StorageError when the
     disk or a permission refuses.
     """
-    _require_content(path)
-    if not _is_utf8(str(path.absolute())):
-        raise InputError(f"{path}: the name of a video has to be UTF-8 text; rename it or its folder")
+    try:
+        str(path.absolute()).encode()
+        if not path.is_file() and path.exists():
+            raise InputError(f"{path}: not a regular file")  # a pipe or device might block for ever
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise InputError(f"{path}: the file is empty. Copy it again")
+    except UnicodeEncodeError:  # on which OpenCV crashes
+        raise InputError(f"{path}: the name of a video has to be UTF-8 text; rename it or its folder") from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: there is no such video file. Check the path") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}. Check the permissions") from error
     hush()
     # Absolute, so that no name passes for an address: FFmpeg would open it.
     capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
@@ -60,28 +72,6 @@ def open_video_file(path: Path) -> cv2.VideoCapture:
     return capture
 
 
-def open_camera(number: int, name: str) -> cv2.VideoCapture:
-    """The camera that the system calls `number`; InputError when it is not there or somebody else has it."""
-    hush()
-    capture = cv2.VideoCapture(number)
-    if not capture.isOpened():
-        raise InputError(
-            f"{name}: there is no such camera, another program uses it, or you may not. "
-            "Cameras count from camera:0; on Linux they are /dev/video0 and so on"
-        )
-    return capture
-
-
-def open_stream(address: str, name: str) -> cv2.VideoCapture:
-    """A network stream; InputError, with `name` for the address, when nothing answers within ten seconds."""
-    hush()
-    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
-    capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
-    if not capture.isOpened():
-        raise InputError(f"{name}: the stream does not answer. Check the address, user and password, and the network")
-    return capture
-
-
 def frames_per_second(capture: cv2.VideoCapture) -> float:
     """As the video says, or a usual rate where it says none or nonsense."""
     fps = capture.get(cv2.CAP_PROP_FPS)
@@ -92,28 +82,6 @@ def retrieve_rgb(capture: cv2.VideoCapture) -> NDArray[np.uint8] | None:
     """The frame (H, W, 3) that was grabbed last, or None where it is damaged."""
     ok, bgr = capture.retrieve()
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8) if ok else None
-
-
-def _require_content(path: Path) -> None:
-    try:
-        if not path.is_file() and path.exists():
-            raise InputError(f"{path}: not a regular file")  # a pipe or device might block for ever
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise InputError(f"{path}: the file is empty. Copy it again")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: there is no such video file. Check the path") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}. Check the permissions") from error
-
-
-def _is_utf8(name: str) -> bool:
-    """OpenCV crashes on a name that is none."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def hush() -> None:
@@ -192,17 +160,31 @@ def is_live(source: str) -> bool:
 
 
 class LiveSource:
-    """A camera or stream, open and waiting; raises what opening it raises.
+    """A camera or stream, open and waiting; InputError when it does not answer or somebody else has it.
 
     name: as given, but without user and password. num_dropped: frames that came and were not looked at, because a
     newer one was there before the network was free. Close it, if `frames` is not used to the end.
     """
 
     def __init__(self, source: str) -> None:
-        camera = _CAMERA.fullmatch(source)
-        self.name = f"camera:{int(camera[1])}" if camera else _SECRET.sub("", source)
-        self._capture = open_camera(int(camera[1]), self.name) if camera else open_stream(source, self.name)
         self.num_dropped = 0
+        self._error: BaseException | None = None
+        hush()
+        camera = _CAMERA.fullmatch(source)
+        if camera:
+            self.name = f"camera:{int(camera[1])}"
+            self._capture = cv2.VideoCapture(int(camera[1]))
+            missing = (
+                "there is no such camera, another program uses it, or you may not. "
+                "Cameras count from camera:0; on Linux they are /dev/video0 and so on"
+            )
+        else:
+            self.name = _SECRET.sub("", source)
+            limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
+            self._capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
+            missing = "the stream does not answer. Check the address, user and password, and the network"
+        if not self._capture.isOpened():
+            raise InputError(f"{self.name}: {missing}")
 
     def close(self) -> None:
         """Give the camera back."""
@@ -214,74 +196,48 @@ class LiveSource:
         every: look only at each so-many-th of those that come. Raises InputError when no more come.
         """
         video = Video(self.name, frames_per_second(self._capture), is_live=True, every=every)
-        newest = _Newest()
+        newest: queue.Queue[Frame] = queue.Queue(maxsize=1)
         thread = threading.Thread(target=self._read, args=(video, newest, stop), name="anchorite-camera", daemon=True)
         try:
             with HeldInterrupts():
                 thread.start()
-            while (frame := newest.take(stop)) is not None:
-                yield frame
-                yield FLUSH
-            if newest.error is not None:
-                raise newest.error
+            while not stop.is_set():
+                has_ended = not thread.is_alive()  # asked first: what it gave until then is in the queue
+                try:
+                    yield newest.get(timeout=0 if has_ended else 0.1)
+                except queue.Empty:
+                    if has_ended:
+                        break
+                else:
+                    yield FLUSH
+            if self._error is not None:
+                raise self._error
         finally:
             stop.set()
             with HeldInterrupts():
                 if thread.is_alive():
                     thread.join()
-            self.num_dropped += newest.num_dropped
             self.close()
 
-    def _read(self, video: Video, newest: _Newest, stop: threading.Event) -> None:
-        """What the thread does; an error ends it, and is told where frames are taken."""
-        number, error = 0, None
+    def _read(self, video: Video, newest: queue.Queue[Frame], stop: threading.Event) -> None:
+        """What the thread does: put each frame in the place of one that nobody took, until an error or `stop`."""
+        number = 0
         try:
             while not stop.is_set():
-                image = None
-                if self._capture.grab():
-                    if number % video.every:
-                        number += 1
-                        continue
-                    image = retrieve_rgb(self._capture)
+                is_there = self._capture.grab()
+                if is_there and number % video.every:
+                    number += 1
+                    continue
+                image = retrieve_rgb(self._capture) if is_there else None
                 if stop.is_set():
                     break
                 if image is None:
-                    error = InputError(f"{self.name}: gave no more pictures after {number}. Check it, and start anew")
-                    break
+                    raise InputError(f"{self.name}: gave no more pictures after {number}. Check it, and start anew")
                 seconds = max(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, number / video.fps)
-                newest.put(Frame.of(image, video, number, seconds))
+                with suppress(queue.Empty):
+                    newest.get_nowait()
+                    self.num_dropped += 1
+                newest.put_nowait(Frame.of(image, video, number, seconds))
                 number += 1
-        except BaseException as raised:
-            newest.end(raised)
-        else:
-            newest.end(error)
-
-
-class _Newest:
-    """Room for one frame: a newer one takes the place of one that nobody took."""
-
-    def __init__(self) -> None:
-        self.num_dropped = 0
-        self.error: BaseException | None = None
-        self._frame: Frame | None = None
-        self._ended = False
-        self._changed = threading.Condition()
-
-    def put(self, frame: Frame) -> None:
-        with self._changed:
-            self.num_dropped += self._frame is not None
-            self._frame = frame
-            self._changed.notify()
-
-    def end(self, error: BaseException | None) -> None:
-        with self._changed:
-            self.error, self._ended = error, True
-            self._changed.notify()
-
-    def take(self, stop: threading.Event) -> Frame | None:
-        """The newest frame, once there is one that was not taken; None after the last, and when stopped."""
-        with self._changed:
-            while self._frame is None and not self._ended and not stop.is_set():
-                self._changed.wait(timeout=0.1)
-            frame, self._frame = self._frame, None
-            return frame
+        except BaseException as error:
+            self._error = error

@@ -21,7 +21,7 @@ import anchorite
 from anchorite.data import DatasetIndex, Record, decode_image
 from anchorite.devices import choose_device, choose_precision, processor_facts
 from anchorite.errors import StorageError
-from anchorite.evaluate import ValidationResult, Validator
+from anchorite.evaluate import ReadConfig, ValidationResult, Validator
 from anchorite.files import write_bytes_atomically, write_text_atomically
 from anchorite.jpeg import encode_jpeg, shrunk
 from anchorite.metrics import Predictions, Truth, confusion_matrix, detection_curves
@@ -54,7 +54,9 @@ def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
     records = dataset.splits.get("val", ())
     if records:
         detector, info = load_weights(folder.best)
-        validator = Validator(records, info.class_names, recipe.image_size, recipe.batch, recipe.image_store)
+        validator = Validator(
+            records, info.class_names, recipe.image_size, ReadConfig(recipe.batch, recipe.image_store)
+        )
         precision = choose_precision(recipe.precision, device)
         result = validator.run(detector, recipe.validation, device, precision.dtype)
         result.save_plots(run_folder / "plots")

@@ -233,16 +233,15 @@ class Run:
 
     def _validate(self) -> Callable[[], ValidationResult] | None:
         """Detect in the val split by the EMA weights; on rank 0 the function that computes the metrics, else None."""
-        assert self.prepared.validator is not None
-        ema_model = self.prepared.train_state.ema.model
+        validator, ema_model = self.prepared.validator, self.prepared.train_state.ema.model
+        assert validator is not None
         if self.world.is_distributed:  # all ranks must measure one network: rank 0's statistics of normalisation
             of_rank_0 = self.world.broadcast_tensors({name: one.cpu() for name, one in ema_model.named_buffers()})
             for name, buffer in ema_model.named_buffers():
                 buffer.copy_(of_rank_0[name])
         try:
-            return self.prepared.validator.run_shared(
-                ema_model, self.recipe.validation, self.prepared.device, autocast_dtype=self.prepared.precision.dtype
-            )
+            runtime = validator.runtime(ema_model, self.prepared.device, self.prepared.precision.dtype)
+            return validator.run_shared(runtime, self.recipe.validation)
         except DivergedError as error:
             where = f"epoch {self.progress.epoch + 1}, in validation"
             raise DivergedError(f"training diverged: {where}: {error}\n{self.run_writer.after_divergence()}") from error

@@ -25,7 +25,7 @@ from anchorite.data import (
 from anchorite.devices import Precision, choose_compile, choose_device, choose_precision, keep_freed_memory
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
-from anchorite.evaluate import Shared, Validator
+from anchorite.evaluate import ReadConfig, Validator
 from anchorite.loss import DetectionLoss
 from anchorite.model import HFBackboneSource, default_anchors, to_channels_last
 from anchorite.train.checkpoint import Progress, environment
@@ -280,11 +280,15 @@ def _build_validator(
         records,
         dataset.class_names,
         recipe.image_size,
-        recipe.batch,
-        recipe.image_store,
+        ReadConfig(
+            recipe.batch,
+            recipe.image_store,
+            dataset.skip_bad,
+            world,
+            default_anchors(recipe.model).strides[-1],
+            recipe.validation.rectangular,
+        ),
         progress=_tell(listener, "val"),
-        skip_bad=dataset.skip_bad,
-        shared=Shared(world, default_anchors(recipe.model).strides[-1], recipe.validation.rectangular),
     )
     is_labelled = records.class_counts(len(dataset.class_names)).any()
     return validator, None if is_labelled else "the val split has no labels"

@@ -18,7 +18,7 @@ function draw(answer) {
   svg.replaceChildren();
   rows.replaceChildren();
   for (const found of answer.detections) {
-    const [left, top, right, bottom] = found.box;
+    const [left, top, right, bottom] = found.box_xyxy;
     const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     for (const [name, value] of Object.entries({ x: left, y: top, width: right - left, height: bottom - top })) {
       rect.setAttribute(name, value);
@@ -27,7 +27,7 @@ function draw(answer) {
     svg.append(rect);
     const row = rows.insertRow();
     row.tabIndex = 0;
-    const cells = [found.class, found.score.toFixed(2), found.box.map((side) => side.toFixed(0)).join(", ")];
+    const cells = [found.class_name, found.score.toFixed(2), found.box_xyxy.map((side) => side.toFixed(0)).join(", ")];
     for (const text of cells) row.insertCell().textContent = text;
     row.cells[0].style.borderLeftColor = colourOf(found.class_id);
     for (const [event, on] of [["mouseenter", true], ["focus", true], ["mouseleave", false], ["blur", false]]) {
