@@ -10,8 +10,8 @@ Legend: H, W image height and width.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import cv2
 import numpy as np
@@ -21,28 +21,14 @@ from numpy.typing import NDArray
 from anchorite.boxes import Detection, Detections
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _MOST_COVERED = 1 / 3
 
 # RGB, chosen to differ in brightness as well as in hue.
-PALETTE = (
-    (230, 25, 75),
-    (60, 180, 75),
-    (0, 110, 220),
-    (255, 190, 20),
-    (145, 30, 180),
-    (70, 240, 240),
-    (245, 130, 48),
-    (240, 50, 230),
-    (190, 240, 60),
-    (0, 128, 128),
-    (128, 0, 0),
-    (250, 190, 212),
-    (0, 0, 150),
-    (170, 110, 40),
-    (220, 190, 255),
-    (128, 128, 0),
-)
+_COLORS = """
+e6194b 3cb44b 006edc ffbe14 911eb4 46f0f0 f58230 f032e6
+bef03c 008080 800000 fabed4 000096 aa6e28 dcbeff 808000
+"""
+PALETTE = tuple((color[0], color[1], color[2]) for color in map(bytes.fromhex, _COLORS.split()))
 
 # Letters that do not decompose into an ASCII letter and an accent, yet have a customary spelling:
 # sharp s, ae, oe, o with stroke, d with stroke, l with stroke, thorn, eth, dotless i.
@@ -62,6 +48,13 @@ class _Pen:
     font_scale: float
     padding: int
 
+    @classmethod
+    def of(cls, height: int, width: int) -> _Pen:
+        side = (height * width) ** 0.5
+        font_scale = max(side / 1100, 0.4)  # below 0.4 the letters of this font run together
+        line = max(round(side / 270), 1 if side < 200 else 2)
+        return cls(line, max(round(font_scale * 1.6), 1), font_scale, max(round(font_scale * 6), 2))
+
 
 @dataclass(frozen=True)
 class Label:
@@ -73,6 +66,12 @@ class Label:
     origin: tuple[int, int]
     pen: _Pen
 
+    @property
+    def area(self) -> int:
+        """Pixels that it covers."""
+        x0, y0, x1, y1 = self.rectangle
+        return (x1 - x0) * (y1 - y0)
+
 
 def draw(image: UInt8[NDArray[np.uint8], "H W 3"], detections: Detections) -> UInt8[NDArray[np.uint8], "H W 3"]:
     """A copy of an RGB image (H, W, 3) with boxes and "name score" labels; the best detections lie on top.
@@ -81,11 +80,20 @@ def draw(image: UInt8[NDArray[np.uint8], "H W 3"], detections: Detections) -> UI
     its accents, is drawn as "class 3".
     """
     canvas = np.ascontiguousarray(image).copy()
-    pen = _pen(*canvas.shape[:2])
+    line = _Pen.of(*canvas.shape[:2]).line
     for detection in reversed(list(detections)):
-        _draw_box(canvas, detection, pen)
+        x0, y0, x1, y1 = (round(edge) for edge in detection.box_xyxy)
+        # The last pixel a box covers lies before its right and lower edge.
+        corners = (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0))
+        color = class_color(detection.class_id)
+        if line > 1:  # a rim, so that the line shows on ground of its own colour; thinner lines would drown in it
+            cv2.rectangle(canvas, *corners, _contrast(color), line + 2)
+        cv2.rectangle(canvas, *corners, color, line)
     for label in place_labels(detections, *canvas.shape[:2]):
-        _draw_label(canvas, label)
+        x0, y0, x1, y1 = label.rectangle
+        color, scale, stroke = class_color(label.class_id), label.pen.font_scale, label.pen.stroke
+        cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), color, cv2.FILLED)
+        cv2.putText(canvas, label.text, label.origin, _FONT, scale, _contrast(color), stroke, cv2.LINE_AA)
     return canvas
 
 
@@ -94,12 +102,17 @@ def class_color(class_id: int) -> tuple[int, int, int]:
     return PALETTE[class_id % len(PALETTE)]
 
 
+def _contrast(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black on bright colours, white on dark ones (weights of ITU-R BT.601)."""
+    red, green, blue = color
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+
+
 def ascii_name(name: str, class_id: int) -> str:
     """The name without accents, or "class <number>" when it has letters that ASCII cannot stand in for."""
     decomposed = unicodedata.normalize("NFKD", name.translate(_ASCII_LETTERS))
-    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    writable = plain.isascii() and plain.isprintable() and plain.strip()
-    return plain.strip() if writable else f"class {class_id}"
+    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter)).strip()
+    return plain if plain and plain.isascii() and plain.isprintable() else f"class {class_id}"
 
 
 def place_labels(detections: Detections, height: int, width: int) -> list[Label]:
@@ -113,28 +126,16 @@ def place_labels(detections: Detections, height: int, width: int) -> list[Label]
         score = f"{detection.score:.2f}"
         for text in (f"{ascii_name(detection.class_name, detection.class_id)} {score}", score):
             label = _place(text, detection, labels, height, width)
-            if label is not None and _area(label.rectangle) <= room:
+            if label is not None and label.area <= room:
                 labels.append(label)
-                room -= _area(label.rectangle)
+                room -= label.area
                 break
     return labels
 
 
-def _pen(height: int, width: int) -> _Pen:
-    side = (height * width) ** 0.5
-    # Below 0.4 the letters of this font run together.
-    font_scale = max(side / 1100, 0.4)
-    return _Pen(
-        line=max(round(side / 270), 1 if side < 200 else 2),
-        stroke=max(round(font_scale * 1.6), 1),
-        font_scale=font_scale,
-        padding=max(round(font_scale * 6), 2),
-    )
-
-
 def _place(text: str, detection: Detection, labels: list[Label], height: int, width: int) -> Label | None:
     """The first free spot for a text, in smaller letters where the image is too narrow for it."""
-    pen = _pen(height, width)
+    pen = _Pen.of(height, width)
     (text_width, text_height), descent = cv2.getTextSize(text, _FONT, pen.font_scale, pen.stroke)
     fitting = (width - 2 * pen.padding) / text_width
     if fitting < 1:
@@ -143,50 +144,14 @@ def _place(text: str, detection: Detection, labels: list[Label], height: int, wi
     tag_width, tag_height = text_width + 2 * pen.padding, text_height + descent + 2 * pen.padding
     if tag_width > width or tag_height > height:
         return None
-    for left, top in _spots(detection, pen, tag_width, tag_height):
-        left, top = min(max(left, 0), width - tag_width), min(max(top, 0), height - tag_height)
-        rectangle = (left, top, left + tag_width, top + tag_height)
-        if not any(_overlap(rectangle, other.rectangle) for other in labels):
-            origin = (left + pen.padding, top + pen.padding + text_height)
-            return Label(text, detection.class_id, rectangle, origin, pen)
-    return None
-
-
-def _spots(detection: Detection, pen: _Pen, tag_width: int, tag_height: int) -> Iterator[tuple[int, int]]:
-    """Upper left corners to try: above the box, below it, inside at the top, inside at the bottom; left, then right."""
     x0, y0, x1, y1 = (round(edge) for edge in detection.box_xyxy)
     edge = pen.line // 2 + 1
-    for top in (y0 - tag_height, y1, y0, y1 - tag_height):
-        yield x0 - edge, top
-        yield x1 + edge - tag_width, top
-
-
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _area(rectangle: tuple[int, int, int, int]) -> int:
-    return (rectangle[2] - rectangle[0]) * (rectangle[3] - rectangle[1])
-
-
-def _draw_box(canvas: NDArray[np.uint8], detection: Detection, pen: _Pen) -> None:
-    x0, y0, x1, y1 = (round(edge) for edge in detection.box_xyxy)
-    # The last pixel a box covers lies before its right and lower edge.
-    corners = (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0))
-    color = class_color(detection.class_id)
-    if pen.line > 1:  # a rim, so that the line shows on ground of its own colour; thinner lines would drown in it
-        cv2.rectangle(canvas, *corners, _contrast(color), pen.line + 2)
-    cv2.rectangle(canvas, *corners, color, pen.line)
-
-
-def _draw_label(canvas: NDArray[np.uint8], label: Label) -> None:
-    x0, y0, x1, y1 = label.rectangle
-    color, pen = class_color(label.class_id), label.pen
-    cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), color, cv2.FILLED)
-    cv2.putText(canvas, label.text, label.origin, _FONT, pen.font_scale, _contrast(color), pen.stroke, cv2.LINE_AA)
-
-
-def _contrast(color: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black on bright colours, white on dark ones (weights of ITU-R BT.601)."""
-    red, green, blue = color
-    return _BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else _WHITE
+    # Above the box, below it, inside at the top, inside at the bottom; left, then right.
+    for top, left in product((y0 - tag_height, y1, y0, y1 - tag_height), (x0 - edge, x1 + edge - tag_width)):
+        left, top = min(max(left, 0), width - tag_width), min(max(top, 0), height - tag_height)
+        right, bottom = left + tag_width, top + tag_height
+        others = (label.rectangle for label in labels)
+        if not any(left < other[2] and other[0] < right and top < other[3] and other[1] < bottom for other in others):
+            origin = (left + pen.padding, top + pen.padding + text_height)
+            return Label(text, detection.class_id, (left, top, right, bottom), origin, pen)
+    return None

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,7 @@ class SourceConfig:
 class Sources:
     """What was named, looked at but not read yet; `open_sources` makes it. Use `items` once, or `close` it.
 
-    paths: the files that are known from the beginning. is_endless: somebody has to stop it. is_streamed: how many
-    images it will be is not known.
+    paths: the files that are known from the beginning; watched: folders; listed: where a list comes from.
     """
 
     def __init__(
@@ -106,22 +106,22 @@ class Sources:
         config = self.config
         if self._live is not None:
             yield from self._live.frames(stop, config.every)
-        elif self._watched:
-            watched = self._watched
-
-            def watch(end: threading.Event) -> Generator[Any, None, None]:
-                return Watch(watched, config.recursive, config.idle_s, end).items()
-
-            yield from _without_errors(prefetch(watch, depth, stop, FLUSH), on_unreadable)
-        elif self._listed is not None:
-            listed = self._listed
-
-            def read(end: threading.Event) -> Generator[Any, None, None]:
-                return listed_items(listed, config.null_separated, config.recursive, config.every, end)
-
-            yield from _without_errors(prefetch(read, depth, stop, FLUSH), on_unreadable)
-        else:
+            return
+        if not self._watched and self._listed is None:
             yield from file_items(self.paths, config.every, depth, on_unreadable)
+            return
+
+        def make(end: threading.Event) -> Generator[Any, None, None]:
+            if self._listed is None:
+                return Watch(self._watched, config.recursive, config.idle_s, end).items()
+            return listed_items(self._listed, config.null_separated, config.recursive, config.every, end)
+
+        with closing(prefetch(make, depth, stop, FLUSH)) as items:
+            for item in items:
+                if isinstance(item, AnchoriteError):
+                    on_unreadable(item)
+                else:
+                    yield item
 
     def close(self) -> None:
         """Give a camera back, if there is one."""
@@ -140,62 +140,21 @@ def open_sources(words: Sequence[str], config: SourceConfig | None = None) -> So
         raise InputError("--idle-seconds: says how long to watch a folder; give --watch, too")
     if config.null_separated and STDIN not in words:
         raise InputError("--null: says how a list on stdin is written; give - as the source")
-    alone = next((word for word in words if word == STDIN or is_live(word)), None)
     if config.watch:
         return Sources(config, watched=_folders_to_watch(words))
-    if alone is not None and len(words) > 1:
+    alone = next((word for word in words if word == STDIN or is_live(word)), None)
+    if alone is None:
+        return Sources(config, expand_sources(words, config.recursive))
+    if len(words) > 1:
         raise InputError(
             f"{alone}: a camera, a stream or a list on stdin is read alone; run a second command for the rest"
         )
-    if alone == STDIN:
-        return Sources(config, listed=stdin_descriptor())
-    if alone is not None:
+    if alone != STDIN:
         return Sources(config, live=LiveSource(alone))
-    return Sources(config, expand_sources(words, config.recursive))
-
-
-def expanded(sources: Iterable[Any], depth: int, on_unreadable: OnUnreadable | None) -> Iterator[Any]:
-    """Sources of Python's, with paths opened: folders and patterns as their images, videos as frames, `depth` ahead."""
-    for source in sources:
-        if not isinstance(source, str | Path):
-            yield source
-            continue
-        try:
-            paths = expand_sources([source])
-        except AnchoriteError as error:
-            if on_unreadable is None:
-                raise
-            on_unreadable(error)
-        else:
-            yield from file_items(paths, 1, depth, on_unreadable)
-
-
-def file_items(paths: Iterable[Path], every: int, depth: int, on_unreadable: OnUnreadable | None) -> Iterator[Any]:
-    """The images among files as paths, videos frame by frame; without `on_unreadable`, errors are raised."""
-    for path in paths:
-        if not is_video_name(path):
-            yield path
-            continue
-        frames = video_frames(path, every, depth)
-        try:
-            yield from frames
-        except AnchoriteError as error:
-            if on_unreadable is None:
-                raise
-            on_unreadable(error)
-        finally:
-            frames.close()
-
-
-def _without_errors(items: Generator[Any, None, None], on_unreadable: OnUnreadable) -> Iterator[Any]:
     try:
-        for item in items:
-            if isinstance(item, AnchoriteError):
-                on_unreadable(item)
-            else:
-                yield item
-    finally:
-        items.close()
+        return Sources(config, listed=sys.stdin.fileno())
+    except (AttributeError, OSError, ValueError) as error:
+        raise InputError("-: a list of paths is wanted on stdin, and there is none") from error
 
 
 def _folders_to_watch(words: Sequence[str]) -> list[Path]:
@@ -207,6 +166,39 @@ def _folders_to_watch(words: Sequence[str]) -> list[Path]:
     if not folders:
         raise InputError("--watch: name the folder that images are written to")
     return list({folder.resolve(): folder for folder in folders}.values())
+
+
+@contextmanager
+def _handing_errors_to(on_unreadable: OnUnreadable | None) -> Iterator[None]:
+    """An error that ends the block is handed on, or raised where nobody wants it."""
+    try:
+        yield
+    except AnchoriteError as error:
+        if on_unreadable is None:
+            raise
+        on_unreadable(error)
+
+
+def expanded(sources: Iterable[Any], depth: int, on_unreadable: OnUnreadable | None) -> Iterator[Any]:
+    """Sources of Python's, with paths opened: folders and patterns as their images, videos as frames, `depth` ahead."""
+    for source in sources:
+        if not isinstance(source, str | Path):
+            yield source
+            continue
+        paths: list[Path] = []
+        with _handing_errors_to(on_unreadable):
+            paths = expand_sources([source])
+        yield from file_items(paths, 1, depth, on_unreadable)
+
+
+def file_items(paths: Iterable[Path], every: int, depth: int, on_unreadable: OnUnreadable | None) -> Iterator[Any]:
+    """The images among files as paths, videos frame by frame; without `on_unreadable`, errors are raised."""
+    for path in paths:
+        if not is_video_name(path):
+            yield path
+            continue
+        with _handing_errors_to(on_unreadable), closing(video_frames(path, every, depth)) as frames:
+            yield from frames
 
 
 def expand_sources(sources: Iterable[str | Path], recursive: bool = False) -> list[Path]:
@@ -248,71 +240,62 @@ def _expand(source: Path, recursive: bool) -> list[Path]:
     if source.is_dir():
         return _images_in(source, recursive)
     paths: list[Path] = []
-    # Not Path.glob, which refuses absolute patterns.
-    for match in sorted(glob.glob(str(source.expanduser()), recursive=True)):  # noqa: PTH207
-        path = Path(match)
-        paths += _images_in(path, recursive) if path.is_dir() and not _is_any_depth(source) else []
-        paths += [path] if path.is_file() and (is_image_name(path) or is_video_name(path)) else []
+    for path in _matches(source):
+        if path.is_dir() and "**" not in source.parts:  # which walks the tree by itself
+            paths += _images_in(path, recursive)
+        elif path.is_file() and (is_image_name(path) or is_video_name(path)):
+            paths.append(path)
     return paths
 
 
+def _matches(pattern: Path) -> list[Path]:
+    # Not Path.glob, which refuses absolute patterns.
+    return [Path(match) for match in sorted(glob.glob(str(pattern.expanduser()), recursive=True))]  # noqa: PTH207
+
+
 def _images_in(folder: Path, recursive: bool) -> list[Path]:
+    def is_visible(path: Path) -> bool:
+        return not any(part.startswith(".") for part in path.relative_to(folder).parts)
+
     entries = folder.rglob("*") if recursive else folder.iterdir()
     try:
-        return sorted(path for path in entries if is_image_name(path) and _is_visible(path, folder) and path.is_file())
+        return sorted(path for path in entries if is_image_name(path) and is_visible(path) and path.is_file())
     except OSError as error:
         raise StorageError(f"{folder}: cannot be searched: {error.strerror or error}. Check its permissions") from error
 
 
-def _is_visible(path: Path, folder: Path) -> bool:
-    return not any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def _is_any_depth(pattern: Path) -> bool:
-    """Whether a pattern walks the tree by itself, so that its folders need not be opened again."""
-    return "**" in pattern.parts
-
-
 def _why_nothing(source: str | Path, recursive: bool) -> str:
-    path = Path(source)
+    """What is there instead of images, and what to do, of a source that stands for nothing."""
+    path, scheme = Path(source), address_scheme(str(source))
     kinds = " ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
     if path.is_dir():
         deeper = "" if recursive else "; its subfolders are searched with --recursive"
-        others = [entry for entry in path.iterdir() if entry.is_file()]
-        return f"{path}: no image in this folder (looked for {kinds}){_instead(others)}{deeper}"
+        return f"{path}: no image in this folder (looked for {kinds}){_instead(path.iterdir())}{deeper}"
     if glob.has_magic(str(path)):
-        others = [Path(match) for match in sorted(glob.glob(str(path.expanduser()), recursive=True))]  # noqa: PTH207
-        others = [other for other in others if other.is_file()]
-        return f"{path}: no image matches this pattern (looked from {Path.cwd()} for {kinds}){_instead(others)}"
-    return _why_no_file(source)
-
-
-def _why_no_file(source: str | Path) -> str:
-    """Why a name is no file here: an address, a camera without its place, or a name that does not exist."""
-    scheme = address_scheme(str(source))
+        where = f"looked from {Path.cwd()} for {kinds}"
+        return f"{path}: no image matches this pattern ({where}){_instead(_matches(path))}"
     if scheme == "file":
         return f"{source}: files are named by their path alone, without file:"
     if scheme:
         return f"{source}: an address, and nothing is ever downloaded; save it as a file first, and name that file"
-    return f"{Path(source)}: no such file or folder (looked from {Path.cwd()})"
+    return f"{path}: no such file or folder (looked from {Path.cwd()})"
 
 
-def _instead(others: list[Path]) -> str:
-    """What there is instead of images, as the rest of a sentence."""
+def _instead(entries: Iterable[Path]) -> str:
+    """What there is instead of images, and what to do with it, as the rest of a sentence."""
+    others = [entry for entry in entries if entry.is_file()]
     counts = Counter(other.suffix.lower() or "no suffix" for other in others if not other.name.startswith("."))
     if not counts:
         return ""
     listed = ", ".join(f"{number} of {suffix}" for suffix, number in counts.most_common(_NUM_KINDS))
     more = " and others" if len(counts) > _NUM_KINDS else ""
-    return f", but files: {listed}{more}; {_how_to_read(others)}"
-
-
-def _how_to_read(others: list[Path]) -> str:
-    """What to do with files that are no images."""
     video = next((other for other in others if is_video_name(other)), None)
-    if video is not None:
-        return f"videos are named one by one or by a quoted pattern, such as '{video.parent / '*'}{video.suffix}'"
-    return "convert photographs among them to JPEG or PNG first"
+    remedy = (
+        "convert photographs among them to JPEG or PNG first"
+        if video is None
+        else f"videos are named one by one or by a quoted pattern, such as '{video.parent / '*'}{video.suffix}'"
+    )
+    return f", but files: {listed}{more}; {remedy}"
 
 
 def listed_items(
@@ -333,18 +316,11 @@ def listed_items(
             yield error
 
 
-def stdin_descriptor() -> int:
-    """InputError where there is no stdin."""
-    try:
-        return sys.stdin.fileno()
-    except (AttributeError, OSError, ValueError) as error:
-        raise InputError("-: a list of paths is wanted on stdin, and there is none") from error
-
-
 def _names(descriptor: int, separator: bytes, stop: threading.Event) -> Iterator[str]:
     rest = b""
     while not stop.is_set():
-        if not _has_come(descriptor):
+        # Waits a moment at a time, so that the list can be left; Windows can ask only sockets.
+        if sys.platform != "win32" and not select.select([descriptor], [], [], 0.1)[0]:
             continue
         part = os.read(descriptor, 65_536)
         *whole, rest = (rest + part).split(separator)
@@ -360,20 +336,12 @@ def _names(descriptor: int, separator: bytes, stop: threading.Event) -> Iterator
             return
 
 
-def _has_come(descriptor: int) -> bool:
-    """Whether reading would not wait; asked for a moment, so that the list can be left at any time."""
-    if sys.platform == "win32":  # where only sockets can be asked
-        return True
-    return bool(select.select([descriptor], [], [], 0.1)[0])
-
-
 @dataclass
 class _Waiting:
     """A file that is not handed out yet: how it looked last, since when, and why it could not be read then."""
 
     state: _State
     since: float
-    tried: bool = False
     error: AnchoriteError | None = None
 
 
@@ -428,20 +396,16 @@ class Watch:
     def _complete(self) -> Iterator[Frame | AnchoriteError]:
         """What can be handed out now, in the order of its names."""
         for name in sorted(self._waiting):
-            waiting, now = self._waiting[name], time.monotonic()
-            if now - waiting.since < _QUIET_S or (waiting.tried and now - waiting.since < _PATIENCE_S):
+            waiting = self._waiting[name]
+            if time.monotonic() - waiting.since < (_QUIET_S if waiting.error is None else _PATIENCE_S):
                 continue
-            if not waiting.tried:
-                waiting.tried = True
+            found: Frame | AnchoriteError | None = waiting.error
+            if found is None:
                 try:
-                    image = decode_image(name)
+                    found = Frame(decode_image(name), name)
                 except AnchoriteError as error:
                     waiting.error = error  # still being written, perhaps
                     continue
-                found: Frame | AnchoriteError = Frame(image, name)
-            else:
-                assert waiting.error is not None
-                found = waiting.error
             self._done[name] = waiting.state
             del self._waiting[name]
             yield found
@@ -453,21 +417,18 @@ class Watch:
             except OSError as error:
                 raise StorageError(f"{folder}: cannot be watched any more: {error.strerror or error}") from error
 
-    def _images_in(self, folder: Path) -> Iterator[tuple[str, _State]]:
+    def _images_in(self, folder: str | Path) -> Iterator[tuple[str, _State]]:
+        """Images by their names, but for those that programs are still writing, to go by how they are called."""
         with os.scandir(folder) as entries:
             for entry in entries:
+                path = Path(entry.path)
                 if entry.name.startswith((".", "~")):
                     continue
                 try:
                     if self._recursive and entry.is_dir(follow_symlinks=False):
-                        yield from self._images_in(Path(entry.path))
-                    elif _is_finished_name(Path(entry.path)) and entry.is_file():
+                        yield from self._images_in(path)
+                    elif is_image_name(path) and Path(path.stem).suffix.lower() not in _TEMPORARY and entry.is_file():
                         status = entry.stat()
                         yield entry.path, (status.st_mtime_ns, status.st_size, status.st_ino)
                 except FileNotFoundError:
                     continue  # moved away since it was listed
-
-
-def _is_finished_name(path: Path) -> bool:
-    """Whether a file is called like an image, and not as programs call what they are still writing."""
-    return is_image_name(path) and Path(path.stem).suffix.lower() not in _TEMPORARY
