@@ -10,10 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
+import jinja2
 from rich.cells import cell_len
 
 from anchorite.errors import StorageError
@@ -138,25 +140,9 @@ class ValidationResult:
             rows.append((one.name, one.num_images, one.num_truths, one.ap, one.ap50, f1, confidence))
         lines: list[tuple[str, ...]] = [("class", "images", "labels", "AP", "AP50", "F1", "at")]
         lines += [(name, str(images), str(labels), *map(_decimals, rest)) for name, images, labels, *rest in rows]
-        return "\n".join([aligned_table(lines), "", *self._notes()])
-
-    def _notes(self) -> list[str]:
-        metrics, speed = self.metrics, self.speed
-        by_size = (("small", metrics.map_small), ("medium", metrics.map_medium), ("large", metrics.map_large))
-        recalls = (("1", metrics.ar_1), ("10", metrics.ar_10), ("100", metrics.ar_100))
-        seconds = f"data {speed.seconds_data:.2f}, forward {speed.seconds_forward:.2f}, NMS {speed.seconds_nms:.2f}"
-        notes = [
-            f"AP75 {_decimals(metrics.map75)}; AP by size: "
-            + ", ".join(f"{name} {_decimals(value)}" for name, value in by_size),
-            "average recall of the best " + ", ".join(f"{name}: {_decimals(value)}" for name, value in recalls),
-            f"{speed.images_per_second:.1f} images/s; seconds: {seconds}, metrics {speed.seconds_metrics:.2f}",
-        ]
-        if self.losses is not None:
-            notes.append("loss: " + ", ".join(f"{name} {value:.5f}" for name, value in self.losses._asdict().items()))
-        ignored = sum(one.num_ignored for one in metrics.classes)
-        if ignored:
-            notes.append(f"{ignored} labels (crowds and difficult objects) are neither right nor wrong")
-        return notes
+        text = files("anchorite.evaluate").joinpath("templates", "validation.txt.j2").read_text(encoding="utf-8")
+        template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True)
+        return template.render(table=aligned_table(lines), metrics=metrics, speed=self.speed, losses=self.losses).rstrip()
 
 
 def _decimals(value: float) -> str:
