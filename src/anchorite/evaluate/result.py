@@ -142,7 +142,9 @@ class ValidationResult:
         lines += [(name, str(images), str(labels), *map(_decimals, rest)) for name, images, labels, *rest in rows]
         text = files("anchorite.evaluate").joinpath("templates", "validation.txt.j2").read_text(encoding="utf-8")
         template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True)
-        return template.render(table=aligned_table(lines), metrics=metrics, speed=self.speed, losses=self.losses).rstrip()
+        return template.render(
+            table=aligned_table(lines), metrics=metrics, speed=self.speed, losses=self.losses
+        ).rstrip()
 
 
 def _decimals(value: float) -> str:
