@@ -87,7 +87,7 @@ def test_validation_measures_them_with_the_same_numbers(capsys: pytest.CaptureFi
         (["--with", "zebra"], "lacks"),
         (["--with", "zebra"], "has 'zebra' besides"),
         (["--with", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--augment", "--image-size", "16"], "--image-size 16"),
+        (["--augment", "--image-size", "16"], "size 16: must be at least 32"),
     ],
 )
 @pytest.mark.parametrize("command", ["predict", "validate"])
