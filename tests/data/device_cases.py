@@ -12,8 +12,7 @@ import torch
 
 from anchorite.data.augment import AugmentConfig, SamplePlan
 from anchorite.data.batches import SampleKey
-from anchorite.data.device import DeviceStore, Storage
-from anchorite.data.device_render import in_parts, plan_batch
+from anchorite.data.device import DeviceStore, Storage, in_parts, plan_batch
 from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples
 from anchorite.data.store import ImageStore

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anchorite.data import device_render
+from anchorite.data import device as device_module
 from anchorite.data.augment import AugmentConfig, Jitter, SamplePlan, Tile, Warp, jitter_colours, plan_warp, scaling
-from anchorite.data.device_render import blended, jittered, plan_batch, render
+from anchorite.data.device import blended, jittered, plan_batch, render
 from anchorite.data.images import FILL
 from tests.data.colour_cases import JITTERS
 from tests.data.device_cases import (
@@ -168,7 +168,7 @@ def test_the_number_of_images_painted_at_once_does_not_show(tmp_path: Path, monk
     plans = [case.samples.plan(key) for key in keys_of(case, 1)]
     whole = painted(case, plans)
     for pixels in (1, 4 * SIZE**2):
-        monkeypatch.setattr(device_render, "_PIXELS_AT_ONCE", {"cpu": pixels})
+        monkeypatch.setattr(device_module, "_PIXELS_AT_ONCE", {"cpu": pixels})
         assert np.array_equal(painted(case, plans), whole)
 
 

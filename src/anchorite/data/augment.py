@@ -1,6 +1,6 @@
 """Augmentation: what may be done to a training image, the plan of one sample, and how OpenCV paints it.
 
-All that is random is settled in the plan, before any pixel is touched; `device_render` paints the same plans on an
+All that is random is settled in the plan, before any pixel is touched; `device` paints the same plans on an
 accelerator. A map is a (3, 3) float64 matrix on continuous coordinates (x, y, 1): pixel i covers i..i+1. OpenCV's warp
 counts from pixel centres; the half pixel between the two conventions is corrected in `_draw_turned` and nowhere else.
 

@@ -7,14 +7,19 @@ Legend: N boxes of an image, K classes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import random
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -24,14 +29,17 @@ import yaml
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats import FormatName, open_dataset
 from anchorite.data.formats.common import is_image_name
-from anchorite.data.headers import copy_image, image_bytes
-from anchorite.data.records import Record, Split
-from anchorite.data.shards.format import MANIFEST
-from anchorite.data.shards.write import SHARD_BYTES, write_shards
+from anchorite.data.headers import copy_image, image_bytes, open_regular
+from anchorite.data.records import Record, RecordTable, Split
+from anchorite.data.shards import format as shard_format
+from anchorite.data.shards.format import BLOCK, MANIFEST, MAX_SIDES, Manifest, ShardFacts, SplitFacts, member_bytes
+from anchorite.data.shards.split import ShardedSplit, label_bytes
 from anchorite.data.store import Progress
 from anchorite.errors import InputError, StorageError
 
-_STAGE = ".unfinished"
+SHARD_BYTES = 128_000_000
+_SEED = 0  # of the order of shards, and of what is sampled from them
+_KINDS = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"BM", "bmp"), (b"RIFF", "webp"), (b"", "tif"))
 # Of the image's side: YOLO's numbers are rounded, COCO's second corner is a sum.
 _TOLERANCES = {"yolo": 1e-6, "coco": 1e-14, "voc": 0.0}
 # Folders that mean something to a reader, or that readers skip.
@@ -78,42 +86,41 @@ def write_dataset(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already, and nothing is ever overwritten; name a new or an empty folder")
     refuse_inside_dataset(out, dataset)
-    was_there, stage, done = out.exists(), out / _STAGE, count(1)
-    num_images = sum(map(len, dataset.splits.values()))
+    was_there, num_images, done = out.exists(), sum(map(len, dataset.splits.values())), count(1)
 
     def copied() -> None:
         if progress is not None:
             progress(next(done), num_images)
 
     try:
-        stage.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
         _check_space(dataset, out)
-        if format == "shards":
-            notes, difference = list[str](), write_shards(dataset, stage, shard_bytes, copied)
-        else:
-            splits = place_records(dataset.splits)
-            renamed = _copy_images(splits, stage, format, copied)
-            write_labels = {"yolo": _write_yolo, "coco": _write_coco, "voc": _write_voc}[format]
-            notes = [*write_labels(stage, splits, dataset.class_names), *renamed]
-            difference = _difference(dataset, splits, stage, format)
-        if difference is not None:
-            raise StorageError(
-                f"{out}: the copy reads back otherwise than it was written ({difference}); it was removed"
-            )
-        if extra or notes:
-            text = "\n".join([extra.rstrip("\n"), *notes]).lstrip("\n") + "\n"
-            (stage / "changes.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
-        for path in sorted(stage.iterdir(), key=lambda path: (path.name == MANIFEST, path.name)):  # the list comes last
-            path.rename(out / path.name)
-        stage.rmdir()
-    except BaseException as error:
-        shutil.rmtree(stage, ignore_errors=True)
-        if not was_there and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
-        if isinstance(error, OSError):
-            reason = f"{error.filename or out}: {error.strerror or error}"
-            raise StorageError(f"{out}: the copy was not made: {reason}. The dataset itself is untouched") from error
-        raise
+        with TemporaryDirectory(prefix=".unfinished-", dir=out) as folder:
+            stage, notes = Path(folder), list[str]()
+            if format == "shards":
+                difference = _write_shards(dataset, stage, shard_bytes, copied)
+            else:
+                splits = place_records(dataset.splits)
+                renamed = _copy_images(splits, stage, format, copied)
+                write_labels = {"yolo": _write_yolo, "coco": _write_coco, "voc": _write_voc}[format]
+                notes = [*write_labels(stage, splits, dataset.class_names), *renamed]
+                difference = _difference(dataset, splits, stage, format)
+            if difference is not None:
+                raise StorageError(
+                    f"{out}: the copy reads back otherwise than it was written ({difference}); it was removed"
+                )
+            if extra or notes:
+                text = "\n".join([extra.rstrip("\n"), *notes]).lstrip("\n") + "\n"
+                (stage / "changes.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+            for path in sorted(stage.iterdir(), key=lambda path: (path.name == MANIFEST, path.name)):  # the list last
+                path.rename(out / path.name)
+    except OSError as error:
+        reason = f"{error.filename or out}: {error.strerror or error}"
+        raise StorageError(f"{out}: the copy was not made: {reason}. The dataset itself is untouched") from error
+    finally:
+        if not was_there:
+            with suppress(OSError):  # it is not empty, as it should be
+                out.rmdir()
     return notes
 
 
@@ -250,6 +257,113 @@ def _voc_xml(record: Record, file_name: str, class_names: Sequence[str]) -> str:
             "\t</object>",
         ]
     return "\n".join([*lines, "</annotation>"]) + "\n"
+
+
+def _write_shards(dataset: DatasetIndex, folder: Path, most_bytes: int, copied: Callable[[], None]) -> str | None:
+    """Tar files of labels and byte copies of images, and the list of them: see `anchorite.data.shards`.
+
+    A training split is shuffled first, so that each shard is a random part of it. A shard holds a sample at least,
+    however large. Returns what differs when it is read back, if anything does.
+    """
+    tables: dict[str, RecordTable] = {}
+    for split, records in dataset.splits.items():
+        tables[split] = records.table()
+        if split == "train" and not records.is_shuffled:
+            tables[split] = tables[split].select(np.random.default_rng(_SEED).permutation(len(records)))
+    root = dataset.root if dataset.root.is_dir() else dataset.root.parent
+    splits = {
+        split: _facts(
+            table, len(dataset.class_names), _write_split(split, _samples(table, root, copied), folder, most_bytes)
+        )
+        for split, table in tables.items()
+    }
+    manifest = Manifest.model_validate({"class_names": list(dataset.class_names), "splits": splits})
+    (folder / MANIFEST).write_text(_manifest_text(manifest), encoding="ascii")
+    copy = open_dataset(folder, "shards")
+    for split, table in tables.items():
+        written = copy.splits[split]
+        assert isinstance(written, ShardedSplit)
+        for record, (found, _) in zip(table, written.samples(), strict=True):
+            if record != replace(found, path=record.path):  # the image has the CRC-32 of the one that was read
+                return str(found.path)
+    return None
+
+
+def _samples(table: RecordTable, root: Path, copied: Callable[[], None]) -> Iterator[tuple[bytes, bytes]]:
+    """The two files of each sample: its label and its image."""
+    for record in table:
+        try:
+            with open_regular(record.path) as file:
+                image = file.read()
+        except InputError as error:
+            raise InputError(f"{record.path}: {error}") from error
+        label = label_bytes(record, os.path.relpath(record.path, root))
+        if len(label) > shard_format.MAX_LABEL_BYTES or len(image) > shard_format.MAX_IMAGE_BYTES:
+            raise InputError(
+                f"{record.path}: {len(record.class_ids)} boxes and {len(image) / 1e6:.0f} MB are more than a shard "
+                "takes; leave the image out"
+            )
+        yield label, image
+        copied()
+
+
+def _write_split(split: str, samples: Iterator[tuple[bytes, bytes]], folder: Path, most_bytes: int) -> list[ShardFacts]:
+    """Write the shards of a split; each is durable before the next begins."""
+    shards: list[ShardFacts] = []
+    sample = next(samples, None)
+    while sample is not None:
+        name, num_samples = shard_format.shard_name(split, len(shards)), 0
+        with (folder / name).open("x+b") as file:
+            while sample is not None:
+                label, image = sample
+                key = f"{name.removesuffix('.tar')}-{num_samples:06d}"
+                suffix = next(suffix for start, suffix in _KINDS if image.startswith(start))
+                members = member_bytes(f"{key}.json", label) + member_bytes(f"{key}.{suffix}", image)
+                is_full = file.tell() + len(members) + 2 * BLOCK > most_bytes or num_samples == shard_format.MAX_SAMPLES
+                if num_samples and is_full:
+                    break
+                file.write(members)
+                num_samples, sample = num_samples + 1, next(samples, None)
+            file.write(bytes(2 * BLOCK))
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            shards.append(ShardFacts(name=name, samples=num_samples, bytes=file.tell(), sha256=digest))
+    return shards
+
+
+def _facts(table: RecordTable, num_classes: int, shards: list[ShardFacts]) -> SplitFacts:
+    """What the list says of a split: counts, and an even sample of its boxes' sides (Vitter's algorithm R)."""
+    labels, rng = table.labels(), random.Random(_SEED)
+    trained = ~labels.ignored
+    longer = np.repeat(np.maximum(labels.widths, labels.heights), labels.counts)
+    sides = ((labels.boxes_xyxy[:, 2:] - labels.boxes_xyxy[:, :2]) / longer[:, None])[trained]
+    chosen = sides[:MAX_SIDES].tolist()
+    for number in range(MAX_SIDES, len(sides)):
+        if (place := rng.randrange(number + 1)) < MAX_SIDES:
+            chosen[place] = sides[number].tolist()
+    class_counts, ignored_counts = (
+        np.bincount(labels.class_ids[group], minlength=num_classes).tolist() for group in (trained, labels.ignored)
+    )
+    return SplitFacts(
+        background=int((labels.counts == 0).sum()),
+        class_counts=class_counts,
+        ignored_counts=ignored_counts,
+        sides=chosen,
+        shards=shards,
+    )
+
+
+def _manifest_text(manifest: Manifest) -> str:
+    """The list as JSON, a line for each shard."""
+    splits = []
+    for split, facts in manifest.splits.items():
+        head = json.dumps(facts.model_dump(exclude={"shards"}))
+        shards = ",\n".join(json.dumps(shard.model_dump()) for shard in facts.shards)
+        splits.append(f'"{split}": {head[:-1]}, "shards": [\n{shards}\n]}}')
+    head = json.dumps(manifest.model_dump(exclude={"splits"}))
+    return f'{head[:-1]},\n"splits": {{\n' + ",\n".join(splits) + "\n}}\n"
 
 
 def _write_text(path: Path, text: str) -> None:

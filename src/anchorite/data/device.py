@@ -1,5 +1,5 @@
-"""Training on images that lie where the accelerator reads them: the store of such images, and the `Loader` of batches
-that a thread plans and the device paints.
+"""Training on images that lie where the accelerator reads them: their store, the painting of augmented images by tensor
+operations, and the `Loader` of batches that a thread plans and the device paints.
 
 All images lie one behind the other in one flat tensor, an int32 a pixel (red, green and blue from the lowest byte up),
 with the offset at which each begins. Against padding all to one square, that takes no memory for what is not there (a
@@ -10,15 +10,23 @@ needed, and reads are what the time of augmentation goes into.
 Only a plan travels, some kilobytes a batch. Targets come from the same plans as those of the loader on the host, by the
 same function, so they are equal; they are padded, so that no shape depends on how many objects a batch shows.
 
-Legend: B images, T targets of a batch, M pixels of all images.
+Every canvas pixel finds the last tile that covers it and its position there, and reads the source pixels around it:
+nothing is painted twice, and nothing depends on the data but the numbers themselves, so that nothing waits for the host
+and `torch.compile` makes one kernel of it. Numbers are float32; against OpenCV, which counts in 32nds of a pixel where
+images are turned and in 2048ths of a weight elsewhere, results differ by rounding. Coordinates count pixel centres:
+canvas pixel X reads source pixel x of it, so that 0 is the middle of the first.
+
+Legend: B images, T targets of a batch, L layers of an image (two with mixup), Q tiles of a layer, S side of the canvas
+in pixels, M pixels of all images.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +34,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anchorite.boxes import Targets
+from anchorite.data.augment import NO_JITTER, SamplePlan, Tile, hue_steps
 from anchorite.data.batches import Batch, EpochBatches, LoaderConfig, SampleKey, empty_batch
 from anchorite.data.dataset import LeftOut
-from anchorite.data.device_render import BatchPlan, in_parts, plan_batch, render
 from anchorite.data.images import FILL
 from anchorite.data.prefetch import prefetch
 from anchorite.data.records import Record
@@ -43,9 +51,20 @@ CAPACITY_STEP = 64
 _CAPACITY_MARGIN = 1.25
 _PROBED_BATCHES = 32
 _MAX_COMPILED_TAPS = 4  # beyond, the unrolled sum takes longer to compile than to run
-
-Renderer = Callable[..., Tensor]
-PlannedBatch = tuple[BatchPlan, Targets, Tensor]
+# Pixels painted by one call of the operators: bounds the memory of their intermediate results, a few dozen numbers a
+# pixel, and on a processor keeps them in its cache.
+_PIXELS_AT_ONCE = {"cuda": 1 << 22, "cpu": 1 << 17}
+# Columns of a tile's numbers.
+MAP = slice(0, 6)  # x of X, of Y and of 1; then y of X, Y, 1
+SEEN = slice(6, 10)  # left, top, right, bottom: canvas pixels that the tile may cover
+DRAWN = slice(10, 14)  # lowest x and y, and the bounds of x and y, that are drawn; of turned tiles
+HELD = slice(14, 18)  # lowest x and y, highest x and y: coordinates are held in this range
+REACH = slice(18, 20)  # half the width and height, in source pixels, of the area averaged; 0 to interpolate instead
+NUM_COLUMNS = 20
+MOSAIC_TILES = 4
+_EVERYWHERE = (-math.inf, -math.inf, math.inf, math.inf)
+# OpenCV counts in 32nds of a pixel: nearest to 0 lies what is less than a 64th away.
+_EDGE = 1 / 64
 
 
 def choose_storage(num_bytes: int, device: torch.device) -> tuple[Storage | None, str]:
@@ -139,6 +158,261 @@ def packed(image: NDArray[np.uint8]) -> Tensor:
     return red | green << 8 | blue << 16
 
 
+class BatchPlan(NamedTuple):
+    """What is painted for a batch.
+
+    sources: (B * L * Q) indices of records, in the order of `tiles`; -1 where there is no tile. tiles: (B, L, Q, 20)
+    float32, see above. widths: (B, L, Q) int64, row lengths of the sources. colours: (B, 4) float32: share of the
+    first layer, hue shift in half degrees, factors of saturation and value. size: S. taps: source pixels read along
+    each axis for a canvas pixel, 2 unless areas are averaged. jitters: whether any colour changes.
+    """
+
+    sources: tuple[int, ...]
+    tiles: Tensor
+    widths: Tensor
+    colours: Tensor
+    size: int
+    taps: int
+    jitters: bool
+
+
+def plan_batch(
+    plans: Sequence[SamplePlan], sizes_hw: Sequence[tuple[int, int]], num_images: int | None = None
+) -> BatchPlan:
+    """The arrays of plans of one size, for sources of these (height, width).
+
+    num_images: B, to have more than there are plans: nothing is painted onto the others.
+    """
+    num_images = num_images or len(plans)
+    num_layers = max(len(plan.layers) for plan in plans)
+    # One or a mosaic's four, nothing between, so that few shapes occur and few kernels are compiled.
+    num_tiles = MOSAIC_TILES if any(len(layer) > 1 for plan in plans for layer in plan.layers) else 1
+    shape = (num_images, num_layers, num_tiles)
+    sources, widths = np.full(shape, -1, np.int64), np.zeros(shape, np.int64)
+    numbers = np.zeros((*shape, NUM_COLUMNS))
+    colours = np.tile(np.array([1.0, 0.0, 1.0, 1.0]), (num_images, 1))
+    placed = [
+        ((image, layer, number), tile)
+        for image, plan in enumerate(plans)
+        for layer, tiles in enumerate(plan.layers)
+        for number, tile in enumerate(tiles)
+    ]
+    if placed:
+        where, tiles = tuple(np.array([place for place, _ in placed]).T), [tile for _, tile in placed]
+        sources[where] = [tile.source for tile in tiles]
+        widths[where] = [sizes_hw[tile.source][1] for tile in tiles]
+        numbers[where] = _tile_numbers(tiles, sizes_hw)
+    for image, plan in enumerate(plans):
+        hue, saturation, value = plan.jitter
+        colours[image] = plan.share, hue_steps(hue), saturation, value
+    # In even numbers, so that few different ones occur.
+    reach = numbers[..., REACH].max()
+    taps = 2 * math.ceil((math.ceil(2 * reach) + 1) / 2) if reach else 2
+    return BatchPlan(
+        tuple(sources.flatten().tolist()),
+        torch.from_numpy(numbers.astype(np.float32)),
+        torch.from_numpy(widths),
+        torch.from_numpy(colours.astype(np.float32)),
+        plans[0].size,
+        taps,
+        any(plan.jitter != NO_JITTER for plan in plans),
+    )
+
+
+def _tile_numbers(tiles: Sequence[Tile], sizes_hw: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
+    """The columns of tiles, (M, 20)."""
+    numbers = np.zeros((len(tiles), NUM_COLUMNS))
+    # From maps of the source onto the canvas to those that find a canvas pixel's source.
+    maps = np.stack([tile.warp.map for tile in tiles])
+    linear = np.linalg.inv(maps[:, :2, :2])
+    shifts = np.matmul(linear, (0.5 - maps[:, :2, 2])[..., None]) - 0.5
+    numbers[:, MAP] = np.concatenate([linear, shifts], axis=2).reshape(-1, 6)
+    numbers[:, SEEN] = [tile.warp.seen for tile in tiles]
+    for row, tile in zip(numbers, tiles, strict=True):
+        height, width = sizes_hw[tile.source]
+        if tile.warp.crop is None:
+            row[DRAWN] = -_EDGE, -_EDGE, width - _EDGE, height - _EDGE
+            row[HELD] = 0, 0, width - 1, height - 1
+            continue
+        row[DRAWN] = _EVERYWHERE
+        x0, y0, x1, y1 = tile.warp.crop
+        # An average may take in what lies within the crop, an interpolation what lies between its pixels' centres.
+        reach_x, reach_y = (abs(row[MAP][0]) / 2, abs(row[MAP][4]) / 2) if tile.warp.averages else (0.5, 0.5)
+        row[HELD] = x0 - 0.5 + reach_x, y0 - 0.5 + reach_y, x1 - 0.5 - reach_x, y1 - 0.5 - reach_y
+        row[REACH] = (reach_x, reach_y) if tile.warp.averages else (0, 0)
+    return numbers
+
+
+Channels = tuple[Tensor, ...]  # red, green, blue: (B, S, S) float32, whole numbers in 0..255
+
+
+class Source(NamedTuple):
+    """Where each canvas pixel is read: coordinates x, y, half sides of the area averaged, start and row length of the
+    image; each (B, S, S)."""
+
+    x: Tensor
+    y: Tensor
+    reach_x: Tensor
+    reach_y: Tensor
+    start: Tensor
+    width: Tensor
+
+
+def render(
+    pixels: Tensor,
+    starts: Tensor,
+    tiles: Tensor,
+    widths: Tensor,
+    colours: Tensor,
+    size: int,
+    taps: int,
+    jitters: bool,
+) -> Tensor:
+    """The images (B, 3, S, S) uint8, channels last in memory, of a `BatchPlan`.
+
+    pixels: (M,) int32, see `DeviceStore`; starts: (B, L, Q) int64, where each tile's image begins there.
+    """
+    canvases = []
+    for layer in range(tiles.shape[1]):
+        source = find_sources(starts[:, layer], tiles[:, layer], widths[:, layer], size)
+        sums = _interpolated(pixels, source) if taps == 2 else _weighted(pixels, source, taps)
+        canvases.append(tuple((channel + 0.5).floor() for channel in sums))
+    channels = canvases[0]
+    for others in canvases[1:]:
+        channels = blended(channels, others, colours[:, 0, None, None])
+    if jitters:
+        hue, saturation, value = (colours[:, column, None, None] for column in (1, 2, 3))
+        channels = jittered(channels, hue, saturation, value)
+    return torch.stack([channel.to(torch.uint8) for channel in channels], dim=-1).permute(0, 3, 1, 2)
+
+
+def find_sources(starts: Tensor, tiles: Tensor, widths: Tensor, size: int) -> Source:
+    """What each canvas pixel shows: of the last tile that covers it, else the first of all, the canvas's colour."""
+    num_images, num_tiles = starts.shape
+    across = torch.arange(size, device=tiles.device, dtype=torch.float32)[None, None, :]
+    down = torch.arange(size, device=tiles.device, dtype=torch.float32)[None, :, None]
+    nothing = tiles.new_zeros((num_images, size, size))
+    nowhere = starts.new_zeros((num_images, size, size))
+    source = Source(nothing, nothing, nothing, nothing, nowhere, nowhere)
+    for tile in range(num_tiles):
+        numbers = tiles[:, tile, :, None, None]
+        x_of_x, x_of_y, shift_x, y_of_x, y_of_y, shift_y = numbers[:, MAP].unbind(1)
+        x = across * x_of_x + (down * x_of_y + shift_x)
+        y = across * y_of_x + (down * y_of_y + shift_y)
+        left, top, right, bottom = numbers[:, SEEN].unbind(1)
+        lowest_x, lowest_y, bound_x, bound_y = numbers[:, DRAWN].unbind(1)
+        covers = ((across >= left) & (across < right)) & ((down >= top) & (down < bottom))
+        covers = covers & (x >= lowest_x) & (x < bound_x) & (y >= lowest_y) & (y < bound_y)
+        least_x, least_y, most_x, most_y = numbers[:, HELD].unbind(1)
+        x, y = x.clamp(least_x, most_x), y.clamp(least_y, most_y)
+        reach_x, reach_y = numbers[:, REACH].unbind(1)
+        start, width = starts[:, tile, None, None], widths[:, tile, None, None]
+        found = (x, y, reach_x, reach_y, start, width)
+        source = Source(*(torch.where(covers, new, old) for new, old in zip(found, source, strict=True)))
+    return source
+
+
+def _interpolated(pixels: Tensor, source: Source) -> Channels:
+    """Each canvas pixel between the four source pixels around it."""
+    column, row = source.x.floor(), source.y.floor()
+    right, lower = source.x - column, source.y - row
+    first = source.start + row.long() * source.width + column.long()
+    upper_pair = _between(_read(pixels, first), _read(pixels, first + 1), right)
+    below = first + source.width
+    lower_pair = _between(_read(pixels, below), _read(pixels, below + 1), right)
+    return _between(upper_pair, lower_pair, lower)
+
+
+def _between(first: Channels, second: Channels, share: Tensor) -> Channels:
+    return tuple(one + (other - one) * share for one, other in zip(first, second, strict=True))
+
+
+def _weighted(pixels: Tensor, source: Source, taps: int) -> Channels:
+    """Each canvas pixel as a weighted sum of `taps` x `taps` source pixels: averages of areas, or interpolation."""
+    columns, weights_x = _tap_weights(source.x, source.reach_x, taps)
+    rows, weights_y = _tap_weights(source.y, source.reach_y, taps)
+    sums: Channels = (torch.zeros_like(source.x),) * 3
+    for row, weight_y in zip(rows, weights_y, strict=True):
+        first = source.start + row.long() * source.width
+        for column, weight_x in zip(columns, weights_x, strict=True):
+            weight, values = weight_x * weight_y, _read(pixels, first + column.long())
+            sums = tuple(total + value * weight for total, value in zip(sums, values, strict=True))
+    return sums
+
+
+def _tap_weights(centre: Tensor, reach: Tensor, taps: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The pixels to read along one axis, and their weights: the overlap with the area averaged, or 1 - distance."""
+    averages = reach > 0
+    first = torch.where(averages, (centre - reach + 0.5).floor(), centre.floor())
+    length = torch.where(averages, 2 * reach, torch.ones_like(reach))
+    numbers, weights = [], []
+    for tap in range(taps):
+        number = first + tap
+        overlap = torch.minimum(centre + reach, number + 0.5) - torch.maximum(centre - reach, number - 0.5)
+        nearness = 1 - (centre - number).abs()
+        numbers.append(number)
+        weights.append(torch.where(averages, overlap, nearness).clamp_min(0) / length)
+    return numbers, weights
+
+
+def _read(pixels: Tensor, index: Tensor) -> Channels:
+    """The channels of pixels of the flat store; indices beyond its ends have weight 0 and are read at its ends."""
+    packed = pixels[index.clamp(0, pixels.shape[0] - 1)]
+    return (packed & 255).float(), (packed >> 8 & 255).float(), (packed >> 16 & 255).float()
+
+
+def blended(first: Channels, second: Channels, share: Tensor) -> Channels:
+    """Two canvases blended, `share` of the first (mixup)."""
+    return tuple((one * share + other * (1 - share)).round() for one, other in zip(first, second, strict=True))
+
+
+def jittered(channels: Channels, hue: Tensor, saturation: Tensor, value: Tensor) -> Channels:
+    """Colours with the hue (in half degrees) shifted, saturation and value scaled, saturating.
+
+    hue, saturation, value: (B, 1, 1) of each image. Rounded at each step as OpenCV rounds uint8 images, whose quotients
+    are tables of 4096ths, and which drops the fraction on the way back.
+    """
+    red, green, blue = channels
+    brightest = torch.maximum(torch.maximum(red, green), blue)
+    spread = brightest - torch.minimum(torch.minimum(red, green), blue)
+    chroma = _by_4096ths(spread, 255, brightest)
+    sixths = torch.where(
+        brightest == red,
+        green - blue,
+        torch.where(brightest == green, blue - red + 2 * spread, red - green + 4 * spread),
+    )
+    angle = (_by_4096ths(sixths, 30, spread) + hue) * (1 / 30)  # in sixths of the circle
+    chroma = (chroma * saturation).round().clamp_max(255) * (1 / 255)
+    brightest = (brightest * value).round().clamp_max(255) * (1 / 255)
+    changed = []
+    for turn in (5, 3, 1):  # each channel is a trapezium of the angle
+        along = angle + turn
+        along = along - 6 * (along / 6).floor()
+        lack = torch.minimum(along, 4 - along).clamp(0, 1)
+        changed.append((brightest * (1 - chroma * lack) * 255).floor())
+    return tuple(changed)
+
+
+def _by_4096ths(number: Tensor, factor: int, divisor: Tensor) -> Tensor:
+    """number * factor / divisor (0 divides as 1) to the nearest whole number, the quotient first to 4096ths."""
+    quotient = (factor * 4096 / divisor.clamp_min(1)).round()
+    return ((number * quotient + 2048) / 4096).floor()
+
+
+def in_parts(pixels: Tensor, tables: list[Tensor], plan: BatchPlan) -> Tensor:
+    """The images (B, 3, S, S) by operators, a few images at a time; tables: starts, tiles, widths, colours."""
+    size = plan.size
+    num_images = max(1, _PIXELS_AT_ONCE.get(pixels.device.type, 1 << 22) // size**2)
+    parts = zip(*(table.split(num_images) for table in tables), strict=True)
+    images = [
+        render(pixels, starts, tiles, widths, colours, size, plan.taps, plan.jitters)
+        for starts, tiles, widths, colours in parts
+    ]
+    if len(images) == 1:
+        return images[0]
+    return torch.cat([image.permute(0, 2, 3, 1) for image in images]).permute(0, 3, 1, 2)
+
+
 def choose_capacity(samples: TrainSamples, batches: EpochBatches) -> tuple[int, str]:
     """Rows to pad targets to, with a margin over the fullest of some batches of the first epoch, and why, in words."""
     probed = islice(batches.of_epoch(0), _PROBED_BATCHES)
@@ -179,7 +453,7 @@ class DeviceLoader:
         self._reason = reason
         chosen = choose_capacity(samples, self.batches) if capacity is None else (capacity, "targets padded as given")
         self._capacity, self._capacity_reason = chosen
-        self._compiled: Renderer | None = None
+        self._compiled: Callable[..., Tensor] | None = None
         self.painting = "operator by operator"
         if compiled:
             self._try_compiled()
@@ -218,7 +492,7 @@ class DeviceLoader:
         return self._one_pass(self._epoch, self._start_batch)  # bound now: a later set_epoch leaves this pass alone
 
     def _one_pass(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
-        def plan(_stop: object) -> Generator[PlannedBatch, None, None]:
+        def plan(_stop: object) -> Generator[tuple[BatchPlan, Targets, Tensor], None, None]:
             yield from map(self.planned, filter(None, self.batches.of_epoch(epoch, start_batch)))
 
         with closing(prefetch(plan, self.config.prefetch)) as planned_batches:
@@ -227,7 +501,7 @@ class DeviceLoader:
         if self.batches.sizes.ends_empty and start_batch < len(self):
             yield empty_batch(self.samples.image_size, self._capacity).to(self.store.device)
 
-    def planned(self, keys: Sequence[SampleKey]) -> PlannedBatch:
+    def planned(self, keys: Sequence[SampleKey]) -> tuple[BatchPlan, Targets, Tensor]:
         """A batch as the thread hands it over, before any pixel is touched: its plan, targets and records' indices.
 
         In pinned memory for a CUDA device.
