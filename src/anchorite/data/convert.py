@@ -47,9 +47,7 @@ _SPECIAL_FOLDERS = frozenset({"images", "labels", "annotations", "..", "__MACOSX
 _MAX_NAME_BYTES = 255
 _RELATIVE_TOLERANCE = 1e-10
 
-
-# A record and where its image goes, counted from the split's image folder, as in "sub/a.jpg".
-PlacedRecord = tuple[Record, PurePosixPath]
+PlacedRecord = tuple[Record, PurePosixPath]  # and where its image goes in the split's image folder, as in "sub/a.jpg"
 PlacedSplits = Mapping[str, Sequence[PlacedRecord]]
 
 
@@ -212,9 +210,10 @@ def _write_coco(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> 
             images.append({"id": number, "file_name": str(file), "width": record.width, "height": record.height})
             columns = record.class_ids.tolist(), record.boxes_xyxy.tolist(), record.areas.tolist(), record.ignored
             for class_id, (x1, y1, x2, y2), area, ignored in zip(*columns, strict=True):
-                bbox = [_whole_if_possible(side) for side in (x1, y1, side_between(x1, x2), side_between(y1, y2))]
+                sides = x1, y1, side_between(x1, x2), side_between(y1, y2), area
+                *bbox, area = (int(side) if side.is_integer() else side for side in sides)
                 box = {"id": len(boxes) + 1, "image_id": number, "category_id": class_id + 1, "bbox": bbox}
-                boxes.append({**box, "area": _whole_if_possible(area), "iscrowd": int(ignored)})
+                boxes.append({**box, "area": area, "iscrowd": int(ignored)})
         lists = {"images": images, "annotations": boxes, "categories": categories}
         parts = [f'"{key}": [\n' + ",\n".join(map(json.dumps, items)) + "\n]" for key, items in lists.items()]
         _write_text(out / "annotations" / f"instances_{split}.json", "{" + ",\n".join(parts) + "}\n")
@@ -442,10 +441,6 @@ def side_between(low: float, high: float) -> float:
         if low + candidate == high:
             return _shortest(candidate, lambda rounded: low + rounded == high)
     return side
-
-
-def _whole_if_possible(value: float) -> float | int:
-    return int(value) if value.is_integer() else value
 
 
 def _shortest(value: float, is_good: Callable[[float], bool], fewest_digits: int = 0) -> float:

@@ -111,15 +111,14 @@ class DeviceStore:
         self._largest = int(self._areas.max(initial=0))
         self._pixels: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def build(self, progress: Progress | None = None) -> None:
         """Decode everything now, on all cores, as `ImageStore.build` does; raises what that raises."""
-        on_device, is_cuda = self.storage == "device", self.device.type == "cuda"
-        where = self.device if on_device else torch.device("cpu")
-        num_pixels, pinned = self.num_bytes // _BYTES_A_PIXEL, is_cuda and not on_device
-        pixels = torch.empty(num_pixels, dtype=torch.int32, device=where, pin_memory=pinned)
+        pixels = torch.empty(
+            self.num_bytes // _BYTES_A_PIXEL,
+            dtype=torch.int32,
+            device=self.device if self.storage == "device" else "cpu",
+            pin_memory=self.storage == "host" and self.device.type == "cuda",
+        )
         pixels[0] = _FILL_PIXEL
 
         def save(index: int, image: NDArray[np.uint8]) -> None:
@@ -132,11 +131,9 @@ class DeviceStore:
     def stage(self, indices: Sequence[int]) -> tuple[Tensor, NDArray[np.int64]]:
         """Pixels (M,) int32 on the device, and where each image of `indices` begins there.
 
-        They are the whole store, or copies of these images, one behind the other.
-
-        -1 stands for no image, and begins at the first pixel. The tensor of copies has room for the largest image in
-        each slot, so that its size depends on their number alone. The copies are queued on the current stream;
-        nothing waits for them here.
+        They are the whole store, or copies of these images, one behind the other. -1 stands for no image, and begins at
+        the first pixel. The tensor of copies has room for the largest image in each slot, so that its size depends on
+        their number alone. The copies are queued on the current stream; nothing waits for them here.
         """
         assert self._pixels is not None, "build() the store before asking for images"
         chosen = np.asarray(indices, np.int64)
