@@ -53,16 +53,12 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
     bf16 where it is fast (CPUs with AVX512-BF16 or AMX, GPUs of compute capability 8 and up), fp16 with a gradient
     scaler on GPUs of capability 7, else fp32. Raises InputError for fp16 on a CPU.
     """
-    if name == "auto":
-        return _automatic(device)
-    if name not in _DTYPES:
-        raise InputError(f"precision {name}: no such precision; use auto, fp32, bf16 or fp16")
-    if name == "fp16" and device.type == "cpu":
-        raise InputError("precision fp16: half precision is not trained on a CPU; use bf16 or fp32")
-    return Precision(name, _DTYPES[name], name == "fp16", "as asked for")
-
-
-def _automatic(device: torch.device) -> Precision:
+    if name != "auto":
+        if name not in _DTYPES:
+            raise InputError(f"precision {name}: no such precision; use auto, fp32, bf16 or fp16")
+        if name == "fp16" and device.type == "cpu":
+            raise InputError("precision fp16: half precision is not trained on a CPU; use bf16 or fp32")
+        return Precision(name, _DTYPES[name], name == "fp16", "as asked for")
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         where = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
@@ -71,19 +67,11 @@ def _automatic(device: torch.device) -> Precision:
         if major >= 7:
             return Precision("fp16", torch.float16, True, f"{where}, has fp16 but no bf16 arithmetic")
         return Precision("fp32", None, False, f"{where}, has no fast half precision")
-    capability = _fast_bf16_of_cpu()
-    if capability:
-        return Precision("bf16", torch.bfloat16, False, f"this CPU has {capability}")
-    return Precision("fp32", None, False, "this CPU has neither AVX512-BF16 nor AMX")
-
-
-def _fast_bf16_of_cpu() -> str:
-    """The instruction set that makes bf16 fast on this CPU, or an empty string."""
     if torch.cpu._is_amx_tile_supported():
-        return "AMX tiles"
+        return Precision("bf16", torch.bfloat16, False, "this CPU has AMX tiles")
     if torch.cpu._is_avx512_bf16_supported():
-        return "AVX512-BF16"
-    return ""
+        return Precision("bf16", torch.bfloat16, False, "this CPU has AVX512-BF16")
+    return Precision("fp32", None, False, "this CPU has neither AVX512-BF16 nor AMX")
 
 
 def choose_compile(name: CompileName, device: torch.device, one_size: bool) -> tuple[bool, str]:

@@ -13,6 +13,9 @@ from typing import ParamSpec, TypeVar
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
 
+FROM_RANK = "from rank "
+"""Begins the note on an error that one rank alone has met; an error without it is met by all ranks alike."""
+
 
 def accepts_iou_limit(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
     """A decorator: the keyword `iou_threshold` is accepted by its earlier name `iou_limit` as well."""
@@ -34,8 +37,6 @@ class AnchoriteError(ValueError):
 
 class InputError(AnchoriteError):
     """Bad input or usage: a label, a recipe key, a path, a flag."""
-
-    exit_code = 2
 
 
 class DivergedError(AnchoriteError):

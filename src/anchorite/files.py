@@ -16,7 +16,7 @@ from anchorite.errors import StorageError
 _FLOCK_LAYOUTS = {"linux": ("hhqqi", 0), "darwin": ("qqihh", 3)}
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], num_bytes: int | None = None) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], num_bytes: int | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place, durable on return.
 
     num_bytes: approximate size of the file, for the message. Raises StorageError naming the path, the bytes needed and
@@ -30,9 +30,13 @@ def write_atomically(path: Path, write: Callable[[Path], None], num_bytes: int |
         temporary.replace(path)
         _flush_to_disk(path.parent)
     except OSError as error:
-        needed = "" if num_bytes is None else f"{num_bytes / 1e6:.1f} MB needed, "
+        space = "" if num_bytes is None else f"{num_bytes / 1e6:.1f} MB needed, "
+        try:
+            space += f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free there"
+        except OSError:
+            space += "the folder cannot be read"
         raise StorageError(
-            f"{path}: cannot be written: {error.strerror or error}; {needed}{_free_space(path.parent)}. "
+            f"{path}: cannot be written: {error.strerror or error}; {space}. "
             "Free some space or choose another folder with --out"
         ) from error
     finally:
@@ -40,31 +44,14 @@ def write_atomically(path: Path, write: Callable[[Path], None], num_bytes: int |
             temporary.unlink(missing_ok=True)
 
 
-def move_into_place(finished: Path, path: Path) -> None:
-    """`write_atomically` for a file that lies finished in the same folder, and is gone from there on return."""
-
-    def write(temporary: Path) -> None:
-        finished.replace(temporary)
-
-    write_atomically(path, write)
-
-
 def write_bytes_atomically(path: Path, content: bytes) -> None:
     """`write_atomically` for a content at hand."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    write_atomically(path, write, len(content))
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), len(content))
 
 
 def write_text_atomically(path: Path, text: str) -> None:
     """`write_atomically` for a UTF-8 text."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def is_locked(path: Path) -> bool:
@@ -91,10 +78,3 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free there"
-    except OSError:
-        return "the folder cannot be read"

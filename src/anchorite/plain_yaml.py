@@ -59,10 +59,47 @@ def kind_of(node: yaml.Node) -> str:
     return str(node.tag).removeprefix(_STANDARD)
 
 
+class _PlainComposer(yaml.SafeLoader):
+    """Composes the nodes of a text, and refuses what is no plain YAML where it stands."""
+
+    def __init__(self, text: str, where: str) -> None:
+        super().__init__(text)
+        self.where = where
+        self.depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            if isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
+                raise self._fault(
+                    event, f"the alias *{printable(str(event.anchor), 60)} repeats a collection; write it out"
+                )
+            return super().compose_node(parent, index)
+        self.depth += isinstance(event, yaml.CollectionStartEvent)
+        if self.depth > _MAX_DEPTH:
+            raise self._fault(event, f"nested deeper than {_MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        assert node is not None
+        self.depth -= isinstance(event, yaml.CollectionStartEvent)
+        if node.tag not in _PLAIN_TAGS:
+            raise self._fault(node, f"the tag {shorten(str(node.tag))} is not read; remove it")
+        first_lines: dict[str, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                raise self._fault(key, "a key must be a plain word")
+            if key.value in first_lines:
+                twice = f"the key {shorten(key.value)} stands twice, first in line {first_lines[key.value]}; remove one"
+                raise self._fault(key, twice)
+            first_lines[key.value] = line_of(key)
+        return node
+
+    def _fault(self, place: Any, message: str) -> InputError:
+        return InputError(f"{self.where}:{place.start_mark.line + 1}: {message}")
+
+
 def _document(text: str, where: str) -> yaml.Node | None:
     try:
-        _refuse_bombs(text, where)
-        document = yaml.compose(text, Loader=yaml.SafeLoader)
+        return _PlainComposer(text, where).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark else where
@@ -73,9 +110,6 @@ def _document(text: str, where: str) -> yaml.Node | None:
         raise
     except (ValueError, OverflowError) as error:  # "\UFFFFFFFF", which is no character; a version of 5000 digits
         raise InputError(f"{where}: not readable as YAML: {shorten(str(error), 120)}") from error
-    if document is not None:
-        _check_nodes(document, where)
-    return document
 
 
 def _value(node: yaml.Node, where: str) -> Any:
@@ -90,44 +124,3 @@ def _value(node: yaml.Node, where: str) -> Any:
         return yaml.constructor.SafeConstructor().construct_object(node)
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError) as error:  # !!bool maybe, 2001-99-9
         raise fault from error
-
-
-def _refuse_bombs(text: str, where: str) -> None:
-    depth = 0
-    collections: set[str] = set()
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1 if event.start_mark else 1
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > _MAX_DEPTH:
-                raise InputError(f"{where}:{line}: nested deeper than {_MAX_DEPTH} levels")
-            if event.anchor:
-                collections.add(event.anchor)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.AliasEvent) and event.anchor in collections:
-            raise InputError(
-                f"{where}:{line}: the alias *{printable(event.anchor, 60)} repeats a collection; write it out"
-            )
-
-
-def _check_nodes(node: yaml.Node, where: str) -> None:
-    if node.tag not in _PLAIN_TAGS:
-        raise InputError(f"{where}:{line_of(node)}: the tag {shorten(str(node.tag))} is not read; remove it")
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_nodes(item, where)
-    elif isinstance(node, yaml.MappingNode):
-        first_lines: dict[str, int] = {}
-        for key, value in node.value:
-            line = line_of(key)
-            if not isinstance(key, yaml.ScalarNode):
-                raise InputError(f"{where}:{line}: a key must be a plain word")
-            if key.value in first_lines:
-                raise InputError(
-                    f"{where}:{line}: the key {shorten(key.value)} stands twice, first in line "
-                    f"{first_lines[key.value]}; remove one"
-                )
-            first_lines[key.value] = line
-            _check_nodes(key, where)
-            _check_nodes(value, where)

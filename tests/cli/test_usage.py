@@ -188,7 +188,7 @@ def test_interrupts_have_codes_of_their_own(
     def interrupted() -> None:
         raise error
 
-    monkeypatch.setattr("anchorite.train.built_in_recipes", interrupted)
+    monkeypatch.setattr("anchorite.recipe_names.built_in_recipes", interrupted)
     assert refused(capsys, "recipes") == (code, f"anchorite: {said}\n")
     error.add_note("Traceback (of a worker)")
     error.add_note(f"{RESUME_HINT} try again")
@@ -199,7 +199,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("anchorite.train.built_in_recipes", broken)
+    monkeypatch.setattr("anchorite.recipe_names.built_in_recipes", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         run(["recipes"])
 
@@ -213,7 +213,7 @@ def test_memory_that_runs_out_is_no_traceback(
         def starve(error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr("anchorite.train.built_in_recipes", starve)
+        monkeypatch.setattr("anchorite.recipe_names.built_in_recipes", starve)
         code, message = refused(capsys, "recipes")
         assert code == 2
         assert "smaller --batch or --image-size" in message

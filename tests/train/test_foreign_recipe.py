@@ -10,8 +10,8 @@ import pytest
 
 from anchorite.cli import run
 from anchorite.errors import InputError
+from anchorite.recipe_names import other_names
 from anchorite.train import Recipe, load_recipe, read_recipe
-from anchorite.train.recipe_names import FAMILIAR_NAMES, HYPERPARAMETERS, WITHOUT_FIELD
 from tests.cli.commands import data_folder
 
 TAKEN: dict[str, tuple[str, float]] = {
@@ -76,9 +76,9 @@ def test_each_name_of_the_family_sets_its_field_and_is_told(tmp_path: Path) -> N
 
 
 def test_no_name_is_forgotten() -> None:
-    assert {*TAKEN, *WITHOUT, "anchors"} == set(HYPERPARAMETERS)
-    assert all(FAMILIAR_NAMES[name] == field for name, (field, _) in TAKEN.items())
-    assert all(name in WITHOUT_FIELD for name in WITHOUT)
+    assert {*TAKEN, *WITHOUT, "anchors"} == {name for name, other in other_names().items() if other.is_hyperparameter}
+    assert all(other_names()[name].field == field for name, (field, _) in TAKEN.items())
+    assert all(not other_names()[name].field for name in WITHOUT)
 
 
 @pytest.mark.parametrize("name", WITHOUT)
@@ -86,7 +86,7 @@ def test_what_there_is_no_field_for_is_told_and_a_warning_where_it_is_on(name: s
     _, notes = read_recipe(written(tmp_path, f"lr0: 0.01\n{name}: 0.0\n"))
     assert notes[2] == f"{name} 0: there is no such thing here, and off it is there, too"
     recipe, notes = read_recipe(written(tmp_path, f"lr0: 0.01\n{name}: 0.25\n"))
-    assert notes[2] == f"warning: {name} 0.25 is ignored: {WITHOUT_FIELD[name]}"
+    assert notes[2] == f"warning: {name} 0.25 is ignored: {other_names()[name].note}"
     assert recipe.model_copy(update={"name": "default"}) == Recipe()
 
 
@@ -168,7 +168,7 @@ def test_a_run_by_such_a_file_says_how_it_was_taken(capsys: pytest.CaptureFixtur
             "docs/recipes.md. They are taken so:"
         ),
         "lr0 0.01 -> optimizer.lr",
-        f"warning: perspective 0.001 is ignored: {WITHOUT_FIELD['perspective']}",
+        f"warning: perspective 0.001 is ignored: {other_names()['perspective'].note}",
     ]
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line in said] == said

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from anchorite.errors import InputError
+from anchorite.recipe_names import other_names
 from anchorite.train import built_in_recipes, load_recipe, parse_setting, read_recipe, with_settings
 from anchorite.train.recipe import field_names
-from anchorite.train.recipe_names import FAMILIAR_NAMES, WITHOUT_FIELD
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,15 +134,16 @@ def test_the_names_that_other_trainers_use_lead_to_ours(name: str, said: str, tm
 
 def test_what_other_trainers_call_our_fields_is_what_the_documentation_says() -> None:
     fields = set(field_names())
-    assert set(FAMILIAR_NAMES.values()) <= fields
-    assert not set(WITHOUT_FIELD) & set(FAMILIAR_NAMES)
+    familiar = {name: other.field for name, other in other_names().items() if other.field}
+    assert set(familiar.values()) <= fields
+    assert all(other.note for other in other_names().values() if not other.field)
     rows = (ROOT / "docs/other-trainers.md").read_text(encoding="utf-8").splitlines()
     documented = 0
     for row in (row.split("|") for row in rows if row.startswith("|")):
-        theirs = set(re.findall(r"\w+", row[1])) & FAMILIAR_NAMES.keys()
+        theirs = set(re.findall(r"\w+", row[1])) & familiar.keys()
         ours = set(re.findall(r"`(\w+\.\w+)`", row[3])) & fields
         for name in theirs if ours and "`--" not in row[1] else ():
-            assert FAMILIAR_NAMES[name] in ours, name
+            assert familiar[name] in ours, name
             documented += 1
     assert documented > 20
 

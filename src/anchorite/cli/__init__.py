@@ -17,8 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from anchorite import __version__
 from anchorite.cli.usage import usage_message
-from anchorite.errors import AnchoriteError, InputError, ReportedByPeer, StorageError
-from anchorite.launch import FROM_RANK, launched_rank
+from anchorite.errors import FROM_RANK, AnchoriteError, InputError, ReportedByPeer, StorageError
 
 _HELP = """Train, check, explain and ship anchor-based YOLO detectors.
 
@@ -113,7 +112,8 @@ def run(words: list[str], debug: bool = False) -> int:
 
 def _prefix(error: BaseException) -> str:
     """Who prints an error: rank 0 what fails on all ranks, any rank its own; "" for what another rank has printed."""
-    rank = launched_rank()
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun
+    rank = int(os.environ.get("RANK", "0")) if launched else 0
     if isinstance(error, ReportedByPeer):
         return ""
     if rank == 0:

@@ -57,7 +57,7 @@ def recipes(
     name: Annotated[str | None, Parameter(help="Recipe to print whole; without it, all are listed.")] = None,
 ) -> None:
     """List the built-in recipes, or print one as YAML to start your own from."""
-    from anchorite.train import built_in_recipes
+    from anchorite.recipe_names import built_in_recipes
 
     texts = built_in_recipes()
     if name is None:

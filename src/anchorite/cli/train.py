@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from anchorite.cli.display import Display
 from anchorite.cli.folders import data_name, free_path, refuse_taken
 from anchorite.cli.options import DEVICE, QUIET_HELP, Data, OutputOptions, ReadingOptions, RecipeOptions, Whole
 from anchorite.errors import InputError
-from anchorite.launch import may_restart
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
@@ -43,7 +43,8 @@ def train(
     output: OutputOptions = OutputOptions(),
 ) -> None:
     """Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC)."""
-    restarts, restarted = may_restart()
+    # Whether torchrun may start the processes again when one fails, and whether it has done so.
+    restarts, restarted = (int(os.environ.get(f"TORCHELASTIC_{n}", "0")) for n in ("MAX_RESTARTS", "RESTART_COUNT"))
     if restarts and out is None and resume is None:
         raise InputError("torchrun --max-restarts without --out: a restart has to find its run; name the run's folder")
     if restarted and out is not None and (out / "run.json").is_file():

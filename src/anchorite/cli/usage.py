@@ -71,8 +71,8 @@ def _about_missing(error: MissingArgumentError) -> str:
 
 def _about_option(error: UnknownOptionError) -> str:
     """What a flag of other trainers is called here, if this command has it; else an empty string."""
+    from anchorite.recipe_names import other_names
     from anchorite.train.recipe import field_names
-    from anchorite.train.recipe_names import FAMILIAR_NAMES, WITHOUT_FIELD
 
     flag = (error.token.keyword or error.token.value).partition("=")[0]
     known = {name for argument in error.argument_collection for name in argument.names}
@@ -82,8 +82,11 @@ def _about_option(error: UnknownOptionError) -> str:
     if "--set" not in known:
         return ""
     name = flag.lstrip("-").replace("-", "_")
-    if name in WITHOUT_FIELD:
-        return f"unknown option {flag}: nothing here does what it does elsewhere: {WITHOUT_FIELD[name]}"
+    if other := other_names().get(name):
+        without = f"unknown option {flag}: nothing here does what it does elsewhere: {other.note}"
+        return (
+            f"unknown option {flag}: it is a field of the recipe: --set {other.field}=VALUE" if other.field else without
+        )
     of_this_name = [field for field in field_names() if field.rsplit(".", 1)[-1] == name]
-    field = FAMILIAR_NAMES.get(name) or (of_this_name[0] if len(of_this_name) == 1 else "")
+    field = of_this_name[0] if len(of_this_name) == 1 else ""
     return f"unknown option {flag}: it is a field of the recipe: --set {field}=VALUE" if field else ""

@@ -19,9 +19,8 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
 from anchorite.distributed.world import SINGLE_PROCESS, World
-from anchorite.errors import AnchoriteError, InputError, ReportedByPeer, WorkerError
+from anchorite.errors import FROM_RANK, AnchoriteError, InputError, ReportedByPeer, WorkerError
 from anchorite.interrupts import HeldInterrupts
-from anchorite.launch import FROM_RANK
 
 _START_S = 600.0  # how long after each other processes may start
 _ANSWER_S = 3.0  # how long a rank may take to say that it lost its connections, too
@@ -46,17 +45,19 @@ def init_process_group(timeout_s: float, environment: Mapping[str, str] = os.env
     store = _connect(world, timeout_s)
     try:
         yield world
-        _wait_for_all(store, world, timeout_s)
+        # Closing a connection early would discard data that another rank has yet to read.
+        with suppress(RuntimeError):  # the store or a rank is gone, which torchrun reports
+            store.set(f"done/{world.rank}", "")
+            store.wait([f"done/{rank}" for rank in range(world.world_size)], timedelta(seconds=timeout_s))
     except BaseException as error:
-        with HeldInterrupts():  # torchrun ends all processes when one has failed; the reason is reported first
+        error.add_note(f"{FROM_RANK}{world.rank}")
+        with HeldInterrupts():  # torchrun ends all processes when one has failed; the reason is reported instead
             replacement = _replacement(error, store, world, timeout_s)
-        notes = (*getattr(error, "__notes__", ()), f"{FROM_RANK}{world.rank}")
-        if replacement is None:
-            error.add_note(notes[-1])
-            raise
-        for note in notes:
-            replacement.add_note(note)
-        raise replacement from error
+            if replacement is None:
+                raise
+            for note in error.__notes__:
+                replacement.add_note(note)
+            raise replacement from error
     finally:
         with suppress(Exception):  # the process is about to end anyway
             dist.destroy_process_group()
@@ -99,34 +100,26 @@ def _connect(world: World, timeout_s: float) -> Any:
     return store
 
 
-def _wait_for_all(store: Any, world: World, timeout_s: float) -> None:
-    """Wait until every rank is done: closing a connection early would discard data that the other has yet to read."""
-    with suppress(RuntimeError):  # the store or a rank is gone, which torchrun reports
-        store.set(f"done/{world.rank}", "")
-        store.wait([f"done/{rank}" for rank in range(world.world_size)], timedelta(seconds=timeout_s))
-
-
 def _replacement(error: BaseException, store: Any, world: World, timeout_s: float) -> AnchoriteError | None:
     """The error to raise in place of `error`, None for itself; the first fault of all ranks is left in the store."""
-    lost, rank = _is_network_error(error), world.rank
-    if lost:
-        silent = "another process of the run ended, or its machine cannot be reached"
+    lost = None
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _NETWORK_ERROR.search(str(error))):
+        silent = ""
         with suppress(RuntimeError):  # the store is gone as well
-            silent = _silent_ranks(store, world, timeout_s) or silent
-        own: BaseException = WorkerError(f"{silent} ({_first_line(error)})")
-    else:
-        own = error
-        if not isinstance(error, AnchoriteError | KeyboardInterrupt):
-            ErrorHandler().record_exception(error)
+            silent = _silent_ranks(store, world, timeout_s)
+        silent = silent or "another process of the run ended, or its machine cannot be reached"
+        lost = WorkerError(f"{silent} ({_first_line(error)})")
+    elif not isinstance(error, AnchoriteError | KeyboardInterrupt):
+        ErrorHandler().record_exception(error)
+    own = lost or error
     code: int = 130 if isinstance(own, KeyboardInterrupt) else getattr(own, "exit_code", 1)
-    fault = [str(own) or type(own).__name__, code]
-    try:
-        first_rank, *first = json.loads(store.compare_set(_FIRST_FAULT, "", json.dumps([rank, *fault])))
-    except RuntimeError:  # the store is gone as well
-        first_rank, first = rank, fault
-    if first_rank != rank and not isinstance(error, KeyboardInterrupt) and (lost or first == fault):
-        return ReportedByPeer(WorkerError.exit_code if lost else code)
-    return own if lost and isinstance(own, WorkerError) else None
+    first = fault = [world.rank, str(own) or type(own).__name__, code]
+    with suppress(RuntimeError):  # the store is gone as well
+        first = json.loads(store.compare_set(_FIRST_FAULT, "", json.dumps(fault)))
+    is_told = first[0] != world.rank and (lost is not None or first[1:] == fault[1:])
+    if is_told and not isinstance(error, KeyboardInterrupt):
+        return ReportedByPeer(code)
+    return lost
 
 
 def _silent_ranks(store: Any, world: World, timeout_s: float) -> str:
@@ -135,31 +128,28 @@ def _silent_ranks(store: Any, world: World, timeout_s: float) -> str:
     Those of this machine are killed: torchrun would wait 30 s for a process that is stopped or hangs.
     """
     store.set(f"lost/{world.rank}", "")
-    processes = {rank: json.loads(store.get(f"process/{rank}")) for rank in range(world.world_size)}
-    silent = {rank: process for rank, process in processes.items() if rank != world.rank}
+    host = socket.gethostname()
+    silent = {rank: json.loads(store.get(f"process/{rank}")) for rank in range(world.world_size) if rank != world.rank}
     give_up = time.monotonic() + _ANSWER_S
     # Without delay where it can be known: once a process has ended, torchrun is about to end this one as well.
     while time.monotonic() < give_up and not store.check([_FIRST_FAULT]):
         silent = {rank: process for rank, process in silent.items() if not store.check([f"lost/{rank}"])}
-        if all(host == socket.gethostname() and _state_of_sibling(pid) in _ENDED for host, pid in silent.values()):
+        if all(its_host == host and _state_of_sibling(pid) in _ENDED for its_host, pid in silent.values()):
             break
         time.sleep(0.05)
-    if store.check([_FIRST_FAULT]):
-        return ""
-    fates = ((rank, host, pid, _end(host, pid, timeout_s)) for rank, (host, pid) in silent.items())
-    return "; ".join(f"rank {rank} (process {pid} on {host}) {fate}" for rank, host, pid, fate in fates)
-
-
-def _end(host: str, pid: int, timeout_s: float) -> str:
-    """What became of a process that does not answer; on this machine it is killed."""
-    if host != socket.gethostname():
-        return f"did not answer for {timeout_s:g} s (rank_timeout_s): it hangs, or its machine cannot be reached"
-    state = _state_of_sibling(pid)
-    if state in _ENDED:
-        return "is gone: it was killed, by the system where memory ran out, or crashed"
-    with suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
-    return f"was {'stopped' if state in ('T', 't') else 'not answering'} for {timeout_s:g} s, and was ended"
+    fates = []
+    for rank, (its_host, pid) in silent.items() if not store.check([_FIRST_FAULT]) else ():
+        state = _state_of_sibling(pid) if its_host == host else None
+        if its_host != host:
+            fate = f"did not answer for {timeout_s:g} s (rank_timeout_s): it hangs, or its machine cannot be reached"
+        elif state in _ENDED:
+            fate = "is gone: it was killed, by the system where memory ran out, or crashed"
+        else:
+            fate = f"was {'stopped' if state in ('T', 't') else 'not answering'} for {timeout_s:g} s, and was ended"
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        fates.append(f"rank {rank} (process {pid} on {its_host}) {fate}")
+    return "; ".join(fates)
 
 
 def _state_of_sibling(process: int) -> str | None:
@@ -169,14 +159,6 @@ def _state_of_sibling(process: int) -> str | None:
     except OSError:
         return None
     return state if int(parent) == os.getppid() else None
-
-
-def _is_network_error(error: BaseException) -> bool:
-    if isinstance(error, AnchoriteError):
-        return False
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and _NETWORK_ERROR.search(str(error)) is not None
-    )
 
 
 def _first_line(error: object) -> str:

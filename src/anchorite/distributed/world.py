@@ -59,9 +59,7 @@ class World:
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, which must be JSON; the values of the others are ignored."""
-        if not self.is_distributed:
-            return value
-        return json.loads(self._broadcast_bytes(json.dumps(value).encode() if self.is_main else b""))
+        return json.loads(self._broadcast_bytes(json.dumps(value).encode())) if self.is_distributed else value
 
     def broadcast_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rank 0's tensors, on the CPU."""
@@ -74,29 +72,24 @@ class World:
         """The values of all ranks in order, which must be JSON, on all ranks."""
         if not self.is_distributed:
             return [value]
-        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        lengths = self._lengths(len(content))
-        padded = torch.zeros(max(lengths), dtype=torch.uint8)
-        padded[: len(content)] = content
-        everyone = [torch.empty_like(padded) for _ in range(self.world_size)]
-        dist.all_gather(everyone, padded)
-        return [json.loads(bytes(one[:length].numpy())) for one, length in zip(everyone, lengths, strict=True)]
+        content = json.dumps(value).encode()
+        return [json.loads(self._broadcast_bytes(content, rank)) for rank in range(self.world_size)]
 
     def gather_tensors(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """The tensors of all ranks in order, on rank 0; nothing on the others."""
         if not self.is_distributed:
             return [tensors]
         content = torch.frombuffer(bytearray(save(tensors)), dtype=torch.uint8)
-        lengths = self._lengths(len(content))
+        lengths = self.all_gather(len(content))
         if not self.is_main:
             for part in content.split(_BYTES_AT_A_TIME):
                 dist.send(part, 0)
             return []
         gathered = [tensors]
-        for number, length in enumerate(lengths[1:], 1):
-            received = torch.empty(length, dtype=torch.uint8)
+        for rank in range(1, self.world_size):
+            received = torch.empty(lengths[rank], dtype=torch.uint8)
             for part in received.split(_BYTES_AT_A_TIME):
-                dist.recv(part, number)
+                dist.recv(part, rank)
             gathered.append(load(bytes(received.numpy())))
         return gathered
 
@@ -104,20 +97,15 @@ class World:
         """Wait until every rank has called this."""
         self.any(False)
 
-    def _lengths(self, here: int) -> list[int]:
-        everyone = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(everyone, torch.tensor([here]))
-        return [int(length) for length in everyone]
-
-    def _broadcast_bytes(self, content: bytes) -> bytes:
+    def _broadcast_bytes(self, content: bytes, source: int = 0) -> bytes:
+        """The content of the rank `source`; that of the others is ignored."""
         length = torch.tensor([len(content)])
-        dist.broadcast(length, 0)
-        travelling = torch.empty(int(length), dtype=torch.uint8)
-        if self.is_main:
-            travelling = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        dist.broadcast(length, source)
+        buffer = bytearray(content if self.rank == source else int(length))
+        travelling = torch.frombuffer(buffer, dtype=torch.uint8)
         for part in travelling.split(_BYTES_AT_A_TIME):
-            dist.broadcast(part, 0)
-        return bytes(travelling.numpy())
+            dist.broadcast(part, source)
+        return bytes(buffer)
 
 
 SINGLE_PROCESS = World()

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from anchorite.boxes import Detections, xyxy_to_cxcywh
 from anchorite.choices import OutputKind
 from anchorite.errors import AnchoriteError, InputError, StorageError
-from anchorite.files import move_into_place, write_bytes_atomically, write_text_atomically
+from anchorite.files import write_atomically, write_bytes_atomically, write_text_atomically
 from anchorite.interrupts import HeldInterrupts
 from anchorite.predict.drawing import draw
 from anchorite.predict.engine import FrameResult
@@ -204,7 +204,7 @@ class JsonDocument:
         try:
             self._file.append(("" if is_empty else "\n" + self._margin[1:]) + closing + "\n")
             self._file.close()
-            move_into_place(self._spool, self._path)
+            write_atomically(self._path, self._spool.replace)
         finally:
             self._file.close()
             with suppress(OSError):
@@ -298,7 +298,7 @@ class _OpenVideo:
                     f"{self.path}: could not be written whole; is the disk full? "
                     "Free some space or choose another folder with --out"
                 )
-            move_into_place(self._temporary, self.path)
+            write_atomically(self.path, self._temporary.replace)
         finally:
             with suppress(OSError):
                 self._temporary.unlink(missing_ok=True)

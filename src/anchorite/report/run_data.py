@@ -23,7 +23,7 @@ from anchorite.errors import InputError
 from anchorite.files import is_locked
 from anchorite.plain_yaml import yaml_value
 from anchorite.reading import decode_utf8, read_json, read_limited
-from anchorite.train.recipe_names import RENAMED_COLUMNS, with_current_names
+from anchorite.recipe_names import RENAMED_COLUMNS, with_current_names
 
 RunState = Literal["running", "finished", "diverged", "interrupted", "stopped"]
 Arguments = ParamSpec("Arguments")

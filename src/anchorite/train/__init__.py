@@ -1,32 +1,25 @@
 """Training: the recipe, setting up a run, the loop and its step, the optimizer, checkpoints and the run folder."""
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from anchorite.train.recipe_names import built_in_recipes
-
-if TYPE_CHECKING:
-    from anchorite.devices import choose_device, choose_precision
-    from anchorite.train.events import (
-        EpochDone,
-        Event,
-        Listener,
-        RunFinished,
-        RunStarted,
-        StepDone,
-        StepSkipped,
-        StoreProgress,
-        listeners,
-        loggers,
-    )
-    from anchorite.train.pretrained import PretrainedWeights, read_hf_backbone, read_pretrained
-    from anchorite.train.recipe import Recipe, load_recipe, parse_setting, read_recipe, with_settings
-    from anchorite.train.run import resume, train
-    from anchorite.train.run_folder import RunFolder
-    from anchorite.train.setup import device_of_rank
-    from anchorite.train.tensorboard import TensorBoard
+from anchorite.devices import choose_device, choose_precision
+from anchorite.recipe_names import built_in_recipes
+from anchorite.train.events import (
+    EpochDone,
+    Event,
+    Listener,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    StepSkipped,
+    StoreProgress,
+    listeners,
+    loggers,
+)
+from anchorite.train.pretrained import PretrainedWeights, read_hf_backbone, read_pretrained
+from anchorite.train.recipe import Recipe, load_recipe, parse_setting, read_recipe, with_settings
+from anchorite.train.run import resume, train
+from anchorite.train.run_folder import RunFolder
+from anchorite.train.setup import device_of_rank
+from anchorite.train.tensorboard import TensorBoard
 
 __all__ = [
     "EpochDone",
@@ -56,25 +49,3 @@ __all__ = [
     "train",
     "with_settings",
 ]
-
-_LATE = {
-    "anchorite.devices": ("choose_device", "choose_precision"),
-    "anchorite.train.events": (
-        "EpochDone", "Event", "Listener", "RunFinished", "RunStarted", "StepDone", "StepSkipped", "StoreProgress",
-        "listeners", "loggers",
-    ),
-    "anchorite.train.pretrained": ("PretrainedWeights", "read_hf_backbone", "read_pretrained"),
-    "anchorite.train.recipe": ("Recipe", "load_recipe", "parse_setting", "read_recipe", "with_settings"),
-    "anchorite.train.run": ("resume", "train"),
-    "anchorite.train.run_folder": ("RunFolder",),
-    "anchorite.train.setup": ("device_of_rank",),
-    "anchorite.train.tensorboard": ("TensorBoard",),
-}  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; `anchorite recipes` must not wait for it.
-    for module, names in _LATE.items():
-        if name in names:
-            return getattr(import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -60,14 +61,10 @@ class Progress:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Progress:
         """Progress as `dataclasses.asdict` and JSON left it; ValueError when fields are missing or unknown."""
-        partial = values.get("partial")
-        if not isinstance(partial, dict) or values.keys() != {one.name for one in fields(cls)}:
+        partial = values["partial"]
+        if {*values} != {one.name for one in fields(cls)} or {*partial} != {one.name for one in fields(PartialEpoch)}:
             raise ValueError("its progress has other fields than this release writes")
-        if partial.keys() != {one.name for one in fields(PartialEpoch)}:
-            raise ValueError("its partial epoch has other fields than this release writes")
-        sums = tuple(float(one) for one in partial["loss_sums"])
-        assert len(sums) == 3
-        return cls(**{**values, "partial": PartialEpoch(**{**partial, "loss_sums": sums})})
+        return cls(**{**values, "partial": PartialEpoch(**{**partial, "loss_sums": tuple(partial["loss_sums"])})})
 
     @property
     def stem(self) -> str:
@@ -101,11 +98,19 @@ def save_checkpoint(folder: Path, train_state: TrainState, progress: Progress) -
     """Write the checkpoint of `progress`, durable on return; older ones but the previous are removed after."""
     path = folder / f"{progress.stem}.safetensors"
     tensors = _gather(train_state)
-    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    write_atomically(path, lambda temporary: _write(temporary, tensors), num_bytes)
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:  # its way of reporting a full disk
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write, sum(tensor.nbytes for tensor in tensors.values()))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     body = {
         "format_version": FORMAT_VERSION,
-        "tensors_sha256": _sha256_of_file(path),
+        "tensors_sha256": digest,
         "progress": asdict(progress),
         "ema_updates": train_state.ema.updates,
         "scaler": train_state.scaler.state_dict(),
@@ -125,39 +130,31 @@ def load_latest(folder: Path, train_state: TrainState, world: World = SINGLE_PRO
     The sentences name each newer one that is damaged, and a machine that differs from the checkpoint's. Rank 0 reads
     and broadcasts to the others. Raises StorageError if none is valid; nothing is deleted.
     """
-    manifest, tensors, messages = _newest_whole(folder) if world.is_main else ({}, {}, [])
+    messages: list[str] = []
+    manifest: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    if world.is_main:
+        for found, *content in _read_all(folder):
+            if found.fault is None:
+                manifest, tensors = content
+                break
+            messages.append(f"{found.path}: damaged, passed over: {found.fault}")
+        else:
+            every = "\n".join(messages) or "there is none"
+            remedy = "nothing was deleted or started; start a new run with --out"
+            raise StorageError(f"{folder}: no checkpoint to resume from: {every}\n{remedy}")
     manifest, messages = world.broadcast([manifest, messages])
     _restore(train_state, world.broadcast_tensors(tensors), manifest)
-    changed = _other_environment(manifest["environment"], environment(train_state))
-    return Progress.from_json(manifest["progress"]), messages + changed
-
-
-def _newest_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    """Manifest and tensors of the newest valid checkpoint, and a line for each newer one that is damaged."""
-    messages: list[str] = []
-    for manifest_path in reversed(_manifests(folder)):
-        try:
-            manifest, tensors = _read(manifest_path)
-            Progress.from_json(manifest["progress"])
-        except (OSError, ValueError, KeyError) as error:
-            messages.append(f"{manifest_path.with_suffix('.safetensors')}: damaged, passed over: {_reason(error)}")
-            continue
-        return manifest, tensors, messages
-    found = "\n".join(messages) or "there is none"
-    raise StorageError(
-        f"{folder}: no checkpoint to resume from: {found}\nnothing was deleted or started; start a new run with --out"
-    )
+    then, now = manifest["environment"], environment(train_state)
+    changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
+    if changed:
+        messages.append(f"not bit for bit the result of an uninterrupted run:  {'; '.join(changed)}")
+    return Progress.from_json(manifest["progress"]), messages
 
 
 def found_checkpoints(folder: Path) -> Iterator[FoundCheckpoint]:
     """Every checkpoint of the folder, newest first, read and verified."""
-    for manifest_path in reversed(_manifests(folder)):
-        path, progress, fault = manifest_path.with_suffix(".safetensors"), None, None
-        try:
-            progress = Progress.from_json(_read(manifest_path)[0]["progress"])
-        except (OSError, ValueError, KeyError) as error:
-            fault = _reason(error)
-        yield FoundCheckpoint(path, progress, fault)
+    return (found for found, _, _ in _read_all(folder))
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -179,30 +176,10 @@ def environment(train_state: TrainState) -> dict[str, str]:
     return {"torch": torch.__version__, "device": name, "threads": threads}
 
 
-def _other_environment(then: dict[str, str], now: dict[str, str]) -> list[str]:
-    changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
-    return [f"not bit for bit the result of an uninterrupted run:  {'; '.join(changed)}"] if changed else []
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"{error} is missing from its manifest"
-    return str(error)
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # its way of reporting a full disk
-        raise OSError(str(error)) from error
-
-
 def _manifests(folder: Path) -> list[Path]:
     """From the oldest point of the run to the newest."""
-    points = {}
-    for path in folder.glob("epoch-*.json"):
-        if match := _NAME.fullmatch(path.name):
-            points[int(match[1]), int(match[2] or 0)] = path
+    named = ((_NAME.fullmatch(path.name), path) for path in folder.glob("epoch-*.json"))
+    points = {(int(match[1]), int(match[2] or 0)): path for match, path in named if match}
     return [points[point] for point in sorted(points)]
 
 
@@ -212,14 +189,25 @@ def _signed(body: dict[str, Any]) -> str:
     return json.dumps({"body": body, "sha256": digest}, indent=1) + "\n"
 
 
-def _read(manifest_path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    body = _read_manifest(manifest_path)
-    # Read once: what is hashed is what is used, and nothing stays mapped to a file that may be replaced.
-    content = manifest_path.with_suffix(".safetensors").read_bytes()
-    if hashlib.sha256(content).hexdigest() != body["tensors_sha256"]:
-        raise ValueError("its SHA-256 is not that of the manifest")
-    tensors = load(content)
-    return body, {re.sub(r"^average\.", "ema.", name): tensor for name, tensor in tensors.items()}
+def _read_all(folder: Path) -> Iterator[tuple[FoundCheckpoint, dict[str, Any], dict[str, Tensor]]]:
+    """Each checkpoint, newest first, with its manifest and tensors; not to be used where it has a fault."""
+    for manifest_path in reversed(_manifests(folder)):
+        path, progress, fault = manifest_path.with_suffix(".safetensors"), None, None
+        manifest: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
+        try:
+            manifest = _read_manifest(manifest_path)
+            # Read once: what is hashed is what is used, and nothing stays mapped to a file that may be replaced.
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != manifest["tensors_sha256"]:
+                raise ValueError("its SHA-256 is not that of the manifest")
+            tensors = {re.sub(r"^average\.", "ema.", name): tensor for name, tensor in load(content).items()}
+            progress = Progress.from_json(manifest["progress"])
+        except KeyError as error:
+            fault = f"{error} is missing from its manifest"
+        except (OSError, ValueError) as error:
+            fault = str(error)
+        yield FoundCheckpoint(path, progress, fault), manifest, tensors
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -244,56 +232,46 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _gather(train_state: TrainState) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for part, state in (
-        ("model", train_state.detector.state_dict()),
-        ("ema", train_state.ema.model.state_dict()),
-        ("criterion", train_state.criterion.state_dict()),
-    ):
-        tensors |= {f"{part}.{name}": tensor for name, tensor in state.items()}
+    states: dict[str, dict[str, Any]] = {
+        "model": train_state.detector.state_dict(),
+        "ema": train_state.ema.model.state_dict(),
+        "criterion": train_state.criterion.state_dict(),
+    }
     for number, state in train_state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items() if tensor is not None}
+        states[f"optimizer.{number}"] = state
     # Between the batches of one optimizer step: the accumulated gradients.
-    for name, parameter in train_state.detector.named_parameters():
-        if parameter.grad is not None:
-            tensors[f"gradient.{name}"] = parameter.grad
+    states["gradient"] = {name: parameter.grad for name, parameter in train_state.detector.named_parameters()}
     # Strides (channels_last) are not part of the file format, so every tensor is stored in plain order.
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    return {
+        f"{part}.{name}": tensor.detach().contiguous().cpu()
+        for part, state in states.items()
+        for name, tensor in state.items()
+        if tensor is not None
+    }
 
 
 def _restore(train_state: TrainState, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
-    train_state.detector.load_state_dict(_part(tensors, "model"))
-    train_state.ema.model.load_state_dict(_part(tensors, "ema"))
+    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for full_name, tensor in tensors.items():
+        part, _, name = full_name.partition(".")
+        parts[part][name] = tensor
+    train_state.detector.load_state_dict(parts["model"])
+    train_state.ema.model.load_state_dict(parts["ema"])
     train_state.ema.updates = manifest["ema_updates"]
-    train_state.criterion.load_state_dict(_part(tensors, "criterion"))
+    train_state.criterion.load_state_dict(parts["criterion"])
     if manifest["scaler"]:
         train_state.scaler.load_state_dict(manifest["scaler"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _part(tensors, "optimizer").items():
-        number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = tensor
-    groups = train_state.optimizer.state_dict()["param_groups"]
-    train_state.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    _match_memory_formats(train_state.optimizer)
-    gradients = _part(tensors, "gradient")
-    for name, parameter in train_state.detector.named_parameters():
-        gathered = gradients.get(name)
-        parameter.grad = None if gathered is None else torch.empty_like(parameter).copy_(gathered)
-
-
-def _match_memory_formats(optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer's tensors the memory layout of their parameters: another order would round differently."""
+    states: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
+    for full_name, tensor in parts["optimizer"].items():
+        number, _, name = full_name.partition(".")
+        states[int(number)][name] = tensor
+    optimizer = train_state.optimizer
+    optimizer.load_state_dict({"state": dict(states), "param_groups": optimizer.state_dict()["param_groups"]})
+    # The optimizer's tensors get the memory layout of their parameters: another order would round differently.
     for parameter, state in optimizer.state.items():
         for name, tensor in state.items():
             if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-
-
-def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    start = part + "."
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-
-
-def _sha256_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    for name, parameter in train_state.detector.named_parameters():
+        gathered = parts["gradient"].get(name)
+        parameter.grad = None if gathered is None else torch.empty_like(parameter).copy_(gathered)

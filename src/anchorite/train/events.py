@@ -12,14 +12,15 @@ import json
 import math
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from anchorite.evaluate import ValidationResult
 from anchorite.reading import one_line, printable
-from anchorite.train.recipe import Recipe
+from anchorite.train.recipe import Recipe, by_dotted_name
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,11 @@ class RunStarted:
         """The recipe's fields by dotted name and the gains as "effective.box" and so on, for loggers that keep flat
         settings: lists as JSON, "none" for a field without a value.
         """
-        return dict(_flat(self.recipe.model_dump(mode="json"))) | {f"effective.{n}": g for n, g in self.gains.items()}
+        settings = by_dotted_name(self.recipe.model_dump(mode="json"))
+        for name, value in settings.items():
+            if not isinstance(value, bool | int | float | str):
+                settings[name] = "none" if value is None else json.dumps(value)
+        return settings | {f"effective.{name}": gain for name, gain in self.gains.items()}
 
 
 @dataclass(frozen=True)
@@ -140,16 +145,6 @@ def ignore(event: Event) -> None:
     """The default listener: does nothing."""
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, bool | int | float | str):
-            yield prefix + name, value
-        else:
-            yield prefix + name, "none" if value is None else json.dumps(value)
-
-
 ERRORS_FILE = "logger-errors.txt"  # in the folder of the run
 
 
@@ -169,57 +164,37 @@ def loggers(*members: Listener, tell: Callable[[str], None] | None = None) -> Li
     tell: receives one sentence about it, with the logger's name; by default a RuntimeWarning. The traceback is added to
     logger-errors.txt in the folder of the run. Ctrl-C and other exceptions that are no `Exception` pass through.
     """
-    return _Loggers(members, tell or _warn)
+    active, folder = list(members), None
+    say = tell or (lambda text: warnings.warn(text, RuntimeWarning, stacklevel=3))
 
-
-class _Loggers:
-    """What `loggers` returns."""
-
-    def __init__(self, members: tuple[Listener, ...], tell: Callable[[str], None]) -> None:
-        self._members = members
-        self._tell = tell
-        self._folder: Path | None = None  # known when the run has started
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, RunStarted):
-            self._folder = event.folder
-        for member in self._members:
+    def hear(event: Event) -> None:
+        nonlocal folder
+        folder = event.folder if isinstance(event, RunStarted) else folder
+        for member in tuple(active):
             try:
                 member(event)
             except Exception as error:
-                self._drop(member, event, error)
+                active.remove(member)
+                name = getattr(member, "__qualname__", None) or type(member).__qualname__
+                reason = printable(one_line(f"{type(error).__name__}: {error}"))
+                told = (
+                    f"logger {name} failed at {_moment(event)}: {reason}. "
+                    "It gets no more events of this run, which continues"
+                )
+                say(f"{told}; {_kept(told, error, folder)}")
 
-    def _drop(self, member: Listener, event: Event, error: Exception) -> None:
-        self._members = tuple(one for one in self._members if one is not member)
-        reason = printable(one_line(f"{type(error).__name__}: {error}"))
-        told = (
-            f"logger {_name(member)} failed at {_moment(event)}: {reason}. "
-            "It gets no more events of this run, which continues"
-        )
-        self._tell(f"{told}; {self._kept(told, error)}")
-
-    def _kept(self, told: str, error: Exception) -> str:
-        """Where the traceback was written; the traceback itself if it cannot be written."""
-        trace = "".join(traceback.format_exception(error))
-        if self._folder is not None:
-            path = self._folder / ERRORS_FILE
-            try:
-                with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                    file.write(f"{told}\n{trace}\n")
-            except OSError:  # a full disk, perhaps, which may be why the logger failed
-                pass
-            else:
-                return f"traceback: {path}"
-        return f"traceback:\n{trace}"
+    return hear
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=2)
-
-
-def _name(member: Listener) -> str:
-    """The name of a function, else of its class."""
-    return str(getattr(member, "__qualname__", None) or type(member).__qualname__)
+def _kept(told: str, error: Exception, folder: Path | None) -> str:
+    """Where the traceback was written; the traceback itself if it cannot be written."""
+    trace = "".join(traceback.format_exception(error))
+    if folder is not None:
+        with suppress(OSError):  # a full disk, perhaps, which may be why the logger failed
+            with (folder / ERRORS_FILE).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{told}\n{trace}\n")
+            return f"traceback: {folder / ERRORS_FILE}"
+    return f"traceback:\n{trace}"
 
 
 def _moment(event: Event) -> str:

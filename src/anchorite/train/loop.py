@@ -14,15 +14,14 @@ import torch
 from anchorite.data import Batch
 from anchorite.errors import DivergedError
 from anchorite.evaluate import ValidationResult
-from anchorite.interrupts import DeferredInterrupts, HeldInterrupts
-from anchorite.model import Detector, WeightsInfo
-from anchorite.train.checkpoint import PartialEpoch, Progress
+from anchorite.interrupts import HeldInterrupts
+from anchorite.model import Detector, WeightsInfo, save_weights
+from anchorite.train.checkpoint import PartialEpoch, Progress, save_checkpoint
 from anchorite.train.events import EpochDone, Listener, RunFinished, StepDone, StepSkipped
 from anchorite.train.loss_meter import AsyncLossMeter, Skipped
 from anchorite.train.optim import Settings, settings_at
 from anchorite.train.recipe import Recipe
 from anchorite.train.run_folder import RunFolder
-from anchorite.train.run_writer import RunWriter, facts_of
 from anchorite.train.setup import Prepared, run_started
 from anchorite.train.step import TrainingStep
 
@@ -30,7 +29,7 @@ from anchorite.train.step import TrainingStep
 _MAX_SKIPPED, _MAX_SKIPPED_SCALED = 5, 25
 
 
-@dataclass
+@dataclass(frozen=True)
 class OverlappedValidation:
     """A finished epoch whose metrics are computed in a thread while the next epoch trains.
 
@@ -40,15 +39,8 @@ class OverlappedValidation:
 
     row: dict[str, float]
     progress: Progress
-    ema_model: Detector | None = None
-    metrics: Future[ValidationResult] | None = None
-
-    def start(self, ema_model: Detector, compute: Callable[[], ValidationResult]) -> None:
-        """Begin to compute the metrics."""
-        self.ema_model = copy.deepcopy(ema_model)
-        pool = ThreadPoolExecutor(1, thread_name_prefix="anchorite-metrics")
-        self.metrics = pool.submit(compute)
-        pool.shutdown(wait=False)
+    ema_model: Detector | None
+    metrics: Future[ValidationResult] | None
 
 
 class Run:
@@ -67,13 +59,13 @@ class Run:
         )
         self.losses = AsyncLossMeter(prepared.device, self._handle_skipped)
         detector, names = train_state.detector, prepared.dataset.class_names
-        info = WeightsInfo(recipe.model, names, detector.anchors, recipe.image_size, detector.backbone_config)
-        self.run_writer = RunWriter(folder, train_state, info, writes=self.world.is_main)
+        self.info = WeightsInfo(recipe.model, names, detector.anchors, recipe.image_size, detector.backbone_config)
         self.accumulation = recipe.optimizer.accumulation(recipe.batch)
         self.steps_per_epoch = math.ceil(len(self.loader) / self.accumulation)
         self.progress = Progress()
         self.started = self.saved_at = time.perf_counter()
-        self.interrupts = DeferredInterrupts(off=not self.world.is_distributed)
+        # torchrun may pass on a Ctrl-C that has reached this process already: within a second it is the same one.
+        self.interrupts = HeldInterrupts(off=not self.world.is_distributed, repeat_s=1.0)
         self.overlapped: OverlappedValidation | None = None
         self.last_validation: ValidationResult | None = None
 
@@ -82,7 +74,8 @@ class Run:
         with self.interrupts:
             self.progress = progress
             self.losses.in_a_row = progress.skipped_in_a_row
-            self.run_writer.remove_rows_after(progress.epoch)
+            if self.world.is_main:
+                self.folder.remove_rows_after(progress.epoch)
             self.listener(run_started(self.folder.path, self.recipe, self.prepared, progress))
             self.first_batch = progress.epoch * len(self.loader) + progress.partial.batches
             while self.progress.epoch < self.recipe.epochs and not self._should_stop():
@@ -93,7 +86,8 @@ class Run:
             reason = f"no better mAP for {self.recipe.patience} epochs" if stopped_early else "complete"
             seconds = time.perf_counter() - self.started
             finished = RunFinished(self.folder.path, reason, self.progress.best_epoch, self.progress.best_map, seconds)
-            self.run_writer.write_summary(finished, self.last_validation, self.prepared.decisions)
+            if self.world.is_main:
+                self.folder.write_summary(finished, self.last_validation, self.prepared.decisions)
             self.listener(finished)
             return finished
 
@@ -160,8 +154,9 @@ class Run:
         return number % self.accumulation == 0 or number == len(self.loader)
 
     def _optimizer_settings(self, step: int) -> Settings:
+        """Those of an optimizer step of the run (0-based); of the first one where there was none yet."""
         num_steps = self.steps_per_epoch * self.recipe.epochs
-        return settings_at(step, num_steps, self.steps_per_epoch, self.recipe.optimizer)
+        return settings_at(max(0, step), num_steps, self.steps_per_epoch, self.recipe.optimizer)
 
     def _checkpoint_is_due(self, number: int) -> bool:
         if self.world.is_distributed and not self._ends_step(number):
@@ -172,14 +167,24 @@ class Run:
         return minutes > 0 and time.perf_counter() - self.saved_at >= minutes * 60
 
     def _save_checkpoint(self) -> None:
-        """A checkpoint of this moment, between two batches of an epoch."""
-        self.run_writer.save_within_epoch(self.progress, self.losses)
+        """A checkpoint between two batches of an epoch; at its beginning there is one already."""
+        self.losses.flush()
+        box, objectness, classification = self.losses.sums.tolist()
+        partial = replace(
+            self.progress.partial,
+            loss_sums=(box, objectness, classification),
+            finite_batches=self.losses.num_finite,
+            skipped=self.losses.num_skipped,
+        )
+        if partial.batches and self.world.is_main:
+            progress = replace(self.progress, partial=partial, skipped_in_a_row=self.losses.in_a_row)
+            save_checkpoint(self.folder.checkpoints, self.prepared.train_state, progress)
         self.saved_at = time.perf_counter()
 
     def _synchronize_ranks(self) -> None:
         """Between two steps: finish the epoch before if its metrics are computed; end all ranks if one has a signal."""
-        is_ready = self.overlapped is not None and self.overlapped.metrics is not None
-        is_ready = is_ready and self.overlapped.metrics.done()  # type: ignore[union-attr]
+        metrics = None if self.overlapped is None else self.overlapped.metrics
+        is_ready = metrics is not None and metrics.done()
         own = torch.tensor([float(self.interrupts.pending is not None), float(is_ready)])
         any_interrupted, any_ready = (self.world.all_reduce(own) > 0).tolist()
         if any_ready or any_interrupted:
@@ -192,23 +197,48 @@ class Run:
 
     def _handle_skipped(self, skipped: Skipped) -> None:
         """Report and log a step that was skipped; DivergedError, with a post-mortem, after too many in a row."""
-        facts = facts_of(skipped, self.prepared.dataset.splits["train"], self.world)
-        self.run_writer.log_skipped(facts)
+        records = self.prepared.dataset.splits["train"]
+        indices = [index for batch in skipped.batches for index in batch.indices.tolist()]
+        images = self.world.all_gather([str(records[index].path) for index in indices])  # the first tile of each
+        box, objectness, classification = (str(term) for term in skipped.terms)
+        facts = {
+            "epoch": skipped.epoch,
+            "batch": skipped.batch,
+            "not_finite": skipped.fault,
+            "losses": {"box": box, "objectness": objectness, "classification": classification},
+            "in_a_row": skipped.in_a_row,
+            "images": [path for of_rank in images for path in of_rank],
+        }
+        if self.world.is_main:
+            self.folder.append_skipped(facts)
         self.listener(StepSkipped(facts))
         scaled = self.prepared.train_state.scaler.is_enabled()
         if skipped.in_a_row >= (_MAX_SKIPPED_SCALED if scaled else _MAX_SKIPPED):
-            raise self.run_writer.diverged(skipped, facts)
+            path = self.folder.path / f"post-mortem-epoch-{skipped.epoch:04d}-batch-{skipped.batch:05d}.json"
+            if self.world.is_main:
+                self.folder.write_post_mortem(path, facts, skipped.batches[-1])
+            raise self._diverged(
+                f"epoch {skipped.epoch}, batch {skipped.batch}: {skipped.fault} is not finite, and {skipped.in_a_row} "
+                f"steps in a row were skipped. The batch is in {path.with_suffix('')}.*"
+            )
+
+    def _diverged(self, what: str) -> DivergedError:
+        unchanged = f"what was saved before in {self.folder.path} is unchanged"
+        advice = "Start a new run with a lower optimizer.lr or a longer optimizer.warmup_epochs"
+        return DivergedError(f"training diverged: {what}\n{unchanged}. {advice}")
 
     def _report_step(self, number: int, images_per_second: float) -> None:
         step = self.progress.epoch * len(self.loader) + number
         seconds_per_batch = (time.perf_counter() - self.started) / (step - self.first_batch)
         left = (self.recipe.epochs * len(self.loader) - step) * seconds_per_batch
         box, objectness, classification = self.losses.means.tolist()
-        settings = self._optimizer_settings(max(0, self.progress.optimizer_steps - 1))
-        done = StepDone(
-            self.progress.epoch + 1, number, box, objectness, classification, images_per_second, left, step=step
-        )
-        self.listener(replace(done, lr=settings.lr, bias_lr=settings.bias_lr))
+        settings = self._optimizer_settings(self.progress.optimizer_steps - 1)
+        self.listener(
+            StepDone(
+                self.progress.epoch + 1, number, box, objectness, classification, images_per_second, left,
+                step=step, lr=settings.lr, bias_lr=settings.bias_lr,
+            )
+        )  # fmt: skip
 
     def _end_epoch(self, row: dict[str, float]) -> None:
         """Validate and finish an epoch, or compute its metrics in a thread while the next one trains."""
@@ -222,13 +252,17 @@ class Run:
         with HeldInterrupts():
             if self.world.is_distributed and self.prepared.validator is not None and epoch < self.recipe.epochs:
                 self._save_checkpoint()  # of the epoch with all its batches: a resume begins with the validation
-                self.overlapped = OverlappedValidation(row, progress)
+                copied, metrics = None, None
                 if compute is not None:
-                    self.overlapped.start(ema_model, compute)
+                    copied, pool = copy.deepcopy(ema_model), ThreadPoolExecutor(1, "anchorite-metrics")
+                    metrics = pool.submit(compute)
+                    pool.shutdown(wait=False)
+                self.overlapped = OverlappedValidation(row, progress, copied, metrics)
                 self.progress = progress
             else:
                 self._finish_epoch(row, progress, ema_model, None if compute is None else compute())
-                self.run_writer.save(self.progress)
+                if self.world.is_main:
+                    save_checkpoint(self.folder.checkpoints, self.prepared.train_state, self.progress)
             self.saved_at = time.perf_counter()
 
     def _validate(self) -> Callable[[], ValidationResult] | None:
@@ -243,8 +277,7 @@ class Run:
             runtime = validator.runtime(ema_model, self.prepared.device, self.prepared.precision.dtype)
             return validator.run_shared(runtime, self.recipe.validation)
         except DivergedError as error:
-            where = f"epoch {self.progress.epoch + 1}, in validation"
-            raise DivergedError(f"training diverged: {where}: {error}\n{self.run_writer.after_divergence()}") from error
+            raise self._diverged(f"epoch {self.progress.epoch + 1}, in validation: {error}") from error
         except KeyboardInterrupt:  # of a single process; several ranks only record it
             self._save_checkpoint()  # of the epoch with all its batches: a resume begins with the validation
             raise
@@ -268,7 +301,11 @@ class Run:
         current = self.progress if self.progress.epoch == progress.epoch else progress
         if improved and not math.isnan(score):
             current = replace(current, best_map=score, best_epoch=progress.epoch)
-        self.run_writer.write_epoch(row, model, improved)
+        if self.world.is_main:
+            assert model is not None
+            for path in (self.folder.best, self.folder.last) if improved else (self.folder.last,):
+                save_weights(path, model, self.info)
+            self.folder.add_row(row)
         self.progress, self.last_validation = current, validation
         self.listener(EpochDone(progress.epoch, row, validation, improved))
 

@@ -29,16 +29,6 @@ class Skipped:
     in_a_row: int
 
 
-@dataclass
-class _Pending:
-    """Values on their way to the host: of a batch its terms (3,), of a step its norm (1,)."""
-
-    values: Tensor
-    arrived: torch.cuda.Event | None
-    fault: str | None
-    batch: Batch | None
-
-
 class AsyncLossMeter:
     """Sums the terms of an epoch's batches on the host, and passes each skipped step to `on_skip`.
 
@@ -58,23 +48,23 @@ class AsyncLossMeter:
         self.epoch = epoch
         self.num_batches, self.num_finite, self.num_skipped = partial.batches, partial.finite_batches, partial.skipped
         self.sums = torch.tensor(partial.loss_sums, dtype=torch.float64)
-        self._pending: deque[_Pending] = deque()
+        # Values on their way, their arrival (None: they are there), and a fault of the step or the batch of the terms.
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None, str | None, Batch | None]] = deque()
         self._of_step: list[Batch] = []
         self._last_terms = (0.0, 0.0, 0.0)
 
     def update(self, terms: LossTerms, batch: Batch) -> None:
         """Note the terms of the next batch."""
         self._send(torch.stack(terms[1:]), None, batch)
-        self._read_while_over(self.lag)
 
     def update_step(self, norm: Tensor, fault: str | None = None) -> None:
         """Note that a step was made of the batches since the last, or not: its norm; what was wrong, where known."""
         self._send(norm[None], fault, None)
-        self._read_while_over(self.lag)
 
     def flush(self) -> None:
         """Read everything, waiting for it."""
-        self._read_while_over(0)
+        while self._pending:
+            self._read(*self._pending.popleft())
 
     def finish(self) -> Tensor:
         """Means (3,) float64 of box, objectness and class loss over the epoch, all batches read."""
@@ -86,40 +76,36 @@ class AsyncLossMeter:
         """Means over the finite ones of the batches read so far; zeros before the first."""
         return self.sums / max(1, self.num_finite)
 
-    def _read_while_over(self, lag: int) -> None:
-        while sum(one.batch is not None for one in self._pending) > lag or (lag == 0 and self._pending):
-            self._read(self._pending.popleft())
-
     def _send(self, values: Tensor, fault: str | None, batch: Batch | None) -> None:
-        self._pending.append(_Pending(*_sent_to_host(values), fault, batch))
+        values, arrived = values.detach(), None
+        if values.device.type == "cuda":
+            values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        else:
+            values = values.cpu().clone()
+        self._pending.append((values, arrived, fault, batch))
+        if self.lag == 0:
+            self.flush()
+        while sum(batch is not None for *_, batch in self._pending) > self.lag:
+            self._read(*self._pending.popleft())
 
-    def _read(self, one: _Pending) -> None:
-        if one.arrived is not None:
-            one.arrived.synchronize()
-        is_finite = bool(one.values.isfinite().all())
-        if one.batch is not None:
+    def _read(self, values: Tensor, arrived: torch.cuda.Event | None, fault: str | None, batch: Batch | None) -> None:
+        if arrived is not None:
+            arrived.synchronize()
+        is_finite = bool(values.isfinite().all())
+        if batch is not None:
             self.num_batches += 1
-            self._of_step.append(one.batch)
-            box, objectness, classification = one.values.tolist()
+            self._of_step.append(batch)
+            box, objectness, classification = values.tolist()
             self._last_terms = (box, objectness, classification)
             if is_finite:
                 self.num_finite += 1
-                self.sums += one.values.double()
+                self.sums += values.double()
             return
         batches, self._of_step = tuple(self._of_step), []
         self.in_a_row = 0 if is_finite else self.in_a_row + 1
         if not is_finite:
             self.num_skipped += 1
-            fault = one.fault or "a loss, a gradient or a statistic"
+            fault = fault or "a loss, a gradient or a statistic"
             self.on_skip(Skipped(self.epoch + 1, self.num_batches, self._last_terms, fault, batches, self.in_a_row))
-
-
-def _sent_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """A copy in host memory, and the event after which it is complete (None: it is)."""
-    values = values.detach()
-    if values.device.type != "cuda":
-        return values.cpu().clone(), None
-    on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return on_host, arrived

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from anchorite.train.recipe_names import with_current_names
+from anchorite.recipe_names import with_current_names
 
 
 class OptimizerConfig(BaseModel):
@@ -111,18 +111,12 @@ def _stages(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Parameters that decay (weights of convolutions and, in transformers, of linear layers), others, biases."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
+    groups: tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]] = ([], [], [])
     for module in model.modules():
+        decays = isinstance(module, nn.Conv2d | nn.Linear)  # not scales, however shaped
         for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias":
-                biases.append(parameter)
-            elif name == "weight" and isinstance(module, nn.Conv2d | nn.Linear):  # not scales, however shaped
-                decayed.append(parameter)
-            else:
-                plain.append(parameter)
-    return decayed, plain, biases
+            groups[2 if name == "bias" else 0 if name == "weight" and decays else 1].append(parameter)
+    return groups
 
 
 def apply_settings(optimizer: Optimizer, lr: float, bias_lr: float, momentum: float) -> None:
@@ -207,7 +201,9 @@ class EMA(Generic[Network]):
         self.config = config
         self.updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._pairs = _matching(self.model, model)
+        ours, theirs = self.model.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
+        names = [name for name, tensor in ours.items() if tensor.is_floating_point()]
+        self._pairs = [ours[name].detach() for name in names], [theirs[name].detach() for name in names]
 
     @torch.no_grad()
     def update(self, is_fine: Tensor | None = None) -> None:
@@ -226,11 +222,3 @@ class EMA(Generic[Network]):
 def decay_after(updates: int, config: EMAConfig) -> float:
     """The decay at update number `updates` (1-based)."""
     return config.decay * (1 - math.exp(-updates / config.ramp_steps))
-
-
-def _matching(averaged: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The floating-point tensors of both models, in equal order."""
-    theirs = model.state_dict(keep_vars=True)
-    ours = averaged.state_dict(keep_vars=True)
-    names = [name for name, tensor in ours.items() if tensor.is_floating_point()]
-    return [ours[name].detach() for name in names], [theirs[name].detach() for name in names]

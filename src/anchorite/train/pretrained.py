@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError, UnsafeFileError
 from anchorite.model import (
     Detector,
-    HFBackbone,
     HFBackboneSource,
     WeightsInfo,
     default_anchors,
@@ -53,10 +51,6 @@ class PretrainedWeights:
     class_names: tuple[str, ...]
     origin: str
 
-    def facts(self, kept: str) -> dict[str, str]:
-        """The entry of run.json. kept: the sentence of `load_matching`."""
-        return {"weights": self.path, "sha256": self.sha256, "kept": kept}
-
 
 def read_pretrained(recipe: Recipe) -> tuple[Recipe, PretrainedWeights | None]:
     """The recipe with the size of the weights that it names, and those; the same recipe and None where it names none.
@@ -77,39 +71,6 @@ def read_pretrained(recipe: Recipe) -> tuple[Recipe, PretrainedWeights | None]:
             f"{recipe.model}"
         )
     return with_settings(recipe, {"model": size}), start
-
-
-def reread_pretrained(recipe: Recipe, facts: Mapping[str, Any]) -> PretrainedWeights | None:
-    """The weights that a run which has saved nothing yet was started from; None where it was from none.
-
-    facts: run.json; the recipe may name another path of the same file by now. Raises InputError where the
-    file is not there any more, or is another.
-    """
-    recorded = facts.get("start")
-    if recorded is None:
-        return None
-    path = recipe.weights or recorded["weights"]
-    why = (
-        f"weights {path}: the run was stopped before its first checkpoint, so it begins again with the file that it "
-        f"was started from (SHA-256 {recorded['sha256'][:12]}...)"
-    )
-    remedy = "put it back, or start a new run"
-    try:
-        start = _read(path)
-    except InputError as error:
-        raise InputError(f"{why}. It cannot be read; {remedy}: {error}") from error
-    if start.sha256 != recorded["sha256"]:
-        raise InputError(f"{why}, and this is another; {remedy}")
-    return start
-
-
-def start_notes(facts: Mapping[str, Any], begins_again: bool) -> list[str]:
-    """What a resumed run prints again of its start: notes on its recipe, and what of which weights was loaded.
-
-    begins_again: the weights are read again, which is printed anyway.
-    """
-    start = None if begins_again else facts.get("start")
-    return [*facts.get("notes", ()), *([f"started from {start['kept']}"] if start else [])]
 
 
 def _read(path: str) -> PretrainedWeights:
@@ -143,35 +104,39 @@ def load_matching(detector: Detector, start: PretrainedWeights, class_names: Seq
     anchors, the rows of box and objectness, and those of the classes that have the same name in both; all others stay
     as new. Raises InputError where not all of the backbone fits.
     """
-    ours, theirs = detector.state_dict(), start.detector.state_dict()
-    body = [name for name in ours if not name.startswith("head.")]
+    ours, theirs, other = detector.state_dict(), start.detector.state_dict(), start.detector
+    head = [name for name in ours if name.startswith("head.")]
+    body = [name for name in ours if name not in head]
     kept = [name for name in body if name in theirs and theirs[name].shape == ours[name].shape]
     of_backbone = [name for name in body if name.startswith("backbone.")]
-    lost = set(of_backbone) - set(kept)
-    if lost:
+    if lost := set(of_backbone) - set(kept):
+        kinds = [
+            f"size {one.size}{f' with a backbone {one.backbone_config.model_type}' if one.backbone_config else ''}"
+            for one in (other, detector)
+        ]
         raise InputError(
             f"weights {start.path}: {len(of_backbone) - len(lost)} of {len(of_backbone)} tensors of the backbone fit; "
-            f"they are of {_kind(start.detector)} and the run's detector is of {_kind(detector)}; start from weights "
-            "of the same size and backbone, or without any"
+            f"they are of {kinds[0]} and the run's detector is of {kinds[1]}; start from weights of the same size and "
+            "backbone, or without any"
         )
     for name in kept:
         ours[name].copy_(theirs[name])
-    pairs = _same_classes(class_names, start.class_names)
-    head = _keep_head(ours, theirs, detector, start.detector, pairs)
-    num_head = sum(name.startswith("head.") for name in ours)
-    is_whole = len(pairs) == detector.num_classes == start.detector.num_classes and head
-    num_kept = len(kept) + (num_head if is_whole and all(new == old for new, old in pairs) else 0)
-    return (
-        f"weights {one_line(start.path)} (size {start.info.size}, {start.detector.num_classes} classes"
-        f"{', ' + start.origin if start.origin else ''}): {num_kept} of {len(ours)} tensors kept; head: "
-        f"{_describe_head(head, [class_names[new] for new, _ in pairs], detector, start.detector)}"
+    pairs, num_anchors = _same_classes(class_names, start.class_names), detector.anchors.num_anchors
+    head_fits = num_anchors == other.anchors.num_anchors and all(
+        name in theirs and theirs[name].shape[1:] == ours[name].shape[1:] for name in head
     )
-
-
-def _kind(detector: Detector) -> str:
-    """What decides on the shapes of a detector's backbone, in words."""
-    config = detector.backbone_config
-    return f"size {detector.size}{f' with a backbone {config.model_type}' if config else ''}"
+    if head_fits:
+        new = [*range(_NUM_BEFORE_CLASSES), *(_NUM_BEFORE_CLASSES + number for number, _ in pairs)]
+        old = [*range(_NUM_BEFORE_CLASSES), *(_NUM_BEFORE_CLASSES + number for _, number in pairs)]
+        for name in head:
+            ours[name].unflatten(0, (num_anchors, -1))[:, new] = theirs[name].unflatten(0, (num_anchors, -1))[:, old]
+        if new == old and len(pairs) == detector.num_classes == other.num_classes:
+            kept += head
+    return (
+        f"weights {one_line(start.path)} (size {start.info.size}, {other.num_classes} classes"
+        f"{', ' + start.origin if start.origin else ''}): {len(kept)} of {len(ours)} tensors kept; head: "
+        f"{_describe_head(head_fits, [class_names[new] for new, _ in pairs], detector, other)}"
+    )
 
 
 def _same_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]:
@@ -185,28 +150,6 @@ def _same_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int,
     here, there = Counter(ours), Counter(theirs)
     once = ((number, name) for number, name in enumerate(ours) if here[name] == there[name] == 1)
     return [(number, numbers[name]) for number, name in once]
-
-
-def _keep_head(
-    ours: Mapping[str, Tensor],
-    theirs: Mapping[str, Tensor],
-    detector: Detector,
-    other: Detector,
-    pairs: Sequence[tuple[int, int]],
-) -> bool:
-    """Copy the rows that stay; whether any did, which they do where both heads have as many anchors."""
-    names = [name for name in ours if name.startswith("head.")]
-    num_anchors = detector.anchors.num_anchors
-    fits = num_anchors == other.anchors.num_anchors and all(
-        name in theirs and theirs[name].shape[1:] == ours[name].shape[1:] for name in names
-    )
-    if not fits:
-        return False
-    new = [*range(_NUM_BEFORE_CLASSES), *(_NUM_BEFORE_CLASSES + number for number, _ in pairs)]
-    old = [*range(_NUM_BEFORE_CLASSES), *(_NUM_BEFORE_CLASSES + number for _, number in pairs)]
-    for name in names:
-        ours[name].unflatten(0, (num_anchors, -1))[:, new] = theirs[name].unflatten(0, (num_anchors, -1))[:, old]
-    return True
 
 
 def _describe_head(kept: bool, classes: Sequence[str], detector: Detector, other: Detector) -> str:
@@ -248,44 +191,39 @@ def read_hf_backbone(recipe: Recipe, start: PretrainedWeights | None) -> HFBackb
     return HFBackboneSource(config, f"backbone {config.model_type} of the weights")
 
 
-def backbone_facts(source: HFBackboneSource | None) -> dict[str, Any] | None:
-    """What a run's facts say of its backbone: enough to build it again without the folder that it came from."""
-    if source is None:
-        return None
-    return {"config": source.config.model_dump(mode="json"), "sha256": source.sha256}
+def reread_start(
+    recipe: Recipe, facts: Mapping[str, Any], starts_over: bool
+) -> tuple[PretrainedWeights | None, HFBackboneSource | None]:
+    """What a resumed run starts from, by run.json: no weights, and of a backbone the config, since all the tensors are
+    in the checkpoint; but both, as they were, where the run has saved nothing yet and `starts_over`.
 
-
-def reread_hf_backbone(
-    recipe: Recipe, facts: Mapping[str, Any], start: PretrainedWeights | None, starts_over: bool
-) -> HFBackboneSource | None:
-    """The backbone of a resumed run, from run.json: all its tensors are in the checkpoint.
-
-    Only a run that has saved nothing yet is begun again, with what its recipe names.
+    The recipe may name another path of the same file by now. Raises InputError where the file is not there any more, or
+    is another.
     """
-    recorded = facts.get("backbone", facts.get("borrowed"))  # its earlier name
-    if recorded is None:
-        return None
-    config = parse_backbone_config(recorded["config"], "run.json: backbone")
-    if starts_over:
-        again = read_hf_backbone(recipe, start)
-        if again is None or (again.config, again.sha256) != (config, recorded["sha256"]):
-            raise InputError(
-                f"backbone {recipe.backbone}: the run was stopped before its first checkpoint, so it begins again with "
-                f"the backbone that it was started from (SHA-256 {recorded['sha256'][:12] or 'none: random weights'}), "
-                "and this is another; put that one back, or start a new run"
-            )
-        return again
-    return HFBackboneSource(config, f"backbone {config.model_type} of the run")
-
-
-def new_detector(recipe: Recipe, num_classes: int, anchors: AnchorSet, start: HFBackboneSource | None) -> Detector:
-    """A detector of the recipe's size; with a backbone of transformers and its weights, where one is given."""
-    if start is None:
-        return Detector(recipe.model, num_classes, anchors)
-    detector = Detector(recipe.model, num_classes, anchors, start.config)
-    assert isinstance(detector.backbone, HFBackbone)
-    detector.backbone.start_from(start)
-    return detector
+    weights, backbone = facts.get("start"), facts.get("backbone")
+    begins = "the run was stopped before its first checkpoint, so it begins again with the"
+    remedy, start = "or start a new run", None
+    if starts_over and weights is not None:
+        path = recipe.weights or weights["weights"]
+        why = f"weights {path}: {begins} file that it was started from (SHA-256 {weights['sha256'][:12]}...)"
+        try:
+            start = _read(path)
+        except InputError as error:
+            raise InputError(f"{why}. It cannot be read; put it back, {remedy}: {error}") from error
+        if start.sha256 != weights["sha256"]:
+            raise InputError(f"{why}, and this is another; put it back, {remedy}")
+    if backbone is None:
+        return start, None
+    config = parse_backbone_config(backbone["config"], "run.json: backbone")
+    if not starts_over:
+        return start, HFBackboneSource(config, f"backbone {config.model_type} of the run")
+    again = read_hf_backbone(recipe, start)
+    if again is None or (again.config, again.sha256) != (config, backbone["sha256"]):
+        raise InputError(
+            f"backbone {recipe.backbone}: {begins} backbone that it was started from (SHA-256 "
+            f"{backbone['sha256'][:12] or 'none: random weights'}), and this is another; put that one back, {remedy}"
+        )
+    return start, again
 
 
 def freeze(detector: Detector, names: Sequence[str]) -> None:
@@ -294,7 +232,7 @@ def freeze(detector: Detector, names: Sequence[str]) -> None:
     Names are those of modules, with all that is in them: "backbone", "backbone.stage2", "neck.lateral.p5". Raises
     InputError, with the names that there are, for any other, and where nothing would be left to train.
     """
-    refuse_unknown(detector, names)
+    _refuse_unknown(detector, names)
     for name in names:
         detector.get_submodule(name).requires_grad_(False)
     detector.frozen = tuple(names)
@@ -306,33 +244,22 @@ def freeze(detector: Detector, names: Sequence[str]) -> None:
 
 
 def refuse_early(size: str, names: Sequence[str]) -> None:
-    """`refuse_unknown` before there is a detector, for all names but those within a backbone."""
-    if not names:
-        return  # even on the meta device a network takes a second, most of it torch's imports
-    with torch.device("meta"):
-        refuse_unknown(Detector(size, 1, default_anchors(size)), [one for one in names if "backbone." not in one])
+    """Raise what `freeze` raises for unknown names, before there is a detector; not for names within a backbone."""
+    if names:  # even on the meta device a network takes a second, most of it torch's imports
+        with torch.device("meta"):
+            _refuse_unknown(Detector(size, 1, default_anchors(size)), [one for one in names if "backbone." not in one])
 
 
-def refuse_unknown(detector: nn.Module, names: Sequence[str]) -> None:
-    """InputError, with the names that there are, where one is of no part of the detector."""
-    known = {name for name, _ in detector.named_modules() if name}
+def _refuse_unknown(detector: nn.Module, names: Sequence[str]) -> None:
+    known = [name for name, _ in detector.named_modules() if name]
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known), n=1)
-            meant = f"; did you mean {close[0]}?" if close else ""
+            parts = ", ".join(one for one in known if one.count(".") <= 1)
             raise InputError(
-                f"optimizer.freeze: the network has no part {shorten(name)}{meant or '.'} It has "
-                f"{', '.join(_parts(detector))}, and parts of these"
+                f"optimizer.freeze: the network has no part {shorten(name)}"
+                f"{f'; did you mean {close[0]}?' if close else '.'} It has {parts}, and parts of these"
             )
-
-
-def _parts(detector: nn.Module) -> list[str]:
-    """The names of children and of their children."""
-    return [
-        name
-        for outer, child in detector.named_children()
-        for name in (outer, *(f"{outer}.{inner}" for inner, _ in child.named_children()))
-    ]
 
 
 def describe_frozen(detector: nn.Module, config: OptimizerConfig, has_weights: bool) -> list[str]:
@@ -342,11 +269,11 @@ def describe_frozen(detector: nn.Module, config: OptimizerConfig, has_weights: b
     """
     sentences = []
     if config.freeze:
-        sizes = [(parameter.requires_grad, parameter.numel()) for parameter in detector.parameters()]
-        still = sum(size for moves, size in sizes if not moves)
+        still = sum(parameter.numel() for parameter in detector.parameters() if not parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in detector.parameters())
         sentences.append(
-            f"frozen: {', '.join(config.freeze)}; {still} of {sum(size for _, size in sizes)} parameters keep their "
-            "values, and normalisation there its statistics"
+            f"frozen: {', '.join(config.freeze)}; {still} of {total} parameters keep their values, and normalisation "
+            "there its statistics"
         )
         random = [name for name in config.freeze if not has_weights and not name.startswith("backbone.body")]
         if random:

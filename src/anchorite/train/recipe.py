@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -19,19 +20,17 @@ from anchorite.evaluate import ValidationConfig
 from anchorite.loss import LossConfig
 from anchorite.model import MAX_IMAGE_SIZE, check_source, default_anchors
 from anchorite.plain_yaml import read_yaml_text, yaml_value
-from anchorite.reading import printable, shorten
-from anchorite.train.optim import EMAConfig, OptimizerConfig
-from anchorite.train.recipe_names import (
-    FAMILIAR_NAMES,
+from anchorite.reading import one_line, printable, shorten
+from anchorite.recipe_names import (
     RENAMED_FIELDS,
-    WITHOUT_FIELD,
     built_in_recipes,
     current_name,
-    is_foreign,
-    mixed_note,
+    other_names,
+    sorted_out,
     taken_over,
     with_current_names,
 )
+from anchorite.train.optim import EMAConfig, OptimizerConfig
 
 DEFAULT_RECIPE = "small-data"
 _MOST_PROBLEMS, _LONGEST_NAME = 20, 200  # in the message on one recipe
@@ -151,52 +150,73 @@ def read_recipe(
     """The recipe as `load_recipe` returns it, and sentences on how it was read: one for each name of a file of the
     original family's hyperparameters, which is recognised by its names, and for each earlier name of a field.
     """
-    source, overrides = str(source or DEFAULT_RECIPE), overrides or {}
-    text, where = _recipe_text(source)
-    values, old_names = with_current_names(_parse(text, where))
-    notes = [f"{where}{_line_of(text, name)}: {name} is now called {current_name(name)}" for name in old_names]
-    notes += [
-        f"--set {name}: this field is now called {current_name(name)}"
-        for name in overrides
-        if current_name(name) != name
-    ]
-    if is_foreign(values, Recipe.model_fields):
-        taken = taken_over(values, where, lambda name: _line_of(text, name), overrides)
-        return _changed(taken.values, overrides, where, text, flags, taken.sources), (*taken.notes, *notes)
-    if source in built_in_recipes() and overrides.get("weights"):
+    source, overrides, built_in = str(source or DEFAULT_RECIPE), overrides or {}, built_in_recipes()
+    if source in built_in:
+        text, where = built_in[source], f"recipe {source}"
+    elif Path(source).is_file():
+        text, where = read_yaml_text(Path(source)), source
+    else:
+        known = f"built in are {', '.join(built_in)}{_suggest(source, list(built_in))}"
+        raise InputError(f"--recipe {source}: neither a file nor a built-in recipe; {known}")
+    content = yaml_value(text, where)
+    if not isinstance(content, dict | None):
+        raise InputError(f"{where}:1: a recipe is a mapping of names to values, not {type(content).__name__}")
+
+    def in_file(name: str) -> str:
+        return f"{where}{_line_of(text, name)}: {name}"
+
+    values, old_names = with_current_names(_number_like(content or {}))
+    sources, mixed = {current_name(name): in_file(name) for name in old_names}, ""
+    notes = [f"{in_file(name)} is now called {current_name(name)}" for name in old_names]
+    renamed = [name for name in overrides if current_name(name) != name]
+    notes += [f"--set {name}: this field is now called {current_name(name)}" for name in renamed]
+    theirs, ours = sorted_out(values, Recipe.model_fields)
+    if theirs and ours:
+        mixed = (
+            f"\n{where}: names of another trainer's hyperparameters ({', '.join(theirs)}) beside fields of a recipe "
+            f"({', '.join(ours)}): a file is read as one or the other; rename theirs, or give ours by flags or --set"
+        )
+    elif theirs:
+        fields, told = taken_over(values, overrides)
+        heading = (
+            f"recipe {one_line(where)}: hyperparameters of another trainer, {len(values)} names; what they leave open "
+            "has the defaults of docs/recipes.md. They are taken so:"
+        )
+        given, values, notes = values, {"name": printable(Path(where).stem, 100)}, [heading, *told, *notes]
+        for name, field in fields.items():
+            _set_by_dotted_name(values, field, given[name])
+            sources[field] = in_file(name)
+    elif source in built_in and overrides.get("weights"):
         values.pop("model", None)  # its default; a run then takes the size that the weights have
-    sources = {current_name(name): f"{where}{_line_of(text, name)}: {name}" for name in old_names}
-    return _changed(values, overrides, where, text, flags, sources), tuple(notes)
+    return _changed(values, overrides, where, text, flags, sources, mixed), tuple(notes)
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """A recipe with some of its fields set anew, by dotted name; raises what `load_recipe` raises."""
-    return _changed(recipe.model_dump(mode="json"), settings, f"recipe {recipe.name}", "", ())
+    return _changed(recipe.model_dump(mode="json"), settings, f"recipe {recipe.name}")
 
 
 def _changed(
     values: dict[str, Any],
     overrides: Mapping[str, Any],
     where: str,
-    text: str,
-    flags: Collection[str],
-    sources: Mapping[str, str] | None = None,
+    text: str = "",
+    flags: Collection[str] = (),
+    sources: Mapping[str, str] = MappingProxyType({}),
+    hint: str = "",
 ) -> Recipe:
     """The recipe of nested values, which were read from `text`, and overrides by dotted name.
 
-    sources: where and under which other name the file sets a field, for messages.
+    sources: where and under which other name the file sets a field, for messages; hint: added to the faults of a file.
     """
-    why = mixed_note(values, Recipe.model_fields, where)
+    named = dict(sources)
     for name, value in overrides.items():
         _set_by_dotted_name(values, current_name(name), value)
+        named[current_name(name)] = f"--{name.replace('_', '-')}" if name in flags else f"--set {name}"
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        names = {
-            current_name(name): f"--{name.replace('_', '-')}" if name in flags else f"--set {name}"
-            for name in overrides
-        }
-        raise InputError(_explain(error, where, text, {**(sources or {}), **names}) + why) from None
+        raise InputError(_explain(error, where, text, named) + hint) from None
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
@@ -218,28 +238,6 @@ def _number_like(value: Any) -> Any:
     return value
 
 
-def _recipe_text(source: str) -> tuple[str, str]:
-    known = built_in_recipes()
-    if source in known:
-        return known[source], f"recipe {source}"
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(
-            f"--recipe {source}: neither a file nor a built-in recipe; built in are {', '.join(known)}"
-            f"{_suggest(source, list(known))}"
-        )
-    return read_yaml_text(path), source
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    values = yaml_value(text, where)
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"{where}:1: a recipe is a mapping of names to values, not {type(values).__name__}")
-    return {key: _number_like(value) for key, value in values.items()}
-
-
 def _set_by_dotted_name(values: dict[str, Any], name: str, value: Any) -> None:
     *groups, last = name.split(".")
     for group in groups:
@@ -250,16 +248,17 @@ def _set_by_dotted_name(values: dict[str, Any], name: str, value: Any) -> None:
     values[last] = value
 
 
-def field_names(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+def by_dotted_name(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings, such as a recipe's `model_dump`, as one mapping by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= by_dotted_name(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def field_names() -> list[str]:
     """Dotted names of all fields."""
-    names = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            names += field_names(inner, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
-    return names
+    return list(by_dotted_name(Recipe().model_dump()))
 
 
 def suggest_field(name: str) -> str:
@@ -269,10 +268,9 @@ def suggest_field(name: str) -> str:
     known, last = field_names(), name.rsplit(".", 1)[-1].lower().replace("-", "_")
     if name in RENAMED_FIELDS:
         return f"; it is now called {RENAMED_FIELDS[name]}, which is set as well"
-    if last in WITHOUT_FIELD:
-        return f"; nothing here does what {last} does elsewhere: {WITHOUT_FIELD[last]}"
-    if last in FAMILIAR_NAMES:
-        return f"; did you mean {FAMILIAR_NAMES[last]}?"
+    if other := other_names().get(last):
+        without = f"; nothing here does what {last} does elsewhere: {other.note}"
+        return f"; did you mean {other.field}?" if other.field else without
     same = [full for full in known if full.rsplit(".", 1)[-1] == last]
     return f"; did you mean {' or '.join(same)}?" if same else _suggest(name, known)
 
@@ -282,30 +280,27 @@ def _suggest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _explain(error: ValidationError, where: str, text: str, overrides: Mapping[str, str]) -> str:
-    """One line a problem; overrides: for each overridden field, how the user named it."""
+def _explain(error: ValidationError, where: str, text: str, named: Mapping[str, str]) -> str:
+    """One line a problem; named: where and how the user set a field, unless under its own name in the file."""
     lines = []
     problems = error.errors(include_url=False)
     for problem in problems[:_MOST_PROBLEMS]:
         name = printable(".".join(str(part) for part in problem["loc"] if isinstance(part, str)), _LONGEST_NAME)
-        below = (flag for full, flag in overrides.items() if full.startswith(f"{name}."))
-        source = overrides.get(name) or next(below, f"{where}{_line_of(text, name)}: {name}")
+        below = (source for field, source in named.items() if field.startswith(f"{name}."))
+        source = named.get(name) or next(below, f"{where}{_line_of(text, name)}: {name}")
         if problem["type"] == "extra_forbidden":
             lines.append(f"{source}: no such recipe field{suggest_field(name)}")
-        else:
-            lines.append(f"{source}: {_expectation(problem, name)} (got {shorten(problem['input'])})")
+            continue
+        wanted = str(problem["msg"]).replace("Input should be", "must be")
+        if problem["type"] == "value_error":
+            wanted = str(problem["ctx"]["error"])
+        elif problem["type"] == "model_type":
+            fields = ", ".join(field for field in field_names() if field.startswith(f"{name}."))
+            wanted = f"this is a group of settings; set them one by one: {fields}"
+        lines.append(f"{source}: {wanted} (got {shorten(problem['input'])})")
     if len(problems) > _MOST_PROBLEMS:
         lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
     return "\n".join(lines)
-
-
-def _expectation(problem: Mapping[str, Any], name: str) -> str:
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    if problem["type"] == "model_type":
-        fields = [field for field in field_names() if field.startswith(f"{name}.")]
-        return f"this is a group of settings; set them one by one: {', '.join(fields)}"
-    return str(problem["msg"]).replace("Input should be", "must be")
 
 
 def _line_of(text: str, name: str) -> str:

@@ -1,9 +1,9 @@
-"""`train` and `resume`: starting a run and continuing one."""
+"""`train` and `resume`: starting a run, continuing one, and what may have changed in between."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,10 @@ from anchorite.model import default_anchors
 from anchorite.train.checkpoint import Progress, has_checkpoint, leftovers, load_latest
 from anchorite.train.events import Listener, RunFinished, ignore
 from anchorite.train.loop import Run
-from anchorite.train.pretrained import (
-    backbone_facts,
-    read_hf_backbone,
-    read_pretrained,
-    reread_hf_backbone,
-    reread_pretrained,
-    start_notes,
-)
-from anchorite.train.recipe import Recipe
-from anchorite.train.run_folder import RunFolder, comparable_facts, left_out_facts, refuse_changes
-from anchorite.train.setup import Prepared, derived_settings, prepare
+from anchorite.train.pretrained import read_hf_backbone, read_pretrained, reread_start
+from anchorite.train.recipe import Recipe, by_dotted_name
+from anchorite.train.run_folder import RunFolder, left_out_facts
+from anchorite.train.setup import derived_settings, prepare
 
 
 def train(
@@ -59,20 +52,28 @@ def train(
         "allow_outside": dataset.allow_outside,
         "anchors": anchors.to_rows(),
         "left_out": left_out_facts(opened, dataset),
-        "start": None if start is None else start.facts(prepared.kept),
+        "start": None if start is None else {"weights": start.path, "sha256": start.sha256, "kept": prepared.kept},
         "notes": list(notes),
-        "backbone": backbone_facts(backbone),
+        "backbone": None
+        if backbone is None
+        else {"config": backbone.config.model_dump(mode="json"), "sha256": backbone.sha256},
         "derived": derived_settings(recipe, prepared),
-        **comparable_facts(recipe, dataset, world.world_size),
+        **_comparable_facts(recipe, dataset, world.world_size),
     }
     del start, backbone  # as large as the network
-    _refuse_other_data(facts, world)
+    splits = {split: one["fingerprint"] for split, one in facts["splits"].items()}
+    everyone = world.all_gather([splits, facts["class_names"]])
+    if different := [str(rank) for rank, of_rank in enumerate(everyone) if of_rank != everyone[0]]:
+        raise InputError(
+            f"{facts['data']}: ranks {', '.join(different)} have read other images or labels there than rank 0; give "
+            "all machines the same dataset"
+        )
     with prepared.loader:
         if world.is_main:
             RunFolder.create(out, recipe, facts)
         world.barrier()
         folder = RunFolder(out)
-        with _held(folder, world):
+        with folder.held() if world.is_main else nullcontext():
             return Run(recipe, folder, prepared, listener).run(Progress())
 
 
@@ -93,50 +94,94 @@ def resume(
     folder = RunFolder.open(out)
     recipe, facts = folder.read_recipe(), folder.read_facts()
     # Which images of a data set with bad ones are trained on is known only when they have been decoded.
-    changes = refuse_changes(facts, recipe, dataset, {*allow, "data"} if dataset.skip_bad else allow, world.world_size)
-    with _held(folder, world):
+    changes = _refuse_changes(facts, recipe, dataset, {*allow, "data"} if dataset.skip_bad else allow, world.world_size)
+    with folder.held() if world.is_main else nullcontext():
         anchors = AnchorSet.from_rows(facts["anchors"], default_anchors(recipe.model).strides)
-        start = reread_pretrained(recipe, facts) if _starts_over(folder) else None
-        backbone = reread_hf_backbone(recipe, facts, start, _starts_over(folder))
+        starts_over = len(folder.read_rows()) <= 1 and not has_checkpoint(folder.checkpoints)
+        start, backbone = reread_start(recipe, facts, starts_over)
         prepared = prepare(recipe, dataset, anchors, listener, start, world, backbone)
         with prepared.loader:
             if dataset.skip_bad:
-                changes = refuse_changes(facts, recipe, prepared.dataset, allow, world.world_size)
-            progress, notes = _load_progress(folder, recipe, prepared)
-            notes += start_notes(facts, begins_again=start is not None)
+                changes = _refuse_changes(facts, recipe, prepared.dataset, allow, world.world_size)
+            progress, notes = Progress(), ["stopped before its first checkpoint: starts over"]
+            if not starts_over:
+                progress, notes = load_latest(folder.checkpoints, prepared.train_state, world)
+                notes.append(f"resumed after {progress.describe(len(prepared.loader))} of {recipe.epochs}")
+            for stray in (*leftovers(folder.checkpoints), *out.glob(".*.tmp")) if world.is_main else ():
+                stray.unlink(missing_ok=True)
+                notes.append(f"{stray}: left by a crash, removed")
+            notes += facts.get("notes", ())
+            if facts.get("start") and start is None:
+                notes.append(f"started from {facts['start']['kept']}")
             prepared = replace(prepared, decisions=(*changes, *notes, *prepared.decisions))
             return Run(recipe, folder, prepared, listener).run(progress)
 
 
-def _load_progress(folder: RunFolder, recipe: Recipe, prepared: Prepared) -> tuple[Progress, list[str]]:
-    """Restore the newest valid checkpoint; its progress, and sentences about it. Leftovers of crashes are removed."""
-    if _starts_over(folder):
-        progress, notes = Progress(), ["stopped before its first checkpoint: starts over"]
-    else:
-        progress, notes = load_latest(folder.checkpoints, prepared.train_state, prepared.world)
-        notes.append(f"resumed after {progress.describe(len(prepared.loader))} of {recipe.epochs}")
-    for stray in (*leftovers(folder.checkpoints), *folder.path.glob(".*.tmp")) if prepared.world.is_main else ():
-        stray.unlink(missing_ok=True)
-        notes.append(f"{stray}: left by a crash, removed")
-    return progress, notes
+_NUM_SHOWN = 5
+# Fields that do not change what a run computes.
+_FREE = frozenset({"name", "workers", "worker_timeout_s", "rank_timeout_s", "store", "checkpoint_minutes"})
+# The tensors of a checkpoint do not fit with others of these.
+_FIXED = frozenset({"model", "backbone", "optimizer.name"})
 
 
-def _refuse_other_data(facts: dict[str, Any], world: World) -> None:
-    """InputError if ranks have read different data, such as different copies on several machines."""
-    prints = [{split: one["fingerprint"] for split, one in facts["splits"].items()}, facts["class_names"]]
-    everyone = world.all_gather(prints)
-    different = [str(number) for number, of_rank in enumerate(everyone) if of_rank != everyone[0]]
-    if different:
+def _comparable_facts(recipe: Recipe, dataset: DatasetIndex, num_ranks: int) -> dict[str, Any]:
+    """The entries of run.json that `_refuse_changes` compares with when the run is resumed."""
+    return {
+        "class_names": list(dataset.class_names),
+        "splits": {
+            split: {"images": len(records), "boxes": records.num_boxes(), "fingerprint": records.fingerprint()}
+            for split, records in dataset.splits.items()
+        },
+        "recipe": recipe.model_dump(mode="json"),
+        "world_size": num_ranks,
+    }
+
+
+def _refuse_changes(
+    facts: Mapping[str, Any], recipe: Recipe, dataset: DatasetIndex, allowed: Collection[Change], num_ranks: int
+) -> list[str]:
+    """A line on each change that was allowed; InputError, with every difference, for one that was not.
+
+    Other classes, another model or kind of optimizer are never allowed. Facts that an older run did not record are not
+    compared.
+    """
+    now = _comparable_facts(recipe, dataset, num_ranks)
+    old = {**now, **facts}
+    fixed = []
+    if old["class_names"] != now["class_names"]:
+        fixed.append(f"class_names: the run has {old['class_names']}, here it is {now['class_names']}")
+    # A field that the run did not have yet had its present default.
+    fields = by_dotted_name(Recipe().model_dump(mode="json")) | by_dotted_name(old["recipe"])
+    changed = {
+        name: f"recipe.yaml: {name} was {fields.get(name)}, now it is {value}"
+        for name, value in by_dotted_name(now["recipe"]).items()
+        if fields.get(name) != value and name not in _FREE
+    }
+    fixed += [line for name, line in changed.items() if name in _FIXED]
+    if fixed:
+        shown = "\n".join(fixed)
+        raise InputError(f"the run cannot be resumed with these changes:\n{shown}\nundo them, or start a new run")
+    found: dict[Change, list[str]] = {"recipe": [*changed.values()], "data": [], "ranks": []}
+    for split in dict.fromkeys((*old["splits"], *now["splits"])):
+        pair = (old["splits"].get(split), now["splits"].get(split))
+        then, here = ("none" if one is None else f"{one['images']} images, {one['boxes']} boxes" for one in pair)
+        if pair[0] != pair[1]:
+            said = f"{then} then, {here} now" if then != here else f"other labels or names ({then})"
+            found["data"].append(f"data: {split}: {said}")
+    if old["world_size"] != num_ranks:
+        # The same batches in other parts: equal but for rounding, unless each part has statistics of its own.
+        own = "batch normalisation is over parts of another size"
+        effect = "sums round otherwise" if recipe.sync_batch_norm else own
+        found["ranks"].append(f"ranks: {old['world_size']} then, {num_ranks} now: {effect}")
+    refused = [kind for kind, lines in found.items() if lines and kind not in allowed]
+    if refused:
+        lines = [line for kind in refused for line in found[kind]]
+        if len(lines) > _NUM_SHOWN:
+            lines[_NUM_SHOWN:] = [f"and {len(lines) - _NUM_SHOWN} more"]
+        shown = "\n".join(lines)
+        flags = " ".join(f"--allow {kind}" for kind in refused)
         raise InputError(
-            f"{facts['data']}: ranks {', '.join(different)} have read other images or labels there than rank 0; give "
-            "all machines the same dataset"
+            f"what the run was started with has changed:\n{shown}\nundo the change, start a new run, or accept the "
+            f"change: {flags}"
         )
-
-
-def _held(folder: RunFolder, world: World) -> AbstractContextManager[object]:
-    """The folder locked against other runs, by the rank that writes."""
-    return folder.held() if world.is_main else nullcontext()
-
-
-def _starts_over(folder: RunFolder) -> bool:
-    return len(folder.read_rows()) <= 1 and not has_checkpoint(folder.checkpoints)
+    return [f"allowed: {line}" for lines in found.values() for line in lines]

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, what has changed since the run was started, and what state the run is in."""
+"""The folder of a run: its files, and what state the run is in."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
+from safetensors.torch import save
 from typing_extensions import TypedDict
 
-from anchorite.choices import Change
-from anchorite.data import DatasetIndex, LeftOut, without_images
+from anchorite.data import Batch, DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
-from anchorite.files import is_locked, write_text_atomically
+from anchorite.evaluate import ValidationResult
+from anchorite.files import is_locked, write_bytes_atomically, write_text_atomically
 from anchorite.reading import read_json
+from anchorite.recipe_names import RENAMED_COLUMNS, with_current_names
 from anchorite.train.checkpoint import FoundCheckpoint, found_checkpoints, has_checkpoint, leftovers
+from anchorite.train.events import RunFinished
 from anchorite.train.recipe import Recipe, load_recipe
-from anchorite.train.recipe_names import RENAMED_COLUMNS, with_current_names
 
 _MAX_FACTS_BYTES = 64_000_000
 
@@ -66,43 +68,23 @@ class _Facts(BaseModel):
     left_out: list[_LeftOutFacts] = []
     start: _StartFacts | None = None
     notes: list[str] = []
-    backbone: _BackboneFacts | None = Field(None, validation_alias=AliasChoices("backbone", "borrowed"))
+    backbone: _BackboneFacts | None = None
     derived: dict[str, Any] = {}
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Paths of runs/NAME and reading and writing of its small files."""
+    """Paths of runs/NAME, and reading and writing of its small files."""
 
-    path: Path
-
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.csv"
-
-    @property
-    def run(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.safetensors"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "last.safetensors"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.run = path / "run.json"
+        self.metrics = path / "metrics.csv"
+        self.summary = path / "summary.json"
+        self.skipped = path / "skipped.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.best = path / "best.safetensors"
+        self.last = path / "last.safetensors"
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, facts: dict[str, Any]) -> RunFolder:
@@ -116,7 +98,7 @@ class RunFolder:
         try:
             draft.checkpoints.mkdir(parents=True)
             write_text_atomically(draft.recipe, recipe.to_yaml())
-            write_text_atomically(draft.run, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            _write_json(draft.run, facts)
             draft.path.replace(path)
         except OSError as error:
             raise StorageError(f"--out {path}: cannot be made: {error.strerror}; choose another folder") from error
@@ -135,10 +117,6 @@ class RunFolder:
             )
         return folder
 
-    @property
-    def skipped(self) -> Path:
-        return self.path / "skipped.jsonl"
-
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other processes from training in this folder; InputError when one does.
@@ -146,29 +124,30 @@ class RunFolder:
         Also checks, before any work is done, that the folder can be written: StorageError if not. The lock ends with
         the process.
         """
-        path = self.path / ".lock"
         try:
-            file = path.open("a+")
+            file = (self.path / ".lock").open("a+")
         except OSError as error:
             raise StorageError(
                 f"{self.path}: cannot be written: {error.strerror or error}; nothing was trained. Change its "
                 "permissions, or copy the run to a place that can be written"
             ) from error
         with file:
-            _lock(file.fileno(), self.path)
+            try:
+                import fcntl
+
+                # Of the process, not of the open file, which worker processes inherit and may hold a moment longer.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                raise InputError(
+                    f"{self.path}: another process is training in this folder; wait for it, or end it"
+                ) from error
+            except (ImportError, OSError):  # no POSIX system, or a file system without locks
+                pass
             yield
 
     def is_held(self) -> bool:
         """Whether another process is training in this folder; False where that is unknown."""
         return is_locked(self.path / ".lock")
-
-    def append_skipped(self, facts: dict[str, Any]) -> None:
-        """Add a line to the log of skipped steps."""
-        try:
-            with self.skipped.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(facts, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise StorageError(f"{self.skipped}: cannot be written: {error.strerror or error}") from error
 
     def read_recipe(self) -> Recipe:
         """The recipe this run was started with."""
@@ -181,6 +160,8 @@ class RunFolder:
         """
         try:
             facts = read_json(self.run, _MAX_FACTS_BYTES)
+            if "borrowed" in facts:  # its name in earlier releases
+                facts["backbone"] = facts.pop("borrowed")
             _Facts.model_validate(facts, strict=True)
             if "recipe" in facts:
                 facts["recipe"], _ = with_current_names(facts["recipe"])
@@ -221,6 +202,48 @@ class RunFolder:
             writer.writerows(rows)
         write_text_atomically(self.metrics, text.getvalue())
 
+    def add_row(self, row: dict[str, float]) -> None:
+        """Add a row to metrics.csv, its numbers short but without loss of meaning."""
+        whole = ("epoch", "train/skipped_steps")
+        texts = {name: str(int(value)) if name in whole else f"{value:.6g}" for name, value in row.items()}
+        self.write_rows([*self.read_rows(), texts])
+
+    def remove_rows_after(self, epoch: int) -> None:
+        """Take rows of metrics.csv away that a resumed run will write again."""
+        if self.metrics.is_file():
+            self.write_rows([row for row in self.read_rows() if int(row["epoch"]) <= epoch])
+
+    def append_skipped(self, facts: dict[str, Any]) -> None:
+        """Add a line to the log of skipped steps."""
+        try:
+            with self.skipped.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(facts, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self.skipped}: cannot be written: {error.strerror or error}") from error
+
+    def write_post_mortem(self, path: Path, facts: dict[str, Any], batch: Batch) -> None:
+        """Write the facts of a divergence as JSON in `path`, and beside it, as safetensors, the batch where it ended:
+        images uint8, targets as rows. With several ranks that is rank 0's part.
+        """
+        targets = batch.targets.compact().rows.cpu().contiguous()
+        tensors = {"images": batch.images.cpu().contiguous(), "targets": targets, "indices": batch.indices.cpu()}
+        write_bytes_atomically(path.with_suffix(".safetensors"), save(tensors))
+        _write_json(path, facts)
+
+    def write_summary(
+        self, finished: RunFinished, validation: ValidationResult | None, decisions: Sequence[str]
+    ) -> None:
+        """Write summary.json, which says that the run is complete."""
+        summary = {
+            "reason": finished.reason,
+            "best_epoch": finished.best_epoch,
+            "best_map": finished.best_map if finished.best_epoch is not None else None,
+            "seconds": round(finished.seconds, 1),
+            "decisions": list(decisions),
+            "last_validation": None if validation is None else validation.to_json(),
+        }
+        _write_json(self.summary, summary)
+
 
 def left_out_facts(opened: DatasetIndex, trained_on: DatasetIndex) -> list[dict[str, str]]:
     """The entry of run.json for the images that were left out after the dataset was opened."""
@@ -236,132 +259,8 @@ def _path_in_dataset(dataset: DatasetIndex, image: Path) -> str:
     return os.fsencode(os.path.relpath(image, home)).decode("utf-8", "backslashreplace")
 
 
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: no lock
-        return
-    try:
-        # Of the process, not of the open file, which worker processes inherit and may hold a moment longer.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise InputError(f"{folder}: another process is training in this folder; wait for it, or end it") from error
-    except OSError:  # a file system without locks
-        return
-
-
-def format_row(row: dict[str, float]) -> dict[str, str]:
-    """Numbers as text, short and without loss of meaning."""
-    return {
-        name: str(int(value)) if name in ("epoch", "train/skipped_steps") else f"{value:.6g}"
-        for name, value in row.items()
-    }
-
-
-CHANGES: tuple[Change, ...] = get_args(Change)
-
-_NUM_SHOWN = 5
-# Fields that do not change what a run computes.
-_FREE = frozenset({"name", "workers", "worker_timeout_s", "rank_timeout_s", "store", "checkpoint_minutes"})
-# The tensors of a checkpoint do not fit with others of these.
-_FIXED = frozenset({"model", "backbone", "optimizer.name"})
-
-
-def comparable_facts(recipe: Recipe, dataset: DatasetIndex, num_ranks: int = 1) -> dict[str, Any]:
-    """The entries of run.json that `refuse_changes` compares with when the run is resumed."""
-    return {
-        "class_names": list(dataset.class_names),
-        "splits": {
-            split: {
-                "images": len(records),
-                "boxes": records.num_boxes(),
-                "fingerprint": records.fingerprint(),
-            }
-            for split, records in dataset.splits.items()
-        },
-        "recipe": recipe.model_dump(mode="json"),
-        "world_size": num_ranks,
-    }
-
-
-def refuse_changes(
-    facts: Mapping[str, Any],
-    recipe: Recipe,
-    dataset: DatasetIndex,
-    allowed: Collection[Change] = (),
-    num_ranks: int = 1,
-) -> list[str]:
-    """A line on each change that was allowed; InputError, with every difference, for one that was not.
-
-    Other classes, another model or kind of optimizer are never allowed. Facts that an older run did not record are not
-    compared.
-    """
-    now = comparable_facts(recipe, dataset, num_ranks)
-    classes = facts.get("class_names", now["class_names"])
-    fixed = []
-    if classes != now["class_names"]:
-        fixed.append(f"class_names: the run has {classes}, here it is {now['class_names']}")
-    # A field that the run did not have yet had its present default.
-    then = dict(_flat(Recipe().model_dump(mode="json")) + _flat(facts.get("recipe", now["recipe"])))
-    changed = [
-        f"recipe.yaml: {name} was {then.get(name)}, now it is {value}"
-        for name, value in _flat(now["recipe"])
-        if then.get(name) != value and name not in _FREE
-    ]
-    fixed += [line for line in changed if line.split()[1] in _FIXED]
-    if fixed:
-        lines = "\n".join(fixed)
-        raise InputError(f"the run cannot be resumed with these changes:\n{lines}\nundo them, or start a new run")
-    found: dict[Change, list[str]] = {
-        "recipe": changed,
-        "data": _data_changes(facts, now),
-        "ranks": _rank_changes(facts.get("world_size", num_ranks), num_ranks, recipe.sync_batch_norm),
-    }
-    refused = [kind for kind, lines in found.items() if lines and kind not in allowed]
-    if refused:
-        shown = "\n".join(_shortened([line for kind in refused for line in found[kind]]))
-        flags = " ".join(f"--allow {kind}" for kind in refused)
-        raise InputError(
-            f"what the run was started with has changed:\n{shown}\nundo the change, start a new run, or accept the "
-            f"change: {flags}"
-        )
-    return [f"allowed: {line}" for lines in found.values() for line in lines]
-
-
-def _rank_changes(then: int, now: int, shared_statistics: bool) -> list[str]:
-    """The same batches in other parts: equal but for rounding, unless each part is normalised by its own statistics."""
-    if then == now:
-        return []
-    effect = "sums round otherwise" if shared_statistics else "batch normalisation is over parts of another size"
-    return [f"ranks: {then} then, {now} now: {effect}"]
-
-
-def _data_changes(facts: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    then, here = facts.get("splits", now["splits"]), now["splits"]
-    lines = []
-    for split in dict.fromkeys((*then, *here)):
-        before, after = then.get(split), here.get(split)
-        if before == after:
-            continue
-        was, is_now = (
-            "none" if one is None else f"{one['images']} images, {one['boxes']} boxes" for one in (before, after)
-        )
-        same = was == is_now
-        lines.append(f"data: {split}: " + (f"other labels or names ({was})" if same else f"{was} then, {is_now} now"))
-    return lines
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted names and values of nested mappings."""
-    pairs: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return pairs
-
-
-def _shortened(lines: list[str]) -> list[str]:
-    more = len(lines) - _NUM_SHOWN
-    return lines if more <= 0 else [*lines[:_NUM_SHOWN], f"and {more} more"]
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,13 @@ from torch import nn
 
 import anchorite
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
-from anchorite.data import (
-    DatasetIndex,
-    Loader,
-    LoaderConfig,
-    Split,
-    open_loader,
-    without_images,
-)
+from anchorite.data import DatasetIndex, Loader, LoaderConfig, Split, open_loader, without_images
 from anchorite.devices import Precision, choose_compile, choose_device, choose_precision, keep_freed_memory
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
 from anchorite.evaluate import ReadConfig, Validator
 from anchorite.loss import DetectionLoss
-from anchorite.model import HFBackboneSource, default_anchors, to_channels_last
+from anchorite.model import Detector, HFBackbone, HFBackboneSource, default_anchors, to_channels_last
 from anchorite.train.checkpoint import Progress, environment
 from anchorite.train.events import Listener, RunStarted, StoreProgress, ignore
 from anchorite.train.optim import EMA, build_optimizer, decay_after, settings_at, warmup_steps
@@ -36,7 +28,6 @@ from anchorite.train.pretrained import (
     describe_frozen,
     freeze,
     load_matching,
-    new_detector,
     refuse_early,
 )
 from anchorite.train.recipe import Recipe
@@ -61,7 +52,7 @@ def device_of_rank(name: str, world: World) -> torch.device:
     return torch.device("cuda", world.local_rank)
 
 
-def describe_ranks(recipe: Recipe, device: torch.device, world: World) -> list[str]:
+def _describe_ranks(recipe: Recipe, device: torch.device, world: World) -> list[str]:
     """A sentence on how ranks share the batches; none for a single process. InputError when some would get nothing."""
     if not world.is_distributed:
         return []
@@ -120,7 +111,11 @@ def prepare(
     that nothing is chosen by what is not trained on. Raises InputError when the data set has no training image or the
     recipe does not fit the machine.
     """
-    _need_training_images(dataset)
+    if not dataset.splits.get("train", ()):
+        there = ", ".join(name for name, images in dataset.splits.items() if images) or "none"
+        raise InputError(
+            f"{dataset.root}: no training images; a data set needs a split train (splits with images: {there})"
+        )
     refuse_early(recipe.model, recipe.optimizer.freeze)
     device = device_of_rank(recipe.device, world)
     precision = choose_precision(recipe.precision, device)
@@ -129,39 +124,29 @@ def prepare(
         f"device {device}",
         f"precision {precision.name}: {precision.reason}",
         f"torch.compile {'on' if compiled else 'off'}: {why}",
+        *_describe_ranks(recipe, device, world),
     ]
-    decisions += describe_ranks(recipe, device, world)
     if device.type == "cpu" and keep_freed_memory():
         decisions.append("memory: freed blocks stay with the process, for the next step")
-    loader = _open_loader(recipe, dataset, device, listener, world)
-    validator, lack = _build_validator(recipe, dataset, listener, world)
+    val = dataset.split("val")
+    lack = "the val split has no labels" if val else "no val split"
+    has_labels = bool(val) and val.class_counts(len(dataset.class_names)).any()
+    loader, validator = _open_data(recipe, dataset, device, listener, world)
     dataset, sentences = _without_undecodable(dataset, loader, validator)
     decisions += sentences
     torch.manual_seed(recipe.seed)
-    chosen, sentence = (
-        choose_anchors(recipe, dataset.splits["train"], start) if anchors is None else (anchors, "anchors of the run")
-    )
-    decisions.append(sentence)
-    train_state, kept_sentence = _build_train_state(recipe, dataset, chosen, device, precision, start, world, backbone)
-    decisions += [backbone.description] if backbone else []
-    decisions += [kept_sentence] if kept_sentence else []
+    sentence = "anchors of the run"
+    if anchors is None:
+        anchors, sentence = choose_anchors(recipe, dataset.splits["train"], start)
+    train_state, kept = _build_train_state(recipe, dataset, anchors, device, precision, start, world, backbone)
+    decisions += [text for text in (sentence, backbone and backbone.description, kept) if text]
     decisions += describe_frozen(train_state.detector, recipe.optimizer, has_weights=recipe.weights is not None)
     gains = ", ".join(f"{name} {gain:.4g}" for name, gain in _gains(train_state.criterion).items())
     decisions.append(f"effective gains: {gains} (scaled by levels, image size and classes)")
     decisions += loader.decisions
-    if lack is not None:
+    if not has_labels:
         decisions.append(f"{lack}: every epoch replaces best.safetensors, and no mAP is known")
-    return Prepared(
-        dataset, train_state, loader, validator, device, precision, compiled, tuple(decisions), kept_sentence, world
-    )
-
-
-def _need_training_images(dataset: DatasetIndex) -> None:
-    if not dataset.splits.get("train", ()):
-        there = ", ".join(name for name, images in dataset.splits.items() if images) or "none"
-        raise InputError(
-            f"{dataset.root}: no training images; a data set needs a split train (splits with images: {there})"
-        )
+    return Prepared(dataset, train_state, loader, validator, device, precision, compiled, tuple(decisions), kept, world)
 
 
 def _without_undecodable(
@@ -204,19 +189,20 @@ def choose_anchors(recipe: Recipe, records: Split, start: PretrainedWeights | No
     return fitted, f"anchors: fitted to the data; best possible recall {recall:.4f} -> {better:.4f}"
 
 
-def _open_loader(
+def _open_data(
     recipe: Recipe, dataset: DatasetIndex, device: torch.device, listener: Listener, world: World
-) -> Loader:
-    config = LoaderConfig(
-        batch_size=recipe.batch,
-        workers=recipe.workers,
-        multi_scale=recipe.multi_scale,
-        size_step=default_anchors(recipe.model).strides[-1],
-        worker_timeout_s=recipe.worker_timeout_s,
-    )
-    return open_loader(
+) -> tuple[Loader, Validator | None]:
+    """The loader of the train split, and the validator of the val split where there is one."""
+    stride = default_anchors(recipe.model).strides[-1]
+    loader = open_loader(
         dataset.splits["train"],
-        config,
+        LoaderConfig(
+            batch_size=recipe.batch,
+            workers=recipe.workers,
+            multi_scale=recipe.multi_scale,
+            size_step=stride,
+            worker_timeout_s=recipe.worker_timeout_s,
+        ),
         recipe.augment,
         recipe.image_size,
         recipe.seed,
@@ -225,14 +211,18 @@ def _open_loader(
         device=device,
         compile=recipe.compile,
         skip_bad=dataset.skip_bad,
-        progress=_tell(listener, "train"),
+        progress=lambda num_done, num_images: listener(StoreProgress("train", num_done, num_images)),
         world=world,
     )
-
-
-def _tell(listener: Listener, split: str) -> Callable[[int, int], None]:
-    """What an image store calls with (images done, images in all)."""
-    return lambda num_done, num_images: listener(StoreProgress(split, num_done, num_images))
+    if not dataset.split("val"):
+        return loader, None
+    return loader, Validator(
+        dataset.split("val"),
+        dataset.class_names,
+        recipe.image_size,
+        ReadConfig(recipe.batch, recipe.image_store, dataset.skip_bad, world, stride, recipe.validation.rectangular),
+        progress=lambda num_done, num_images: listener(StoreProgress("val", num_done, num_images)),
+    )
 
 
 def _build_train_state(
@@ -247,7 +237,10 @@ def _build_train_state(
 ) -> tuple[TrainState, str]:
     """The train state, and a sentence on the pre-trained weights that were loaded."""
     num_classes = len(dataset.class_names)
-    detector = new_detector(recipe, num_classes, anchors, backbone)
+    detector = Detector(recipe.model, num_classes, anchors, backbone.config if backbone else None)
+    if backbone is not None:
+        assert isinstance(detector.backbone, HFBackbone)
+        detector.backbone.start_from(backbone)
     if recipe.class_bias_from_data:
         counts = dataset.splits["train"].class_counts(num_classes)
         if counts.any() and num_classes > 1:
@@ -267,31 +260,6 @@ def _build_train_state(
     if recipe.sync_batch_norm and world.is_distributed:  # not the EMA, which never trains
         nn.SyncBatchNorm.convert_sync_batchnorm(detector)
     return train_state, kept
-
-
-def _build_validator(
-    recipe: Recipe, dataset: DatasetIndex, listener: Listener, world: World
-) -> tuple[Validator | None, str | None]:
-    """The validator of the val split, if there is one, and what is missing there, if anything is."""
-    records = dataset.split("val")
-    if not records:
-        return None, "no val split"
-    validator = Validator(
-        records,
-        dataset.class_names,
-        recipe.image_size,
-        ReadConfig(
-            recipe.batch,
-            recipe.image_store,
-            dataset.skip_bad,
-            world,
-            default_anchors(recipe.model).strides[-1],
-            recipe.validation.rectangular,
-        ),
-        progress=_tell(listener, "val"),
-    )
-    is_labelled = records.class_counts(len(dataset.class_names)).any()
-    return validator, None if is_labelled else "the val split has no labels"
 
 
 def _gains(criterion: DetectionLoss) -> dict[str, float]:

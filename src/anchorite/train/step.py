@@ -29,26 +29,29 @@ class BufferSnapshot:
         named = [(name, buffer) for module in modules for name, buffer in module.named_buffers()]
         # torch._foreach functions take tensors of one type: that of the statistics; the other buffers are apart.
         dtype = next((buffer.dtype for _, buffer in named if buffer.is_floating_point()), torch.float32)
-        self._names = [name for name, buffer in named if buffer.dtype == dtype]
-        self._floats = [buffer for _, buffer in named if buffer.dtype == dtype]
-        self._others = [buffer for _, buffer in named if buffer.dtype != dtype]
-        self._saved = [buffer.clone() for buffer in (*self._floats, *self._others)]
+        self._statistics = [(name, buffer) for name, buffer in named if buffer.dtype == dtype]
+        self._floats = [buffer for _, buffer in self._statistics]
+        others = [buffer for _, buffer in named if buffer.dtype != dtype]
+        self._copies = [(group, [one.clone() for one in group]) for group in (self._floats, others) if group]
 
     @torch.no_grad()
     def save(self) -> None:
         """Copy the buffers as they are now."""
-        self._copy([*self._floats, *self._others], self._saved)
+        for buffers, saved in self._copies:
+            torch._foreach_copy_(saved, buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Set the buffers to the saved values."""
-        self._copy(self._saved, [*self._floats, *self._others])
+        for buffers, saved in self._copies:
+            torch._foreach_copy_(buffers, saved)
 
     @torch.no_grad()
     def restore_unless(self, is_finite: Tensor) -> None:
         """`restore` where is_finite (a scalar bool on the device) is false, without synchronisation."""
-        for buffer, saved in zip([*self._floats, *self._others], self._saved, strict=True):
-            buffer.copy_(torch.where(is_finite, buffer, saved))
+        for buffers, saved in self._copies:
+            for buffer, before in zip(buffers, saved, strict=True):
+                buffer.copy_(torch.where(is_finite, buffer, before))
 
     @torch.no_grad()
     def are_finite(self) -> Tensor:
@@ -59,27 +62,7 @@ class BufferSnapshot:
         """The name of the first statistic that is not finite."""
         if bool(self.are_finite()):
             return None
-        bad = (name for name, buffer in zip(self._names, self._floats, strict=True) if not buffer.isfinite().all())
-        return f"the statistic {next(bad)}"
-
-    def _copy(self, sources: list[Tensor], targets: list[Tensor]) -> None:
-        for part in (slice(len(self._floats)), slice(len(self._floats), None)):
-            if targets[part]:
-                torch._foreach_copy_(targets[part], sources[part])
-
-
-def first_not_finite(terms: LossTerms) -> str:
-    """The name of the first term of the loss that is not finite."""
-    of_terms = (name for name, term in zip(terms._fields[1:], terms[1:], strict=True) if not term.isfinite())
-    return f"the {next(of_terms, 'total')} loss"
-
-
-def first_gradient_not_finite(model: nn.Module) -> str:
-    """The name of the first parameter whose gradient is not finite; else their common norm overflows."""
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            return f"the gradient of {name}"
-    return "the norm of all gradients"
+        return next(f"the statistic {name}" for name, buffer in self._statistics if not buffer.isfinite().all())
 
 
 class Objective(nn.Module):
@@ -92,8 +75,8 @@ class Objective(nn.Module):
     def forward(self, images: Tensor, rows: Tensor, valid: Tensor | None, num_images: int | None) -> LossTerms:
         """The loss of images (B, 3, H, W) uint8 and targets (T, 6), valid (T,); num_images: over all ranks."""
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            features = self.detector.features(normalised(images, self.dtype, self.detector))
-            logits = self.detector.head.matched(features)
+            pixels = images.to(self.dtype or next(self.detector.parameters()).dtype) / 255
+            logits = self.detector.head.matched(self.detector.features(pixels))
             terms: LossTerms = self.criterion(logits, Targets(rows, valid), num_images)
         return terms
 
@@ -112,11 +95,6 @@ def distribute(objective: nn.Module, device: torch.device) -> DistributedDataPar
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
-
-
-def normalised(images: Tensor, dtype: torch.dtype | None, model: nn.Module) -> Tensor:
-    """Images (B, 3, H, W) uint8 as floating point in 0..1, in the dtype of the first convolution."""
-    return images.to(dtype or next(model.parameters()).dtype) / 255
 
 
 _MIN_CAPACITY = 64
@@ -189,7 +167,10 @@ class TrainingStep:
             terms = self._forward(batch.images, batch.targets.rows, batch.targets.valid, num_images)
             finite = self.world.all(torch.stack(terms).isfinite().all()).detach()
             if self.on_host and not bool(finite):
-                self.fault = first_not_finite(terms)
+                of_terms = (
+                    name for name, term in zip(terms._fields[1:], terms[1:], strict=True) if not term.isfinite()
+                )
+                self.fault = f"the {next(of_terms, 'total')} loss"
                 self._snapshot.restore()
             else:
                 self.train_state.scaler.scale(terms.total).backward()
@@ -233,8 +214,12 @@ class TrainingStep:
         train_state = self.train_state
         if all(parameter.grad is None for parameter in self._parameters):
             return norm.new_full((), torch.nan)  # every batch was skipped; `fault` has the reason
-        fault = None if bool(norm.isfinite()) else first_gradient_not_finite(train_state.detector)
-        fault = fault or self._snapshot.first_not_finite()
+        fault = self._snapshot.first_not_finite()
+        if not bool(norm.isfinite()):
+            gradients = ((name, parameter.grad) for name, parameter in train_state.detector.named_parameters())
+            bad = (name for name, gradient in gradients if gradient is not None and not bool(gradient.isfinite().all()))
+            name = next(bad, None)
+            fault = f"the gradient of {name}" if name else "the norm of all gradients"
         if self.world.any(fault is not None):
             self.fault = next(one for one in self.world.all_gather(fault) if one is not None)
             self._snapshot.restore()

@@ -15,7 +15,6 @@ from anchorite.data import decode_image
 from anchorite.errors import AnchoriteError, InputError
 from anchorite.evaluate import ValidationResult
 from anchorite.jpeg import encode_jpeg, shrunk
-from anchorite.metrics import Predictions
 from anchorite.predict import draw
 from anchorite.reading import printable
 from anchorite.train.events import EpochDone, Event, RunFinished, RunStarted, StepDone
@@ -48,9 +47,7 @@ class TensorBoard:
                 f"TensorBoard's events need the package tensorboard ({error}); install it: "
                 "pip install 'anchorite[tensorboard]'"
             ) from error
-        self._epochs: SummaryWriter | None = None
-        self._steps: SummaryWriter | None = None
-        self._started: RunStarted | None = None
+        self._open: tuple[RunStarted, SummaryWriter, SummaryWriter] | None = None  # for the epochs and for the steps
 
     def __enter__(self) -> TensorBoard:
         return self
@@ -58,22 +55,33 @@ class TensorBoard:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def close(self) -> None:
+        """Close the files; nothing where there are none."""
+        if self._open is not None:
+            _, epochs, steps = self._open
+            self._open = None
+            epochs.close()
+            steps.close()
+
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
             self._start(event)
-        elif isinstance(event, StepDone):
-            self._step(event)
-        elif isinstance(event, EpochDone):
-            self._epoch(event)
         elif isinstance(event, RunFinished):
             self.close()
-
-    def close(self) -> None:
-        """Close the files; nothing where there are none."""
-        for writer in (self._epochs, self._steps):
-            if writer is not None:
-                writer.close()
-        self._epochs = self._steps = None
+        elif self._open is not None:
+            started, epochs, steps = self._open
+            if isinstance(event, StepDone) and event.step % -(-started.num_batches // _POINTS_PER_EPOCH) == 0:
+                for name in ("box", "objectness", "classification", "lr", "bias_lr", "images_per_second"):
+                    steps.add_scalar(f"step/{name}", getattr(event, name), event.step)
+            elif isinstance(event, EpochDone):
+                for name, value in event.row.items():
+                    if name != "epoch":
+                        epochs.add_scalar(name, value, event.epoch)
+                if event.improved and event.validation is not None:
+                    for picture in _pictures(started.val_images, event.validation):
+                        _add(epochs, picture, event.epoch)
+                steps.flush()
+                epochs.flush()
 
     def _start(self, event: RunStarted) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -81,49 +89,18 @@ class TensorBoard:
         folder = event.folder / EVENTS_FOLDER
         self.close()
         is_new = not folder.exists()
-        self._started = event
-        self._epochs = SummaryWriter(folder, purge_step=None if is_new else event.first_epoch + 1)
-        self._steps = SummaryWriter(folder / STEPS_FOLDER, purge_step=None if is_new else event.first_step + 1)
+        epochs = SummaryWriter(folder, purge_step=None if is_new else event.first_epoch + 1)
+        steps = SummaryWriter(folder / STEPS_FOLDER, purge_step=None if is_new else event.first_step + 1)
+        self._open = event, epochs, steps
         if is_new:
             for summary in _facts(event):
-                _add(self._epochs, summary, 0)
-        self._epochs.flush()
-
-    def _step(self, event: StepDone) -> None:
-        assert self._steps is not None
-        assert self._started is not None
-        every = -(-self._started.num_batches // _POINTS_PER_EPOCH)
-        if event.step % every == 0:
-            for name in ("box", "objectness", "classification", "lr", "bias_lr", "images_per_second"):
-                self._steps.add_scalar(f"step/{name}", getattr(event, name), event.step)
-
-    def _epoch(self, event: EpochDone) -> None:
-        assert self._epochs is not None
-        assert self._steps is not None
-        assert self._started is not None
-        for name, value in event.row.items():
-            if name != "epoch":
-                self._epochs.add_scalar(name, value, event.epoch)
-        if event.improved and event.validation is not None:
-            for name, picture in _pictures(self._started.val_images, event.validation):
-                _add(self._epochs, _image(name, picture), event.epoch)
-        self._steps.flush()
-        self._epochs.flush()
+                _add(epochs, summary, 0)
+        epochs.flush()
 
 
 def _add(writer: SummaryWriter, summary: Summary, step: int) -> None:
     """Add a summary that SummaryWriter has no method for."""
     cast("FileWriter", writer.file_writer).add_summary(summary, step)
-
-
-def _image(tag: str, picture: np.ndarray) -> Summary:
-    """A picture (H, W, 3) as a JPEG, an eighth of the PNG that `SummaryWriter.add_image` would write."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    height, width = picture.shape[:2]
-    jpeg = encode_jpeg(picture, _JPEG_QUALITY)
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=jpeg)
-    return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
 def _facts(event: RunStarted) -> Iterator[Summary]:
@@ -141,22 +118,25 @@ def _facts(event: RunStarted) -> Iterator[Summary]:
     yield text_pb("run/recipe", f"```yaml\n{event.recipe.to_yaml()}```")
 
 
-def _pictures(paths: tuple[Path, ...], result: ValidationResult) -> Iterator[tuple[str, np.ndarray]]:
-    """The first images of the split with what was found in them, by name; one that has gone since is passed over."""
-    for number, (path, found) in enumerate(
-        zip(paths[:_NUM_PICTURES], result.predictions[:_NUM_PICTURES], strict=True), 1
-    ):
+def _pictures(paths: tuple[Path, ...], result: ValidationResult) -> Iterator[Summary]:
+    """The first images of the split with what was found in them; one that has gone since is passed over.
+
+    They are JPEGs, an eighth of the PNGs that `SummaryWriter.add_image` would write.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    shown = zip(paths[:_NUM_PICTURES], result.predictions[:_NUM_PICTURES], strict=True)
+    for number, (path, found) in enumerate(shown, 1):
         try:
             image = decode_image(path)
         except AnchoriteError:
             continue
-        height, width = image.shape[:2]
-        drawn = draw(image, _detections(found, result.class_names, (height, width)))
-        yield f"val/{number} {printable(path.name)}", shrunk(drawn, _LONGEST_PX)
-
-
-def _detections(found: Predictions, class_names: tuple[str, ...], size_hw: tuple[int, int]) -> Detections:
-    order = np.argsort(-found.scores, kind="stable")
-    kept = order[found.scores[order] >= _LEAST_SCORE]
-    boxes, scores, ids = (torch.from_numpy(one[kept]) for one in (found.boxes_xyxy, found.scores, found.class_ids))
-    return Detections(boxes, scores, ids, class_names, size_hw)
+        order = np.argsort(-found.scores, kind="stable")
+        kept = order[found.scores[order] >= _LEAST_SCORE]
+        boxes, scores, ids = (torch.from_numpy(one[kept]) for one in (found.boxes_xyxy, found.scores, found.class_ids))
+        detections = Detections(boxes, scores, ids, result.class_names, (image.shape[0], image.shape[1]))
+        picture = shrunk(draw(image, detections), _LONGEST_PX)
+        height, width = picture.shape[:2]
+        jpeg = encode_jpeg(picture, _JPEG_QUALITY)
+        of_jpeg = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=jpeg)
+        yield Summary(value=[Summary.Value(tag=f"val/{number} {printable(path.name)}", image=of_jpeg)])

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from anchorite.errors import InputError
 from anchorite.plain_yaml import read_yaml_text, yaml_value
+from anchorite.recipe_names import current_name
 from anchorite.train import Recipe, with_settings
-from anchorite.train.recipe_names import current_name
 
 
 class Range(BaseModel):
