@@ -11,33 +11,33 @@ from cyclopts import Parameter
 from anchorite.errors import InputError
 
 if TYPE_CHECKING:
-    from anchorite.train.run_folder import RunState
+    from anchorite.train.run_folder import RunStatus
 
 
 def runs(
     run: Annotated[Path, Parameter(help="Folder of a run, or one whose folders are runs.")] = Path("runs"),
 ) -> None:
     """Show a run's state, its checkpoints, each verified, and what a resume would do."""
-    from anchorite.train.run_folder import read_run_state
+    from anchorite.train.run_folder import read_run_status
 
     if (run / "recipe.yaml").is_file() or not run.is_dir():
-        print(_described(read_run_state(run)))
+        print(_described(read_run_status(run)))
         return
     folders = sorted(path.parent for path in run.glob("*/recipe.yaml"))
     if not folders:
         raise InputError(f"runs {run}: holds no run (no */recipe.yaml); name a runs/NAME folder, or train one")
     width = max(len(folder.name) for folder in folders)
     for folder in folders:
-        state = read_run_state(folder)
+        state = read_run_status(folder)
         print(f"{folder.name:<{width}}  {_progress(state)}; resume: {state.would_resume()}")
 
 
-def _progress(state: RunState) -> str:
+def _progress(state: RunStatus) -> str:
     best = "" if state.best_epoch is None else f", best mAP {state.best_map:.4f} at epoch {state.best_epoch}"
     return f"model {state.model}, {state.epochs} of {state.num_epochs} epochs{best}"
 
 
-def _described(state: RunState) -> str:
+def _described(state: RunStatus) -> str:
     lines = [f"run:         {state.path}", f"data:        {state.data}", f"state:       {_progress(state)}"]
     lines.append(f"ended:       {state.reason or ('no, it is being trained' if state.in_use else 'no')}")
     for one in state.checkpoints:

@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +30,7 @@ _ENDED = (None, "Z")  # states of a process that runs no more
 
 
 @contextmanager
-def init_process_group(timeout_s: float, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+def init_process_group(timeout_s: float) -> Iterator[World]:
     """The process group of this process, connected for the length of the block; SINGLE_PROCESS without torchrun.
 
     timeout_s: how long a rank may keep the others waiting. When one rank fails inside the block, all end. Its own error
@@ -38,10 +38,17 @@ def init_process_group(timeout_s: float, environment: Mapping[str, str] = os.env
     code 6) naming those that do not answer. An error that another rank has reported already, the same one or the cause
     of this one, is raised as ReportedByPeer. Unexpected exceptions go to torchrun's error file as well.
     """
-    world = _read_world(environment)
-    if not world.is_distributed:
-        yield world
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield SINGLE_PROCESS
         return
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; start several processes "
+            "by torchrun: torchrun --nproc-per-node 2 -m anchorite train DATA"
+        )
+    world = World(*(int(os.environ[name]) for name in names))
     store = _connect(world, timeout_s)
     try:
         yield world
@@ -61,19 +68,6 @@ def init_process_group(timeout_s: float, environment: Mapping[str, str] = os.env
     finally:
         with suppress(Exception):  # the process is about to end anyway
             dist.destroy_process_group()
-
-
-def _read_world(environment: Mapping[str, str]) -> World:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if int(environment.get("WORLD_SIZE", "1")) == 1:
-        return SINGLE_PROCESS
-    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in environment]
-    if missing:
-        raise InputError(
-            f"WORLD_SIZE is {environment['WORLD_SIZE']}, but {', '.join(missing)} is not set; start several processes "
-            "by torchrun: torchrun --nproc-per-node 2 -m anchorite train DATA"
-        )
-    return World(*(int(environment[name]) for name in names))
 
 
 def _connect(world: World, timeout_s: float) -> Any:

@@ -68,7 +68,7 @@ class Progress:
 
     @property
     def stem(self) -> str:
-        """The name of a checkpoint's files at this point; they sort by `key_of`."""
+        """The name of a checkpoint's files at this point."""
         within = f"-batch-{self.partial.batches:05d}" if self.partial.batches else ""
         return f"epoch-{self.epoch:04d}{within}"
 
@@ -196,39 +196,31 @@ def _read_all(folder: Path) -> Iterator[tuple[FoundCheckpoint, dict[str, Any], d
         manifest: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
         try:
-            manifest = _read_manifest(manifest_path)
+            text = manifest_path.read_bytes()
+            signed = json.loads(text)
+            manifest = signed.get("body", signed)  # the first format had none
+            version = manifest.get("format_version")
+            if version != FORMAT_VERSION:
+                raise ValueError(f"format version {version}; this anchorite reads version {FORMAT_VERSION}")
+            # Compared as text, so that any changed bit is detected, even in a space.
+            if _signed(manifest).encode() != text:
+                raise ValueError(f"the SHA-256 of its manifest {manifest_path.name} is not the one in it")
             # Read once: what is hashed is what is used, and nothing stays mapped to a file that may be replaced.
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != manifest["tensors_sha256"]:
                 raise ValueError("its SHA-256 is not that of the manifest")
+            # Earlier releases called the EMA average.
             tensors = {re.sub(r"^average\.", "ema.", name): tensor for name, tensor in load(content).items()}
+            if "average_updates" in manifest:
+                manifest["ema_updates"] = manifest.pop("average_updates")
             progress = Progress.from_json(manifest["progress"])
-        except KeyError as error:
-            fault = f"{error} is missing from its manifest"
+        except json.JSONDecodeError as error:
+            fault = f"its manifest {manifest_path.name} is no JSON: {error}"
         except (OSError, ValueError) as error:
             fault = str(error)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            fault = f"its manifest {manifest_path.name} is damaged: {error!r}"
         yield FoundCheckpoint(path, progress, fault), manifest, tensors
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    text = path.read_bytes()
-    try:
-        manifest = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"its manifest {path.name} is no JSON: {error}") from error
-    if not isinstance(manifest, dict):
-        raise ValueError(f"its manifest {path.name} is no mapping")
-    inner = manifest.get("body")
-    version = (inner if isinstance(inner, dict) else manifest).get("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(f"format version {version}; this anchorite reads version {FORMAT_VERSION}")
-    # Compared as text, so that any changed bit is detected, even in a space.
-    if _signed(manifest["body"]).encode() != text:
-        raise ValueError(f"the SHA-256 of its manifest {path.name} is not the one in it")
-    body: dict[str, Any] = manifest["body"]
-    if "average_updates" in body:  # the EMA's name in earlier releases
-        body["ema_updates"] = body.pop("average_updates")
-    return body
 
 
 def _gather(train_state: TrainState) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from anchorite.evaluate import ValidationResult
 from anchorite.reading import one_line, printable
@@ -133,12 +133,11 @@ class RunFinished:
 
 Event = StoreProgress | RunStarted | StepDone | StepSkipped | EpochDone | RunFinished
 
+Listener = Callable[[Event], None]
+"""Takes the events of a run, in the training thread: the run waits for it, and an exception ends it (see `loggers`).
 
-class Listener(Protocol):
-    """Takes the events of a run. Later releases may add events and fields; none will be removed or changed."""
-
-    def __call__(self, event: Event) -> None:
-        """Called in the training thread: the run waits for it, and an exception ends the run (see `loggers`)."""
+Later releases may add events and fields; none will be removed or changed.
+"""
 
 
 def ignore(event: Event) -> None:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -27,20 +27,6 @@ from anchorite.train.step import TrainingStep
 
 # Steps in a row that may be skipped; more with a gradient scaler, which finds its scale by trying.
 _MAX_SKIPPED, _MAX_SKIPPED_SCALED = 5, 25
-
-
-@dataclass(frozen=True)
-class OverlappedValidation:
-    """A finished epoch whose metrics are computed in a thread while the next epoch trains.
-
-    row: its metrics so far; progress: the run's at its end; ema_model: a copy of the weights that are measured.
-    ema_model and metrics exist on rank 0 alone and are None on the others.
-    """
-
-    row: dict[str, float]
-    progress: Progress
-    ema_model: Detector | None
-    metrics: Future[ValidationResult] | None
 
 
 class Run:
@@ -66,7 +52,10 @@ class Run:
         self.started = self.saved_at = time.perf_counter()
         # torchrun may pass on a Ctrl-C that has reached this process already: within a second it is the same one.
         self.interrupts = HeldInterrupts(off=not self.world.is_distributed, repeat_s=1.0)
-        self.overlapped: OverlappedValidation | None = None
+        # The epoch before, while its metrics are computed: its row so far, the progress at its end, on rank 0 a copy
+        # of the weights that are measured, and the metrics to come.
+        self.overlapped: tuple[dict[str, float], Progress, Detector | None, Future[ValidationResult] | None] | None
+        self.overlapped = None
         self.last_validation: ValidationResult | None = None
 
     def run(self, progress: Progress) -> RunFinished:
@@ -183,7 +172,7 @@ class Run:
 
     def _synchronize_ranks(self) -> None:
         """Between two steps: finish the epoch before if its metrics are computed; end all ranks if one has a signal."""
-        metrics = None if self.overlapped is None else self.overlapped.metrics
+        metrics = self.overlapped[-1] if self.overlapped else None
         is_ready = metrics is not None and metrics.done()
         own = torch.tensor([float(self.interrupts.pending is not None), float(is_ready)])
         any_interrupted, any_ready = (self.world.all_reduce(own) > 0).tolist()
@@ -257,7 +246,7 @@ class Run:
                     copied, pool = copy.deepcopy(ema_model), ThreadPoolExecutor(1, "anchorite-metrics")
                     metrics = pool.submit(compute)
                     pool.shutdown(wait=False)
-                self.overlapped = OverlappedValidation(row, progress, copied, metrics)
+                self.overlapped = row, progress, copied, metrics
                 self.progress = progress
             else:
                 self._finish_epoch(row, progress, ema_model, None if compute is None else compute())
@@ -285,10 +274,9 @@ class Run:
     def _finish_overlapped(self) -> None:
         """Finish the epoch before, waiting for its metrics."""
         if self.overlapped is not None:
-            ended, self.overlapped = self.overlapped, None
+            (row, progress, model, metrics), self.overlapped = self.overlapped, None
             with HeldInterrupts():
-                validation = None if ended.metrics is None else ended.metrics.result()
-                self._finish_epoch(ended.row, ended.progress, ended.ema_model, validation)
+                self._finish_epoch(row, progress, model, None if metrics is None else metrics.result())
 
     def _finish_epoch(
         self, row: dict[str, float], progress: Progress, model: Detector | None, validation: ValidationResult | None

@@ -264,7 +264,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class RunState:
+class RunStatus:
     """The state of a run folder.
 
     num_epochs: planned; epochs: done, by metrics.csv; best_epoch, best_map: of them, None without any mAP; reason: why
@@ -303,7 +303,7 @@ class RunState:
         return f"continue after {good.progress.describe()} of {self.num_epochs}, from {good.path.name}{over}"
 
 
-def read_run_state(path: Path) -> RunState:
+def read_run_status(path: Path) -> RunStatus:
     """The state of the run in a folder; every checkpoint is read whole and its hashes compared.
 
     Raises InputError when it is no run folder, StorageError when its files cannot be read.
@@ -314,7 +314,7 @@ def read_run_state(path: Path) -> RunState:
     best_map, best_epoch = max(scored, key=lambda pair: (pair[0], -pair[1])) if scored else (None, None)
     summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else {}
     skipped = folder.skipped.read_text(encoding="utf-8").splitlines() if folder.skipped.is_file() else []
-    return RunState(
+    return RunStatus(
         path=path,
         model=recipe.model,
         data=facts["data"],
