@@ -54,9 +54,7 @@ class Sample:
     @property
     def quartiles(self) -> tuple[float, float]:
         """Lower and upper quartile; both the only value where there was one round."""
-        if len(self.seconds) == 1:
-            return self.seconds[0], self.seconds[0]
-        lower, _, upper = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        lower, upper = np.quantile(self.seconds, (0.25, 0.75)).tolist()
         return lower, upper
 
 
@@ -164,8 +162,7 @@ def detector_of(size: str, num_classes: int, device: torch.device, seed: int = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         detector = Detector(size, num_classes, default_anchors(size))
-    detector = detector.to(device)
-    to_channels_last(detector)
+    to_channels_last(detector.to(device))
     return detector
 
 
@@ -242,9 +239,8 @@ def predict_figures(
     data: a dataset whose first image is taken, or None for one of noise, 480 x 640.
     """
     image_size, batch = (64, 2) if quick else (640, 16)
-    if data is None:
-        image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    else:
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    if data is not None:
         image = decode_image(next(record.path for split in open_dataset(data).splits.values() for record in split))
     detector = detector_of("n", 3, device)
     predictor = Predictor(detector, WeightsInfo("n", ("a", "b", "c"), detector.anchors, image_size), str(device))

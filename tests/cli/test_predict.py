@@ -70,7 +70,7 @@ def test_what_cannot_be_done_leaves_no_folder(
         (["nowhere.jpg", str(photographs)], "nowhere.jpg: no such file"),
         (["empty"], "no image in this folder"),
         (["*.jpeg"], "no image matches"),
-        ([str(photographs), "--image-size", "5"], "--image-size 5: must be at least 32"),
+        ([str(photographs), "--image-size", "5"], "size 5: must be at least 32"),
         ([str(photographs), "--device", "tpu"], "tpu"),
     ):
         assert run(["predict", weights(), *words]) == 2

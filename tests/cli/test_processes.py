@@ -187,9 +187,10 @@ def run(words, debug):
             time.sleep(0.05)
         return 0
     except KeyboardInterrupt as error:
-        return cli._ending(error)[1]
+        return cli.tell(error)
 cli.run = run
 cli.main([])
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert (ended.returncode, ended.stderr) == (code, "")
+    said = "interrupted" if code == 130 else "terminated"
+    assert (ended.returncode, ended.stderr) == (code, f"anchorite: {said}\n")

@@ -74,8 +74,8 @@ def test_validation_measures_them_with_the_same_numbers(capsys: pytest.CaptureFi
     ("words", "said"),
     [
         (["--tile", "31"], "tile 31: must be at least 32, the coarsest stride of"),
-        (["--tile", "64", "--tile-overlap", "1"], "--tile-overlap 1.0: must be at least 0 and less than 1"),
-        (["--tile", "64", "--tile-overlap", "-0.1"], "--tile-overlap -0.1: must be at least 0"),
+        (["--tile", "64", "--tile-overlap", "1"], "--tile-overlap 1.0: must be less than 1"),
+        (["--tile", "64", "--tile-overlap", "-0.1"], "--tile-overlap -0.1: must be greater than or equal to 0"),
         (["--tile-only"], "--tile-only: without --tile SIDE there are no windows"),
         (["--tile-overlap", "0.3"], "--tile-overlap 0.3: without --tile SIDE"),
         (["--weights-of", "2,1"], "--weights-of 2,1: with one file of weights only"),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from anchorite.cli import RESUME_HINT, Terminated, run
+from anchorite.cli import run
+from anchorite.cli.messages import RESUME_HINT, Terminated
 from anchorite.errors import InputError
 from tests.cli.commands import contents, data_folder, finished_run, weights
 

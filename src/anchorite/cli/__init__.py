@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import errno
 import io
 import os
 import signal
@@ -13,11 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
 from anchorite import __version__
-from anchorite.cli.usage import usage_message
-from anchorite.errors import FROM_RANK, AnchoriteError, InputError, ReportedByPeer, StorageError
+from anchorite.cli.messages import Terminated, tell
 
 _HELP = """Train, check, explain and ship anchor-based YOLO detectors.
 
@@ -25,17 +23,10 @@ Start with `anchorite demo`, or with your own photographs: `anchorite train DATA
 With `--debug`, any command shows the traceback of an error.
 """
 
-RESUME_HINT = "to go on with the run:"  # begins the note on an error that ended a run which can be resumed
-_OUTPUT_CLOSED = 128 + 13  # as the shell reports a program that wrote into a pipe which `head` had left
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does: everything is closed on the way out."""
-
 
 def build_app() -> App:
     """The command tree. Commands import torch and matplotlib when they are run, so that help waits for neither."""
-    from anchorite.cli import benchmark, datasets, predict, report, runs, serve, train, tune, validate, weights
+    from anchorite.cli import datasets, measure, predict, report, train, weights
 
     app = App(
         name="anchorite",
@@ -48,22 +39,22 @@ def build_app() -> App:
     words: dict[Callable[..., None], str] = {
         train.demo: "",
         train.train: "DATA",
-        validate.validate: "WEIGHTS DATA",
+        measure.validate: "WEIGHTS DATA",
         predict.predict: "WEIGHTS SOURCE...",
         report.explain: "DATA",
         datasets.inspect: "DATA",
         report.suspects: "DATA --weights WEIGHTS",
-        serve.serve: "WEIGHTS",
-        tune.tune: "DATA",
+        predict.serve: "WEIGHTS",
+        train.tune: "DATA",
         datasets.anchors: "DATA",
         datasets.convert: "DATA OUT --to yolo|coco|voc|shards",
         datasets.split: "DATA OUT",
-        runs.runs: "[RUN]",
+        report.runs: "[RUN]",
         report.report: "RUN [RUN...]",
-        benchmark.benchmark: "[WHICH]",
+        measure.benchmark: "[WHICH]",
         weights.export: "WEIGHTS",
         weights.import_weights: "SOURCE OUT",
-        runs.recipes: "[NAME]",
+        train.recipes: "[NAME]",
     }
     for command, positional in words.items():
         name = command.__name__.removesuffix("_weights")
@@ -98,55 +89,11 @@ def run(words: list[str], debug: bool = False) -> int:
         build_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # an error of the output should be told, too
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        ended = _ending(error)
-        if ended is None or (debug and not isinstance(error, KeyboardInterrupt)):
+        code = tell(error, debug)
+        if code is None:
             raise
-        message, code = ended
-        hints = [note for note in getattr(error, "__notes__", ()) if note.startswith(RESUME_HINT)]
-        text = "\n".join(filter(None, [message, *hints]))
-        if text and (prefix := _prefix(error)):
-            print(f"{prefix}: {text}", file=sys.stderr)
         return code
     return 0
-
-
-def _prefix(error: BaseException) -> str:
-    """Who prints an error: rank 0 what fails on all ranks, any rank its own; "" for what another rank has printed."""
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun
-    rank = int(os.environ.get("RANK", "0")) if launched else 0
-    if isinstance(error, ReportedByPeer):
-        return ""
-    if rank == 0:
-        return "anchorite"
-    is_its_own = any(note.startswith(FROM_RANK) for note in getattr(error, "__notes__", ()))
-    return f"anchorite: rank {rank}" if is_its_own and not isinstance(error, KeyboardInterrupt) else ""
-
-
-def _ending(error: BaseException) -> tuple[str, int] | None:
-    """The message and the exit code; None for a defect of ours, which keeps its traceback."""
-    if isinstance(error, CycloptsError):
-        return usage_message(error), InputError.exit_code
-    if isinstance(error, AnchoriteError):
-        return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
-    if isinstance(error, BrokenPipeError | SystemExit):  # the second is how rich reports the first
-        return "", _OUTPUT_CLOSED
-    if _is_out_of_memory(error):
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        return f"memory ran out: {first_line}\nuse a smaller --batch or --image-size", InputError.exit_code
-    if isinstance(error, OSError):
-        return f"{error.filename or 'input/output'}: {error.strerror or error}", StorageError.exit_code
-    return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's and NumPy's error, CUDA's, the system's, or that of torch's CPU allocator."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _send_again(unraisable: sys.UnraisableHookArgs) -> None:

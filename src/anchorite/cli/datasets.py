@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 from cyclopts import Parameter
 
 from anchorite.choices import FormatName, ModelSize
-from anchorite.cli.display import counting, dataset_line, split_counts
+from anchorite.cli.display import counting, dataset_line, filled, split_counts
 from anchorite.cli.folders import make_folder, refuse_taken
 from anchorite.cli.options import AllowOutside, Data, Format, PositiveInt, ReadingOptions
 from anchorite.errors import InputError
@@ -20,10 +20,9 @@ from anchorite.reading import one_line
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
-    from anchorite.inspect import AnchorTable, Inspection
+    from anchorite.inspect import Inspection
 
 _MOST_NOTES = 10
-_LITTLE = 0.01  # share of boxes that no default anchor matches, below which other anchors gain little
 _CHANGES_HEADING = """Made by `anchorite inspect --fix`. Images are byte copies. Of the labels this copy has what
 anchorite reads: classes, boxes, crowd or difficult flags, and areas in COCO. Masks, poses, licences
 and comments are not in it.
@@ -72,14 +71,24 @@ def split(
     """
     from anchorite.inspect import resplit
 
+    for flag, share in (("--val", val), ("--test", test)):
+        if not 0 <= share < 1:
+            raise InputError(f"{flag} {share:g}: a share of the images from 0 to under 1, as in {flag} 0.2")
+    if val + test >= 1:
+        raise InputError(f"--val {val:g} and --test {test:g}: nothing is left to train on; keep their sum under 1")
     kept = list(dict.fromkeys(keep or []))
-    shares = _shares(val, test, kept)
+    if "train" in kept:
+        raise InputError("--keep train: then no images are left to divide; keep val or test, or leave it out")
+    shares = {"train": 1 - val - test, "val": val, "test": test}
+    made = {name: share for name, share in shares.items() if share > 0 and name not in kept}
     dataset = _read_for_copy(data, out, reading)
     missing = [name for name in kept if name not in dataset.splits]
     if missing:
         raise InputError(f"--keep {missing[0]}: {data} has no such split, but {', '.join(dataset.splits)}")
     with counting("decoded") as progress:
-        dataset, groups = resplit(dataset, shares, seed, kept, progress)
+        dataset, groups = resplit(
+            dataset, {name: share / sum(made.values()) for name, share in made.items()}, seed, kept, progress
+        )
     if groups:
         print(f"{sum(groups)} images in {len(groups)} groups show the same view as another; each group is in one split")
     _print_class_table(dataset)
@@ -88,11 +97,8 @@ def split(
 
 def _read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetIndex:
     """The dataset; InputError when `out` is taken or inside the dataset."""
-    from anchorite.data.convert import refuse_inside_dataset
-
     refuse_taken(out, "OUT")
-    dataset = reading.open(data)
-    refuse_inside_dataset(out, dataset)
+    dataset = reading.open(data, out)
     print(f"data: {dataset_line(dataset)}")
     for kind, number in Counter(adjustment.kind for adjustment in dataset.adjustments).items():
         print(f"  {kind}: {number}")
@@ -116,19 +122,6 @@ def _write_copy(
         print(f"  and {len(notes) - _MOST_NOTES} more")
     listed = f"; {out / 'changes.txt'} lists what is not in it" if changed or notes else ""
     print(f"{format} copy: {out}, {split_counts(dataset)}; read back and the same{listed}")
-
-
-def _shares(val: float, test: float, kept: Sequence[str]) -> dict[str, float]:
-    for flag, share in (("--val", val), ("--test", test)):
-        if not 0 <= share < 1:
-            raise InputError(f"{flag} {share:g}: a share of the images from 0 to under 1, as in {flag} 0.2")
-    if val + test >= 1:
-        raise InputError(f"--val {val:g} and --test {test:g}: nothing is left to train on; keep their sum under 1")
-    if "train" in kept:
-        raise InputError("--keep train: then no images are left to divide; keep val or test, or leave it out")
-    shares = {"train": 1 - val - test, "val": val, "test": test}
-    wanted = {name: share for name, share in shares.items() if share > 0 and name not in kept}
-    return {name: share / sum(wanted.values()) for name, share in wanted.items()}
 
 
 def _print_class_table(dataset: DatasetIndex) -> None:
@@ -156,7 +149,6 @@ def anchors(
 ) -> None:
     """Fit anchors to the training boxes and compare them with the default ones."""
     from anchorite.anchors import fit_anchors
-    from anchorite.data.convert import refuse_inside_dataset
     from anchorite.evaluate import require_side
     from anchorite.inspect import anchor_table, save_anchor_plot
     from anchorite.model import default_anchors
@@ -165,47 +157,24 @@ def anchors(
     require_side(image_size, default.strides[-1], f"--model {model}")
     if out is not None:
         refuse_taken(out)
-    dataset = reading.open(data)
-    if out is not None:
-        refuse_inside_dataset(out, dataset)
+    dataset = reading.open(data, out)
     wh_px = dataset.split("train").table().box_sides(image_size)
     if not len(wh_px):
         raise InputError(f"{data}: the split train has no boxes to compare anchors with")
     fitted = fit_anchors(wh_px, default.strides, default.num_anchors, seed=seed)
     tables = [
-        anchor_table(f"default of {model}", default, wh_px, image_size),
-        anchor_table("fitted", fitted, wh_px, image_size),
+        anchor_table(name, anchors, wh_px, image_size)
+        for name, anchors in ((f"default of {model}", default), ("fitted", fitted))
     ]
-    print(f"{len(wh_px)} training boxes at {image_size} px; how many of them anchors match, in all and by level:")
-    _print_anchor_tables(tables)
-    recipe = "anchors:\n  rows:\n" + "".join(
-        f"    - [{', '.join(f'{side:g}' for side in row)}]\n" for row in tables[1].anchors.to_rows()
-    )
-    print(f"\nTo train with the fitted ones, in a recipe (pixels at this image size):\n{recipe}", end="")
-    print(_advice_on_anchors(*tables))
+    rows = [", ".join(f"{side:g}" for side in row) for row in tables[1].anchors.to_rows()]
+    recipe = "anchors:\n  rows:\n" + "".join(f"    - [{row}]\n" for row in rows)
+    facts = {"num_boxes": len(wh_px), "image_size": image_size, "recipe": recipe}
+    print(filled("anchors", default=tables[0], fitted=tables[1], **facts))
     if out is not None:
         make_folder(out)
         write_text_atomically(out / "anchors.yaml", f"# Fitted at {image_size} px.\n{recipe}")
         save_anchor_plot(out / "anchors.png", wh_px, tables, image_size)
         print(f"written: {out / 'anchors.yaml'}, {out / 'anchors.png'}")
-
-
-def _print_anchor_tables(tables: list[AnchorTable]) -> None:
-    strides = "".join(f"{f'stride {stride}':>11}" for stride in tables[0].anchors.strides)
-    print(f"{'':<14}{'matched':>9}{strides}{'agreement':>11}")
-    for table in tables:
-        levels = "".join(f"{recall:>11.2%}" for recall in table.level_recalls)
-        print(f"{table.name:<14}{table.recall:>9.2%}{levels}{table.agreement:>11.3f}")
-
-
-def _advice_on_anchors(default: AnchorTable, fitted: AnchorTable) -> str:
-    """Fitting pays where boxes are lost; a better agreement alone rarely does."""
-    lost = 1 - default.recall
-    if fitted.recall <= default.recall:
-        return "The default anchors match as many boxes: keep them."
-    if lost < _LITTLE:
-        return f"The default anchors lose {lost:.2%} of the boxes: little to gain by others."
-    return f"The default anchors lose {lost:.2%} of the boxes, the fitted ones {1 - fitted.recall:.2%}: take these."
 
 
 def inspect(
@@ -223,24 +192,29 @@ def inspect(
     Every image is decoded once. Nothing is ever written into DATA. Exit code 0: no error (there may be warnings);
     2: errors, that is, labels or images are refused, dropped or ignored, or an image is in two splits.
     """
-    from anchorite.data import open_dataset
-    from anchorite.data.convert import refuse_inside_dataset
     from anchorite.evaluate import require_side
-    from anchorite.inspect import KINDS, inspect_dataset, summary_text
+    from anchorite.inspect import KINDS, inspect_dataset, report_text, summary_text
     from anchorite.model import default_anchors
 
     default = default_anchors(model)
     require_side(image_size, default.strides[-1], f"--model {model}")
-    _refuse_folders(out, fix)
-    dataset = open_dataset(data, format, skip_bad=True, allow_outside=allow_outside)
-    for folder in (out, fix):
+    for flag, folder in (("--out", out), ("--fix", fix)):
         if folder is not None:
-            refuse_inside_dataset(folder, dataset)
+            refuse_taken(folder, flag)
+    if out is not None and fix is not None:
+        one, other = out.resolve(), fix.resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one):
+            raise InputError(f"--out {out} and --fix {fix}: name two folders, neither in the other")
+    dataset = ReadingOptions(format, skip_bad=True, allow_outside=allow_outside).open(data, out, fix)
     with counting("decoded") as progress:
         inspection = inspect_dataset(dataset, default, image_size, progress, partial(progress, verb="compared"))
     print(summary_text(inspection), end="")
     if out is not None:
-        _write_report(inspection, out)
+        make_folder(out)
+        text = report_text(inspection).encode("utf-8", "backslashreplace").decode("utf-8")
+        write_text_atomically(out / "report.txt", text)
+        write_text_atomically(out / "report.json", json.dumps(inspection.to_json(), indent=1) + "\n")
+        print(f"\nevery finding: {out / 'report.txt'} and {out / 'report.json'}")
     if fix is not None:
         _write_corrected(inspection, fix)
     errors = inspection.of_severity("error")
@@ -250,29 +224,6 @@ def inspect(
         listing = "" if out is not None else "--out FOLDER lists every one, "
         advice = "" if fix is not None else f"; {listing}--fix FOLDER writes a corrected copy"
         raise InputError(f"{data}: {len(errors)} error{'' if len(errors) == 1 else 's'} ({counts}){advice}")
-
-
-def _refuse_folders(out: Path | None, fix: Path | None) -> None:
-    """Refuse, before anything is read, folders that are taken or inside each other."""
-    for flag, folder in (("--out", out), ("--fix", fix)):
-        if folder is not None:
-            refuse_taken(folder, flag)
-    if out is not None and fix is not None:
-        one, other = out.resolve(), fix.resolve()
-        if one.is_relative_to(other) or other.is_relative_to(one):
-            raise InputError(f"--out {out} and --fix {fix}: name two folders, neither in the other")
-
-
-def _write_report(inspection: Inspection, out: Path) -> None:
-    import json
-
-    from anchorite.inspect import report_text
-
-    make_folder(out)
-    text = report_text(inspection).encode("utf-8", "backslashreplace").decode("utf-8")
-    write_text_atomically(out / "report.txt", text)
-    write_text_atomically(out / "report.json", json.dumps(inspection.to_json(), indent=1) + "\n")
-    print(f"\nevery finding: {out / 'report.txt'} and {out / 'report.json'}")
 
 
 def _write_corrected(inspection: Inspection, fix: Path) -> None:

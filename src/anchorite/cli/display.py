@@ -20,9 +20,10 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from anchorite.cli import RESUME_HINT
+from anchorite.cli.messages import RESUME_HINT
 from anchorite.cli.options import OutputOptions
 from anchorite.errors import StorageError, WorkerError
+from anchorite.reading import one_line
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
@@ -345,12 +346,6 @@ def is_quarter(done: int, total: int) -> bool:
     return total >= _FEWEST_REPORTED and 4 * done // total > 4 * (done - 1) // total
 
 
-def hint(sentence: str, command: str) -> None:
-    """The next command, for a person at a terminal; nothing in a log, which holds facts."""
-    if sys.stdout.isatty():
-        print(f"hint: {sentence}\n      {command}")
-
-
 def dataset_line(dataset: DatasetIndex) -> str:
     """Path, format, classes, and what is in each split."""
     return f"{dataset.root} ({dataset.format}), {len(dataset.class_names)} classes; {split_counts(dataset)}"
@@ -370,6 +365,18 @@ def dataset_facts(dataset: DatasetIndex) -> dict[str, Any]:
         "splits": {name: {"images": len(one), "boxes": one.num_boxes()} for name, one in dataset.splits.items()},
         "adjustments": dict(Counter(one.kind for one in dataset.adjustments)),
     }
+
+
+def filled(template: str, **facts: Any) -> str:
+    """The text of one of this room's templates."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("anchorite.cli"), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["one_line"] = one_line
+    return environment.get_template(f"{template}.txt.j2").render(facts)
 
 
 def write_line(event: str, **facts: Any) -> None:

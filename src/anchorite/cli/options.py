@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import filecmp
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
@@ -15,8 +16,10 @@ from anchorite.errors import InputError
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
-    from anchorite.predict import PredictConfig
+    from anchorite.predict import Ensemble, PredictConfig
     from anchorite.train import Recipe
+
+Config = TypeVar("Config")
 
 
 def _whole(_type: Any, tokens: Sequence[Token]) -> int:
@@ -49,11 +52,15 @@ class ReadingOptions:
     skip_bad: Annotated[bool, Parameter(help="Leave out malformed label rows and unreadable images.")] = False
     allow_outside: AllowOutside = False
 
-    def open(self, data: Path) -> DatasetIndex:
-        """The dataset, read as asked for."""
+    def open(self, data: Path, *outs: Path | None) -> DatasetIndex:
+        """The dataset, read as asked for; InputError where one of `outs`, which will be written, lies in it."""
         from anchorite.data import open_dataset
+        from anchorite.data.convert import refuse_inside_dataset
 
-        return open_dataset(data, self.format, self.skip_bad, allow_outside=self.allow_outside)
+        dataset = open_dataset(data, self.format, self.skip_bad, allow_outside=self.allow_outside)
+        for out in filter(None, outs):
+            refuse_inside_dataset(out, dataset)
+        return dataset
 
     def open_again(self, facts: Mapping[str, Any], data: Path | None) -> DatasetIndex:
         """The dataset of a run or study, read with its options; data: its path where that has changed."""
@@ -85,10 +92,7 @@ class OutputOptions:
 class RunningOptions:
     """How a detector is run over images."""
 
-    image_size: Annotated[
-        PositiveInt | None,
-        Parameter(help="Longer side of the input; default: the training size."),
-    ] = None
+    image_size: Annotated[PositiveInt | None, Parameter(help="Longer side of the input; default: as trained.")] = None
     batch: Annotated[PositiveInt, Parameter(help="Images per batch.")] = 16
     device: Annotated[str, DEVICE] = "auto"
     precision: Annotated[PrecisionName, Parameter(help="Number format.")] = "auto"
@@ -112,8 +116,7 @@ class RecipeOptions:
     compile: Annotated[CompileName | None, Parameter(help="torch.compile for the step; auto: by device.")] = None
     workers: Annotated[Whole | None, Parameter(help="Loader processes; 0 for none.")] = None
     settings: Annotated[
-        list[str] | None,
-        Parameter("--set", help="Any recipe field, as in --set loss.label_smoothing=0.1."),
+        list[str] | None, Parameter("--set", help="Any recipe field, as in --set loss.label_smoothing=0.1.")
     ] = None
 
     def flags_given(self) -> list[str]:
@@ -153,8 +156,7 @@ class LimitOptions:
 
     confidence: Annotated[float, Parameter(help="Least score of a detection.")] = 0.25
     iou_threshold: Annotated[
-        float,
-        Parameter(("--iou-threshold", "--iou-limit"), help="IoU above which the weaker of two boxes goes."),
+        float, Parameter(("--iou-threshold", "--iou-limit"), help="IoU above which the weaker of two boxes goes.")
     ] = 0.45
     max_detections: Annotated[Whole, Parameter(help="Most detections per image.")] = 300
     class_agnostic: Annotated[bool, Parameter(help="Boxes of all classes suppress each other.")] = False
@@ -162,14 +164,93 @@ class LimitOptions:
 
     def config(self) -> PredictConfig:
         """The limits as the library takes them; InputError for values out of range."""
-        from pydantic import ValidationError
-
         from anchorite.predict import PredictConfig
 
+        return from_flags(PredictConfig, **asdict(self))
+
+
+def from_flags(kind: Callable[..., Config], **values: object) -> Config:
+    """A config of the library, whose fields are called as flags are; InputError naming a flag that is out of range."""
+    from pydantic import ValidationError
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        flag = str(problem["loc"][0]).replace("_", "-")
+        reason = problem["msg"].replace("Input should be", "must be")
+        raise InputError(f"--{flag} {problem['input']}: {reason}") from None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ViewOptions:
+    """The views of each image that the networks get."""
+
+    tile: Annotated[PositiveInt | None, Parameter(help="Predict on windows of this side in pixels, too.")] = None
+    tile_overlap: Annotated[float | None, Parameter(help="Least share that windows overlap by. Default: 0.2.")] = None
+    tile_only: Annotated[bool, Parameter(help="Windows alone, not the image as a whole.")] = False
+    augment: Annotated[bool, Parameter(help="Test-time augmentation: mirrored and scaled inputs.")] = False
+    others: Annotated[list[Path] | None, Parameter("--with", help="Other weights of the same classes, to fuse.")] = None
+    weights_of: Annotated[str | None, Parameter(help="Share of each of the weights, as in 2,1,1.")] = None
+
+    def __post_init__(self) -> None:
+        if self.tile is None and (self.tile_overlap is not None or self.tile_only):
+            flag = "--tile-only" if self.tile_only else f"--tile-overlap {self.tile_overlap}"
+            raise InputError(f"{flag}: without --tile SIDE there are no windows; add it, or leave this out")
+        if self.weights_of is not None and not self.others:
+            raise InputError(f"--weights-of {self.weights_of}: with one file of weights only; add --with FILE")
+        self._shares()
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether there is more than one view of each image, or more than one network."""
+        return self.tile is not None or self.augment or bool(self.others)
+
+    def load(self, weights: Path, running: RunningOptions, precision: PrecisionName) -> Ensemble:
+        """The weights, with the others if there are any, as one ensemble. precision: of those that torch runs.
+
+        Raises InputError naming the file where they do not fit, and what loading a predictor raises.
+        """
+        from anchorite.export import is_export, load_predictor
+        from anchorite.predict import Ensemble, Member, ViewConfig
+
+        overlap = 0.2 if self.tile_overlap is None else self.tile_overlap
+        views = {"tile": self.tile, "tile_overlap": overlap, "whole_image": not self.tile_only, "augment": self.augment}
+        config = from_flags(ViewConfig, **views)
+        paths = [weights, *(self.others or ())]
+        _refuse_twice(paths)
+        members = []
+        for path, share in zip(paths, self._shares(), strict=True):
+            predictor = load_predictor(path, running.device, running.precision if is_export(path) else precision)
+            members.append(Member(predictor, share, str(path)))
+        ensemble = Ensemble(members, config)
+        ensemble.views_by_member(running.image_size)  # refuses a size that is too small for one of them
+        return ensemble
+
+    def _shares(self) -> list[float]:
+        number = 1 + len(self.others or ())
+        if self.weights_of is None:
+            return [1.0] * number
         try:
-            return PredictConfig(**asdict(self))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            flag = str(problem["loc"][0]).replace("_", "-")
-            reason = problem["msg"].replace("Input should be", "must be")
-            raise InputError(f"--{flag} {problem['input']}: {reason}") from None
+            shares = [float(word) for word in self.weights_of.split(",")]
+        except ValueError:
+            shares = []
+        if len(shares) != number or not all(0 < share < float("inf") for share in shares):
+            raise InputError(
+                f"--weights-of {self.weights_of}: give {number} numbers above 0, one for each file of weights in their "
+                f"order, such as {','.join(['2', *['1'] * (number - 1)])}"
+            )
+        return shares
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    """InputError where the same weights are given twice, by whatever names: they would agree with themselves alone."""
+    for number, path in enumerate(paths):
+        for earlier in paths[:number]:
+            is_file = path.is_file() and earlier.is_file()  # what is missing is told when it is loaded
+            if is_file and (path.samefile(earlier) or filecmp.cmp(path, earlier, shallow=False)):
+                raise InputError(
+                    f"--with {path}: the same weights as {earlier}, which would agree with themselves; "
+                    "name others, or leave it out"
+                )

@@ -1,35 +1,33 @@
-"""`anchorite predict`."""
+"""`anchorite predict` and `anchorite serve`."""
 
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from anchorite.choices import OutputKind
+from anchorite.choices import OutputKind, PrecisionName
 from anchorite.cli.display import write_line
 from anchorite.cli.folders import refuse_taken
-from anchorite.cli.options import LimitOptions, OutputOptions, PositiveInt, RunningOptions, Weights
-from anchorite.cli.refining import ViewOptions
-from anchorite.errors import InputError
+from anchorite.cli.options import DEVICE, LimitOptions, OutputOptions, PositiveInt, RunningOptions, ViewOptions, Weights
+from anchorite.errors import AnchoriteError, InputError
 from anchorite.reading import one_line
 
 if TYPE_CHECKING:
-    from anchorite.boxes import Detections
-    from anchorite.errors import AnchoriteError
-    from anchorite.predict import Ensemble, FrameResult, PredictConfig, Predictor, Save, SourceConfig, Sources
+    from anchorite.predict import Ensemble, FrameResult, PredictConfig, Save, Sources
 
 
 @Parameter(name="*")
@@ -46,35 +44,20 @@ class SourceOptions:
     ] = None
     null: Annotated[bool, Parameter(help="Paths on stdin end with NUL, as find -print0 writes them.")] = False
 
-    def words(self, sources: Sequence[str]) -> list[str]:
-        """The sources that are named, with - among them if it was."""
-        return [*sources, "-"] if self.stdin else list(sources)
-
-    def config(self) -> SourceConfig:
-        """How they are read, as the library takes it."""
-        from anchorite.predict import SourceConfig
-
-        return SourceConfig(self.recursive, self.every, self.watch, self.idle_seconds, self.null)
-
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SavingOptions:
     """What is written."""
 
-    save: Annotated[
-        list[OutputKind] | None,
-        Parameter(help="Write this, in place of the usual; may be repeated."),
-    ] = None
+    save: Annotated[list[OutputKind] | None, Parameter(help="Write this, in place of the usual; may be repeated.")] = (
+        None
+    )
     without: Annotated[list[OutputKind] | None, Parameter(help="Leave this out of the usual.")] = None
 
-    def chosen(self, is_streamed: bool) -> Save:
-        """InputError where both are given."""
-        from anchorite.predict import Save
-
+    def __post_init__(self) -> None:
         if self.save and self.without:
             raise InputError("--save and --without: choose one; --save names all that is written, and nothing else is")
-        return Save.only(self.save) if self.save else Save.usual(is_streamed, self.without or ())
 
 
 def predict(
@@ -88,40 +71,35 @@ def predict(
     refining: ViewOptions = ViewOptions(),
     output: OutputOptions = OutputOptions(),
 ) -> None:
-    """Find objects in images and videos: draws them, and writes them as JSON and as YOLO txt."""
+    """Find objects in images and videos: draws them, and writes them as JSON and YOLO txt."""
     from anchorite.devices import keep_freed_memory
-    from anchorite.export import load_predictor
-    from anchorite.predict import fresh_folder, open_sources
+    from anchorite.predict import Save, SourceConfig, fresh_folder, open_sources
 
-    words = reading.words(sources)
+    words = [*sources, *["-"] * reading.stdin]
     if not words:
         raise InputError("predict: SOURCE is missing: anchorite predict WEIGHTS SOURCE...")
     config = limits.config()
-    refining.check(weights)
     folder = out or fresh_folder(Path("predictions"))
     refuse_taken(folder)
     # A source that is mistyped should cost neither the loading nor half of the results.
-    opened = open_sources(words, reading.config())
+    how = SourceConfig(reading.recursive, reading.every, reading.watch, reading.idle_seconds, reading.null)
+    opened = open_sources(words, how)
     opened.refuse_output(folder)
-    save = saving.chosen(opened.is_streamed)
+    save = Save.only(saving.save) if saving.save else Save.usual(opened.is_streamed, saving.without or ())
     keep_freed_memory()
-    predictor = load_predictor(weights, running.device, running.precision)
-    image_size, stride = running.image_size, predictor.stride
-    if image_size is not None and image_size < stride:
-        raise InputError(f"--image-size {image_size}: must be at least {stride}, the coarsest stride of {weights}")
-    network = refining.applied(predictor, weights, running, output)
+    network = refining.load(weights, running, running.precision)
+    if refining.is_asked_for and not (output.quiet or output.json_lines):
+        print(network.description(running.image_size))
     reporter = Reporter(output, folder)
     _predict_all(opened, network, config, running, save, reporter)
     reporter.end(opened.num_dropped)
-    if reporter.num_refused:
-        raise InputError(
-            f"predict: {reporter.num_refused} of {opened.amount} could not be read, or not whole; see the lines above"
-        )
+    if refused := reporter.counts["unreadable"]:
+        raise InputError(f"predict: {refused} of {opened.amount} could not be read, or not whole; see the lines above")
 
 
 def _predict_all(
     sources: Sources,
-    network: Predictor | Ensemble,
+    network: Ensemble,
     config: PredictConfig,
     running: RunningOptions,
     save: Save,
@@ -134,11 +112,10 @@ def _predict_all(
     from anchorite.predict import BackgroundWriter, PredictionWriter
 
     stop = threading.Event()
-    ends = EndsWhenInterrupted(stop) if sources.is_endless else nullcontext()
     with (
         PredictionWriter(reporter.folder, network.info.class_names, save) as writer,
         BackgroundWriter(running.batch) as background,
-        ends,
+        _set_when_interrupted(stop) if sources.is_endless else nullcontext(),
     ):
 
         def leave_out(error: AnchoriteError) -> None:
@@ -159,79 +136,135 @@ class Reporter:
 
     def __init__(self, output: OutputOptions, folder: Path) -> None:
         self.output, self.folder = output, folder
-        self.num_images = self.num_frames = self.num_found = self.num_refused = 0
+        self.counts = {"images": 0, "frames": 0, "objects": 0, "unreadable": 0}
         self.started = time.perf_counter()
 
     def image(self, result: FrameResult) -> None:
-        """One predicted image or frame."""
-        is_frame, detections = result.frame.video is not None, result.detections
-        self.num_images += not is_frame
-        self.num_frames += is_frame
-        self.num_found += len(detections)
+        """One predicted image or frame, on one line whatever its name contains."""
+        detections = result.detections
+        self.counts["images" if result.frame.video is None else "frames"] += 1
+        self.counts["objects"] += len(detections)
         if self.output.json_lines:
             write_line("image", **result.to_dict())
         elif not self.output.quiet:
-            print(_line(detections))
+            by_class = Counter(found.class_name for found in detections)
+            found = ", ".join(f"{count} {name}" for name, count in by_class.items()) or "nothing found"
+            print(one_line(f"{detections.source}: {found}"))
 
     def unreadable(self, error: AnchoriteError) -> None:
         """One that could not be read and was left out."""
-        self.num_refused += 1
+        self.counts["unreadable"] += 1
         print(f"anchorite: {error}", file=sys.stderr)
         if self.output.json_lines:
             write_line("unreadable", reason=str(error))
 
     def end(self, num_dropped: int) -> None:
         """The summary, and where the results are; num_dropped: camera frames left out to keep up."""
-        seconds = time.perf_counter() - self.started
+        seconds, counts = time.perf_counter() - self.started, self.counts
         if self.output.json_lines:
-            counts = {"images": self.num_images, "frames": self.num_frames, "objects": self.num_found}
-            counts |= {"unreadable": self.num_refused, "dropped": num_dropped}
-            write_line("predicted", **counts, seconds=seconds, folder=self.folder)
+            write_line("predicted", **counts, dropped=num_dropped, seconds=seconds, folder=self.folder)
             return
-        predicted = [_count(self.num_images, "image")] if self.num_images or not self.num_frames else []
-        predicted += [_count(self.num_frames, "frame")] if self.num_frames else []
-        dropped = f"; {_count(num_dropped, 'frame')} left out, the network being slower" if num_dropped else ""
-        sums = f"{' and '.join(predicted)}, {_count(self.num_found, 'object')}"
-        print(f"{sums} in {seconds:.1f} s{dropped}; written to {self.folder}")
+        shown = [name for name in ("images", "frames") if counts[name]] or ["images"]
+        predicted = " and ".join(_count(counts[name], name) for name in shown)
+        dropped = f"; {_count(num_dropped, 'frames')} left out, the network being slower" if num_dropped else ""
+        objects = _count(counts["objects"], "objects")
+        print(f"{predicted}, {objects} in {seconds:.1f} s{dropped}; written to {self.folder}")
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+    return f"{number} {what.removesuffix('s') if number == 1 else what}"
 
 
-def _line(detections: Detections) -> str:
-    """The image and what was found in it, on one line whatever its name contains."""
-    counts = Counter(found.class_name for found in detections)
-    found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing found"
-    return one_line(f"{detections.source}: {found}")
+@contextmanager
+def _set_when_interrupted(stop: threading.Event) -> Iterator[None]:
+    """Inside the block the first Ctrl-C or SIGTERM only sets `stop`; a second one takes effect as usual."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = {number: handler for number, handler in handlers.items() if callable(handler)}  # not what is ignored
 
+    def end(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            taken[signal.Signals(number)](number, frame)
+        stop.set()
 
-class EndsWhenInterrupted:
-    """Inside the block the first Ctrl-C or SIGTERM only sets `stop`; a second one takes effect as usual.
-
-    Does nothing outside the main thread, where signals do not arrive, and for signals that no Python function handles.
-    """
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
-        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
-
-    def __enter__(self) -> EndsWhenInterrupted:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handler = signal.getsignal(number)
-                if callable(handler):
-                    self._handlers[number] = handler
-                    signal.signal(number, self._end)
-        return self
-
-    def _end(self, number: int, frame: FrameType | None) -> None:
-        if self._stop.is_set():
-            self._handlers[number](number, frame)
-        self._stop.set()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._handlers.items():
+    try:
+        for number in taken:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in taken.items():
             signal.signal(number, handler)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RequestOptions:
+    """What is taken in, and how much of it at once."""
+
+    max_batch: Annotated[PositiveInt, Parameter(help="Most images that the network sees at once.")] = 8
+    max_waiting: Annotated[PositiveInt, Parameter(help="Requests in hand; more are answered 503.")] = 32
+    max_megabytes: Annotated[float, Parameter(validator=Number(gt=0), help="Most that a request may send.")] = 20.0
+    max_megapixels: Annotated[float, Parameter(validator=Number(gt=0), help="Largest image that is decoded.")] = 50.0
+
+
+def serve(
+    weights: Weights,
+    *,
+    host: Annotated[str, Parameter(help="Address to listen on; the default is reachable from this machine alone.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535), help="Port; 0 takes a free one.")] = 8000,
+    device: Annotated[str, DEVICE] = "auto",
+    precision: Annotated[PrecisionName, Parameter(help="Number format.")] = "auto",
+    limits: RequestOptions = RequestOptions(),
+) -> None:
+    """Answer requests with detections: POST an image to /predict, get JSON; a page to drop an image on is at /.
+
+    Needs starlette and uvicorn: pip install 'anchorite[serve]'. Whoever can reach the address can use it: there are no
+    passwords and no encryption. Ctrl-C ends it.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError:
+        raise InputError("serve needs starlette and uvicorn: pip install 'anchorite[serve]'") from None
+    from anchorite.export import load_predictor
+    from anchorite.serve import ServeConfig, make_app
+
+    predictor = load_predictor(weights, device, precision)
+    listening = _listening(host, port)
+    is_loopback = host in ("127.0.0.1", "::1", "localhost")
+    address = f"[{host}]" if ":" in host else host
+    print(f"serving {weights} on http://{address}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+    if not is_loopback:
+        print("anyone who can reach this address can use it; there are no passwords and no encryption")
+    config = ServeConfig(
+        max_bytes=int(limits.max_megabytes * 1e6),
+        max_pixels=int(limits.max_megapixels * 1e6),
+        max_batch=limits.max_batch,
+        max_waiting=limits.max_waiting,
+        allowed_hosts=ServeConfig.allowed_hosts if is_loopback else ("*",),
+    )
+    settings = uvicorn.Config(
+        make_app(predictor, config), log_level="warning", access_log=False, server_header=False,
+        timeout_keep_alive=5, limit_concurrency=limits.max_waiting * 4 + 16, timeout_graceful_shutdown=5, lifespan="on",
+    )  # fmt: skip
+    with listening:
+        uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that is listened on already, so that whoever reads the printed address can connect at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Named as TCP, because asyncio turns Nagle's delay (40 ms an answer) off only where it sees that it is.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        fault = f"cannot listen there: {error.strerror or error}; name another port, or 0 for any that is free"
+        if isinstance(error, socket.gaierror):
+            fault = "no such address; name one of this machine's, such as 127.0.0.1"
+        raise InputError(f"--host {host} --port {port}: {fault}") from error
+    return listening

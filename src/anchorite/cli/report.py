@@ -1,4 +1,4 @@
-"""Commands that write pages: `anchorite report`, `explain` and `suspects`."""
+"""Commands that show runs and labels: `anchorite report`, `runs`, `explain` and `suspects`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from anchorite.cli.display import counting
+from anchorite.cli.display import counting, filled
 from anchorite.cli.folders import free_path, make_folder, refuse_taken, refuse_taken_page
 from anchorite.cli.options import Data, PositiveInt, ReadingOptions, RunningOptions
 from anchorite.errors import InputError
@@ -16,7 +16,7 @@ from anchorite.files import write_text_atomically
 from anchorite.reading import one_line
 
 if TYPE_CHECKING:
-    from anchorite.report.suspects import Ranking
+    from anchorite.train.run_folder import RunStatus
 
 _DEFAULT_PORT = 8765  # as of report.serve, which is slow to import
 
@@ -25,12 +25,10 @@ def report(
     run: Annotated[list[Path], Parameter(help="Folder of a run; of several, to compare them.")],
     *,
     out: Annotated[
-        Path | None,
-        Parameter(help="New .html file; default: RUN/report.html, for several comparison.html or with a number."),
+        Path | None, Parameter(help="New .html file. Default: RUN/report.html, of several comparison.html, -2, ...")
     ] = None,
     serve: Annotated[
-        bool,
-        Parameter(help="Show the page of one run, live, to browsers on this machine; Ctrl-C ends it."),
+        bool, Parameter(help="Show the page of one run, live, to browsers on this machine; Ctrl-C ends it.")
     ] = False,
     port: Annotated[int | None, Parameter(validator=Number(gte=0, lte=65535), help="Port of --serve; 0: any.")] = None,
 ) -> None:
@@ -73,33 +71,53 @@ def _serve(folder: Path, port: int) -> None:
             print("ended")
 
 
+def runs(
+    run: Annotated[Path, Parameter(help="Folder of a run, or one whose folders are runs.")] = Path("runs"),
+) -> None:
+    """Show a run's state, its checkpoints, each verified, and what a resume would do."""
+    from anchorite.train.run_folder import read_run_status
+
+    if (run / "recipe.yaml").is_file() or not run.is_dir():
+        state = read_run_status(run)
+        print(filled("run", state=state, progress=_progress(state)))
+        return
+    folders = sorted(path.parent for path in run.glob("*/recipe.yaml"))
+    if not folders:
+        raise InputError(f"runs {run}: holds no run (no */recipe.yaml); name a runs/NAME folder, or train one")
+    width = max(len(folder.name) for folder in folders)
+    for folder in folders:
+        state = read_run_status(folder)
+        print(f"{folder.name:<{width}}  {_progress(state)}; resume: {state.would_resume()}")
+
+
+def _progress(state: RunStatus) -> str:
+    best = "" if state.best_epoch is None else f", best mAP {state.best_map:.4f} at epoch {state.best_epoch}"
+    return f"model {state.model}, {state.epochs} of {state.num_epochs} epochs{best}"
+
+
 def explain(
     data: Data,
     *,
     split: Annotated[str, Parameter(help="Split whose images are shown.")] = "val",
     image: Annotated[
-        list[str] | None,
-        Parameter(help="Images to show, by file name or stem; default: the most instructive 12."),
+        list[str] | None, Parameter(help="Images to show, by file name or stem; default: the most instructive 12.")
     ] = None,
     weights: Annotated[Path | None, Parameter(help="Weights, to show predictions and loss as well.")] = None,
     recipe: Annotated[str | None, Parameter(help="Recipe of the loss; default: that beside the weights.")] = None,
     image_size: Annotated[
-        PositiveInt | None,
-        Parameter(help="Longer side of the input; default: of weights or recipe."),
+        PositiveInt | None, Parameter(help="Longer side of the input; default: of weights or recipe.")
     ] = None,
     out: Annotated[Path | None, Parameter(help="New .html file; default: explain.html, or with a number.")] = None,
     reading: ReadingOptions = ReadingOptions(),
 ) -> None:
     """Show on one page which anchors and cells are assigned to which box and why, and what each box costs."""
-    from anchorite.data.convert import refuse_inside_dataset
     from anchorite.evaluate import require_images
     from anchorite.report.explain import choose_images, choose_setting, find_images
     from anchorite.report.explain import explain as explained
 
     page = out or free_path(Path("explain.html"))
     refuse_taken_page(page)
-    dataset = reading.open(data)
-    refuse_inside_dataset(page, dataset)
+    dataset = reading.open(data, page)
     make_folder(page.parent)
     records = require_images(dataset, split)
     setting = choose_setting(dataset, weights, recipe, image_size)
@@ -137,7 +155,6 @@ def suspects(
     A label is suspect when a detector contradicts it, even one that was trained with this label. Nothing is ever
     written into DATA.
     """
-    from anchorite.data.convert import refuse_inside_dataset
     from anchorite.devices import choose_device, choose_precision, keep_freed_memory
     from anchorite.evaluate import require_classes, require_images, require_side
     from anchorite.model import load_weights
@@ -150,14 +167,13 @@ def suspects(
     keep_freed_memory()
     detector, info = load_weights(weights)
     size = require_side(running.image_size or info.image_size, info.anchors.strides[-1], str(weights))
-    dataset = reading.open(data)
+    dataset = reading.open(data, folder)
     require_classes(weights, info.class_names, data, dataset.class_names)
     for name in split or ():
         require_images(dataset, name)
     splits = list(dict.fromkeys(split or [name for name, records in dataset.splits.items() if records]))
     if not splits:
         raise InputError(f"{dataset.root}: has no images to rank; name a data set with labelled images")
-    refuse_inside_dataset(folder, dataset)
     with counting("predicted") as progress:
         ranking = rank_suspects(dataset, splits, Observer(detector, device, dtype), size, running.batch, progress)
     title = f"{data.resolve().name}: {', '.join(splits)}"
@@ -165,18 +181,10 @@ def suspects(
     make_folder(folder)
     write_text_atomically(folder / "suspects.html", page)
     write_text_atomically(folder / "suspects.csv", as_csv(ranking.suspects, dataset.class_names, dataset.root))
-    print(_summary(ranking))
-    print(f"page:  {folder / 'suspects.html'}\ntable: {folder / 'suspects.csv'}")
-
-
-def _summary(ranking: Ranking) -> str:
-    """How many of each kind, and the first ten, each on one line."""
     counts = ", ".join(f"{count} {kind}" for kind, count in ranking.counts().items() if count)
     among = f"among {ranking.num_labels} labels in {ranking.num_images} images"
-    lines = [f"{len(ranking.suspects)} suspects ({counts or 'none'}) {among}" + ("; the first:" if counts else "")]
-    for suspect in ranking.suspects[:10]:
-        lines.append(
-            f"{suspect.rank:4d}  {suspect.score:.2f}  {suspect.kind:<9}  {suspect.split}/{suspect.image.name}: "
-            f"{suspect.reason}"
-        )
-    return "\n".join(one_line(line) for line in lines)
+    print(f"{len(ranking.suspects)} suspects ({counts or 'none'}) {among}" + ("; the first:" if counts else ""))
+    for one in ranking.suspects[:10]:
+        where = f"{one.split}/{one.image.name}"
+        print(one_line(f"{one.rank:4d}  {one.score:.2f}  {one.kind:<9}  {where}: {one.reason}"))
+    print(f"page:  {folder / 'suspects.html'}\ntable: {folder / 'suspects.csv'}")

@@ -1,7 +1,8 @@
-"""`anchorite train` and `anchorite demo`."""
+"""Commands that train: `anchorite train`, `demo` and `tune`; and `recipes`, what there is to start from."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
 from collections.abc import Iterator
@@ -14,12 +15,23 @@ from cyclopts import Parameter
 from anchorite.choices import Change
 from anchorite.cli.display import Display
 from anchorite.cli.folders import data_name, free_path, refuse_taken
-from anchorite.cli.options import DEVICE, QUIET_HELP, Data, OutputOptions, ReadingOptions, RecipeOptions, Whole
+from anchorite.cli.messages import RESUME_HINT
+from anchorite.cli.options import (
+    DEVICE,
+    QUIET_HELP,
+    Data,
+    OutputOptions,
+    PositiveInt,
+    ReadingOptions,
+    RecipeOptions,
+    Whole,
+)
 from anchorite.errors import InputError
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
     from anchorite.train import Event, Listener, Recipe
+    from anchorite.tune import TrialDone
 
 _NUM_TRAIN, _NUM_VAL, _NUM_TEST = 1000, 60, 60
 _DEMO_SIZE_PX, _DEMO_SEED = 192, 0
@@ -139,7 +151,7 @@ def tensorboard_logger(is_asked_for: bool, display: Display, run: Path | None = 
 
     Raises InputError where a package is missing; a run that goes on without being asked then does so without events.
     """
-    from anchorite.train import RunStarted, TensorBoard, listeners, loggers
+    from anchorite import train as training
     from anchorite.train.events import ignore
     from anchorite.train.tensorboard import EVENTS_FOLDER
 
@@ -147,7 +159,7 @@ def tensorboard_logger(is_asked_for: bool, display: Display, run: Path | None = 
         yield ignore
         return
     try:
-        board = TensorBoard()
+        board = training.TensorBoard()
     except InputError as error:
         if is_asked_for:
             raise
@@ -156,12 +168,12 @@ def tensorboard_logger(is_asked_for: bool, display: Display, run: Path | None = 
         return
 
     def say_where(event: Event) -> None:
-        if isinstance(event, RunStarted):
+        if isinstance(event, training.RunStarted):
             runs = shlex.quote(str(event.folder.parent))
             display.say(f"events: {event.folder / EVENTS_FOLDER}; to look at them: tensorboard --logdir {runs}")
 
     with board:
-        yield listeners(say_where, loggers(board, tell=display.warn))
+        yield training.listeners(say_where, training.loggers(board, tell=display.warn))
 
 
 def _with_hints(display: Display, folder: Path, dataset: DatasetIndex, recipe: Recipe, device_type: str) -> Listener:
@@ -247,3 +259,74 @@ def demo(
     print(f"  {folder / 'predictions' / 'images'}   test images with the boxes found")
     print(f"  {page}   course of the run")
     print(f"  {weights}   the detector: anchorite predict {weights} YOUR_IMAGES")
+
+
+def tune(
+    data: Data | None = None,
+    *,
+    trials: Annotated[PositiveInt, Parameter(help="Trials in all, the recipe as it is included.")] = 20,
+    recipe: Annotated[str | None, Parameter(help="Built-in recipe or YAML file to start from.")] = None,
+    space: Annotated[Path | None, Parameter(help="YAML: recipe field to {low, high, log} or {choices}.")] = None,
+    out: Annotated[Path | None, Parameter(help="New folder for the study. Default: runs/tune-DATA, -2, ...")] = None,
+    resume: Annotated[Path | None, Parameter(help="Folder of a study to go on with.")] = None,
+    reading: ReadingOptions = ReadingOptions(),
+    fields: RecipeOptions = RecipeOptions(),
+) -> None:
+    """Search recipe fields for a higher mAP on val; the result is a recipe file.
+
+    Trial 0 is the recipe as it is. Trials that do worse than most are cut short. A study that was interrupted goes on
+    by --resume, its unfinished trial from its newest checkpoint. Needs optuna: pip install 'anchorite[hpo]'.
+    """
+    from anchorite.tune import Study, default_space, read_space
+
+    if resume is not None:
+        given = {"--recipe": recipe, "--out": out, "--space": space}
+        refused = [flag for flag, value in given.items() if value is not None] + fields.flags_given()
+        if refused:
+            raise InputError(f"{', '.join(refused)} with --resume: a study goes on as it was started; leave it out")
+        study = Study.open(resume)
+        dataset = reading.open_again(study.facts, data)
+    elif data is None:
+        raise InputError("tune: DATA is missing: anchorite tune DATA, or anchorite tune --resume FOLDER")
+    else:
+        folder = out or free_path(Path("runs") / f"tune-{data_name(data)}")
+        refuse_taken(folder)
+        (chosen, notes), searched = fields.recipe(recipe), default_space() if space is None else read_space(space)
+        print("".join(f"{note}\n" for note in notes), end="")
+        dataset = reading.open(data)
+        study = Study.create(folder, dataset, chosen, searched)
+    print(f"study: {study.folder}; searched: {', '.join(study.space)}")
+    try:
+        study.search(dataset, trials, _print_trial)
+    except KeyboardInterrupt as error:
+        error.add_note(f"{RESUME_HINT} anchorite tune --resume {shlex.quote(str(study.folder))} --trials {trials}")
+        raise
+    best = study.folder / "best.yaml"
+    print(f"best recipe: {best}\nuse it: anchorite train DATA --recipe {shlex.quote(str(best))}")
+
+
+def _print_trial(done: TrialDone) -> None:
+    mark = "  best so far" if done.is_best else ""
+    spent = f"{done.epochs} epochs, {done.seconds:.0f} s"
+    print(f"trial {done.number}: mAP {done.best_map:.4f}, {done.outcome}, {spent}{mark}")
+    values = {name: f"{one:.4g}" if isinstance(one, float) else one for name, one in done.values.items()}
+    print(f"  {', '.join(f'{name} {value}' for name, value in values.items())}")
+
+
+def recipes(
+    name: Annotated[str | None, Parameter(help="Recipe to print whole; without it, all are listed.")] = None,
+) -> None:
+    """List the built-in recipes, or print one as YAML to start your own from."""
+    from anchorite.recipe_names import built_in_recipes
+
+    texts = built_in_recipes()
+    if name is None:
+        for known, text in texts.items():
+            head = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+            print(f"{known}\n" + "\n".join(f"    {line}" for line in head))
+    elif name in texts:
+        print(texts[name], end="")
+    else:
+        close = difflib.get_close_matches(name, texts, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"recipes {name}: no such recipe; there are {', '.join(texts)}{meant}")

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from anchorite.choices import ExportFormat
+from anchorite.cli.display import filled
 from anchorite.cli.folders import refuse_taken_file
 from anchorite.cli.options import AllowOutside, LimitOptions, PositiveInt
 from anchorite.errors import InputError
-from anchorite.reading import one_line
 
 if TYPE_CHECKING:
     from anchorite.data import Record
-    from anchorite.export import Built, ExportRequest, Measured
+    from anchorite.export import ExportRequest
     from anchorite.model import WeightsInfo
 
 _MOST_COMPARED = 64  # images
-_MOST_NAMES = 5
 
 
 @Parameter(name="*")
@@ -109,7 +108,9 @@ def export(
     if records:
         validator = Validator(records, info.class_names, described.weights.image_size)
         measured = exporting.measure(detector, built.dense, validator, str(target))
-    print("\n".join(_export_lines(built, measured, len(records))))
+    facts = {"info": described.weights, "export": built.export, "limits": built.export.suppression}
+    facts |= {"parity": built.parity, "measured": measured, "num_measured": len(records), "num_bytes": built.num_bytes}
+    print(filled("export", **facts))
     for path in exporting.write(target, built):
         print(f"written:  {path}")
     if format != "torch-export":
@@ -132,38 +133,6 @@ def _beside(weights: Path, request: ExportRequest) -> Path:
     return weights.with_name(name + SUFFIXES[request.format])
 
 
-def _export_lines(built: Built, measured: Measured | None, num_measured: int) -> list[str]:
-    export, parity, info = built.export, built.parity, built.export.weights
-    shape = f"any number of images, sides in multiples of {info.anchors.strides[-1]}"
-    if export.fixed_shape is not None:
-        shape = " x ".join(map(str, export.fixed_shape)) + " (images, height, width)"
-    inside = ""
-    if (limits := export.suppression) is not None:
-        inside = f"; suppression inside: confidence {limits.confidence:g}, IoU {limits.iou_threshold:g}, "
-        inside += f"{limits.max_detections} detections"
-        inside += ", class agnostic" * limits.class_agnostic + ", multi label" * limits.multi_label
-    found = (
-        f"boxes within {parity.box_px:.2g} px ({parity.box_share:.1g} of their side), scores within {parity.score:.1g}"
-    )
-    images = f"{parity.num_images} {'drawn scenes' if measured is None else 'images'}"
-    lines = [
-        f"network:  size {info.size}, {len(info.class_names)} classes, {info.image_size} px, {export.precision}",
-        f"input:    images, {export.input}; {shape}",
-        f"outputs:  {', '.join(export.outputs)}{inside}",
-        f"compared: with PyTorch on {images}, {parity.num_cells} anchor cells: {found}",
-    ]
-    if parity.found is not None:
-        few = "; give --verify DATA to compare some" if parity.found == 0 else ""
-        lines.append(f"          {parity.found} detections of the suppression inside, all as ours{few}")
-    if measured is not None:
-        lines.append(
-            f"measured: on {num_measured} images, mAP50-95 {measured.export_map:.4f} "
-            f"(PyTorch {measured.torch_map:.4f}: {-measured.cost:+.4f}), "
-            f"mAP50 {measured.export_map50:.4f} (PyTorch {measured.torch_map50:.4f})"
-        )
-    return [*lines, f"size:     {built.num_bytes / 1e6:.1f} MB"]
-
-
 def import_weights(
     source: Annotated[Path, Parameter(help="Checkpoint (.pt) of the original family, sizes n to x and n6 to x6.")],
     out: Annotated[Path, Parameter(help="New weight file, such as weights/start.safetensors.")],
@@ -176,19 +145,5 @@ def import_weights(
         raise InputError(f"{out}: weights are safetensors; name a file {out.with_suffix('.safetensors').name}")
     imported = import_checkpoint(source)
     save_weights(out, imported.detector, imported.info)
-    info, count = imported.info, len(imported.info.class_names)
-    other = "; its model is left out" if imported.has_both else ""
-    part = f"ema, the average over training{other}" if imported.part == "ema" else imported.part
-    names = ", ".join(info.class_names[:_MOST_NAMES]) + (", ..." if count > _MOST_NAMES else "")
-    origin = "of the checkpoint" if imported.names_are_stored else "numbers, for the checkpoint has none"
-    anchors = " | ".join(" ".join(f"{w:g},{h:g}" for w, h in level) for level in info.anchors.sizes_px)
-    size = "of the checkpoint" if imported.image_size_is_stored else "the usual one, for the checkpoint does not say"
-    print(
-        f"found:   size {info.size} in {one_line(str(source))}, {imported.num_tensors} tensors; nothing of it was run"
-    )
-    print(f"from:    {part}")
-    print(f"classes: {count}, {origin}: {one_line(names)}")
-    print(f"anchors: {anchors} px at strides {', '.join(map(str, info.anchors.strides))}")
-    print(f"image:   {info.image_size} px, {size}")
-    print(f"written: {one_line(str(out))}")
-    print(f"next:    anchorite validate {one_line(shlex.quote(str(out)))} DATA")
+    quoted = shlex.quote(str(out))
+    print(filled("import", source=str(source), imported=imported, info=imported.info, out=str(out), quoted=quoted))
