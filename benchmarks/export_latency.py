@@ -102,8 +102,7 @@ def latency_table(
     detector: Detector, info: WeightsInfo, train: Sequence[Record], test: Sequence[Record], size: int, rounds: int
 ) -> None:
     """Milliseconds from one image to its detections."""
-    from anchorite.export.onnx_format import onnx_runtime
-    from anchorite.export.openvino_format import openvino_runtime
+    from anchorite.export.onnx_format import onnx_runtime, openvino_runtime
 
     described = export_info(info, ExportRequest(image_size=size))
     images = [image[None] for batch in batches_of(test[:16], described) for image in batch]

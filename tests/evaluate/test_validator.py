@@ -14,7 +14,7 @@ from anchorite.evaluate import ReadConfig, ValidationConfig, Validator
 from anchorite.evaluate.validator import _as_predictions
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector, WeightsInfo, default_anchors
-from anchorite.model.fold import is_folded
+from anchorite.model.detector import is_folded
 from anchorite.predict import BatchDetections, PredictConfig, Predictor
 from tests.evaluate.scenes import ANCHORS, CLASS_NAMES, ColourDetector, make_record, make_records
 

@@ -29,8 +29,7 @@ from anchorite.export import (
     write,
 )
 from anchorite.export.exported import PREFIX
-from anchorite.export.onnx_format import onnx_model
-from anchorite.export.openvino_format import openvino_runtime
+from anchorite.export.onnx_format import onnx_model, openvino_runtime
 from anchorite.export.torch_export import DecodedNetwork
 from anchorite.model import fold_batch_norm
 from anchorite.predict import PredictConfig, Predictor, decoded_detections, detections_from_logits

@@ -207,7 +207,7 @@ def test_output_that_is_not_finite_is_an_error_not_an_empty_answer() -> None:
 def test_openvino_is_imported_without_its_reporting(tmp_path: Path) -> None:
     script = """
 import multiprocessing, sys
-from anchorite.export.openvino_format import openvino
+from anchorite.export.onnx_format import openvino
 started = []
 multiprocessing.Process.start = lambda process: started.append(process)
 core = openvino().Core()

@@ -27,7 +27,7 @@ from anchorite.model import (
     save_weights,
     to_channels_last,
 )
-from anchorite.model.fold import is_folded
+from anchorite.model.detector import is_folded
 from anchorite.model.hf_backbone import HFBackbone, HFBackboneSource, config_of_library, parse_backbone_config
 from anchorite.predict import TorchRuntime
 from tests.faults.watch import watched

@@ -17,8 +17,17 @@ from anchorite.choices import ExportFormat, PrecisionName
 from anchorite.errors import InputError, UnsafeFileError
 from anchorite.export.exported import ExportedRuntime, ExportInfo, needed
 from anchorite.export.nms_graph import refuse_unbuildable, with_suppression
-from anchorite.export.onnx_format import onnx_model, onnx_runtime, quantised, read_bounded, with_metadata
-from anchorite.export.openvino_format import MAX_XML_BYTES, openvino, openvino_pair, openvino_runtime
+from anchorite.export.onnx_format import (
+    MAX_XML_BYTES,
+    onnx_model,
+    onnx_runtime,
+    openvino,
+    openvino_pair,
+    openvino_runtime,
+    quantised,
+    read_bounded,
+    with_metadata,
+)
 from anchorite.export.parity import Parity, compare, compare_found
 from anchorite.export.torch_export import DecodedNetwork, program_bytes, program_runtime, traced
 from anchorite.files import write_bytes_atomically

@@ -1,4 +1,5 @@
 """ONNX: the model of a detector, quantised where asked; its metadata; and files read as if a stranger had written them.
+OpenVINO, too, whose pair of files is made of that model: NAME.xml, the graph with our metadata, and NAME.bin.
 
 A file is refused before any runtime sees it when it is no regular file, is too large, points at data in other files,
 brings functions, subgraphs or operators that are not ONNX's own, or has other inputs and outputs than its metadata
@@ -8,10 +9,14 @@ means. Nothing in it is ever executed but ONNX's own operators.
 from __future__ import annotations
 
 import stat
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +27,8 @@ from anchorite.errors import InputError, StorageError, UnsafeFileError
 from anchorite.export.exported import (
     DENSE_OUTPUTS,
     INPUT,
+    KEYS,
+    PREFIX,
     ExportedRuntime,
     ExportInfo,
     as_input,
@@ -40,6 +47,10 @@ OPSET = 18
 MAX_BYTES = 1 << 30
 """Largest file that is read; the largest network, x6, has a bit more than half of it in float32."""
 
+MAX_XML_BYTES = 32 << 20
+"""Longest graph of OpenVINO that is read."""
+
+_OPENVINO_ROOT = "anchorite"
 _FLOAT, _UINT8, _INT64 = 1, 2, 7  # of onnx.TensorProto
 _OWN_DOMAINS = ("", "ai.onnx")
 # All of the network's operators: where one stays float32, each of its tensors is converted there and back.
@@ -87,25 +98,17 @@ def quantised(model: ModelProto, calibration: Iterable[Tensor], takes_bytes: boo
     float32: boxes would lose whole pixels there. Raises InputError when there are no images.
     """
     onnx, quantization = needed("onnx"), needed("onnxruntime.quantization")
-    batches = (as_input(images, takes_bytes).numpy() for images in calibration)
+    batches = ({INPUT: as_input(images, takes_bytes).numpy()} for images in calibration)
     first = next(batches, None)
     if first is None:
         raise InputError("--calibrate: there are no images; name a dataset with a train split, or another --split")
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            self.waiting = [first]
-
-        def get_next(self) -> dict[str, object] | None:
-            batch = self.waiting.pop() if self.waiting else next(batches, None)
-            return None if batch is None else {INPUT: batch}
-
+    waiting = chain([first], batches)
     with tempfile.TemporaryDirectory(prefix="anchorite-") as folder, quiet():
         target = Path(folder) / "int8.onnx"
         quantization.quantize_static(
             type(model).FromString(model.SerializeToString()),  # it is changed in place
             target,
-            Reader(),
+            SimpleNamespace(get_next=lambda: next(waiting, None)),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
@@ -158,16 +161,13 @@ def onnx_runtime(path: object, content: bytes, device: str = "auto") -> Exported
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    try:
+    with _errors_as_input(f"{path}: onnxruntime cannot load it", 0):
         session = runtime.InferenceSession(content, options, providers=[f"{where.upper()}ExecutionProvider"])
-    except Exception as error:  # the errors of onnxruntime have no other base
-        raise InputError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from error
 
-    def compute(images: NDArray[np.generic]) -> list[NDArray[np.generic]]:
-        try:
-            return session.run(list(info.outputs), {INPUT: images})
-        except Exception as error:
-            raise InputError(f"{path}: onnxruntime cannot run it: {_first_line(error)}") from error
+    def compute(images: NDArray[np.generic]) -> Sequence[NDArray[np.generic]]:
+        with _errors_as_input(f"{path}: onnxruntime cannot run it", 0):
+            answers: list[NDArray[np.generic]] = session.run(list(info.outputs), {INPUT: images})
+        return answers
 
     return ExportedRuntime(path, info, f"onnxruntime {where}", compute)
 
@@ -228,5 +228,72 @@ def _refuse_unsafe(path: object, model: ModelProto) -> None:
         raise UnsafeFileError(f"{path}: points at data in another file, which could be any of yours; nothing was read")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+# OpenVINO
+
+
+def openvino() -> Any:
+    """OpenVINO, imported without the package by which its import reports itself over the network.
+
+    With that package out of the way it falls back on a stand-in of its own that sends nothing and leaves no file.
+    """
+    reporting = "openvino_telemetry"
+    if "openvino" in sys.modules or reporting in sys.modules:
+        return needed("openvino", "openvino")
+    sys.modules[reporting] = None  # type: ignore[assignment]  # as Python documents it: importing it is an ImportError
+    try:
+        return needed("openvino", "openvino")
+    finally:
+        del sys.modules[reporting]
+
+
+def openvino_pair(model: ModelProto, info: ExportInfo) -> tuple[bytes, bytes]:
+    """The bytes of .xml and .bin for an ONNX model."""
+    engine = openvino()
+    converted = engine.Core().read_model(model.SerializeToString())
+    for key, text in to_texts(info).items():
+        converted.set_rt_info(text, [_OPENVINO_ROOT, key.removeprefix(PREFIX)])
+    with tempfile.TemporaryDirectory(prefix="anchorite-") as folder:
+        target = Path(folder) / "model.xml"
+        engine.save_model(converted, target, compress_to_fp16=False)
+        return target.read_bytes(), target.with_suffix(".bin").read_bytes()
+
+
+def openvino_runtime(path: object, xml: bytes, weights: bytes) -> ExportedRuntime:
+    """An OpenVINO pair of ours, ready to run on the CPU in the number format of its weights; path: for messages.
+
+    Raises InputError when it is not ours or OpenVINO cannot read it.
+    """
+    engine = openvino()
+    core = engine.Core()
+    with _errors_as_input(f"{path}: OpenVINO cannot read it", -1):
+        # As tensors, never as a path: so it reads no file but these.
+        model = core.read_model(xml, engine.Tensor(np.frombuffer(weights or b"\0", np.uint8).copy()))
+    there = [key for key in KEYS if model.has_rt_info([_OPENVINO_ROOT, key])]
+    info = from_texts(path, {PREFIX + key: str(model.get_rt_info([_OPENVINO_ROOT, key]).value) for key in there})
+    # OpenVINO would compute in bfloat16 where a CPU is fast at it, and differ from what was verified.
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    with _errors_as_input(f"{path}: OpenVINO cannot compile it", -1):
+        compiled = core.compile_model(model, "CPU", settings)
+        ports = [compiled.output(name) for name in info.outputs]
+        compiled.input(INPUT)
+
+    def compute(images: NDArray[np.generic]) -> Sequence[NDArray[np.generic]]:
+        with _errors_as_input(f"{path}: OpenVINO cannot run it", -1):
+            answers = compiled(images)
+        return [np.array(answers[port]) for port in ports]
+
+    return ExportedRuntime(path, info, "openvino cpu", compute)
+
+
+@contextmanager
+def _errors_as_input(failure: str, line: int) -> Iterator[None]:
+    """Any error of an engine, whose errors have no other base, as an InputError that gives one line of it."""
+    try:
+        yield
+    except Exception as error:
+        lines = [text.strip() for text in str(error).splitlines() if text.strip()] or [type(error).__name__]
+        raise InputError(f"{failure}: {lines[line][:300]}") from error

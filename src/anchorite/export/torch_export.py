@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 METADATA_FILE = "anchorite.json"
 """Name of the file inside a .pt2 that holds our metadata as one JSON object of texts."""
 
-_DTYPES = {"fp32": torch.float32, "int8": torch.float32, "fp16": torch.float16}
-
 
 class DecodedNetwork(nn.Module):
     """Images in, boxes and scores of every anchor cell out; convolutions in `dtype`, the decoding in float32.
@@ -69,7 +67,8 @@ def traced(detector: Detector, info: ExportInfo) -> ExportedProgram:
 
     Of a suppression or int8, which ONNX adds later, it has nothing.
     """
-    network = DecodedNetwork(detector, _DTYPES[info.precision], info.takes_bytes).eval()
+    dtype = torch.float16 if info.precision == "fp16" else torch.float32
+    network = DecodedNetwork(detector, dtype, info.takes_bytes).eval()
     stride, shapes = detector.strides[-1], None
     if info.fixed_shape is None:
         height, width = (stride * torch.export.Dim(name) for name in ("rows", "columns"))

@@ -1,9 +1,8 @@
 """Loss: assignment of objects to cells and anchors, the terms, and the criterion over all levels."""
 
 from anchorite.loss.assign import Assignment, assign
-from anchorite.loss.breakdown import LevelBreakdown, break_down
 from anchorite.loss.config import LossConfig
-from anchorite.loss.criterion import DetectionLoss, LossTerms, initial_balance
+from anchorite.loss.criterion import DetectionLoss, LevelBreakdown, LossTerms, break_down, initial_balance
 from anchorite.loss.logits import DenseLogits, LevelLogits
 
 __all__ = [

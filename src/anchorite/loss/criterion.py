@@ -1,6 +1,6 @@
-"""`DetectionLoss`: the objective of docs/objective.md over all levels.
+"""`DetectionLoss`: the objective of docs/objective.md over all levels; and what each anchor cell adds to it.
 
-Legend: L levels, A anchors, B images, K classes, P candidates.
+Legend: L levels, A anchors, B images, K classes, H, W cells of a level, P candidates (matched anchor cells).
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ from anchorite.anchors import AnchorSet, decode_boxes
 from anchorite.boxes import Targets, paired_iou
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
-from anchorite.loss.assign import Assignment, assign_to
+from anchorite.loss.assign import Assignment, assign, assign_to
 from anchorite.loss.config import LossConfig
 from anchorite.loss.logits import LevelLogits, as_levels, in_loss_precision
-from anchorite.loss.terms import bce_sum, class_targets, objectness_targets, share_of_each, weighted_sum
+from anchorite.loss.terms import (
+    bce_sum,
+    bce_with_focus,
+    class_targets,
+    objectness_targets,
+    share_of_each,
+    weighted_sum,
+)
 
 _BALANCE_OF_THREE = (4.0, 1.0, 0.4)
 _BALANCE_OF_FIVE = (4.0, 1.0, 0.25, 0.06, 0.02)
@@ -170,3 +177,77 @@ class DetectionLoss(nn.Module):
         gains = torch.where(losses > torch.finfo(torch.float32).tiny, _BALANCE_GAIN / losses, 0.0)
         raised = self.balance * _BALANCE_KEEP + gains
         self.balance.copy_(raised / raised[self._pivot])
+
+
+# The loss by anchor cell
+
+
+class LevelBreakdown(NamedTuple):
+    """One level's part of the loss by anchor cell; everything detached, in the loss's precision.
+
+    assignment: compact, in canonical order. predicted: (P, 4) boxes as centre relative to the cell's corner and sides,
+    in cells, as in assignment.box. iou: (P,) `config.box_iou` of predicted and target box. box, classification: (P,)
+    what each anchor cell adds to `LossTerms.box` and `.classification`, gains included. objectness: (B, A, H, W) what
+    every anchor cell adds to `LossTerms.objectness`, balance and gain included; objectness_target: (B, A, H, W).
+    """
+
+    assignment: Assignment
+    predicted: Float[Tensor, "P 4"]
+    iou: Float[Tensor, " P"]
+    box: Float[Tensor, " P"]
+    classification: Float[Tensor, " P"]
+    objectness: Float[Tensor, "B A H W"]
+    objectness_target: Float[Tensor, "B A H W"]
+
+
+@torch.no_grad()
+def break_down(
+    criterion: DetectionLoss, logits: Sequence[Tensor | LevelLogits], targets: Targets
+) -> list[LevelBreakdown]:
+    """The loss of one batch, one `LevelBreakdown` per level; summed over levels, it gives the criterion's terms.
+
+    Called like the criterion, whose state is unchanged (automatic balance is not updated). Raises InputError when
+    the number of levels is wrong. Source: docs/objective.md, section 4.
+    """
+    levels = as_levels(logits, criterion.anchors.num_levels)
+    maps = [in_loss_precision(level.objectness()) for level in levels]
+    grid_sizes = [(int(objectness.shape[2]), int(objectness.shape[3])) for objectness in maps]
+    # Compact: masked rows of padded targets have no anchor cells.
+    rows = targets.compact()
+    found = assign(rows, criterion.anchors, grid_sizes, criterion.config.ratio_limit)
+    return [
+        _level(criterion, number, objectness, in_loss_precision(level.at(f.image, f.anchor, f.row, f.column)), f)
+        for number, (level, objectness, f) in enumerate(zip(levels, maps, found, strict=True))
+    ]
+
+
+def _level(
+    criterion: DetectionLoss, number: int, objectness_map: Tensor, logits: Tensor, found: Assignment
+) -> LevelBreakdown:
+    """One level from its objectness logits (B, A, H, W) and the logits (P, 5 + K) of its matched anchor cells."""
+    config = criterion.config
+    shares = share_of_each(found.valid, logits.dtype)
+    sides = criterion.anchors.cells(torch.float64, logits.device)[number].to(logits.dtype)
+    predicted = decode_boxes(logits[:, :4], sides[found.anchor])
+    iou = paired_iou(predicted, found.box.to(logits.dtype), config.box_iou)
+    by_cell = objectness_map.permute(0, 2, 3, 1)
+    batch, height, width, num_anchors = by_cell.shape
+    shape = (batch, height, width, num_anchors)
+    goals = objectness_targets(found, iou, shape, config.objectness_iou_ratio, config.collision).view(shape)
+    cost = bce_with_focus(by_cell, goals, config.objectness_pos_weight, config.focal_gamma)
+    class_goals = class_targets(found.class_index, criterion.num_classes, config.label_smoothing, logits.dtype)
+    class_cost = bce_with_focus(logits[:, 5:], class_goals, config.class_pos_weight, config.focal_gamma)
+    if criterion.num_classes == 1:  # which has no class term
+        class_cost = torch.zeros_like(class_cost)
+    elif config.class_weights is not None:
+        class_cost = class_cost * class_cost.new_tensor(config.class_weights)
+    weight = config.objectness_gain * criterion.balance[number].to(cost.dtype) / goals.numel()
+    return LevelBreakdown(
+        assignment=found,
+        predicted=predicted,
+        iou=iou,
+        box=config.box_gain * (1 - iou) * shares,
+        classification=config.class_gain * class_cost.sum(dim=1) * shares / criterion.num_classes,
+        objectness=(cost * weight).permute(0, 3, 1, 2),
+        objectness_target=goals.permute(0, 3, 1, 2),
+    )

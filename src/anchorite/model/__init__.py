@@ -1,7 +1,6 @@
 """The detector of ten sizes: backbone, neck and head, folding, weight files, and import of foreign checkpoints."""
 
-from anchorite.model.detector import Detector, to_channels_last
-from anchorite.model.fold import fold_batch_norm
+from anchorite.model.detector import Detector, fold_batch_norm, to_channels_last
 from anchorite.model.head import Head, MatchedCellLogits
 from anchorite.model.hf_backbone import (
     BackboneConfig,

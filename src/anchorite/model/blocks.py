@@ -25,14 +25,8 @@ class ConvBlock(nn.Module):
         self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, padding: int | None = None
     ) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel,
-            stride,
-            padding=kernel // 2 if padding is None else padding,
-            bias=False,
-        )
+        padding = kernel // 2 if padding is None else padding
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(out_channels, eps=NORM_EPSILON, momentum=NORM_MOMENTUM)
 
     def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out _ _"]:
@@ -88,15 +82,10 @@ class PyramidPool(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
         """(B, C_out, H, W)."""
-        within_1 = self.narrow(x)
-        within_5 = _largest_around(within_1)
-        within_9 = _largest_around(within_5)
-        within_13 = _largest_around(within_9)
-        return self.combine(torch.cat([within_1, within_5, within_9, within_13], dim=1))
-
-
-def _largest_around(x: Tensor) -> Tensor:
-    return functional.max_pool2d(x, kernel_size=5, stride=1, padding=2)
+        largest = [self.narrow(x)]  # within 1, 5, 9 and 13 cells
+        for _ in range(3):
+            largest.append(functional.max_pool2d(largest[-1], kernel_size=5, stride=1, padding=2))
+        return self.combine(torch.cat(largest, dim=1))
 
 
 class _Doubled(torch.autograd.Function):

@@ -6,6 +6,8 @@ level l. P3 is the map of stride 8, P4 of 16, and so on.
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from typing import Self
 
 import torch
@@ -150,7 +152,7 @@ class Detector(nn.Module):
             raise InputError(
                 f"images of {height} x {width} pixels (height x width) do not fit a network of stride {coarsest}; "
                 f"letterbox them to multiples of {coarsest}, such as "
-                f"{_next_multiple(height, coarsest)} x {_next_multiple(width, coarsest)}"
+                f"{' x '.join(str(max(-(-side // coarsest), 1) * coarsest) for side in (height, width))}"
             )
         return self.neck(self.backbone(images))
 
@@ -166,5 +168,36 @@ def to_channels_last(detector: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def _next_multiple(side: int, step: int) -> int:
-    return max(-(-side // step), 1) * step
+@torch.no_grad()
+def fold_batch_norm(detector: Detector) -> Detector:
+    """A copy in evaluation mode, its batch normalisations folded into convolutions with bias.
+
+    Those inside a backbone of another library stay as they are. Its outputs are those of `detector.eval()` to rounding;
+    `detector` itself stays as it is. The copy cannot be trained on as before, since the normalisation is gone.
+    """
+    # Hooks stay with the original, but for those by which a backbone of another library works.
+    body = set(detector.backbone.body.modules()) if isinstance(detector.backbone, HFBackbone) else ()
+    hooked = [module for module in detector.modules() if module not in body]
+    own_hooks = [hooks for module in hooked for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+    folded = copy.deepcopy(detector, {id(hooks): OrderedDict() for hooks in own_hooks}).eval()
+    for module in folded.modules():
+        if not isinstance(module, ConvBlock) or not isinstance(module.norm, nn.BatchNorm2d):
+            continue
+        norm, convolution = module.norm, module.convolution
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        # In float64, so that folding adds one rounding of each weight and no more.
+        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        bias = norm.bias.double() - norm.running_mean.double() * scale
+        weight = convolution.weight.double() * scale.view(-1, 1, 1, 1)
+        dtype = convolution.weight.dtype
+        convolution.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        convolution.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        module.norm = nn.Identity()
+    return folded
+
+
+def is_folded(detector: Detector) -> bool:
+    """Whether the detector came from `fold_batch_norm`."""
+    blocks = (module for module in detector.modules() if isinstance(module, ConvBlock))
+    return not any(isinstance(block.norm, nn.BatchNorm2d) for block in blocks)

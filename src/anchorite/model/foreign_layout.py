@@ -20,8 +20,7 @@ from anchorite.model.detector import Detector
 from anchorite.model.sizes import FIRST_LEVEL, SIZES, plan
 from anchorite.model.weights import WeightsInfo
 
-MAX_CLASSES = 10_000
-
+_MAX_CLASSES = 10_000
 _NUM_SHOWN, _SHOWN_LENGTH = 5, 120
 _KNOWN_LAYERS = frozenset((
     "Model", "DetectionModel", "Sequential", "ModuleList", "Conv", "Conv2d", "BatchNorm2d", "SiLU", "C3", "Bottleneck",
@@ -70,9 +69,9 @@ def build_detector(found: CheckpointContents) -> tuple[Detector, WeightsInfo]:
     bias_name = foreign_names(f"head.predictors.p{FIRST_LEVEL}.bias", size)[0]
     num_channels = found.tensors[bias_name].numel() if bias_name in found.tensors else 0
     num_classes, rest = divmod(num_channels - 5 * anchors.num_anchors, anchors.num_anchors)
-    if rest or not 1 <= num_classes <= MAX_CLASSES:
+    if rest or not 1 <= num_classes <= _MAX_CLASSES:
         raise InputError(
-            f"{bias_name} has {num_channels} channels, which are not 5 and 1 to {MAX_CLASSES} classes for "
+            f"{bias_name} has {num_channels} channels, which are not 5 and 1 to {_MAX_CLASSES} classes for "
             f"{anchors.num_anchors} anchors"
         )
     with torch.device("meta"):

@@ -12,7 +12,7 @@ added into the first.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,35 +67,25 @@ class Head(nn.Module):
         `class_frequencies` gives K counts or shares; a class never seen counts as the rarest seen one.
         Raises InputError when there are not K of them, one is negative or not finite, or none is positive.
         """
-        class_shift = _class_shift(self.num_classes, class_frequencies)
+        class_shift = torch.full((self.num_classes,), math.log(0.6 / (self.num_classes - 0.99999)), dtype=torch.float64)
+        if class_frequencies is not None:
+            counts = torch.as_tensor(class_frequencies, dtype=torch.float64)
+            usable = counts.shape == class_shift.shape and bool((counts.isfinite() & (counts >= 0)).all())
+            if not usable or not bool(counts.any()):
+                raise InputError(
+                    f"class frequencies need {self.num_classes} finite numbers, none negative, not all 0; "
+                    f"got {list(class_frequencies)}"
+                )
+            class_shift = (counts.clamp(min=counts[counts > 0].min()) / counts.sum()).log()
         for (weight, bias), stride in zip(self._parameters_by_level(), self.strides, strict=True):
             bound = weight.shape[1] ** -0.5
             by_anchor = bias.uniform_(-bound, bound).view(self.num_anchors, -1)
             by_anchor[:, OBJECTNESS] += math.log(_OBJECTS_PER_IMAGE / (_REFERENCE_SIDE_PX / stride) ** 2)
             by_anchor[:, OBJECTNESS + 1 :] += class_shift.to(by_anchor)
 
-    def _parameters_by_level(self) -> list[tuple[Tensor, Tensor]]:
-        pairs: list[tuple[Tensor, Tensor]] = []
-        for predictor in self.predictors.values():
-            assert isinstance(predictor, nn.Conv2d)
-            assert predictor.bias is not None
-            pairs.append((predictor.weight, predictor.bias))
-        return pairs
-
-
-def _class_shift(num_classes: int, class_frequencies: Sequence[float] | None) -> Tensor:
-    """What is added to the class biases, (K,) float64."""
-    if class_frequencies is None:
-        return torch.full((num_classes,), math.log(0.6 / (num_classes - 0.99999)), dtype=torch.float64)
-    frequencies = torch.as_tensor(class_frequencies, dtype=torch.float64)
-    usable = frequencies.shape == (num_classes,) and bool(frequencies.isfinite().all() and (frequencies >= 0).all())
-    if not usable or not bool(frequencies.any()):
-        raise InputError(
-            f"class frequencies need {num_classes} finite numbers, none negative, not all 0; "
-            f"got {list(class_frequencies)}"
-        )
-    rarest = frequencies[frequencies > 0].min()
-    return (frequencies.clamp(min=rarest) / frequencies.sum()).log()
+    def _parameters_by_level(self) -> Iterator[tuple[Tensor, Tensor]]:
+        parameters = list(self.predictors.parameters())  # weight and bias of each
+        return zip(parameters[::2], parameters[1::2], strict=True)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
@@ -16,12 +15,8 @@ from anchorite.errors import InputError
 FIRST_LEVEL = 3
 """The finest level with an output; the stem and the stages below it only lead there."""
 
-_FACTORS: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.00, 1.00), "x": (1.33, 1.25)}
-)
-_STAGE_WIDTHS: Mapping[int, tuple[int, ...]] = MappingProxyType(
-    {5: (128, 256, 512, 1024), 6: (128, 256, 512, 768, 1024)}
-)
+_FACTORS = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.00, 1.00), "x": (1.33, 1.25)}
+_STAGE_WIDTHS = {5: (128, 256, 512, 1024), 6: (128, 256, 512, 768, 1024)}
 _STAGE_REPEATS = (3, 6, 9, 3, 3)
 _NECK_REPEATS = 3
 _STEM_WIDTH = 64
@@ -67,26 +62,19 @@ def plan(size: str) -> Plan:
         raise InputError(f"no model size {size!r}; choose one of {', '.join(SIZES)}")
     depth, width = _FACTORS[size.removesuffix("6")]
     last_level = 6 if size.endswith("6") else 5
+    stem_width, *widths = (math.ceil(base * width / 8) * 8 for base in (_STEM_WIDTH, *_STAGE_WIDTHS[last_level]))
+    neck_repeats, *repeats = (max(round(base * depth), 1) for base in (_NECK_REPEATS, *_STAGE_REPEATS))
     stages = range(2, last_level + 1)
-    stage_widths = _STAGE_WIDTHS[last_level]
     return Plan(
-        size=size,
-        last_level=last_level,
-        stem_width=_scaled_width(_STEM_WIDTH, width),
-        widths={level: _scaled_width(base, width) for level, base in zip(stages, stage_widths, strict=True)},
-        repeats={level: _scaled_repeats(base, depth) for level, base in zip(stages, _STAGE_REPEATS, strict=False)},
-        neck_repeats=_scaled_repeats(_NECK_REPEATS, depth),
+        size,
+        last_level,
+        stem_width,
+        widths=dict(zip(stages, widths, strict=True)),
+        repeats=dict(zip(stages, repeats, strict=False)),
+        neck_repeats=neck_repeats,
     )
 
 
 def default_anchors(size: str) -> AnchorSet:
     """The anchors fitted to COCO for a size's levels: `AnchorSet.coco_p5()` or `AnchorSet.coco_p6()`."""
     return AnchorSet.coco_p6() if plan(size).last_level == 6 else AnchorSet.coco_p5()
-
-
-def _scaled_width(base: int, width: float) -> int:
-    return math.ceil(base * width / 8) * 8
-
-
-def _scaled_repeats(base: int, depth: float) -> int:
-    return max(round(base * depth), 1)

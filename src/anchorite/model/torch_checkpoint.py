@@ -30,7 +30,7 @@ from torch import Tensor
 
 from anchorite.errors import AnchoriteError, InputError, StorageError, UnsafeFileError
 from anchorite.model.detector import Detector
-from anchorite.model.foreign_layout import MAX_CLASSES, SETTINGS, CheckpointContents, build_detector, listed, shown
+from anchorite.model.foreign_layout import SETTINGS, CheckpointContents, build_detector, listed, shown
 from anchorite.model.weights import MAX_IMAGE_SIZE, PICKLE_STARTS, WeightsInfo, load_weights, weight_file_bytes
 
 try:
@@ -46,16 +46,12 @@ WAIT_SECONDS = 600
 """Longest wait for the process, whose processor time has a limit of its own: the disk may be slow."""
 MAX_FILE_BYTES = 4 << 30
 """Longest file that is read: the largest size with its optimizer's state in float32 takes half of it."""
-MAX_PICKLE_BYTES = 16 << 20
-"""Longest pickle within it; that of size n takes 88 kB."""
 MAX_STEPS = 1_000_000
 """Most instructions of a pickle; that of size n takes 36 000."""
-MAX_RECORDS = 20_000
 MAX_LAYERS = 20_000
 
 _BYTES_PER_FILE_BYTE = 10  # memory for tensors: float32 copies of half precision, twice more while they are written
-_MAX_DEPTH, _MAX_CHILDREN = 12, 1_000
-_MAX_NAME_LENGTH = 200
+_MAX_DEPTH = 12
 _GIVE = "give a .pt file of the original family"
 _AGAIN = "copy or download it again"
 _NOTHING = "nothing of it was run"
@@ -299,8 +295,6 @@ def _checked_entries(entries: Sequence[zipfile.ZipInfo], num_bytes: int) -> dict
         raise UnsafeFileError(
             "a TorchScript archive, which holds code; give the checkpoint that training wrote, not an exported model"
         )
-    if len(entries) > MAX_RECORDS:
-        raise UnsafeFileError(f"holds {len(entries)} records, more than the {MAX_RECORDS} that are read")
     for entry in entries:
         name = shown(entry.orig_filename)
         parts = entry.orig_filename.replace("\\", "/").split("/")
@@ -318,9 +312,6 @@ def _checked_entries(entries: Sequence[zipfile.ZipInfo], num_bytes: int) -> dict
         raise InputError(f"a zip of other things than one checkpoint; {_GIVE}")
     if len(inside) != len(entries):
         raise InputError(f"damaged: it holds a record twice; {_AGAIN}")
-    if "data.pkl" in inside and inside["data.pkl"].file_size > MAX_PICKLE_BYTES:
-        size = inside["data.pkl"].file_size
-        raise UnsafeFileError(f"its data.pkl takes {size} bytes, more than the {MAX_PICKLE_BYTES} that are read")
     return inside
 
 
@@ -337,8 +328,7 @@ def _checked_globals(pickled: bytes) -> set[tuple[str, str]]:
                 raise UnsafeFileError(f"its pickle has more than {MAX_STEPS} steps; {_NOTHING}")
             if instruction.name in ("GLOBAL", "STACK_GLOBAL"):
                 module, name = argument.split(" ", 1) if argument else texts
-                if (module, name) not in _BUILT_BY_TORCH:
-                    _check_stand_in(module, name)
+                if _needs_stand_in(module, name):
                     wanted.add((module, name))
             elif isinstance(argument, str):
                 texts.append(argument)
@@ -355,12 +345,14 @@ def _checked_globals(pickled: bytes) -> set[tuple[str, str]]:
     return wanted
 
 
-def _check_stand_in(module: str, name: str) -> None:
-    """Raise UnsafeFileError for a global that no checkpoint of the family names."""
+def _needs_stand_in(module: str, name: str) -> bool:
+    """False for what torch builds itself; UnsafeFileError naming a global that no checkpoint of the family names."""
     is_layer = module in ("models.yolo", "models.common") or module.startswith("torch.nn.modules.")
     # A dot in the name would reach for an attribute.
     if (module, name) in _STAND_INS or (is_layer and name.isidentifier() and name[0].isupper()):
-        return
+        return True
+    if (module, name) in _BUILT_BY_TORCH:
+        return False
     today = _TODAY.get(module, module)
     known_as = f" ({shown(f'{today}.{name}')})" if today != module else ""
     # A layer whose forward was replaced by another of its methods is stored with a call of getattr.
@@ -469,9 +461,7 @@ def _layers(layer: StandIn, path: str = "") -> Iterator[tuple[str, StandIn]]:
 def _held(layer: StandIn, kind: str) -> dict[str, Any]:
     """The layers or tensors that a layer holds, by name."""
     held = layer.state.get(kind, {})
-    if isinstance(held, dict) and len(held) > _MAX_CHILDREN:
-        raise UnsafeFileError(f"one of its layers holds {len(held)} others or tensors; nothing was read")
-    if not isinstance(held, dict) or not all(type(name) is str and len(name) <= _MAX_NAME_LENGTH for name in held):
+    if not isinstance(held, dict) or not all(type(name) is str for name in held):
         raise InputError(f"its {shown(type(layer).__name__)} has {kind} that are none; it is damaged")
     for name, one in held.items():
         if not isinstance(one, StandIn if kind == "_modules" else Tensor) and one is not None:
@@ -507,10 +497,8 @@ def _class_names(names: Any) -> list[str] | None:
         if set(names) != set(range(len(names))):
             raise InputError("its class names are not numbered from 0 up; give a checkpoint with the names of training")
         names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list | tuple) or len(names) > MAX_CLASSES:
-        raise InputError(f"its class names are no list of at most {MAX_CLASSES}; it is damaged")
-    if not all(type(name) in (str, int, float) and len(str(name)) <= _MAX_NAME_LENGTH for name in names):
-        raise InputError(f"its class names are no texts of at most {_MAX_NAME_LENGTH} letters; it is damaged")
+    if not isinstance(names, list | tuple) or not all(type(name) in (str, int, float) for name in names):
+        raise InputError("its class names are no list of texts; it is damaged")
     return [str(name) for name in names]
 
 

@@ -22,8 +22,7 @@ from torch import Tensor
 from anchorite.anchors import AnchorSet
 from anchorite.errors import AnchoriteError, InputError, StorageError, UnsafeFileError
 from anchorite.files import write_bytes_atomically
-from anchorite.model.detector import Detector
-from anchorite.model.fold import is_folded
+from anchorite.model.detector import Detector, is_folded
 from anchorite.model.hf_backbone import BackboneConfig
 from anchorite.reading import printable, shorten, validation_faults
 
