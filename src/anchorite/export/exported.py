@@ -43,7 +43,7 @@ _Side = Annotated[int, Field(gt=0, le=65_536)]
 class _Metadata(DetectorHeader):
     """The metadata: texts as they are, all else as JSON, under the names of these fields behind `PREFIX`."""
 
-    model_config = ConfigDict(extra="ignore", validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
     newest = FORMAT_VERSION
 
     size: str = Field(alias="model")
