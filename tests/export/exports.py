@@ -19,6 +19,7 @@ from anchorite.data.scenes import SCENE_CLASSES
 from anchorite.export import Built, ExportInfo, ExportRequest, build, drawn_batches, export_info, exporting
 from anchorite.export.onnx_format import onnx_model
 from anchorite.model import Detector, WeightsInfo, default_anchors, save_weights
+from anchorite.model.blocks import ConvBlock
 from anchorite.predict import PredictConfig
 
 CLASS_NAMES = SCENE_CLASSES  # so that it can be measured on drawn scenes
@@ -44,6 +45,26 @@ def detector() -> Detector:
         for predictor in made.head.predictors.values():
             predictor.weight *= 20
             predictor.bias.view(3, 10)[:, 4:] += 2.5
+    return made.eval()
+
+
+def few_layers() -> Detector:
+    """A detector whose maps come from one convolution each, which is exported in a moment."""
+
+    class Maps(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.levels = torch.nn.ModuleList(
+                ConvBlock(3, width, kernel=stride, stride=stride, padding=0)
+                for width, stride in ((64, 8), (128, 16), (256, 32))
+            )
+
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return [level(images) for level in self.levels]
+
+    torch.manual_seed(0)
+    made = Detector("n", len(CLASS_NAMES), P5)
+    made.backbone, made.neck = Maps(), torch.nn.Identity()  # type: ignore[assignment]
     return made.eval()
 
 

@@ -10,7 +10,7 @@ from anchorite.loss import Assignment, assign
 from tests import oracle
 from tests.loss.cases import Case, random_case
 
-FAST, SLOW = range(300), range(300, 2500)
+FAST, SLOW = range(300), range(300, 1500)
 NAMES = ("image", "anchor", "row", "column", "target", "class_index")
 
 
@@ -19,29 +19,32 @@ def rows_of(found: Assignment) -> list[tuple[int, ...]]:
     return list(zip(*columns, strict=True))
 
 
-def check_assignment(case: Case, spare: int | None) -> int:
-    levels = assign(case.targets(spare=spare), case.anchors, list(case.grids), case.settings.ratio_limit)
-    assert len(levels) == len(case.grids)
-    count = 0
-    for level, (height, width) in enumerate(case.grids):
-        expected = oracle.candidates(case.rows, case.anchors_cells[level], height, width, case.settings.ratio_limit)
-        assert rows_of(levels[level]) == [tuple(one[:6]) for one in expected]
-        boxes = levels[level].box[levels[level].valid].numpy()
-        assert boxes.dtype == np.float64
-        assert np.array_equal(boxes, np.array([one.box for one in expected]).reshape(-1, 4))
-        count += len(expected)
-    return count
+def check_assignment(case: Case, spares: tuple[int | None, ...]) -> int:
+    limit = case.settings.ratio_limit
+    expected_by_level = [
+        oracle.candidates(case.rows, case.anchors_cells[level], height, width, limit)
+        for level, (height, width) in enumerate(case.grids)
+    ]
+    for spare in spares:
+        levels = assign(case.targets(spare=spare), case.anchors, list(case.grids), limit)
+        for level, expected in zip(levels, expected_by_level, strict=True):
+            assert rows_of(level) == [tuple(one[:6]) for one in expected], spare
+            boxes = level.box[level.valid].numpy()
+            assert boxes.dtype == np.float64
+            assert np.array_equal(boxes, np.array([one.box for one in expected]).reshape(-1, 4)), spare
+    return sum(map(len, expected_by_level))
 
 
-def check_loss(case: Case, spare: int | None) -> None:
-    criterion, balance = case.criterion(), None
+def check_loss(case: Case, spares: tuple[int | None, ...]) -> None:
+    criteria, balance = [case.criterion() for _ in spares], None
     for _ in range(2 if case.settings.automatic_balance else 1):
-        terms = criterion(case.leaves(), case.targets(spare=spare))
         expected = oracle.loss(case.logits, case.rows, case.anchors_cells, case.settings, case.anchors.strides, balance)
         balance = expected.balance_after
-        found = [terms.total.item(), terms.box.item(), terms.objectness.item(), terms.classification.item()]
-        np.testing.assert_allclose(found, expected[:4], rtol=1e-12, atol=1e-15)
-        np.testing.assert_allclose(criterion.balance.numpy(), balance, rtol=1e-12)
+        for criterion, spare in zip(criteria, spares, strict=True):
+            terms = criterion(case.leaves(), case.targets(spare=spare))
+            found = [terms.total.item(), terms.box.item(), terms.objectness.item(), terms.classification.item()]
+            np.testing.assert_allclose(found, expected[:4], rtol=1e-12, atol=1e-15, err_msg=f"spare rows {spare}")
+            np.testing.assert_allclose(criterion.balance.numpy(), balance, rtol=1e-12)
 
 
 def check_seeds(seeds: range) -> None:
@@ -49,12 +52,11 @@ def check_seeds(seeds: range) -> None:
     for seed in seeds:
         case = random_case(seed)
         try:
-            for spare in (None, seed % 3):
-                num_candidates += check_assignment(case, spare)
-                check_loss(case, spare)
+            num_candidates += check_assignment(case, (None, seed % 3))
+            check_loss(case, (None, seed % 3))
         except AssertionError as error:
-            raise AssertionError(f"random_case({seed}), spare rows {spare}: {error}") from error
-    assert num_candidates > 10 * len(seeds)  # the generated cases do match something
+            raise AssertionError(f"random_case({seed}): {error}") from error
+    assert num_candidates > 5 * len(seeds)  # the generated cases do match something
 
 
 @pytest.mark.parametrize("part", range(3))
