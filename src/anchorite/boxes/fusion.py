@@ -134,20 +134,17 @@ def _clustered(rows: NDArray[np.float64], iou_threshold: float) -> NDArray[np.fl
     One box after the other, because each moves the cluster that the next is held against.
     """
     # right, bottom, -left, -top: the least of two boxes' are the edges of their intersection.
-    edges, areas, scratch = np.zeros((4, len(rows))), np.zeros(len(rows)), np.zeros((4, len(rows)))
+    edges, areas = np.zeros((4, len(rows))), np.zeros(len(rows))
     clusters: list[list[float]] = []
     sums: list[list[float]] = []
     for left, top, right, bottom, weighted, weight in rows.tolist():
         place = count = len(clusters)
         if count:  # the cluster that the box overlaps most, the first of equal ones
-            column = np.array([[right], [bottom], [-left], [-top]])
-            shared = np.minimum(edges[:, :count], column, out=scratch[:, :count])
-            sides = np.add(shared[:2], shared[2:], out=shared[:2])
-            np.maximum(sides, 0, out=sides)
-            overlap = np.multiply(sides[0], sides[1], out=sides[0])
+            shared = np.minimum(edges[:, :count], np.array([[right], [bottom], [-left], [-top]]))
+            width, height = np.maximum(shared[:2] + shared[2:], 0)
+            overlap = width * height
             area = max(right - left, 0.0) * max(bottom - top, 0.0)
-            union = np.subtract(np.add(areas[:count], area, out=shared[2]), overlap, out=shared[2])
-            iou = np.divide(overlap, union, out=overlap)
+            iou = overlap / (areas[:count] + area - overlap)
             most = int(iou.argmax())
             place = most if iou[most] > iou_threshold else count
         if place == count:

@@ -35,6 +35,7 @@ from anchorite.model import Detector, WeightsInfo
 from anchorite.model.hf_backbone import WINDOWED
 from anchorite.predict import PredictConfig, Predictor, load
 
+_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript"), "torch-export": ()}
 SUFFIXES: Mapping[ExportFormat, str] = MappingProxyType({"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"})
 
 
@@ -107,12 +108,10 @@ def export_info(weights: WeightsInfo, request: ExportRequest) -> ExportInfo:
 
 def need_packages(format_name: ExportFormat) -> None:
     """Raise InputError, with the remedy, when a package that the format needs is not installed."""
+    for package in _PACKAGES[format_name]:
+        needed(package)
     if format_name == "openvino":
         openvino()
-    for package in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript")}.get(
-        format_name, ()
-    ):
-        needed(package)
 
 
 def build(

@@ -65,13 +65,10 @@ def batches_of(records: Sequence[Record], info: ExportInfo) -> Iterator[Tensor]:
     """
     if not records:
         return
-    side, stride = info.weights.image_size, info.weights.anchors.strides[-1]
-    if info.fixed_shape is None:
-        yield from (batch.images for batch in letterboxed_batches(records, side, _BATCH, stride))
-        return
-    batch_size = info.fixed_shape[0]
-    for batch in letterboxed_batches(records, side, batch_size, stride, rectangular=False):
-        yield filled(batch.images, batch_size)
+    side, stride, is_free = info.weights.image_size, info.weights.anchors.strides[-1], info.fixed_shape is None
+    batch_size = _BATCH if info.fixed_shape is None else info.fixed_shape[0]
+    for batch in letterboxed_batches(records, side, batch_size, stride, rectangular=is_free):
+        yield batch.images if is_free else filled(batch.images, batch_size)
 
 
 def drawn_batches(info: ExportInfo) -> list[Tensor]:
