@@ -23,14 +23,15 @@ import numpy as np
 from anchorite.data import (
     AugmentConfig,
     DatasetIndex,
+    HostLoader,
     ImageStore,
     LoaderConfig,
     Record,
+    StreamBatches,
     StreamSamples,
     TrainSamples,
     as_split,
     make_loader,
-    make_stream_loader,
     open_dataset,
 )
 from anchorite.data.convert import write_dataset
@@ -83,7 +84,8 @@ def measure(data: Path, image_size: int, workers: int, seconds: float, mosaic: f
     records, config = dataset.splits["train"], AugmentConfig(mosaic=mosaic)
     options = LoaderConfig(batch_size=BATCH, workers=workers)
     if dataset.format == "shards":
-        loader = make_stream_loader(StreamSamples(records, config, image_size, seed=0), options)  # type: ignore[arg-type]
+        samples = StreamSamples(records, config, image_size, seed=0)  # type: ignore[arg-type]
+        loader = HostLoader(samples, StreamBatches(samples, options), options)
     else:
         store = ImageStore(records, image_size, "none")
         loader = make_loader(TrainSamples(store, records, config, image_size, seed=0), options)

@@ -17,10 +17,10 @@ from anchorite.data import (
     HostLoader,
     ImageStore,
     LoaderConfig,
+    StreamBatches,
     StreamSamples,
     TrainSamples,
     make_loader,
-    make_stream_loader,
     open_dataset,
 )
 
@@ -37,7 +37,8 @@ def main() -> None:
     given = parser.parse_args()
     files, shards = (open_dataset(path).splits["train"] for path in (given.data, given.shards))
     config, options = AugmentConfig(), LoaderConfig(batch_size=BATCH)
-    loaders = {"shards": make_stream_loader(StreamSamples(shards, config, given.image_size, 0), options)}  # type: ignore[arg-type]
+    streamed = StreamSamples(shards, config, given.image_size, 0)  # type: ignore[arg-type]
+    loaders = {"shards": HostLoader(streamed, StreamBatches(streamed, options), options)}
     for name, mode in (("files, decoded each time", "none"), ("files, decoded images in memory", "ram")):
         store = ImageStore(files, given.image_size, mode)  # type: ignore[arg-type]
         store.build()

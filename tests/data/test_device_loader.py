@@ -138,7 +138,8 @@ def test_the_capacity_leaves_a_margin(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_batch_with_more_targets_than_rows_gets_more_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "CAPACITY_STEP", 2)
     case = make_case(tmp_path, STRAIGHT, 11)
-    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4), capacity=2) as loader:
+    monkeypatch.setattr(device_module, "choose_capacity", lambda *_: (2, "given"))
+    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4)) as loader:
         batches = list(loader)
     expected = ordinary_batches(case, range(1))
     assert max(len(batch.targets) for batch in batches) > 2

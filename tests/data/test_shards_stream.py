@@ -12,15 +12,16 @@ import torch
 from anchorite.data import (
     AugmentConfig,
     DatasetIndex,
+    HostLoader,
     LoaderConfig,
     ShardedSplit,
+    StreamBatches,
     StreamSamples,
     TrainSamples,
-    make_stream_loader,
 )
 from anchorite.data.batches import Batch, SampleKey
 from anchorite.data.shards import stream as stream_module
-from anchorite.data.shards.stream import FEWEST_PARTNERS, Piece, StreamBatches, cut_windows
+from anchorite.data.shards.stream import FEWEST_PARTNERS, Piece, cut_windows
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError, WorkerError
 from tests.data.shard_cases import train_split, write_cases
@@ -151,7 +152,8 @@ def stream(dataset: DatasetIndex, config: AugmentConfig = EVERYTHING, num_epochs
 
 
 def drawn(samples: StreamSamples, start: int = 0, epoch: int = 0, **options: Any) -> list[Batch]:
-    with make_stream_loader(samples, LoaderConfig(batch_size=8, **options), window=10) as loader:
+    config = LoaderConfig(batch_size=8, **options)
+    with HostLoader(samples, StreamBatches(samples, config, window=10), config) as loader:
         loader.set_epoch(epoch, start)
         return list(loader)
 

@@ -11,7 +11,7 @@ from anchorite.data.loader import Loader, open_loader
 from anchorite.data.records import Record, RecordTable, Split, as_split
 from anchorite.data.samples import TrainSamples
 from anchorite.data.shards.split import ShardedSplit
-from anchorite.data.shards.stream import StreamSamples, make_stream_loader
+from anchorite.data.shards.stream import StreamBatches, StreamSamples
 from anchorite.data.store import ImageStore, StoreMode
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "ShardedSplit",
     "Split",
     "StoreMode",
+    "StreamBatches",
     "StreamSamples",
     "TrainSamples",
     "as_split",
@@ -44,7 +45,6 @@ __all__ = [
     "letterbox_transform",
     "letterboxed_batches",
     "make_loader",
-    "make_stream_loader",
     "open_dataset",
     "open_loader",
     "rectangular_size",

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,8 +31,17 @@ from anchorite.data.formats import FormatName, open_dataset
 from anchorite.data.formats.common import is_image_name
 from anchorite.data.headers import copy_image, image_bytes, open_regular
 from anchorite.data.records import Record, RecordTable, Split
-from anchorite.data.shards import format as shard_format
-from anchorite.data.shards.format import BLOCK, MANIFEST, MAX_SIDES, Manifest, ShardFacts, SplitFacts, member_bytes
+from anchorite.data.shards.format import (
+    BLOCK,
+    MANIFEST,
+    MAX_SAMPLES,
+    MAX_SIDES,
+    Manifest,
+    ShardFacts,
+    SplitFacts,
+    member_bytes,
+    shard_name,
+)
 from anchorite.data.shards.split import ShardedSplit, label_bytes
 from anchorite.data.store import Progress
 from anchorite.errors import InputError, StorageError
@@ -264,18 +273,14 @@ def _write_shards(dataset: DatasetIndex, folder: Path, most_bytes: int, copied: 
     A training split is shuffled first, so that each shard is a random part of it. A shard holds a sample at least,
     however large. Returns what differs when it is read back, if anything does.
     """
-    tables: dict[str, RecordTable] = {}
-    for split, records in dataset.splits.items():
-        tables[split] = records.table()
-        if split == "train" and not records.is_shuffled:
-            tables[split] = tables[split].select(np.random.default_rng(_SEED).permutation(len(records)))
     root = dataset.root if dataset.root.is_dir() else dataset.root.parent
-    splits = {
-        split: _facts(
-            table, len(dataset.class_names), _write_split(split, _samples(table, root, copied), folder, most_bytes)
-        )
-        for split, table in tables.items()
-    }
+    tables, splits = {}, {}
+    for split, records in dataset.splits.items():
+        tables[split] = table = records.table()
+        if split == "train" and not records.is_shuffled:
+            tables[split] = table = table.select(np.random.default_rng(_SEED).permutation(len(table)))
+        shards = _write_split(split, _samples(table, root, copied), folder, most_bytes)
+        splits[split] = _facts(table, len(dataset.class_names), shards)
     manifest = Manifest.model_validate({"class_names": list(dataset.class_names), "splits": splits})
     (folder / MANIFEST).write_text(_manifest_text(manifest), encoding="ascii")
     copy = open_dataset(folder, "shards")
@@ -296,13 +301,7 @@ def _samples(table: RecordTable, root: Path, copied: Callable[[], None]) -> Iter
                 image = file.read()
         except InputError as error:
             raise InputError(f"{record.path}: {error}") from error
-        label = label_bytes(record, os.path.relpath(record.path, root))
-        if len(label) > shard_format.MAX_LABEL_BYTES or len(image) > shard_format.MAX_IMAGE_BYTES:
-            raise InputError(
-                f"{record.path}: {len(record.class_ids)} boxes and {len(image) / 1e6:.0f} MB are more than a shard "
-                "takes; leave the image out"
-            )
-        yield label, image
+        yield label_bytes(record, os.path.relpath(record.path, root)), image
         copied()
 
 
@@ -311,14 +310,14 @@ def _write_split(split: str, samples: Iterator[tuple[bytes, bytes]], folder: Pat
     shards: list[ShardFacts] = []
     sample = next(samples, None)
     while sample is not None:
-        name, num_samples = shard_format.shard_name(split, len(shards)), 0
+        name, num_samples = shard_name(split, len(shards)), 0
         with (folder / name).open("x+b") as file:
             while sample is not None:
                 label, image = sample
                 key = f"{name.removesuffix('.tar')}-{num_samples:06d}"
                 suffix = next(suffix for start, suffix in _KINDS if image.startswith(start))
                 members = member_bytes(f"{key}.json", label) + member_bytes(f"{key}.{suffix}", image)
-                is_full = file.tell() + len(members) + 2 * BLOCK > most_bytes or num_samples == shard_format.MAX_SAMPLES
+                is_full = file.tell() + len(members) + 2 * BLOCK > most_bytes or num_samples == MAX_SAMPLES
                 if num_samples and is_full:
                     break
                 file.write(members)
@@ -342,13 +341,10 @@ def _facts(table: RecordTable, num_classes: int, shards: list[ShardFacts]) -> Sp
     for number in range(MAX_SIDES, len(sides)):
         if (place := rng.randrange(number + 1)) < MAX_SIDES:
             chosen[place] = sides[number].tolist()
-    class_counts, ignored_counts = (
-        np.bincount(labels.class_ids[group], minlength=num_classes).tolist() for group in (trained, labels.ignored)
-    )
     return SplitFacts(
         background=int((labels.counts == 0).sum()),
-        class_counts=class_counts,
-        ignored_counts=ignored_counts,
+        class_counts=np.bincount(labels.class_ids[trained], minlength=num_classes).tolist(),
+        ignored_counts=np.bincount(labels.class_ids[~trained], minlength=num_classes).tolist(),
         sides=chosen,
         shards=shards,
     )
@@ -373,33 +369,29 @@ def _write_text(path: Path, text: str) -> None:
 # Names of the copied images.
 
 
-def place_records(splits: Mapping[str, Split]) -> dict[str, tuple[PlacedRecord, ...]]:
+def place_records(splits: Mapping[str, Split]) -> dict[str, list[PlacedRecord]]:
     """Where each image goes. No two images of a dataset share folder and stem, for one label file serves one image.
 
     An image keeps its name, and its folder below the one that all images of the split share, unless a reader could
     not find it there again: then the folder is left out, characters are replaced by "_", or a number is put behind.
     """
     taken: set[str] = set()
-    return {split: tuple(_place(records, taken)) for split, records in splits.items()}
-
-
-def _place(records: Split, taken: set[str]) -> Iterator[PlacedRecord]:
-    folders = {folder: os.path.abspath(folder) for folder in {path.parent for path in records.paths()}}  # noqa: PTH100
-    shared = os.path.commonpath(folders.values()) if folders else ""
-    targets = {folder: _safe_folder(os.path.relpath(absolute, shared)) for folder, absolute in folders.items()}
-    for record in records:
-        folder, name = targets[record.path.parent], _safe_name(record.path.name)
-        stem, dot, suffix = name.rpartition(".")
-        for number in count(1):
-            if number > 1:
-                ending = f"_{number}{dot}{suffix}"
-                name = stem.encode()[: _MAX_NAME_BYTES - len(ending.encode())].decode(errors="ignore") + ending
-            file = folder / name
-            key = str(folder / file.stem).casefold()  # file systems may not tell A from a
-            if key not in taken:
-                break
-        taken.add(key)
-        yield record, file
+    placed: dict[str, list[PlacedRecord]] = {split: [] for split in splits}
+    for split, records in splits.items():
+        folders = {folder: os.path.abspath(folder) for folder in {path.parent for path in records.paths()}}  # noqa: PTH100
+        shared = os.path.commonpath(folders.values()) if folders else ""
+        targets = {folder: _safe_folder(os.path.relpath(absolute, shared)) for folder, absolute in folders.items()}
+        for record in records:
+            stem, dot, suffix = _safe_name(record.path.name).rpartition(".")
+            for ending in chain([f"{dot}{suffix}"], (f"_{number}{dot}{suffix}" for number in count(2))):
+                short_stem = stem.encode()[: _MAX_NAME_BYTES - len(ending.encode())].decode(errors="ignore")
+                file = targets[record.path.parent] / f"{short_stem}{ending}"
+                key = str(file.with_suffix("")).casefold()  # file systems may not tell A from a
+                if key not in taken:
+                    break
+            taken.add(key)
+            placed[split].append((record, file))
+    return placed
 
 
 def _safe_folder(relative: str) -> PurePosixPath:

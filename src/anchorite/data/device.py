@@ -113,12 +113,9 @@ class DeviceStore:
 
     def build(self, progress: Progress | None = None) -> None:
         """Decode everything now, on all cores, as `ImageStore.build` does; raises what that raises."""
-        pixels = torch.empty(
-            self.num_bytes // _BYTES_A_PIXEL,
-            dtype=torch.int32,
-            device=self.device if self.storage == "device" else "cpu",
-            pin_memory=self.storage == "host" and self.device.type == "cuda",
-        )
+        where = self.device if self.storage == "device" else "cpu"
+        pinned = self.storage == "host" and self.device.type == "cuda"
+        pixels = torch.empty(self.num_bytes // _BYTES_A_PIXEL, dtype=torch.int32, device=where, pin_memory=pinned)
         pixels[0] = _FILL_PIXEL
 
         def save(index: int, image: NDArray[np.uint8]) -> None:
@@ -205,14 +202,16 @@ def plan_batch(
     # In even numbers, so that few different ones occur.
     reach = numbers[..., REACH].max()
     taps = 2 * math.ceil((math.ceil(2 * reach) + 1) / 2) if reach else 2
+    numbers_f32, colours_f32 = torch.from_numpy(numbers).float(), torch.from_numpy(colours).float()
+    jitters = any(plan.jitter != NO_JITTER for plan in plans)
     return BatchPlan(
         tuple(sources.flatten().tolist()),
-        torch.from_numpy(numbers.astype(np.float32)),
+        numbers_f32,
         torch.from_numpy(widths),
-        torch.from_numpy(colours.astype(np.float32)),
+        colours_f32,
         plans[0].size,
         taps,
-        any(plan.jitter != NO_JITTER for plan in plans),
+        jitters,
     )
 
 
@@ -241,29 +240,13 @@ def _tile_numbers(tiles: Sequence[Tile], sizes_hw: Sequence[tuple[int, int]]) ->
 
 
 Channels = tuple[Tensor, ...]  # red, green, blue: (B, S, S) float32, whole numbers in 0..255
-
-
-class Source(NamedTuple):
-    """Where each canvas pixel is read: coordinates x, y, half sides of the area averaged, start and row length of the
-    image; each (B, S, S)."""
-
-    x: Tensor
-    y: Tensor
-    reach_x: Tensor
-    reach_y: Tensor
-    start: Tensor
-    width: Tensor
+# Where each canvas pixel is read: coordinates x, y, half sides of the area averaged along x and y, start and row length
+# of the image; each (B, S, S).
+Source = tuple[Tensor, ...]
 
 
 def render(
-    pixels: Tensor,
-    starts: Tensor,
-    tiles: Tensor,
-    widths: Tensor,
-    colours: Tensor,
-    size: int,
-    taps: int,
-    jitters: bool,
+    pixels: Tensor, starts: Tensor, tiles: Tensor, widths: Tensor, colours: Tensor, size: int, taps: int, jitters: bool
 ) -> Tensor:
     """The images (B, 3, S, S) uint8, channels last in memory, of a `BatchPlan`.
 
@@ -290,7 +273,7 @@ def find_sources(starts: Tensor, tiles: Tensor, widths: Tensor, size: int) -> So
     down = torch.arange(size, device=tiles.device, dtype=torch.float32)[None, :, None]
     nothing = tiles.new_zeros((num_images, size, size))
     nowhere = starts.new_zeros((num_images, size, size))
-    source = Source(nothing, nothing, nothing, nothing, nowhere, nowhere)
+    source: Source = (nothing, nothing, nothing, nothing, nowhere, nowhere)
     for tile in range(num_tiles):
         numbers = tiles[:, tile, :, None, None]
         x_of_x, x_of_y, shift_x, y_of_x, y_of_y, shift_y = numbers[:, MAP].unbind(1)
@@ -301,21 +284,20 @@ def find_sources(starts: Tensor, tiles: Tensor, widths: Tensor, size: int) -> So
         covers = ((across >= left) & (across < right)) & ((down >= top) & (down < bottom))
         covers = covers & (x >= lowest_x) & (x < bound_x) & (y >= lowest_y) & (y < bound_y)
         least_x, least_y, most_x, most_y = numbers[:, HELD].unbind(1)
-        x, y = x.clamp(least_x, most_x), y.clamp(least_y, most_y)
-        reach_x, reach_y = numbers[:, REACH].unbind(1)
-        start, width = starts[:, tile, None, None], widths[:, tile, None, None]
-        found = (x, y, reach_x, reach_y, start, width)
-        source = Source(*(torch.where(covers, new, old) for new, old in zip(found, source, strict=True)))
+        held = x.clamp(least_x, most_x), y.clamp(least_y, most_y)
+        found = (*held, *numbers[:, REACH].unbind(1), starts[:, tile, None, None], widths[:, tile, None, None])
+        source = tuple(torch.where(covers, new, old) for new, old in zip(found, source, strict=True))
     return source
 
 
 def _interpolated(pixels: Tensor, source: Source) -> Channels:
     """Each canvas pixel between the four source pixels around it."""
-    column, row = source.x.floor(), source.y.floor()
-    right, lower = source.x - column, source.y - row
-    first = source.start + row.long() * source.width + column.long()
+    x, y, _, _, start, width = source
+    column, row = x.floor(), y.floor()
+    right, lower = x - column, y - row
+    first = start + row.long() * width + column.long()
     upper_pair = _between(_read(pixels, first), _read(pixels, first + 1), right)
-    below = first + source.width
+    below = first + width
     lower_pair = _between(_read(pixels, below), _read(pixels, below + 1), right)
     return _between(upper_pair, lower_pair, lower)
 
@@ -326,30 +308,29 @@ def _between(first: Channels, second: Channels, share: Tensor) -> Channels:
 
 def _weighted(pixels: Tensor, source: Source, taps: int) -> Channels:
     """Each canvas pixel as a weighted sum of `taps` x `taps` source pixels: averages of areas, or interpolation."""
-    columns, weights_x = _tap_weights(source.x, source.reach_x, taps)
-    rows, weights_y = _tap_weights(source.y, source.reach_y, taps)
-    sums: Channels = (torch.zeros_like(source.x),) * 3
-    for row, weight_y in zip(rows, weights_y, strict=True):
-        first = source.start + row.long() * source.width
-        for column, weight_x in zip(columns, weights_x, strict=True):
+    x, y, reach_x, reach_y, start, width = source
+    columns = _taps(x, reach_x, taps)
+    sums: Channels = (torch.zeros_like(x),) * 3
+    for row, weight_y in _taps(y, reach_y, taps):
+        first = start + row.long() * width
+        for column, weight_x in columns:
             weight, values = weight_x * weight_y, _read(pixels, first + column.long())
             sums = tuple(total + value * weight for total, value in zip(sums, values, strict=True))
     return sums
 
 
-def _tap_weights(centre: Tensor, reach: Tensor, taps: int) -> tuple[list[Tensor], list[Tensor]]:
-    """The pixels to read along one axis, and their weights: the overlap with the area averaged, or 1 - distance."""
+def _taps(centre: Tensor, reach: Tensor, taps: int) -> list[tuple[Tensor, Tensor]]:
+    """The pixels to read along one axis and their weights: the overlap with the area averaged, or 1 - distance."""
     averages = reach > 0
     first = torch.where(averages, (centre - reach + 0.5).floor(), centre.floor())
     length = torch.where(averages, 2 * reach, torch.ones_like(reach))
-    numbers, weights = [], []
+    weighted = []
     for tap in range(taps):
         number = first + tap
         overlap = torch.minimum(centre + reach, number + 0.5) - torch.maximum(centre - reach, number - 0.5)
         nearness = 1 - (centre - number).abs()
-        numbers.append(number)
-        weights.append(torch.where(averages, overlap, nearness).clamp_min(0) / length)
-    return numbers, weights
+        weighted.append((number, torch.where(averages, overlap, nearness).clamp_min(0) / length))
+    return weighted
 
 
 def _read(pixels: Tensor, index: Tensor) -> Channels:
@@ -398,16 +379,11 @@ def _by_4096ths(number: Tensor, factor: int, divisor: Tensor) -> Tensor:
 
 def in_parts(pixels: Tensor, tables: list[Tensor], plan: BatchPlan) -> Tensor:
     """The images (B, 3, S, S) by operators, a few images at a time; tables: starts, tiles, widths, colours."""
-    size = plan.size
-    num_images = max(1, _PIXELS_AT_ONCE.get(pixels.device.type, 1 << 22) // size**2)
+    num_images = max(1, _PIXELS_AT_ONCE.get(pixels.device.type, 1 << 22) // plan.size**2)
     parts = zip(*(table.split(num_images) for table in tables), strict=True)
-    images = [
-        render(pixels, starts, tiles, widths, colours, size, plan.taps, plan.jitters)
-        for starts, tiles, widths, colours in parts
-    ]
-    if len(images) == 1:
-        return images[0]
-    return torch.cat([image.permute(0, 2, 3, 1) for image in images]).permute(0, 3, 1, 2)
+    numbers = plan.size, plan.taps, plan.jitters
+    images = [render(pixels, starts, tiles, widths, colours, *numbers) for starts, tiles, widths, colours in parts]
+    return images[0] if len(images) == 1 else torch.cat(images)
 
 
 def choose_capacity(samples: TrainSamples, batches: EpochBatches) -> tuple[int, str]:
@@ -429,10 +405,9 @@ def _whole_steps(num_rows: int) -> int:
 class DeviceLoader:
     """See `Loader`; images and targets lie on the store's device.
 
-    samples: of the same records at the same size. capacity: rows to pad targets to, more where a batch has more; None
-    chooses it. compiled: paint by one compiled kernel in place of an operator at a time; where the compiler fails,
-    `painting` says so and operators do the work. reason: why the images lie where they do. Of the config, what concerns
-    worker processes has no meaning here.
+    samples: of the same records at the same size. compiled: paint by one compiled kernel in place of an operator at a
+    time; where the compiler fails, `painting` says so and operators do the work. reason: why the images lie where they
+    do. Of the config, what concerns worker processes has no meaning here.
     """
 
     def __init__(
@@ -440,7 +415,6 @@ class DeviceLoader:
         samples: TrainSamples,
         store: DeviceStore,
         config: LoaderConfig,
-        capacity: int | None = None,
         compiled: bool = False,
         reason: str = "",
     ) -> None:
@@ -448,8 +422,7 @@ class DeviceLoader:
         self.batches = EpochBatches(len(samples), samples.image_size, samples.seed, config)
         self._epoch = self._start_batch = 0
         self._reason = reason
-        chosen = choose_capacity(samples, self.batches) if capacity is None else (capacity, "targets padded as given")
-        self._capacity, self._capacity_reason = chosen
+        self._capacity, self._capacity_reason = choose_capacity(samples, self.batches)
         self._compiled: Callable[..., Tensor] | None = None
         self.painting = "operator by operator"
         if compiled:

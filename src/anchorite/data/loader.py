@@ -13,11 +13,11 @@ from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, LoaderConfig
 from anchorite.data.dataset import LeftOut
 from anchorite.data.device import DeviceLoader, DeviceStore, choose_storage
-from anchorite.data.host_loader import make_loader
+from anchorite.data.host_loader import HostLoader, make_loader
 from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples
 from anchorite.data.shards.split import ShardedSplit, readable
-from anchorite.data.shards.stream import StreamSamples, make_stream_loader
+from anchorite.data.shards.stream import StreamBatches, StreamSamples
 from anchorite.data.store import ImageStore, Progress
 from anchorite.devices import choose_compile
 from anchorite.distributed import SINGLE_PROCESS, World
@@ -91,7 +91,7 @@ def open_loader(
         stream = StreamSamples(split, augment, image_size, seed, num_epochs)
         shards = f"images read from {len(split.shards)} shards as a stream"
         decisions = [f"{shards}; {workers} loader processes"]
-        return make_stream_loader(stream, on_host, left_out=left_out, decisions=decisions)
+        return HostLoader(stream, StreamBatches(stream, on_host), on_host, None, left_out, decisions)
     if storage == "device" or (storage == "auto" and device.type == "cuda"):
         on_device = DeviceStore(records, image_size, device, skip_bad=skip_bad)
         where, reason = choose_storage(on_device.num_bytes, device)

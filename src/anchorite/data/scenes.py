@@ -11,8 +11,8 @@ pixel i spans i to i + 1.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -108,8 +108,7 @@ def _is_filled(folder: Path, settings: dict[str, int]) -> bool:
     return bool(found["filled"])
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """One object: which class, where its centre lies, its sides before rotation, and its rotation in radians."""
 
     class_id: int
@@ -118,8 +117,7 @@ class Shape:
     angle: float
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(NamedTuple):
     """image: (H, W, 3) uint8 RGB. shapes: back to front. boxes_xyxy: (N, 4) float64 pixels, the full extent of each
     shape, hidden parts included. class_ids: (N,) int64.
     """
@@ -130,25 +128,16 @@ class Scene:
     class_ids: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """How much of each pixel a shape covers: share (h, w) float32 in 0..1, its corner at column, row of the image."""
+class Coverage(NamedTuple):
+    """What a shape covers of the image.
+
+    share: (h, w) float32 in 0..1, of each pixel. area: the rows and columns of the image that `share` spans. box_xyxy:
+    the extent of the drawn pixels, in whole pixels; a quarter covered counts, or sharp tips would be lost.
+    """
 
     share: NDArray[np.float32]
-    column: int
-    row: int
-
-    @property
-    def area(self) -> tuple[slice, slice]:
-        """The rows and columns of the image that `share` spans."""
-        height, width = self.share.shape
-        return slice(self.row, self.row + height), slice(self.column, self.column + width)
-
-    def box_xyxy(self) -> tuple[int, int, int, int]:
-        """The extent of the drawn pixels, in whole pixels; a quarter covered counts, or sharp tips would be lost."""
-        rows, columns = np.nonzero(self.share >= 0.25)
-        left, top = self.column + int(columns.min()), self.row + int(rows.min())
-        return left, top, self.column + int(columns.max()) + 1, self.row + int(rows.max()) + 1
+    area: tuple[slice, slice]
+    box_xyxy: tuple[int, int, int, int]
 
 
 def draw_scene(seed: int, split: str, index: int, size_px: int) -> Scene:
@@ -158,28 +147,27 @@ def draw_scene(seed: int, split: str, index: int, size_px: int) -> Scene:
     shapes, coverages = _arrange(random, size_px)
     for coverage in coverages:
         _paint(canvas, coverage, random)
-    return Scene(
-        image=_photograph(canvas, random),
-        shapes=shapes,
-        boxes_xyxy=np.array([coverage.box_xyxy() for coverage in coverages], dtype=np.float64).reshape(-1, 4),
-        class_ids=np.array([shape.class_id for shape in shapes], dtype=np.int64),
-    )
+    boxes_xyxy = np.array([coverage.box_xyxy for coverage in coverages], dtype=np.float64).reshape(-1, 4)
+    class_ids = np.array([shape.class_id for shape in shapes], dtype=np.int64)
+    return Scene(_photograph(canvas, random), shapes, boxes_xyxy, class_ids)
 
 
 def cover(shape: Shape, size_px: int) -> Coverage:
     """What a shape covers of the image, antialiased; the shape must lie inside."""
     outlines_xy = _outlines(shape)
     points = np.concatenate(outlines_xy)
-    left, top = np.maximum(np.floor(points.min(axis=0)), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(points.max(axis=0)), size_px).astype(int)
+    left, top = np.maximum(np.floor(points.min(axis=0)), 0).astype(int).tolist()
+    right, bottom = np.minimum(np.ceil(points.max(axis=0)), size_px).astype(int).tolist()
     fine = np.zeros(((bottom - top) * _SUPERSAMPLING, (right - left) * _SUPERSAMPLING), np.uint8)
     # OpenCV puts whole numbers at pixel centres, hence the half; 4 fractional bits keep the edges straight.
     fine_points = [
         np.round(((outline - (left, top)) * _SUPERSAMPLING - 0.5) * 16).astype(np.int32) for outline in outlines_xy
     ]
     cv2.fillPoly(fine, fine_points, 255, shift=4)  # outlines within outlines are holes
-    share = cv2.resize(fine, (int(right - left), int(bottom - top)), interpolation=cv2.INTER_AREA)
-    return Coverage((share / 255).astype(np.float32), int(left), int(top))
+    share = (cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA) / 255).astype(np.float32)
+    rows, columns = (np.flatnonzero((share >= 0.25).any(axis=axis)).tolist() for axis in (1, 0))
+    box_xyxy = left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1
+    return Coverage(share, (slice(top, bottom), slice(left, right)), box_xyxy)
 
 
 def _outlines(shape: Shape) -> list[NDArray[np.float64]]:
@@ -221,7 +209,7 @@ def _arrange(random: np.random.Generator, size_px: int) -> tuple[tuple[Shape, ..
             np.count_nonzero(trial == i) >= MIN_VISIBLE * np.count_nonzero(c.share >= 0.5)
             for i, c in enumerate(coverages)
         )
-        if seen and all(_iou(coverage.box_xyxy(), other.box_xyxy()) <= _MAX_BOX_IOU for other in coverages):
+        if seen and all(_iou(coverage.box_xyxy, other.box_xyxy) <= _MAX_BOX_IOU for other in coverages):
             owner = trial
             shapes.append(shape)
             coverages.append(coverage)

@@ -95,9 +95,9 @@ class ImageStore:
         if self.mode in ("auto", "ram"):
             self._choose_memory(world)
         if self.mode == "ram":
-            stored, by_all = shared_by_ranks(self.num_bytes, world)
-            self._fill(stored.array, progress, world if by_all else SINGLE_PROCESS)
-            self._shared = stored
+            shared, sharing = shared_by_ranks(self.num_bytes, world)
+            self._fill(shared.array, progress, sharing)
+            self._shared = shared
         elif self.mode == "disk":
             self._shared = self._open_file(progress)  # the ranks of a machine write the same file; the last one stays
         elif self._skip_bad:
@@ -232,14 +232,14 @@ class SharedBytes:
 
     def __init__(self, num_bytes: int, path: Path | str | None = None, is_writable: bool = True) -> None:
         if path is not None:
-            self._map(os.open(path, os.O_RDWR if is_writable else os.O_RDONLY), num_bytes, is_writable)
-            return
-        if hasattr(os, "memfd_create"):
+            descriptor = os.open(path, os.O_RDWR if is_writable else os.O_RDONLY)
+        elif hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("anchorite-images")
         else:  # no memory files on this system: an unlinked one on disk
             with tempfile.TemporaryFile() as file:
                 descriptor = os.dup(file.fileno())
-        os.ftruncate(descriptor, max(1, num_bytes))
+        if path is None:
+            os.ftruncate(descriptor, max(1, num_bytes))
         self._map(descriptor, num_bytes, is_writable)
 
     def _map(self, descriptor: int, num_bytes: int, is_writable: bool) -> None:
@@ -265,18 +265,16 @@ class SharedBytes:
             os.close(descriptor)
 
 
-def shared_by_ranks(num_bytes: int, world: World) -> tuple[SharedBytes, bool]:
-    """A flat array that all ranks of a machine see, and whether they do; else each has one of its own."""
-    if not world.is_distributed:
-        return SharedBytes(num_bytes), False
+def shared_by_ranks(num_bytes: int, world: World) -> tuple[SharedBytes, World]:
+    """A flat array that all ranks of a machine see, and the world; where they cannot, one for this process alone."""
     mine = SharedBytes(num_bytes) if world.local_rank == 0 else None
-    of_machine = world.all_gather(None if mine is None else mine.path)[world.rank - world.local_rank]
+    paths = world.all_gather(None if mine is None else mine.path)
     if mine is None:
         with suppress(OSError):
-            mine = SharedBytes(num_bytes, of_machine)
+            mine = SharedBytes(num_bytes, paths[world.rank - world.local_rank])
     if world.any(mine is None) or mine is None:
-        return SharedBytes(num_bytes), False
-    return mine, True
+        return SharedBytes(num_bytes), SINGLE_PROCESS
+    return mine, world
 
 
 def spendable_memory() -> int | None:

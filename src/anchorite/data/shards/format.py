@@ -27,7 +27,7 @@ from typing import Annotated, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from anchorite.errors import InputError, StorageError
 from anchorite.reading import read_json, shorten, validation_faults
@@ -60,14 +60,9 @@ class ShardTable(NamedTuple):
     damage: str
 
 
-def sample_key(shard: Path, position: int) -> str:
-    """What the members of a sample are called, without suffix: "train-000003-000017"."""
-    return f"{shard.stem}-{position:06d}"
-
-
 def sample_path(shard: Path, position: int, suffix: int) -> Path:
     """The path of an image in a shard, as if the tar file were a folder; `open_sample_image` reads it."""
-    return shard / f"{sample_key(shard, position)}.{IMAGE_SUFFIXES[suffix]}"
+    return shard / f"{shard.stem}-{position:06d}.{IMAGE_SUFFIXES[suffix]}"
 
 
 def position_of(path: Path) -> int:
@@ -85,8 +80,12 @@ def member_bytes(name: str, content: bytes) -> bytes:
 
 def open_shard(path: Path) -> BinaryIO:
     """A shard opened for reading, unbuffered; InputError where it is missing or no regular file, else StorageError."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else opening a pipe waits for its other end
+
     try:
-        file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115 - Path.open takes no opener
+        file = open(path, "rb", buffering=0, opener=without_waiting)  # noqa: SIM115 - Path.open takes no opener
     except FileNotFoundError as error:
         raise InputError(f"{path}: the shard is missing; {REMEDY}") from error
     except OSError as error:
@@ -95,10 +94,6 @@ def open_shard(path: Path) -> BinaryIO:
         file.close()
         raise InputError(f"{path}: the shard is not a regular file; {REMEDY}")
     return file
-
-
-def _without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else opening a pipe waits for its other end
 
 
 def read_table(path: Path, num_samples: int | None = None) -> ShardTable:
@@ -113,19 +108,17 @@ def read_table(path: Path, num_samples: int | None = None) -> ShardTable:
         end, offset, damage = os.fstat(file.fileno()).st_size, 0, ""
         try:
             while (label := _read_header(file, offset, end, MAX_LABEL_BYTES)) is not None:
-                key, (name, *label_span) = sample_key(path, len(rows)), label
+                key, (name, label_span, behind) = f"{path.stem}-{len(rows):06d}", label
                 if len(rows) == most:
                     raise InputError(f"byte {offset}: there are more than the {most} samples that it should hold")
                 if name != f"{key}.json":
                     raise InputError(f"byte {offset}: expected {key}.json here, not {shorten(name)}")
-                offset = _behind(*label_span)
-                image = _read_header(file, offset, end, MAX_IMAGE_BYTES)
-                name, *image_span = image or ("",)
+                image = _read_header(file, behind, end, MAX_IMAGE_BYTES)
+                name, image_span, offset = image or ("", (0, 0, 0), behind)
                 stem, _, suffix = name.partition(".")
                 if stem != key or suffix not in IMAGE_SUFFIXES:
                     found = "the end" if image is None else shorten(name)
-                    raise InputError(f"byte {offset}: expected the image of {key} here, not {found}")
-                offset = _behind(*image_span)
+                    raise InputError(f"byte {behind}: expected the image of {key} here, not {found}")
                 rows.append((*label_span, *image_span, IMAGE_SUFFIXES.index(suffix)))
             if num_samples is not None and len(rows) < num_samples:
                 damage = f"byte {offset}: the shard ends after {len(rows)} of {num_samples} samples"
@@ -136,15 +129,10 @@ def read_table(path: Path, num_samples: int | None = None) -> ShardTable:
     return ShardTable(np.array(rows, np.int64).reshape(-1, 7), damage)
 
 
-def _behind(start: int, num_bytes: int, _crc: int) -> int:
-    """Where the header behind a member begins."""
-    return start + -(-num_bytes // BLOCK) * BLOCK
+def _read_header(file: BinaryIO, offset: int, end: int, most: int) -> tuple[str, tuple[int, int, int], int] | None:
+    """Of the member whose header is at `offset` the name, the start, length and CRC-32, and where the next header is.
 
-
-def _read_header(file: BinaryIO, offset: int, end: int, most: int) -> tuple[str, int, int, int] | None:
-    """Name, start, length and CRC-32 of the member whose header is at `offset`; None for the zeros at an archive's end.
-
-    Raises InputError, which names the byte and not the file.
+    None for the zeros that end an archive. Raises InputError, which names the byte and not the file.
     """
     file.seek(offset)
     try:
@@ -164,7 +152,8 @@ def _read_header(file: BinaryIO, offset: int, end: int, most: int) -> tuple[str,
         raise InputError(f"byte {offset}: claims {header.size} bytes, more than the {most} that are read")
     if offset + BLOCK + header.size > end:
         raise InputError(f"byte {offset}: claims {header.size} bytes, but the shard is cut short before")
-    return header.name, offset + BLOCK, header.size, int(check[1], 16)
+    behind = offset + BLOCK + -(-header.size // BLOCK) * BLOCK
+    return header.name, (offset + BLOCK, header.size, int(check[1], 16)), behind
 
 
 def read_member(file: BinaryIO, span: Sequence[int]) -> bytes:
@@ -222,10 +211,8 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class ShardFacts(BaseModel):
+class ShardFacts(BaseModel, strict=True, frozen=True):
     """A shard: its file's name, how many samples and bytes it has, and its SHA-256."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
 
     name: Annotated[str, Field(pattern=r"^(train|val|test)-[0-9]{6}\.tar$")]
     samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
@@ -233,15 +220,13 @@ class ShardFacts(BaseModel):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class SplitFacts(BaseModel):
+class SplitFacts(BaseModel, strict=True, frozen=True):
     """A split. background: images without a box; class_counts: boxes of each class that are trained on, ignored_counts:
     crowds and difficult ones.
 
     sides: width and height of boxes that are trained on, as fractions of their image's longer side: of all, or of an
     even sample of `MAX_SIDES` of them.
     """
-
-    model_config = ConfigDict(strict=True, frozen=True)
 
     background: Count
     class_counts: list[Count]
@@ -250,10 +235,8 @@ class SplitFacts(BaseModel):
     shards: list[ShardFacts]
 
 
-class Manifest(BaseModel):
+class Manifest(BaseModel, strict=True, frozen=True):
     """The whole of shards.json."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
 
     format: Literal["anchorite-shards"] = "anchorite-shards"
     version: Literal[1] = 1

@@ -22,7 +22,7 @@ from typing import Annotated, Any, BinaryIO, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from anchorite.data.dataset import DatasetIndex, LeftOut
 from anchorite.data.formats.common import SPLITS, Fence, ReadingLog, is_class_name
@@ -53,10 +53,8 @@ from anchorite.reading import shorten, validation_faults
 _LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
 
 
-class _Label(BaseModel):
+class _Label(BaseModel, strict=True, allow_inf_nan=False):
     """The JSON of a label, but for the name of its image. origins: strings that pydantic need not be able to encode."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     width: Annotated[int, Field(ge=1)]
     height: Annotated[int, Field(ge=1)]
@@ -69,16 +67,9 @@ class _Label(BaseModel):
 
 def label_bytes(record: Record, name: str) -> bytes:
     """The JSON of a record, plain ASCII. name: what its image was called."""
-    content = {
-        "name": name,
-        "width": record.width,
-        "height": record.height,
-        "boxes": record.boxes_xyxy.tolist(),
-        "classes": record.class_ids.tolist(),
-        "ignored": record.ignored.tolist(),
-        "areas": record.areas.tolist(),
-        "origins": list(record.origins),
-    }
+    arrays = {"boxes": record.boxes_xyxy, "classes": record.class_ids, "ignored": record.ignored, "areas": record.areas}
+    lists = {key: array.tolist() for key, array in arrays.items()}
+    content = {"name": name, "width": record.width, "height": record.height, **lists, "origins": list(record.origins)}
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
@@ -108,16 +99,8 @@ def parse_label(data: bytes, path: Path, num_classes: int) -> Record:
     if len(bad):
         box = label.boxes[bad[0]]
         raise InputError(f"its label has a box without area or outside of {width}x{height}: {shorten(box)}")
-    return Record(
-        path,
-        width,
-        height,
-        boxes_xyxy,
-        np.array(label.classes, np.int64),
-        np.array(label.ignored, np.bool_),
-        np.array(label.areas, np.float64),
-        tuple(label.origins),
-    )
+    columns = np.array(label.classes, np.int64), np.array(label.ignored, np.bool_), np.array(label.areas, np.float64)
+    return Record(path, width, height, boxes_xyxy, *columns, tuple(label.origins))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +134,13 @@ class Shard:
 
 
 def read_record(file: BinaryIO, path: Path, row: Sequence[int], num_classes: int) -> Record:
-    """The record of a sample whose image is called `path`, by its row of the table; InputError and StorageError naming
-    it.
-    """
+    """The record of a sample by its row of the table; InputError and StorageError naming `path`, that of its image."""
     with _naming(path):
         return parse_label(read_member(file, row[LABEL]), path, num_classes)
 
 
 def read_image(file: BinaryIO, path: Path, row: Sequence[int]) -> bytes:
-    """The image's file of a sample that is called `path`, as `read_record`."""
+    """The bytes of a sample's image file; raises as `read_record`."""
     with _naming(path):
         return read_member(file, row[IMAGE])
 
@@ -197,8 +178,7 @@ class ShardedSplit(Split):
     def __getitem__(self, index: int | slice) -> Record | tuple[Record, ...]:
         if isinstance(index, slice):
             return tuple(self[number] for number in range(len(self))[index])
-        number = range(len(self))[index]
-        shard, position = self.locate(number)
+        shard, position = self.locate(range(len(self))[index])
         row = shard.table(cached=True).rows[position].tolist()
         with open_shard(shard.path) as file:
             return read_record(file, sample_path(shard.path, position, row[SUFFIX]), row, self.num_classes)
@@ -223,8 +203,7 @@ class ShardedSplit(Split):
     def locate(self, index: int) -> tuple[Shard, int]:
         """The shard of record `index`, and its position there; no file is touched."""
         number = bisect_right(self.starts, index) - 1
-        shard = self.shards[number]
-        nth = index - self.starts[number]
+        shard, nth = self.shards[number], index - self.starts[number]
         return shard, int(shard.positions()[nth]) if shard.left_out else nth
 
     def num_boxes(self) -> int:
@@ -305,17 +284,16 @@ def _listed_shard(path: Path, facts: ShardFacts, fence: Fence, log: ReadingLog) 
     """A shard as shards.json lists it, without the samples that are missing at its end."""
     shard, num_whole, wrong = Shard(path, facts.samples, facts.sha256), 0, fence.refusal(path)
     if wrong is None:
-        num_bytes = path.stat().st_size if path.exists() else None
-        if num_bytes == facts.bytes:
-            return shard
-        wrong = "missing" if num_bytes is None else f"{num_bytes} bytes instead of {facts.bytes}"
-        if num_bytes is not None:
-            try:
-                table = read_table(path, facts.samples)
-                num_whole, where = len(table.rows), table.damage
-            except InputError as error:
-                where = str(error).removeprefix(f"{path}: ")
-            wrong += where and f"; {where}"
+        try:
+            if (num_bytes := path.stat().st_size) == facts.bytes:
+                return shard
+            table = read_table(path, facts.samples)
+            num_whole, wrong = len(table.rows), f"{num_bytes} bytes instead of {facts.bytes}"
+            wrong += table.damage and f"; {table.damage}"
+        except FileNotFoundError:
+            wrong = "missing"
+        except InputError as error:
+            wrong = str(error).removeprefix(f"{path}: ")
         wrong += f": {facts.samples - num_whole} of its {facts.samples} images cannot be read; {REMEDY}"
     log.bad(str(path), wrong)
     return replace(shard, left_out=frozenset(range(num_whole, facts.samples)))

@@ -29,8 +29,6 @@ from numpy.typing import NDArray
 
 from anchorite.data.augment import AugmentConfig, Scratch, paint
 from anchorite.data.batches import BatchSizes, LoaderConfig, SampleKey, epoch_rng
-from anchorite.data.dataset import LeftOut
-from anchorite.data.host_loader import HostLoader
 from anchorite.data.images import decode_resized, fitted_size
 from anchorite.data.samples import TrainSamples, sample_rng
 from anchorite.data.shards.format import SUFFIX, open_shard, sample_path
@@ -90,10 +88,11 @@ def cut_windows(lengths: Sequence[int], order: Sequence[int], first: int, count:
 
 
 class StreamBatches:
-    """The keys of each batch of an epoch, as `EpochBatches` has them.
+    """The keys of each batch of an epoch, as `EpochBatches` has them, in the order of (samples.seed, epoch, rank).
 
-    Every record once an epoch, on all ranks together. window: the fewest samples that are shuffled together. While
-    iterating, raises InputError naming a shard that is damaged or missing, and the byte.
+    Every record once an epoch, on all ranks together. window: the fewest samples that are shuffled together. Raises
+    InputError when there would be no batch at all and, while iterating, naming a shard that is damaged or missing, and
+    the byte.
     """
 
     def __init__(self, samples: StreamSamples, config: LoaderConfig, window: int = WINDOW) -> None:
@@ -166,19 +165,14 @@ def _prefetch_files(split: ShardedSplit, piece: Piece) -> None:
 
 
 class BatchPool:
-    """The images of a batch's pool, the longer side `long_side` pixels, each decoded when first asked for.
+    """The images of a batch's pool, resized as those of an `ImageStore`, each decoded when first asked for.
 
     Each shard is opened once; `files` closes them. report: called with the index of each record before work on it
     begins. InputError and StorageError name the sample.
     """
 
     def __init__(
-        self,
-        split: ShardedSplit,
-        pool: Sequence[PoolMember],
-        long_side: int,
-        report: Callable[[int], object],
-        files: ExitStack,
+        self, samples: StreamSamples, pool: Sequence[PoolMember], report: Callable[[int], object], files: ExitStack
     ) -> None:
         self._pool, self._report = pool, report
         self._files: dict[int, BinaryIO] = {}
@@ -186,12 +180,12 @@ class BatchPool:
         self.records = []
         for index, number, position, row in pool:
             report(index)
-            path = split.shards[number].path
+            path = samples.split.shards[number].path
             if number not in self._files:
                 self._files[number] = files.enter_context(open_shard(path))
             name = sample_path(path, position, row[SUFFIX])
-            self.records.append(read_record(self._files[number], name, row, split.num_classes))
-        self.sizes_hw = [fitted_size((record.height, record.width), long_side) for record in self.records]
+            self.records.append(read_record(self._files[number], name, row, samples.split.num_classes))
+        self.sizes_hw = [fitted_size((record.height, record.width), samples.image_size) for record in self.records]
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Image `index` of the pool: (h, w, 3) uint8 RGB."""
@@ -232,7 +226,7 @@ class StreamSamples:
         """Draw a whole batch into `pixels` (B, S, S, 3); the rows (T, 6) of its targets, as `TrainSamples.rows`."""
         plans, scratch = [], Scratch()
         with ExitStack() as files:
-            images = BatchPool(self.split, keys[0].pool, self.image_size, report, files)
+            images = BatchPool(self, keys[0].pool, report, files)
             samples = TrainSamples(images, images.records, self.config, self.image_size, self.seed, self.num_epochs)
             for place, key in enumerate(keys):
                 report(key.record_index)
@@ -240,18 +234,3 @@ class StreamSamples:
                 plans.append(samples.plan(SampleKey(key.epoch, place, key.size), rng))
                 paint(plans[-1], images, pixels[place], scratch)
         return samples.rows(plans)
-
-
-def make_stream_loader(
-    samples: StreamSamples,
-    config: LoaderConfig,
-    capacity: int | None = None,
-    window: int = WINDOW,
-    left_out: Sequence[LeftOut] = (),
-    decisions: Sequence[str] = (),
-) -> HostLoader:
-    """The batches of a split in shards, in the order of (samples.seed, epoch, rank); else as `make_loader`.
-
-    window: the fewest samples that are shuffled together. Raises InputError when there would be no batch at all.
-    """
-    return HostLoader(samples, StreamBatches(samples, config, window), config, capacity, left_out, decisions)
