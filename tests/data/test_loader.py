@@ -19,12 +19,12 @@ import pytest
 import torch
 
 from anchorite.data.augment import AugmentConfig
-from anchorite.data.batches import Batch, EpochBatches, LoaderConfig, SampleKey
-from anchorite.data.host_loader import HostLoader, WorkerPool, make_loader
+from anchorite.data.batches import Batch, EpochBatches, LoaderConfig
+from anchorite.data.host_loader import HostLoader, _Worker, make_loader
 from anchorite.data.samples import TrainSamples
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError, WorkerError
-from tests.data.test_samples import EVERYTHING, make_records
+from tests.data.test_samples import EVERYTHING, drawn, make_records
 
 SIZE = 64
 
@@ -49,9 +49,9 @@ def sha(batches: list[Batch]) -> str:
     return state.hexdigest()
 
 
-def batches_of(samples: TrainSamples, epochs: int = 2, capacity: int | None = None, **options: Any) -> list[Batch]:
+def batches_of(samples: TrainSamples, epochs: int = 2, **options: Any) -> list[Batch]:
     batches = []
-    with make_loader(samples, LoaderConfig(batch_size=4, **options), capacity) as loader:
+    with make_loader(samples, LoaderConfig(batch_size=4, **options)) as loader:
         for epoch in range(epochs):
             loader.set_epoch(epoch)
             batches += list(loader)
@@ -137,7 +137,7 @@ def test_sides_of_multi_scale_batches_are_multiples_of_the_step_in_range() -> No
     config = LoaderConfig(multi_scale=0.5, size_step=32)
     sides = config.sides(500, 320, seed=0, epoch=0)
     assert set(sides) == set(range(160, 481, 32))
-    assert max(sides) == config.largest_side(320)
+    assert max(sides) == config.possible_sides(320)[-1]
     assert sides == config.sides(500, 320, seed=0, epoch=0)
     assert sides != config.sides(500, 320, seed=0, epoch=1)
     assert set(LoaderConfig().sides(50, 330, seed=0, epoch=0)) == {330}
@@ -152,19 +152,10 @@ def test_a_batch_holds_its_samples(samples: TrainSamples) -> None:
         assert batch.images.dtype == torch.uint8
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         for place, index in enumerate(batch.indices.tolist()):
-            image, rows, _ = samples[SampleKey(0, index)]
-            assert torch.equal(batch.images[place], image)
+            image, rows = drawn(samples, 0, index)
+            assert np.array_equal(batch.images[place].permute(1, 2, 0).numpy(), image)
             mine = batch.targets.rows[batch.targets.rows[:, 0] == place]
-            assert torch.equal(mine[:, 1:], rows)
-
-
-def test_targets_are_padded_to_the_capacity(samples: TrainSamples) -> None:
-    compact, padded = batches_of(samples, epochs=1), batches_of(samples, epochs=1, capacity=100)
-    for few, many in zip(compact, padded, strict=True):
-        assert many.targets.rows.shape == (100, 6)
-        assert torch.equal(many.targets.compact().rows, few.targets.rows)
-    with pytest.raises(InputError, match="capacity"):
-        batches_of(samples, epochs=1, capacity=1)
+            assert np.array_equal(mine[:, 1:].numpy(), rows)
 
 
 @pytest.mark.parametrize("options", [{}, {"multi_scale": 0.5}, {"drop_last": True, "prefetch": 1}])
@@ -303,25 +294,24 @@ def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
-def test_a_worker_that_a_fork_left_with_a_held_lock_is_made_anew(
+def test_workers_that_a_fork_left_with_a_held_lock_are_made_anew(
     samples: TrainSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, made, begun = threading.Lock(), [], WorkerPool._begun
+    lock, made, begin = threading.Lock(), [], _Worker.__init__
 
-    def note(pool: WorkerPool, number: int) -> Any:
-        if len(made) == 3:  # both of the first, and the one that took the place of the first
+    def note(worker: _Worker, *arguments: Any) -> None:
+        if len(made) == 4:  # two that wait for the lock, and the two that took their places
             lock.release()
-        worker = begun(pool, number)
+        begin(worker, *arguments)
         made.append(worker.process.pid)
-        return worker
 
-    monkeypatch.setattr(WorkerPool, "_begun", note)
+    monkeypatch.setattr(_Worker, "__init__", note)
     monkeypatch.setattr("anchorite.data.host_loader._try_out", lambda: lock.acquire() and lock.release())
     monkeypatch.setattr("anchorite.data.host_loader.FIRST_PATIENCE_S", 0.3)
     lock.acquire()
     with make_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
         forked = list(loader)
-        assert [is_running(process_id) for process_id in made] == [False, False, False, True, True]
+        assert [is_running(process_id) for process_id in made] == [False] * 4 + [True] * 2
     with make_loader(samples, LoaderConfig(batch_size=4)) as loader:
         assert sha(list(loader)) == sha(forked)
 
@@ -339,16 +329,17 @@ def test_workers_that_never_become_ready_are_given_up(samples: TrainSamples, mon
 def test_an_interrupt_while_workers_start_leaves_none_of_them(
     samples: TrainSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_ready = WorkerPool._make_ready
+    receive, received = _Worker.receive, []
 
-    def interrupted(pool: WorkerPool, number: int) -> None:
-        if number == 1:
+    def interrupted(worker: _Worker, *arguments: Any) -> Any:
+        if received:
             raise KeyboardInterrupt
-        make_ready(pool, number)
+        received.append(receive(worker, *arguments))
+        return received[-1]
 
     with make_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
         with monkeypatch.context() as patched:
-            patched.setattr(WorkerPool, "_make_ready", interrupted)
+            patched.setattr(_Worker, "receive", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 next(iter(loader))
         assert multiprocessing.active_children() == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from anchorite.data import AugmentConfig, DeviceLoader, HostLoader, Loader, LoaderConfig, open_loader
+from anchorite.data import AugmentConfig, DeviceLoader, HostLoader, Loader, LoaderConfig, SampleConfig, open_loader
 from anchorite.data import device as device_module
 from anchorite.data.device import DeviceStore
 from anchorite.errors import InputError
@@ -18,8 +18,8 @@ SIZE = 64
 
 
 def opened(records: Any, **options: Any) -> Loader:
-    config = LoaderConfig(batch_size=4, workers=options.pop("workers", None))
-    return open_loader(records, config, options.pop("augment", AugmentConfig()), SIZE, 0, **options)
+    samples = SampleConfig(options.pop("augment", AugmentConfig()), SIZE, 0, options.pop("num_epochs", None))
+    return open_loader(records, samples, LoaderConfig(**{"batch_size": 4, "workers": None, **options}))
 
 
 def test_a_cpu_trains_with_the_host_loader_unless_told_otherwise(tmp_path: Path) -> None:

@@ -55,8 +55,10 @@ def make_samples(records: list[Record], config: AugmentConfig, seed: int = 0, **
 
 
 def drawn(samples: TrainSamples, *key: int) -> tuple[np.ndarray, np.ndarray]:
-    image, rows, _ = samples[key]
-    return image.permute(1, 2, 0).numpy(), rows.numpy()
+    sample = SampleKey(*key)
+    pixels = np.empty((1, samples.side(sample), samples.side(sample), 3), np.uint8)
+    rows = samples.draw_batch([sample], pixels)
+    return pixels[0], rows[:, 1:]
 
 
 def digest(samples: TrainSamples, keys: list[SampleKey]) -> str:

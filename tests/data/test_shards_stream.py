@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from anchorite.data import (
     AugmentConfig,
@@ -183,9 +182,10 @@ def test_without_mosaics_samples_are_those_of_the_ordinary_loader(dataset: Datas
     for batch in drawn(stream(dataset, config), epoch=3):
         rows = batch.targets.rows
         for place, index in enumerate(batch.indices.tolist()):
-            image, wanted, _ = ordinary[SampleKey(3, index)]
-            assert torch.equal(batch.images[place], image)
-            assert torch.equal(rows[rows[:, 0] == place][:, 1:], wanted)
+            image = np.empty((1, SIZE, SIZE, 3), np.uint8)
+            wanted = ordinary.draw_batch([SampleKey(3, index)], image)
+            assert np.array_equal(batch.images[place].permute(1, 2, 0).numpy(), image[0])
+            assert np.array_equal(rows[rows[:, 0] == place][:, 1:].numpy(), wanted[:, 1:])
 
 
 def test_a_mosaic_is_made_of_the_pool_as_of_any_records(dataset: DatasetIndex) -> None:
@@ -195,13 +195,13 @@ def test_a_mosaic_is_made_of_the_pool_as_of_any_records(dataset: DatasetIndex) -
     rows = samples.draw_batch(keys, pixels, lambda _: None)
     records = [samples.split[member.record_index] for member in keys[0].pool]
     ordinary = TrainSamples(ImageStore(records, SIZE, "none"), records, samples.config, SIZE, seed=7)
-    from anchorite.data.augment import paint
+    from anchorite.data.augment import Scratch, paint
     from anchorite.data.samples import sample_rng
 
     canvas = np.empty((SIZE, SIZE, 3), np.uint8)
     for place, key in enumerate(keys):
         plan = ordinary.plan(SampleKey(0, place, SIZE), sample_rng(7, 0, key.record_index))
-        paint(plan, ordinary.store, canvas)
+        paint(plan, ordinary.store, canvas, Scratch())
         assert np.array_equal(canvas, pixels[place])
         assert np.array_equal(ordinary.rows([plan])[:, 1:], rows[rows[:, 0] == place][:, 1:])
     assert len(rows)

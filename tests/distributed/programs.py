@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from anchorite.boxes import Targets
 from anchorite.data import Batch, ImageStore, empty_batch, open_dataset
-from anchorite.data.batches import part_of_rank
 from anchorite.devices import Precision
 from anchorite.distributed import World
 from anchorite.loss import DetectionLoss, LossConfig
@@ -38,7 +38,7 @@ def whole_batch(number: int, num_images: int, empty_from: int) -> Batch:
 
 def part(batch: Batch, world: World) -> Batch:
     """A rank's part of a batch."""
-    chosen = part_of_rank(batch.indices.numpy(), world.rank, world.world_size).tolist()
+    chosen = np.array_split(batch.indices.numpy(), world.world_size)[world.rank].tolist()
     if not chosen:
         return empty_batch(SIDE)
     rows = batch.targets.rows[(batch.targets.rows[:, 0] >= chosen[0]) & (batch.targets.rows[:, 0] <= chosen[-1])]

@@ -9,7 +9,7 @@ from anchorite.data.host_loader import HostLoader, make_loader
 from anchorite.data.images import LetterboxTransform, decode_image, letterbox, letterbox_transform, rectangular_size
 from anchorite.data.loader import Loader, open_loader
 from anchorite.data.records import Record, RecordTable, Split, as_split
-from anchorite.data.samples import TrainSamples
+from anchorite.data.samples import SampleConfig, TrainSamples
 from anchorite.data.shards.split import ShardedSplit
 from anchorite.data.shards.stream import StreamBatches, StreamSamples
 from anchorite.data.store import ImageStore, StoreMode
@@ -30,6 +30,7 @@ __all__ = [
     "LoaderConfig",
     "Record",
     "RecordTable",
+    "SampleConfig",
     "SampleKey",
     "ShardedSplit",
     "Split",

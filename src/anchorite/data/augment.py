@@ -2,7 +2,7 @@
 
 All that is random is settled in the plan, before any pixel is touched; `device` paints the same plans on an
 accelerator. A map is a (3, 3) float64 matrix on continuous coordinates (x, y, 1): pixel i covers i..i+1. OpenCV's warp
-counts from pixel centres; the half pixel between the two conventions is corrected in `_draw_turned` and nowhere else.
+counts from pixel centres; the half pixel between the two conventions is corrected in `draw_warped` and nowhere else.
 
 Legend: N boxes, S side of the canvas in pixels.
 """
@@ -134,16 +134,12 @@ def plan_warp(source_map: Map, source_size_hw: tuple[int, int], size: int) -> Wa
         along_y = _snap_axis(y_of_y, shift_y, height, size)
         if along_x is None or along_y is None:
             return None
-        (scale_x, shift_x, seen_x, crop_x), (scale_y, shift_y, seen_y, crop_y) = along_x, along_y
-        snapped = scaling(scale_x, scale_y, shift_x, shift_y)
-        return Warp(snapped, (seen_x[0], seen_y[0], seen_x[1], seen_y[1]), (crop_x[0], crop_y[0], crop_x[1], crop_y[1]))
-    left, top, right, bottom = map_boxes(source_map, np.array([[0.0, 0.0, width, height]]))[0].tolist()
-    seen = (
-        max(0, math.floor(left)),
-        max(0, math.floor(top)),
-        min(size, math.ceil(right)),
-        min(size, math.ceil(bottom)),
-    )
+        scale_x, shift_x, (left, right), (x0, x1) = along_x
+        scale_y, shift_y, (top, bottom), (y0, y1) = along_y
+        return Warp(scaling(scale_x, scale_y, shift_x, shift_y), (left, top, right, bottom), (x0, y0, x1, y1))
+    corners = map_boxes(source_map, np.array([[0.0, 0.0, width, height]]))[0]
+    (left, top), (right, bottom) = np.floor(corners[:2]).astype(int).tolist(), np.ceil(corners[2:]).astype(int).tolist()
+    seen = max(0, left), max(0, top), min(size, right), min(size, bottom)
     return Warp(source_map, seen, None) if seen[0] < seen[2] and seen[1] < seen[3] else None
 
 
@@ -167,34 +163,22 @@ def draw_warped(
 ) -> None:
     """Write the warped image into the part of the canvas (H, W, 3) that it covers; the rest stays."""
     left, top, right, bottom = warp.seen
-    target = canvas[top:bottom, left:right]
+    target, size_wh = canvas[top:bottom, left:right], (right - left, bottom - top)
     if warp.crop is None:
-        _draw_turned(image, warp.map, (left, top), target)
+        # Transparent, so that the corners of the rectangle keep what other tiles drew there. The price: the outermost
+        # half pixel of the source, where no four neighbours are left to interpolate between, is not drawn either.
+        to_target = scaling(1.0, 1.0, -0.5 - left, -0.5 - top) @ warp.map @ scaling(1.0, 1.0, 0.5, 0.5)
+        border = cv2.BORDER_TRANSPARENT
+        cv2.warpAffine(image, to_target[:2], size_wh, dst=target, flags=cv2.INTER_LINEAR, borderMode=border)
         return
     x0, y0, x1, y1 = warp.crop
-    width, height = right - left, bottom - top
     method = cv2.INTER_AREA if warp.averages else cv2.INTER_LINEAR
     flip_x, flip_y = warp.map[0, 0] < 0, warp.map[1, 1] < 0
-    if not flip_x and not flip_y:
-        cv2.resize(image[y0:y1, x0:x1], (width, height), dst=target, interpolation=method)
-        return
-    upright = (scratch or Scratch()).array("upright", height, width, 3)
-    cv2.resize(image[y0:y1, x0:x1], (width, height), dst=upright, interpolation=method)
-    cv2.flip(upright, -1 if flip_x and flip_y else int(flip_x), dst=target)
-
-
-def _draw_turned(image: NDArray[np.uint8], source_map: Map, corner: tuple[int, int], target: NDArray[np.uint8]) -> None:
-    # Transparent, so that the corners of the rectangle keep what other tiles drew there. The price: the outermost half
-    # pixel of the source, where no four neighbours are left to interpolate between, is not drawn either.
-    to_target = scaling(1.0, 1.0, -0.5 - corner[0], -0.5 - corner[1]) @ source_map @ scaling(1.0, 1.0, 0.5, 0.5)
-    cv2.warpAffine(
-        image,
-        to_target[:2],
-        (target.shape[1], target.shape[0]),
-        dst=target,
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_TRANSPARENT,
-    )
+    is_flipped = flip_x or flip_y
+    upright = (scratch or Scratch()).array("upright", *target.shape) if is_flipped else target
+    cv2.resize(image[y0:y1, x0:x1], size_wh, dst=upright, interpolation=method)
+    if is_flipped:
+        cv2.flip(upright, -1 if flip_x and flip_y else int(flip_x), dst=target)
 
 
 def map_boxes(maps: NDArray[np.float64], boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -251,29 +235,18 @@ def jitter_colours(
     scratch = scratch or Scratch()
     height, width = image.shape[:2]
     strip_height = min(height, max(1, STRIP_PIXELS // width))
-    hues = hue_table(jitter.hue)
+    hues = ((np.arange(256) + hue_steps(jitter.hue)) % NUM_HUES).astype(np.uint8)
     for top in range(0, height, strip_height):
-        rows = slice(top, top + strip_height)
-        _jitter_strip(image[rows], jitter, hues, out[rows], scratch)
-
-
-def _jitter_strip(
-    strip: NDArray[np.uint8], jitter: Jitter, hues: NDArray[np.uint8], out: NDArray[np.uint8], scratch: Scratch
-) -> None:
-    hsv = scratch.array("hsv", *strip.shape)
-    planes = [scratch.array(f"plane {skew}", *strip.shape[:2], skew=skew) for skew in (8, 16, 32)]
-    cv2.cvtColor(strip, cv2.COLOR_RGB2HSV, dst=hsv)
-    hue, saturation, value = cv2.split(hsv, planes)
-    cv2.LUT(hue, hues, dst=hue)
-    cv2.convertScaleAbs(saturation, dst=saturation, alpha=jitter.saturation)  # as tables would, but vectorised
-    cv2.convertScaleAbs(value, dst=value, alpha=jitter.value)
-    cv2.merge((hue, saturation, value), dst=hsv)
-    cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=out)
-
-
-def hue_table(shift: float) -> NDArray[np.uint8]:
-    """The table (256,) uint8 that shifts OpenCV's hues by a fraction of the colour circle."""
-    return ((np.arange(256) + hue_steps(shift)) % NUM_HUES).astype(np.uint8)
+        strip = image[top : top + strip_height]
+        hsv = scratch.array("hsv", *strip.shape)
+        planes = [scratch.array(f"plane {skew}", *strip.shape[:2], skew=skew) for skew in (8, 16, 32)]
+        cv2.cvtColor(strip, cv2.COLOR_RGB2HSV, dst=hsv)
+        hue, saturation, value = cv2.split(hsv, planes)
+        cv2.LUT(hue, hues, dst=hue)
+        cv2.convertScaleAbs(saturation, dst=saturation, alpha=jitter.saturation)  # as tables would, but vectorised
+        cv2.convertScaleAbs(value, dst=value, alpha=jitter.value)
+        cv2.merge((hue, saturation, value), dst=hsv)
+        cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=out[top : top + strip_height])
 
 
 def hue_steps(shift: float) -> int:
@@ -282,7 +255,9 @@ def hue_steps(shift: float) -> int:
 
 
 class Images(Protocol):
-    """Decoded images by the index of their record."""
+    """Decoded images by the index of their record, and the (height, width) of each."""
+
+    sizes_hw: list[tuple[int, int]]
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """(h, w, 3) uint8 RGB."""
@@ -309,20 +284,15 @@ class SamplePlan(NamedTuple):
     jitter: Jitter
 
 
-def paint(plan: SamplePlan, store: Images, canvas: NDArray[np.uint8], scratch: Scratch | None = None) -> None:
+def paint(plan: SamplePlan, images: Images, canvas: NDArray[np.uint8], scratch: Scratch) -> None:
     """Paint a planned sample over all of `canvas` (S, S, 3); `scratch` serves from sample to sample."""
-    scratch = scratch or Scratch()
     # What is worked on stays in the processor's cache; the canvas, new in every batch, is written once.
     draft = canvas if plan.jitter == NO_JITTER else scratch.array("draft", *canvas.shape)
-    _paint_layer(plan.layers[0], store, draft, scratch)
-    for layer in plan.layers[1:]:
-        second = scratch.array("layer", *canvas.shape)
-        _paint_layer(layer, store, second, scratch)
-        cv2.addWeighted(draft, plan.share, second, 1.0 - plan.share, 0.0, dst=draft)
+    for number, tiles in enumerate(plan.layers):
+        layer = scratch.array("layer", *canvas.shape) if number else draft
+        layer.fill(FILL)
+        for tile in tiles:
+            draw_warped(images.image(tile.source), tile.warp, layer, scratch)
+        if number:
+            cv2.addWeighted(draft, plan.share, layer, 1.0 - plan.share, 0.0, dst=draft)
     jitter_colours(draft, plan.jitter, canvas, scratch)
-
-
-def _paint_layer(tiles: tuple[Tile, ...], store: Images, canvas: NDArray[np.uint8], scratch: Scratch) -> None:
-    canvas.fill(FILL)
-    for tile in tiles:
-        draw_warped(store.image(tile.source), tile.warp, canvas, scratch)

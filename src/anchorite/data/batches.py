@@ -16,17 +16,18 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from anchorite.boxes import Targets
+from anchorite.choices import CompileName
 from anchorite.data.images import LetterboxTransform, draw_letterboxed, letterbox_transform, rectangular_size
 from anchorite.data.prefetch import prefetch
 from anchorite.data.records import Record
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 
+StorageName = Literal["auto", "device", "ram", "disk", "none"]
 _ORDER, _SIZES = 1, 2  # separate streams of random numbers under one seed
 
 
@@ -44,15 +45,8 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            self.images.to(device, non_blocking=non_blocking),
-            self.targets.to(device, non_blocking=non_blocking),
-            self.indices,
-        )
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory."""
-        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices)
+        images = self.images.to(device, non_blocking=non_blocking)
+        return Batch(images, self.targets.to(device, non_blocking=non_blocking), self.indices)
 
 
 def empty_batch(side: int, capacity: int | None = None) -> Batch:
@@ -64,11 +58,12 @@ def empty_batch(side: int, capacity: int | None = None) -> Batch:
 class LoaderConfig(BaseModel):
     """How batches are made.
 
-    batch_size: images of a batch, on all ranks together. workers: processes; 0 draws in a thread of this
-    process, None leaves the choice to `open_loader`.
-    drop_last: leave out an epoch's last, smaller batch. multi_scale m: each batch has a canvas side of its own, a
-    multiple of `size_step` pixels within 1 - m to 1 + m of the usual one. prefetch: batches a worker prepares before
-    they are needed. worker_timeout_s: how long a batch may take before its worker counts as hung.
+    batch_size: images of a batch, on all ranks together. workers: processes; 0 draws in a thread of this process, None
+    leaves the choice to `open_loader`. drop_last: leave out an epoch's last, smaller batch. multi_scale m: each batch
+    has a canvas side of its own, a multiple of `size_step` pixels within 1 - m to 1 + m of the usual one. prefetch:
+    batches a worker prepares before they are needed. worker_timeout_s: how long a batch may take before its worker
+    counts as hung. storage (where the images are kept), compile (the augmentation on the device) and skip_bad (leave
+    out images that cannot be decoded) are read by `open_loader` alone.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -84,27 +79,27 @@ class LoaderConfig(BaseModel):
     start_method: Literal["fork", "spawn"] | None = None
     rank: Annotated[int, Field(ge=0)] = 0
     world_size: Annotated[int, Field(ge=1)] = 1
+    storage: StorageName = "auto"
+    compile: CompileName = "auto"
+    skip_bad: bool = False
 
-    def largest_side(self, image_size: int) -> int:
-        """The largest canvas side, in pixels, that any batch can have."""
+    def possible_sides(self, image_size: int) -> range:
+        """The canvas sides, in pixels, that a batch may have; InputError when there is none."""
         if self.multi_scale == 0:
-            return image_size
-        return side_steps(image_size, self.multi_scale, self.size_step)[1] * self.size_step
+            return range(image_size, image_size + 1)
+        step = self.size_step
+        lowest = math.ceil(image_size * (1 - self.multi_scale) / step) * step
+        sides = range(lowest, int(image_size * (1 + self.multi_scale) / step) * step + 1, step)
+        if not sides:
+            raise InputError(
+                f"multi_scale {self.multi_scale} of {image_size} px holds no multiple of {step} px; enlarge it"
+            )
+        return sides
 
     def sides(self, num_batches: int, image_size: int, seed: int, epoch: int) -> list[int]:
         """The canvas side of each batch of an epoch, in pixels."""
-        if self.multi_scale == 0:
-            return [image_size] * num_batches
-        lowest, highest = side_steps(image_size, self.multi_scale, self.size_step)
-        return (epoch_rng(seed, epoch, _SIZES).integers(lowest, highest + 1, num_batches) * self.size_step).tolist()
-
-
-def side_steps(image_size: int, multi_scale: float, step: int) -> tuple[int, int]:
-    """The smallest and largest number of steps that lie within 1 - m to 1 + m of a side; InputError when none does."""
-    lowest, highest = math.ceil(image_size * (1 - multi_scale) / step), int(image_size * (1 + multi_scale) / step)
-    if lowest > highest:
-        raise InputError(f"multi_scale {multi_scale} of {image_size} px holds no multiple of {step} px; enlarge it")
-    return max(1, lowest), highest
+        possible = self.possible_sides(image_size)
+        return [possible[choice] for choice in epoch_rng(seed, epoch, _SIZES).integers(len(possible), size=num_batches)]
 
 
 def epoch_rng(seed: int, epoch: int, *stream: int) -> np.random.Generator:
@@ -113,56 +108,50 @@ def epoch_rng(seed: int, epoch: int, *stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch), spawn_key=stream)))
 
 
-def part_of_rank(chosen: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
-    """The samples of a batch that one rank takes, in their order: parts differ by one sample at most."""
-    return np.array_split(chosen, world_size)[rank]
+@dataclass(frozen=True)
+class BatchSizes:
+    """How many samples each batch of an epoch has; every rank takes part in every batch.
 
-
-class BatchSizes(NamedTuple):
-    """How many samples each batch of an epoch has; every rank takes part in every batch."""
+    Raises InputError when there would be no batch at all.
+    """
 
     num_samples: int
-    batch_size: int
-    drop_last: bool = False
-    rank: int = 0
-    world_size: int = 1
+    config: LoaderConfig
 
-    @classmethod
-    def of(cls, num_samples: int, config: LoaderConfig) -> BatchSizes:
-        """The sizes by a loader's settings; InputError when there would be no batch at all."""
-        sizes = cls(num_samples, config.batch_size, config.drop_last, config.rank, config.world_size)
-        if sizes.num_batches == 0:
-            remedy = "lower the batch size or keep the last batch" if num_samples else "the split is empty"
-            raise InputError(f"{num_samples} images give no batch of {config.batch_size}: {remedy}")
-        return sizes
+    def __post_init__(self) -> None:
+        if self.num_batches == 0:
+            remedy = "lower the batch size or keep the last batch" if self.num_samples else "the split is empty"
+            raise InputError(f"{self.num_samples} images give no batch of {self.config.batch_size}: {remedy}")
 
     @property
     def num_batches(self) -> int:
         """Batches of a whole epoch, the same on all ranks."""
-        return self.num_samples // self.batch_size if self.drop_last else -(-self.num_samples // self.batch_size)
+        size = self.config.batch_size
+        return self.num_samples // size if self.config.drop_last else -(-self.num_samples // size)
 
     def num_in(self, batch: int) -> int:
         """Samples of a batch of an epoch, on all ranks together."""
-        return min(self.batch_size, self.num_samples - batch * self.batch_size)
+        return min(self.config.batch_size, self.num_samples - batch * self.config.batch_size)
 
     @property
     def largest_part(self) -> int:
         """The most samples that a batch has on this rank."""
-        return -(-self.batch_size // self.world_size)
+        return -(-self.config.batch_size // self.config.world_size)
 
     def before(self, batch: int, rank: int) -> int:
         """Samples that a rank takes before a batch of an epoch."""
-        whole = min(batch, self.num_samples // self.batch_size)
-        rest = self.num_in(whole) if batch > whole else 0
-        return whole * self._part(self.batch_size, rank) + self._part(rest, rank)
+        size = self.config.batch_size
+        whole = min(batch, self.num_samples // size)  # only the last batch can be smaller
+        rest = min(batch * size, self.num_samples) - whole * size
+        return whole * self._part(size, rank) + self._part(rest, rank)
 
     def _part(self, num_samples: int, rank: int) -> int:
-        return num_samples // self.world_size + (rank < num_samples % self.world_size)
+        return num_samples // self.config.world_size + (rank < num_samples % self.config.world_size)
 
     @property
     def ends_empty(self) -> bool:
         """Whether this rank has no sample of the last batch, because it is smaller than the ranks are many."""
-        return self._part(self.num_in(self.num_batches - 1), self.rank) == 0
+        return self._part(self.num_in(self.num_batches - 1), self.config.rank) == 0
 
 
 class SampleKey(NamedTuple):
@@ -180,17 +169,17 @@ class EpochBatches:
     """
 
     def __init__(self, num_samples: int, image_size: int, seed: int, config: LoaderConfig) -> None:
-        self.sizes = BatchSizes.of(num_samples, config)
+        self.sizes = BatchSizes(num_samples, config)
         self._image_size, self._seed, self._config = image_size, seed, config
 
     def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Sequence[SampleKey]]:
         """The keys of this rank's part of each batch, from one batch of the epoch on."""
         order = epoch_rng(self._seed, epoch, _ORDER).permutation(self.sizes.num_samples)
-        num_batches, batch_size = self.sizes.num_batches, self.sizes.batch_size
+        num_batches, batch_size = self.sizes.num_batches, self._config.batch_size
         sides = self._config.sides(num_batches, self._image_size, self._seed, epoch)
         for batch in range(start_batch, num_batches):
             chosen = order[batch * batch_size : (batch + 1) * batch_size]
-            part = part_of_rank(chosen, self._config.rank, self._config.world_size)
+            part = np.array_split(chosen, self._config.world_size)[self._config.rank]
             yield [SampleKey(epoch, index, sides[batch]) for index in part.tolist()]
 
 
@@ -249,18 +238,13 @@ def letterboxed_batches(
     plans = plan_letterboxed(store.records, image_size, batch_size, stride, rectangular)
 
     def make(_stop: threading.Event) -> Generator[LetterboxedBatch, None, None]:
-        for plan in plans:
-            yield _make_batch(store, plan)
+        for indices, size_hw in plans:
+            pixels = torch.empty((len(indices), *size_hw, 3), dtype=torch.uint8)
+            transforms = []
+            for canvas, index in zip(pixels.numpy(), indices, strict=True):
+                record = store.records[index]
+                transforms.append(letterbox_transform((record.height, record.width), size_hw))
+                draw_letterboxed(store.image(index), transforms[-1], canvas)
+            yield LetterboxedBatch(pixels.permute(0, 3, 1, 2), tuple(transforms), torch.tensor(indices))
 
     return prefetch(make, depth=1)
-
-
-def _make_batch(store: ImageStore, plan: LetterboxedPlan) -> LetterboxedBatch:
-    pixels = torch.empty((len(plan.indices), *plan.size_hw, 3), dtype=torch.uint8)
-    transforms = []
-    for canvas, index in zip(pixels.numpy(), plan.indices, strict=True):
-        record = store.records[index]
-        transform = letterbox_transform((record.height, record.width), plan.size_hw)
-        draw_letterboxed(store.image(index), transform, canvas)
-        transforms.append(transform)
-    return LetterboxedBatch(pixels.permute(0, 3, 1, 2), tuple(transforms), torch.tensor(plan.indices))

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 
-from anchorite.choices import CompileName
-from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, LoaderConfig
 from anchorite.data.dataset import LeftOut
 from anchorite.data.device import DeviceLoader, DeviceStore, choose_storage
 from anchorite.data.host_loader import HostLoader, make_loader
 from anchorite.data.records import Record
-from anchorite.data.samples import TrainSamples
+from anchorite.data.samples import SampleConfig, TrainSamples
 from anchorite.data.shards.split import ShardedSplit, readable
 from anchorite.data.shards.stream import StreamBatches, StreamSamples
 from anchorite.data.store import ImageStore, Progress
 from anchorite.devices import choose_compile
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
-
-StorageName = Literal["auto", "device", "ram", "disk", "none"]
 
 
 class Loader(Protocol):
@@ -57,74 +53,60 @@ class Loader(Protocol):
 
 def open_loader(
     records: Sequence[Record],
+    samples: SampleConfig,
     config: LoaderConfig,
-    augment: AugmentConfig,
-    image_size: int,
-    seed: int,
-    num_epochs: int | None = None,
     *,
-    storage: StorageName = "auto",
     device: torch.device | str = "cpu",
-    compile: CompileName = "auto",
-    skip_bad: bool = False,
     progress: Progress | None = None,
     world: World = SINGLE_PROCESS,
 ) -> Loader:
     """Decode the images of a split and keep them where they are read fastest; the loader of their training batches.
 
-    storage: "device" keeps them on the training device, or beside it in pinned memory, and augments there; "ram",
-    "disk" and "none" as `ImageStore`; "auto" is "device" with a CUDA device where they fit, else the first of "ram" and
-    "none" that does. A split in shards is read as a stream in any case. compile: of the augmentation on the device.
-    skip_bad: leave out images that cannot be decoded. world: the ranks that share each batch; they also share the work
-    of decoding. config: its rank, world_size and pin_memory follow world and device. num_epochs: the length of the run,
-    for `AugmentConfig.close_mosaic_epochs`.
+    config.storage: "device" keeps them on the training device, or beside it in pinned memory, and augments there;
+    "ram", "disk" and "none" as `ImageStore`; "auto" is "device" with a CUDA device where they fit, else the first of
+    "ram" and "none" that does. A split in shards is read as a stream in any case. world: the ranks that share each
+    batch, the cores of a machine and the work of decoding. The config's rank, world_size and pin_memory follow world
+    and device; workers of None are none beside a CPU's convolutions, and up to 8 beside a GPU.
 
     Raises InputError when no image is left or the images fit nowhere although "device" was asked for, and what
     `ImageStore.build` raises.
     """
-    device = torch.device(device)
-    workers = _default_workers(device, world) if config.workers is None else config.workers
+    device, storage, size = torch.device(device), config.storage, samples.image_size
+    workers = config.workers
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = 0 if device.type == "cpu" else min(8, max(1, cores // world.local_world_size - 1))
     facts = {"rank": world.rank, "world_size": world.world_size, "pin_memory": device.type == "cuda"}
     on_host = config.model_copy(update={**facts, "workers": workers})
     if isinstance(records, ShardedSplit):
-        split, left_out = readable(records, progress) if skip_bad else (records, ())
-        stream = StreamSamples(split, augment, image_size, seed, num_epochs)
+        split, left_out = readable(records, progress) if config.skip_bad else (records, ())
+        stream = StreamSamples(split, *samples)
         shards = f"images read from {len(split.shards)} shards as a stream"
         decisions = [f"{shards}; {workers} loader processes"]
-        return HostLoader(stream, StreamBatches(stream, on_host), on_host, None, left_out, decisions)
+        return HostLoader(stream, StreamBatches(stream, on_host), on_host, left_out, decisions)
     if storage == "device" or (storage == "auto" and device.type == "cuda"):
-        on_device = DeviceStore(records, image_size, device, skip_bad=skip_bad)
-        where, reason = choose_storage(on_device.num_bytes, device)
-        if where is not None:
-            on_device.storage = where
+        on_device = DeviceStore(records, size, device, skip_bad=config.skip_bad)
+        place, reason = choose_storage(on_device.num_bytes, device)
+        if place is not None:
+            on_device.storage = place
             on_device.build(progress)
-            _refuse_empty(on_device.images)
-            samples = TrainSamples(on_device.images, on_device.images.records, augment, image_size, seed, num_epochs)
+            drawn = _samples_of(on_device.images, samples)
             # Batches of several sizes are a reason against compiling the step, which is large, not against this.
-            compiled, _ = choose_compile(compile, device, one_size=True)
-            return DeviceLoader(samples, on_device, config.model_copy(update=facts), compiled=compiled, reason=reason)
+            compiled, _ = choose_compile(config.compile, device, one_size=True)
+            return DeviceLoader(drawn, on_device, config.model_copy(update=facts), compiled=compiled, reason=reason)
         if storage == "device":
             raise InputError(f"store device: {reason}. Choose a smaller image_size, or store disk or none")
-    store = ImageStore(records, image_size, "auto" if storage == "device" else storage, skip_bad=skip_bad)
+    store = ImageStore(records, size, "auto" if storage == "device" else storage, skip_bad=config.skip_bad)
     store.build(progress, world)
-    _refuse_empty(store)
-    samples = TrainSamples(store, store.records, augment, image_size, seed, num_epochs)
     decisions = [f"images in store: {store.mode}; {workers} loader processes"]
-    return make_loader(samples, on_host, left_out=store.left_out, decisions=decisions)
+    return make_loader(_samples_of(store, samples), on_host, left_out=store.left_out, decisions=decisions)
 
 
-def _refuse_empty(store: ImageStore) -> None:
+def _samples_of(store: ImageStore, samples: SampleConfig) -> TrainSamples:
+    """The samples of the images that a store holds; InputError when there are none."""
     if store.left_out and not len(store):
         first = store.left_out[0]
         raise InputError(
             f"none of the {len(store.left_out)} images to train on can be decoded: {first.record.path}: {first.reason}"
         )
-
-
-def _default_workers(device: torch.device, world: World = SINGLE_PROCESS) -> int:
-    """Loader processes where none are asked for: none beside a CPU's convolutions, up to 8 beside a GPU.
-
-    The ranks of one machine share its cores.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if device.type == "cpu" else min(8, max(1, cores // world.local_world_size - 1))
+    return TrainSamples(store, store.records, *samples)

@@ -5,19 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from typing import TypeVar
 
 from anchorite.interrupts import HeldInterrupts
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """What comes last out of the queue: why."""
-
-    error: BaseException | None
 
 
 def prefetch(
@@ -33,32 +26,27 @@ def prefetch(
     flush: an item to yield whenever no other is ready, so that the user can finish what it has; None waits. OpenCV and
     torch release the interpreter lock, so the thread's work overlaps its user's.
     """
-    ready: queue.Queue[Item | _Ended] = queue.Queue(maxsize=depth)
+    ready: queue.Queue[tuple[Item] | BaseException | None] = queue.Queue(maxsize=depth)  # last: why there are no more
     left = threading.Event()
     stop = left if stop is None else stop
 
-    def hand_over(item: Item | _Ended) -> None:
+    def hand_over(entry: tuple[Item] | BaseException | None) -> None:
         while not left.is_set():
-            try:
-                ready.put(item, timeout=0.1)
+            with suppress(queue.Full):
+                ready.put(entry, timeout=0.1)
                 return
-            except queue.Full:
-                continue
 
     def produce() -> None:
-        """What the thread does: hand over each item, then why there are no more."""
-        error: BaseException | None = None
-        items = make(stop)
+        end: BaseException | None = None
         try:
-            for item in items:
-                hand_over(item)
-                if left.is_set():
-                    break
-        except BaseException as raised:
-            error = raised
-        finally:
-            items.close()
-        hand_over(_Ended(error))
+            with closing(make(stop)) as items:
+                for item in items:
+                    hand_over((item,))
+                    if left.is_set():
+                        break
+        except BaseException as error:
+            end = error
+        hand_over(end)
 
     thread = threading.Thread(target=produce, name="anchorite-prefetch", daemon=True)
     try:
@@ -67,12 +55,12 @@ def prefetch(
         while True:
             if flush is not None and ready.empty():
                 yield flush
-            item = ready.get()
-            if isinstance(item, _Ended):
-                if item.error is not None:
-                    raise item.error
+            entry = ready.get()
+            if entry is None:
                 return
-            yield item
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry[0]
     finally:
         left.set()
         stop.set()

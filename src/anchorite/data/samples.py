@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from anchorite.data.augment import (
     AugmentConfig,
@@ -39,8 +36,8 @@ from anchorite.data.batches import SampleKey
 from anchorite.data.images import letterbox_transform
 from anchorite.data.records import Record, as_split
 
+Report = Callable[[int], object]
 MIXUP_CONCENTRATION = 32.0  # of the Beta distribution: blends stay near half and half
-_NO_ROWS = np.zeros((0, 6), np.float32)
 
 
 class Samples(Protocol):
@@ -59,18 +56,12 @@ class Samples(Protocol):
         """Where the image of a record lies, for messages."""
         ...
 
-    def draw_batch(self, keys: Any, pixels: NDArray[np.uint8], report: Callable[[int], object]) -> NDArray[np.float32]:
+    def draw_batch(self, keys: Any, pixels: NDArray[np.uint8], report: Report) -> NDArray[np.float32]:
         """Draw samples by their keys into `pixels` (B, S, S, 3); the rows (T, 6) of their targets.
 
         report: called with the index of each record before work on it begins.
         """
         ...
-
-
-class SizedImages(Images, Protocol):
-    """Images of known (height, width) `sizes_hw`."""
-
-    sizes_hw: list[tuple[int, int]]
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -117,16 +108,28 @@ def draw_tiles(
     return tiles
 
 
-class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
-    """Augmented training samples by `SampleKey`, from the images of a store and the labels of its records.
+class SampleConfig(NamedTuple):
+    """How training samples are made of images, on canvases of `image_size` pixels.
 
     num_epochs: how long the run is, for the last `close_mosaic_epochs` of them to see neither mosaic nor mixup; None
-    keeps both throughout. Ignored boxes are never targets.
+    keeps both throughout.
+    """
+
+    augment: AugmentConfig
+    image_size: int
+    seed: int
+    num_epochs: int | None = None
+
+
+class TrainSamples:
+    """Augmented training samples by `SampleKey`, from the images of a store and the labels of its records.
+
+    For the other parameters see `SampleConfig`. Ignored boxes are never targets.
     """
 
     def __init__(
         self,
-        store: SizedImages,
+        store: Images,
         records: Sequence[Record],
         config: AugmentConfig,
         image_size: int,
@@ -144,17 +147,10 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
         # Flat arrays: workers touch no Python object a record, so forked pages stay shared.
         self._boxes_xyxy = labels.boxes_xyxy[keep] * np.tile(scales, 2)[owners]  # in the stored images' pixels
         self._class_ids = labels.class_ids[keep].astype(np.float64)
-        self._starts = np.cumsum([0, *np.bincount(owners, minlength=len(records))]).tolist()
+        self._starts = np.cumsum([0, *np.bincount(owners, minlength=len(records))])
 
     def __len__(self) -> int:
         return len(self.store.sizes_hw)
-
-    def __getitem__(self, key: tuple[int, ...] | SampleKey) -> tuple[Tensor, Tensor, int]:
-        """The image (3, S, S) uint8 RGB, its rows (N, 5) float32 (class, cx, cy, w, h in 0..1), its record's index."""
-        key = SampleKey(*key)
-        pixels = np.empty((1, self.side(key), self.side(key), 3), np.uint8)
-        rows = self.draw_batch([key], pixels)
-        return torch.from_numpy(pixels[0]).permute(2, 0, 1), torch.from_numpy(rows[:, 1:]), key.record_index
 
     def side(self, key: SampleKey) -> int:
         """The canvas side S of a sample, in pixels."""
@@ -169,10 +165,7 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
         return self._records[index].path
 
     def draw_batch(
-        self,
-        keys: Sequence[SampleKey],
-        pixels: NDArray[np.uint8],
-        report: Callable[[int], object] = lambda index: None,
+        self, keys: Sequence[SampleKey], pixels: NDArray[np.uint8], report: Report = lambda index: None
     ) -> NDArray[np.float32]:
         """Draw samples of one side into `pixels` (B, S, S, 3); the `rows` (T, 6) of their targets. See `Samples`."""
         plans, scratch = [], Scratch()
@@ -185,22 +178,23 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
     def plan(self, key: SampleKey, rng: np.random.Generator | None = None) -> SamplePlan:
         """What a sample will show, from its random numbers alone: no pixel is touched. rng: others than its own."""
         rng = rng or sample_rng(self.seed, key.epoch, key.record_index)
-        config, size = self.config, self.side(key)
+        config, size, sizes_hw = self.config, self.side(key), self.store.sizes_hw
+
+        def layer(index: int, is_mosaic: bool) -> tuple[Tile, ...]:
+            """The tiles of one canvas that can be seen, in the order of drawing."""
+            tiles = draw_tiles(rng, index, sizes_hw, config, is_mosaic, size)
+            warps = [(source, plan_warp(step, sizes_hw[source], size)) for source, step in tiles]
+            return tuple(Tile(source, warp) for source, warp in warps if warp is not None)
+
         is_open = self.has_mosaic(key.epoch)
         mosaic, mixup, other_mosaic, other, *jitter = rng.random(7).tolist()
-        layers, share = [self._tiles(rng, key.record_index, is_open and mosaic < config.mosaic, size)], 1.0
+        layers, share = [layer(key.record_index, is_open and mosaic < config.mosaic)], 1.0
         if is_open and mixup < config.mixup:
-            layers.append(self._tiles(rng, int(other * len(self)), other_mosaic < config.mosaic, size))
+            layers.append(layer(int(other * len(self)), other_mosaic < config.mosaic))
             share = float(rng.beta(MIXUP_CONCENTRATION, MIXUP_CONCENTRATION))
         hue, saturation, value = (2.0 * number - 1.0 for number in jitter)
         gains = Jitter(hue * config.hue, 1.0 + saturation * config.saturation, 1.0 + value * config.value)
         return SamplePlan(size, tuple(layers), share, gains)
-
-    def _tiles(self, rng: np.random.Generator, index: int, is_mosaic: bool, size: int) -> tuple[Tile, ...]:
-        """The tiles of one canvas that can be seen, in the order of drawing."""
-        chosen = draw_tiles(rng, index, self.store.sizes_hw, self.config, is_mosaic, size)
-        tiles = [(source, plan_warp(step, self.store.sizes_hw[source], size)) for source, step in chosen]
-        return tuple(Tile(source, warp) for source, warp in tiles if warp is not None)
 
     def rows(self, plans: Sequence[SamplePlan]) -> NDArray[np.float32]:
         """The targets (T, 6) of plans of one size, each cut to what is seen of its tile: its plan, class, box in 0..1.
@@ -208,21 +202,22 @@ class TrainSamples(Dataset[tuple[Tensor, Tensor, int]]):
         Their order is that of the plans, layers, tiles and labels.
         """
         shown = [(number, tile) for number, plan in enumerate(plans) for layer in plan.layers for tile in layer]
-        spans = [range(self._starts[tile.source], self._starts[tile.source + 1]) for _, tile in shown]
+        spans = [np.arange(*self._starts[tile.source : tile.source + 2]) for _, tile in shown]
         counts = list(map(len, spans))
         if not sum(counts):
-            return _NO_ROWS
-        labels = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+            return np.zeros((0, 6), np.float32)
+        labels = np.concatenate(spans)
         maps = np.stack([tile.warp.map for _, tile in shown]).repeat(counts, axis=0)
         seen_xyxy = np.array([tile.warp.seen for _, tile in shown], np.float64).repeat(counts, axis=0)
         numbers = np.array([number for number, _ in shown]).repeat(counts)
         boxes_xyxy = map_boxes(maps, self._boxes_xyxy[labels])
         config, size = self.config, plans[0].size
         boxes_xyxy, keep = visible_boxes(boxes_xyxy, seen_xyxy, config.min_visible, config.min_side_px)
-        boxes_xyxy = boxes_xyxy[keep]
-        rows = np.empty((len(boxes_xyxy), 6), np.float32)
-        rows[:, 0] = numbers[keep]
-        rows[:, 1] = self._class_ids[labels[keep]]
-        rows[:, 2:4] = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / (2 * size)
-        rows[:, 4:6] = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) / size
-        return rows
+        lows, highs = boxes_xyxy[keep, :2], boxes_xyxy[keep, 2:]
+        columns = (
+            numbers[keep, None],
+            self._class_ids[labels[keep], None],
+            (lows + highs) / (2 * size),
+            (highs - lows) / size,
+        )
+        return np.concatenate(columns, axis=1, dtype=np.float32)

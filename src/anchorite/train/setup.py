@@ -13,7 +13,7 @@ from torch import nn
 
 import anchorite
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
-from anchorite.data import DatasetIndex, Loader, LoaderConfig, Split, open_loader, without_images
+from anchorite.data import DatasetIndex, Loader, LoaderConfig, SampleConfig, Split, open_loader, without_images
 from anchorite.devices import Precision, choose_compile, choose_device, choose_precision, keep_freed_memory
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
@@ -196,21 +196,18 @@ def _open_data(
     stride = default_anchors(recipe.model).strides[-1]
     loader = open_loader(
         dataset.splits["train"],
+        SampleConfig(recipe.augment, recipe.image_size, recipe.seed, recipe.epochs),
         LoaderConfig(
             batch_size=recipe.batch,
             workers=recipe.workers,
             multi_scale=recipe.multi_scale,
             size_step=stride,
             worker_timeout_s=recipe.worker_timeout_s,
+            storage=recipe.store,
+            compile=recipe.compile,
+            skip_bad=dataset.skip_bad,
         ),
-        recipe.augment,
-        recipe.image_size,
-        recipe.seed,
-        recipe.epochs,
-        storage=recipe.store,
         device=device,
-        compile=recipe.compile,
-        skip_bad=dataset.skip_bad,
         progress=lambda num_done, num_images: listener(StoreProgress("train", num_done, num_images)),
         world=world,
     )

@@ -96,7 +96,7 @@ class StreamBatches:
     """
 
     def __init__(self, samples: StreamSamples, config: LoaderConfig, window: int = WINDOW) -> None:
-        self.sizes = BatchSizes.of(len(samples.split), config)
+        self.sizes = BatchSizes(len(samples.split), config)
         self.samples, self.split, self.seed = samples, samples.split, samples.seed
         self.config, self.window = config, window
 
