@@ -157,10 +157,10 @@ def machine(device: torch.device) -> dict[str, object]:
     }
 
 
-def detector_of(size: str, num_classes: int, device: torch.device, seed: int = 0) -> Detector:
+def detector_of(size: str, num_classes: int, device: torch.device) -> Detector:
     """A detector with random weights, the same ones for the same arguments, in channels_last layout."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         detector = Detector(size, num_classes, default_anchors(size))
     to_channels_last(detector.to(device))
     return detector
@@ -178,13 +178,11 @@ def targets_for(batch: int, objects: int, num_classes: int, device: torch.device
     return Targets.from_rows(rows.to(device))
 
 
-def batch_for(
-    batch: int, image_size: int, objects: int, num_classes: int, device: torch.device, seed: int = 3
-) -> Batch:
+def batch_for(batch: int, image_size: int, objects: int, num_classes: int, device: torch.device) -> Batch:
     """Noise images as a loader would hand them over, with `objects` boxes each."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(3)
     pixels = torch.randint(0, 256, (batch, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
-    targets = targets_for(batch, objects, num_classes, device, seed)
+    targets = targets_for(batch, objects, num_classes, device, seed=3)
     return Batch(pixels.permute(0, 3, 1, 2).to(device), targets, torch.arange(batch))
 
 

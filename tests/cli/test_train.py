@@ -116,7 +116,7 @@ def test_resuming_takes_no_recipe_and_names_the_flags(capsys: pytest.CaptureFixt
     capsys.readouterr()
     code, message = refused(capsys, "train", "--resume", finished_run(), "--epochs", "5", "--set", "patience=3")
     assert code == 2
-    assert "--set, --epochs with --resume" in message
+    assert "--epochs, --set with --resume" in message
     code, message = refused(capsys, "train", "--resume", finished_run(), "--out", "elsewhere")
     assert code == 2
     assert "--out with --resume" in message

@@ -20,7 +20,6 @@ from anchorite.reading import one_line
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
-    from anchorite.inspect import Inspection
 
 _MOST_NOTES = 10
 _CHANGES_HEADING = """Made by `anchorite inspect --fix`. Images are byte copies. Of the labels this copy has what
@@ -92,7 +91,7 @@ def split(
     if groups:
         print(f"{sum(groups)} images in {len(groups)} groups show the same view as another; each group is in one split")
     _print_class_table(dataset)
-    _write_copy(dataset, out, cast(FormatName, to or dataset.format), f"Made by `anchorite split`, seed {seed}.")
+    _write_copy(dataset, out, to or dataset.format, f"Made by `anchorite split`, seed {seed}.")
 
 
 def _read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetIndex:
@@ -105,23 +104,26 @@ def _read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetInd
     return dataset
 
 
-def _write_copy(
-    dataset: DatasetIndex, out: Path, format: FormatName, heading: str, shard_mb: int | None = None
-) -> None:
+def _write_copy(dataset: DatasetIndex, out: Path, format: str, heading: str, shard_mb: int | None = None) -> None:
     """Write the copy, with changes.txt where reading or writing changed something, and print a summary."""
-    from anchorite.data.convert import write_dataset
-
     changed = [f"{one.kind:<18} {one.origin}: {one.detail}" for one in dataset.adjustments]
     extra = "\n".join([heading, *map(one_line, changed)]) if changed else ""
+    notes = _write(dataset, out, format, extra, **({} if shard_mb is None else {"shard_bytes": shard_mb * 1_000_000}))
+    listed = f"; {out / 'changes.txt'} lists what is not in it" if changed or notes else ""
+    print(f"{format} copy: {out}, {split_counts(dataset)}; read back and the same{listed}")
+
+
+def _write(dataset: DatasetIndex, out: Path, format: str, extra: str, **options: int) -> list[str]:
+    """`write_dataset`, with what it tells printed."""
+    from anchorite.data.convert import write_dataset
+
     with counting("copied") as progress:
-        sized = {} if shard_mb is None else {"shard_bytes": shard_mb * 1_000_000}
-        notes = write_dataset(dataset, out, format, extra=extra, progress=progress, **sized)
+        notes = write_dataset(dataset, out, cast(FormatName, format), extra=extra, progress=progress, **options)
     for note in notes[:_MOST_NOTES]:
         print(f"  {one_line(note)}")
     if len(notes) > _MOST_NOTES:
         print(f"  and {len(notes) - _MOST_NOTES} more")
-    listed = f"; {out / 'changes.txt'} lists what is not in it" if changed or notes else ""
-    print(f"{format} copy: {out}, {split_counts(dataset)}; read back and the same{listed}")
+    return notes
 
 
 def _print_class_table(dataset: DatasetIndex) -> None:
@@ -193,7 +195,7 @@ def inspect(
     2: errors, that is, labels or images are refused, dropped or ignored, or an image is in two splits.
     """
     from anchorite.evaluate import require_side
-    from anchorite.inspect import KINDS, inspect_dataset, report_text, summary_text
+    from anchorite.inspect import KINDS, corrected_dataset, inspect_dataset, report_text, summary_text
     from anchorite.model import default_anchors
 
     default = default_anchors(model)
@@ -216,7 +218,10 @@ def inspect(
         write_text_atomically(out / "report.json", json.dumps(inspection.to_json(), indent=1) + "\n")
         print(f"\nevery finding: {out / 'report.txt'} and {out / 'report.json'}")
     if fix is not None:
-        _write_corrected(inspection, fix)
+        corrected, changes = corrected_dataset(inspection)
+        lines = "".join(f"{one_line(change.line())}\n" for change in changes)
+        _write(corrected, fix, corrected.format, _CHANGES_HEADING + lines)
+        print(f"\ncorrected copy: {fix}, {len(changes)} changes, listed in {fix / 'changes.txt'}")
     errors = inspection.of_severity("error")
     if errors:
         of_kinds = inspection.counts().items()
@@ -224,16 +229,3 @@ def inspect(
         listing = "" if out is not None else "--out FOLDER lists every one, "
         advice = "" if fix is not None else f"; {listing}--fix FOLDER writes a corrected copy"
         raise InputError(f"{data}: {len(errors)} error{'' if len(errors) == 1 else 's'} ({counts}){advice}")
-
-
-def _write_corrected(inspection: Inspection, fix: Path) -> None:
-    from anchorite.data.convert import write_dataset
-    from anchorite.inspect import corrected_dataset
-
-    dataset, changes = corrected_dataset(inspection)
-    lines = _CHANGES_HEADING + "".join(f"{one_line(change.line())}\n" for change in changes)
-    with counting("copied") as progress:
-        notes = write_dataset(dataset, fix, cast(FormatName, dataset.format), extra=lines, progress=progress)
-    print(f"\ncorrected copy: {fix}, {len(changes)} changes, listed in {fix / 'changes.txt'}")
-    for note in notes:
-        print(f"  {note}")

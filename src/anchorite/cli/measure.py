@@ -130,9 +130,7 @@ def benchmark(
     json: Annotated[Path | None, Parameter(help="File for everything measured, as JSON.")] = None,
     rounds: Annotated[PositiveInt | None, Parameter(help="Rounds of each measurement; default: 25.")] = None,
     out: Annotated[Path | None, Parameter(show=False)] = None,
-    plain_memory: Annotated[
-        bool, Parameter(help="Leave the C library's allocator as it is; training tunes it.")
-    ] = False,
+    plain_memory: Annotated[bool, Parameter(help="Leave the C allocator as it is; training tunes it.")] = False,
     quick: Annotated[bool, Parameter(help="Small sizes, two rounds: shows that it runs, not how fast.")] = False,
 ) -> None:
     """Measure how fast this machine trains and predicts.

@@ -38,9 +38,7 @@ QUIET_HELP = "Print nothing on stdout but the final results; errors still go to 
 Data = Annotated[Path, Parameter(help="Folder of labelled images, data.yaml or COCO json.")]
 Weights = Annotated[Path, Parameter(help="Weights, or an export of them (.onnx, .xml).")]
 Format = Annotated[FormatName | None, Parameter(help="Label format, where recognition guesses wrong.")]
-AllowOutside = Annotated[
-    bool, Parameter(help="Follow paths and links that lead out of the dataset; for data you trust.")
-]
+AllowOutside = Annotated[bool, Parameter(help="Follow paths and links out of the dataset, for data you trust.")]
 
 
 @Parameter(name="*")
@@ -101,8 +99,9 @@ class RunningOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RecipeOptions:
-    """The recipe fields that are set most often; all others by --set."""
+    """A recipe, and those of its fields that are set most often; all others by --set."""
 
+    recipe: Annotated[str | None, Parameter(help="Built-in recipe (see `anchorite recipes`) or YAML file.")] = None
     model: Annotated[ModelSize | None, Parameter(help="Size of the network.")] = None
     weights: Annotated[str | None, Parameter(help="Weights (or .pt of the original family) to start from.")] = None
     backbone: Annotated[str | None, Parameter(help="Of transformers: hf:FOLDER, or hf-config:FOLDER (random).")] = None
@@ -119,34 +118,36 @@ class RecipeOptions:
         list[str] | None, Parameter("--set", help="Any recipe field, as in --set loss.label_smoothing=0.1.")
     ] = None
 
-    def flags_given(self) -> list[str]:
-        """The flags that were given."""
-        others = ["--set"] * bool(self.settings) + ["--allow-download"] * self.allow_download
-        return others + [f"--{name.replace('_', '-')}" for name in self._fields_given()]
+    def refuse_on_resume(self, what: str, **others: Path | None) -> None:
+        """InputError naming the flags, of these and `others`, that cannot be given for a run or study to resume."""
+        values = {**others, **asdict(self)}.items()
+        given = [name.replace("_", "-") for name, value in values if value is not None and value is not False]
+        if flags := [f"--{'set' if name == 'settings' else name}" for name in given]:
+            raise InputError(
+                f"{', '.join(flags)} with --resume: a {what} goes on as it was started; "
+                f"leave {'it' if len(flags) == 1 else 'them'} out, or start a new {what} without --resume"
+            )
 
-    def recipe(self, source: str | None) -> tuple[Recipe, tuple[str, ...]]:
-        """A built-in recipe or that of a file with all this set, and sentences on how a file of others was read.
+    def read(self) -> tuple[Recipe, tuple[str, ...]]:
+        """The recipe with all this set, and sentences on how a file of other trainers was read.
 
         InputError names the flag that does not fit.
         """
         from anchorite.model import download_backbone
         from anchorite.train import parse_setting, read_recipe
 
-        given, values = self._fields_given(), dict(parse_setting(text) for text in self.settings or ())
+        own = ("recipe", "settings", "allow_download")
+        given = {name: value for name, value in asdict(self).items() if name not in own and value is not None}
+        values = dict(parse_setting(text) for text in self.settings or ())
         twice = [f"--{name.replace('_', '-')} and --set {name}" for name in given if name in values]
         if twice:
             raise InputError(f"{', '.join(twice)}: two values for the same field; leave one out")
-        recipe, notes = read_recipe(source, given | values, flags=given.keys())
+        recipe, notes = read_recipe(self.recipe, given | values, flags=given.keys())
         if self.allow_download:
             if recipe.backbone is None:
                 raise InputError("--allow-download is for --backbone hf:NAME, and no backbone was given; leave it out")
             download_backbone(recipe.backbone)
         return recipe, notes
-
-    def _fields_given(self) -> dict[str, Any]:
-        """The fields of the recipe that flags of their own set."""
-        own = ("settings", "allow_download")
-        return {name: value for name, value in asdict(self).items() if name not in own and value is not None}
 
 
 @Parameter(name="*")
@@ -155,9 +156,7 @@ class LimitOptions:
     """What counts as a detection."""
 
     confidence: Annotated[float, Parameter(help="Least score of a detection.")] = 0.25
-    iou_threshold: Annotated[
-        float, Parameter(("--iou-threshold", "--iou-limit"), help="IoU above which the weaker of two boxes goes.")
-    ] = 0.45
+    iou_threshold: Annotated[float, Parameter(alias="--iou-limit", help="IoU above which the weaker box goes.")] = 0.45
     max_detections: Annotated[Whole, Parameter(help="Most detections per image.")] = 300
     class_agnostic: Annotated[bool, Parameter(help="Boxes of all classes suppress each other.")] = False
     multi_label: Annotated[bool, Parameter(help="A place may answer for several classes.")] = False

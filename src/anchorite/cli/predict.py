@@ -39,9 +39,7 @@ class SourceOptions:
     recursive: Annotated[bool, Parameter(help="Look into the subfolders of folders, too.")] = False
     every: Annotated[PositiveInt, Parameter(help="Use each so-many-th frame of videos and cameras.")] = 1
     watch: Annotated[bool, Parameter(help="Sources are folders being written to; Ctrl-C ends watching them.")] = False
-    idle_seconds: Annotated[
-        float | None, Parameter(validator=Number(gt=0), help="End --watch after so long without images.")
-    ] = None
+    idle_seconds: Annotated[float | None, Parameter(validator=Number(gt=0), help="Idle time that ends --watch.")] = None
     null: Annotated[bool, Parameter(help="Paths on stdin end with NUL, as find -print0 writes them.")] = False
 
 
@@ -209,9 +207,7 @@ class RequestOptions:
 def serve(
     weights: Weights,
     *,
-    host: Annotated[str, Parameter(help="Address to listen on; the default is reachable from this machine alone.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[str, Parameter(help="Address to listen on; the default is for this machine alone.")] = "127.0.0.1",
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535), help="Port; 0 takes a free one.")] = 8000,
     device: Annotated[str, DEVICE] = "auto",
     precision: Annotated[PrecisionName, Parameter(help="Number format.")] = "auto",

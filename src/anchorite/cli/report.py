@@ -24,12 +24,8 @@ _DEFAULT_PORT = 8765  # as of report.serve, which is slow to import
 def report(
     run: Annotated[list[Path], Parameter(help="Folder of a run; of several, to compare them.")],
     *,
-    out: Annotated[
-        Path | None, Parameter(help="New .html file. Default: RUN/report.html, of several comparison.html, -2, ...")
-    ] = None,
-    serve: Annotated[
-        bool, Parameter(help="Show the page of one run, live, to browsers on this machine; Ctrl-C ends it.")
-    ] = False,
+    out: Annotated[Path | None, Parameter(help="New .html file. Default: RUN/report.html, or comparison.html.")] = None,
+    serve: Annotated[bool, Parameter(help="Show the page of one run, live, to browsers on this machine.")] = False,
     port: Annotated[int | None, Parameter(validator=Number(gte=0, lte=65535), help="Port of --serve; 0: any.")] = None,
 ) -> None:
     """Write the page of a run anew, or one that compares runs; or show it live while it trains (--serve)."""
@@ -99,14 +95,10 @@ def explain(
     data: Data,
     *,
     split: Annotated[str, Parameter(help="Split whose images are shown.")] = "val",
-    image: Annotated[
-        list[str] | None, Parameter(help="Images to show, by file name or stem; default: the most instructive 12.")
-    ] = None,
+    image: Annotated[list[str] | None, Parameter(help="File name or stem; default: the most instructive 12.")] = None,
     weights: Annotated[Path | None, Parameter(help="Weights, to show predictions and loss as well.")] = None,
     recipe: Annotated[str | None, Parameter(help="Recipe of the loss; default: that beside the weights.")] = None,
-    image_size: Annotated[
-        PositiveInt | None, Parameter(help="Longer side of the input; default: of weights or recipe.")
-    ] = None,
+    image_size: Annotated[PositiveInt | None, Parameter(help="Longer side; default: of weights or recipe.")] = None,
     out: Annotated[Path | None, Parameter(help="New .html file; default: explain.html, or with a number.")] = None,
     reading: ReadingOptions = ReadingOptions(),
 ) -> None:

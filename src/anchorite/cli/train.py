@@ -43,12 +43,9 @@ _QUICK_PX = 320
 def train(
     data: Data | None = None,
     *,
-    recipe: Annotated[str | None, Parameter(help="Built-in recipe (see `anchorite recipes`) or YAML file.")] = None,
     out: Annotated[Path | None, Parameter(help="New folder for the run. Default: runs/DATA-MODEL, -2, -3, ...")] = None,
     resume: Annotated[Path | None, Parameter(help="Folder of a run to go on with; DATA only if it has moved.")] = None,
-    allow: Annotated[
-        list[Change] | None, Parameter(help="With --resume: what may have changed since the run was started.")
-    ] = None,
+    allow: Annotated[list[Change] | None, Parameter(help="With --resume: what may have changed since.")] = None,
     reading: ReadingOptions = ReadingOptions(),
     fields: RecipeOptions = RecipeOptions(),
     tensorboard: Annotated[bool, Parameter(help="Write RUN/events for TensorBoard, also when resumed.")] = False,
@@ -60,22 +57,16 @@ def train(
     if restarts and out is None and resume is None:
         raise InputError("torchrun --max-restarts without --out: a restart has to find its run; name the run's folder")
     if restarted and out is not None and (out / "run.json").is_file():
-        out, resume, recipe, fields = None, out, None, RecipeOptions()  # the run holds their values
+        out, resume, fields = None, out, RecipeOptions()  # the run holds their values
     if resume is not None:
-        refused = [flag for flag, value in {"--recipe": recipe, "--out": out}.items() if value is not None]
-        refused += fields.flags_given()
-        if refused:
-            raise InputError(
-                f"{', '.join(refused)} with --resume: a run goes on as it was started; "
-                f"leave {'it' if len(refused) == 1 else 'them'} out, or start a new run without --resume"
-            )
+        fields.refuse_on_resume("run", out=out)
         _resume(resume, data, reading, allow or [], tensorboard, output)
     elif allow:
         raise InputError("--allow is for --resume: a new run has nothing to differ from; leave it out")
     elif data is None:
         raise InputError("train: DATA is missing: anchorite train DATA, or anchorite train --resume RUN")
     else:
-        _start(data, out, *fields.recipe(recipe), reading, tensorboard, output)
+        _start(data, out, *fields.read(), reading, tensorboard, output)
 
 
 def _start(
@@ -265,7 +256,6 @@ def tune(
     data: Data | None = None,
     *,
     trials: Annotated[PositiveInt, Parameter(help="Trials in all, the recipe as it is included.")] = 20,
-    recipe: Annotated[str | None, Parameter(help="Built-in recipe or YAML file to start from.")] = None,
     space: Annotated[Path | None, Parameter(help="YAML: recipe field to {low, high, log} or {choices}.")] = None,
     out: Annotated[Path | None, Parameter(help="New folder for the study. Default: runs/tune-DATA, -2, ...")] = None,
     resume: Annotated[Path | None, Parameter(help="Folder of a study to go on with.")] = None,
@@ -280,10 +270,7 @@ def tune(
     from anchorite.tune import Study, default_space, read_space
 
     if resume is not None:
-        given = {"--recipe": recipe, "--out": out, "--space": space}
-        refused = [flag for flag, value in given.items() if value is not None] + fields.flags_given()
-        if refused:
-            raise InputError(f"{', '.join(refused)} with --resume: a study goes on as it was started; leave it out")
+        fields.refuse_on_resume("study", out=out, space=space)
         study = Study.open(resume)
         dataset = reading.open_again(study.facts, data)
     elif data is None:
@@ -291,7 +278,7 @@ def tune(
     else:
         folder = out or free_path(Path("runs") / f"tune-{data_name(data)}")
         refuse_taken(folder)
-        (chosen, notes), searched = fields.recipe(recipe), default_space() if space is None else read_space(space)
+        (chosen, notes), searched = fields.read(), default_space() if space is None else read_space(space)
         print("".join(f"{note}\n" for note in notes), end="")
         dataset = reading.open(data)
         study = Study.create(folder, dataset, chosen, searched)

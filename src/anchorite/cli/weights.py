@@ -30,9 +30,7 @@ class FileOptions:
     """What the file takes in, and in which number format it computes."""
 
     image_size: Annotated[PositiveInt | None, Parameter(help="Longer side of the input; default: as trained.")] = None
-    static: Annotated[PositiveInt | None, Parameter(help="Fix the shape: so many images, square, of --image-size.")] = (
-        None
-    )
+    static: Annotated[PositiveInt | None, Parameter(help="Fix the shape: so many images, square.")] = None
     uint8: Annotated[bool, Parameter(help="Input of bytes, height x width x RGB, as images are decoded.")] = False
     half: Annotated[bool, Parameter(help="Convolutions in float16; input and output stay.")] = False
     int8: Annotated[bool, Parameter(help="Convolutions in int8; needs --calibrate.")] = False
