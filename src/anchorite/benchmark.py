@@ -35,7 +35,6 @@ from anchorite.train.optim import EMA, build_optimizer
 from anchorite.train.optim import Settings as StepSettings
 from anchorite.train.step import TrainingStep, TrainState
 
-WARM_UP_CALLS = 2
 _SHORTEST, _LONGEST = 0.02, 0.6  # sides of objects, as fractions of the image's
 _SMALL_LR = StepSettings(lr=1e-4, bias_lr=1e-4, momentum=0.9)  # so small that no round differs from another
 _DETECTIONS = 50  # of random weights in one image, so that suppression has as much to do as with trained ones
@@ -97,7 +96,7 @@ def shown(value: float, unit: str) -> str:
 def interleaved(
     functions: Mapping[str, Callable[[], object]],
     rounds: int,
-    warm_up: int = WARM_UP_CALLS,
+    warm_up: int = 2,
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Sample]:
