@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import socket
-import subprocess
-import sys
+from functools import cache
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,16 @@ def free_port() -> int:
 def environment_of(number: int, count: int, port: int) -> dict[str, str]:
     """What torchrun would tell a rank of this machine."""
     world = {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": count}
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    return {**os.environ, **{name: str(value) for name, value in {**world, **place}.items()}}
+    machine = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    return {name: str(value) for name, value in {**world, **machine}.items()}
+
+
+@cache
+def _context() -> ForkServerContext:
+    """Where ranks come from: a process that has imported what takes seconds, forked for each of them."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.distributed.programs", "torch._dynamo"])
+    return context
 
 
 def on_ranks(count: int, function: str, folder: Path, **arguments: Any) -> list[dict[str, Tensor]]:
@@ -42,14 +50,28 @@ def on_ranks(count: int, function: str, folder: Path, **arguments: Any) -> list[
     if count == 1:
         return [_called(function, arguments)]
     port = free_port()
-    words = [sys.executable, "-m", "tests.distributed.processes", function, json.dumps(arguments), str(folder)]
     started = [
-        subprocess.Popen(words, env=environment_of(number, count, port), stderr=subprocess.PIPE, text=True)
+        _context().Process(target=_run, args=(environment_of(number, count, port), function, arguments, folder))
         for number in range(count)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in started]
-    assert [process.returncode for process in started] == [0] * count, "\n".join(errors)
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=120)
+        process.kill()
+    said = "\n".join(path.read_text() for path in sorted(folder.glob("rank-*.stderr")))
+    assert [process.exitcode for process in started] == [0] * count, said
     return [load_file(folder / f"rank-{number}.safetensors") for number in range(count)]
+
+
+def _run(environment: dict[str, str], function: str, arguments: dict[str, Any], folder: Path) -> None:
+    """What the process of a rank does: its tensors and what it says on stderr become files of the folder."""
+    os.environ.update(environment)
+    file = folder / f"rank-{environment['RANK']}"
+    with file.with_suffix(".stderr").open("w") as stderr:
+        os.dup2(stderr.fileno(), 2)
+    torch.set_num_threads(1)
+    save_file(_called(function, arguments), file.with_suffix(".safetensors"))
 
 
 def _called(function: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
@@ -57,8 +79,3 @@ def _called(function: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
     with init_process_group(TIMEOUT_S) as world:
         tensors: dict[str, Tensor] = getattr(importlib.import_module(module), name)(world, **arguments)
     return {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    save_file(_called(sys.argv[1], json.loads(sys.argv[2])), f"{sys.argv[3]}/rank-{os.environ['RANK']}.safetensors")
