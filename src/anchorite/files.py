@@ -54,6 +54,14 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder where it is not there yet; StorageError when it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made: {error.strerror or error}; name another folder") from error
+
+
 def is_locked(path: Path) -> bool:
     """Whether another process holds the lock file; only asked, never taken, so that nothing that starts is refused.
 

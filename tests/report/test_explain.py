@@ -23,8 +23,7 @@ from anchorite.data import open_dataset
 from anchorite.errors import DivergedError, InputError
 from anchorite.loss import DetectionLoss, LossConfig, assign
 from anchorite.model import WeightsInfo, save_weights
-from anchorite.report.explain import Chosen, choose_images, choose_setting, explain, find_images
-from anchorite.report.explain_costs import image_costs
+from anchorite.report.explain import Chosen, choose_images, choose_setting, explain, find_images, image_costs
 from anchorite.report.page import script_json
 from tests.inspect.samples import write_picture, yolo_folder
 from tests.report.explained import EVIL, MIDDLE, dataset_in, explained_val, setting_of, targets_of

@@ -142,7 +142,7 @@ def test_what_diverges_is_noted_and_the_search_goes_on(runs: FakeRuns, tmp_path:
     ("space", "said"),
     [
         ({"optimizer.speed": Range(low=1, high=2)}, "optimizer.speed: no such recipe field"),
-        ({"optimizr.rate": Range(low=1, high=2)}, "did you mean optimizer?"),
+        ({"optimizr.lr": Range(low=1, high=2)}, "did you mean optimizer.lr?"),
         ({"augment.mosaic": Range(low=0.5, high=1.5)}, "augment.mosaic: must be less than or equal to 1"),
         ({"optimizer.name": Choice(choices=["sgd", "adom"])}, "optimizer.name: "),
     ],

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 import anchorite
 from anchorite.data import DatasetIndex, Record, decode_image
 from anchorite.devices import choose_device, choose_precision, processor_facts
-from anchorite.errors import StorageError
 from anchorite.evaluate import ReadConfig, ValidationResult, Validator
-from anchorite.files import write_bytes_atomically, write_text_atomically
+from anchorite.files import make_folder, write_bytes_atomically, write_text_atomically
 from anchorite.jpeg import encode_jpeg, shrunk
 from anchorite.metrics import Predictions, Truth, confusion_matrix, detection_curves
 from anchorite.model import load_weights
@@ -172,7 +171,10 @@ def _examples(
         counts = confusion_matrix([truth], [found], result.class_names, confidence).counts
         right, missed, false_alarms = np.trace(counts), counts[:-1, -1].sum(), counts[-1, :-1].sum()
         verdicts.append(ImageVerdict(*map(int, (right, missed, false_alarms, counts[:-1, :-1].sum() - right))))
-    folder = _made(run_folder / "examples", remove="*.jpg")
+    folder = run_folder / "examples"
+    make_folder(folder)
+    for old in folder.glob("*.jpg"):
+        old.unlink()
     examples = []
     for kind, chosen in zip(("worst", "best"), choose_examples(verdicts), strict=True):
         for number, index in enumerate(chosen, 1):
@@ -213,21 +215,10 @@ def _save_predictions(folder: Path, predictor: Predictor, records: Sequence[Reco
 
     Boxes are drawn at full size, then large pictures are made smaller. Raises StorageError when the disk refuses.
     """
-    _made(folder)
+    make_folder(folder)
     chosen = np.linspace(0, len(records) - 1, min(_MAX_PREDICTIONS, len(records))).round().astype(int)
     sources = [records[index].path for index in chosen.tolist()]
     for number, (image, detections) in enumerate(predictor.stream(sources), 1):
         stem = "".join(char if char.isalnum() or char in "-_." else "_" for char in Path(detections.source).stem)
         picture = encode_jpeg(shrunk(draw(image, detections), _PREDICTION_PX), _PREDICTION_QUALITY)
         write_bytes_atomically(folder / f"{number:02d}-{stem[:_LONGEST_STEM]}.jpg", picture)
-
-
-def _made(folder: Path, remove: str = "") -> Path:
-    """The folder, made where it is missing, without the files of that pattern."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob(remove) if remove else ():
-            old.unlink()
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made: {error.strerror or error}") from error
-    return folder

@@ -1,22 +1,26 @@
 """One page that shows what the loss sees in some images: which anchor cells are assigned to each box, and its costs.
 
-Legend: N images, H, W image height and width in pixels.
+Legend: N images, H, W image height and width in pixels, of a level's grid its rows and columns, A anchors of a level,
+K classes, P matched anchor cells of a level.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from anchorite import __version__
-from anchorite.anchors import AnchorSet
+from anchorite.anchors import AnchorSet, decode_level
+from anchorite.boxes import Targets, cxcywh_to_xyxy, pairwise_iou_xyxy
 from anchorite.data import (
     DatasetIndex,
     LetterboxedBatch,
@@ -27,19 +31,21 @@ from anchorite.data import (
     rectangular_size,
 )
 from anchorite.data.batches import plan_letterboxed
-from anchorite.errors import InputError
+from anchorite.errors import DivergedError, InputError
 from anchorite.evaluate import batch_targets, require_classes, require_side
-from anchorite.loss import DetectionLoss, assign
+from anchorite.loss import DetectionLoss, LevelBreakdown, assign, break_down
 from anchorite.model import Detector, default_anchors, load_weights
-from anchorite.report.explain_costs import image_costs
+from anchorite.predict import images_not_finite
 from anchorite.report.page import MAX_PAGE_BYTES, jpeg_uri, render_page
-from anchorite.train import Recipe, load_recipe
+from anchorite.train import load_recipe
 from anchorite.train.setup import choose_anchors
 
 MOST_CHOSEN = 12
 MOST_NAMED = 60
 _PLANNED_TOGETHER = 256
-_NUM_NEAR = 3
+_NUM_NEAR = 3  # names that are suggested
+_NUM_BACKGROUND = 10  # cells, of all levels
+_PARTS = (("box", slice(0, 4)), ("objectness", slice(4, 5)), ("classification", slice(5, None)))  # of 5 + K channels
 _LONGEST_PX, _LEAST_PICTURE_BYTES = 960, 8_000
 # Scale and JPEG quality, from best to smallest; the first that fits is taken, or else the last one.
 _PICTURE_SIZES = ((1.0, 86), (1.0, 75), (0.8, 75), (0.66, 70), (0.5, 66), (0.4, 60), (0.3, 50), (0.2, 45), (0.12, 40))
@@ -84,30 +90,26 @@ def choose_setting(
     remedy = "leave --weights out to see the assignment alone, or explain them on data of their own"
     require_classes(weights, info.class_names, dataset.root, dataset.class_names, remedy)
     size = require_side(image_size or info.image_size, info.anchors.strides[-1], str(weights))
-    chosen, where = _recipe_of(weights, recipe)
+    beside = weights.parent / "recipe.yaml"
+    if recipe is not None:
+        chosen, where = load_recipe(recipe), f"recipe {recipe}"
+    elif beside.is_file():
+        chosen, where = load_recipe(beside), "recipe.yaml beside the weights"
+    else:
+        chosen = load_recipe()
+        where = f"recipe {chosen.name}, for there is no recipe.yaml beside the weights"
     # The loss as training had it: gains scaled for the size that the weights were trained at.
     num_classes = len(info.class_names)
     config = chosen.loss.scaled(info.anchors.num_levels, num_classes, info.image_size)
     criterion = DetectionLoss(info.anchors, num_classes, config).eval()
+    balance = ", ".join(f"{value:g}" for value in criterion.balance.tolist())
     sentences = (
         f"anchors and classes: of the weights {weights.name}",
         f"loss settings: {where}; effective gains: box {config.box_gain:.4g}, objectness {config.objectness_gain:.4g}, "
-        f"class {config.class_gain:.4g}; balance of the levels "
-        + ", ".join(f"{value:g}" for value in criterion.balance.tolist())
+        f"class {config.class_gain:.4g}; balance of the levels {balance}"
         + (" (as at the start of training)" if config.automatic_balance else ""),
     )
     return ExplainSettings(info.class_names, info.anchors, size, config.ratio_limit, detector, criterion, sentences)
-
-
-def _recipe_of(weights: Path, recipe: str | Path | None) -> tuple[Recipe, str]:
-    """The recipe with the loss of these weights, and in words where it comes from."""
-    if recipe is not None:
-        return load_recipe(recipe), f"recipe {recipe}"
-    beside = weights.parent / "recipe.yaml"
-    if beside.is_file():
-        return load_recipe(beside), "recipe.yaml beside the weights"
-    chosen = load_recipe()
-    return chosen, f"recipe {chosen.name}, for there is no recipe.yaml beside the weights"
 
 
 @dataclass(frozen=True)
@@ -123,30 +125,28 @@ def find_images(dataset: DatasetIndex, split: str, names: Sequence[str]) -> list
 
     Raises InputError for a name that no image has, suggesting similar names, or the split that has it.
     """
-    by_name: dict[str, list[int]] = {}
-    for index, record in enumerate(dataset.splits[split]):
-        for name in {record.path.name, record.path.stem}:
-            by_name.setdefault(name, []).append(index)
-    found: dict[int, None] = {}
+    known = {
+        other: [(record.path.name, record.path.stem) for record in records] for other, records in dataset.splits.items()
+    }
+    found: dict[int, str] = {}
     for name in names:
-        if name not in by_name:
-            raise InputError(f"--image {name}: no image of split {split} has this name{_hint(dataset, split, name)}")
-        found.update(dict.fromkeys(by_name[name]))
+        matching = [index for index, pair in enumerate(known[split]) if name in pair]
+        if not matching:
+            files = {stem: file for file, stem in known[split]} | {file: file for file, _ in known[split]}
+            near = dict.fromkeys(files[one] for one in difflib.get_close_matches(name, files, _NUM_NEAR))
+            hint = (
+                f"near are {', '.join(near)}"
+                if near
+                else f"it has such as {', '.join(list(files.values())[:_NUM_NEAR])}"
+            )
+            for other, pairs in known.items():
+                if any(name in pair for pair in pairs):
+                    hint = f"it is in split {other}: add --split {other}"
+            raise InputError(f"--image {name}: no image of split {split} has this name; {hint}")
+        found |= dict.fromkeys(matching, "named by --image")
     if len(found) > MOST_NAMED:
         raise InputError(f"--image: {len(found)} images for one page; name at most {MOST_NAMED}")
-    return [Chosen(index, "named by --image") for index in found]
-
-
-def _hint(dataset: DatasetIndex, split: str, name: str) -> str:
-    for other, records in dataset.splits.items():
-        if other != split and any(name in (record.path.name, record.path.stem) for record in records):
-            return f"; it is in split {other}: add --split {other}"
-    names = {record.path.stem: record.path.name for record in dataset.splits[split]}
-    near = difflib.get_close_matches(name, list(names.values()), _NUM_NEAR)
-    near = near or [names[stem] for stem in difflib.get_close_matches(name, list(names), _NUM_NEAR)]
-    return (
-        f"; near are {', '.join(near)}" if near else f"; it has such as {', '.join(list(names.values())[:_NUM_NEAR])}"
-    )
+    return [Chosen(index, reason) for index, reason in found.items()]
 
 
 def choose_images(records: Sequence[Record], setting: ExplainSettings, most: int = MOST_CHOSEN) -> list[Chosen]:
@@ -155,31 +155,32 @@ def choose_images(records: Sequence[Record], setting: ExplainSettings, most: int
     Only labels and sizes are read, no pixel. The same split gives the same choice.
     """
     boxes, unmatched, collisions = _counts(records, setting)
-    rankings: list[tuple[NDArray[np.int64], Callable[[int], str]]] = [
-        (unmatched, lambda count: f"{count} box{'' if count == 1 else 'es'} that no anchor matches"),
-        (collisions, lambda count: f"{count} anchor cell{'' if count == 1 else 's'} assigned to several boxes"),
-        (boxes, lambda count: f"{count} box{'' if count == 1 else 'es'}"),
-    ]
-    orders = [np.argsort(-counts, kind="stable").tolist() for counts, _ in rankings]
     chosen: dict[int, str] = {}
-    wanted = min(most, len(records))
-    while len(chosen) < wanted:
-        before = len(chosen)
-        for order, (counts, reason) in zip(orders, rankings, strict=True):
-            index = next((index for index in order if index not in chosen and counts[index]), None)
-            if index is not None and len(chosen) < wanted:
-                chosen[index] = reason(int(counts[index]))
-        if len(chosen) == before:  # only images without boxes are left
-            rest = [index for index in range(len(records)) if index not in chosen]
-            chosen.update(dict.fromkeys(rest[: wanted - before], "no boxes"))
-    return [Chosen(index, reason) for index, reason in chosen.items()]
+
+    def ranked(counts: NDArray[np.int64], one: str, several: str, what: str = "") -> Iterator[tuple[int, str]]:
+        """Images that are not chosen yet, those with the highest counts first."""
+        for index in np.argsort(-counts, kind="stable").tolist():
+            if counts[index] and index not in chosen:
+                yield index, f"{counts[index]} {one if counts[index] == 1 else several}{what}"
+
+    rankings = (
+        ranked(unmatched, "box", "boxes", " that no anchor matches"),
+        ranked(collisions, "anchor cell", "anchor cells", " assigned to several boxes"),
+        ranked(boxes, "box", "boxes"),
+    )
+    for _ in range(most):
+        for ranking in rankings:
+            chosen.update(islice(ranking, 1))
+    for index in range(len(records)):
+        if len(chosen) >= most:
+            break
+        chosen.setdefault(index, "no boxes")
+    return [Chosen(index, reason) for index, reason in islice(chosen.items(), most)]
 
 
-def _counts(
-    records: Sequence[Record], setting: ExplainSettings
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """(N,) numbers of boxes, of those that no anchor matches, and of anchor cells assigned to more than one box."""
-    boxes, unmatched, collisions = (np.zeros(len(records), np.int64) for _ in range(3))
+def _counts(records: Sequence[Record], setting: ExplainSettings) -> NDArray[np.int64]:
+    """(3, N) numbers of boxes, of those that no anchor matches, and of anchor cells assigned to more than one box."""
+    counts = np.zeros((3, len(records)), np.int64)
     strides = setting.anchors.strides
     for plan in plan_letterboxed(records, setting.image_size, _PLANNED_TOGETHER, strides[-1]):
         height, width = plan.size_hw
@@ -190,16 +191,16 @@ def _counts(
         targets = batch_targets(records, LetterboxedBatch(empty, transforms, torch.tensor(plan.indices)))
         indices = np.array(plan.indices)
         image_of = indices[targets.rows[:, 0].long().numpy()]
-        np.add.at(boxes, image_of, 1)
-        matched = np.zeros(len(targets), bool)
+        unmatched = np.ones(len(targets), bool)
         grid_sizes = [(height // stride, width // stride) for stride in strides]
         for level in assign(targets, setting.anchors, grid_sizes, setting.ratio_limit):
-            matched[level.target.numpy()] = True
+            unmatched[level.target.numpy()] = False
             pairs = torch.stack([level.image, level.anchor, level.row, level.column, level.target], dim=1)
             cells, num_boxes = np.unique(np.unique(pairs.numpy(), axis=0)[:, :4], axis=0, return_counts=True)
-            np.add.at(collisions, indices[cells[num_boxes > 1, 0]], 1)
-        np.add.at(unmatched, image_of[~matched], 1)
-    return boxes, unmatched, collisions
+            np.add.at(counts[2], indices[cells[num_boxes > 1, 0]], 1)
+        np.add.at(counts[0], image_of, 1)
+        np.add.at(counts[1], image_of[unmatched], 1)
+    return counts
 
 
 @dataclass(frozen=True)
@@ -226,22 +227,18 @@ def explain(
     progress is called with (images done, images in all). Raises InputError naming an image that cannot be decoded,
     unless skip_unreadable, or when none is left; DivergedError when the network's output is not finite.
     """
-    images: list[dict[str, Any]] = []
-    pictures: list[NDArray[np.uint8]] = []
+    explained: list[tuple[dict[str, Any], NDArray[np.uint8]]] = []
     left_out: list[str] = []
     for number, one in enumerate(chosen, 1):
         try:
-            facts, picture = _explain_image(records[one.index], one.reason, setting)
+            explained.append(_explain_image(records[one.index], one.reason, setting))
         except InputError as error:
             if not skip_unreadable:
                 raise InputError(f"{error}\n--skip-bad leaves such images out") from error
             left_out.append(str(error))
-        else:
-            images.append(facts)
-            pictures.append(picture)
         if progress is not None:
             progress(number, len(chosen))
-    if not images:
+    if not explained:
         raise InputError("none of the chosen images can be read: " + "; ".join(left_out[:3]))
     config = None if setting.criterion is None else setting.criterion.config
     facts = {
@@ -253,7 +250,7 @@ def explain(
         "ratio_limit": setting.ratio_limit,
         "image_size": setting.image_size,
         "loss": None if config is None else {"iou": config.box_iou, "collision": config.collision},
-        "images": images,
+        "images": [image for image, _ in explained],
     }
     context = {
         "title": title,
@@ -265,17 +262,14 @@ def explain(
     def render(data: dict[str, Any]) -> str:
         return render_page("explain.html.j2", context, styles=_STYLES, scripts=_SCRIPTS, data=data)
 
-    room = max((MAX_PAGE_BYTES - len(render(facts).encode("utf-8"))) // len(images), _LEAST_PICTURE_BYTES)
-    with_pictures = [
-        {**image, "uri": _picture_uri(picture, room)} for image, picture in zip(images, pictures, strict=True)
-    ]
-    return Explained(render({**facts, "images": with_pictures}), facts, tuple(left_out))
+    room = max((MAX_PAGE_BYTES - len(render(facts).encode("utf-8"))) // len(explained), _LEAST_PICTURE_BYTES)
+    shown = [{**image, "uri": _picture_uri(picture, room)} for image, picture in explained]
+    return Explained(render({**facts, "images": shown}), facts, tuple(left_out))
 
 
 def _picture_uri(image: NDArray[np.uint8], max_bytes: int) -> str:
     """An RGB image (H, W, 3) as a JPEG data URI of at most `max_bytes` characters wherever that is possible."""
     longest_px = min(_LONGEST_PX, max(image.shape[:2]))
-    uri = ""
     for scale, quality in _PICTURE_SIZES:
         uri = jpeg_uri(image, longest_px * scale, quality)
         if len(uri) <= max_bytes:
@@ -299,6 +293,8 @@ def _explain_image(record: Record, reason: str, setting: ExplainSettings) -> tup
     network_input = torch.from_numpy(canvas).permute(2, 0, 1)[None]
     # The same rows that validation passes to the loss, rounded to float32 as there.
     targets = batch_targets([record], LetterboxedBatch(network_input, (transform,), torch.tensor([0])))
+    # Of an origin, file and line without the folders, which the page need not reveal.
+    origins = [origin.replace("\\", "/").rsplit("/", 1)[-1] for origin in record.origins]
     labels = zip(np.flatnonzero(~record.ignored).tolist(), targets.rows[:, 2:].double().tolist(), strict=True)
     facts: dict[str, Any] = {
         "name": record.path.name,
@@ -306,14 +302,8 @@ def _explain_image(record: Record, reason: str, setting: ExplainSettings) -> tup
         "source": [record.width, record.height],
         "width": size_hw[1],
         "height": size_hw[0],
-        # Of an origin, file and line without the folders, which the page need not reveal.
         "targets": [
-            {
-                "class": int(record.class_ids[index]),
-                "box": box,
-                "origin": record.origins[index].replace("\\", "/").rsplit("/", 1)[-1],
-            }
-            for index, box in labels
+            {"class": int(record.class_ids[index]), "box": box, "origin": origins[index]} for index, box in labels
         ],
         "ignored": transform.to_network(record.boxes_xyxy[record.ignored]).round(1).tolist(),
     }
@@ -322,3 +312,121 @@ def _explain_image(record: Record, reason: str, setting: ExplainSettings) -> tup
     # Where the file is larger, the picture has twice the network input's pixels.
     is_larger = max(image.shape[:2]) >= 1.5 * max(size_hw)
     return facts, letterbox(image, (2 * size_hw[0], 2 * size_hw[1]))[0] if is_larger else canvas
+
+
+def image_costs(
+    detector: Detector, criterion: DetectionLoss, image: Tensor, targets: Targets, name: str
+) -> dict[str, Any]:
+    """Plain numbers for the page: terms, levels, anchor cells, background of one image (1, 3, H, W) uint8.
+
+    The loss is that of a batch of this image alone, in float64 from the network's float32 logits. Raises DivergedError
+    naming the image when the network's output is not finite.
+    """
+    with torch.no_grad():
+        outputs = detector(image.float() / 255)
+    if images_not_finite(outputs):
+        raise DivergedError(
+            f"{name}: the network's output for this image is not finite: its training diverged or its weights are "
+            "damaged. Use earlier weights"
+        )
+    logits = [level.double().requires_grad_() for level in outputs]
+    terms = criterion(logits, targets)
+    gradients = torch.autograd.grad(terms.total, logits)
+    logits = [level.detach() for level in logits]
+    breakdowns = break_down(criterion, logits, targets)
+    levels, anchor_cells, unmatched_costs = [], [], []
+    for number, (level, gradient) in enumerate(zip(breakdowns, gradients, strict=True)):
+        found = level.assignment
+        unmatched = torch.ones_like(level.objectness, dtype=torch.bool)
+        unmatched[found.image, found.anchor, found.row, found.column] = False
+        unmatched_costs.append(level.objectness.where(unmatched, -1))
+        parts = {f"gradient_{part}": gradient[:, :, channels] for part, channels in _PARTS}  # of (1, A, 5 + K, H, W)
+        levels.append(
+            {
+                "box": _rounded(level.box.sum()),
+                "objectness": _rounded(level.objectness.sum()),
+                "background": _rounded(level.objectness[unmatched].sum()),
+                "classification": _rounded(level.classification.sum()),
+                "gradient": _rounded(gradient.norm()),
+                **{part: _rounded(of_part.norm()) for part, of_part in parts.items()},
+            }
+        )
+        anchor_cells += _anchor_cells(number, level, logits[number], criterion)
+    return {
+        "terms": {term: _rounded(value.detach()) for term, value in terms._asdict().items()},
+        "levels": levels,
+        "anchor_cells": anchor_cells,
+        "background": _background(unmatched_costs, logits, criterion, targets),
+    }
+
+
+def _rounded(value: Tensor | float) -> float:
+    """Six significant digits: more than a page can show, and short to write."""
+    return float(f"{float(value):.6g}")
+
+
+def _anchor_cells(number: int, level: LevelBreakdown, logits: Tensor, criterion: DetectionLoss) -> list[list[float]]:
+    """A row for each of P anchor cells: level, anchor, row, column, target, IoU, objectness target, predicted
+    objectness, predicted probability of the true class, costs of box, objectness and class, whether the objectness
+    target is this object's IoU, and the predicted box (cx, cy, w, h) in pixels.
+
+    Where several objects have an anchor cell, its objectness cost counts for the one whose IoU is the target there.
+    """
+    found, stride = level.assignment, criterion.anchors.strides[number]
+    cells = (found.image, found.anchor, found.row, found.column)
+    predicted = logits[found.image, found.anchor, :, found.row, found.column].sigmoid()
+    own_class = predicted[torch.arange(len(predicted)), 5 + found.class_index]
+    corners = torch.stack([found.column, found.row], dim=1)
+    boxes = torch.cat([level.predicted[:, :2] + corners, level.predicted[:, 2:]], dim=1) * stride
+    whole = torch.stack([torch.full_like(found.row, number), found.anchor, found.row, found.column, found.target], 1)
+    # The last object of a cell, or by its collision rule the one with the highest IoU.
+    is_best = criterion.config.collision == "best"
+    order = level.iou.argsort(stable=True) if is_best else torch.arange(len(whole))
+    winner = {tuple(whole[p, 1:4].tolist()): p for p in order.tolist()}
+    wins = torch.zeros(len(whole))
+    wins[list(winner.values())] = 1
+    costs = [level.box, level.objectness[cells] * wins, level.classification]
+    values = torch.stack([level.iou, level.objectness_target[cells], predicted[:, 4], own_class, *costs], 1)
+    return [
+        [*ints, *map(_rounded, floats), int(win), *(round(side, 1) for side in box)]
+        for ints, floats, win, box in zip(whole.tolist(), values.tolist(), wins.tolist(), boxes.tolist(), strict=True)
+    ]
+
+
+def _background(
+    costs: list[Tensor], logits: list[Tensor], criterion: DetectionLoss, targets: Targets
+) -> list[dict[str, Any]]:
+    """The unmatched anchor cells with the highest objectness cost of all levels, most expensive first.
+
+    costs: of each level (1, A, H, W), -1 where an anchor cell is matched.
+    """
+    strides = criterion.anchors.strides
+    height, width = (logits[0].shape[axis] * strides[0] for axis in (3, 4))
+    labels_px = cxcywh_to_xyxy(targets.rows[:, 2:].double() * torch.tensor([width, height, width, height]))
+    found = []
+    for number, anchors in enumerate(criterion.anchors.cells(torch.float64)):
+        boxes, others = decode_level(logits[number], anchors, strides[number])
+        top = costs[number].flatten().topk(min(_NUM_BACKGROUND, costs[number].numel()))
+        _, _, rows, columns = costs[number].shape
+        for cost, cell in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            if cost <= 0:
+                continue
+            box, probabilities = boxes[0, cell], others[0, cell].sigmoid()
+            near = pairwise_iou_xyxy(cxcywh_to_xyxy(box[None]), labels_px)[0]
+            likeliest = int(probabilities[1:].argmax())
+            found.append(
+                {
+                    "level": number,
+                    "anchor": cell // (rows * columns),
+                    "row": cell // columns % rows,
+                    "column": cell % columns,
+                    "cost": _rounded(cost),
+                    "predicted": _rounded(probabilities[0]),
+                    "class": likeliest,
+                    "class_predicted": _rounded(probabilities[1 + likeliest]),
+                    "box": [round(side, 1) for side in box.tolist()],
+                    "near": int(near.argmax()) if len(near) else None,
+                    "near_iou": _rounded(near.max()) if len(near) else 0,
+                }
+            )
+    return sorted(found, key=lambda one: -one["cost"])[:_NUM_BACKGROUND]

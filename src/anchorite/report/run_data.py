@@ -77,15 +77,13 @@ class RunFiles:
     def metrics(self) -> dict[str, list[float]]:
         """The columns of metrics.csv in order, all of one length; nan where a cell is missing or no number."""
         path = self.folder / "metrics.csv"
-        text = _read_text(path) if path.exists() else ""
+        reader = csv.DictReader(_read_text(path).splitlines() if path.exists() else ())
         try:
-            rows = [row for row in csv.reader(text.splitlines()) if row]
+            rows = list(reader)
         except csv.Error as error:
             raise InputError(f"{path}: not valid CSV: {error}; correct it or remove it") from error
-        return {
-            RENAMED_COLUMNS.get(name, name): [_number(row[column : column + 1]) for row in rows[1:]]
-            for column, name in enumerate(rows[0] if rows else ())
-        }
+        names = reader.fieldnames or ()
+        return {RENAMED_COLUMNS.get(name, name): [_number(row[name]) for row in rows] for name in names}
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -146,9 +144,9 @@ def _read_text(path: Path) -> str:
     return decode_utf8(read_limited(path, _MAX_BYTES), path)
 
 
-def _number(cell: list[str]) -> float:
+def _number(cell: str | None) -> float:
     try:
-        return float(*cell) if cell else math.nan
+        return float(cell or "nan")
     except ValueError:
         return math.nan
 

@@ -174,37 +174,30 @@ def evidence(record: Record, observations: Sequence[Observation], num_classes: i
 
     image: the number that the rows are to have.
     """
-    pairs = [(one, iou_of(record.boxes_xyxy, one.boxes_xyxy)) for one in observations]
-    seen = np.mean([_seen(record, one, iou, num_classes) for one, iou in pairs], axis=0)
-    labels = np.zeros(len(seen), EVIDENCE)
-    own, rows = record.class_ids, np.arange(len(seen))
-    labels["image"], labels["label"], labels["class_id"], labels["twin"] = image, rows, own, -1
+    overlaps = [iou_of(record.boxes_xyxy, one.boxes_xyxy) for one in observations]
+    pairs = list(zip(observations, overlaps, strict=True))
+    labels = np.zeros(len(record.class_ids), EVIDENCE)
+    rows = np.arange(len(labels))
+    labels["image"], labels["label"], labels["class_id"], labels["twin"] = image, rows, record.class_ids, -1
     sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
     labels["side"] = np.sqrt(sides.prod(axis=1) / (record.width * record.height))
-    labels["given"] = seen[rows, own]
-    seen[rows, own] = -1.0
+    seen = np.mean([_seen(record, one, iou, num_classes) for one, iou in pairs], axis=0)
+    labels["given"] = seen[rows, record.class_ids]
+    seen[rows, record.class_ids] = -1.0
     labels["other_class"] = seen.argmax(axis=1)
     labels["other"] = seen.max(axis=1, initial=0.0)
     # Of the likeliest detections: the score over all views, the IoU over those that found something, the best box.
-    count, best = np.zeros(len(labels)), np.zeros(len(labels))
-    for one, iou in pairs:
-        likeliest = _likeliest(one, iou)
-        rows = np.nonzero(likeliest >= 0)[0]
-        scores = one.scores[likeliest[rows]]
-        labels["found"][rows] += scores / len(observations)
-        labels["iou"][rows] += iou[rows, likeliest[rows]]
-        count[rows] += 1
-        better = rows[scores > best[rows]]
-        best[better] = one.scores[likeliest[better]]
-        labels["found_xyxy"][better] = one.boxes_xyxy[likeliest[better]]
-    labels["iou"] /= np.maximum(count, 1)
+    scores, ious, boxes = map(np.stack, zip(*(_likeliest(one, iou) for one, iou in pairs), strict=True))
+    labels["found"] = scores.mean(axis=0)
+    labels["iou"] = ious.sum(axis=0) / np.maximum((scores > 0).sum(axis=0), 1)
+    labels["found_xyxy"] = boxes[scores.argmax(axis=0), rows]
     labels["loss"] = np.mean([one.losses for one in observations], axis=0)
     if len(labels):
         among = np.tril(iou_of(record.boxes_xyxy, record.boxes_xyxy), -1)
         among[:, record.ignored] = 0.0
-        has_twin = among.max(axis=1) >= _TWIN_IOU
-        labels["twin"][has_twin] = among.argmax(axis=1)[has_twin]
-        labels["twin_iou"][has_twin] = among.max(axis=1)[has_twin]
+        most = among.max(axis=1)
+        labels["twin"] = np.where(most >= _TWIN_IOU, among.argmax(axis=1), -1)
+        labels["twin_iou"] = np.where(most >= _TWIN_IOU, most, 0.0)
     labels = labels[~record.ignored]
     return np.concatenate([labels, _unlabelled(record, observations, labels, image)])
 
@@ -225,12 +218,17 @@ def _seen(record: Record, one: Observation, iou: Floats, num_classes: int) -> Fl
     return seen
 
 
-def _likeliest(one: Observation, iou: Floats) -> Ints:
-    """(N,) the detection that most likely belongs to each label: near it, and nearer to no other; -1 for none."""
+def _likeliest(one: Observation, iou: Floats) -> tuple[Floats, Floats, Floats]:
+    """Score (N,), IoU (N,) and box (N, 4) of the detection that most likely belongs to each label; zeros for none.
+
+    It is near the label, and nearer to no other.
+    """
     fits = (iou >= _NEAR_BOX) & (iou >= iou.max(axis=0, initial=0.0)) & (one.scores >= _NEAR_SCORE)
-    if not fits.size:
-        return np.full(len(iou), -1)
-    return np.where(fits.any(axis=1), np.where(fits, one.scores * iou, -1.0).argmax(axis=1), -1)
+    # A last column stands for nothing, the likeliest only where no detection fits.
+    likelihood = np.pad(np.where(fits, one.scores * iou, 0.0), ((0, 0), (0, 1)), constant_values=1e-9)
+    best = likelihood.argmax(axis=1)
+    scores, boxes = np.append(one.scores, 0.0), np.vstack([one.boxes_xyxy, np.zeros(4)])
+    return scores[best], np.pad(iou, ((0, 0), (0, 1)))[np.arange(len(iou)), best], boxes[best]
 
 
 def _unlabelled(record: Record, observations: Sequence[Observation], labels: Rows, image: int) -> Rows:
@@ -281,36 +279,29 @@ def score_evidence(rows: Rows) -> tuple[dict[SuspectKind, Floats], dict[str, Flo
 
     The second mapping has what was usual for labels like each one, (R,) found, iou and loss, 0 where unknown.
     """
-    is_label = rows["label"] >= 0
-    labels, without = rows[is_label], rows[~is_label]
-    class_ids, loss = labels["class_id"], labels["loss"]
-    groups = group_of(class_ids, labels["side"])
-    found = np.maximum(np.maximum(labels["given"], labels["other"]), labels["found"])
-    usual_found, _ = _usual(found, groups, np.ones(len(labels), bool))
-    usual_iou, spread_iou = _usual(labels["iou"], groups, labels["found"] > 0)
-    usual_loss, spread_loss = _usual(loss, groups, ~np.isnan(loss))
-    below = (usual_iou - labels["iou"]) / np.maximum(spread_iou, _LEAST_SPREAD_IOU)
+    is_label, class_ids, loss = rows["label"] >= 0, rows["class_id"], rows["loss"]
+    groups = group_of(np.where(is_label, class_ids, -1), rows["side"])
+    seen = np.maximum(np.maximum(rows["given"], rows["other"]), rows["found"])
+    usual_seen, _ = _usual(seen, groups, is_label)
+    usual_iou, spread_iou = _usual(rows["iou"], groups, is_label & (rows["found"] > 0))
+    usual_loss, spread_loss = _usual(loss, groups, is_label & ~np.isnan(loss))
+    below = (usual_iou - rows["iou"]) / np.maximum(spread_iou, _LEAST_SPREAD_IOU)
     above = np.where(np.isnan(loss), 0.0, loss - usual_loss) / np.maximum(spread_loss, _LEAST_SPREAD_LOSS)
     raw: dict[SuspectKind, Floats] = {
-        "class": labels["other"] * (1 - labels["given"]),
-        "spurious": np.clip(usual_found - found, 0, 1),
-        "box": labels["found"] * _certainty(below, _BOX_SPREADS),
-        "duplicate": np.clip((labels["twin_iou"] - _TWIN_FROM) / (1 - _TWIN_FROM), 0, 1),
+        "class": rows["other"] * (1 - rows["given"]),
+        "missing": rows["found"],
+        "spurious": np.clip(usual_seen - seen, 0, 1),
+        "box": rows["found"] * _certainty(below, _BOX_SPREADS),
+        "duplicate": np.clip((rows["twin_iou"] - _TWIN_FROM) / (1 - _TWIN_FROM), 0, 1),
         "loss": _MOST_BY_LOSS * _certainty(above, _LOSS_SPREADS),
     }
-    scores = {kind: weighted(of_kind, class_ids, class_ids) for kind, of_kind in raw.items()}
+    scores = {
+        kind: weighted(np.where(is_label == (kind != "missing"), of_kind, 0.0), class_ids, class_ids[is_label])
+        for kind, of_kind in raw.items()
+    }
     for kind in ("class", "spurious", "box"):
         scores[kind] = corroborated(scores[kind], scores["loss"])
-
-    def at(where: NDArray[np.bool_], values: Floats) -> Floats:
-        full = np.zeros(len(rows))
-        full[where] = values
-        return full
-
-    by_kind = {kind: at(is_label, of_kind) for kind, of_kind in scores.items()}
-    by_kind["missing"] = at(~is_label, weighted(without["found"], without["class_id"], class_ids))
-    usual = {"found": usual_found, "iou": usual_iou, "loss": usual_loss}
-    return by_kind, {name: at(is_label, values) for name, values in usual.items()}
+    return scores, {"found": usual_seen, "iou": usual_iou, "loss": usual_loss}
 
 
 def weighted(scores: Floats, class_ids: Ints, class_ids_of_labels: Ints) -> Floats:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from anchorite.errors import InputError
 from anchorite.plain_yaml import read_yaml_text, yaml_value
 from anchorite.recipe_names import current_name
 from anchorite.train import Recipe, with_settings
+
+if TYPE_CHECKING:
+    import optuna
 
 
 class Range(BaseModel):
@@ -45,6 +47,11 @@ class Range(BaseModel):
         """The extreme values, to validate them with a recipe."""
         return (self.low, self.high)
 
+    def suggest(self, trial: optuna.Trial, name: str) -> Any:
+        """A value for a trial, chosen by its sampler."""
+        suggest: Any = trial.suggest_int if self.is_whole else trial.suggest_float
+        return suggest(name, self.low, self.high, log=self.log)
+
 
 class Choice(BaseModel):
     """One of some values: numbers, names, yes and no."""
@@ -61,24 +68,35 @@ class Choice(BaseModel):
         """All values."""
         return tuple(self.choices)
 
+    def suggest(self, trial: optuna.Trial, name: str) -> Any:
+        """A value for a trial, chosen by its sampler."""
+        return trial.suggest_categorical(name, self.choices)
+
 
 Space = dict[str, Range | Choice]
-
-_DEFAULT: Space = {
-    "optimizer.lr": Range(low=0.005, high=0.05, log=True),
-    "optimizer.weight_decay": Range(low=0.0001, high=0.005, log=True),
-    "loss.box_gain": Range(low=0.03, high=0.3, log=True),
-    "loss.class_gain": Range(low=0.5, high=10.0, log=True),
-    "loss.label_smoothing": Range(low=0.0, high=0.1),
-    "augment.scale": Range(low=0.1, high=0.9),
-    "augment.mosaic": Range(low=0.0, high=1.0),
-    "augment.value": Range(low=0.0, high=0.6),
-}
+SPACE: TypeAdapter[Space] = TypeAdapter(
+    dict[
+        str,
+        Annotated[
+            Annotated[Range, Tag("range")] | Annotated[Choice, Tag("choices")],
+            Discriminator(lambda given: "choices" if isinstance(given, dict) and "choices" in given else "range"),
+        ],
+    ]
+)
 
 
 def default_space() -> Space:
     """The default space: learning rate, weight decay, gains, label smoothing and strength of augmentation."""
-    return dict(_DEFAULT)
+    return {
+        "optimizer.lr": Range(low=0.005, high=0.05, log=True),
+        "optimizer.weight_decay": Range(low=0.0001, high=0.005, log=True),
+        "loss.box_gain": Range(low=0.03, high=0.3, log=True),
+        "loss.class_gain": Range(low=0.5, high=10.0, log=True),
+        "loss.label_smoothing": Range(low=0.0, high=0.1),
+        "augment.scale": Range(low=0.1, high=0.9),
+        "augment.mosaic": Range(low=0.0, high=1.0),
+        "augment.value": Range(low=0.0, high=0.6),
+    }
 
 
 def read_space(path: Path) -> Space:
@@ -86,36 +104,21 @@ def read_space(path: Path) -> Space:
     values = yaml_value(read_yaml_text(path), str(path))
     if not isinstance(values, dict) or not values:
         raise InputError(f"{path}: a space is a mapping of recipe fields to {{low, high}} or {{choices}}")
-    space: Space = {}
-    for name, given in values.items():
-        kind: TypeAdapter[Any] = TypeAdapter(Choice if isinstance(given, dict) and "choices" in given else Range)
-        try:
-            space[current_name(str(name))] = kind.validate_python(given)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(str(part) for part in problem["loc"])
-            reason = problem["msg"].removeprefix("Value error, ")
-            raise InputError(f"{path}: {name}{f', {field}' if field else ''}: {reason}") from None
-    return space
+    try:
+        space = SPACE.validate_python(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name, _, *fields = map(str, problem["loc"])
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path}: {', '.join([name, *fields])}: {reason}") from None
+    return {current_name(name): dimension for name, dimension in space.items()}
 
 
 def refuse_impossible(space: Space, recipe: Recipe) -> None:
     """Validate the ends of every range with the recipe, so that no trial fails on an invalid value."""
     for name, dimension in space.items():
-        recipe_value(recipe, name)
         for value in dimension.ends():
             try:
                 with_settings(recipe, {name: value})
             except InputError as error:
                 raise InputError(f"space: {name}: {str(error).removeprefix(f'--set {name}: ')}") from None
-
-
-def recipe_value(recipe: Recipe, name: str) -> Any:
-    """The recipe's value of a field by dotted name; InputError where there is none."""
-    found: Any = recipe.model_dump(mode="json")
-    for part in current_name(name).split("."):
-        if not isinstance(found, dict) or part not in found:
-            close = difflib.get_close_matches(part, list(found) if isinstance(found, dict) else [], n=1)
-            raise InputError(f"space: {name}: no such recipe field{f'; did you mean {close[0]}?' if close else ''}")
-        found = found[part]
-    return found

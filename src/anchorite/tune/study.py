@@ -7,13 +7,13 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from anchorite.data import DatasetIndex
-from anchorite.errors import DivergedError, InputError, StorageError
-from anchorite.files import write_text_atomically
+from anchorite.errors import DivergedError, InputError
+from anchorite.files import make_folder, write_text_atomically
 from anchorite.reading import read_json
 from anchorite.train import (
     EpochDone,
@@ -27,7 +27,8 @@ from anchorite.train import (
     with_settings,
 )
 from anchorite.train.events import ignore
-from anchorite.tune.space import Choice, Range, Space, recipe_value, refuse_impossible
+from anchorite.train.recipe_names import current_name
+from anchorite.tune.space import SPACE, Space, refuse_impossible
 
 if TYPE_CHECKING:
     import optuna
@@ -77,10 +78,7 @@ class Study:
             "allow_outside": dataset.allow_outside,
             "space": {name: dimension.model_dump(mode="json") for name, dimension in space.items()},
         }
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{folder}: cannot be made: {error.strerror or error}; name another folder") from error
+        make_folder(folder)
         write_text_atomically(folder / _RECIPE, recipe.to_yaml())
         write_text_atomically(folder / _FACTS, json.dumps(facts, indent=1) + "\n")
         return cls(folder, facts, recipe, space)
@@ -92,12 +90,9 @@ class Study:
             raise InputError(f"{folder}: no study (there is no {_FACTS}); name the folder of one")
         facts = read_json(folder / _FACTS, _MAX_FACTS_BYTES)
         try:
-            space: Space = {
-                name: (Choice if "choices" in given else Range).model_validate(given)
-                for name, given in facts["space"].items()
-            }
+            space = SPACE.validate_python(facts["space"])
             Path(facts["data"]), str(facts["format"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder / _FACTS}: cannot be read as a study: {error}") from None
         return cls(folder, facts, load_recipe(folder / _RECIPE), space)
 
@@ -116,56 +111,49 @@ class Study:
         """
         if not dataset.splits.get("val"):
             raise InputError(f"{dataset.root}: a study compares by mAP on the split val, and there is none")
-        optuna = _optuna()
+        try:
+            import optuna
+            from optuna.trial import TrialState
+        except ImportError:
+            raise InputError("tune needs optuna, which is not installed: pip install 'anchorite[hpo]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = self._study(optuna)
-        self._take_up_interrupted(optuna, study)
+        study = optuna.create_study(
+            study_name="anchorite",
+            storage=f"sqlite:///{(self.folder / _DATABASE).resolve()}",
+            direction="maximize",
+            load_if_exists=True,
+            # Stop a trial below the median of earlier trials, after a third of the epochs.
+            pruner=optuna.pruners.MedianPruner(_STARTUP, n_warmup_steps=max(1, self.recipe.epochs // 3)),
+        )
+        # A different random stream after each interruption, the same for the same history.
+        study.sampler = optuna.samplers.TPESampler(seed=self.recipe.seed + len(study.trials), n_startup_trials=_STARTUP)
+        for interrupted in study.get_trials(states=(TrialState.RUNNING,)):
+            study.tell(interrupted.number, state=TrialState.FAIL)
+            if set(interrupted.params) == set(self.space) or interrupted.user_attrs.get("is_known") is False:
+                study.enqueue_trial(interrupted.params, user_attrs=interrupted.user_attrs)
         if not study.trials:
-            base = {name: recipe_value(self.recipe, name) for name in self.space}
+            base = self._searched(self.recipe)
             # A value outside what is searched cannot be given to the sampler; the trial is run anyway.
             known = all(dimension.holds(base[name]) for name, dimension in self.space.items())
-            study.enqueue_trial(base if known else {}, user_attrs={"is_base": True, "is_known": known})
-        while len(over := self._over(optuna, study)) < num_trials:
-            trial = study.ask()
-            done = self._run(optuna, study, trial, dataset, listener, number=len(over))
+            study.enqueue_trial(base if known else {}, user_attrs={"is_known": known})
+        while len(over := study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))) < num_trials:
+            done = self._run(study, study.ask(), dataset, listener, number=len(over))
             self._write_best(study, num_over=len(over) + 1)
             tell(done)
         return self._write_best(study, num_over=len(over))
 
-    def _study(self, optuna: ModuleType) -> optuna.Study:
-        storage = f"sqlite:///{(self.folder / _DATABASE).resolve()}"
-        study = optuna.create_study(
-            study_name="anchorite",
-            storage=storage,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=_pruner(optuna, self.recipe.epochs),
-        )
-        # A different random stream after each interruption, the same for the same history.
-        study.sampler = optuna.samplers.TPESampler(seed=self.recipe.seed + len(study.trials), n_startup_trials=_STARTUP)
-        return study
-
-    def _take_up_interrupted(self, optuna: ModuleType, study: optuna.Study) -> None:
-        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            if set(trial.params) == set(self.space) or trial.user_attrs.get("is_known") is False:
-                study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
-
-    @staticmethod
-    def _over(optuna: ModuleType, study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-        return study.get_trials(states=(optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED))
+    def _searched(self, recipe: Recipe) -> dict[str, Any]:
+        """The recipe's values of the fields that are searched."""
+        return {name: attrgetter(current_name(name))(recipe) for name in self.space}
 
     def _run(
-        self,
-        optuna: ModuleType,
-        study: optuna.Study,
-        trial: optuna.Trial,
-        dataset: DatasetIndex,
-        listener: Listener,
-        number: int,
+        self, study: optuna.Study, trial: optuna.Trial, dataset: DatasetIndex, listener: Listener, number: int
     ) -> TrialDone:
+        """Train with the trial's values, or go on where it was interrupted, and tell the study how it went."""
+        from optuna.trial import TrialState
+
         is_unknown = trial.user_attrs.get("is_known") is False
-        chosen = {} if is_unknown else {name: _suggested(trial, name, one) for name, one in self.space.items()}
+        chosen = {} if is_unknown else {name: one.suggest(trial, name) for name, one in self.space.items()}
         recipe = with_settings(self.recipe, chosen)
         folder = self.folder / "trials" / (trial.user_attrs.get("folder") or f"{trial.number:04d}")
         trial.set_user_attr("folder", folder.name)
@@ -181,7 +169,7 @@ class Study:
                 if trial.should_prune():
                     raise _CutShort
 
-        outcome, state = "complete", optuna.trial.TrialState.COMPLETE
+        outcome, state = "complete", TrialState.COMPLETE
         try:
             if (folder / "recipe.yaml").is_file():
                 finished = resume(folder, dataset, hear)
@@ -191,15 +179,15 @@ class Study:
                 finished = train(recipe, dataset, folder, hear)
             best = finished.best_map if finished.best_epoch is not None else 0.0
         except _CutShort:
-            outcome, state = "cut short", optuna.trial.TrialState.PRUNED
+            outcome, state = "cut short", TrialState.PRUNED
         except DivergedError:
-            outcome, state = "diverged", optuna.trial.TrialState.PRUNED
+            outcome, state = "diverged", TrialState.PRUNED
         trial.set_user_attr("outcome", outcome)
         study.tell(trial, best if outcome == "complete" else None, state=state)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # 22 MB each, never resumed
         is_best = outcome == "complete" and study.best_trial.number == trial.number
-        values = {name: recipe_value(recipe, name) for name in self.space}
-        return TrialDone(number, outcome, values, best, epochs, time.perf_counter() - started, is_best)
+        seconds = time.perf_counter() - started
+        return TrialDone(number, outcome, self._searched(recipe), best, epochs, seconds, is_best)
 
     def _write_best(self, study: optuna.Study, num_over: int) -> Recipe:
         """The recipe of the best complete trial, written to best.yaml with the baseline's score."""
@@ -214,25 +202,3 @@ class Study:
         )
         write_text_atomically(self.folder / "best.yaml", text + recipe.to_yaml())
         return recipe
-
-
-def _optuna() -> ModuleType:
-    try:
-        import optuna
-    except ImportError:
-        raise InputError("tune needs optuna, which is not installed: pip install 'anchorite[hpo]'") from None
-    module: ModuleType = optuna
-    return module
-
-
-def _pruner(optuna: ModuleType, epochs: int) -> Any:
-    """Stop a trial below the median of earlier trials, after a third of the epochs."""
-    return optuna.pruners.MedianPruner(n_startup_trials=_STARTUP, n_warmup_steps=max(1, epochs // 3))
-
-
-def _suggested(trial: optuna.Trial, name: str, dimension: Any) -> Any:
-    if isinstance(dimension, Choice):
-        return trial.suggest_categorical(name, dimension.choices)
-    if dimension.is_whole:
-        return trial.suggest_int(name, dimension.low, dimension.high, log=dimension.log)
-    return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
