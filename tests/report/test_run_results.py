@@ -105,15 +105,15 @@ def test_the_twelve_numbers_are_of_the_best_and_of_the_last_epoch(files: RunFile
 
 def test_the_time_is_split_into_parts_of_a_whole(files: RunFiles) -> None:
     shares = time_split(files)  # 6 epochs of 10 s, 2.5 of them waiting, 3 s validation each, in 84 s
-    assert [(one["name"], one["seconds"]) for one in shares] == [
+    assert [(name, seconds) for name, _, seconds, _, _ in shares] == [
         ("training steps", "45 s"),
         ("waiting for data", "15 s"),
         ("validation", "18 s"),
         ("all else", "6 s"),
     ]
-    assert sum(one["percent"] for one in shares) == pytest.approx(100)
+    assert sum(percent for _, _, _, percent, _ in shares) == pytest.approx(100)
     (files.folder / "summary.json").write_text('{"seconds": 12}')  # of a run that was resumed: the last part alone
-    assert [one["name"] for one in time_split(RunFiles(files.folder))][-1] == "validation"
+    assert time_split(RunFiles(files.folder))[-1][0] == "validation"
 
 
 def test_data_and_environment_are_told_while_the_run_goes_on(tmp_path: Path) -> None:

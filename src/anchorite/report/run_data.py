@@ -8,11 +8,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -151,27 +150,21 @@ def _number(cell: str | None) -> float:
         return math.nan
 
 
-def flatten(value: Any) -> list[tuple[str, str]]:
+def flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
     """Nested mappings and lists as (dotted key, value) rows; at most 5000, then a row that says so."""
-    if value == {}:
-        return []
-    rows = list(islice(_flattened(value, ""), _MAX_SETTINGS + 1))
-    if len(rows) > _MAX_SETTINGS:
-        rows[_MAX_SETTINGS:] = [("...", f"only the first {_MAX_SETTINGS} are shown")]
-    return rows
-
-
-def _flattened(value: Any, key: str) -> Iterator[tuple[str, str]]:
     is_list = isinstance(value, list | tuple)
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and (value or not key):
         inner: Iterable[tuple[Any, Any]] = value.items()
     elif is_list and any(isinstance(one, dict | list | tuple) for one in value):
         inner = enumerate(value)
     else:
-        yield key, (", ".join(map(show, value)) or "none") if is_list else show(value)
-        return
-    for name, one in inner:
-        yield from _flattened(one, f"{key}.{name}" if key else str(name))
+        return [(key, (", ".join(map(show, value)) or "none") if is_list else show(value))]
+    rows = [row for name, one in inner for row in flatten(one, f"{key}.{name}" if key else str(name))]
+    return (
+        rows
+        if len(rows) <= _MAX_SETTINGS
+        else [*rows[:_MAX_SETTINGS], ("...", f"only the first {_MAX_SETTINGS} are shown")]
+    )
 
 
 def show(value: Any) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,6 +40,7 @@ _MAX_PREDICTIONS, _MAX_PLOTS, _MAX_EXAMPLES = 16, 24, 12
 _MAX_DETAILED_CURVES = 40
 _MAX_LINES = 16  # of one chart; of more classes, the worst and the best
 _MAX_CONFUSED = 24  # rows of the confusion matrix; of more classes, those with most errors
+_SCORES = "val/map"  # how columns begin whose highest value is the best
 _GROUP_TITLES = {"train": "Training losses", "val": "Validation scores", "seconds": "Seconds", "": "Pace"}
 _VALIDATION_TIME = "Validation time"
 _FOLDED_GROUPS = ("Seconds", "Pace", _VALIDATION_TIME)  # of interest only when something is slow
@@ -145,17 +145,12 @@ def _tiles(files: RunFiles) -> list[tuple[str, str, str]]:
     tiles = [("Epochs", str(len(files.epochs)), f"of {planned}" if isinstance(planned, int) else "")]
     for name, values in files.metrics.items():
         finite = [(value, epoch) for value, epoch in zip(values, files.epochs, strict=True) if math.isfinite(value)]
-        if _is_score(name) and "_" not in name and finite:
+        if name.startswith(_SCORES) and "_" not in name and finite:
             value, epoch = max(finite, key=lambda pair: pair[0])
             tiles.append((f"Best {name}", format_number(value), f"at epoch {format_number(epoch)}"))
         elif name == "images_per_second" and finite:
             tiles.append(("Images a second", format_number(round(median(value for value, _ in finite), 1)), "median"))
     return tiles
-
-
-def _is_score(name: str) -> bool:
-    """Whether a column of the metrics is a score whose highest value is the best."""
-    return name.startswith("val/map")
 
 
 def _curve_groups(files: RunFiles) -> dict[str, list[Chart]]:
@@ -166,7 +161,9 @@ def _curve_groups(files: RunFiles) -> dict[str, list[Chart]]:
         if name == "epoch":
             continue
         prefix, _, title = name.rpartition("/")
-        chart = make_chart(title, [Line(title, files.epochs, values)], mark_highest=_is_score(name), brief=brief)
+        chart = make_chart(
+            title, [Line(title, files.epochs, values)], mark_highest=name.startswith(_SCORES), brief=brief
+        )
         is_time = prefix == "val" and (title.startswith("seconds_") or title == "images_per_second")
         groups.setdefault(_VALIDATION_TIME if is_time else _GROUP_TITLES.get(prefix, prefix), []).append(chart)
     for title in _FOLDED_GROUPS:  # what a run is judged by comes first
@@ -264,9 +261,9 @@ def confusion_table(files: RunFiles) -> dict[str, Any]:
     }
 
 
-def time_split(files: RunFiles) -> list[dict[str, Any]]:
-    """The parts of the run's time with name, style (of its colour), seconds as text, percent, start in percent and
-    meaning; empty where the metrics do not tell.
+def time_split(files: RunFiles) -> list[tuple[str, str, str, float, str]]:
+    """The parts of the run's time: name, style (of its colour), seconds as text, percent and meaning; empty where the
+    metrics do not tell.
 
     The rest of the whole time is known only where the run was made in one go: else the summary has that of its last
     part alone.
@@ -283,19 +280,10 @@ def time_split(files: RunFiles) -> list[dict[str, Any]]:
     if isinstance(whole, int | float) and (rest := whole - train - validation) >= 0:
         parts.append(("all else", "rest", rest, "checkpoints, weights, metrics, and the loop itself"))
     total = sum(seconds for _, _, seconds, _ in parts)
-    percents = [100 * seconds / total for _, _, seconds, _ in parts]
+    shown = [clock(seconds) if seconds >= 10 else f"{seconds:.2g} s" for _, _, seconds, _ in parts]
     return [
-        {
-            "name": name,
-            "style": style,
-            "seconds": clock(seconds) if seconds >= 10 else f"{seconds:.2g} s",
-            "percent": percent,
-            "start": start,
-            "meaning": meaning,
-        }
-        for (name, style, seconds, meaning), percent, start in zip(
-            parts, percents, accumulate([0.0, *percents[:-1]]), strict=True
-        )
+        (name, style, text, 100 * seconds / total, meaning)
+        for (name, style, seconds, meaning), text in zip(parts, shown, strict=True)
     ]
 
 
