@@ -21,7 +21,8 @@ import numpy as np
 from anchorite.data import DatasetIndex, Record, as_split, open_dataset
 from anchorite.data.convert import write_dataset
 from anchorite.model import load_weights
-from anchorite.report.suspects import Observer, Suspect, rank_suspects
+from anchorite.predict import TorchRuntime
+from anchorite.report.suspects import Suspect, rank_suspects
 from anchorite.report.suspects_evidence import iou_of
 
 SHARE = 0.03  # of the labels, for each kind of error
@@ -141,11 +142,11 @@ def main() -> None:
     else:
         trials = [plant(dataset, seed) for seed in range(options.seeds)]
     detector, info = load_weights(options.weights)
+    runtime = TorchRuntime(detector, info, "cpu", precision=None)
     for mirrored in (False, True):
-        observer = Observer(detector, mirrored=mirrored)
         results = []
         for changed, planted in trials:
-            ranking = rank_suspects(changed, list(changed.splits), observer, info.image_size)
+            ranking = rank_suspects(changed, list(changed.splits), runtime, info.image_size, mirrored=mirrored)
             results.append(measured(ranking.suspects, planted))
         means = {name: round(float(np.mean([one[name] for one in results])), 3) for name in results[0]}
         print(json.dumps({"looks": 1 + mirrored, "planted": len(trials[0][1]), "labels": ranking.num_labels, **means}))

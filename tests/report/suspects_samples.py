@@ -16,8 +16,8 @@ from anchorite.anchors import AnchorSet, encode_boxes
 from anchorite.boxes import Targets
 from anchorite.data import DatasetIndex, Record
 from anchorite.loss import assign
-from anchorite.model import Detector
-from anchorite.report.suspects import Observer
+from anchorite.model import Detector, WeightsInfo
+from anchorite.predict import TorchRuntime
 
 EVIL = "<script>alert('x')</script>"
 NAMES = (EVIL, "=cmd|'/c calc'!A1", "plain")
@@ -74,17 +74,18 @@ def free_corner(record: Record) -> tuple[int, int]:
     return next(corner for corner in _CORNERS if corner not in taken)
 
 
-class TruthfulObserver(Observer):
-    """An observer whose network answers from the right labels of the images it is shown, mirrored or not."""
+class TruthfulRuntime(TorchRuntime):
+    """A network that answers from the right labels of the images it is shown, mirrored or not."""
 
-    def __init__(self, truth: DatasetIndex, mirrored: bool = True) -> None:
-        super().__init__(Detector("n", len(NAMES), AnchorSet.coco_p5()), mirrored=mirrored)
+    def __init__(self, truth: DatasetIndex) -> None:
+        anchors = AnchorSet.coco_p5()
+        super().__init__(Detector("n", len(NAMES), anchors), WeightsInfo("n", NAMES, anchors, SIDE), "cpu")
         self.truth = [record for records in truth.splits.values() for record in records]
         self.num_mirrored = 0
 
-    def _forward(self, images: Tensor) -> list[Tensor]:
+    def outputs(self, images: Tensor) -> list[Tensor]:
         rows = []
-        for number, image in enumerate((images * 255).round().long()):
+        for number, image in enumerate(images):
             is_mirrored = int(image[0, 0, 0]) == 255
             self.num_mirrored += is_mirrored
             record = self.truth[int(image[0, 0, -1 if is_mirrored else 0]) // 10]
@@ -94,7 +95,7 @@ class TruthfulObserver(Observer):
                 center = (left + right) / 2, (top + bottom) / 2
                 rows.append([number, class_id, *center, right - left, bottom - top])
         targets = Targets.from_rows(torch.tensor(rows).reshape(-1, 6).float())
-        return perfect_logits(targets, self.anchors, len(images))
+        return perfect_logits(targets, self.info.anchors, len(images))
 
 
 def perfect_logits(targets: Targets, anchors: AnchorSet, batch: int) -> list[Tensor]:

@@ -14,7 +14,8 @@ import torch
 from anchorite.data import DatasetIndex, Record
 from anchorite.errors import DivergedError, InputError
 from anchorite.report.suspects import Ranking, as_csv, crop_box, make_crops, rank_suspects
-from tests.report.suspects_samples import EVIL, NAMES, SIDE, TruthfulObserver, free_corner, right_dataset
+from anchorite.report.suspects_evidence import observe
+from tests.report.suspects_samples import EVIL, NAMES, SIDE, TruthfulRuntime, free_corner, right_dataset
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def planted(right: DatasetIndex) -> tuple[DatasetIndex, set[tuple[str, str, str]
 
 
 def ranked(truth: DatasetIndex, dataset: DatasetIndex, **settings: object) -> Ranking:
-    return rank_suspects(dataset, list(dataset.splits), TruthfulObserver(truth), SIDE, **settings)  # type: ignore[arg-type]
+    return rank_suspects(dataset, list(dataset.splits), TruthfulRuntime(truth), SIDE, **settings)  # type: ignore[arg-type]
 
 
 def test_right_labels_are_not_suspect(right: DatasetIndex) -> None:
@@ -94,7 +95,7 @@ def test_neither_batches_nor_the_number_of_views_change_the_order(right: Dataset
     dataset, _ = planted(right)
     first = ranked(right, dataset, batch_size=16)
     second = ranked(right, dataset, batch_size=5)
-    once = rank_suspects(dataset, ["train", "val"], TruthfulObserver(right, mirrored=False), SIDE)
+    once = rank_suspects(dataset, ["train", "val"], TruthfulRuntime(right), SIDE, mirrored=False)
     for other in (second, once):
         assert [(a.kind, a.image, a.origin) for a in other.suspects] == [
             (b.kind, b.image, b.origin) for b in first.suspects
@@ -103,15 +104,15 @@ def test_neither_batches_nor_the_number_of_views_change_the_order(right: Dataset
 
 
 def test_mirrored_views_are_mapped_back_to_the_pixels_of_the_image(right: DatasetIndex) -> None:
-    observer = TruthfulObserver(right)
+    runtime = TruthfulRuntime(right)
     records = [record for split in right.splits.values() for record in split]
     told = []
-    for index, (plain, mirrored) in observer.observe(records, SIDE, 5, lambda *counts: told.append(counts)):
+    for index, (plain, mirrored) in observe(runtime, records, SIDE, 5, progress=lambda *counts: told.append(counts)):
         expected = np.unique(records[index].boxes_xyxy, axis=0)
         for view in (plain, mirrored):
             np.testing.assert_allclose(np.unique(view.boxes_xyxy.round(2), axis=0), expected, atol=0.5)
             assert (view.losses < 0.06).all()
-    assert observer.num_mirrored == 12
+    assert runtime.num_mirrored == 12
     assert told == [(5, 12), (10, 12), (12, 12)]
 
 
@@ -120,7 +121,7 @@ def test_losses_go_to_their_labels_and_not_to_ignored_ones(right: DatasetIndex) 
     wrong = record.class_ids.copy()
     wrong[2] = (wrong[2] + 1) % len(NAMES)
     changed = replace(record, class_ids=wrong, ignored=np.array([True, False, False]))
-    ((_, views),) = TruthfulObserver(right).observe([changed], SIDE)
+    ((_, views),) = observe(TruthfulRuntime(right), [changed], SIDE)
     for view in views:
         assert np.isnan(view.losses[0])
         assert view.losses[1] < 0.06
@@ -129,15 +130,15 @@ def test_losses_go_to_their_labels_and_not_to_ignored_ones(right: DatasetIndex) 
 
 
 def test_an_output_that_is_not_finite_names_the_image(right: DatasetIndex) -> None:
-    class Broken(TruthfulObserver):
-        def _forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-            levels = super()._forward(images)
+    class Broken(TruthfulRuntime):
+        def outputs(self, images: torch.Tensor) -> list[torch.Tensor]:
+            levels = super().outputs(images)
             levels[0][1, 0, 0, 0, 0] = torch.nan
             return levels
 
     records = right.splits["train"]
     with pytest.raises(DivergedError, match=r"01 <b>\.png: the network"):
-        list(Broken(right).observe(records, SIDE))
+        list(observe(Broken(right), records, SIDE))
 
 
 def test_the_table_is_safe_for_spreadsheets(right: DatasetIndex) -> None:

@@ -150,7 +150,8 @@ def suspects(
     from anchorite.devices import choose_device, choose_precision, keep_freed_memory
     from anchorite.evaluate import require_classes, require_images, require_side
     from anchorite.model import load_weights
-    from anchorite.report.suspects import Observer, as_csv, rank_suspects, suspects_page
+    from anchorite.predict import TorchRuntime
+    from anchorite.report.suspects import as_csv, rank_suspects, suspects_page
 
     folder = out or free_path(Path("suspects"))
     refuse_taken(folder)
@@ -167,7 +168,8 @@ def suspects(
     if not splits:
         raise InputError(f"{dataset.root}: has no images to rank; name a data set with labelled images")
     with counting("predicted") as progress:
-        ranking = rank_suspects(dataset, splits, Observer(detector, device, dtype), size, running.batch, progress)
+        runtime = TorchRuntime(detector, info, device, precision=None, autocast_dtype=dtype)
+        ranking = rank_suspects(dataset, splits, runtime, size, running.batch, progress=progress)
     title = f"{data.resolve().name}: {', '.join(splits)}"
     page = suspects_page(ranking, dataset.class_names, dataset.root, title, str(weights), top)
     make_folder(folder)

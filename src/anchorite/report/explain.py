@@ -31,11 +31,11 @@ from anchorite.data import (
     rectangular_size,
 )
 from anchorite.data.batches import plan_letterboxed
-from anchorite.errors import DivergedError, InputError
+from anchorite.errors import InputError
 from anchorite.evaluate import batch_targets, require_classes, require_side
 from anchorite.loss import DetectionLoss, LevelBreakdown, assign, break_down
 from anchorite.model import Detector, default_anchors, load_weights
-from anchorite.predict import images_not_finite
+from anchorite.predict import require_finite
 from anchorite.report.page import MAX_PAGE_BYTES, jpeg_uri, render_page
 from anchorite.train import load_recipe
 from anchorite.train.setup import choose_anchors
@@ -324,11 +324,7 @@ def image_costs(
     """
     with torch.no_grad():
         outputs = detector(image.float() / 255)
-    if images_not_finite(outputs):
-        raise DivergedError(
-            f"{name}: the network's output for this image is not finite: its training diverged or its weights are "
-            "damaged. Use earlier weights"
-        )
+    require_finite(outputs, [name])
     logits = [level.double().requires_grad_() for level in outputs]
     terms = criterion(logits, targets)
     gradients = torch.autograd.grad(terms.total, logits)

@@ -24,7 +24,7 @@ from anchorite.plain_yaml import yaml_value
 from anchorite.reading import decode_utf8, read_json, read_limited
 from anchorite.recipe_names import RENAMED_COLUMNS, with_current_names
 
-RunState = Literal["running", "finished", "diverged", "interrupted", "stopped"]
+_State = Literal["running", "finished", "diverged", "interrupted", "stopped"]
 Arguments = ParamSpec("Arguments")
 Part = TypeVar("Part")
 _MAX_BYTES = 20_000_000
@@ -187,19 +187,19 @@ def clock(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class RunStatus:
+class StatusLine:
     """state: running, finished, diverged, interrupted (there is a checkpoint) or stopped (there is none).
 
     words: a sentence on it; epochs: done; num_epochs: planned, None where the recipe does not say.
     """
 
-    state: RunState
+    state: _State
     words: str
     epochs: int
     num_epochs: int | None
 
 
-def read_status(files: RunFiles, now: float | None = None) -> RunStatus:
+def read_status(files: RunFiles, now: float | None = None) -> StatusLine:
     """The status of a run, by its files alone, which are not changed. now: seconds since 1970, by default the clock's.
 
     Raises what reading the files raises.
@@ -208,7 +208,7 @@ def read_status(files: RunFiles, now: float | None = None) -> RunStatus:
     epochs, planned = len(files.epochs), files.recipe.get("epochs")
     num_epochs = planned if isinstance(planned, int) and not isinstance(planned, bool) and planned > 0 else None
     of = f" of {num_epochs}" if num_epochs else ""
-    state: RunState
+    state: _State
     if (reason := summary.get("reason")) is not None:
         state, seconds = "finished", summary.get("seconds")
         took = f", {clock(seconds)}" if isinstance(seconds, int | float) and math.isfinite(seconds) else ""
@@ -234,7 +234,7 @@ def read_status(files: RunFiles, now: float | None = None) -> RunStatus:
         words = f"Interrupted after {epochs}{of} epochs; to continue: anchorite train --resume {folder}"
     else:
         state, words = "stopped", f"Not being trained; {epochs}{of} epochs are done, and there is no checkpoint."
-    return RunStatus(state, words, epochs, num_epochs)
+    return StatusLine(state, words, epochs, num_epochs)
 
 
 def stamp(folder: Path) -> str:

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from anchorite.data import DatasetIndex, Record, decode_image
 from anchorite.jpeg import shrunk
+from anchorite.predict import TorchRuntime
 from anchorite.report.page import MAX_PAGE_BYTES, jpeg_uri, render_page
-from anchorite.report.suspects_evidence import EVIDENCE, Observer, Rows, SuspectKind, evidence, score_evidence
-
-__all__ = ["KINDS", "Observer", "Ranking", "Suspect", "as_csv", "rank_suspects", "suspects_page"]
+from anchorite.report.suspects_evidence import EVIDENCE, Rows, SuspectKind, evidence, observe, score_evidence
 
 BoxXYXY = tuple[float, float, float, float]
 KINDS: dict[SuspectKind, str] = {
@@ -92,20 +91,23 @@ class Ranking:
 def rank_suspects(
     dataset: DatasetIndex,
     splits: Sequence[str],
-    observer: Observer,
+    runtime: TorchRuntime,
     image_size: int,
     batch_size: int = 16,
+    *,
+    mirrored: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ranking:
     """Predict every image of the splits and rank what contradicts their labels.
 
-    Images are not stored; memory is some 150 bytes a label. progress: called with (images done, images in all). Raises
-    what `Observer.observe` raises.
+    mirrored: look at each image's mirror image, too. Images are not stored; memory is some 150 bytes a label. progress:
+    called with (images done, images in all). Raises what `observe` raises.
     """
     images = [(split, record) for split in splits for record in dataset.splits[split]]
     records = [record for _, record in images]
     by_image = [np.zeros(0, EVIDENCE)] * len(records)
-    for index, observations in observer.observe(records, image_size, batch_size, progress):
+    observed = observe(runtime, records, image_size, batch_size, mirrored=mirrored, progress=progress)
+    for index, observations in observed:
         by_image[index] = evidence(records[index], observations, len(dataset.class_names), index)
     rows = np.concatenate([np.zeros(0, EVIDENCE), *by_image])
     num_labels = int((rows["label"] >= 0).sum())

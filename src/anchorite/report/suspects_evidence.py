@@ -11,7 +11,6 @@ evidence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,11 +22,9 @@ from torch import Tensor
 from anchorite.boxes import Targets, nms
 from anchorite.boxes.iou import pairwise_iou_xyxy, pairwise_overlap_xyxy
 from anchorite.data import LetterboxedBatch, Record, letterboxed_batches
-from anchorite.errors import DivergedError
 from anchorite.evaluate import batch_targets
 from anchorite.loss import DetectionLoss, LossConfig, break_down
-from anchorite.model import Detector, fold_batch_norm, to_channels_last
-from anchorite.predict import PredictConfig, batch_detections, images_not_finite
+from anchorite.predict import PredictConfig, TorchRuntime, batch_detections, require_finite
 
 SuspectKind = Literal["class", "missing", "spurious", "box", "duplicate", "loss"]
 Floats = NDArray[np.float64]
@@ -82,91 +79,67 @@ class Observation:
     losses: Floats
 
 
-class Observer:
-    """A copy of a detector, prepared to predict labelled images and to compute the loss of each label.
+def observe(
+    runtime: TorchRuntime,
+    records: Sequence[Record],
+    image_size: int,
+    batch_size: int = 16,
+    *,
+    mirrored: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, list[Observation]]]:
+    """Yield (index of the record, an observation for each of V views), in the order of the batches.
 
-    autocast_dtype: number format of the convolutions, None for float32. mirrored: predict each image's mirror image,
-    too.
+    mirrored: predict each image's mirror image, too. Images are decoded one batch ahead and not stored. Raises
+    InputError naming an image that cannot be decoded, DivergedError naming one for which the network's output is not
+    finite.
     """
+    detector, done = runtime.detector, 0
+    criterion = DetectionLoss(detector.anchors, detector.num_classes, _PLAIN_LOSS).to(runtime.device)
+    for batch in letterboxed_batches(records, image_size, batch_size, detector.strides[-1]):
+        flips = (False, True) if mirrored else (False,)
+        views = [_observe_batch(runtime, criterion, records, batch, flip) for flip in flips]
+        yield from zip(batch.indices.tolist(), map(list, zip(*views, strict=True)), strict=True)
+        done += len(batch.indices)
+        if progress is not None:
+            progress(done, len(records))
 
-    def __init__(
-        self,
-        detector: Detector,
-        device: torch.device | str = "cpu",
-        autocast_dtype: torch.dtype | None = None,
-        mirrored: bool = True,
-    ) -> None:
-        self.device = torch.device(device)
-        self.autocast_dtype = autocast_dtype
-        self.mirrored = mirrored
-        self.anchors = detector.anchors
-        self.network = fold_batch_norm(detector).to(self.device)
-        to_channels_last(self.network)
-        self.criterion = DetectionLoss(detector.anchors, detector.num_classes, _PLAIN_LOSS).to(self.device)
 
-    def observe(
-        self,
-        records: Sequence[Record],
-        image_size: int,
-        batch_size: int = 16,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[tuple[int, list[Observation]]]:
-        """Yield (index of the record, an observation for each of V views), in the order of the batches.
-
-        Images are decoded one batch ahead and not stored. Raises InputError naming an image that cannot be decoded,
-        DivergedError naming one for which the network's output is not finite.
-        """
-        done = 0
-        for batch in letterboxed_batches(records, image_size, batch_size, self.anchors.strides[-1]):
-            views = [self._observe(records, batch, flip) for flip in ((False, True) if self.mirrored else (False,))]
-            yield from zip(batch.indices.tolist(), map(list, zip(*views, strict=True)), strict=True)
-            done += len(batch.indices)
-            if progress is not None:
-                progress(done, len(records))
-
-    @torch.inference_mode()
-    def _observe(self, records: Sequence[Record], batch: LetterboxedBatch, flip: bool) -> list[Observation]:
-        images, rows = batch.images.to(self.device).float() / 255, batch_targets(records, batch).rows
+@torch.inference_mode()
+def _observe_batch(
+    runtime: TorchRuntime, criterion: DetectionLoss, records: Sequence[Record], batch: LetterboxedBatch, flip: bool
+) -> list[Observation]:
+    images, rows = batch.images, batch_targets(records, batch).rows
+    if flip:
+        images, rows[:, 2] = images.flip(-1), 1 - rows[:, 2]
+    of_batch = [records[index] for index in batch.indices.tolist()]
+    logits = runtime.outputs(images)
+    require_finite(logits, [record.path for record in of_batch])
+    losses = iter(_losses(criterion, logits, Targets(rows).to(runtime.device)))
+    found = batch_detections(logits, criterion.anchors, _LIMITS).cpu().split()
+    observations, width = [], images.shape[-1]
+    for record, transform, raw in zip(of_batch, batch.transforms, found, strict=True):
+        boxes = raw.boxes_xyxy.double().numpy()
         if flip:
-            images, rows[:, 2] = images.flip(-1), 1 - rows[:, 2]
-        logits = self._forward(images)
-        for number in images_not_finite(logits):
-            path = records[int(batch.indices[number])].path
-            raise DivergedError(
-                f"{path}: the network's output for this image is not finite: its training diverged or its weights are "
-                "damaged. Use earlier weights, or --precision fp32"
-            )
-        losses = iter(self._losses(logits, Targets(rows).to(self.device)))
-        found = batch_detections(logits, self.anchors, _LIMITS).cpu().split()
-        observations, width = [], images.shape[-1]
-        for index, transform, raw in zip(batch.indices.tolist(), batch.transforms, found, strict=True):
-            record = records[index]
-            boxes = raw.boxes_xyxy.double().numpy()
-            if flip:
-                boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-            boxes = np.clip(transform.to_source(boxes), 0, (record.width, record.height) * 2)
-            inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-            scores, class_ids = raw.scores.double().numpy(), raw.class_ids.numpy()
-            of_labels = np.array([np.nan if ignored else next(losses) for ignored in record.ignored], np.float64)
-            observations.append(Observation(boxes[inside], scores[inside], class_ids[inside], of_labels))
-        return observations
+            boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+        boxes = np.clip(transform.to_source(boxes), 0, (record.width, record.height) * 2)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        scores, class_ids = raw.scores.double().numpy(), raw.class_ids.numpy()
+        of_labels = np.array([np.nan if ignored else next(losses) for ignored in record.ignored], np.float64)
+        observations.append(Observation(boxes[inside], scores[inside], class_ids[inside], of_labels))
+    return observations
 
-    def _forward(self, images: Tensor) -> list[Tensor]:
-        is_reduced = self.autocast_dtype not in (None, torch.float32)
-        with torch.autocast(self.device.type, self.autocast_dtype) if is_reduced else nullcontext():
-            logits: list[Tensor] = self.network(images.contiguous(memory_format=torch.channels_last))
-        return logits
 
-    def _losses(self, logits: Sequence[Tensor], targets: Targets) -> list[float]:
-        """Mean over each of T targets' anchor cells of all levels of its box and class loss; NaN where it has none."""
-        sums = torch.zeros(len(targets), dtype=torch.float64, device=self.device)
-        counts = torch.zeros_like(sums)
-        for level in break_down(self.criterion, logits, targets):
-            # Undo the division by the level's number of cells, so that a box costs the same in any batch.
-            cost = (level.box + level.classification * self.criterion.num_classes).double() * len(level.iou)
-            sums.index_add_(0, level.assignment.target, cost)
-            counts.index_add_(0, level.assignment.target, torch.ones_like(cost))
-        return torch.where(counts > 0, sums / counts, torch.nan).tolist()
+def _losses(criterion: DetectionLoss, logits: Sequence[Tensor], targets: Targets) -> list[float]:
+    """Mean over each of T targets' anchor cells of all levels of its box and class loss; NaN where it has none."""
+    sums = torch.zeros(len(targets), dtype=torch.float64, device=targets.rows.device)
+    counts = torch.zeros_like(sums)
+    for level in break_down(criterion, logits, targets):
+        # Undo the division by the level's number of cells, so that a box costs the same in any batch.
+        cost = (level.box + level.classification * criterion.num_classes).double() * len(level.iou)
+        sums.index_add_(0, level.assignment.target, cost)
+        counts.index_add_(0, level.assignment.target, torch.ones_like(cost))
+    return torch.where(counts > 0, sums / counts, torch.nan).tolist()
 
 
 def evidence(record: Record, observations: Sequence[Observation], num_classes: int, image: int = 0) -> Rows:

@@ -15,6 +15,7 @@ from anchorite.data import DatasetIndex
 from anchorite.errors import DivergedError, InputError
 from anchorite.files import make_folder, write_text_atomically
 from anchorite.reading import read_json
+from anchorite.recipe_names import current_name
 from anchorite.train import (
     EpochDone,
     Event,
@@ -27,7 +28,6 @@ from anchorite.train import (
     with_settings,
 )
 from anchorite.train.events import ignore
-from anchorite.train.recipe_names import current_name
 from anchorite.tune.space import SPACE, Space, refuse_impossible
 
 if TYPE_CHECKING:
