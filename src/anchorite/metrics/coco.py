@@ -97,9 +97,15 @@ def coco_metrics(
         map=_mean(of_classes),
         map50=_mean(of_classes[0]),
         map75=_mean(of_classes[5]),
-        **{f"map_{area}": _mean(precision[:, :, :, index, 2]) for index, area in list(enumerate(_AREA_NAMES))[1:]},
-        **{f"ar_{most}": _mean(recall[:, :, 0, index]) for index, most in enumerate(_MAX_DETECTIONS)},
-        **{f"ar_{area}": _mean(recall[:, :, index, 2]) for index, area in list(enumerate(_AREA_NAMES))[1:]},
+        map_small=_mean(precision[:, :, :, 1, 2]),
+        map_medium=_mean(precision[:, :, :, 2, 2]),
+        map_large=_mean(precision[:, :, :, 3, 2]),
+        ar_1=_mean(recall[:, :, 0, 0]),
+        ar_10=_mean(recall[:, :, 0, 1]),
+        ar_100=_mean(recall[:, :, 0, 2]),
+        ar_small=_mean(recall[:, :, 1, 2]),
+        ar_medium=_mean(recall[:, :, 2, 2]),
+        ar_large=_mean(recall[:, :, 3, 2]),
         classes=tuple(
             ClassMetrics(
                 name=name,

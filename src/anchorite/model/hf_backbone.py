@@ -162,18 +162,18 @@ def parse_backbone_config(values: Mapping[str, Any], where: object) -> BackboneC
         raise InputError(f"{where}: this backbone cannot be built: {validation_faults(error)}") from None
 
 
+_Mean = Annotated[float, Field(ge=-10, le=10)]
+_Deviation = Annotated[float, Field(ge=1e-3, le=10)]
+
+
 class _Preprocessor(BaseModel):
     """What preprocessor_config.json says of images in 0..1; ImageNet's numbers where it says nothing."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     do_normalize: bool = True
-    image_mean: tuple[Annotated[float, Field(ge=-10, le=10)], ...] = Field(
-        IMAGENET_MEAN, strict=False, min_length=3, max_length=3
-    )
-    image_std: tuple[Annotated[float, Field(ge=1e-3, le=10)], ...] = Field(
-        IMAGENET_STD, strict=False, min_length=3, max_length=3
-    )
+    image_mean: Annotated[tuple[_Mean, _Mean, _Mean], Field(strict=False)] = IMAGENET_MEAN
+    image_std: Annotated[tuple[_Deviation, _Deviation, _Deviation], Field(strict=False)] = IMAGENET_STD
 
 
 # Folders and downloads
