@@ -62,8 +62,7 @@ def printable(words: str, max_length: int = 1000) -> str:
 
 def shorten(value: object, max_length: int = 60) -> str:
     """A value as shown in a message: printable ASCII, and cut to a length."""
-    text = ascii(value)
-    return text if len(text) <= max_length else text[: max_length - 3] + "..."
+    return printable(ascii(value), max_length)
 
 
 def one_line(text: str) -> str:

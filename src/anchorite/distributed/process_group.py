@@ -87,9 +87,9 @@ def _connect(world: World, timeout_s: float) -> Any:
         store.wait([f"ready/{rank}" for rank in range(world.world_size)], timedelta(seconds=_START_S))
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.world_size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
+        place, first_line = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", str(error).partition("\n")[0]
         raise WorkerError(
-            f"rank {world.rank} of {world.world_size} could not reach the others at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']}: {_first_line(error)}"
+            f"rank {world.rank} of {world.world_size} could not reach the others at {place}: {first_line}"
         ) from error
     return store
 
@@ -102,7 +102,8 @@ def _replacement(error: BaseException, store: Any, world: World, timeout_s: floa
         with suppress(RuntimeError):  # the store is gone as well
             silent = _silent_ranks(store, world, timeout_s)
         silent = silent or "another process of the run ended, or its machine cannot be reached"
-        lost = WorkerError(f"{silent} ({_first_line(error)})")
+        first_line = str(error).partition("\n")[0] or type(error).__name__
+        lost = WorkerError(f"{silent} ({first_line})")
     elif not isinstance(error, AnchoriteError | KeyboardInterrupt):
         ErrorHandler().record_exception(error)
     own = lost or error
@@ -153,7 +154,3 @@ def _state_of_sibling(process: int) -> str | None:
     except OSError:
         return None
     return state if int(parent) == os.getppid() else None
-
-
-def _first_line(error: object) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -132,8 +132,13 @@ def prepare(
     lack = "the val split has no labels" if val else "no val split"
     has_labels = bool(val) and val.class_counts(len(dataset.class_names)).any()
     loader, validator = _open_data(recipe, dataset, device, listener, world)
-    dataset, sentences = _without_undecodable(dataset, loader, validator)
-    decisions += sentences
+    for split, left_out in (("train", loader.left_out), ("val", validator.left_out if validator else ())):
+        if left_out:
+            named = ", ".join(str(one.record.path) for one in left_out[:_NUM_NAMED])
+            more = f" and {len(left_out) - _NUM_NAMED} more" if len(left_out) > _NUM_NAMED else ""
+            what = f"of {len(dataset.splits[split])} {split} images cannot be decoded and are left out"
+            decisions.append(f"labels skipped-bad: {len(left_out)} {what} ({named}{more})")
+        dataset = without_images(dataset, split, left_out)
     torch.manual_seed(recipe.seed)
     sentence = "anchors of the run"
     if anchors is None:
@@ -147,21 +152,6 @@ def prepare(
     if not has_labels:
         decisions.append(f"{lack}: every epoch replaces best.safetensors, and no mAP is known")
     return Prepared(dataset, train_state, loader, validator, device, precision, compiled, tuple(decisions), kept, world)
-
-
-def _without_undecodable(
-    dataset: DatasetIndex, loader: Loader, validator: Validator | None
-) -> tuple[DatasetIndex, list[str]]:
-    """The data set without the images that could not be decoded, and a sentence for each split that had some."""
-    sentences = []
-    for split, left_out in (("train", loader.left_out), ("val", validator.left_out if validator else ())):
-        if left_out:
-            named = ", ".join(str(one.record.path) for one in left_out[:_NUM_NAMED])
-            more = f" and {len(left_out) - _NUM_NAMED} more" if len(left_out) > _NUM_NAMED else ""
-            what = f"of {len(dataset.splits[split])} {split} images cannot be decoded and are left out"
-            sentences.append(f"labels skipped-bad: {len(left_out)} {what} ({named}{more})")
-        dataset = without_images(dataset, split, left_out)
-    return dataset, sentences
 
 
 def choose_anchors(recipe: Recipe, records: Split, start: PretrainedWeights | None = None) -> tuple[AnchorSet, str]:
