@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class PartialEpoch:
 
     batches: int = 0
     images: int = 0
-    loss_sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    loss_sums: Sequence[float] = (0.0, 0.0, 0.0)
     finite_batches: int = 0
     skipped: int = 0
     seconds: float = 0.0
@@ -64,7 +64,7 @@ class Progress:
         partial = values["partial"]
         if {*values} != {one.name for one in fields(cls)} or {*partial} != {one.name for one in fields(PartialEpoch)}:
             raise ValueError("its progress has other fields than this release writes")
-        return cls(**{**values, "partial": PartialEpoch(**{**partial, "loss_sums": tuple(partial["loss_sums"])})})
+        return cls(**{**values, "partial": PartialEpoch(**partial)})
 
     @property
     def stem(self) -> str:

@@ -15,6 +15,7 @@ from anchorite.data import Batch
 from anchorite.errors import DivergedError
 from anchorite.evaluate import ValidationResult
 from anchorite.interrupts import HeldInterrupts
+from anchorite.loss import LossTerms
 from anchorite.model import Detector, WeightsInfo, save_weights
 from anchorite.train.checkpoint import PartialEpoch, Progress, save_checkpoint
 from anchorite.train.events import EpochDone, Listener, RunFinished, StepDone, StepSkipped
@@ -158,10 +159,9 @@ class Run:
     def _save_checkpoint(self) -> None:
         """A checkpoint between two batches of an epoch; at its beginning there is one already."""
         self.losses.flush()
-        box, objectness, classification = self.losses.sums.tolist()
         partial = replace(
             self.progress.partial,
-            loss_sums=(box, objectness, classification),
+            loss_sums=self.losses.sums.tolist(),
             finite_batches=self.losses.num_finite,
             skipped=self.losses.num_skipped,
         )
@@ -189,12 +189,11 @@ class Run:
         records = self.prepared.dataset.splits["train"]
         indices = [index for batch in skipped.batches for index in batch.indices.tolist()]
         images = self.world.all_gather([str(records[index].path) for index in indices])  # the first tile of each
-        box, objectness, classification = (str(term) for term in skipped.terms)
         facts = {
             "epoch": skipped.epoch,
             "batch": skipped.batch,
             "not_finite": skipped.fault,
-            "losses": {"box": box, "objectness": objectness, "classification": classification},
+            "losses": dict(zip(LossTerms._fields[1:], map(str, skipped.terms), strict=True)),
             "in_a_row": skipped.in_a_row,
             "images": [path for of_rank in images for path in of_rank],
         }

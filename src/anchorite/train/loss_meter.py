@@ -23,7 +23,7 @@ class Skipped:
 
     epoch: int
     batch: int
-    terms: tuple[float, float, float]
+    terms: tuple[float, ...]
     fault: str
     batches: tuple[Batch, ...]
     in_a_row: int
@@ -51,7 +51,7 @@ class AsyncLossMeter:
         # Values on their way, their arrival (None: they are there), and a fault of the step or the batch of the terms.
         self._pending: deque[tuple[Tensor, torch.cuda.Event | None, str | None, Batch | None]] = deque()
         self._of_step: list[Batch] = []
-        self._last_terms = (0.0, 0.0, 0.0)
+        self._last_terms: tuple[float, ...] = ()
 
     def update(self, terms: LossTerms, batch: Batch) -> None:
         """Note the terms of the next batch."""
@@ -97,8 +97,7 @@ class AsyncLossMeter:
         if batch is not None:
             self.num_batches += 1
             self._of_step.append(batch)
-            box, objectness, classification = values.tolist()
-            self._last_terms = (box, objectness, classification)
+            self._last_terms = tuple(values.tolist())
             if is_finite:
                 self.num_finite += 1
                 self.sums += values.double()

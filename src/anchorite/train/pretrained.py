@@ -146,10 +146,8 @@ def _same_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int,
     """
     if 1 in (len(ours), len(theirs)) and tuple(ours) != tuple(theirs):
         return []
-    numbers = {name: number for number, name in enumerate(theirs)}
     here, there = Counter(ours), Counter(theirs)
-    once = ((number, name) for number, name in enumerate(ours) if here[name] == there[name] == 1)
-    return [(number, numbers[name]) for number, name in once]
+    return [(ours.index(name), theirs.index(name)) for name in here if here[name] == there[name] == 1]
 
 
 def _describe_head(kept: bool, classes: Sequence[str], detector: Detector, other: Detector) -> str:
@@ -163,12 +161,10 @@ def _describe_head(kept: bool, classes: Sequence[str], detector: Detector, other
         rows = f"and of all {total} classes by name"
     elif classes:
         rows = f"and of {len(classes)} of {total} classes by name ({named}), those of the others are new"
+    elif total > 1:
+        rows = f"those of the {total} classes are new, for none has its name there"
     else:
-        rows = (
-            f"those of the {total} classes are new, for none has its name there"
-            if total > 1
-            else "that of the class new"
-        )
+        rows = "that of the class new"
     learned = "" if ours == theirs else "; they were learned for other anchors than the run's"
     return f"rows of box and objectness kept, {rows}{learned}"
 
