@@ -113,14 +113,14 @@ def load_index(reading: Reading) -> DatasetIndex | None:
         return None
     try:
         facts = json.loads(arrays["facts"].tobytes())
-        candidates, targets = _value(arrays, "candidates"), _value(arrays, "targets")
-        if any(_target(path) != target for path, target in zip(candidates, targets, strict=True)):
-            return None
-        if _digest(_states(_value(arrays, "watched"))) != facts["states"]:
+        watched, candidates, targets = (StringArray(arrays[name]) for name in ("watched", "candidates", "targets"))
+        if list(map(_target, candidates)) != list(targets) or _digest(_states(watched)) != facts["states"]:
             return None
         splits = {}
         for number, split in enumerate(facts["splits"]):
-            columns = Columns(**{one.name: _value(arrays, f"{number}.{one.name}") for one in fields(Columns)})
+            own: dict[str, Any] = {one.name: arrays[f"{number}.{one.name}"] for one in fields(Columns)}
+            own |= {name: StringArray(own[name]) for name in ("folders", "names", "heads")}
+            columns = Columns(**own)
             if not _is_sound(columns, len(facts["class_names"])):
                 return None
             splits[split] = RecordTable(columns, file=file)
@@ -162,17 +162,14 @@ def save_index(reading: Reading, index: DatasetIndex, dependencies: Dependencies
     }
     arrays: Arrays = {"facts": np.frombuffer(json.dumps(facts, default=str).encode(), np.uint8)}
     texts = {"watched": watched, "candidates": dependencies.targets, "targets": dependencies.targets.values()}
-    values: list[tuple[str, Any]] = [(name, StringArray.of(some)) for name, some in texts.items()]
+    arrays |= {name: StringArray.of(some).data for name, some in texts.items()}
     for number, table in enumerate(tables):
-        values += [(f"{number}.{one.name}", getattr(table.columns, one.name)) for one in fields(Columns)]
-    for name, value in values:
-        if isinstance(value, StringArray):
-            arrays |= {f"{name}.data": value.data, f"{name}.starts": value.starts}
-        else:
-            arrays[name] = value
+        for one in fields(Columns):
+            value = getattr(table.columns, one.name)
+            arrays[f"{number}.{one.name}"] = value.data if isinstance(value, StringArray) else value
     try:
         for split in index.splits.values():
-            refuse_dataset_folder(file.parent, split, reading.root)
+            refuse_dataset_folder(file.parent, split, reading.root if reading.root.is_dir() else reading.root.parent)
         _make_room(file.parent, sum(array.nbytes for array in arrays.values()))
         save_arrays(file, arrays)
     except (AnchoriteError, OSError):
@@ -223,10 +220,6 @@ def _make_room(folder: Path, num_bytes: int) -> None:
         old.unlink(missing_ok=True)
 
 
-def _value(arrays: Arrays, name: str) -> Any:
-    return arrays[name] if name in arrays else StringArray(arrays[f"{name}.data"], arrays[f"{name}.starts"])
-
-
 def _adjustment(values: Sequence[Any]) -> Adjustment:
     kind, origin, detail, split, image, class_name, box_xyxy, files = values
     box = None if box_xyxy is None else tuple(box_xyxy)
@@ -237,15 +230,14 @@ def _adjustment(values: Sequence[Any]) -> Adjustment:
 def _is_sound(columns: Columns, num_classes: int) -> bool:
     """Whether every number in the columns that points somewhere points to something that is there."""
     num_records, num_boxes = len(columns.names), len(columns.class_ids)
-    texts = (columns.folders, columns.names, columns.heads)
     lengths = {"folder_ids": num_records, "widths": num_records, "heights": num_records, "box_starts": num_records + 1}
     lengths |= dict.fromkeys(("boxes_xyxy", "ignored", "areas", "head_ids", "numbers"), num_boxes)
-    starts = [(columns.box_starts, num_boxes), *((one.starts, len(one.data)) for one in texts)]
+    starts = columns.box_starts
     ids = {"folder_ids": len(columns.folders), "head_ids": len(columns.heads), "class_ids": num_classes}
     return (
         all(len(getattr(columns, name)) == length for name, length in lengths.items())
         and columns.boxes_xyxy.shape[1:] == (4,)
-        and all(rise[0] == 0 and rise[-1] == end and (np.diff(rise) >= 0).all() for rise, end in starts)
+        and bool(starts[0] == 0 and starts[-1] == num_boxes and (np.diff(starts) >= 0).all())
         and all(getattr(columns, name).min(initial=0) >= 0 for name in ids)
         and all(getattr(columns, name).max(initial=-1) < limit for name, limit in ids.items())
     )

@@ -13,7 +13,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -168,27 +168,27 @@ def as_split(records: Iterable[Record]) -> Split:
     return builder.table()
 
 
-@dataclass(frozen=True, slots=True)
 class StringArray(Sequence[str]):
-    """Strings in two flat arrays: data, their bytes (uint8), and starts, where each begins and the last one ends.
+    """Strings in one flat array of bytes: each as UTF-8, which has no byte 255, and that byte behind it.
 
     Any string that Python can hold: surrogates stand for the bytes of file names that are not text.
     """
 
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        self.data, self._starts = data, np.concatenate([[0], np.flatnonzero(data == 255) + 1])
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> StringArray:
         """These strings."""
-        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)], dtype=np.int64))
+        data = b"".join([text.encode("utf-8", "surrogatepass") + b"\xff" for text in texts])
+        return cls(np.frombuffer(data, np.uint8))
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self._starts) - 1
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
-        return self.data[self.starts[index] : self.starts[index + 1]].tobytes().decode("utf-8", "surrogatepass")
+        start, end = self._starts[index], self._starts[index + 1]
+        return self.data[start : end - 1].tobytes().decode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +256,12 @@ class RecordTable(Split):
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> RecordTable:
         """The table of these records, in this order."""
         return RecordTable(self.columns, self.rows[np.asarray(indices, np.int64)], self.file)
+
+    def with_class_numbers(self, numbers: NDArray[np.int64]) -> RecordTable:
+        """The table of the same records with the class ids numbers[class_id]."""
+        class_ids = numbers[self.columns.class_ids]
+        class_ids.flags.writeable = False
+        return RecordTable(replace(self.columns, class_ids=class_ids), self.rows, self.file)
 
     def forget_cache(self) -> None:
         """Remove the file that the columns are mapped from."""

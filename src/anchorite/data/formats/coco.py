@@ -132,11 +132,10 @@ def read_coco(files: Mapping[str, Path], root: Path, log: ReadingLog, allow_outs
     class_ids = {category_id: number for number, category_id in enumerate(names)}
     splits: dict[str, RecordTable] = {}
     for split, path in files.items():
-        log.split, home = split, path.parent
-        folders = _image_folders(path, split, root, log)
+        folders, home = _image_folders(path, split, root, log), path.parent
         fence = Fence([root if root.is_dir() else home, *without_links(folders, home)], allow_outside)
-        builder = SplitBuilder(tuple(names.values()), fence, log)
-        splits[split] = _read_split(path, contents.pop(path), class_ids, folders, builder, log)
+        builder = SplitBuilder(split, names.values(), fence, log)
+        splits[split] = _read_split(path, contents.pop(path), class_ids, folders, builder)
     log.split = None
     log.raise_if_bad(root)
     return DatasetIndex(root, "coco", tuple(names.values()), splits, log.adjustments)
@@ -169,13 +168,12 @@ def _items(content: Content, key: str, path: Path) -> list[Any]:
 
 def _parsed(item: Any, decoder: msgspec.json.Decoder[Any], path: Path) -> Any:
     """An item as a struct; as it is where it is no object."""
-    try:
-        if isinstance(item, msgspec.Raw):
+    if isinstance(item, msgspec.Raw):
+        try:
             return decoder.decode(item)
-    except (msgspec.MsgspecError, UnicodeDecodeError):  # the latter from strings that are not UTF-8
-        item = _value(item, path)
-    fields = decoder.type.__struct_fields__
-    return decoder.type(**{name: item[name] for name in fields if name in item}) if isinstance(item, dict) else item
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # the latter from strings that are not UTF-8
+            item = _value(item, path)
+    return msgspec.convert(item, decoder.type) if isinstance(item, dict) else item
 
 
 def _value(item: Any, path: Path) -> Any:
@@ -259,14 +257,10 @@ def _image_folders(path: Path, split: str, root: Path, log: ReadingLog) -> list[
 
 
 def _read_split(
-    path: Path,
-    content: Content,
-    class_ids: Mapping[int, int],
-    folders: list[Path],
-    builder: SplitBuilder,
-    log: ReadingLog,
+    path: Path, content: Content, class_ids: Mapping[int, int], folders: list[Path], builder: SplitBuilder
 ) -> RecordTable:
     """The records of a split from its json; folders: those that the images may lie in."""
+    log = builder.log
     images, known_ids = _read_images(_items(content, "images", path), path, log)
     position_of = {image.id: position for position, image in enumerate(images)}
     annotations = _items(content, "annotations", path)

@@ -2,12 +2,12 @@
 
 A format is a module that finds the images of each split and their boxes, and gives both to a `SplitBuilder`:
 
-    split = SplitBuilder(class_names, fence, log)
+    builder = SplitBuilder(split, class_names, fence, log)
     for each image of the split:
-        header = split.header(path)         # None where the image is bad, which the log then says
+        header = builder.header(path)         # None where the image is bad, which the log then says
         if header is not None:
-            split.add(path, header, boxes)  # a list of RawBox
-    table = split.table()
+            builder.add(path, header, boxes)  # a list of RawBox
+    table = builder.table()
 
 One policy for every format: a box that reaches outside the image is clipped; one left without area is dropped and its
 image kept; of exact duplicates (class, crowd flag and coordinates) the first stays; sub-pixel boxes stay. Each of these
@@ -20,10 +20,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from unicodedata import category
 
 import numpy as np
@@ -145,21 +145,18 @@ def distinct_class_names(lines: Iterable[tuple[int, str]], path: Path) -> tuple[
     return tuple(first_lines)
 
 
-SPLITS = ("train", "val", "test")
 _SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
 }
+SPLITS = tuple(_SPLIT_WORDS)
 
 
 def split_of(name: str) -> str | None:
     """The split a file or folder name speaks of ("valid" and "val2017" are "val"), or None."""
-    return _SPLIT_WORDS.get(re.sub(r"[-_ ]*[0-9]*$", "", name.lower()))
+    word = re.sub(r"[-_ ]*[0-9]*$", "", name.lower())
+    return next((split for split, words in _SPLIT_WORDS.items() if word in words), None)
 
 
 def assign_splits(paths_by_name: Mapping[str, Path], log: ReadingLog) -> dict[str, Path]:
@@ -172,21 +169,16 @@ def assign_splits(paths_by_name: Mapping[str, Path], log: ReadingLog) -> dict[st
     unknown: dict[str, Path] = {}
     for name, path in paths_by_name.items():
         split = split_of(name)
-        if split is None:
-            unknown[name] = path
-        elif split in named:
+        if split in named:
             raise InputError(
                 f"{path} and {named[split]} both name the {split} split; move one away, or name the one to use"
             )
-        else:
-            named[split] = path
+        (unknown if split is None else named)[split or name] = path
     for name, path in unknown.items():
-        if name.lower().startswith("trainval"):
-            if not {"train", "val"} & set(named):
-                named["train"] = path
-        elif len(paths_by_name) == 1:
+        is_both = name.lower().startswith("trainval")
+        if len(paths_by_name) == 1 or (is_both and not {"train", "val"} & set(named)):
             named["train"] = path
-        elif named:
+        elif named and not is_both:
             log.adjusted("ignored-file", str(path), f"{name} is none of train, val, test")
     if not named:
         listed = ", ".join(str(path) for path in unknown.values())
@@ -201,10 +193,7 @@ def is_image_name(name: str) -> bool:
 
 def exists(path: Path) -> bool:
     """Whether a file or folder exists; False, too, for a name that no file system can hold."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for such names
 
 
 class Fence:
@@ -301,28 +290,21 @@ def walk_images(folder: Path, fence: Fence, log: ReadingLog) -> list[Path]:
 
     Hidden names are passed over: they are thumbnails and left-overs of other programs.
     """
-    seen = {_real_path(folder)}
-    waiting, images = [folder], list[Path]()
-    while waiting:
-        current = waiting.pop()
-        log.dependencies.add_folder(current)
-        try:
-            with os.scandir(current) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            raise InputError(f"{current}: the folder cannot be read: {error.strerror or error}") from error
-        for entry in entries:
-            path = current / entry.name
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
-                continue
-            if path.is_dir() if entry.is_symlink() else entry.is_dir():  # only Path takes a circle of links
-                fence.check(path)
-                real = _real_path(path) if entry.is_symlink() else path
-                if real not in seen:  # a link may lead back up
-                    seen.add(real)
-                    waiting.append(path)
-            elif is_image_name(entry.name) and (entry.is_symlink() or entry.is_file()):
-                images.append(path)
+    seen, images = {_real_path(folder)}, list[Path]()
+
+    def refuse(error: OSError) -> NoReturn:
+        raise InputError(f"{error.filename}: the folder cannot be read: {error.strerror or error}") from error
+
+    for current, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        log.dependencies.add_folder(Path(current))
+        images += [Path(current, name) for name in names if is_image_name(name)]
+        found = [Path(current, name) for name in sorted(folders) if not name.startswith(".") and name != "__MACOSX"]
+        folders.clear()
+        for path in found:
+            real = _real_path(fence.check(path)) if path.is_symlink() else path
+            if real not in seen:  # a link may lead back up
+                seen.add(real)
+                folders.append(path.name)
     return sorted(images, key=lambda path: path.parts)
 
 
@@ -351,8 +333,9 @@ class SplitBuilder:
     Legend: N boxes of B images that wait for the policy, which looks at many at a time.
     """
 
-    def __init__(self, class_names: Sequence[str], fence: Fence, log: ReadingLog) -> None:
-        self._class_names, self._fence, self._log = class_names, fence, log
+    def __init__(self, split: str, class_names: Collection[str], fence: Fence, log: ReadingLog) -> None:
+        self.fence, self.log = fence, log
+        self.log.split, self._class_names = split, class_names
         self._images: list[tuple[Path, int, int, int, int]] = []  # path, width, height, number of boxes, moment
         self._boxes: list[RawBox] = []
         self._records = TableBuilder()
@@ -363,13 +346,13 @@ class SplitBuilder:
         stated_wh: the size that the label file states at `origin`, 0 where it does not; it must be the displayed one.
         Pixel coordinates mean nothing when the size is another: they belong to a resized, cut or turned image.
         """
-        refusal = self._fence.refusal(path)
+        refusal = self.fence.refusal(path)
         try:
             if refusal:
                 raise InputError(refusal)
             header = read_header(path)
         except InputError as error:
-            self._log.bad(str(path), str(error).removeprefix(f"{path}: "), path)
+            self.log.bad(str(path), str(error).removeprefix(f"{path}: "), path)
             return None
         if 0 in stated_wh or stated_wh == (header.width, header.height):
             return header
@@ -385,12 +368,12 @@ class SplitBuilder:
                 f"the labels say the image is {stated}, the file is {actual}; restore the image that was labelled, "
                 "or scale the boxes and correct the size"
             )
-        self._log.bad(origin, fault)
+        self.log.bad(origin, fault)
         return None
 
     def add(self, path: Path, header: ImageHeader, boxes: Sequence[RawBox]) -> None:
         """Add an image with its boxes."""
-        self._images.append((path, header.width, header.height, len(boxes), self._log.moment()))
+        self._images.append((path, header.width, header.height, len(boxes), self.log.moment()))
         self._boxes += boxes
         if max(len(self._images), len(self._boxes)) >= _BLOCK:
             self._apply_policy()
@@ -435,11 +418,12 @@ class SplitBuilder:
     def _report(self, image: int, boxes: Sequence[RawBox], clipped_xyxy: Sequence[Sequence[float]]) -> list[bool]:
         """Whether each box of an image stays; the log is told what the policy does to them."""
         path, width, height, _, moment = self._images[image]
+        class_names = list(self._class_names)
         stays: list[bool] = []
         first_origins: dict[tuple[object, ...], str] = {}
         for box, clipped in zip(boxes, clipped_xyxy, strict=True):
             kind: AdjustmentKind | None = None
-            origin, name, key = box.origin, self._class_names[box.class_id], (box.class_id, box.ignored, *clipped)
+            origin, name, key = box.origin, class_names[box.class_id], (box.class_id, box.ignored, *clipped)
             if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
                 kind, detail = "dropped-empty", f"has no area within {width}x{height}"
             elif key in first_origins:
@@ -451,7 +435,7 @@ class SplitBuilder:
                 first_origins[key] = origin
             if kind is not None:
                 detail, known = f"{name} {_show(box.box_xyxy)} {detail}", {"class_name": name, "box_xyxy": box.box_xyxy}
-                self._log.adjusted(kind, origin, detail, moment, image=path, **known)
+                self.log.adjusted(kind, origin, detail, moment, image=path, **known)
         return stays
 
 

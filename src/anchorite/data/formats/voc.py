@@ -7,11 +7,14 @@ Corners are taken as they stand, without the historical shift by one: xmax = wid
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, NoReturn
 from xml.etree import ElementTree
 from xml.parsers import expat
+
+import numpy as np
 
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats.common import (
@@ -62,22 +65,6 @@ class VocLayout(NamedTuple):
     splits: dict[str, list[VocItem]]
     image_folders: dict[str, list[Path]]
     class_list: Path | None
-
-
-class _Object(NamedTuple):
-    class_name: str
-    box_xyxy: Box
-    is_difficult: bool
-    line: int
-
-
-class _Annotation(NamedTuple):
-    """What an xml says: stated_wh is the size of the image, 0 where it says none."""
-
-    item: VocItem
-    file_name: str
-    stated_wh: tuple[int, int]
-    objects: list[_Object]
 
 
 def find_voc(folder: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
@@ -155,15 +142,12 @@ def _near_folders(xml_folder: Path, split: str, base: Path) -> list[Path]:
     """Where images of a folder of xml files may be: with them, beside them, or in a tree of the same splits."""
     folders = [xml_folder, *(xml_folder / name for name in _IMAGE_FOLDERS)]
     names = [name for name in (xml_folder.name, xml_folder.parent.name, split) if split_of(name) == split]
-    above = xml_folder
-    while True:
-        is_outermost = above == base
-        above = base / ".." if is_outermost else above.parent
-        for images in _IMAGE_FOLDERS:
-            folders += [*(above / images / name for name in names), above / images]
-        if is_outermost:
-            return folders
-        folders += [*(above / name for name in names), above]
+    outermost = base / ".."
+    for above in [*xml_folder.parents[: len(xml_folder.relative_to(base).parts)], outermost]:
+        folders += [above / images / name for images in _IMAGE_FOLDERS for name in (*names, "")]
+        if above != outermost:
+            folders += [above / name for name in (*names, "")]
+    return folders
 
 
 def _class_list(folders: Iterable[Path], fence: Fence, log: ReadingLog) -> Path | None:
@@ -188,28 +172,23 @@ def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool
 
     Raises InputError for bad objects, files and images after all have been read.
     """
-    image_folders = [folder for folders in layout.image_folders.values() for folder in folders]
-    fence = Fence([root, *without_links(image_folders, root)], allow_outside)
-    class_names: tuple[str, ...] = ()
-    if layout.class_list:
-        log.dependencies.add_file(layout.class_list)
-        class_names = read_class_list(layout.class_list)
-    annotations: dict[str, list[_Annotation]] = {}
-    for split, items in layout.splits.items():
-        log.split = split
-        annotations[split] = _read_annotations(items, fence, class_names, log)
-    every = (annotation for split in annotations.values() for annotation in split)
-    class_names = class_names or tuple(sorted({thing.class_name for one in every for thing in one.objects}))
+    fence = Fence([root, *without_links(chain(*layout.image_folders.values()), root)], allow_outside)
+    class_list = layout.class_list
+    if class_list:
+        log.dependencies.add_file(class_list)
+    known_names = read_class_list(class_list) if class_list else None
+    class_ids = {name: number for number, name in enumerate(known_names or ())}  # without a list names are added
     splits: dict[str, RecordTable] = {}
-    for split, folders in layout.image_folders.items():
-        log.split = split
-        splits[split] = _read_images(
-            annotations[split], folders, SplitBuilder(class_names, fence, log), class_names, log
-        )
+    for split, items in layout.splits.items():
+        builder = SplitBuilder(split, class_ids, fence, log)
+        splits[split] = _read_split(items, layout.image_folders[split], known_names, class_ids, builder)
     log.split = None
     log.raise_if_bad(root)
-    if not class_names:
+    if not class_ids:
         raise InputError(f"{root}: no xml names an object, so there are no classes")
+    class_names = known_names or tuple(sorted(class_ids))
+    numbers = np.array([class_names.index(name) for name in class_ids])
+    splits = {split: records.with_class_numbers(numbers) for split, records in splits.items()}
     # Images of the folders used that have no xml are left out, for nobody looked whether they are empty.
     used = {path for records in splits.values() for path in records.paths()}
     for folder in sorted({path.parent for path in used}):
@@ -219,11 +198,17 @@ def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool
     return DatasetIndex(root, "voc", class_names, splits, log.adjustments)
 
 
-def _read_annotations(
-    items: Sequence[VocItem], fence: Fence, known_names: Sequence[str], log: ReadingLog
-) -> list[_Annotation]:
-    annotations: list[_Annotation] = []
+def _read_split(
+    items: Iterable[VocItem],
+    folders: Sequence[Path],
+    known_names: Collection[str] | None,
+    class_ids: dict[str, int],
+    builder: SplitBuilder,
+) -> RecordTable:
+    """The records of a split, whose images lie in one of some folders."""
+    log = builder.log
     first_origins: dict[Path, str] = {}
+    owners: dict[Path, Path] = {}
     for item in items:
         path = item.xml_path
         if path in first_origins:
@@ -235,12 +220,24 @@ def _read_annotations(
             log.bad(item.origin, f"{path} does not exist; add it, or take the line out")
             continue
         try:
-            annotations.append(_read_annotation(item, read_xml(fence.check(path)), known_names, log))
+            document = read_xml(builder.fence.check(path))
+            if document.tag != "annotation":
+                line = document.get("line")
+                raise InputError(f"{path}:{line}: the root element is <{document.tag}>, not <annotation>")
+            objects, stated_wh = _read_objects(document, path, known_names, log), _stated_size(document, path)
+            boxes = [box._replace(class_id=class_ids.setdefault(name, len(class_ids))) for name, box in objects]
+            image = _find_image(item, document, folders, log)
+            if owners.setdefault(image, path) != path:
+                raise InputError(f"{path}: {image} belongs to {owners[image]} already; keep one of the two")
         except InputError as error:
             located = _LINE_AND_REASON.fullmatch(str(error).removeprefix(str(path)))
             assert located is not None
             log.bad(f"{path}{located[1] or ''}", located[2])
-    return annotations
+            continue
+        header = builder.header(image, stated_wh, str(path))
+        if header is not None:
+            builder.add(image, header, boxes)
+    return builder.table()
 
 
 def read_xml(path: Path) -> ElementTree.Element:
@@ -286,39 +283,30 @@ def read_xml(path: Path) -> ElementTree.Element:
     return builder.close()
 
 
-def _read_annotation(
-    item: VocItem, document: ElementTree.Element, known_names: Sequence[str], log: ReadingLog
-) -> _Annotation:
-    path = item.xml_path
-    if document.tag != "annotation":
-        raise InputError(f"{path}:{document.get('line')}: the root element is <{document.tag}>, not <annotation>")
-    objects: list[_Object] = []
+def _read_objects(
+    document: ElementTree.Element, path: Path, known_names: Collection[str] | None, log: ReadingLog
+) -> list[tuple[str, RawBox]]:
+    """Class name and box, its class number still to be set, of each good object; the log is told of the others."""
+    objects: list[tuple[str, RawBox]] = []
     for element in document.findall("object"):
         box = element.find("bndbox")
         line = int((element if box is None else box).attrib["line"])
         try:
-            objects.append(_read_object(element, box, known_names, line))
+            name, corners, is_difficult = _read_object(element, box, known_names)
+            objects.append((name, RawBox(-1, corners, f"{path}:", line, is_difficult)))
         except InputError as error:
             log.bad(f"{path}:{line}", str(error))
-    stated_wh = (0, 0)
-    size = document.find("size")
-    if size is not None:
-        width, height = (plain_number(_text(size, tag) or "") for tag in ("width", "height"))
-        if width is None or height is None or width < 0 or height < 0 or width % 1 or height % 1:
-            raise InputError(f"{path}:{size.get('line')}: <size> must hold width and height as whole numbers")
-        stated_wh = int(width), int(height)
-    # The last part of a name, at either kind of slash.
-    return _Annotation(item, PureWindowsPath(_text(document, "filename") or "").name, stated_wh, objects)
+    return objects
 
 
 def _read_object(
-    element: ElementTree.Element, box: ElementTree.Element | None, known_names: Sequence[str], line: int
-) -> _Object:
-    """An object; InputError, which names no place, when it is malformed. known_names: none when all are taken."""
+    element: ElementTree.Element, box: ElementTree.Element | None, known_names: Collection[str] | None
+) -> tuple[str, Box, bool]:
+    """Class name, corners and difficulty; InputError, which names no place, when the object is malformed."""
     name = _text(element, "name")
     if name is None or not is_class_name(name):
         raise InputError(f"the object has no usable <name> ({shorten(name)})")
-    if known_names and name not in known_names:
+    if known_names is not None and name not in known_names:
         raise InputError(f"the class is not in the dataset's list of class names ({shorten(name)})")
     if box is None:
         raise InputError(f"the object has no <bndbox> ({shorten(name)})")
@@ -335,7 +323,18 @@ def _read_object(
     difficult = _text(element, "difficult") or "0"
     if difficult not in ("0", "1"):
         raise InputError(f"<difficult> must be 0 or 1 ({shorten(difficult)})")
-    return _Object(name, (x1, y1, x2, y2), difficult == "1", line)
+    return name, (x1, y1, x2, y2), difficult == "1"
+
+
+def _stated_size(document: ElementTree.Element, path: Path) -> tuple[int, int]:
+    """Width and height of the image as the xml has them, 0 where it has none."""
+    size = document.find("size")
+    if size is None:
+        return 0, 0
+    width, height = (plain_number(_text(size, tag) or "") for tag in ("width", "height"))
+    if width is None or height is None or min(width, height) < 0 or width % 1 or height % 1:
+        raise InputError(f"{path}:{size.get('line')}: <size> must hold width and height as whole numbers")
+    return int(width), int(height)
 
 
 def _text(element: ElementTree.Element, tag: str) -> str | None:
@@ -344,50 +343,22 @@ def _text(element: ElementTree.Element, tag: str) -> str | None:
     return None if text is None else text.strip()
 
 
-def _read_images(
-    annotations: Sequence[_Annotation],
-    folders: Sequence[Path],
-    builder: SplitBuilder,
-    class_names: Sequence[str],
-    log: ReadingLog,
-) -> RecordTable:
-    """The records of a split; folders: those that its images may lie in."""
-    class_ids = {name: index for index, name in enumerate(class_names)}
-    owners: dict[Path, Path] = {}
-    for annotation in annotations:
-        path = annotation.item.xml_path
-        try:
-            image = _find_image(annotation, [folder / annotation.item.subfolder for folder in folders], log)
-            if owners.setdefault(image, path) != path:
-                raise InputError(f"{image} belongs to {owners[image]} already; keep one of the two")
-        except InputError as error:
-            log.bad(str(path), str(error))
-            continue
-        header = builder.header(image, annotation.stated_wh, str(path))
-        if header is not None:
-            head = f"{path}:"
-            boxes = [
-                RawBox(class_ids[name], box, head, line, is_difficult)
-                for name, box, is_difficult, line in annotation.objects
-            ]
-            builder.add(image, header, boxes)
-    return builder.table()
-
-
-def _find_image(annotation: _Annotation, places: Sequence[Path], log: ReadingLog) -> Path:
+def _find_image(item: VocItem, document: ElementTree.Element, folders: Sequence[Path], log: ReadingLog) -> Path:
     """The image of an xml: the one with the xml's stem, else the one of <filename> (people rename files)."""
-    path, named = annotation.item.xml_path, annotation.file_name
+    path, listings = item.xml_path, log.folders
+    named = PureWindowsPath(_text(document, "filename") or "").name  # splits at both kinds of slashes
+    places = [folder / item.subfolder for folder in folders]
     for place in places:
-        candidates = log.folders.images_by_stem(place).get(path.stem, [])
+        candidates = listings.images_by_stem(place).get(path.stem, [])
         if named in candidates:
             return place / named
         if len(candidates) > 1:
-            raise InputError(f"two images could be meant ({', '.join(candidates)}); set <filename>")
+            raise InputError(f"{path}: two images could be meant ({', '.join(candidates)}); set <filename>")
         if candidates:
             return place / candidates[0]
-    if is_image_name(named) and not log.folders.has(path.with_name(f"{PurePosixPath(named).stem}.xml")):
+    if is_image_name(named) and not listings.has(path.with_name(f"{PurePosixPath(named).stem}.xml")):
         for place in places:  # an image with an xml of its own is not this one's
-            if log.folders.has(place / named):
+            if listings.has(place / named):
                 return place / named
-    looked = ", ".join(str(place) for place in places)
-    raise InputError(f"no image named {path.stem} or {shorten(named)}; looked in {looked}")
+    looked = ", ".join(map(str, places))
+    raise InputError(f"{path}: no image named {path.stem} or {shorten(named)}; looked in {looked}")

@@ -52,15 +52,6 @@ class SplitSource(NamedTuple):
     origin: str
 
 
-class YoloConfig(NamedTuple):
-    """A data.yaml as read. folder: what `path:` names, else the yaml's own folder; class_names: K names."""
-
-    path: Path
-    folder: Path
-    class_names: tuple[str, ...]
-    splits: dict[str, list[SplitSource]]
-
-
 def find_yolo(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
     """The data.yaml of a folder: a file of that name, else the only *.yaml with names and a train split.
 
@@ -91,18 +82,21 @@ def read_yolo(yaml_path: Path, root: Path, log: ReadingLog, allow_outside: bool 
     """
     fence = Fence([yaml_path.parent], allow_outside)
     log.dependencies.add_file(yaml_path)
-    config = read_yolo_config(yaml_path, fence, log)
+    class_names, folder, sources = read_yolo_config(yaml_path, fence, log)
+    bases = (yaml_path.parent, folder)
     splits: dict[str, RecordTable] = {}
-    for split, sources in config.splits.items():
-        log.split = split
-        splits[split] = _read_split(config, sources, fence, log)
+    for split, own in sources.items():
+        splits[split] = _read_split(own, bases, len(class_names), SplitBuilder(split, class_names, fence, log))
     log.split = None
     log.raise_if_bad(root)
-    return DatasetIndex(root, "yolo", config.class_names, splits, log.adjustments)
+    return DatasetIndex(root, "yolo", class_names, splits, log.adjustments)
 
 
-def read_yolo_config(path: Path, fence: Fence, log: ReadingLog) -> YoloConfig:
-    """Read a data.yaml; `download:` is never run.
+def read_yolo_config(
+    path: Path, fence: Fence, log: ReadingLog
+) -> tuple[tuple[str, ...], Path, dict[str, list[SplitSource]]]:
+    """The K class names of a data.yaml, the folder that it names (or lies in), and its splits; `download:` is never
+    run.
 
     Raises InputError naming file and line for anything amiss: these mistakes concern the whole dataset, so there is
     nothing to skip.
@@ -110,130 +104,109 @@ def read_yolo_config(path: Path, fence: Fence, log: ReadingLog) -> YoloConfig:
     nodes = read_yaml_mapping(path)
     stated = {key: node for key, node in nodes.items() if kind_of(node) != "null"}
     class_names = _class_names(nodes, path)
-    folder = _folder(stated["path"], path, fence, log) if "path" in stated else path.parent
+    count = stated.get("nc")
+    if count is not None and plain_integer(str(count.value)) != len(class_names):
+        given = f"nc is {shorten(count.value)}, but names has {len(class_names)}"
+        raise _fault(path, count, f"{given}; correct the one that is wrong, or remove nc")
+    folder = path.parent
+    if "path" in stated:
+        shown, folder, refusal = _named("path", stated["path"], path, path.parent, fence, log)
+        if refusal:
+            raise _fault(path, stated["path"], f"path: {shown} {refusal}; without path, the yaml's own folder is taken")
+        if not exists(folder) or not folder.is_dir():
+            looked = f"looked at {printable(str(folder), 300)}"
+            raise _fault(path, stated["path"], f"path: {shown} is not a folder ({looked}); correct or remove the line")
     splits: dict[str, list[SplitSource]] = {}
     for key, node in stated.items():
-        split = split_of(key)
+        split, shown = split_of(key), printable(key, 60)
         if split in splits:
-            raise InputError(
-                f"{path}:{line_of(node)}: {printable(key, 60)}: names the {split} split a second time; remove one"
-            )
+            raise _fault(path, node, f"{shown}: names the {split} split a second time; remove one")
         if split is not None:
             items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-            splits[split] = [_source(item, printable(key, 60), path, folder, fence, log) for item in items]
+            splits[split] = [_source(shown, item, path, folder, fence, log) for item in items]
     if not splits:
         raise InputError(f"{path}: no split; add lines such as `train: images/train` and `val: images/val`")
     if "download" in nodes:
         origin = f"{path}:{line_of(nodes['download'])}"
         log.adjusted("ignored-key", origin, "download: is never run; all splits are here already")
-    return YoloConfig(path, folder, class_names, splits)
+    return class_names, folder, splits
+
+
+def _fault(path: Path, node: yaml.Node, reason: str) -> InputError:
+    return InputError(f"{path}:{line_of(node)}: {reason}")
 
 
 def _class_names(nodes: Mapping[str, yaml.Node], path: Path) -> tuple[str, ...]:
     if "names" not in nodes:
         raise InputError(f"{path}: no names; add a line such as `names: [cat, dog]`, in the order of the class numbers")
     node = nodes["names"]
-    items = _in_class_order(node, path) if isinstance(node, yaml.MappingNode) else node.value
+    items = node.value
+    if isinstance(node, yaml.MappingNode):
+        numbered: dict[int | None, yaml.Node] = {plain_integer(key.value): value for key, value in items}
+        for key, _ in items:
+            if plain_integer(key.value) is None:
+                raise _fault(path, key, f"names: {shorten(key.value)} is not a class number; count from 0")
+        missing = set(range(len(items))) - set(numbered)
+        if missing:
+            needed = f"{len(items)} names need the numbers 0..{len(items) - 1}"
+            raise _fault(path, node, f"names: class {min(missing)} is missing; {needed}")
+        items = [numbered[number] for number in range(len(items))]
     if not isinstance(items, list):
-        raise InputError(f"{path}:{line_of(node)}: names must be a list such as [cat, dog]; got {shorten(node.value)}")
+        raise _fault(path, node, f"names must be a list such as [cat, dog]; got {shorten(items)}")
     if not items:
-        raise InputError(f"{path}:{line_of(node)}: names is empty; name at least one class")
+        raise _fault(path, node, "names is empty; name at least one class")
     for item in items:
-        where = f"{path}:{line_of(item)}"
         if not isinstance(item, yaml.ScalarNode):
-            raise InputError(f"{where}: a class name must be a word; got a nested list or mapping")
+            raise _fault(path, item, "a class name must be a word; got a nested list or mapping")
         if kind_of(item) != "str":
-            raise InputError(
-                f"{where}: YAML reads the class name {shorten(item.value)} as {kind_of(item)}; put it in quotes: "
-                f'"{printable(item.value, 60)}"'
-            )
-    names = distinct_class_names(((line_of(item), item.value) for item in items), path)
-    count = nodes.get("nc")
-    if count is None or kind_of(count) == "null":
-        return names
-    if not isinstance(count, yaml.ScalarNode) or plain_integer(count.value) != len(names):
-        raise InputError(
-            f"{path}:{line_of(count)}: nc is {shorten(count.value)}, but names has {len(names)}; correct the one that "
-            "is wrong, or remove nc"
-        )
-    return names
+            quoted = f'put it in quotes: "{printable(item.value, 60)}"'
+            raise _fault(path, item, f"YAML reads the class name {shorten(item.value)} as {kind_of(item)}; {quoted}")
+    return distinct_class_names(((line_of(item), item.value) for item in items), path)
 
 
-def _in_class_order(node: yaml.MappingNode, path: Path) -> list[yaml.Node]:
-    items: dict[int, yaml.Node] = {}
-    for key, value in node.value:
-        number = plain_integer(key.value)
-        if number is None:
-            raise InputError(f"{path}:{line_of(key)}: names: {shorten(key.value)} is not a class number; count from 0")
-        if number in items:
-            raise InputError(f"{path}:{line_of(key)}: names: class {number} stands twice; remove one")
-        items[number] = value
-    missing = set(range(len(items))) - set(items)
-    if missing:
-        raise InputError(
-            f"{path}:{line_of(node)}: names: class {min(missing)} is missing; {len(items)} names need the numbers "
-            f"0..{len(items) - 1}"
-        )
-    return [items[number] for number in range(len(items))]
-
-
-def _folder(node: yaml.Node, path: Path, fence: Fence, log: ReadingLog) -> Path:
-    """The folder that `path:` names."""
-    origin = f"{path}:{line_of(node)}"
-    text = _text(node, "path", origin)
-    folder, shown = path.parent / text, printable(text, 100)
-    log.dependencies.add_candidate(folder)
-    refusal = fence.refusal(folder)
-    if refusal:
-        raise InputError(f"{origin}: path: {shown} {refusal}; without path, the yaml's own folder is taken")
-    if not exists(folder) or not folder.is_dir():
-        raise InputError(
-            f"{origin}: path: {shown} is not a folder (looked at {printable(str(folder), 300)}); "
-            "correct or remove the line"
-        )
-    return folder
-
-
-def _source(node: yaml.Node, key: str, path: Path, folder: Path, fence: Fence, log: ReadingLog) -> SplitSource:
-    """What an entry of a split names."""
-    origin = f"{path}:{line_of(node)}"
-    text = _text(node, key, origin)
-    target, shown = folder / text, printable(text, 100)
+def _named(
+    key: str, node: yaml.Node, path: Path, base: Path, fence: Fence, log: ReadingLog
+) -> tuple[str, Path, str | None]:
+    """What an entry names below `base`: the text as shown, the path, and why it may not be read."""
+    if not isinstance(node, yaml.ScalarNode) or not node.value.strip() or "\0" in node.value:
+        raise _fault(path, node, f"{key}: must be a path; got {shorten(node.value)}")
+    target = base / node.value
     log.dependencies.add_candidate(target)
-    refusal = fence.refusal(target)
+    return printable(node.value, 100), target, fence.refusal(target)
+
+
+def _source(key: str, node: yaml.Node, path: Path, folder: Path, fence: Fence, log: ReadingLog) -> SplitSource:
+    """What an entry of a split names."""
+    shown, target, refusal = _named(key, node, path, folder, fence, log)
+    origin = f"{path}:{line_of(node)}"
     if refusal or not exists(target):
         # A common exporter writes ../train/images for the train/images that lies beside its data.yaml.
-        inside = path.parent.joinpath(*dropwhile("..".__eq__, PurePosixPath(text).parts))
+        inside = path.parent.joinpath(*dropwhile("..".__eq__, PurePosixPath(node.value).parts))
         log.dependencies.add_candidate(inside)
         if inside not in (target, path.parent) and exists(inside) and not fence.refusal(inside):
             log.adjusted("relocated", origin, f"{key}: {shown} does not lie in the dataset; took {inside}")
             return SplitSource(inside, origin)
-    if refusal:
-        raise InputError(f"{origin}: {key}: {shown} {refusal}")
-    if not exists(target):
-        raise InputError(
-            f"{origin}: {key}: {shown} does not exist (looked at {printable(str(target), 300)}); "
-            "correct the path or remove the line. A download: key is never run"
-        )
+        remedy = "correct the path or remove the line. A download: key is never run"
+        missing = f"does not exist (looked at {printable(str(target), 300)}); {remedy}"
+        raise _fault(path, node, f"{key}: {shown} {refusal or missing}")
     if target.is_file() and target.suffix.lower() != ".txt":
-        raise InputError(f"{origin}: {key}: {shown} is neither a folder of images nor a .txt list of them")
+        raise _fault(path, node, f"{key}: {shown} is neither a folder of images nor a .txt list of them")
     return SplitSource(target, origin)
 
 
-def _text(node: yaml.Node, key: str, origin: str) -> str:
-    if not isinstance(node, yaml.ScalarNode) or not node.value.strip() or "\0" in node.value:
-        raise InputError(f"{origin}: {key}: must be a path; got {shorten(node.value)}")
-    return str(node.value)
-
-
-def _read_split(config: YoloConfig, sources: Sequence[SplitSource], fence: Fence, log: ReadingLog) -> RecordTable:
-    """The records of a split's folders and lists, in their order, each image once."""
-    builder = SplitBuilder(config.class_names, fence, log)
+def _read_split(
+    sources: Sequence[SplitSource], bases: Sequence[Path], num_classes: int, builder: SplitBuilder
+) -> RecordTable:
+    """The records of a split's folders and lists, in their order, each image once; bases: folders of the dataset."""
+    log = builder.log
     first_origins: dict[Path, str] = {}
     num_labelled = 0
     for source in sources:
         is_list = source.path.is_file()
-        images = _listed_images(source.path, config, log) if is_list else _folder_images(source, fence, log)
+        if is_list:
+            images = _listed_images(source.path, bases[1], log)
+        else:
+            images = [(image, source.origin) for image in walk_images(source.path, builder.fence, log)]
         labels: set[Path] = set()
         for image, origin in images:
             if image in first_origins:
@@ -241,14 +214,14 @@ def _read_split(config: YoloConfig, sources: Sequence[SplitSource], fence: Fence
                 log.adjusted("repeated-image", origin, detail, image=image)
                 continue
             first_origins[image] = origin
-            label = _label_path(image, config, log)
+            label = _label_path(image, bases, log)
             labels.add(label)
             is_labelled = log.folders.has(label)
             num_labelled += is_labelled
             header = builder.header(image)
             if header is None:
                 continue
-            boxes = _read_labels(label, image, header, len(config.class_names), fence, log) if is_labelled else []
+            boxes = _read_labels(label, image, header, num_classes, builder) if is_labelled else []
             if boxes is not None:
                 builder.add(image, header, boxes)
         for folder in sorted({label.parent for label in labels}):
@@ -258,17 +231,13 @@ def _read_split(config: YoloConfig, sources: Sequence[SplitSource], fence: Fence
                 log.adjusted_files("unused-label", folder, unused, "label files without image")
     if first_origins and not num_labelled:
         image, origin = next(iter(first_origins.items()))
-        looked_for = _label_path(image, config, log)
+        looked_for = _label_path(image, bases, log)
         detail = f"none of the {len(first_origins)} images has a label file; looked for {looked_for}"
         log.adjusted("no-labels", origin, detail)
     return builder.table()
 
 
-def _folder_images(source: SplitSource, fence: Fence, log: ReadingLog) -> list[tuple[Path, str]]:
-    return [(image, source.origin) for image in walk_images(source.path, fence, log)]
-
-
-def _listed_images(path: Path, config: YoloConfig, log: ReadingLog) -> list[tuple[Path, str]]:
+def _listed_images(path: Path, folder: Path, log: ReadingLog) -> list[tuple[Path, str]]:
     """The images in a list and their origins; the log is told of lines that name none."""
     images: list[tuple[Path, str]] = []
     log.dependencies.add_file(path)
@@ -285,7 +254,7 @@ def _listed_images(path: Path, config: YoloConfig, log: ReadingLog) -> list[tupl
         if "\0" in text or not is_image_name(Path(text).name):
             log.bad(origin, f"not the name of an image ({shorten(text)})")
             continue
-        places = [folder / text for folder in (path.parent, config.folder)]
+        places = [base / text for base in (path.parent, folder)]
         found = next((place for place in places if log.folders.has(place)), None)
         if found is None:
             log.bad(origin, f"the image does not exist ({shorten(text)}; looked at {places[0]})")
@@ -294,10 +263,10 @@ def _listed_images(path: Path, config: YoloConfig, log: ReadingLog) -> list[tupl
     return images
 
 
-def _label_path(image: Path, config: YoloConfig, log: ReadingLog) -> Path:
+def _label_path(image: Path, bases: Sequence[Path], log: ReadingLog) -> Path:
     """Where the labels of an image are: the last `images` within the dataset as `labels`, else beside the image."""
     beside = image.with_suffix(".txt")
-    for base in (config.path.parent, config.folder, Path(image.anchor)):
+    for base in (*bases, Path(image.anchor)):
         if image.is_relative_to(base):
             folders = list(image.relative_to(base).parent.parts)
             if "images" not in folders:
@@ -309,12 +278,13 @@ def _label_path(image: Path, config: YoloConfig, log: ReadingLog) -> Path:
 
 
 def _read_labels(
-    path: Path, image: Path, header: ImageHeader, num_classes: int, fence: Fence, log: ReadingLog
+    path: Path, image: Path, header: ImageHeader, num_classes: int, builder: SplitBuilder
 ) -> list[RawBox] | None:
     """The boxes in a label file; the log is told of bad rows. None when the file cannot be read at all."""
+    log = builder.log
     log.dependencies.add_file(path)
     try:
-        lines = read_limited(fence.check(path), _MAX_LABEL_BYTES).removeprefix(_BOM).split(b"\n")
+        lines = read_limited(builder.fence.check(path), _MAX_LABEL_BYTES).removeprefix(_BOM).split(b"\n")
     except InputError as error:
         log.bad(str(path), str(error).removeprefix(f"{path}: "), image)
         return None
