@@ -12,8 +12,8 @@ import torch
 
 from anchorite.data.augment import AugmentConfig, SamplePlan
 from anchorite.data.batches import SampleKey
+from anchorite.data.dataset import Record
 from anchorite.data.device import DeviceStore, Storage, in_parts, plan_batch
-from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples
 from anchorite.data.store import ImageStore
 from tests.data.test_samples import make_records

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from anchorite.data import DatasetIndex, index_cache, open_dataset
+from anchorite.data.dataset import RecordTable
 from anchorite.data.formats import recognise
 from anchorite.data.index_cache import VARIABLE
-from anchorite.data.records import RecordTable
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 from tests.data.format_samples import coco_json, voc_object, voc_xml, write_image, write_text, yolo_dataset

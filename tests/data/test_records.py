@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorite.data import Record, open_dataset
+from anchorite.data.dataset import RecordTable, as_split
 from anchorite.data.formats import common
-from anchorite.data.records import RecordTable, as_split
 from tests.data.format_samples import coco_json, write_image
 from tests.shared import shared_path
 

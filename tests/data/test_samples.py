@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import SampleKey
+from anchorite.data.dataset import Record
 from anchorite.data.images import FILL, letterbox
-from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples, draw_tiles, sample_rng
 from anchorite.data.store import ImageStore
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from anchorite.data import index_cache, store
-from anchorite.data.records import Record
+from anchorite.data.dataset import Record
 from anchorite.data.store import ImageStore, SharedBytes, cgroup_headroom
 from anchorite.errors import InputError, StorageError
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from anchorite.anchors import AnchorSet, encode_boxes
-from anchorite.data.records import Record
+from anchorite.data.dataset import Record
 
 CLASS_NAMES = ("red", "green", "blue")
 ANCHORS = AnchorSet.from_rows([[20, 20], [60, 60], [160, 160]], (8, 16, 32))

@@ -2,13 +2,22 @@
 
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, LetterboxedBatch, LoaderConfig, SampleKey, empty_batch, letterboxed_batches
-from anchorite.data.dataset import Adjustment, DatasetIndex, LeftOut, dataset_fingerprint, without_images
+from anchorite.data.dataset import (
+    Adjustment,
+    DatasetIndex,
+    LeftOut,
+    Record,
+    RecordTable,
+    Split,
+    as_split,
+    dataset_fingerprint,
+    without_images,
+)
 from anchorite.data.device import DeviceLoader, DeviceStore
 from anchorite.data.formats import open_dataset
 from anchorite.data.host_loader import HostLoader, make_loader
 from anchorite.data.images import LetterboxTransform, decode_image, letterbox, letterbox_transform, rectangular_size
 from anchorite.data.loader import Loader, open_loader
-from anchorite.data.records import Record, RecordTable, Split, as_split
 from anchorite.data.samples import SampleConfig, TrainSamples
 from anchorite.data.shards.split import ShardedSplit
 from anchorite.data.shards.stream import StreamBatches, StreamSamples

@@ -26,11 +26,10 @@ from xml.sax.saxutils import escape
 import numpy as np
 import yaml
 
-from anchorite.data.dataset import DatasetIndex
+from anchorite.data.dataset import DatasetIndex, Record, RecordTable, Split
 from anchorite.data.formats import FormatName, open_dataset
 from anchorite.data.formats.common import is_image_name
 from anchorite.data.headers import copy_image, image_bytes, open_regular
-from anchorite.data.records import Record, RecordTable, Split
 from anchorite.data.shards.format import (
     BLOCK,
     MANIFEST,

@@ -36,10 +36,9 @@ from torch import Tensor
 from anchorite.boxes import Targets
 from anchorite.data.augment import NO_JITTER, SamplePlan, Tile, hue_steps
 from anchorite.data.batches import Batch, EpochBatches, LoaderConfig, SampleKey, empty_batch
-from anchorite.data.dataset import LeftOut
+from anchorite.data.dataset import LeftOut, Record
 from anchorite.data.images import FILL
 from anchorite.data.prefetch import prefetch
-from anchorite.data.records import Record
 from anchorite.data.samples import TrainSamples
 from anchorite.data.store import ImageStore, Progress, spendable_memory
 

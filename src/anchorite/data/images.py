@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anchorite.data.dataset import Record
 from anchorite.data.headers import MAX_PIXELS, open_regular, parse_header
-from anchorite.data.records import Record
 from anchorite.errors import InputError, StorageError
 
 FILL = 114  # grey level around a letterboxed image

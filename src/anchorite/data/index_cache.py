@@ -31,8 +31,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import anchorite
-from anchorite.data.dataset import Adjustment, DatasetIndex
-from anchorite.data.records import Columns, RecordTable, Split, StringArray
+from anchorite.data.dataset import Adjustment, Columns, DatasetIndex, RecordTable, Split, StringArray
 from anchorite.errors import AnchoriteError, InputError, StorageError
 from anchorite.files import write_atomically
 

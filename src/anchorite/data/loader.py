@@ -9,10 +9,9 @@ from typing import Protocol, Self
 import torch
 
 from anchorite.data.batches import Batch, LoaderConfig
-from anchorite.data.dataset import LeftOut
+from anchorite.data.dataset import LeftOut, Record
 from anchorite.data.device import DeviceLoader, DeviceStore, choose_storage
 from anchorite.data.host_loader import HostLoader, make_loader
-from anchorite.data.records import Record
 from anchorite.data.samples import SampleConfig, TrainSamples
 from anchorite.data.shards.split import ShardedSplit, readable
 from anchorite.data.shards.stream import StreamBatches, StreamSamples

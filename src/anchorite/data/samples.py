@@ -33,8 +33,8 @@ from anchorite.data.augment import (
     visible_boxes,
 )
 from anchorite.data.batches import SampleKey
+from anchorite.data.dataset import Record, as_split
 from anchorite.data.images import letterbox_transform
-from anchorite.data.records import Record, as_split
 
 Report = Callable[[int], object]
 MIXUP_CONCENTRATION = 32.0  # of the Beta distribution: blends stay near half and half

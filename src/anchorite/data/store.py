@@ -24,10 +24,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.dataset import LeftOut
+from anchorite.data.dataset import LeftOut, Record, as_split
 from anchorite.data.images import ChangedImageError, decode_resized, fitted_size
 from anchorite.data.index_cache import check_space, make_cache_folder, private_cache_folder, refuse_dataset_folder
-from anchorite.data.records import Record, as_split
 from anchorite.data.shards.format import leads_into_shard
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import AnchoriteError, InputError, StorageError

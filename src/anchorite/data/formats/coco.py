@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.dataset import DatasetIndex
+from anchorite.data.dataset import NO_NUMBER, DatasetIndex, RecordTable
 from anchorite.data.formats.common import (
     Fence,
     RawBox,
@@ -35,7 +35,6 @@ from anchorite.data.formats.common import (
     split_of,
     without_links,
 )
-from anchorite.data.records import NO_NUMBER, RecordTable
 from anchorite.errors import InputError
 from anchorite.reading import read_json, read_limited, shorten
 

@@ -29,10 +29,9 @@ from unicodedata import category
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.dataset import Adjustment, AdjustmentKind
+from anchorite.data.dataset import NO_NUMBER, Adjustment, AdjustmentKind, RecordTable, TableBuilder
 from anchorite.data.headers import IMAGE_SUFFIXES, ImageHeader, read_header
 from anchorite.data.index_cache import Dependencies
-from anchorite.data.records import NO_NUMBER, RecordTable, TableBuilder
 from anchorite.errors import InputError
 from anchorite.reading import printable, shorten
 

@@ -16,7 +16,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from anchorite.data.dataset import DatasetIndex
+from anchorite.data.dataset import DatasetIndex, RecordTable
 from anchorite.data.formats.common import (
     Box,
     Fence,
@@ -32,7 +32,6 @@ from anchorite.data.formats.common import (
     split_of,
     without_links,
 )
-from anchorite.data.records import RecordTable
 from anchorite.errors import InputError
 from anchorite.reading import decode_utf8, read_limited, shorten
 

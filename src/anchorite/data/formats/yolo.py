@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import yaml
 
-from anchorite.data.dataset import DatasetIndex
+from anchorite.data.dataset import DatasetIndex, RecordTable
 from anchorite.data.formats.common import (
     Fence,
     RawBox,
@@ -28,7 +28,6 @@ from anchorite.data.formats.common import (
     walk_images,
 )
 from anchorite.data.headers import ImageHeader
-from anchorite.data.records import RecordTable
 from anchorite.errors import InputError
 from anchorite.plain_yaml import kind_of, line_of, read_yaml_mapping
 from anchorite.reading import printable, read_limited, shorten

@@ -24,11 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
-from anchorite.data.dataset import DatasetIndex, LeftOut
+from anchorite.data.dataset import DatasetIndex, LeftOut, Record, RecordTable, Split, TableBuilder
 from anchorite.data.formats.common import SPLITS, Fence, ReadingLog, is_class_name
 from anchorite.data.headers import MAX_PIXELS
 from anchorite.data.images import decode_resized
-from anchorite.data.records import Record, RecordTable, Split, TableBuilder
 from anchorite.data.shards.format import (
     IMAGE,
     LABEL,
