@@ -41,6 +41,7 @@ from anchorite.reading import read_json, read_limited, shorten
 LOOKED_FOR = "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or one COCO *.json"
 ROBOFLOW_NAME = "_annotations.coco.json"
 _LARGEST_ID = 10**18  # of those that int64 holds
+_LARGEST = sys.float_info.max
 _BOM = b"\xef\xbb\xbf"
 # An annotation takes 61 bytes until its image is reached: position of the image, class, crowd, id, corners and area.
 _ROW = np.dtype("<i4, <i8, ?, <i8, <f8, <f8, <f8, <f8, <f8")
@@ -367,21 +368,19 @@ def _read_annotations(
 def _fault(one: _Annotation) -> str | None:
     """What is wrong with the numbers of an annotation, if anything is."""
     box, area = one.bbox, one.area
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+    if not isinstance(box, list) or len(box) != 4 or not _are_finite(box):
         return f"bbox must be 4 finite numbers [x, y, width, height] ({shorten(box)})"
     if box[2] < 0 or box[3] < 0:
         return f"bbox has a negative width or height ({shorten(box)})"
     if one.iscrowd not in (0, 1):
         return f"iscrowd must be 0 or 1 ({shorten(one.iscrowd)})"
-    if area is not None and not (_is_finite(area) and area >= 0):
+    if area is not None and not (_are_finite([area]) and area >= 0):
         return f"area must be a finite number, 0 or more ({shorten(area)})"
     return None
 
 
-def _is_finite(value: Any) -> bool:
-    if type(value) is float:
-        return math.isfinite(value)
-    return type(value) is int and abs(value) <= sys.float_info.max
+def _are_finite(values: list[Any]) -> bool:
+    return {int, float}.issuperset(map(type, values)) and all(-_LARGEST <= value <= _LARGEST for value in values)
 
 
 def _is_id(value: Any) -> bool:

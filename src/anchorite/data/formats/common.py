@@ -37,7 +37,7 @@ from anchorite.reading import printable, shorten
 
 MAX_LISTED = 20
 _LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
-_BLOCK = 8192  # boxes, or images, that the policy is applied to at a time
+_BLOCK = 1024  # boxes, or images, that the policy is applied to at a time; more of them slow the garbage collector
 # Clipping always happens, but is only reported beyond this: six decimals of a normalised number are worth up to
 # 0.01 px in a large image, and a list full of rounding hides the boxes that are wrong.
 REPORTED_CLIP_PX = 0.1
@@ -187,7 +187,7 @@ def assign_splits(paths_by_name: Mapping[str, Path], log: ReadingLog) -> dict[st
 
 def is_image_name(name: str) -> bool:
     """Whether a file name has the suffix of an image, in any case, and is not hidden."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")  # noqa: PTH122
 
 
 def exists(path: Path) -> bool:
