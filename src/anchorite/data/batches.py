@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from anchorite.boxes import Targets
-from anchorite.data.dataset import Record
 from anchorite.choices import CompileName
+from anchorite.data.dataset import Record
 from anchorite.data.images import LetterboxTransform, draw_letterboxed, letterbox_transform, rectangular_size
 from anchorite.data.prefetch import prefetch
 from anchorite.data.store import ImageStore
