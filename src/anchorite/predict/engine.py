@@ -8,10 +8,11 @@ one view. Legend: H, W height and width in pixels.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -166,6 +167,7 @@ class Member:
     name: str = "the network"
 
 
+@dataclass(frozen=True)
 class Ensemble:
     """Finds objects as `Predictor` does, from several views (windows, mirrored, scaled) by one or several detectors.
 
@@ -174,22 +176,23 @@ class Ensemble:
     weight is not above 0, or a tile is smaller than a cell of the coarsest level.
     """
 
+    members: Sequence[Member]
+    config: ViewConfig = field(default_factory=ViewConfig)
+
     predict = Predictor.predict
     stream = Predictor.stream
 
-    def __init__(self, members: Sequence[Member], config: ViewConfig | None = None) -> None:
-        self.members, self.config = tuple(members), config or ViewConfig()
+    def __post_init__(self) -> None:
         if not self.members:
             raise InputError("an ensemble of no detectors finds nothing; give one at least")
-        self.class_maps = []
         for member in self.members:
             stride, tile = member.predictor.stride, self.config.tile
-            if not member.weight > 0 or member.weight == float("inf"):
+            if not 0 < member.weight < math.inf:
                 raise InputError(f"weight {member.weight} of {member.name}: must be a finite number above 0")
             if tile is not None and tile < stride:
                 raise InputError(f"tile {tile}: must be at least {stride}, the coarsest stride of {member.name}")
             try:
-                self.class_maps.append(class_map(self.info.class_names, member.predictor.info.class_names))
+                class_map(self.info.class_names, member.predictor.info.class_names)
             except InputError as error:
                 raise InputError(f"{member.name}: {error}") from error
 
@@ -202,9 +205,6 @@ class Ensemble:
     def stride(self) -> int:
         """The coarsest stride of all members."""
         return max(member.predictor.stride for member in self.members)
-
-    def __repr__(self) -> str:
-        return f"Ensemble({', '.join(repr(member.predictor) for member in self.members)}; {self.config!r})"
 
     def views_by_member(self, image_size: int | None = None) -> list[list[TTAView]]:
         """The views that each member gets of every window; raises InputError where it cannot take this size."""
@@ -324,7 +324,7 @@ def _run_batch(
     stacked = np.stack(inputs) if len(inputs) > 1 else np.ascontiguousarray(inputs[0])[None]
     # Interleaved pixels seen as (B, 3, H, W) lie in channels_last memory already.
     outputs = runtime.outputs(torch.from_numpy(stacked).permute(0, 3, 1, 2))
-    our_classes = ensemble.class_maps[batch[0].network]
+    our_classes = class_map(ensemble.info.class_names, runtime.info.class_names)
     for view, found in zip(batch, runtime.detections(outputs, config).cpu().split(), strict=True):
         view.found, view.made = replace(found, class_ids=our_classes[found.class_ids]), None
 

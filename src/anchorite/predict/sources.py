@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,32 +50,28 @@ class SourceConfig:
     null_separated: bool = False
 
 
+@dataclass
 class Sources:
     """What was named, looked at but not read yet; `open_sources` makes it. Use `items` once, or `close` it.
 
-    paths: the files that are known from the beginning; watched: folders; listed: where a list comes from.
+    paths: the files that are known from the beginning; watched: folders; listed: the descriptor of a list of paths.
     """
 
-    def __init__(
-        self,
-        config: SourceConfig,
-        paths: Sequence[Path] = (),
-        watched: Sequence[Path] = (),
-        live: LiveSource | None = None,
-        listed: int | None = None,
-    ) -> None:
-        self.config, self.paths = config, list(paths)
-        self._watched, self._live, self._listed = list(watched), live, listed
+    config: SourceConfig
+    paths: list[Path] = field(default_factory=list)
+    watched: list[Path] = field(default_factory=list)
+    live: LiveSource | None = None
+    listed: int | None = None
 
     @property
     def is_endless(self) -> bool:
         """Whether it goes on until it is stopped."""
-        return bool(self._watched) or self._live is not None
+        return bool(self.watched) or self.live is not None
 
     @property
     def is_streamed(self) -> bool:
         """Whether it is more than a known number of images."""
-        return self.is_endless or self._listed is not None or any(is_video_name(path) for path in self.paths)
+        return self.is_endless or self.listed is not None or any(is_video_name(path) for path in self.paths)
 
     @property
     def amount(self) -> str:
@@ -87,11 +83,11 @@ class Sources:
     @property
     def num_dropped(self) -> int:
         """Frames of a camera or stream that the network had no time for; known at the end."""
-        return 0 if self._live is None else self._live.num_dropped
+        return 0 if self.live is None else self.live.num_dropped
 
     def refuse_output(self, folder: Path) -> None:
         """InputError when what is written to `folder` would be read again."""
-        for watched in self._watched:
+        for watched in self.watched:
             if watched.resolve() in (folder.resolve(), *folder.resolve().parents):
                 raise InputError(
                     f"--out {folder}: lies in the watched folder {watched}, which would be fed with its own results; "
@@ -104,17 +100,17 @@ class Sources:
         Setting `stop` ends what is endless. What cannot be read is handed to `on_unreadable` and left out.
         """
         config = self.config
-        if self._live is not None:
-            yield from self._live.frames(stop, config.every)
+        if self.live is not None:
+            yield from self.live.frames(stop, config.every)
             return
-        if not self._watched and self._listed is None:
+        if not self.watched and self.listed is None:
             yield from file_items(self.paths, config.every, depth, on_unreadable)
             return
 
         def make(end: threading.Event) -> Generator[Any, None, None]:
-            if self._listed is None:
-                return Watch(self._watched, config.recursive, config.idle_s, end).items()
-            return listed_items(self._listed, config.null_separated, config.recursive, config.every, end)
+            if self.listed is None:
+                return Watch(self.watched, config.recursive, config.idle_s, end).items()
+            return listed_items(self.listed, config.null_separated, config.recursive, config.every, end)
 
         with closing(prefetch(make, depth, stop, FLUSH)) as items:
             for item in items:
@@ -125,8 +121,8 @@ class Sources:
 
     def close(self) -> None:
         """Give a camera back, if there is one."""
-        if self._live is not None:
-            self._live.close()
+        if self.live is not None:
+            self.live.close()
 
 
 def open_sources(words: Sequence[str], config: SourceConfig | None = None) -> Sources:
@@ -379,18 +375,14 @@ class Watch:
 
     def _look(self) -> bool:
         """Compare the folders with what is known of them; whether anything came or changed."""
-        now, there, moved = time.monotonic(), set(), False
-        for name, state in self._listed():
-            there.add(name)
-            known = self._waiting.get(name)
-            if known is None and self._done.get(name) == state:
-                continue
-            if known is None or known.state != state:
-                self._waiting[name] = _Waiting(state, now)
-                moved = True
-        for gone in (self._done.keys() | self._waiting.keys()) - there:
-            self._done.pop(gone, None)
-            self._waiting.pop(gone, None)
+        now, there, moved = time.monotonic(), dict(self._listed()), False
+        for name, state in there.items():
+            waiting = self._waiting.get(name)
+            if state != (self._done.get(name) if waiting is None else waiting.state):
+                self._waiting[name], moved = _Waiting(state, now), True
+        for known in (self._done, self._waiting):
+            for gone in known.keys() - there.keys():
+                del known[gone]
         return moved
 
     def _complete(self) -> Iterator[Frame | AnchoriteError]:
