@@ -163,16 +163,16 @@ def test_measured_is_what_the_weights_find() -> None:
     for request_, rectangular in ((PLAIN, True), (BYTES, False)):
         validator = Validator(records, CLASS_NAMES, 96, ReadConfig(3))
         ours = validator.run(detector(), ValidationConfig(rectangular=rectangular)).predictions
-        theirs = validator.run_exported(built(request_).dense).predictions
+        theirs = validator.run(built(request_).dense).predictions
         assert min(map(len, ours)) > 100
         for one, other in zip(ours, theirs, strict=True):
             assert abs(len(one) - len(other)) <= (0 if request_ is PLAIN else 5)
             tolerance = 1e-4 if request_ is PLAIN else 5e-3
             np.testing.assert_allclose(one.scores[:50], other.scores[:50], atol=tolerance)
     with pytest.raises(InputError, match="takes 96 px alone"):
-        Validator(records, CLASS_NAMES, 64).run_exported(built(BYTES).dense)
+        Validator(records, CLASS_NAMES, 64).run(built(BYTES).dense)
     with pytest.raises(InputError, match="knows 5 classes, the dataset has 1"):
-        Validator(records, ["one"], 96).run_exported(built(PLAIN).dense)
+        Validator(records, ["one"], 96).run(built(PLAIN).dense)
 
 
 def test_openvino_answers_like_pytorch_with_suppression_and_without(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def validate(
     if isinstance(network, Ensemble):
         result = validator.run_predictor(network, image_size=running.image_size)
     else:
-        result = validator.run_exported(network)
+        result = validator.run(network)
     if out is not None:
         result.save_plots(out)
     if json:

@@ -155,29 +155,28 @@ class Validator:
 
     def run(
         self,
-        detector: Detector,
+        network: Detector | Runtime,
         config: ValidationConfig | None = None,
         device: torch.device | str | None = None,
         autocast_dtype: torch.dtype | None = None,
         criterion: Criterion | None = None,
     ) -> ValidationResult:
-        """Measure a detector on every image, boxes in pixels of the original images.
+        """Measure a detector, or a network that is ready to run, boxes in pixels of the original images.
 
-        What runs is a copy in evaluation mode with its batch normalisation folded. device: where to run, by default
-        where the detector is. autocast_dtype: None for none. With `criterion`, which is moved there, the losses are
-        measured too, each image with the same weight. Raises InputError when the detector's classes do not fit or the
-        image size is no multiple of its coarsest stride, DivergedError naming an image when its output is not finite.
+        What runs of a detector is a copy in evaluation mode with its batch normalisation folded. device: where it runs,
+        by default where it is. autocast_dtype: None for none. With `criterion`, the losses are measured too, each image
+        with the same weight. Raises InputError when the classes do not fit or the image size is no multiple of the
+        coarsest stride, DivergedError naming an image when an output is not finite, and what the network raises.
         """
-        runtime = self.runtime(detector, device, autocast_dtype)
+        runtime = self.runtime(network, device, autocast_dtype) if isinstance(network, nn.Module) else network
         with ExitStack() as stack:
             if isinstance(criterion, nn.Module):
+                assert isinstance(runtime, TorchRuntime), "a loss needs logits, which exports do not give"
                 stack.callback(criterion.train, criterion.training)
                 criterion.to(runtime.device).eval()
-            return self._alone(self.run_shared(runtime, config, criterion))
-
-    def run_exported(self, runtime: Runtime, config: ValidationConfig | None = None) -> ValidationResult:
-        """`run` for a network that something else than torch runs; raises what `run` raises, and what it does."""
-        return self._alone(self.run_shared(runtime, config))
+            finish = self.run_shared(runtime, config, criterion)
+        assert finish is not None, "of several ranks only the first has a result; call run_shared"
+        return finish()
 
     def run_predictor(
         self, predictor: Predictor | Ensemble, config: ValidationConfig | None = None, image_size: int | None = None
@@ -193,10 +192,8 @@ class Validator:
         with stopwatch("forward"):
             results = predictor.stream(paths, limits, image_size, self.reading.batch_size)
             found = [result.detections for result in results]
-        predictions = [
-            Predictions(one.boxes_xyxy.double().numpy(), one.scores.double().numpy(), one.class_ids.numpy())
-            for one in found
-        ]
+        columns = ((one.boxes_xyxy.double(), one.scores.double(), one.class_ids) for one in found)
+        predictions = [Predictions(*(column.numpy() for column in of_image)) for of_image in columns]
         return self._result(predictions, None, stopwatch)
 
     @torch.inference_mode()
@@ -236,10 +233,6 @@ class Validator:
         if not world.is_main:
             return None
         return lambda: self._result([predictions[position] for position in range(len(self))], losses, stopwatch)
-
-    def _alone(self, finish: Finish | None) -> ValidationResult:
-        assert finish is not None, "of several ranks only the first has a result; call run_shared"
-        return finish()
 
     def _result(
         self, predictions: Sequence[Predictions], losses: ValidationLosses | None, stopwatch: Stopwatch

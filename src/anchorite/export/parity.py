@@ -173,7 +173,7 @@ def measure(detector: Detector, exported: ExportedRuntime, validator: Validator,
     Raises ExportDiffersError when mAP50-95 differs by more than the number format may cost; of int8, whose cost nobody
     can know before, only when half of it, and more than noise, is gone.
     """
-    ours, theirs = validator.run(detector, device="cpu").metrics, validator.run_exported(exported).metrics
+    ours, theirs = validator.run(detector, device="cpu").metrics, validator.run(exported).metrics
     measured = Measured(ours.map50, ours.map, theirs.map50, theirs.map)
     most = _TOLERANCES[exported.export.precision][2]
     numbers = f"mAP50-95 is {measured.export_map:.4f} instead of {measured.torch_map:.4f}"
