@@ -14,7 +14,7 @@ import torch
 from anchorite.boxes import Targets
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.distributed import world as ranks_group
-from anchorite.evaluate import gather_predictions
+from anchorite.evaluate.validator import gather_predictions
 from anchorite.loss import DetectionLoss
 from anchorite.metrics import Predictions
 from anchorite.model import default_anchors

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from anchorite.evaluate import aligned_table
+from anchorite.evaluate.result import aligned_table
 
 
 def test_table_lines_up_wide_letters_and_takes_control_characters_out():

@@ -11,8 +11,7 @@ import pytest
 
 from anchorite.errors import InputError
 from anchorite.predict import Predictor, SourceConfig, open_sources
-from anchorite.predict.frames import FLUSH, Frame
-from anchorite.predict.video import is_live
+from anchorite.predict.frames import FLUSH, Frame, is_live
 from tests.predict.fakes import SquareFinder
 from tests.predict.test_videos import INFO, P5
 from tests.predict.videos import square_at

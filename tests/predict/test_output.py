@@ -11,7 +11,7 @@ import torch
 from anchorite.boxes import Detections
 from anchorite.errors import InputError, StorageError
 from anchorite.predict import Frame, FrameResult
-from anchorite.predict.outputs import PredictionWriter, Save, fresh_folder, yolo_lines
+from anchorite.predict.outputs import PredictionWriter, Save, yolo_lines
 
 IMAGE = np.full((50, 100, 3), 114, np.uint8)
 
@@ -134,16 +134,6 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be made"):
         PredictionWriter(tmp_path / "file" / "out", ("cat",))
-
-
-def test_fresh_folder_passes_by_what_has_content(tmp_path):
-    assert fresh_folder(tmp_path / "out") == tmp_path / "out"
-    (tmp_path / "out").mkdir()
-    assert fresh_folder(tmp_path / "out") == tmp_path / "out"
-    (tmp_path / "out/x").touch()
-    (tmp_path / "out-2").touch()
-    assert fresh_folder(tmp_path / "out") == tmp_path / "out-3"
-    assert not (tmp_path / "out-3").exists()
 
 
 def test_yolo_lines_of_nothing_are_nothing():

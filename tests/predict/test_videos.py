@@ -15,10 +15,9 @@ from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
 from anchorite.model import WeightsInfo
 from anchorite.predict import Predictor
-from anchorite.predict import video as videos
-from anchorite.predict.frames import Frame, Video
+from anchorite.predict import frames as videos
+from anchorite.predict.frames import Frame, Video, video_frames
 from anchorite.predict.sources import file_items
-from anchorite.predict.video import video_frames
 from tests.predict.fakes import SquareFinder
 from tests.predict.videos import all_frames, make_video, square_at
 

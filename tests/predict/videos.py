@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from anchorite.predict.video import hush
+from anchorite.predict.frames import hush
 
 hush()  # before the first capture of the process, or FFmpeg's part comes too late
 

@@ -8,10 +8,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +20,7 @@ from cyclopts.validators import Number
 
 from anchorite.choices import OutputKind, PrecisionName
 from anchorite.cli.display import write_line
-from anchorite.cli.folders import refuse_taken
+from anchorite.cli.folders import free_path, refuse_taken
 from anchorite.cli.options import DEVICE, LimitOptions, OutputOptions, PositiveInt, RunningOptions, ViewOptions, Weights
 from anchorite.errors import AnchoriteError, InputError
 from anchorite.reading import one_line
@@ -71,13 +70,13 @@ def predict(
 ) -> None:
     """Find objects in images and videos: draws them, and writes them as JSON and YOLO txt."""
     from anchorite.devices import keep_freed_memory
-    from anchorite.predict import Save, SourceConfig, fresh_folder, open_sources
+    from anchorite.predict import Save, SourceConfig, open_sources
 
     words = [*sources, *["-"] * reading.stdin]
     if not words:
         raise InputError("predict: SOURCE is missing: anchorite predict WEIGHTS SOURCE...")
     config = limits.config()
-    folder = out or fresh_folder(Path("predictions"))
+    folder = out or free_path(Path("predictions"))
     refuse_taken(folder)
     # A source that is mistyped should cost neither the loading nor half of the results.
     how = SourceConfig(reading.recursive, reading.every, reading.watch, reading.idle_seconds, reading.null)
@@ -107,26 +106,33 @@ def _predict_all(
 
     Reading, the network, and drawing and writing run side by side; a slow disk slows the rest, nothing piles up.
     """
-    from anchorite.predict import BackgroundWriter, PredictionWriter
+    from anchorite.data.prefetch import prefetch
+    from anchorite.interrupts import HeldInterrupts
+    from anchorite.predict import PredictionWriter
 
-    stop = threading.Event()
+    stop, writing = threading.Event(), threading.Lock()
     with (
         PredictionWriter(reporter.folder, network.info.class_names, save) as writer,
-        BackgroundWriter(running.batch) as background,
         _set_when_interrupted(stop) if sources.is_endless else nullcontext(),
     ):
 
         def leave_out(error: AnchoriteError) -> None:
-            reporter.unreadable(error)
-            background.do(partial(writer.add_unreadable, error))
+            with writing:
+                reporter.unreadable(error)
+                writer.add_unreadable(error)
 
-        with (
-            closing(sources.items(stop, running.batch, leave_out)) as items,
-            closing(network.stream(items, config, running.image_size, running.batch, leave_out)) as results,
-        ):
+        def predicted(_: threading.Event) -> Generator[FrameResult, None, None]:
+            with (
+                closing(sources.items(stop, running.batch, leave_out)) as items,
+                closing(network.stream(items, config, running.image_size, running.batch, leave_out)) as results,
+            ):
+                yield from results
+
+        with closing(prefetch(predicted, running.batch, stop)) as results:
             for result in results:
-                background.do(partial(writer.add, result))
-                reporter.image(result)
+                with writing, HeldInterrupts():  # so that what is reported is written, whole
+                    writer.add(result)
+                    reporter.image(result)
 
 
 class Reporter:

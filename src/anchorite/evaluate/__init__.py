@@ -1,12 +1,11 @@
 """Evaluation: a detector measured on a labelled split."""
 
-from anchorite.evaluate.result import Stopwatch, ValidationLosses, ValidationResult, ValidationSpeed, aligned_table
+from anchorite.evaluate.result import ValidationLosses, ValidationResult, ValidationSpeed
 from anchorite.evaluate.validator import (
     ReadConfig,
     ValidationConfig,
     Validator,
     batch_targets,
-    gather_predictions,
     require_classes,
     require_images,
     require_side,
@@ -14,15 +13,12 @@ from anchorite.evaluate.validator import (
 
 __all__ = [
     "ReadConfig",
-    "Stopwatch",
     "ValidationConfig",
     "ValidationLosses",
     "ValidationResult",
     "ValidationSpeed",
     "Validator",
-    "aligned_table",
     "batch_targets",
-    "gather_predictions",
     "require_classes",
     "require_images",
     "require_side",

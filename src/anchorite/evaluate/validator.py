@@ -40,9 +40,9 @@ from anchorite.predict import (
     Predictor,
     Runtime,
     TorchRuntime,
-    rename_iou_limit,
     require_finite,
 )
+from anchorite.predict.postprocess import rename_iou_limit
 
 Progress = Callable[[int, int], None]
 Criterion = Callable[[Sequence[Tensor], Targets], LossTerms]

@@ -3,7 +3,7 @@
 from anchorite.predict.drawing import draw
 from anchorite.predict.engine import Ensemble, FrameResult, Member, Predictor, load
 from anchorite.predict.frames import Frame
-from anchorite.predict.outputs import BackgroundWriter, Kind, PredictionWriter, Save, fresh_folder
+from anchorite.predict.outputs import PredictionWriter, Save
 from anchorite.predict.postprocess import (
     BatchDetections,
     PredictConfig,
@@ -11,22 +11,19 @@ from anchorite.predict.postprocess import (
     batch_detections,
     decoded_detections,
     detections_from_logits,
-    rename_iou_limit,
 )
 from anchorite.predict.runtime import Runtime, TorchRuntime, images_not_finite, require_finite
 from anchorite.predict.sources import SourceConfig, Sources, expand_sources, open_sources
-from anchorite.predict.views import ViewConfig, class_map
+from anchorite.predict.views import ViewConfig
 
 RefiningConfig = ViewConfig
 """The earlier name of `ViewConfig`."""
 
 __all__ = [
-    "BackgroundWriter",
     "BatchDetections",
     "Ensemble",
     "Frame",
     "FrameResult",
-    "Kind",
     "Member",
     "PredictConfig",
     "PredictionWriter",
@@ -40,15 +37,12 @@ __all__ = [
     "TorchRuntime",
     "ViewConfig",
     "batch_detections",
-    "class_map",
     "decoded_detections",
     "detections_from_logits",
     "draw",
     "expand_sources",
-    "fresh_folder",
     "images_not_finite",
     "load",
     "open_sources",
-    "rename_iou_limit",
     "require_finite",
 ]

@@ -21,10 +21,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import queue
 import shutil
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +40,7 @@ from anchorite.files import write_atomically, write_bytes_atomically, write_text
 from anchorite.interrupts import HeldInterrupts
 from anchorite.predict.drawing import draw
 from anchorite.predict.engine import FrameResult
-from anchorite.predict.frames import Frame, Video
-from anchorite.predict.video import hush
+from anchorite.predict.frames import Frame, Video, hush
 
 Kind = OutputKind
 _FORMAT_VERSION = 1
@@ -114,15 +111,6 @@ class Names:
             name = f"{stem}-{number}"
         self._taken.add(name.casefold())
         return name
-
-
-def fresh_folder(wanted: Path) -> Path:
-    """`wanted`, if nothing is in it, else the first of wanted-2, wanted-3, ... with nothing in it; creates nothing."""
-    folder, number = wanted, 1
-    while _has_content(folder):
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
 
 
 def _has_content(path: Path) -> bool:
@@ -454,42 +442,3 @@ class PredictionWriter:
         if self._video_name is None or self._video_name[0] != frame.video:
             self._video_name = (frame.video, self._names.unused(file_name(Path(frame.video.name).stem)))
         return f"{self._video_name[1]}-frame-{frame.number:06d}"
-
-
-class BackgroundWriter:
-    """Does jobs one after another in a thread; at most `depth` wait, then whoever brings more has to wait, too.
-
-    What a job raises is raised by the next `do`, or at the end of the `with` block; jobs after it are not done. The end
-    waits for all jobs, an interrupt or not: what was brought is done.
-    """
-
-    def __init__(self, depth: int) -> None:
-        self._jobs: queue.Queue[Callable[[], Any] | None] = queue.Queue(maxsize=depth)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="anchorite-writer", daemon=True)
-
-    def do(self, job: Callable[[], Any]) -> None:
-        """Bring a job; raises what an earlier one raised."""
-        if self._error is not None:
-            raise self._error
-        self._jobs.put(job)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._error is None:
-                try:
-                    job()
-                except BaseException as error:
-                    self._error = error
-
-    def __enter__(self) -> BackgroundWriter:
-        with HeldInterrupts():
-            self._thread.start()
-        return self
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        with HeldInterrupts():
-            self._jobs.put(None)
-            self._thread.join()
-        if self._error is not None and error is None:
-            raise self._error

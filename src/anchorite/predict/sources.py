@@ -20,8 +20,16 @@ from anchorite.data.images import decode_image
 from anchorite.data.prefetch import prefetch
 from anchorite.data.shards.format import leads_into_shard
 from anchorite.errors import AnchoriteError, InputError, StorageError
-from anchorite.predict.frames import FLUSH, Frame
-from anchorite.predict.video import VIDEO_SUFFIXES, LiveSource, address_scheme, is_live, read_video, video_frames
+from anchorite.predict.frames import (
+    FLUSH,
+    VIDEO_SUFFIXES,
+    Frame,
+    LiveSource,
+    address_scheme,
+    is_live,
+    read_video,
+    video_frames,
+)
 
 OnUnreadable = Callable[[AnchoriteError], None]
 STDIN = "-"
