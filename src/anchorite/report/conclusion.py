@@ -87,27 +87,18 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
     """What a run was trained on: path, format, images and boxes of each split and class, labels that were adjusted."""
-    num_classes = len(dataset.class_names)
-    counts = {
-        split: records.class_counts(num_classes, with_ignored=True).tolist()
-        for split, records in dataset.splits.items()
-    }
+    splits, names = dataset.splits, dataset.class_names
+    counts = {split: one.class_counts(len(names), with_ignored=True).tolist() for split, one in splits.items()}
+    columns = ("split", "images", "boxes", "images_without_boxes")
+    rows = [(split, len(one), sum(counts[split]), one.num_background()) for split, one in splits.items()]
     return {
         "path": str(dataset.root.resolve()),
         "format": dataset.format,
         "adjusted_labels": dict(Counter(one.kind for one in dataset.adjustments)),
-        "splits": [
-            {
-                "split": split,
-                "images": len(records),
-                "boxes": sum(counts[split]),
-                "images_without_boxes": records.num_background(),
-            }
-            for split, records in dataset.splits.items()
-        ],
+        "splits": [dict(zip(columns, row, strict=True)) for row in rows],
         "boxes_by_class": [
-            {"class": name, **{split: numbers[number] for split, numbers in counts.items()}}
-            for number, name in enumerate(dataset.class_names)
+            {"class": name, **{split: of_split[number] for split, of_split in counts.items()}}
+            for number, name in enumerate(names)
         ],
     }
 

@@ -45,7 +45,11 @@ MOST_NAMED = 60
 _PLANNED_TOGETHER = 256
 _NUM_NEAR = 3  # names that are suggested
 _NUM_BACKGROUND = 10  # cells, of all levels
-_PARTS = (("box", slice(0, 4)), ("objectness", slice(4, 5)), ("classification", slice(5, None)))  # of 5 + K channels
+_PARTS = (
+    ("box", slice(0, 4)),
+    ("objectness", slice(4, 5)),
+    ("classification", slice(5, None)),
+)  # of (1, A, 5 + K, H, W)
 _LONGEST_PX, _LEAST_PICTURE_BYTES = 960, 8_000
 # Scale and JPEG quality, from best to smallest; the first that fits is taken, or else the last one.
 _PICTURE_SIZES = ((1.0, 86), (1.0, 75), (0.8, 75), (0.66, 70), (0.5, 66), (0.4, 60), (0.3, 50), (0.2, 45), (0.12, 40))
@@ -336,7 +340,6 @@ def image_costs(
         unmatched = torch.ones_like(level.objectness, dtype=torch.bool)
         unmatched[found.image, found.anchor, found.row, found.column] = False
         unmatched_costs.append(level.objectness.where(unmatched, -1))
-        parts = {f"gradient_{part}": gradient[:, :, channels] for part, channels in _PARTS}  # of (1, A, 5 + K, H, W)
         levels.append(
             {
                 "box": _rounded(level.box.sum()),
@@ -344,7 +347,7 @@ def image_costs(
                 "background": _rounded(level.objectness[unmatched].sum()),
                 "classification": _rounded(level.classification.sum()),
                 "gradient": _rounded(gradient.norm()),
-                **{part: _rounded(of_part.norm()) for part, of_part in parts.items()},
+                **{f"gradient_{part}": _rounded(gradient[:, :, channels].norm()) for part, channels in _PARTS},
             }
         )
         anchor_cells += _anchor_cells(number, level, logits[number], criterion)

@@ -321,33 +321,29 @@ def read_examples(files: RunFiles, max_bytes: int) -> dict[str, Any] | None:
     listed = [one for one in section["images"][:_MAX_EXAMPLES] if _EXAMPLE_NAME.fullmatch(one["file"])]
     paths = [files.folder / "examples" / one["file"] for one in listed]
     pictures, _ = embed_pictures(paths, _MAX_EXAMPLES, max_bytes)
-    drawn = [_example(one, pictures.get(one["file"]), names) for one in listed]
-    images = [one for one in drawn if one is not None]
-    return {"confidence": f"{float(section['confidence']):g}", "images": images} if images else None
-
-
-@none_if_absent
-def _example(one: dict[str, Any], uri: str | None, names: list[str]) -> dict[str, Any] | None:
-    """An image with its boxes; unit: a hundredth of its longer side, in its pixels. None where it was left out."""
-    if uri is None:
-        return None
-    width, height = int(one["width"]), int(one["height"])
-    unit = max(width, height) / 100
     titles = {"right": "right", "missed": "missed", "false_alarms": "false", "confused": "of another class"}
-    outcomes = [f"{int(one[key])} {title}" for key, title in titles.items() if one[key]]
-    labels = [(box["box"], names[box["class"]]) for box in one["labels"]]
-    found = [(box["box"], f"{names[box['class']]} {float(box['score']):.2f}") for box in one["found"]]
-    return {
-        "kind": str(one["kind"]),
-        "name": str(one["name"]),
-        "uri": uri,
-        "width": width,
-        "height": height,
-        "unit": unit,
-        "words": ", ".join(outcomes) or "nothing labelled, nothing found",
-        "labels": _drawn_boxes(labels, unit, height, below=True),
-        "found": _drawn_boxes(found, unit, height, below=False),
-    }
+    images = []
+    for one in listed:
+        if one["file"] in pictures:
+            width, height = int(one["width"]), int(one["height"])
+            unit = max(width, height) / 100  # a hundredth of the longer side, in pixels of the image
+            outcomes = [f"{int(one[key])} {title}" for key, title in titles.items() if one[key]]
+            labels = [(box["box"], names[box["class"]]) for box in one["labels"]]
+            found = [(box["box"], f"{names[box['class']]} {float(box['score']):.2f}") for box in one["found"]]
+            images.append(
+                {
+                    "kind": str(one["kind"]),
+                    "name": str(one["name"]),
+                    "uri": pictures[one["file"]],
+                    "width": width,
+                    "height": height,
+                    "unit": unit,
+                    "words": ", ".join(outcomes) or "nothing labelled, nothing found",
+                    "labels": _drawn_boxes(labels, unit, height, below=True),
+                    "found": _drawn_boxes(found, unit, height, below=False),
+                }
+            )
+    return {"confidence": f"{float(section['confidence']):g}", "images": images} if images else None
 
 
 def _drawn_boxes(

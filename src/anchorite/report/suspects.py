@@ -1,7 +1,4 @@
-"""Suspect labels: those that a detector, trained on this very data or not, contradicts; ranked, as page and as CSV.
-
-Legend: H, W image height and width in pixels.
-"""
+"""Suspect labels: those that a detector, trained on this very data or not, contradicts; ranked, as page and as CSV."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from anchorite.data import DatasetIndex, Record, decode_image
 from anchorite.jpeg import shrunk
@@ -230,30 +226,23 @@ def make_crops(suspects: Sequence[Suspect], max_bytes: int) -> list[Crop]:
     by_image: dict[Path, list[int]] = {}
     for number, suspect in enumerate(suspects):
         by_image.setdefault(suspect.image, []).append(number)
-    in_order: list[list[Crop]] = [[]] * len(suspects)  # of each suspect a crop a size
+    in_order: list[list[Crop]] = [[] for _ in suspects]  # of each suspect a crop a size
     for path, numbers in by_image.items():
         image = decode_image(path)
         for number in numbers:
-            in_order[number] = _crops(image, suspects[number])
+            boxes = [box for box in (suspects[number].label_xyxy, suspects[number].seen_xyxy) if box is not None]
+            left, top, right, bottom = crop_box(boxes, image.shape[1], image.shape[0])
+            part = np.ascontiguousarray(image[top:bottom, left:right])
+            for side, quality in _CROP_SIZES:
+                smaller = shrunk(part, side)
+                uri = jpeg_uri(smaller, side, quality)
+                in_order[number].append(Crop(uri, (left, top, right, bottom), smaller.shape[1], smaller.shape[0]))
     for size in range(len(_CROP_SIZES)):
         num_bytes = np.cumsum([len(crops[size].uri) for crops in in_order])
         count = int((num_bytes <= max_bytes).sum())
         if count == len(suspects) or size == len(_CROP_SIZES) - 1:
             break
     return [crops[size] for crops in in_order[:count]]
-
-
-def _crops(image: NDArray[np.uint8], suspect: Suspect) -> list[Crop]:
-    """One crop of an image (H, W, 3) for each size."""
-    boxes = [box for box in (suspect.label_xyxy, suspect.seen_xyxy) if box is not None]
-    left, top, right, bottom = crop_box(boxes, image.shape[1], image.shape[0])
-    part = np.ascontiguousarray(image[top:bottom, left:right])
-    crops = []
-    for side, quality in _CROP_SIZES:
-        smaller = shrunk(part, side)
-        uri = jpeg_uri(smaller, side, quality)
-        crops.append(Crop(uri, (left, top, right, bottom), smaller.shape[1], smaller.shape[0]))
-    return crops
 
 
 def crop_box(boxes_xyxy: Sequence[BoxXYXY], width: int, height: int) -> tuple[int, int, int, int]:

@@ -273,7 +273,8 @@ def score_evidence(rows: Rows) -> tuple[dict[SuspectKind, Floats], dict[str, Flo
         for kind, of_kind in raw.items()
     }
     for kind in ("class", "spurious", "box"):
-        scores[kind] = corroborated(scores[kind], scores["loss"])
+        both = 1 - (1 - scores[kind]) * (1 - scores["loss"])
+        scores[kind] = np.where(scores[kind] >= scores["loss"], both, scores[kind])  # a weaker one says nothing more
     return scores, {"found": usual_seen, "iou": usual_iou, "loss": usual_loss}
 
 
@@ -288,12 +289,6 @@ def weighted(scores: Floats, class_ids: Ints, class_ids_of_labels: Ints) -> Floa
         num_alike = len(of_class) - np.searchsorted(np.sort(of_class), of_class / 2) - 1
         result[members] = of_class / (1 + _COMMON * num_alike / num_labels)
     return result
-
-
-def corroborated(scores: Floats, losses: Floats) -> Floats:
-    """Scores raised by the loss score of the same label, 1 - (1 - score) * (1 - loss), where they are the stronger."""
-    raised: Floats = np.where(scores >= losses, 1 - (1 - scores) * (1 - losses), scores)
-    return raised
 
 
 def group_of(class_ids: Ints, sides: Floats) -> Ints:

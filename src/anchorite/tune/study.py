@@ -51,10 +51,6 @@ class TrialDone:
     is_best: bool
 
 
-class _CutShort(Exception):
-    """Stops a trial that is worse than most were at the same epoch."""
-
-
 class Study:
     """Trials in a folder: recipe.yaml, study.json (data, space), study.db (optuna's storage), trials/NUMBER, best.yaml.
 
@@ -97,11 +93,7 @@ class Study:
         return cls(folder, facts, load_recipe(folder / _RECIPE), space)
 
     def search(
-        self,
-        dataset: DatasetIndex,
-        num_trials: int,
-        tell: Callable[[TrialDone], None],
-        listener: Listener = ignore,
+        self, dataset: DatasetIndex, num_trials: int, tell: Callable[[TrialDone], None], listener: Listener = ignore
     ) -> Recipe:
         """Run trials until the study has `num_trials` finished ones; returns the best recipe, also written to
         best.yaml.
@@ -150,6 +142,7 @@ class Study:
         self, study: optuna.Study, trial: optuna.Trial, dataset: DatasetIndex, listener: Listener, number: int
     ) -> TrialDone:
         """Train with the trial's values, or go on where it was interrupted, and tell the study how it went."""
+        from optuna import TrialPruned
         from optuna.trial import TrialState
 
         is_unknown = trial.user_attrs.get("is_known") is False
@@ -167,7 +160,7 @@ class Study:
                 best, epochs = max(best, score), event.epoch
                 trial.report(best, event.epoch)
                 if trial.should_prune():
-                    raise _CutShort
+                    raise TrialPruned
 
         outcome, state = "complete", TrialState.COMPLETE
         try:
@@ -178,7 +171,7 @@ class Study:
                 folder.parent.mkdir(exist_ok=True)
                 finished = train(recipe, dataset, folder, hear)
             best = finished.best_map if finished.best_epoch is not None else 0.0
-        except _CutShort:
+        except TrialPruned:
             outcome, state = "cut short", TrialState.PRUNED
         except DivergedError:
             outcome, state = "diverged", TrialState.PRUNED
