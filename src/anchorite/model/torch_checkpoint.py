@@ -245,7 +245,7 @@ def _read(path: Path) -> CheckpointContents:
         raise
     except KeyError as error:
         raise InputError(f"a zip without {error.args[0]}, so no checkpoint; {_GIVE}") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OverflowError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OverflowError) as error:  # RuntimeError: encrypted
         raise InputError(f"cut off or damaged ({shown(str(error))}); {_AGAIN}") from error
     stand_ins: list[Any] = [
         (type(name, (StandIn,), {"__module__": module}), f"{module}.{name}")
