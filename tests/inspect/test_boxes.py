@@ -61,5 +61,5 @@ def test_of_a_chain_the_first_stays_and_no_pair_is_left(tmp_path: Path) -> None:
     inspection = inspected(yolo_folder(tmp_path, {"train": {"a": rows}}))
     assert inspection.counts()["similar-box"] == 2
     dataset, changes = corrected_dataset(inspection)
-    assert [change.finding.origin for change in changes] == [str(tmp_path / "labels/train/a.txt:2")]
+    assert [finding.origin for _, finding in changes] == [str(tmp_path / "labels/train/a.txt:2")]
     assert [origin[-2:] for origin in dataset.splits["train"][0].origins] == [":1", ":3"]

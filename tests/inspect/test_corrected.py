@@ -99,7 +99,7 @@ def test_a_planted_dataset_is_corrected(format: FormatName, tmp_path: Path) -> N
     again = inspected(tmp_path / "out")
     assert set(again.counts()) == {"single-image-split", "class-conflict"}
 
-    done = sorted((change.done, change.finding.kind) for change in changes)
+    done = sorted((done, finding.kind) for done, finding in changes)
     expected = [
         ("clipped", "clipped-box"),
         ("dropped", "duplicate-box"),
@@ -121,7 +121,7 @@ def test_an_image_of_three_splits_stays_in_test(tmp_path: Path) -> None:
     dataset, changes = corrected_dataset(inspected(folder))
     stems = {split: [record.path.stem for record in records] for split, records in dataset.splits.items()}
     assert stems == {"train": ["other-train"], "val": ["other-val"], "test": ["other-test", "x"]}
-    assert [(change.done, change.finding.split) for change in changes] == [("image out", "train"), ("image out", "val")]
+    assert [(done, finding.split) for done, finding in changes] == [("image out", "train"), ("image out", "val")]
 
 
 def test_similar_views_and_repeats_within_a_split_stay(tmp_path: Path) -> None:
@@ -131,12 +131,12 @@ def test_similar_views_and_repeats_within_a_split_stay(tmp_path: Path) -> None:
     inspection = inspected(folder)
     assert {"repeated-picture", "similar-shared-image"} <= set(inspection.counts())
     dataset, changes = corrected_dataset(inspection)
-    assert changes == ()
+    assert changes == []
     assert {split: len(records) for split, records in dataset.splits.items()} == {"train": 3, "val": 2}
 
 
 def test_a_healthy_dataset_is_not_changed(tmp_path: Path) -> None:
     inspection = inspected(healthy(tmp_path / "data"))
     dataset, changes = corrected_dataset(inspection)
-    assert changes == ()
+    assert changes == []
     assert dataset.splits == inspection.dataset.splits

@@ -219,7 +219,8 @@ def inspect(
         print(f"\nevery finding: {out / 'report.txt'} and {out / 'report.json'}")
     if fix is not None:
         corrected, changes = corrected_dataset(inspection)
-        lines = "".join(f"{one_line(change.line())}\n" for change in changes)
+        changed = [f"{done:<12} {finding.kind:<16} {finding.line()}" for done, finding in changes]
+        lines = "".join(f"{one_line(line)}\n" for line in changed)
         _write(corrected, fix, corrected.format, _CHANGES_HEADING + lines)
         print(f"\ncorrected copy: {fix}, {len(changes)} changes, listed in {fix / 'changes.txt'}")
     errors = inspection.of_severity("error")

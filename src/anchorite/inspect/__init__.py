@@ -1,7 +1,7 @@
 """Checks of a dataset: everything read and decoded once, what is wrong listed, and a corrected copy on request."""
 
 from anchorite.inspect.anchors import AnchorTable, anchor_table, save_anchor_plot
-from anchorite.inspect.checks import Change, corrected_dataset, inspect_dataset
+from anchorite.inspect.checks import corrected_dataset, inspect_dataset
 from anchorite.inspect.findings import (
     KINDS,
     SEVERITIES,
@@ -21,7 +21,6 @@ __all__ = [
     "SEVERITIES",
     "AnchorFit",
     "AnchorTable",
-    "Change",
     "Finding",
     "FindingKind",
     "Inspection",

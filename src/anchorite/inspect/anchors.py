@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,9 +21,6 @@ from anchorite.errors import InputError
 from anchorite.files import write_atomically
 from anchorite.inspect.findings import AnchorFit, Finding, box_finding
 from anchorite.loss import assign
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 RATIO_LIMIT = 4.0
 _LARGEST_SIZE = 4096  # px; nobody can be advised to use a larger network input
@@ -136,36 +132,27 @@ def what_would_match(width: float, height: float, anchors: AnchorSet, image_size
 def save_anchor_plot(path: Path, wh_px: NDArray[np.float64], tables: Sequence[AnchorTable], image_size: int) -> None:
     """Write a PNG, a panel a table: boxes (N, 2) by width and height, which of them none matches, anchors by level."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(6.5 * len(tables), 6.5), layout="constrained")
     points = wh_px[np.random.default_rng(0).permutation(len(wh_px))[:_BLOCK]]
     panels = figure.subplots(1, len(tables), squeeze=False, sharex=True, sharey=True)[0]
     for axes, table in zip(panels, tables, strict=True):
-        _draw(axes, points, table, image_size)
+        matched = np.logical_or.reduce(levels_that_match(points, table.anchors, image_size))
+        axes.scatter(*points[matched].T, s=5, color="#999999", alpha=0.5, linewidths=0, label="boxes")
+        lone = {"color": "black", "marker": "x", "linewidths": 0.8, "label": "boxes that none matches"}
+        axes.scatter(*points[~matched].T, s=12, **lone)
+        for stride, level, colour in zip(table.anchors.strides, table.anchors.sizes_px, _LEVEL_COLOURS, strict=False):
+            label = f"anchors of stride {stride}"
+            axes.scatter(*np.array(level).T, s=70, color=colour, edgecolors="white", label=label, zorder=3)
+        title = f"{table.name}: {table.recall:.2%} of boxes matched, agreement {table.agreement:.3f}"
+        axes.set(xlabel=f"width in pixels at {image_size} px", ylabel="height in pixels", title=title)
+        axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
+        axes.set_aspect("equal", adjustable="box")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left", fontsize="small", markerscale=1.3)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
-
-
-def _draw(axes: Axes, points: NDArray[np.float64], table: AnchorTable, image_size: int) -> None:
-    from matplotlib.ticker import LogLocator
-
-    matched = np.logical_or.reduce(levels_that_match(points, table.anchors, image_size))
-    (x, y), (lone_x, lone_y) = points[matched].T, points[~matched].T
-    axes.scatter(x, y, s=5, color="#999999", alpha=0.5, linewidths=0, label="boxes")
-    axes.scatter(lone_x, lone_y, s=12, color="black", marker="x", linewidths=0.8, label="boxes that none matches")
-    for stride, level, colour in zip(table.anchors.strides, table.anchors.sizes_px, _LEVEL_COLOURS, strict=False):
-        x, y = np.array(level).T
-        axes.scatter(x, y, s=70, color=colour, edgecolors="white", label=f"anchors of stride {stride}", zorder=3)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel=f"width in pixels at {image_size} px",
-        ylabel="height in pixels",
-        title=f"{table.name}: {table.recall:.2%} of boxes matched, agreement {table.agreement:.3f}",
-    )
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
-    axes.set_aspect("equal", adjustable="box")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", fontsize="small", markerscale=1.3)

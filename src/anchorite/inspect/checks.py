@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -228,27 +228,16 @@ def _shown(box: Finding) -> str:
     return f"{box.class_name} ({', '.join(f'{value:.6g}' for value in box.box_xyxy or ())})"
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What was done to a label or image, in two words, and the finding that says where and why."""
-
-    done: str
-    finding: Finding
-
-    def line(self) -> str:
-        """The change as a line of text."""
-        return f"{self.done:<12} {self.finding.kind:<16} {self.finding.line()}"
-
-
-def corrected_dataset(inspection: Inspection) -> tuple[DatasetIndex, tuple[Change, ...]]:
-    """The index to write as a corrected copy, and the changes against what the label files say.
+def corrected_dataset(inspection: Inspection) -> tuple[DatasetIndex, list[tuple[str, Finding]]]:
+    """The index to write as a corrected copy, and the changes against what the label files say: what was done to a
+    label or image, in two words, and the finding that says where and why.
 
     Boxes are clipped; boxes without area, exact and near duplicates (IoU above 0.8, one class: the first stays), bad
     rows and unreadable images are removed. An image in two splits stays in the later one of train, val, test. Images
     that merely show the same view stay, and no other finding changes anything.
     """
     dataset = inspection.dataset
-    changes = [Change(done, one) for one in inspection.findings if (done := KINDS[one.kind].done)]
+    changes = [(done, one) for one in inspection.findings if (done := KINDS[one.kind].done)]
     removed = {(image.split, image.record.path) for image in inspection.images if image.error is not None}
     for group in same_pixels(inspection.images):
         last = max(group, key=lambda image: _SPLIT_ORDER[image.split])
@@ -257,20 +246,20 @@ def corrected_dataset(inspection: Inspection) -> tuple[DatasetIndex, tuple[Chang
                 removed.add((image.split, image.record.path))
                 detail = f"the same pixels as {last.split} {last.record.path.name}, which stays"
                 finding = Finding("shared-image", detail, image.split, str(image.record.path))
-                changes.append(Change("image out", finding))
+                changes.append(("image out", finding))
     splits: dict[str, Split] = {}
     for split, records in dataset.splits.items():
         corrected = []
         for record in records:
             if (split, record.path) not in removed:
                 bad = _bad_boxes(dataset, split, record)
-                changes += [Change("dropped", finding) for finding in bad.values()]
+                changes += [("dropped", finding) for finding in bad.values()]
                 stays = [index for index in range(len(record.class_ids)) if index not in bad]
                 names = ("boxes_xyxy", "class_ids", "ignored", "areas")
                 columns = {name: getattr(record, name)[np.array(stays, np.int64)] for name in names}
                 corrected.append(replace(record, origins=tuple(record.origins[index] for index in stays), **columns))
         splits[split] = as_split(corrected)
-    return replace(dataset, splits=splits, adjustments=()), tuple(changes)
+    return replace(dataset, splits=splits, adjustments=()), changes
 
 
 def _bad_boxes(dataset: DatasetIndex, split: str, record: Record) -> dict[int, Finding]:
