@@ -13,7 +13,7 @@ Workers are forked where the system can fork: they start in milliseconds and nee
 they run after the fork is NumPy and single-threaded OpenCV, so neither the thread pools nor the CUDA context that a
 fork cannot carry over are touched. A lock that another thread held at the fork is held for ever in the worker, though:
 OpenCV takes one even in a thread that has ended but for its clean-up. So each worker tries out what it needs before it
-says that it is ready, and one that stays silent is replaced.
+says that it is ready, and while one of them stays silent, all are ended and started again.
 
 Legend: B images, S side of the canvas in pixels, T targets of a batch.
 """
@@ -56,7 +56,7 @@ from anchorite.interrupts import HeldInterrupts
 POLL_S = 0.5  # how soon a waiting thread notices `stop`
 PARENT_POLL_S = 5.0  # how soon an idle worker notices that its parent has ended
 CLOSE_S = 2.0  # how long a worker gets to leave by itself
-FIRST_PATIENCE_S = 2.0  # how long a forked worker gets to be ready; each that takes its place gets twice as long
+FIRST_PATIENCE_S = 2.0  # how long forked workers get to be ready; those that take their places get twice as long
 _PR_SET_PDEATHSIG = 1
 _LINE = 64  # bytes of a cache line, at whose beginning the slots lie
 
