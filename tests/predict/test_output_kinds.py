@@ -169,7 +169,7 @@ def test_nothing_is_kept_of_frames_that_went_through(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "out", NAMES, Save.only(["jsonl", "json", "coco", "txt"])) as writer:
         for number in range(50):
             writer.add(FrameResult(frame(number, video), found_in("", number)))
-        assert len(writer._names._taken) == 1
+        assert len(writer._taken) == 1
         assert writer._unreadable == []
     labels = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
     assert labels == [f"c-frame-{number:06d}.txt" for number in range(50)]

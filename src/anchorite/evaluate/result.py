@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jinja2
 from rich.cells import cell_len
@@ -30,7 +30,6 @@ from anchorite.metrics import (
     save_pr_curve,
 )
 
-Item = TypeVar("Item")
 _LONGEST_CELL = 40
 
 
@@ -57,14 +56,6 @@ class Stopwatch:
         start = perf_counter()
         yield
         self._seconds[name] += perf_counter() - start
-
-    def waiting(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, the time spent waiting for each added to `name`."""
-        start = perf_counter()
-        for item in items:
-            self._seconds[name] += perf_counter() - start
-            yield item
-            start = perf_counter()
 
     def speed(self, num_images: int) -> ValidationSpeed:
         """What was measured so far, for so many images."""

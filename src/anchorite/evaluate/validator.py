@@ -214,7 +214,11 @@ class Validator:
         batches = letterboxed_batches(
             self._store, self.image_size, self.reading.batch_size, runtime.info.anchors.strides[-1], rectangular
         )
-        for batch in stopwatch.waiting("data", batches):
+        while True:
+            with stopwatch("data"):
+                batch = next(batches, None)
+            if batch is None:
+                break
             indices = batch.indices.tolist()
             with stopwatch("forward"):
                 outputs = runtime.outputs(batch.images)

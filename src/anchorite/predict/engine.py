@@ -369,25 +369,16 @@ def _prepared_groups(
         return images
 
     before: Sequence[Callable[[], list[_View]]] = []
-    for group, is_flush in _groups(sources, size):
-        if is_flush and not before and len(group) == 1 < size:
-            yield readable([partial(prepare, group[0])])  # nothing runs meanwhile: waking a thread takes longer
-            continue
-        preparing = [threads.submit(prepare, source).result for source in group]
-        yield readable(before)
-        before = preparing
-        if is_flush:
-            yield readable(before)
-            before = []
-
-
-def _groups(sources: Iterable[Any], size: int) -> Iterator[tuple[list[Any], bool]]:
-    """Up to `size` sources at a time, fewer where a FLUSH or the end comes first, which is told with them."""
     group: list[Any] = []
-    for source in sources:
+    for source in chain(sources, [FLUSH]):
         if source is not FLUSH:
             group.append(source)
-        if source is FLUSH or len(group) == size:
-            yield group, source is FLUSH
-            group = []
-    yield group, True
+            if len(group) < size:
+                continue
+        is_alone = source is FLUSH and not before and len(group) == 1  # then waking a thread takes longer
+        now = [partial(prepare, one) if is_alone else threads.submit(prepare, one).result for one in group]
+        yield readable(before)
+        before, group = now, []
+        if source is FLUSH:
+            yield readable(before)
+            before = []

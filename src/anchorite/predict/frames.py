@@ -11,6 +11,7 @@ import queue
 import re
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ from anchorite.data.headers import MAX_PIXELS
 from anchorite.data.images import decode_image
 from anchorite.data.prefetch import prefetch
 from anchorite.errors import InputError, StorageError
-from anchorite.interrupts import HeldInterrupts
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp", ".ogv"}
@@ -246,7 +246,6 @@ class LiveSource:
 
     def __init__(self, source: str) -> None:
         self.num_dropped = 0
-        self._error: BaseException | None = None
         hush()
         camera = _CAMERA.fullmatch(source)
         if camera:
@@ -275,47 +274,41 @@ class LiveSource:
         """
         video = Video(self.name, frames_per_second(self._capture), is_live=True, every=every)
         newest: queue.Queue[Frame] = queue.Queue(maxsize=1)
-        thread = threading.Thread(target=self._read, args=(video, newest, stop), name="anchorite-camera", daemon=True)
         try:
-            with HeldInterrupts():
-                thread.start()
-            while not stop.is_set():
-                has_ended = not thread.is_alive()  # asked first: what it gave until then is in the queue
+            with ThreadPoolExecutor(1, "anchorite-camera") as thread:
+                reading = thread.submit(self._read, video, newest, stop)
                 try:
-                    yield newest.get(timeout=0 if has_ended else 0.1)
-                except queue.Empty:
-                    if has_ended:
-                        break
-                else:
-                    yield FLUSH
-            if self._error is not None:
-                raise self._error
+                    while not stop.is_set():
+                        has_ended = reading.done()  # asked first: what it gave until then is in the queue
+                        try:
+                            yield newest.get(timeout=0 if has_ended else 0.1)
+                        except queue.Empty:
+                            if has_ended:
+                                break
+                        else:
+                            yield FLUSH
+                finally:
+                    stop.set()
+                reading.result()
         finally:
-            stop.set()
-            with HeldInterrupts():
-                if thread.is_alive():
-                    thread.join()
             self.close()
 
     def _read(self, video: Video, newest: queue.Queue[Frame], stop: threading.Event) -> None:
-        """What the thread does: put each frame in the place of one that nobody took, until an error or `stop`."""
+        """What the thread does: put each frame in the place of one that nobody took, until `stop`."""
         number = 0
-        try:
-            while not stop.is_set():
-                is_there = self._capture.grab()
-                if is_there and number % video.every:
-                    number += 1
-                    continue
-                image = retrieve_rgb(self._capture) if is_there else None
-                if stop.is_set():
-                    break
-                if image is None:
-                    raise InputError(f"{self.name}: gave no more pictures after {number}. Check it, and start anew")
-                seconds = max(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, number / video.fps)
-                with suppress(queue.Empty):
-                    newest.get_nowait()
-                    self.num_dropped += 1
-                newest.put_nowait(Frame.of(image, video, number, seconds))
+        while not stop.is_set():
+            is_there = self._capture.grab()
+            if is_there and number % video.every:
                 number += 1
-        except BaseException as error:
-            self._error = error
+                continue
+            image = retrieve_rgb(self._capture) if is_there else None
+            if stop.is_set():
+                break
+            if image is None:
+                raise InputError(f"{self.name}: gave no more pictures after {number}. Check it, and start anew")
+            seconds = max(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, number / video.fps)
+            with suppress(queue.Empty):
+                newest.get_nowait()
+                self.num_dropped += 1
+            newest.put_nowait(Frame.of(image, video, number, seconds))
+            number += 1

@@ -89,28 +89,25 @@ def file_name(text: str) -> str:
 
 def folder_names(texts: Iterable[str]) -> list[str]:
     """A folder name for each text, all different: no path, no hidden folder, no device of Windows."""
-    names, taken = Names(), []
+    names, taken = [], set[str]()
     for text in texts:
         name = file_name(text).strip(". ") or "_"
-        taken.append(names.unused(f"{name}_" if name.partition(".")[0].casefold() in _DEVICES else name))
-    return taken
+        names.append(unused(f"{name}_" if name.partition(".")[0].casefold() in _DEVICES else name, taken))
+    return names
 
 
-class Names:
-    """Names given out once; those that differ in case alone are one to some file systems, so they count as equal."""
+def unused(stem: str, taken: set[str]) -> str:
+    """The stem, shortened to what file systems hold, or the first of stem-2, stem-3, ... that is not taken; now it is.
 
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def unused(self, stem: str) -> str:
-        """The stem, shortened to what file systems hold, or the first of stem-2, stem-3, ... that is free."""
-        stem = stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
-        name, number = stem, 1
-        while name.casefold() in self._taken:
-            number += 1
-            name = f"{stem}-{number}"
-        self._taken.add(name.casefold())
-        return name
+    Names that differ in case alone are one to some file systems, so they count as equal.
+    """
+    stem = stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
+    name, number = stem, 1
+    while name.casefold() in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name.casefold())
+    return name
 
 
 def _has_content(path: Path) -> bool:
@@ -210,59 +207,25 @@ class AnnotatedVideos:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._names = folder, Names()
-        self._open: _OpenVideo | None = None
+        self._folder, self._taken = folder, set[str]()
+        self._video: Video | None = None  # that is being written
+        self._writer, self._fps, self._next, self._num_written = cv2.VideoWriter(), 0.0, 0, 0
+        self._path = self._temporary = folder
+        self._size_wh = 0, 0
         try:
             str(folder.absolute()).encode()
-        except UnicodeEncodeError:
-            # OpenCV crashes on it.
+        except UnicodeEncodeError:  # on which OpenCV crashes
             raise InputError(f"{folder}: the name of a folder for videos has to be UTF-8 text") from None
 
     def add(self, frame: Frame, drawn: UInt8[NDArray[np.uint8], "H W 3"]) -> str:
         """Write a frame as drawn, RGB; returns the name of the video it went into."""
         assert frame.video is not None
-        if self._open is None or self._open.video != frame.video or self._open.is_full:
+        if self._video != frame.video or (frame.video.is_live and self._num_written >= _LONGEST_LIVE_S * self._fps):
             self.finish()
-            name = self._names.unused(file_name(Path(frame.video.name).stem or "video"))
-            self._open = _OpenVideo(self._folder, name, frame.video, frame.number, drawn.shape[:2])
-        self._open.add(frame.number, drawn)
-        return self._open.path.name
-
-    def finish(self) -> None:
-        """Complete the video that is being written, if there is one."""
-        being_written, self._open = self._open, None
-        if being_written is not None:
-            being_written.finish()
-
-
-class _OpenVideo:
-    """One video while it is written; number: of its first frame, size_hw: how large its frames are."""
-
-    def __init__(self, folder: Path, name: str, video: Video, number: int, size_hw: tuple[int, int]) -> None:
-        self.video, self._fps = video, video.fps / video.every
-        self._next, self._num_written = number, 0
-        # These codecs halve the sides of the colours; OpenCV would cut off the odd row or column.
-        self._size_wh = size_hw[1] + size_hw[1] % 2, size_hw[0] + size_hw[0] % 2
-        hush()
-        for suffix, codec in _CODECS:
-            self.path, self._temporary = folder / f"{name}{suffix}", folder / f".{name}.{os.getpid()}.tmp{suffix}"
-            place, code = str(self._temporary.absolute()), cv2.VideoWriter.fourcc(*codec)
-            self._writer = cv2.VideoWriter(place, cv2.CAP_FFMPEG, code, self._fps, self._size_wh)
-            if self._writer.isOpened():
-                return
-            self._temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"{self.path}: no video can be written there. Check the disk, or leave it out: --without video"
-        )
-
-    @property
-    def is_full(self) -> bool:
-        return self.video.is_live and self._num_written >= _LONGEST_LIVE_S * self._fps
-
-    def add(self, number: int, drawn: NDArray[np.uint8]) -> None:
+            self._begin(frame.video, frame.number, drawn.shape)
         is_time_to_look = self._num_written % _FRAMES_BETWEEN_LOOKS == 0
-        if is_time_to_look and shutil.disk_usage(self._temporary.parent).free < _LEAST_FREE_BYTES:
-            raise StorageError(f"{self.path}: the disk is full. Free some space or choose another folder with --out")
+        if is_time_to_look and shutil.disk_usage(self._folder).free < _LEAST_FREE_BYTES:
+            raise StorageError(f"{self._path}: the disk is full. Free some space or choose another folder with --out")
         down, right = self._size_wh[1] - drawn.shape[0], self._size_wh[0] - drawn.shape[1]
         if down in (0, 1) and right in (0, 1):
             fitted = cv2.copyMakeBorder(drawn, 0, down, 0, right, cv2.BORDER_REPLICATE)
@@ -271,22 +234,46 @@ class _OpenVideo:
         bgr = cv2.cvtColor(fitted, cv2.COLOR_RGB2BGR)
         # For frames of a camera that were left out, so that the video keeps time; a second at most, or a slow disk
         # would fall behind for good.
-        missed = max(number - self._next, 0) // self.video.every
+        missed = max(frame.number - self._next, 0) // frame.video.every
         for _ in range(1 + min(missed, round(self._fps))):
             self._writer.write(bgr)
             self._num_written += 1
-        self._next = number + self.video.every
+        self._next = frame.number + frame.video.every
+        return self._path.name
+
+    def _begin(self, video: Video, number: int, shape: tuple[int, ...]) -> None:
+        """Open the file of a video, whose first frame has this number and shape."""
+        name = unused(file_name(Path(video.name).stem or "video"), self._taken)
+        self._fps, self._next, self._num_written = video.fps / video.every, number, 0
+        # These codecs halve the sides of the colours; OpenCV would cut off the odd row or column.
+        self._size_wh = shape[1] + shape[1] % 2, shape[0] + shape[0] % 2
+        hush()
+        for suffix, codec in _CODECS:
+            self._path = self._folder / f"{name}{suffix}"
+            self._temporary = self._folder / f".{name}.{os.getpid()}.tmp{suffix}"
+            place, code = str(self._temporary.absolute()), cv2.VideoWriter.fourcc(*codec)
+            self._writer = cv2.VideoWriter(place, cv2.CAP_FFMPEG, code, self._fps, self._size_wh)
+            if self._writer.isOpened():
+                self._video = video
+                return
+            self._temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"{self._path}: no video can be written there. Check the disk, or leave it out: --without video"
+        )
 
     def finish(self) -> None:
-        """Close, read again and move to its place; StorageError where it is not what was written."""
+        """Complete the video that is being written, if there is one; StorageError where it is not what was written."""
+        if self._video is None:
+            return
+        self._video = None
         self._writer.release()
         try:
             if not self._is_whole():
                 raise StorageError(
-                    f"{self.path}: could not be written whole; is the disk full? "
+                    f"{self._path}: could not be written whole; is the disk full? "
                     "Free some space or choose another folder with --out"
                 )
-            write_atomically(self.path, self._temporary.replace)
+            write_atomically(self._path, self._temporary.replace)
         finally:
             with suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
@@ -294,8 +281,10 @@ class _OpenVideo:
     def _is_whole(self) -> bool:
         """Whether it has the frames that were written, of which the first and the last can be read."""
         capture = cv2.VideoCapture(str(self._temporary.absolute()), cv2.CAP_FFMPEG)
-        told = [capture.get(what) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
-        told.append(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        told = [
+            capture.get(what)
+            for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_COUNT)
+        ]
         is_whole = told == [*self._size_wh, self._num_written] and capture.read()[0]
         if is_whole and self._num_written > 1:  # OpenCV finds the way back to no frame but a later one
             capture.set(cv2.CAP_PROP_POS_FRAMES, self._num_written - 1)
@@ -342,7 +331,7 @@ class PredictionWriter:
         self.folder, self.save = folder, save or Save.usual()
         names, kinds = tuple(class_names), self.save.of_images | self.save.of_frames
         _make(folder, must_be_empty=True)
-        self._names, self._num_images = Names(), 0
+        self._taken, self._num_images = set[str](), 0
         self._video_name: tuple[Video, str] | None = None
         self._unreadable: list[str] = []
         self._videos = AnnotatedVideos(folder / "videos") if "video" in kinds else None
@@ -438,7 +427,7 @@ class PredictionWriter:
     def _name_of(self, frame: Frame) -> str:
         """A name of its own; frames share that of their video, so that none has to be remembered for each."""
         if frame.video is None:
-            return self._names.unused(file_name(Path(frame.name or "image").stem))
+            return unused(file_name(Path(frame.name or "image").stem), self._taken)
         if self._video_name is None or self._video_name[0] != frame.video:
-            self._video_name = (frame.video, self._names.unused(file_name(Path(frame.video.name).stem)))
+            self._video_name = (frame.video, unused(file_name(Path(frame.video.name).stem), self._taken))
         return f"{self._video_name[1]}-frame-{frame.number:06d}"

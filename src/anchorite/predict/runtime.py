@@ -68,7 +68,11 @@ class TorchRuntime:
     ) -> None:
         self.info = info
         self.device = choose_device(str(device))
-        self.dtype = torch.float32 if precision is None else _dtype(precision, self.device)
+        self.dtype = torch.float32
+        if precision == "auto":  # exact on a CPU
+            self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+        elif precision is not None:
+            self.dtype = choose_precision(precision, self.device).dtype or torch.float32
         self._autocast_dtype = None if autocast_dtype == torch.float32 else autocast_dtype
         weights_dtype = self._autocast_dtype or self.dtype  # autocast would convert them at every step
         self.detector = fold_batch_norm(detector).to(device=self.device, dtype=weights_dtype)
@@ -118,10 +122,3 @@ def require_finite(outputs: Sequence[Tensor], names: Sequence[object]) -> None:
             f"{names[number]}: the network's output for this image is not finite: its training diverged or its weights "
             "are damaged. Use earlier weights, or try float32 (--precision fp32)"
         )
-
-
-def _dtype(precision: PrecisionName, device: torch.device) -> torch.dtype:
-    """What weights and images are converted to: the number format asked for; "auto" stays exact on a CPU."""
-    if precision == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    return choose_precision(precision, device).dtype or torch.float32

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import TypeVar
 
@@ -124,8 +125,9 @@ class _Service:
         self.in_hand += 1
         try:
             data = await self._body(request)
-            image = await asyncio.get_running_loop().run_in_executor(self.decoders, self._decode, data)
-            del data
+            decode = partial(decode_image, data, name="the image sent", max_pixels=self.config.max_pixels)
+            image = await asyncio.get_running_loop().run_in_executor(self.decoders, decode)
+            del data, decode
             found = await self.found_in((image, limits))
         except InputError as error:
             raise HTTPException(400, str(error)) from error
@@ -152,9 +154,6 @@ class _Service:
         if not data:
             raise HTTPException(400, "the body is empty; send the bytes of an image: curl --data-binary @photo.jpg")
         return bytes(data)
-
-    def _decode(self, data: bytes) -> NDArray[np.uint8]:
-        return decode_image(data, name="the image sent", max_pixels=self.config.max_pixels)
 
     def _run(self, jobs: Sequence[Job]) -> list[Detections]:
         """One pass for each setting of limits that occurs; nearly always there is one."""
