@@ -176,7 +176,8 @@ def fold_batch_norm(detector: Detector) -> Detector:
     `detector` itself stays as it is. The copy cannot be trained on as before, since the normalisation is gone.
     """
     # Hooks stay with the original, but for those by which a backbone of another library works.
-    body = set(detector.backbone.body.modules()) if isinstance(detector.backbone, HFBackbone) else ()
+    backbones = [module for module in detector.modules() if isinstance(module, HFBackbone)]
+    body = {module for backbone in backbones for module in backbone.body.modules()}
     hooked = [module for module in detector.modules() if module not in body]
     own_hooks = [hooks for module in hooked for hooks in (module._forward_hooks, module._forward_pre_hooks)]
     folded = copy.deepcopy(detector, {id(hooks): OrderedDict() for hooks in own_hooks}).eval()
