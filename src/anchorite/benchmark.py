@@ -31,12 +31,11 @@ from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector, WeightsInfo, default_anchors, to_channels_last
 from anchorite.predict import Predictor
 from anchorite.train import load_recipe
-from anchorite.train.optim import EMA, build_optimizer
-from anchorite.train.optim import Settings as StepSettings
+from anchorite.train.optim import EMA, Settings, build_optimizer
 from anchorite.train.step import TrainingStep, TrainState
 
 _SHORTEST, _LONGEST = 0.02, 0.6  # sides of objects, as fractions of the image's
-_SMALL_LR = StepSettings(lr=1e-4, bias_lr=1e-4, momentum=0.9)  # so small that no round differs from another
+_SMALL_LR = Settings(lr=1e-4, bias_lr=1e-4, momentum=0.9)  # so small that no round differs from another
 _DETECTIONS = 50  # of random weights in one image, so that suppression has as much to do as with trained ones
 
 

@@ -7,13 +7,7 @@ import errno
 import os
 import sys
 
-from cyclopts import (
-    CycloptsError,
-    MissingArgumentError,
-    UnknownCommandError,
-    UnknownOptionError,
-    UnusedCliTokensError,
-)
+import cyclopts
 
 from anchorite.errors import FROM_RANK, AnchoriteError, InputError, ReportedByPeer, StorageError
 
@@ -70,7 +64,7 @@ def _prefix(error: BaseException) -> str:
 
 def _ending(error: BaseException) -> tuple[str, int] | None:
     """The message and the exit code; None for a defect of ours, which keeps its traceback."""
-    if isinstance(error, CycloptsError):
+    if isinstance(error, cyclopts.CycloptsError):
         return _about_usage(error), InputError.exit_code
     if isinstance(error, AnchoriteError):
         return str(error), error.exit_code
@@ -95,24 +89,24 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _about_usage(error: CycloptsError) -> str:
+def _about_usage(error: cyclopts.CycloptsError) -> str:
     """What is wrong with the words of a command line, and where to read how they should be."""
     command = " ".join(error.command_chain or ())
-    if isinstance(error, UnknownCommandError):
+    if isinstance(error, cyclopts.UnknownCommandError):
         return _about_command(error)
     said = str(error)
-    if isinstance(error, UnusedCliTokensError):
+    if isinstance(error, cyclopts.UnusedCliTokensError):
         extra = " ".join(map(repr, error.unused_tokens or ()))
         said = f"{extra} is one word too many; quote a name that has spaces"
-    elif isinstance(error, MissingArgumentError):
+    elif isinstance(error, cyclopts.MissingArgumentError):
         said = _about_missing(error) or said
-    elif isinstance(error, UnknownOptionError):
+    elif isinstance(error, cyclopts.UnknownOptionError):
         said = _about_option(error) or said
     usage = str(error.app and error.app.usage).removeprefix("Usage: ")
     return f"{command}: {said}\nusage: {usage}; all of them: anchorite {command} --help"
 
 
-def _about_command(error: UnknownCommandError) -> str:
+def _about_command(error: cyclopts.UnknownCommandError) -> str:
     word = (error.unused_tokens or [""])[0]
     if word in ("help", "version"):
         return f"{word}: no such command; write anchorite --{word}"
@@ -124,7 +118,7 @@ def _about_command(error: UnknownCommandError) -> str:
     return f"Unknown option: {word}.{meant}\nsee anchorite --help"
 
 
-def _about_missing(error: MissingArgumentError) -> str:
+def _about_missing(error: cyclopts.MissingArgumentError) -> str:
     """Which word is missing and what it is; an empty string where it is the value of a flag that was given."""
     argument = error.argument
     if argument is None or not argument.required or argument.tokens or error.keyword is not None:
@@ -135,7 +129,7 @@ def _about_missing(error: MissingArgumentError) -> str:
     return f"{f'{argument.name} {word}' if by_flag else word} is missing: {help_text[:1].lower()}{help_text[1:-1]}"
 
 
-def _about_option(error: UnknownOptionError) -> str:
+def _about_option(error: cyclopts.UnknownOptionError) -> str:
     """What a flag of other trainers is called here, if this command has it; else an empty string."""
     from anchorite.recipe_names import other_names
     from anchorite.train.recipe import field_names
