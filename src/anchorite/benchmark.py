@@ -2,8 +2,6 @@
 
 Yardsticks, targets and floors to judge the times by are in the folder `benchmarks` of the source tree, which builds on
 the functions here.
-
-Legend: B images, T objects.
 """
 
 from __future__ import annotations

@@ -128,16 +128,12 @@ def _write(dataset: DatasetIndex, out: Path, format: str, extra: str, **options:
 
 def _print_class_table(dataset: DatasetIndex) -> None:
     """Boxes of each class by split, with their share, to show whether the splits are alike."""
-    names = list(dataset.splits)
-    rows = [("images", [len(dataset.splits[name]) for name in names])]
-    for number, class_name in enumerate(dataset.class_names):
-        counts = [sum(int((one.class_ids == number).sum()) for one in dataset.splits[name]) for name in names]
-        rows.append((one_line(class_name), counts))
+    rows = [("images", [len(records) for records in dataset.splits.values()])]
+    for number, name in enumerate(dataset.class_names):
+        boxes = [sum(int((one.class_ids == number).sum()) for one in records) for records in dataset.splits.values()]
+        rows.append((one_line(name), boxes))
     width = min(30, max(len(label) for label, _ in rows))
-    print(f"{'':<{width}}" + "".join(f"{name:>16}" for name in names))
-    for label, row in rows:
-        total = sum(row) or 1
-        print(f"{label[:width]:<{width}}" + "".join(f"{number:>8} {number / total:>6.1%}" for number in row))
+    print(filled("split", names=dataset.splits, rows=rows, width=width), end="")
 
 
 def anchors(

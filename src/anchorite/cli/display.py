@@ -371,10 +371,8 @@ def filled(template: str, **facts: Any) -> str:
     """The text of one of this room's templates."""
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("anchorite.cli"), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+    loader = jinja2.PackageLoader("anchorite.cli")
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)
     environment.filters["one_line"] = one_line
     return environment.get_template(f"{template}.txt.j2").render(facts)
 

@@ -18,8 +18,6 @@ from anchorite.reading import one_line
 if TYPE_CHECKING:
     from anchorite.train.run_folder import RunStatus
 
-_DEFAULT_PORT = 8765  # as of report.serve, which is slow to import
-
 
 def report(
     run: Annotated[list[Path], Parameter(help="Folder of a run; of several, to compare them.")],
@@ -37,7 +35,7 @@ def report(
     if serve:
         if out is not None or len(run) > 1:
             raise InputError("--serve: shows the page of one run and writes none; leave out --out and other runs")
-        _serve(run[0], _DEFAULT_PORT if port is None else port)
+        _serve(run[0], port)
         return
     if port is not None:
         raise InputError(f"--port {port}: is for --serve; add that, or leave it out")
@@ -53,11 +51,11 @@ def report(
         print(f"{page}: {len(run)} runs, {page.stat().st_size / 1e6:.1f} MB")
 
 
-def _serve(folder: Path, port: int) -> None:
+def _serve(folder: Path, port: int | None) -> None:
     """Serve until Ctrl-C, which is the normal end."""
-    from anchorite.report.serve import RunServer
+    from anchorite.report.serve import DEFAULT_PORT, RunServer
 
-    with RunServer(folder, port) as server:
+    with RunServer(folder, DEFAULT_PORT if port is None else port) as server:
         print(f"{server.address} shows {folder} while it trains, on this machine alone; end with Ctrl-C")
         try:
             server.serve_forever()
