@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from anchorite.choices import FormatName, ModelSize
 from anchorite.cli.display import counting, dataset_line, filled, split_counts
-from anchorite.cli.folders import make_folder, refuse_taken
+from anchorite.cli.folders import refuse_taken
 from anchorite.cli.options import AllowOutside, Data, Format, PositiveInt, ReadingOptions
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
@@ -169,7 +169,7 @@ def anchors(
     facts = {"num_boxes": len(wh_px), "image_size": image_size, "recipe": recipe}
     print(filled("anchors", default=tables[0], fitted=tables[1], **facts))
     if out is not None:
-        make_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
         write_text_atomically(out / "anchors.yaml", f"# Fitted at {image_size} px.\n{recipe}")
         save_anchor_plot(out / "anchors.png", wh_px, tables, image_size)
         print(f"written: {out / 'anchors.yaml'}, {out / 'anchors.png'}")
@@ -208,7 +208,7 @@ def inspect(
         inspection = inspect_dataset(dataset, default, image_size, progress, partial(progress, verb="compared"))
     print(summary_text(inspection), end="")
     if out is not None:
-        make_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
         text = report_text(inspection).encode("utf-8", "backslashreplace").decode("utf-8")
         write_text_atomically(out / "report.txt", text)
         write_text_atomically(out / "report.json", json.dumps(inspection.to_json(), indent=1) + "\n")

@@ -57,14 +57,6 @@ def refuse_taken_page(page: Path) -> None:
     _require_makeable(page.parent, "--out")
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of --out, and those above it; StorageError where that fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"--out {folder}: cannot be made: {error.strerror}; name another folder") from error
-
-
 def data_name(data: Path) -> str:
     """What a dataset is called by its path, for the names of folders made from it."""
     path = data.resolve()

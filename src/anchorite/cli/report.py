@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from anchorite.cli.display import counting, filled
-from anchorite.cli.folders import free_path, make_folder, refuse_taken, refuse_taken_page
+from anchorite.cli.folders import free_path, refuse_taken, refuse_taken_page
 from anchorite.cli.options import Data, PositiveInt, ReadingOptions, RunningOptions
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
@@ -41,7 +41,7 @@ def report(
         raise InputError(f"--port {port}: is for --serve; add that, or leave it out")
     if out is not None:
         refuse_taken_page(out)
-        make_folder(out.parent)
+        out.parent.mkdir(parents=True, exist_ok=True)
     if len(run) == 1:
         print(write_run_report(run[0], out))
     else:
@@ -108,7 +108,7 @@ def explain(
     page = out or free_path(Path("explain.html"))
     refuse_taken_page(page)
     dataset = reading.open(data, page)
-    make_folder(page.parent)
+    page.parent.mkdir(parents=True, exist_ok=True)
     records = require_images(dataset, split)
     setting = choose_setting(dataset, weights, recipe, image_size)
     if image:
@@ -170,7 +170,7 @@ def suspects(
         ranking = rank_suspects(dataset, splits, runtime, size, running.batch, progress=progress)
     title = f"{data.resolve().name}: {', '.join(splits)}"
     page = suspects_page(ranking, dataset.class_names, dataset.root, title, str(weights), top)
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder / "suspects.html", page)
     write_text_atomically(folder / "suspects.csv", as_csv(ranking.suspects, dataset.class_names, dataset.root))
     counts = ", ".join(f"{count} {kind}" for kind, count in ranking.counts().items() if count)
