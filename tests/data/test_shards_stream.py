@@ -20,7 +20,7 @@ from anchorite.data import (
 )
 from anchorite.data.batches import Batch, SampleKey
 from anchorite.data.shards import stream as stream_module
-from anchorite.data.shards.stream import FEWEST_PARTNERS, Piece, cut_windows
+from anchorite.data.shards.stream import FEWEST_PARTNERS, cut_windows
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError, WorkerError
 from tests.data.shard_cases import train_split, write_cases
@@ -90,7 +90,7 @@ def test_ranks_share_every_batch_and_see_every_sample_once(
 
 def test_ranks_read_files_of_their_own_but_where_they_meet(dataset: DatasetIndex) -> None:
     orders = [batches(dataset, rank=number, world_size=3) for number in range(3)]
-    read = [{piece.shard for window in order.windows_of(0) for piece in window} for order in orders]
+    read = [{shard for window in order.windows_of(0) for shard, _, _ in window} for order in orders]
     num_shards = len(train_split(dataset).shards)
     assert num_shards > 8
     assert set.union(*read) == set(range(num_shards))
@@ -115,7 +115,7 @@ def test_a_later_batch_is_found_without_reading_the_shards_before(
     monkeypatch.setattr(Shard, "table", lambda shard: opened.append(shard.path) or table(shard))
     plan = order.windows_of(0)
     next(order.of_epoch(0, order.sizes.num_batches - 1))
-    last = {train_split(dataset).shards[piece.shard].path for window in plan[-2:] for piece in window}
+    last = {train_split(dataset).shards[shard].path for window in plan[-2:] for shard, _, _ in window}
     assert set(opened) <= last
     assert len(last) < len(train_split(dataset).shards) / 2
 
@@ -138,10 +138,10 @@ def test_partners_are_others_of_the_window_and_only_while_there_are_mosaics(data
 
 
 def test_stretches_and_windows_cut_where_they_should() -> None:
-    assert cut_windows([3, 1, 4], [2, 0, 1], 0, 8, least=9) == [[Piece(2, 0, 4), Piece(0, 0, 3), Piece(1, 0, 1)]]
-    assert cut_windows([3, 1, 4], [2, 0, 1], 3, 3, least=9) == [[Piece(2, 3, 4), Piece(0, 0, 2)]]
-    assert cut_windows([3, 0, 4], [1, 0, 2], 2, 2, least=9) == [[Piece(0, 2, 3), Piece(2, 0, 1)]]
-    pieces = [Piece(0, 0, 3), Piece(1, 0, 3), Piece(2, 0, 9), Piece(3, 0, 1)]
+    assert cut_windows([3, 1, 4], [2, 0, 1], 0, 8, least=9) == [[(2, 0, 4), (0, 0, 3), (1, 0, 1)]]
+    assert cut_windows([3, 1, 4], [2, 0, 1], 3, 3, least=9) == [[(2, 3, 4), (0, 0, 2)]]
+    assert cut_windows([3, 0, 4], [1, 0, 2], 2, 2, least=9) == [[(0, 2, 3), (2, 0, 1)]]
+    pieces = [(0, 0, 3), (1, 0, 3), (2, 0, 9), (3, 0, 1)]
     assert cut_windows([3, 3, 9, 1], range(4), 0, 16, least=4) == [pieces[:2], pieces[2:3], pieces[3:]]
     assert cut_windows([3, 3, 9, 1], range(4), 0, 16, least=1) == [[piece] for piece in pieces]
 

@@ -7,7 +7,6 @@ Legend: N boxes of an image, K classes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -30,24 +29,13 @@ from anchorite.data.dataset import DatasetIndex, Record, RecordTable, Split
 from anchorite.data.formats import FormatName, open_dataset
 from anchorite.data.formats.common import is_image_name
 from anchorite.data.headers import copy_image, image_bytes, open_regular
-from anchorite.data.shards.format import (
-    BLOCK,
-    MANIFEST,
-    MAX_SAMPLES,
-    MAX_SIDES,
-    Manifest,
-    ShardFacts,
-    SplitFacts,
-    member_bytes,
-    shard_name,
-)
+from anchorite.data.shards.format import MANIFEST, MAX_SIDES, ShardFacts, SplitFacts, write_manifest, write_shard_files
 from anchorite.data.shards.split import ShardedSplit, label_bytes
 from anchorite.data.store import Progress
 from anchorite.errors import InputError, StorageError
 
 SHARD_BYTES = 128_000_000
 _SEED = 0  # of the order of shards, and of what is sampled from them
-_KINDS = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"BM", "bmp"), (b"RIFF", "webp"), (b"", "tif"))
 # Of the image's side: YOLO's numbers are rounded, COCO's second corner is a sum.
 _TOLERANCES = {"yolo": 1e-6, "coco": 1e-14, "voc": 0.0}
 # Folders that mean something to a reader, or that readers skip.
@@ -278,10 +266,9 @@ def _write_shards(dataset: DatasetIndex, folder: Path, most_bytes: int, copied: 
         tables[split] = table = records.table()
         if split == "train" and not records.is_shuffled:
             tables[split] = table = table.select(np.random.default_rng(_SEED).permutation(len(table)))
-        shards = _write_split(split, _samples(table, root, copied), folder, most_bytes)
+        shards = write_shard_files(split, _samples(table, root, copied), folder, most_bytes)
         splits[split] = _facts(table, len(dataset.class_names), shards)
-    manifest = Manifest.model_validate({"class_names": list(dataset.class_names), "splits": splits})
-    (folder / MANIFEST).write_text(_manifest_text(manifest), encoding="ascii")
+    write_manifest(folder / MANIFEST, {"class_names": list(dataset.class_names), "splits": splits})
     copy = open_dataset(folder, "shards")
     for split, table in tables.items():
         written = copy.splits[split]
@@ -304,32 +291,6 @@ def _samples(table: RecordTable, root: Path, copied: Callable[[], None]) -> Iter
         copied()
 
 
-def _write_split(split: str, samples: Iterator[tuple[bytes, bytes]], folder: Path, most_bytes: int) -> list[ShardFacts]:
-    """Write the shards of a split; each is durable before the next begins."""
-    shards: list[ShardFacts] = []
-    sample = next(samples, None)
-    while sample is not None:
-        name, num_samples = shard_name(split, len(shards)), 0
-        with (folder / name).open("x+b") as file:
-            while sample is not None:
-                label, image = sample
-                key = f"{name.removesuffix('.tar')}-{num_samples:06d}"
-                suffix = next(suffix for start, suffix in _KINDS if image.startswith(start))
-                members = member_bytes(f"{key}.json", label) + member_bytes(f"{key}.{suffix}", image)
-                is_full = file.tell() + len(members) + 2 * BLOCK > most_bytes or num_samples == MAX_SAMPLES
-                if num_samples and is_full:
-                    break
-                file.write(members)
-                num_samples, sample = num_samples + 1, next(samples, None)
-            file.write(bytes(2 * BLOCK))
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            shards.append(ShardFacts(name=name, samples=num_samples, bytes=file.tell(), sha256=digest))
-    return shards
-
-
 def _facts(table: RecordTable, num_classes: int, shards: list[ShardFacts]) -> SplitFacts:
     """What the list says of a split: counts, and an even sample of its boxes' sides (Vitter's algorithm R)."""
     labels, rng = table.labels(), random.Random(_SEED)
@@ -347,17 +308,6 @@ def _facts(table: RecordTable, num_classes: int, shards: list[ShardFacts]) -> Sp
         sides=chosen,
         shards=shards,
     )
-
-
-def _manifest_text(manifest: Manifest) -> str:
-    """The list as JSON, a line for each shard."""
-    splits = []
-    for split, facts in manifest.splits.items():
-        head = json.dumps(facts.model_dump(exclude={"shards"}))
-        shards = ",\n".join(json.dumps(shard.model_dump()) for shard in facts.shards)
-        splits.append(f'"{split}": {head[:-1]}, "shards": [\n{shards}\n]}}')
-    head = json.dumps(manifest.model_dump(exclude={"splits"}))
-    return f'{head[:-1]},\n"splits": {{\n' + ",\n".join(splits) + "\n}}\n"
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from anchorite.errors import InputError, StorageError
 from anchorite.files import write_text_atomically
 from anchorite.jpeg import encode_jpeg
+from anchorite.reading import read_json
 
 SCENE_CLASSES = ("disc", "ring", "square", "triangle", "cross")
 SCENE_SPLITS = ("train", "val", "test")
@@ -96,10 +97,7 @@ def _is_filled(folder: Path, settings: dict[str, int]) -> bool:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: is not empty and no scenes were written there; name a new or an empty folder")
         return False
-    try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{marker}: cannot be read ({error}); name a new or an empty folder") from error
+    found = read_json(marker)
     if found not in ({**settings, "filled": True}, {**settings, "filled": False}):
         raise InputError(
             f"{folder}: holds scenes of other settings, {found} instead of {settings}; "

@@ -92,7 +92,15 @@ class ImageStore:
         of mode "disk" does not fit or cannot be written.
         """
         if self.mode in ("auto", "ram"):
-            self._choose_memory(world)
+            spendable = spendable_memory()
+            fits = not world.any(spendable is not None and self.num_bytes > spendable)
+            if not fits and self.mode == "ram":
+                raise InputError(
+                    f"{len(self)} images at {self.long_side} px take {self.num_bytes / 1e9:.1f} GB, but only "
+                    f"{(spendable or 0) / 1e9:.1f} GB of memory can be spared; nothing was allocated. Keep them on "
+                    'disk (mode "disk"), decode them every time ("none") or choose a smaller image size'
+                )
+            self.mode = "ram" if fits else "none"
         if self.mode == "ram":
             shared, sharing = shared_by_ranks(self.num_bytes, world)
             self._fill(shared.array, progress, sharing)
@@ -101,19 +109,6 @@ class ImageStore:
             self._shared = self._open_file(progress)  # the ranks of a machine write the same file; the last one stays
         elif self._skip_bad:
             self.decode_all(lambda *_: None, progress, world)
-
-    def _choose_memory(self, world: World) -> None:
-        spendable = spendable_memory()
-        if not world.any(spendable is not None and self.num_bytes > spendable):
-            self.mode = "ram"
-        elif self.mode == "auto":
-            self.mode = "none"
-        else:
-            raise InputError(
-                f"{len(self)} images at {self.long_side} px take {self.num_bytes / 1e9:.1f} GB, but only "
-                f"{(spendable or 0) / 1e9:.1f} GB of memory can be spared; nothing was allocated. Keep them on disk "
-                '(mode "disk"), decode them every time ("none") or choose a smaller image size'
-            )
 
     def _decode(self, index: int) -> NDArray[np.uint8]:
         try:

@@ -14,13 +14,15 @@ Legend: N samples of a shard.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import re
 import stat
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, NamedTuple
@@ -36,13 +38,13 @@ MANIFEST = "shards.json"
 VERSION = 1
 BLOCK = tarfile.BLOCKSIZE
 IMAGE_SUFFIXES = ("jpg", "png", "bmp", "webp", "tif")
+_STARTS = (b"\xff\xd8", b"\x89PNG", b"BM", b"RIFF", b"")  # of the files that get these suffixes
 MAX_SAMPLES = 1_000_000  # of a shard
 MAX_SIDES = 20_000  # boxes of a split whose sides stand in shards.json
 MAX_LABEL_BYTES = 16_000_000
 MAX_IMAGE_BYTES = 2_000_000_000
 _MAX_MANIFEST_BYTES = 256_000_000
 _NUM_CACHED = 8  # tables of shards that are read at random
-_POSITION = re.compile("[0-9]{6,7}")
 _CHECK = re.compile(r"crc32-([0-9a-f]{8})")
 REMEDY = "copy it again, or write the shards again with anchorite convert"
 LABEL, IMAGE, SUFFIX = slice(0, 3), slice(3, 6), 6  # of a row of a table
@@ -68,7 +70,7 @@ def sample_path(shard: Path, position: int, suffix: int) -> Path:
 def position_of(path: Path) -> int:
     """The position of the sample that a `sample_path` names; -1 where it can be none."""
     number = path.stem.rpartition("-")[2]
-    return int(number) if _POSITION.fullmatch(number) else -1
+    return int(number) if number.isdecimal() else -1
 
 
 def member_bytes(name: str, content: bytes) -> bytes:
@@ -267,6 +269,49 @@ def read_manifest(path: Path) -> Manifest:
             if shard.name != (wanted := shard_name(split, number)):
                 raise InputError(f"{path}: splits.{split}.shards.{number}: {shard.name} should be {wanted}")
     return manifest
+
+
+def write_manifest(path: Path, content: dict[str, object]) -> None:
+    """Write a manifest of class_names and splits: JSON, a line for each shard."""
+    manifest, splits = Manifest.model_validate(content), []
+    for split, facts in manifest.splits.items():
+        head = json.dumps(facts.model_dump(exclude={"shards"}))
+        shards = ",\n".join(json.dumps(shard.model_dump()) for shard in facts.shards)
+        splits.append(f'"{split}": {head[:-1]}, "shards": [\n{shards}\n]}}')
+    head = json.dumps(manifest.model_dump(exclude={"splits"}))
+    text = f'{head[:-1]},\n"splits": {{\n' + ",\n".join(splits) + "\n}}\n"
+    path.write_text(text, encoding="ascii")
+
+
+def write_shard_files(
+    split: str, samples: Iterator[tuple[bytes, bytes]], folder: Path, most_bytes: int
+) -> list[ShardFacts]:
+    """Write the shards of a split, of up to `most_bytes` but a sample at least; each is durable before the next begins.
+
+    samples: of each the bytes of its label and of its image file.
+    """
+    shards: list[ShardFacts] = []
+    sample = next(samples, None)
+    while sample is not None:
+        name, num_samples = shard_name(split, len(shards)), 0
+        with (folder / name).open("x+b") as file:
+            while sample is not None:
+                label, image = sample
+                key = f"{name.removesuffix('.tar')}-{num_samples:06d}"
+                suffix = IMAGE_SUFFIXES[[image.startswith(start) for start in _STARTS].index(True)]
+                members = member_bytes(f"{key}.json", label) + member_bytes(f"{key}.{suffix}", image)
+                is_full = file.tell() + len(members) + 2 * BLOCK > most_bytes or num_samples == MAX_SAMPLES
+                if num_samples and is_full:
+                    break
+                file.write(members)
+                num_samples, sample = num_samples + 1, next(samples, None)
+            file.write(bytes(2 * BLOCK))
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            shards.append(ShardFacts(name=name, samples=num_samples, bytes=file.tell(), sha256=digest))
+    return shards
 
 
 def shard_name(split: str, number: int) -> str:

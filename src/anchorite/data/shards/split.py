@@ -327,9 +327,9 @@ def _try_decoding(shard: Shard, table: ShardTable, position: int, num_classes: i
     row = table.rows[position].tolist() if position < len(table.rows) else None
     path = sample_path(shard.path, position, row[SUFFIX] if row else 0)
     record = Record(path, 1, 1, np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0), ())
-    if row is None:
-        return LeftOut(record, table.damage)
     try:
+        if row is None:
+            raise InputError(table.damage)
         with open_shard(shard.path) as file:
             record = read_record(file, path, row, num_classes)
             data = read_image(file, path, row)

@@ -60,12 +60,7 @@ class StreamKey(NamedTuple):
     pool: tuple[PoolMember, ...]
 
 
-class Piece(NamedTuple):
-    """A stretch of a shard: its samples that are not left out, from `start` up to `stop`."""
-
-    shard: int
-    start: int
-    stop: int
+Piece = tuple[int, int, int]  # of the shard of this number the samples that are not left out, from start up to stop
 
 
 def cut_windows(lengths: Sequence[int], order: Sequence[int], first: int, count: int, least: int) -> list[list[Piece]]:
@@ -82,7 +77,7 @@ def cut_windows(lengths: Sequence[int], order: Sequence[int], first: int, count:
             if room <= 0:
                 found.append([])
                 room = least
-            found[-1].append(Piece(shard, start, stop))
+            found[-1].append((shard, start, stop))
             room -= stop - start
     return found
 
@@ -105,7 +100,7 @@ class StreamBatches:
         sizes, rank = self.sizes, self.config.rank
         sides = self.config.sides(sizes.num_batches, self.samples.image_size, self.seed, epoch)
         plan = self.windows_of(epoch)
-        ends = list(accumulate(sum(piece.stop - piece.start for piece in window) for window in plan))
+        ends = list(accumulate(sum(stop - start for _, start, stop in window) for window in plan))
         is_mixed = self.samples.mixes_images(epoch)
         opened, members = -1, np.zeros((0, 10), np.int64)  # the window that is open
         for batch in range(start_batch, sizes.num_batches):
@@ -157,11 +152,11 @@ def _member(numbers: NDArray[np.int64]) -> PoolMember:
 
 def _prefetch_files(split: ShardedSplit, piece: Piece) -> None:
     """Ask the system to prefetch a stretch of a shard, where it can; errors are left to the later read."""
-    shard = split.shards[piece.shard]
+    number, start, stop = piece
+    shard = split.shards[number]
     with suppress(OSError, ValueError, AttributeError), open_shard(shard.path) as file:
         share = os.fstat(file.fileno()).st_size / max(1, len(shard))
-        start, stop = int(share * piece.start), int(share * piece.stop)
-        os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(file.fileno(), int(share * start), int(share * (stop - start)), os.POSIX_FADV_WILLNEED)
 
 
 class BatchPool:
