@@ -3,8 +3,8 @@
 A shard is an uncompressed ustar archive (POSIX.1-1988) of pairs, KEY.json and KEY.SUFFIX, in WebDataset's naming. The
 key is the shard's own name and the sample's position, so that each member says where it belongs. Links, folders,
 extended headers and every other order are refused. The CRC-32 of each member stands in its header as the owner's name,
-which the header's checksum covers: not a bit of a sample can flip unseen. Spans are read at their offsets, found once
-a shard from its headers; tarfile parses each header.
+which the header's checksum covers: not a bit of a sample can flip unseen. Members are read at their offsets, found once
+a shard from its headers; tarfile makes and parses each header.
 
 shards.json is what is known without opening a shard. It grows with the number of shards, not of images: class names,
 counts, a bounded sample of the boxes' sides, and name, length and SHA-256 of each shard.
