@@ -29,6 +29,7 @@ BAD_YAML = {
     "name twice": ("train: images/train\nnames: [cat, cat]\n", 2, "stands twice"),
     "one name as text": ("train: images/train\nnames: cat\n", 2, "must be a list"),
     "gap in names": ("train: images/train\nnames: {0: cat, 2: dog}\n", 2, "class 1 is missing"),
+    "class number twice": ("train: images/train\nnames: {0: cat, 00: dog}\n", 2, "class 0 stands twice"),
     "class number as word": ("train: images/train\nnames: {a: cat}\n", 2, "not a class number"),
     "nc": ("nc: 3\ntrain: images/train\nnames: [cat]\n", 1, "nc is '3', but names has 1"),
     "missing split": ("train: images/train\nval: images/val\nnames: [cat]\n", 2, "does not exist"),

@@ -21,9 +21,9 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 from unicodedata import category
 
 import numpy as np
@@ -287,23 +287,28 @@ class Folders:
 def walk_images(folder: Path, fence: Fence, log: ReadingLog) -> list[Path]:
     """The images in a folder and below, by their paths; InputError for a linked folder that leads outside.
 
-    Hidden names are passed over: they are thumbnails and left-overs of other programs.
+    Hidden names are passed over: they are thumbnails and left-overs of other programs. So are pipes and devices.
     """
-    seen, images = {_real_path(folder)}, list[Path]()
-
-    def refuse(error: OSError) -> NoReturn:
-        raise InputError(f"{error.filename}: the folder cannot be read: {error.strerror or error}") from error
-
-    for current, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        log.dependencies.add_folder(Path(current))
-        images += [Path(current, name) for name in names if is_image_name(name)]
-        found = [Path(current, name) for name in sorted(folders) if not name.startswith(".") and name != "__MACOSX"]
-        folders.clear()
-        for path in found:
-            real = _real_path(fence.check(path)) if path.is_symlink() else path
-            if real not in seen:  # a link may lead back up
-                seen.add(real)
-                folders.append(path.name)
+    seen, waiting, images = {_real_path(folder)}, [folder], list[Path]()
+    while waiting:
+        current = waiting.pop()
+        log.dependencies.add_folder(current)
+        try:
+            with os.scandir(current) as listing:
+                entries = sorted(listing, key=attrgetter("name"))
+        except OSError as error:
+            raise InputError(f"{current}: the folder cannot be read: {error.strerror or error}") from error
+        for entry in entries:
+            path, is_link = current / entry.name, entry.is_symlink()
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if path.is_dir() if is_link else entry.is_dir():  # only Path takes a circle of links
+                real = _real_path(fence.check(path)) if is_link else path
+                if real not in seen:  # a link may lead back up
+                    seen.add(real)
+                    waiting.append(path)
+            elif is_image_name(entry.name) and (is_link or entry.is_file()):
+                images.append(path)
     return sorted(images, key=lambda path: path.parts)
 
 

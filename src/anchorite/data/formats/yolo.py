@@ -141,10 +141,14 @@ def _class_names(nodes: Mapping[str, yaml.Node], path: Path) -> tuple[str, ...]:
     node = nodes["names"]
     items = node.value
     if isinstance(node, yaml.MappingNode):
-        numbered: dict[int | None, yaml.Node] = {plain_integer(key.value): value for key, value in items}
-        for key, _ in items:
-            if plain_integer(key.value) is None:
+        numbered: dict[int, yaml.Node] = {}
+        for key, value in items:
+            number = plain_integer(key.value)
+            if number is None:
                 raise _fault(path, key, f"names: {shorten(key.value)} is not a class number; count from 0")
+            if number in numbered:  # the YAML reader refuses equal keys, but 0 and 00 are not
+                raise _fault(path, key, f"names: class {number} stands twice; remove one")
+            numbered[number] = value
         missing = set(range(len(items))) - set(numbered)
         if missing:
             needed = f"{len(items)} names need the numbers 0..{len(items) - 1}"
