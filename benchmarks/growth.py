@@ -15,12 +15,13 @@ import numpy as np
 from anchorite.benchmark import Figure, Sample, batch_for, interleaved, training_step, whole_step
 from anchorite.data import (
     AugmentConfig,
+    EpochBatches,
     ImageStore,
     LoaderConfig,
     Record,
+    SampleConfig,
     SampleKey,
     TrainSamples,
-    make_loader,
     open_dataset,
 )
 from anchorite.devices import choose_precision
@@ -150,8 +151,8 @@ def _opened(records: Sequence[Record], cache: Path) -> ImageStore:
 
 def _first_batch(store: ImageStore) -> Sequence[SampleKey]:
     """What a run does before its first image: samples, loader, the order of an epoch."""
-    samples = TrainSamples(store, store.records, AugmentConfig(), 64, seed=0)
-    return next(iter(make_loader(samples, LoaderConfig()).batches.of_epoch(0)))
+    samples = TrainSamples(store, SampleConfig(AugmentConfig(), 64, 0))
+    return next(EpochBatches(samples, LoaderConfig()).of_epoch(0))
 
 
 def write_thumbnails(root: Path, amount: int) -> None:

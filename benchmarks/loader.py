@@ -23,14 +23,17 @@ from numpy.typing import NDArray
 from anchorite.benchmark import Figure, Sample, interleaved, synchronise
 from anchorite.data import (
     AugmentConfig,
-    DeviceLoader,
+    DevicePainter,
     DeviceStore,
+    EpochBatches,
+    HostPainter,
     ImageStore,
+    Loader,
     LoaderConfig,
     Record,
+    SampleConfig,
     SampleKey,
     TrainSamples,
-    make_loader,
 )
 from anchorite.data.device import Storage
 from anchorite.train import load_recipe
@@ -57,7 +60,7 @@ def benchmark_loader(settings: Settings) -> Outcome:
         for size in (32, 64) if settings.quick else (320, 640):
             store = ImageStore(records, size, "ram")
             store.build()
-            samples = TrainSamples(store, records, config, size, seed=0)
+            samples = TrainSamples(store, SampleConfig(config, size, 0))
             more, speeds = _per_core(settings, store, samples, config, size)
             comparisons += more
             figures += speeds
@@ -144,13 +147,14 @@ def _delivered(settings: Settings, samples: TrainSamples, workers: int) -> Figur
     """Images a second on the clock, epoch by epoch, with nobody training beside it."""
     epochs = settings.rounds_or(_EPOCHS)
     seconds = []
-    with make_loader(samples, LoaderConfig(batch_size=_batch(settings), workers=workers)) as loader:
+    options = LoaderConfig(batch_size=_batch(settings), workers=workers)
+    with Loader(HostPainter(EpochBatches(samples, options))) as loader:
         for epoch in range(epochs + 1):
             loader.set_epoch(epoch)
             start = time.perf_counter()
             num_images = sum(len(batch.indices) for batch in loader)
             seconds.append(time.perf_counter() - start)
-    name = f"{samples.image_size} px, loader with {workers} processes, on the clock"
+    name = f"{samples.config.image_size} px, loader with {workers} processes, on the clock"
     return Figure.per_second(name, Sample(tuple(seconds[1:])), num_images, "a thread draws" if workers == 0 else "")
 
 
@@ -163,7 +167,7 @@ def device_loader_figures(
     epochs: int,
     compiled: tuple[bool, ...] = (False, True),
 ) -> list[Figure]:
-    """What a `DeviceLoader` delivers on the clock with nobody training beside it, for images in each place.
+    """What a `DevicePainter` delivers on the clock with nobody training beside it, for images in each place.
 
     size: of images and canvases in pixels; compiled: the ways of painting to measure. Each epoch is timed, one before
     them is not; the device has finished when the clock is read. The last figure is of one thread that plans alone.
@@ -172,31 +176,32 @@ def device_loader_figures(
     for place in _PLACES:
         store = DeviceStore(records, size, device, place)
         store.build()
-        samples = TrainSamples(store.images, records, config, size, seed=0)
+        samples = TrainSamples(store.images, SampleConfig(config, size, 0))
+        batches = EpochBatches(samples, LoaderConfig(batch_size=batch))
         for is_compiled in compiled:
-            loader = DeviceLoader(samples, store, LoaderConfig(batch_size=batch), compiled=is_compiled)
-            name = f"{size} px, images on the {place}, painted {loader.painting}"
-            figures.append(Figure.per_second(name, _epochs(loader, epochs), len(records), f"{device}, on the clock"))
-    taken = interleaved({"planning": lambda: _plan_all(loader)}, epochs, clock=time.thread_time)["planning"]
+            painter = DevicePainter(batches, store, is_compiled)
+            name = f"{size} px, images on the {place}, painted {painter.painting}"
+            figures.append(Figure.per_second(name, _epochs(painter, epochs), len(records), f"{device}, on the clock"))
+    taken = interleaved({"planning": lambda: _plan_all(painter)}, epochs, clock=time.thread_time)["planning"]
     return [*figures, Figure.per_second(f"{size} px, planning", taken, len(records), "one core")]
 
 
-def _epochs(loader: DeviceLoader, epochs: int) -> Sample:
-    seconds = []
+def _epochs(painter: DevicePainter, epochs: int) -> Sample:
+    seconds, loader = [], Loader(painter)
     for epoch in range(epochs + 1):
         loader.set_epoch(epoch)
-        synchronise(loader.store.device)
+        synchronise(painter.store.device)
         start = time.perf_counter()
         for _ in loader:
             pass
-        synchronise(loader.store.device)
+        synchronise(painter.store.device)
         seconds.append(time.perf_counter() - start)
     return Sample(tuple(seconds[1:]))
 
 
-def _plan_all(loader: DeviceLoader) -> None:
-    for keys in loader.batches.of_epoch(0):
-        loader.planned(keys)
+def _plan_all(painter: DevicePainter) -> None:
+    for keys in painter.batches.of_epoch(0):
+        painter.planned(keys)
 
 
 def paste_tiles(tiles: Sequence[Tile], centre_xy: tuple[int, int], size: int) -> tuple[Image, Boxes]:

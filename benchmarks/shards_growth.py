@@ -23,15 +23,17 @@ import numpy as np
 from anchorite.data import (
     AugmentConfig,
     DatasetIndex,
-    HostLoader,
+    EpochBatches,
+    HostPainter,
     ImageStore,
+    Loader,
     LoaderConfig,
     Record,
+    SampleConfig,
     StreamBatches,
     StreamSamples,
     TrainSamples,
     as_split,
-    make_loader,
     open_dataset,
 )
 from anchorite.data.convert import write_dataset
@@ -81,14 +83,14 @@ def measure(data: Path, image_size: int, workers: int, seconds: float, mosaic: f
     before = _megabytes("VmRSS")
     dataset = open_dataset(data)
     opened = time.perf_counter() - began
-    records, config = dataset.splits["train"], AugmentConfig(mosaic=mosaic)
+    records, samples = dataset.splits["train"], SampleConfig(AugmentConfig(mosaic=mosaic), image_size, seed=0)
     options = LoaderConfig(batch_size=BATCH, workers=workers)
     if dataset.format == "shards":
-        samples = StreamSamples(records, config, image_size, seed=0)  # type: ignore[arg-type]
-        loader = HostLoader(samples, StreamBatches(samples, options), options)
+        streamed = StreamSamples(records, samples)  # type: ignore[arg-type]
+        loader = Loader(HostPainter(StreamBatches(streamed, options)))
     else:
         store = ImageStore(records, image_size, "none")
-        loader = make_loader(TrainSamples(store, records, config, image_size, seed=0), options)
+        loader = Loader(HostPainter(EpochBatches(TrainSamples(store, samples), options)))
     with loader:
         batches = iter(loader)
         images = len(next(batches).indices)

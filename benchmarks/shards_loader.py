@@ -14,13 +14,15 @@ from pathlib import Path
 
 from anchorite.data import (
     AugmentConfig,
-    HostLoader,
+    EpochBatches,
+    HostPainter,
     ImageStore,
+    Loader,
     LoaderConfig,
+    SampleConfig,
     StreamBatches,
     StreamSamples,
     TrainSamples,
-    make_loader,
     open_dataset,
 )
 
@@ -36,13 +38,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     files, shards = (open_dataset(path).splits["train"] for path in (given.data, given.shards))
-    config, options = AugmentConfig(), LoaderConfig(batch_size=BATCH)
-    streamed = StreamSamples(shards, config, given.image_size, 0)  # type: ignore[arg-type]
-    loaders = {"shards": HostLoader(streamed, StreamBatches(streamed, options), options)}
+    config, options = SampleConfig(AugmentConfig(), given.image_size, seed=0), LoaderConfig(batch_size=BATCH)
+    streamed = StreamSamples(shards, config)  # type: ignore[arg-type]
+    loaders = {"shards": Loader(HostPainter(StreamBatches(streamed, options)))}
     for name, mode in (("files, decoded each time", "none"), ("files, decoded images in memory", "ram")):
         store = ImageStore(files, given.image_size, mode)  # type: ignore[arg-type]
         store.build()
-        loaders[name] = make_loader(TrainSamples(store, files, config, given.image_size, 0), options)
+        loaders[name] = Loader(HostPainter(EpochBatches(TrainSamples(store, config), options)))
     least = dict.fromkeys(loaders, float("inf"))
     for epoch in range(ROUNDS):
         for name, loader in loaders.items():
@@ -53,7 +55,7 @@ def main() -> None:
         given.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _milliseconds(loader: HostLoader, epoch: int) -> float:
+def _milliseconds(loader: Loader, epoch: int) -> float:
     """Of processor time an image, over an epoch."""
     loader.set_epoch(epoch)
     started = time.process_time()

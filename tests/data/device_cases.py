@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from anchorite.data.augment import AugmentConfig, SamplePlan
-from anchorite.data.batches import SampleKey
 from anchorite.data.dataset import Record
 from anchorite.data.device import DeviceStore, Storage, in_parts, plan_batch
-from anchorite.data.samples import TrainSamples
+from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples
 from anchorite.data.store import ImageStore
 from tests.data.test_samples import make_records
 
@@ -35,7 +34,7 @@ def case_of(records: Sequence[Record], config: AugmentConfig, place: Storage = "
     ordinary, store = ImageStore(records, SIZE, "ram"), DeviceStore(records, SIZE, "cpu", place)
     ordinary.build()
     store.build()
-    return Case(TrainSamples(ordinary, records, config, SIZE, seed=4, **options), store)
+    return Case(TrainSamples(ordinary, SampleConfig(config, SIZE, 4, **options)), store)
 
 
 def make_case(

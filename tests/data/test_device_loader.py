@@ -15,10 +15,11 @@ import torch
 from anchorite.data import device as device_module
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, EpochBatches, LoaderConfig
-from anchorite.data.device import CAPACITY_STEP, DeviceLoader, choose_capacity
-from anchorite.data.host_loader import make_loader
+from anchorite.data.device import CAPACITY_STEP, DevicePainter, choose_capacity
+from anchorite.data.loader import Loader
 from anchorite.errors import InputError
 from tests.data.device_cases import EVERYTHING, SIZE, STRAIGHT, TURNED, Case, make_case, needs_cuda
+from tests.data.test_loader import host_loader
 
 
 def sha(batches: list[Batch]) -> str:
@@ -30,22 +31,22 @@ def sha(batches: list[Batch]) -> str:
     return state.hexdigest()
 
 
+def device_loader(case: Case, config: LoaderConfig, compiled: bool = False) -> Loader:
+    return Loader(DevicePainter(EpochBatches(case.samples, config), case.store, compiled))
+
+
 def batches_of(case: Case, epochs: range = range(2), **options: Any) -> list[Batch]:
     batches = []
-    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4, **options)) as loader:
+    with device_loader(case, LoaderConfig(batch_size=4, **options)) as loader:
         for epoch in epochs:
             loader.set_epoch(epoch)
             batches += list(loader)
     return batches
 
 
-def epoch_batches(case: Case, config: LoaderConfig) -> EpochBatches:
-    return EpochBatches(len(case.samples), SIZE, case.samples.seed, config)
-
-
 def ordinary_batches(case: Case, epochs: range = range(2), **options: Any) -> list[Batch]:
     batches = []
-    with make_loader(case.samples, LoaderConfig(batch_size=4, **options)) as loader:
+    with host_loader(case.samples, LoaderConfig(batch_size=4, **options)) as loader:
         for epoch in epochs:
             loader.set_epoch(epoch)
             batches += list(loader)
@@ -102,7 +103,7 @@ def test_batches_are_the_same_every_time_and_wherever_images_lie(tmp_path: Path)
 def test_an_epoch_can_begin_at_any_batch_and_be_left_early(tmp_path: Path) -> None:
     case = make_case(tmp_path, EVERYTHING, 11)
     whole = batches_of(case, range(1))
-    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4)) as loader:
+    with device_loader(case, LoaderConfig(batch_size=4)) as loader:
         assert len(loader) == 3
         iterator = iter(loader)
         next(iterator)
@@ -111,13 +112,13 @@ def test_an_epoch_can_begin_at_any_batch_and_be_left_early(tmp_path: Path) -> No
         assert sha(list(loader)) == sha(whole)
         loader.set_epoch(0, start_batch=1)
         assert sha(list(loader)) == sha(whole[1:])
-    assert len(DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4, drop_last=True))) == 2
+    assert len(device_loader(case, LoaderConfig(batch_size=4, drop_last=True))) == 2
 
 
 def test_targets_are_padded_and_none_is_lost(tmp_path: Path) -> None:
     case = make_case(tmp_path, STRAIGHT, 11)
     config = LoaderConfig(batch_size=4)
-    num_rows, reason = choose_capacity(case.samples, epoch_batches(case, config))
+    num_rows, reason = choose_capacity(EpochBatches(case.samples, config))
     counts = [len(batch.targets.rows) for batch in ordinary_batches(case, range(1))]
     assert num_rows % CAPACITY_STEP == 0
     assert num_rows >= max(counts)
@@ -131,7 +132,7 @@ def test_the_capacity_leaves_a_margin(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(device_module, "CAPACITY_STEP", 1)
     case = make_case(tmp_path, STRAIGHT, 11)
     fullest = max(len(batch.targets.rows) for batch in ordinary_batches(case, range(1)))
-    num_rows, _ = choose_capacity(case.samples, epoch_batches(case, LoaderConfig(batch_size=4)))
+    num_rows, _ = choose_capacity(EpochBatches(case.samples, LoaderConfig(batch_size=4)))
     assert num_rows == fullest * 5 // 4
 
 
@@ -139,7 +140,7 @@ def test_a_batch_with_more_targets_than_rows_gets_more_rows(tmp_path: Path, monk
     monkeypatch.setattr(device_module, "CAPACITY_STEP", 2)
     case = make_case(tmp_path, STRAIGHT, 11)
     monkeypatch.setattr(device_module, "choose_capacity", lambda *_: (2, "given"))
-    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4)) as loader:
+    with device_loader(case, LoaderConfig(batch_size=4)) as loader:
         batches = list(loader)
     expected = ordinary_batches(case, range(1))
     assert max(len(batch.targets) for batch in batches) > 2
@@ -162,7 +163,7 @@ def test_background_images_alone_have_no_valid_target(tmp_path: Path) -> None:
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     case = make_case(tmp_path, STRAIGHT, 3)
     with pytest.raises(InputError, match="no batch"):
-        DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4, drop_last=True))
+        device_loader(case, LoaderConfig(batch_size=4, drop_last=True))
 
 
 @pytest.mark.slow
@@ -173,8 +174,9 @@ def test_one_compiled_kernel_paints_the_same_and_cuts_off_the_last_batch(
     # Without the code generator, whose first use imports torch.utils.mkldnn and its deprecated script methods.
     monkeypatch.setattr(device_module.torch, "compile", partial(torch.compile, fullgraph=True, backend="aot_eager"))
     config = LoaderConfig(batch_size=4)
-    with DeviceLoader(case.samples, case.store, config, compiled=True) as loader:
-        assert loader.painting == "by a compiled kernel"
+    with device_loader(case, config, compiled=True) as loader:
+        assert isinstance(loader.painter, DevicePainter)
+        assert loader.painter.painting == "by a compiled kernel"
         compiled = list(loader)
     for batch, other in zip(compiled, batches_of(case, range(1)), strict=True):
         assert batch.images.shape == other.images.shape
@@ -197,8 +199,9 @@ def test_a_kernel_for_one_batch_size_serves_the_last_batch_too(tmp_path: Path, m
 
     monkeypatch.setattr(device_module.torch, "compile", only_watch)
     case = make_case(tmp_path, STRAIGHT, 11)
-    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4), compiled=True) as loader:
-        assert loader.painting == "by a compiled kernel"
+    with device_loader(case, LoaderConfig(batch_size=4), compiled=True) as loader:
+        assert isinstance(loader.painter, DevicePainter)
+        assert loader.painter.painting == "by a compiled kernel"
         batches = list(loader)
     assert set(seen) == {4}
     assert sha(batches) == sha(batches_of(case, range(1)))
@@ -213,8 +216,9 @@ def test_a_compiler_that_fails_is_told_and_done_without(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(device_module.torch, "compile", no_compiler)
     case = make_case(tmp_path, STRAIGHT, 5)
-    with DeviceLoader(case.samples, case.store, LoaderConfig(batch_size=4), compiled=True) as loader:
-        assert loader.painting == "operator by operator, as compiling failed: RuntimeError: no C++ compiler"
+    with device_loader(case, LoaderConfig(batch_size=4), compiled=True) as loader:
+        assert isinstance(loader.painter, DevicePainter)
+        assert loader.painter.painting == "operator by operator, as compiling failed: RuntimeError: no C++ compiler"
         assert sha(list(loader)) == sha(batches_of(case, range(1)))
 
 
@@ -227,7 +231,7 @@ def test_on_cuda_batches_lie_there_with_equal_targets(tmp_path: Path) -> None:
         store = DeviceStore(case.store.images.records, SIZE, "cuda", place)  # type: ignore[arg-type]
         store.build()
         for compiled in (False, True):
-            loader = DeviceLoader(case.samples, store, LoaderConfig(batch_size=4), compiled=compiled)
+            loader = device_loader(Case(case.samples, store), LoaderConfig(batch_size=4), compiled)
             for batch, other in zip(loader, batches_of(case, range(1)), strict=True):
                 assert batch.images.device.type == "cuda"
                 assert torch.equal(batch.targets.rows.cpu(), other.targets.rows)

@@ -20,8 +20,10 @@ import torch
 
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, EpochBatches, LoaderConfig
-from anchorite.data.host_loader import HostLoader, _Worker, make_loader
-from anchorite.data.samples import TrainSamples
+from anchorite.data.dataset import Record
+from anchorite.data.host_loader import HostPainter, _Worker
+from anchorite.data.loader import Loader
+from anchorite.data.samples import SampleConfig, TrainSamples
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError, WorkerError
 from tests.data.test_samples import EVERYTHING, drawn, make_records
@@ -38,7 +40,11 @@ def make_samples(folder: Path, num_records: int = 11, mode: Any = "ram") -> Trai
     records = make_records(folder, num_records)
     store = ImageStore(records, SIZE, mode)
     store.build()
-    return TrainSamples(store, records, EVERYTHING, SIZE, seed=7)
+    return TrainSamples(store, SampleConfig(EVERYTHING, SIZE, 7))
+
+
+def host_loader(samples: TrainSamples, config: LoaderConfig) -> Loader:
+    return Loader(HostPainter(EpochBatches(samples, config)))
 
 
 def sha(batches: list[Batch]) -> str:
@@ -51,7 +57,7 @@ def sha(batches: list[Batch]) -> str:
 
 def batches_of(samples: TrainSamples, epochs: int = 2, **options: Any) -> list[Batch]:
     batches = []
-    with make_loader(samples, LoaderConfig(batch_size=4, **options)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=4, **options)) as loader:
         for epoch in range(epochs):
             loader.set_epoch(epoch)
             batches += list(loader)
@@ -67,7 +73,10 @@ def is_running(process_id: int) -> bool:
 
 
 def epoch_batches(num_samples: int, seed: int = 0, **options: Any) -> EpochBatches:
-    return EpochBatches(num_samples, SIZE, seed, LoaderConfig(**{"batch_size": 4, **options}))
+    nothing = np.zeros(0)
+    record = Record(Path("never read"), 8, 8, np.zeros((0, 4)), nothing.astype(int), nothing.astype(bool), nothing, ())
+    samples = TrainSamples(ImageStore([record] * num_samples, SIZE, "none"), SampleConfig(EVERYTHING, SIZE, seed))
+    return EpochBatches(samples, LoaderConfig(**{"batch_size": 4, **options}))
 
 
 def test_an_epoch_holds_every_record_once_in_an_order_of_its_own() -> None:
@@ -120,29 +129,29 @@ def test_ranks_share_every_batch_of_a_single_process(num_samples: int, world_siz
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_rank_without_an_image_in_the_last_batch_gets_an_empty_one(workers: int, tmp_path: Path) -> None:
     samples = make_samples(tmp_path, num_records=5)
-    whole = list(make_loader(samples, LoaderConfig(batch_size=4)))
+    whole = list(host_loader(samples, LoaderConfig(batch_size=4)))
     for rank in range(3):
         config = LoaderConfig(batch_size=4, workers=workers, rank=rank, world_size=3)
-        with make_loader(samples, config) as loader:
+        with host_loader(samples, config) as loader:
             *_, last = list(loader)
             assert len(loader) == len(whole) == 2
             assert loader.num_in(1) == 1
         images = 1 if rank == 0 else 0
-        assert last.images.shape == (images, 3, samples.image_size, samples.image_size)
+        assert last.images.shape == (images, 3, SIZE, SIZE)
         assert torch.equal(last.images, whole[-1].images[:images])
         assert len(last.targets) == (len(whole[-1].targets) if images else 0)
 
 
 def test_sides_of_multi_scale_batches_are_multiples_of_the_step_in_range() -> None:
-    config = LoaderConfig(multi_scale=0.5, size_step=32)
-    sides = config.sides(500, 320, seed=0, epoch=0)
+    config, samples = LoaderConfig(multi_scale=0.5, size_step=32), SampleConfig(EVERYTHING, 320, 0)
+    sides = config.sides(500, samples, epoch=0)
     assert set(sides) == set(range(160, 481, 32))
     assert max(sides) == config.possible_sides(320)[-1]
-    assert sides == config.sides(500, 320, seed=0, epoch=0)
-    assert sides != config.sides(500, 320, seed=0, epoch=1)
-    assert set(LoaderConfig().sides(50, 330, seed=0, epoch=0)) == {330}
+    assert sides == config.sides(500, samples, epoch=0)
+    assert sides != config.sides(500, samples, epoch=1)
+    assert set(LoaderConfig().sides(50, SampleConfig(EVERYTHING, 330, 0), epoch=0)) == {330}
     with pytest.raises(InputError, match="no multiple"):
-        LoaderConfig(multi_scale=0.1).sides(5, 40, seed=0, epoch=0)
+        LoaderConfig(multi_scale=0.1).sides(5, SampleConfig(EVERYTHING, 40, 0), epoch=0)
 
 
 def test_a_batch_holds_its_samples(samples: TrainSamples) -> None:
@@ -174,7 +183,7 @@ def test_spawned_workers_make_the_same_batches_too(samples: TrainSamples) -> Non
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_pass_that_was_left_early_does_not_disturb_the_next(samples: TrainSamples, workers: int) -> None:
     expected = sha(batches_of(samples, epochs=1))
-    with make_loader(samples, LoaderConfig(batch_size=4, workers=workers)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=4, workers=workers)) as loader:
         for _ in range(3):
             iterator = iter(loader)
             next(iterator)
@@ -185,14 +194,14 @@ def test_a_pass_that_was_left_early_does_not_disturb_the_next(samples: TrainSamp
 @pytest.mark.parametrize("workers", [0, 2])
 def test_going_on_in_mid_epoch_gives_the_rest_of_it(samples: TrainSamples, workers: int) -> None:
     whole = batches_of(samples, epochs=1)
-    with make_loader(samples, LoaderConfig(batch_size=4, workers=workers)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=4, workers=workers)) as loader:
         loader.set_epoch(0, start_batch=1)
         assert sha(list(loader)) == sha(whole[1:])
         assert len(loader) == 3
 
 
 def test_batches_kept_are_not_overwritten_by_later_ones(samples: TrainSamples) -> None:
-    with make_loader(samples, LoaderConfig(batch_size=2, workers=2, prefetch=1)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=2, workers=2, prefetch=1)) as loader:
         kept, digests = [], []
         for batch in loader:
             kept.append(batch)
@@ -205,15 +214,15 @@ def test_a_sample_that_fails_is_named(tmp_path: Path, workers: int) -> None:
     samples = make_samples(tmp_path, mode="none")
     bad = samples.image_path(5)
     bad.write_bytes(b"overwritten during the run")
-    with make_loader(samples, LoaderConfig(batch_size=4, workers=workers)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=4, workers=workers)) as loader:
         with pytest.raises(WorkerError, match=r"image \d+\.png: .*InputError: .*image 5\.png: not a JPEG") as caught:
             list(loader)
         assert "Traceback" in caught.value.__notes__[0]
 
 
-def worker_processes(loader: HostLoader) -> list[int]:
-    assert loader._pool is not None
-    return [int(worker.process.pid or 0) for worker in loader._pool._workers]
+def worker_processes(loader: Loader) -> list[int]:
+    assert isinstance(loader.painter, HostPainter)
+    return [int(worker.process.pid or 0) for worker in loader.painter._workers]
 
 
 def wait_for_end(process_ids: list[int], seconds: float = 10.0) -> None:
@@ -225,7 +234,7 @@ def wait_for_end(process_ids: list[int], seconds: float = 10.0) -> None:
 
 def test_a_killed_worker_is_noticed_at_once_and_its_sample_named(tmp_path: Path) -> None:
     samples = make_samples(tmp_path, 40)
-    with make_loader(samples, LoaderConfig(batch_size=2, workers=2)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=2, workers=2)) as loader:
         iterator = iter(loader)
         next(iterator)
         next(iterator)  # the other worker's, which has taken something in hand by then
@@ -242,7 +251,7 @@ def test_a_killed_worker_is_noticed_at_once_and_its_sample_named(tmp_path: Path)
 
 def test_a_worker_that_hangs_is_given_up_after_the_timeout(tmp_path: Path) -> None:
     samples = make_samples(tmp_path, 40)
-    with make_loader(samples, LoaderConfig(batch_size=2, workers=2, worker_timeout_s=1.0)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=2, workers=2, worker_timeout_s=1.0)) as loader:
         iterator = iter(loader)
         next(iterator)
         processes = worker_processes(loader)
@@ -256,7 +265,7 @@ def test_a_worker_that_hangs_is_given_up_after_the_timeout(tmp_path: Path) -> No
 
 def test_after_a_failure_the_loader_starts_anew(tmp_path: Path) -> None:
     samples = make_samples(tmp_path)
-    with make_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
         expected = sha(list(loader))
         os.kill(worker_processes(loader)[0], signal.SIGKILL)
         with pytest.raises(WorkerError):
@@ -265,7 +274,7 @@ def test_after_a_failure_the_loader_starts_anew(tmp_path: Path) -> None:
 
 
 def test_closing_ends_all_workers_even_in_mid_epoch(samples: TrainSamples) -> None:
-    loader = make_loader(samples, LoaderConfig(batch_size=2, workers=3))
+    loader = host_loader(samples, LoaderConfig(batch_size=2, workers=3))
     iterator = iter(loader)
     next(iterator)
     processes = worker_processes(loader)
@@ -279,7 +288,7 @@ def test_closing_ends_all_workers_even_in_mid_epoch(samples: TrainSamples) -> No
 def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from tests.data.test_loader import *\n"
-        f"loader = make_loader(make_samples(Path({str(tmp_path)!r})), LoaderConfig(batch_size=2, workers=2))\n"
+        f"loader = host_loader(make_samples(Path({str(tmp_path)!r})), LoaderConfig(batch_size=2, workers=2))\n"
         "iterator = iter(loader); next(iterator)\n"
         "print(*worker_processes(loader), flush=True); time.sleep(60)"
     )
@@ -309,10 +318,10 @@ def test_workers_that_a_fork_left_with_a_held_lock_are_made_anew(
     monkeypatch.setattr("anchorite.data.host_loader._try_out", lambda: lock.acquire() and lock.release())
     monkeypatch.setattr("anchorite.data.host_loader.FIRST_PATIENCE_S", 0.3)
     lock.acquire()
-    with make_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
         forked = list(loader)
         assert [is_running(process_id) for process_id in made] == [False] * 4 + [True] * 2
-    with make_loader(samples, LoaderConfig(batch_size=4)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=4)) as loader:
         assert sha(list(loader)) == sha(forked)
 
 
@@ -320,7 +329,7 @@ def test_workers_that_a_fork_left_with_a_held_lock_are_made_anew(
 def test_workers_that_never_become_ready_are_given_up(samples: TrainSamples, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anchorite.data.host_loader._try_out", lambda: time.sleep(60))
     monkeypatch.setattr("anchorite.data.host_loader.FIRST_PATIENCE_S", 0.1)
-    loader = make_loader(samples, LoaderConfig(batch_size=4, workers=2, worker_timeout_s=1.0))
+    loader = host_loader(samples, LoaderConfig(batch_size=4, workers=2, worker_timeout_s=1.0))
     with pytest.raises(WorkerError, match="gave no batch for 1 s before its first sample"):
         next(iter(loader))
     assert multiprocessing.active_children() == []
@@ -337,21 +346,21 @@ def test_an_interrupt_while_workers_start_leaves_none_of_them(
         received.append(receive(worker, *arguments))
         return received[-1]
 
-    with make_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=4, workers=2)) as loader:
         with monkeypatch.context() as patched:
             patched.setattr(_Worker, "receive", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 next(iter(loader))
         assert multiprocessing.active_children() == []
         begun_anew = sha(list(loader))
-    with make_loader(samples, LoaderConfig(batch_size=4)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=4)) as loader:
         assert sha(list(loader)) == begun_anew
 
 
 def test_workers_leave_interruptions_to_their_parent(samples: TrainSamples) -> None:
     previous = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the parent's handler ran in a worker"))
     try:
-        with make_loader(samples, LoaderConfig(batch_size=4, workers=1)) as loader:
+        with host_loader(samples, LoaderConfig(batch_size=4, workers=1)) as loader:
             expected = sha(list(loader))
             (process,) = worker_processes(loader)
             os.kill(process, signal.SIGINT)
@@ -367,7 +376,7 @@ def test_background_images_alone_make_a_batch_without_targets(tmp_path: Path) ->
     records = [record for record in make_records(tmp_path, 9) if not len(record.boxes_xyxy)]
     store = ImageStore(records, SIZE, "ram")
     store.build()
-    samples = TrainSamples(store, records, AugmentConfig(), SIZE, seed=0)
+    samples = TrainSamples(store, SampleConfig(AugmentConfig(), SIZE, 0))
     (batch,) = batches_of(samples, epochs=1, workers=1)
     assert batch.targets.rows.shape == (0, 6)
     assert batch.targets.rows.dtype == torch.float32
@@ -377,7 +386,7 @@ def test_background_images_alone_make_a_batch_without_targets(tmp_path: Path) ->
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_second_pass_ends_the_first_and_says_so(workers: int, tmp_path: Path) -> None:
     samples = make_samples(tmp_path, 40)
-    with make_loader(samples, LoaderConfig(batch_size=2, workers=workers)) as loader:
+    with host_loader(samples, LoaderConfig(batch_size=2, workers=workers)) as loader:
         expected = sha(list(loader))
         first, second = iter(loader), iter(loader)
         begun = [next(first), next(first)]
@@ -393,15 +402,16 @@ def test_a_second_pass_ends_the_first_and_says_so(workers: int, tmp_path: Path) 
 
 def test_a_pass_in_the_hands_of_another_thread_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     let_go = threading.Event()
-    with make_loader(make_samples(tmp_path), LoaderConfig(batch_size=4)) as loader:
+    with host_loader(make_samples(tmp_path), LoaderConfig(batch_size=4)) as loader:
         expected, found = sha(list(loader)), []
-        draw = loader._drawn
+        assert isinstance(loader.painter, HostPainter)
+        draw = loader.painter._drawn
 
         def slowly(*arguments: Any) -> Iterator[Batch]:
             let_go.wait(30)
             yield from draw(*arguments)
 
-        monkeypatch.setattr(loader, "_drawn", slowly)
+        monkeypatch.setattr(loader.painter, "_drawn", slowly)
         reader = threading.Thread(target=lambda: found.extend(loader))
         reader.start()
         while loader._under_way is None or not loader._under_way.gi_running:

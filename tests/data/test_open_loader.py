@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from anchorite.data import AugmentConfig, DeviceLoader, HostLoader, Loader, LoaderConfig, SampleConfig, open_loader
+from anchorite.data import AugmentConfig, DevicePainter, HostPainter, Loader, LoaderConfig, SampleConfig, open_loader
 from anchorite.data import device as device_module
 from anchorite.data.device import DeviceStore
 from anchorite.errors import InputError
@@ -22,16 +22,16 @@ def opened(records: Any, **options: Any) -> Loader:
     return open_loader(records, samples, LoaderConfig(**{"batch_size": 4, "workers": None, **options}))
 
 
-def test_a_cpu_trains_with_the_host_loader_unless_told_otherwise(tmp_path: Path) -> None:
+def test_a_cpu_trains_from_the_host_unless_told_otherwise(tmp_path: Path) -> None:
     loader = opened(make_records(tmp_path, 10))
-    assert isinstance(loader, HostLoader)
-    assert loader.config.workers == 0
+    assert isinstance(loader.painter, HostPainter)
+    assert loader.batches.config.workers == 0
     assert "ram" in loader.decisions[0]
 
 
 def test_storage_device_augments_on_the_device_and_says_so(tmp_path: Path) -> None:
     loader = opened(make_records(tmp_path, 10), storage="device", workers=3)
-    assert isinstance(loader, DeviceLoader)
+    assert isinstance(loader.painter, DevicePainter)
     assert "images in store: device" in loader.decisions[0]
     assert "workers 3 not needed" in loader.decisions[0]
     assert "targets padded" in loader.decisions[1]
@@ -44,8 +44,8 @@ def test_images_that_do_not_fit_the_device_are_kept_beside_it_or_refused(
     num_bytes = DeviceStore(records, SIZE, "cpu").num_bytes
     monkeypatch.setattr(device_module, "spendable_memory", lambda: 2 * num_bytes - 1)
     loader = opened(records, storage="device")
-    assert isinstance(loader, DeviceLoader)
-    assert loader.store.storage == "host"
+    assert isinstance(loader.painter, DevicePainter)
+    assert loader.painter.store.storage == "host"
     monkeypatch.setattr(device_module, "spendable_memory", lambda: num_bytes - 1)
     with pytest.raises(InputError, match="store device: "):
         opened(records, storage="device")
@@ -74,5 +74,5 @@ def test_a_split_in_shards_is_read_as_a_stream(tmp_path: Path) -> None:
 @pytest.mark.parametrize("storage", ["device", "ram"])
 def test_samples_know_the_length_of_the_run(storage: Any, tmp_path: Path) -> None:
     augment = AugmentConfig(close_mosaic_epochs=2)
-    loader: Any = opened(make_records(tmp_path, 4), augment=augment, num_epochs=5, storage=storage)
-    assert [loader.samples.has_mosaic(epoch) for epoch in range(5)] == [True, True, True, False, False]
+    loader = opened(make_records(tmp_path, 4), augment=augment, num_epochs=5, storage=storage)
+    assert [loader.batches.samples.config.has_mosaic(epoch) for epoch in range(5)] == [True, True, True, False, False]

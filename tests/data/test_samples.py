@@ -13,10 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from anchorite.data.augment import AugmentConfig
-from anchorite.data.batches import SampleKey
 from anchorite.data.dataset import Record
 from anchorite.data.images import FILL, letterbox
-from anchorite.data.samples import TrainSamples, draw_tiles, sample_rng
+from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples, draw_tiles, sample_rng
 from anchorite.data.store import ImageStore
 
 SIZE = 160
@@ -51,7 +50,7 @@ def make_records(folder: Path, num_records: int = 6) -> list[Record]:
 def make_samples(records: list[Record], config: AugmentConfig, seed: int = 0, **options: int) -> TrainSamples:
     store = ImageStore(records, options.pop("long_side", SIZE), "ram")
     store.build()
-    return TrainSamples(store, records, config, SIZE, seed, **options)
+    return TrainSamples(store, SampleConfig(config, SIZE, seed, **options))
 
 
 def drawn(samples: TrainSamples, *key: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +188,7 @@ def test_the_canvas_side_can_be_set_per_sample(tmp_path: Path) -> None:
 def test_the_last_epochs_see_no_mosaic(tmp_path: Path) -> None:
     config = AugmentConfig(mosaic=1.0, mixup=1.0, close_mosaic_epochs=2)
     samples = make_samples(make_records(tmp_path), config, num_epochs=5)
-    assert [samples.has_mosaic(epoch) for epoch in range(5)] == [True, True, True, False, False]
+    assert [samples.config.has_mosaic(epoch) for epoch in range(5)] == [True, True, True, False, False]
     closed = AugmentConfig(**{**config.model_dump(), "mosaic": 0.0, "mixup": 0.0})
     without = make_samples(make_records(tmp_path), closed)
     assert digest(samples, [SampleKey(3, 1)]) == digest(without, [SampleKey(3, 1)])

@@ -11,14 +11,16 @@ import pytest
 from anchorite.data import (
     AugmentConfig,
     DatasetIndex,
-    HostLoader,
+    HostPainter,
+    Loader,
     LoaderConfig,
     ShardedSplit,
     StreamBatches,
     StreamSamples,
     TrainSamples,
 )
-from anchorite.data.batches import Batch, SampleKey
+from anchorite.data.batches import Batch
+from anchorite.data.samples import SampleConfig, SampleKey
 from anchorite.data.shards import stream as stream_module
 from anchorite.data.shards.stream import FEWEST_PARTNERS, cut_windows
 from anchorite.data.store import ImageStore
@@ -47,7 +49,7 @@ def dataset(folder: Path) -> DatasetIndex:
 def stream_batches(
     split: ShardedSplit, seed: int = 0, window: int = 10, num_epochs: int | None = None, **options: Any
 ) -> StreamBatches:
-    samples = StreamSamples(split, AugmentConfig(close_mosaic_epochs=2), SIZE, seed, num_epochs)
+    samples = StreamSamples(split, SampleConfig(AugmentConfig(close_mosaic_epochs=2), SIZE, seed, num_epochs))
     return StreamBatches(samples, LoaderConfig(**{"batch_size": 8, **options}), window)
 
 
@@ -147,12 +149,12 @@ def test_stretches_and_windows_cut_where_they_should() -> None:
 
 
 def stream(dataset: DatasetIndex, config: AugmentConfig = EVERYTHING, num_epochs: int | None = None) -> StreamSamples:
-    return StreamSamples(train_split(dataset), config, SIZE, seed=7, num_epochs=num_epochs)
+    return StreamSamples(train_split(dataset), SampleConfig(config, SIZE, 7, num_epochs))
 
 
 def drawn(samples: StreamSamples, start: int = 0, epoch: int = 0, **options: Any) -> list[Batch]:
     config = LoaderConfig(batch_size=8, **options)
-    with HostLoader(samples, StreamBatches(samples, config, window=10), config) as loader:
+    with Loader(HostPainter(StreamBatches(samples, config, window=10))) as loader:
         loader.set_epoch(epoch, start)
         return list(loader)
 
@@ -178,7 +180,7 @@ def test_without_mosaics_samples_are_those_of_the_ordinary_loader(dataset: Datas
     config = EVERYTHING.model_copy(update={"mosaic": 0.0, "mixup": 0.0})
     records = tuple(train_split(dataset))
     store = ImageStore(records, SIZE, "none")
-    ordinary = TrainSamples(store, records, config, SIZE, seed=7)
+    ordinary = TrainSamples(store, SampleConfig(config, SIZE, 7))
     for batch in drawn(stream(dataset, config), epoch=3):
         rows = batch.targets.rows
         for place, index in enumerate(batch.indices.tolist()):
@@ -194,7 +196,7 @@ def test_a_mosaic_is_made_of_the_pool_as_of_any_records(dataset: DatasetIndex) -
     pixels = np.empty((8, SIZE, SIZE, 3), np.uint8)
     rows = samples.draw_batch(keys, pixels, lambda _: None)
     records = [samples.split[member.record_index] for member in keys[0].pool]
-    ordinary = TrainSamples(ImageStore(records, SIZE, "none"), records, samples.config, SIZE, seed=7)
+    ordinary = TrainSamples(ImageStore(records, SIZE, "none"), samples.config)
     from anchorite.data.augment import Scratch, paint
     from anchorite.data.samples import sample_rng
 

@@ -21,14 +21,13 @@ from typing import Any
 import pytest
 
 from anchorite.cli import run
-from anchorite.data import host_loader, open_dataset
+from anchorite.data import Loader, open_dataset
 from anchorite.data.batches import LoaderConfig
-from anchorite.data.host_loader import HostLoader, make_loader
 from anchorite.errors import WorkerError
 from anchorite.train import StepDone, resume
 from tests.cli.commands import data_folder, quick_recipe, started
 from tests.cli.test_processes import members_of_session
-from tests.data.test_loader import is_running, make_samples, wait_for_end, worker_processes
+from tests.data.test_loader import host_loader, is_running, make_samples, wait_for_end, worker_processes
 from tests.faults.watch import shared_memory, unchanged
 
 TIMEOUT_S = 1.0
@@ -66,7 +65,7 @@ def at_a_moment(rng: random.Random, processes: list[int], number: signal.Signals
     return timer
 
 
-def run_for_long(loader: HostLoader) -> None:
+def run_for_long(loader: Loader) -> None:
     for epoch in range(10_000):
         loader.set_epoch(epoch)
         list(loader)
@@ -81,7 +80,7 @@ def test_a_signal_at_any_moment_ends_the_pass_in_time_and_leaves_nothing(
     with nothing_left():
         for seed in range(3):
             rng = random.Random(seed)
-            loader = make_loader(samples, LoaderConfig(batch_size=2, workers=2, worker_timeout_s=TIMEOUT_S))
+            loader = host_loader(samples, LoaderConfig(batch_size=2, workers=2, worker_timeout_s=TIMEOUT_S))
             next(iter(loader))  # and no more of it: one pass at a time
             processes = worker_processes(loader)
             timer = at_a_moment(rng, processes, number)
@@ -105,10 +104,10 @@ def _stops_in_mid_answer(orders: Any, *_: object) -> None:
 def test_a_worker_that_stops_in_the_middle_of_its_answer_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_loader, "_work", _stops_in_mid_answer)
+    monkeypatch.setattr("anchorite.data.host_loader._work", _stops_in_mid_answer)
     samples = make_samples(tmp_path)
     with nothing_left():
-        with make_loader(samples, LoaderConfig(workers=1, worker_timeout_s=TIMEOUT_S)) as loader:
+        with host_loader(samples, LoaderConfig(workers=1, worker_timeout_s=TIMEOUT_S)) as loader:
             began = time.monotonic()
             with pytest.raises(WorkerError, match="gave no batch for 1 s"):
                 list(loader)
@@ -117,7 +116,7 @@ def test_a_worker_that_stops_in_the_middle_of_its_answer_is_given_up(
 
 
 def test_a_worker_that_dies_between_two_passes_is_noticed_and_all_are_ended(tmp_path: Path) -> None:
-    with make_loader(make_samples(tmp_path, 40), LoaderConfig(batch_size=2, workers=2)) as loader:
+    with host_loader(make_samples(tmp_path, 40), LoaderConfig(batch_size=2, workers=2)) as loader:
         next(iter(loader))  # and no more of it: answers are still under way
         processes = worker_processes(loader)
         for process in processes:

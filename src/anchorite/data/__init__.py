@@ -1,7 +1,7 @@
 """Data: label formats, the one image decoder, the image store, augmentation, and the batches made of them."""
 
 from anchorite.data.augment import AugmentConfig
-from anchorite.data.batches import Batch, LetterboxedBatch, LoaderConfig, SampleKey, empty_batch, letterboxed_batches
+from anchorite.data.batches import Batch, EpochBatches, LetterboxedBatch, LoaderConfig, empty_batch, letterboxed_batches
 from anchorite.data.dataset import (
     Adjustment,
     DatasetIndex,
@@ -13,12 +13,12 @@ from anchorite.data.dataset import (
     dataset_fingerprint,
     without_images,
 )
-from anchorite.data.device import DeviceLoader, DeviceStore
+from anchorite.data.device import DevicePainter, DeviceStore
 from anchorite.data.formats import open_dataset
-from anchorite.data.host_loader import HostLoader, make_loader
+from anchorite.data.host_loader import HostPainter
 from anchorite.data.images import LetterboxTransform, decode_image, letterbox, letterbox_transform, rectangular_size
 from anchorite.data.loader import Loader, open_loader
-from anchorite.data.samples import SampleConfig, TrainSamples
+from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples
 from anchorite.data.shards.split import ShardedSplit
 from anchorite.data.shards.stream import StreamBatches, StreamSamples
 from anchorite.data.store import ImageStore, StoreMode
@@ -28,9 +28,10 @@ __all__ = [
     "AugmentConfig",
     "Batch",
     "DatasetIndex",
-    "DeviceLoader",
+    "DevicePainter",
     "DeviceStore",
-    "HostLoader",
+    "EpochBatches",
+    "HostPainter",
     "ImageStore",
     "LeftOut",
     "LetterboxTransform",
@@ -54,7 +55,6 @@ __all__ = [
     "letterbox",
     "letterbox_transform",
     "letterboxed_batches",
-    "make_loader",
     "open_dataset",
     "open_loader",
     "rectangular_size",

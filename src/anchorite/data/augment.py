@@ -10,6 +10,7 @@ Legend: N boxes, S side of the canvas in pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, NamedTuple, Protocol
 
 import cv2
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from anchorite.data.dataset import Record
 from anchorite.data.images import FILL
 
 NUM_HUES = 180  # OpenCV keeps the hue of a uint8 image in half degrees
@@ -258,6 +260,9 @@ class Images(Protocol):
     """Decoded images by the index of their record, and the (height, width) of each."""
 
     sizes_hw: list[tuple[int, int]]
+
+    @property
+    def records(self) -> Sequence[Record]: ...
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """(h, w, 3) uint8 RGB."""

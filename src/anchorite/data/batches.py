@@ -24,6 +24,7 @@ from anchorite.choices import CompileName
 from anchorite.data.dataset import Record
 from anchorite.data.images import LetterboxTransform, draw_letterboxed, letterbox_transform, rectangular_size
 from anchorite.data.prefetch import prefetch
+from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 
@@ -96,10 +97,11 @@ class LoaderConfig(BaseModel):
             )
         return sides
 
-    def sides(self, num_batches: int, image_size: int, seed: int, epoch: int) -> list[int]:
+    def sides(self, num_batches: int, samples: SampleConfig, epoch: int) -> list[int]:
         """The canvas side of each batch of an epoch, in pixels."""
-        possible = self.possible_sides(image_size)
-        return [possible[choice] for choice in epoch_rng(seed, epoch, _SIZES).integers(len(possible), size=num_batches)]
+        possible = self.possible_sides(samples.image_size)
+        choices = epoch_rng(samples.seed, epoch, _SIZES).integers(len(possible), size=num_batches)
+        return [possible[choice] for choice in choices]
 
 
 def epoch_rng(seed: int, epoch: int, *stream: int) -> np.random.Generator:
@@ -154,32 +156,23 @@ class BatchSizes:
         return self._part(self.num_in(self.num_batches - 1), self.config.rank) == 0
 
 
-class SampleKey(NamedTuple):
-    """What names a sample: epoch, index of its (first) record, and the canvas side in pixels (None: the usual one)."""
-
-    epoch: int
-    record_index: int
-    size: int | None = None
-
-
 class EpochBatches:
     """The sample keys of each batch of an epoch: every record once, shuffled by (seed, epoch).
 
-    The parts of all ranks together are the batch of a single process.
+    The parts of all ranks together are the batch of a single process. Raises InputError when there would be no batch.
     """
 
-    def __init__(self, num_samples: int, image_size: int, seed: int, config: LoaderConfig) -> None:
-        self.sizes = BatchSizes(num_samples, config)
-        self._image_size, self._seed, self._config = image_size, seed, config
+    def __init__(self, samples: TrainSamples, config: LoaderConfig) -> None:
+        self.samples, self.config, self.sizes = samples, config, BatchSizes(len(samples), config)
 
     def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Sequence[SampleKey]]:
         """The keys of this rank's part of each batch, from one batch of the epoch on."""
-        order = epoch_rng(self._seed, epoch, _ORDER).permutation(self.sizes.num_samples)
-        num_batches, batch_size = self.sizes.num_batches, self._config.batch_size
-        sides = self._config.sides(num_batches, self._image_size, self._seed, epoch)
+        order = epoch_rng(self.samples.config.seed, epoch, _ORDER).permutation(self.sizes.num_samples)
+        num_batches, batch_size = self.sizes.num_batches, self.config.batch_size
+        sides = self.config.sides(num_batches, self.samples.config, epoch)
         for batch in range(start_batch, num_batches):
             chosen = order[batch * batch_size : (batch + 1) * batch_size]
-            part = np.array_split(chosen, self._config.world_size)[self._config.rank]
+            part = np.array_split(chosen, self.config.world_size)[self.config.rank]
             yield [SampleKey(epoch, index, sides[batch]) for index in part.tolist()]
 
 

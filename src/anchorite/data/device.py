@@ -1,5 +1,5 @@
 """Training on images that lie where the accelerator reads them: their store, the painting of augmented images by tensor
-operations, and the `Loader` of batches that a thread plans and the device paints.
+operations, and the batches that a thread plans and the device paints.
 
 All images lie one behind the other in one flat tensor, an int32 a pixel (red, green and blue from the lowest byte up),
 with the offset at which each begins. Against padding all to one square, that takes no memory for what is not there (a
@@ -23,10 +23,10 @@ in pixels, M pixels of all images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +35,11 @@ from torch import Tensor
 
 from anchorite.boxes import Targets
 from anchorite.data.augment import NO_JITTER, SamplePlan, Tile, hue_steps
-from anchorite.data.batches import Batch, EpochBatches, LoaderConfig, SampleKey, empty_batch
-from anchorite.data.dataset import LeftOut, Record
+from anchorite.data.batches import Batch, EpochBatches, empty_batch
+from anchorite.data.dataset import Record
 from anchorite.data.images import FILL
 from anchorite.data.prefetch import prefetch
-from anchorite.data.samples import TrainSamples
+from anchorite.data.samples import SampleKey
 from anchorite.data.store import ImageStore, Progress, spendable_memory
 
 Storage = Literal["device", "host"]
@@ -385,9 +385,9 @@ def in_parts(pixels: Tensor, tables: list[Tensor], plan: BatchPlan) -> Tensor:
     return images[0] if len(images) == 1 else torch.cat(images)
 
 
-def choose_capacity(samples: TrainSamples, batches: EpochBatches) -> tuple[int, str]:
+def choose_capacity(batches: EpochBatches) -> tuple[int, str]:
     """Rows to pad targets to, with a margin over the fullest of some batches of the first epoch, and why, in words."""
-    probed = islice(batches.of_epoch(0), _PROBED_BATCHES)
+    samples, probed = batches.samples, islice(batches.of_epoch(0), _PROBED_BATCHES)
     counts = [len(samples.rows([samples.plan(key) for key in keys])) for keys in probed]
     fullest = max(counts, default=0)
     rows = _whole_steps(int(fullest * _CAPACITY_MARGIN))
@@ -401,85 +401,54 @@ def _whole_steps(num_rows: int) -> int:
     return max(1, -(-num_rows // CAPACITY_STEP)) * CAPACITY_STEP
 
 
-class DeviceLoader:
-    """See `Loader`; images and targets lie on the store's device.
+class DevicePainter:
+    """Paints batches on the device of a store, where images and targets then lie; a thread plans them.
 
-    samples: of the same records at the same size. compiled: paint by one compiled kernel in place of an operator at a
-    time; where the compiler fails, `painting` says so and operators do the work. reason: why the images lie where they
-    do. Of the config, what concerns worker processes has no meaning here.
+    The batches' samples are of the same records at the same size. compiled: paint by one compiled kernel in place of an
+    operator at a time; where the compiler fails, `painting` says so and operators do the work. Of the batches' config,
+    what concerns worker processes has no meaning here.
     """
 
-    def __init__(
-        self,
-        samples: TrainSamples,
-        store: DeviceStore,
-        config: LoaderConfig,
-        compiled: bool = False,
-        reason: str = "",
-    ) -> None:
-        self.samples, self.store, self.config = samples, store, config
-        self.batches = EpochBatches(len(samples), samples.image_size, samples.seed, config)
-        self._epoch = self._start_batch = 0
-        self._reason = reason
-        self._capacity, self._capacity_reason = choose_capacity(samples, self.batches)
+    def __init__(self, batches: EpochBatches, store: DeviceStore, compiled: bool = False) -> None:
+        self.batches, self.store = batches, store
+        self._capacity, self.capacity_reason = choose_capacity(batches)
         self._compiled: Callable[..., Tensor] | None = None
         self.painting = "operator by operator"
-        if compiled:
-            self._try_compiled()
+        if compiled:  # now, on the first batch, so that a compiler that is missing or fails is known before training
+            try:
+                self._compiled = torch.compile(render)
+                self._painted(*self.planned(next(batches.of_epoch(0))))
+                self.painting = "by a compiled kernel"
+            except Exception as error:  # compilers fail in many ways, and none of them may stop a run
+                self._compiled = None
+                first_line = str(error).strip().partition("\n")[0]
+                self.painting += f", as compiling failed: {type(error).__name__}: {first_line}"
 
-    def _try_compiled(self) -> None:
-        """Compile now, on the first batch, so that a compiler that is missing or fails is known before training."""
-        try:
-            self._compiled = torch.compile(render)
-            self._painted(*self.planned(next(self.batches.of_epoch(0))))
-            self.painting = "by a compiled kernel"
-        except Exception as error:  # compilers fail in many ways, and none of them may stop a run
-            self._compiled = None
-            first_line = str(error).strip().partition("\n")[0]
-            self.painting = f"operator by operator, as compiling failed: {type(error).__name__}: {first_line}"
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        self._epoch, self._start_batch = epoch, start_batch
-
-    def __len__(self) -> int:
-        return self.batches.sizes.num_batches
-
-    def num_in(self, batch: int) -> int:
-        return self.batches.sizes.num_in(batch)
-
-    @property
-    def left_out(self) -> Sequence[LeftOut]:
-        return self.store.images.left_out
-
-    @property
-    def decisions(self) -> Sequence[str]:
-        unused = f"; workers {self.config.workers} not needed" if self.config.workers else ""
-        painted = f"images in store: device; {self._reason}; batches painted there, {self.painting}{unused}"
-        return painted, self._capacity_reason
-
-    def __iter__(self) -> Generator[Batch, None, None]:
-        return self._one_pass(self._epoch, self._start_batch)  # bound now: a later set_epoch leaves this pass alone
-
-    def _one_pass(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
-        def plan(_stop: object) -> Generator[tuple[BatchPlan, Targets, Tensor], None, None]:
-            yield from map(self.planned, filter(None, self.batches.of_epoch(epoch, start_batch)))
-
-        with closing(prefetch(plan, self.config.prefetch)) as planned_batches:
-            for planned in planned_batches:
+    def paint(self, batches: Iterator[Any]) -> Generator[Batch, None, None]:
+        """The batches of these keys, in order."""
+        plans = prefetch(lambda _: (self.planned(keys) for keys in batches), self.batches.config.prefetch)
+        with closing(plans):
+            for planned in plans:
                 yield self._painted(*planned)
-        if self.batches.sizes.ends_empty and start_batch < len(self):
-            yield empty_batch(self.samples.image_size, self._capacity).to(self.store.device)
+
+    def empty(self) -> Batch:
+        """A batch of no image."""
+        return empty_batch(self.batches.samples.config.image_size, self._capacity).to(self.store.device)
+
+    def close(self) -> None:
+        """Nothing to end: the planning thread ends with its iterator."""
 
     def planned(self, keys: Sequence[SampleKey]) -> tuple[BatchPlan, Targets, Tensor]:
         """A batch as the thread hands it over, before any pixel is touched: its plan, targets and records' indices.
 
         In pinned memory for a CUDA device.
         """
-        plans = [self.samples.plan(key) for key in keys]
+        samples = self.batches.samples
+        plans = [samples.plan(key) for key in keys]
         # A compiled kernel is made for one B: the last, smaller batch is filled up, and cut off again.
         num_images = self.batches.sizes.largest_part if self._compiled is not None else None
         plan = plan_batch(plans, self.store.images.sizes_hw, num_images)
-        rows = torch.from_numpy(self.samples.rows(plans))
+        rows = torch.from_numpy(samples.rows(plans))
         targets = Targets.from_rows(rows, max(self._capacity, _whole_steps(len(rows))))
         if self.store.device.type == "cuda":
             tensors = {name: getattr(plan, name).pin_memory() for name in ("tiles", "widths", "colours")}
@@ -499,12 +468,3 @@ class DeviceLoader:
         else:
             images = in_parts(pixels, tables, plan)
         return Batch(images[: len(indices)], targets.to(device, non_blocking=True), indices)
-
-    def close(self) -> None:
-        """Nothing to end: the planning thread ends with its iterator."""
-
-    def __enter__(self) -> DeviceLoader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

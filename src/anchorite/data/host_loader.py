@@ -1,4 +1,4 @@
-"""The `Loader` that draws batches on the host: in a thread of this process or in worker processes, with equal bits.
+"""Batches drawn on the host: in a thread of this process or in worker processes, with equal bits.
 
 Workers draw into memory they share with this process. Each has a pipe for orders and replies and a few slots of shared
 memory for the pixels, so no file descriptors travel and nothing large is copied into a pipe. Orders go round in turn
@@ -33,11 +33,11 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import cache
 from multiprocessing import connection
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,13 +45,12 @@ import torch
 from numpy.typing import NDArray
 
 from anchorite.boxes import Targets
-from anchorite.data.batches import Batch, BatchSizes, EpochBatches, LoaderConfig, empty_batch
-from anchorite.data.dataset import LeftOut
+from anchorite.data.batches import Batch, EpochBatches, empty_batch
 from anchorite.data.prefetch import prefetch
-from anchorite.data.samples import Samples, TrainSamples
+from anchorite.data.samples import TrainSamples
+from anchorite.data.shards.stream import StreamBatches, StreamSamples
 from anchorite.data.store import SharedBytes
-from anchorite.errors import InputError, WorkerError
-from anchorite.interrupts import HeldInterrupts
+from anchorite.errors import WorkerError
 
 POLL_S = 0.5  # how soon a waiting thread notices `stop`
 PARENT_POLL_S = 5.0  # how soon an idle worker notices that its parent has ended
@@ -62,180 +61,49 @@ _LINE = 64  # bytes of a cache line, at whose beginning the slots lie
 
 Pixels = NDArray[np.uint8]  # (B, S, S, 3)
 Rows = NDArray[np.float32]  # (T, 6), the targets of a batch
-Keys = Sequence[Any]  # of the samples of a batch
+Keys = Any  # of the samples of a batch: a sequence of those that the samples are drawn by
+Batches = EpochBatches | StreamBatches
+Samples = TrainSamples | StreamSamples
 
 
-class Batches(Protocol):
-    """Which samples make which batch of an epoch, as `EpochBatches` has it."""
+class HostPainter:
+    """Draws batches on the host, with compact targets; its workers, started when first needed, stay until `close`.
 
-    sizes: BatchSizes
-
-    def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Keys]:
-        """The keys of this rank's part of each batch, from one batch of the epoch on."""
-        ...
-
-
-def make_loader(
-    samples: TrainSamples, config: LoaderConfig, left_out: Sequence[LeftOut] = (), decisions: Sequence[str] = ()
-) -> HostLoader:
-    """The batches of `samples`, shuffled by (samples.seed, epoch); see `HostLoader`.
-
-    Raises InputError when there would be no batch at all.
-    """
-    batches = EpochBatches(len(samples), samples.image_size, samples.seed, config)
-    return HostLoader(samples, batches, config, left_out, decisions)
-
-
-class HostLoader:
-    """See `Loader`; the targets are compact.
-
-    One pass at a time: a new one ends the one before it, which raises InputError when it is asked for more. While
-    iterating, raises WorkerError when a sample cannot be made or a worker dies or hangs, naming the sample.
+    Each worker has `prefetch` batches to draw at a time.
     """
 
-    def __init__(
-        self,
-        samples: Samples,
-        batches: Batches,
-        config: LoaderConfig,
-        left_out: Sequence[LeftOut] = (),
-        decisions: Sequence[str] = (),
-    ) -> None:
-        assert config.workers is not None, "open_loader chooses the number of workers"
-        self.samples, self.batches, self.config = samples, batches, config
-        self.left_out, self.decisions = left_out, decisions
-        self._epoch = self._start_batch = 0
-        self._under_way: Generator[Batch, None, None] | None = None
-        self._pool = WorkerPool(samples, config, batches.sizes.largest_part) if config.workers else None
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        self._epoch, self._start_batch = epoch, start_batch
-
-    def __len__(self) -> int:
-        return self.batches.sizes.num_batches
-
-    def num_in(self, batch: int) -> int:
-        return self.batches.sizes.num_in(batch)
-
-    def __iter__(self) -> Generator[Batch, None, None]:
-        if self._pool is not None:
-            with HeldInterrupts():  # a pool is whole or not there
-                self._pool.start()  # from this thread: forking is safest where the fewest threads run
-        return self._one_pass(self._epoch, self._start_batch)  # bound now: a later set_epoch leaves this pass alone
-
-    def _one_pass(self, epoch: int, start_batch: int) -> Generator[Batch, None, None]:
-        """A pass that has the workers, whose slots hold the batches of one alone, to itself."""
-        keys = filter(None, self.batches.of_epoch(epoch, start_batch))
-        before, mine = self._under_way, prefetch(lambda stop: self._drawn(keys, stop), self.config.prefetch)
-        if before is not None:
-            try:
-                before.close()
-            except ValueError as error:  # it is being asked for a batch right now
-                raise InputError("another thread is in a pass over this loader; give each thread its own") from error
-        self._under_way = mine
-        try:
-            yield from mine
-            if self._under_way is not mine:
-                raise InputError("this pass ended when another over the same loader began; give each its own loader")
-            if self.batches.sizes.ends_empty and start_batch < len(self):
-                yield empty_batch(self.samples.image_size)
-        finally:
-            mine.close()
-            if self._under_way is mine:
-                self._under_way = None
-
-    def _drawn(self, batches: Iterator[Keys], stop: threading.Event) -> Generator[Batch, None, None]:
-        if self._pool is None:
-            for keys in batches:
-                images = self._blank(keys)
-                yield self._batch(images, draw_batch(self.samples, keys, images.numpy(), np.empty(1, np.int64)), keys)
-        else:
-            for pixels, rows, keys in self._pool.run(batches, stop):
-                images = self._blank(keys)
-                images.numpy()[:] = pixels  # out of the slot, which the worker will use again
-                yield self._batch(images, rows, keys)
-
-    def _blank(self, keys: Keys) -> torch.Tensor:
-        side = self.samples.side(keys[0])
-        return torch.empty((len(keys), side, side, 3), dtype=torch.uint8, pin_memory=self.config.pin_memory)
-
-    def _batch(self, images: torch.Tensor, rows: Rows, keys: Keys) -> Batch:
-        """The batch, its images (B, 3, S, S) a view with channels last in memory, as convolutions want them."""
-        targets = Targets.from_rows(torch.from_numpy(rows))
-        indices = torch.tensor([key.record_index for key in keys])
-        return Batch(images.permute(0, 3, 1, 2), targets.pin_memory() if self.config.pin_memory else targets, indices)
-
-    def close(self) -> None:
-        """End the worker processes."""
-        if self._pool is not None:
-            with HeldInterrupts():
-                self._pool.close()
-
-    def __enter__(self) -> HostLoader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def draw_batch(samples: Samples, keys: Keys, pixels: Pixels, current: NDArray[np.int64]) -> Rows:
-    """`Samples.draw_batch`; a failure becomes a WorkerError that names the image, the traceback in its notes.
-
-    current: (1,), where the index of the record being drawn is written.
-    """
-    current[0] = keys[0].record_index
-    try:
-        return samples.draw_batch(keys, pixels, lambda index: current.fill(index))
-    except Exception as error:
-        path = samples.image_path(int(current[0]))
-        failure = WorkerError(f"{path}: no training sample can be made of it: {type(error).__name__}: {error}")
-        failure.add_note(traceback.format_exc())
-        raise failure from None
-
-
-class WorkerPool:
-    """Workers that draw batches of up to `max_batch` images; made when first used, they stay until `close`.
-
-    Each has `prefetch` orders at a time.
-    """
-
-    def __init__(self, samples: Samples, config: LoaderConfig, max_batch: int) -> None:
-        self.samples, self.config = samples, config
-        side = config.possible_sides(samples.image_size)[-1]
-        self._slots_shape = (config.prefetch, max_batch, side, side, 3)
-        self._start_method = config.start_method or ("fork" if sys.platform.startswith("linux") else "spawn")
+    def __init__(self, batches: Batches) -> None:
+        assert batches.config.workers is not None, "open_loader chooses the number of workers"
+        self.batches, self.config = batches, batches.config
+        self._samples: Samples = batches.samples
+        self._start_method = self.config.start_method or ("fork" if sys.platform.startswith("linux") else "spawn")
+        side = self.config.possible_sides(self._samples.config.image_size)[-1]
+        self._slots_shape = (self.config.prefetch, batches.sizes.largest_part, side, side, 3)
         self._workers: list[_Worker] = []
 
-    def start(self) -> None:
-        """Start the workers unless they run already; all anew while one of them does not get ready."""
-        timeout_s = self.config.worker_timeout_s
-        deadline = time.monotonic() + timeout_s
-        patience_s = FIRST_PATIENCE_S if self._start_method == "fork" else timeout_s
-        while not self._workers:
-            try:
-                for _ in range(self.config.workers or 0):
-                    self._workers.append(_Worker(self.samples, self.config, self._slots_shape, self._start_method))
-                ready_by = min(deadline, time.monotonic() + patience_s)
-                for worker in self._workers:
-                    worker.receive(ready_by)
-            except BaseException as error:  # an interrupt, too: workers half begun would be taken for ready ones
-                self.close(patience_s=0.0)
-                if not isinstance(error, _Silence) or time.monotonic() >= deadline:
-                    raise
-            patience_s *= 2
+    def paint(self, batches: Iterator[Keys]) -> Generator[Batch, None, None]:
+        """The batches of these keys, in order, made by a thread or the workers before they are needed.
 
-    def run(self, batches: Iterator[Keys], stop: threading.Event) -> Iterator[tuple[Pixels, Rows, Keys]]:
-        """Pixels (B, S, S, 3), target rows (T, 6) and keys of each batch, in order. Ends early when `stop` is set.
-
-        The pixels are valid until the next batch is asked for. Raises WorkerError, and ends all workers, when one
-        raises, dies or hangs.
+        Raises WorkerError when a sample cannot be made or a worker dies or hangs, naming the sample.
         """
-        self.start()
+        self._start()  # from this thread: forking is safest where the fewest threads run
+        return prefetch(lambda stop: self._drawn(batches, stop), self.config.prefetch)
+
+    def empty(self) -> Batch:
+        """A batch of no image."""
+        return empty_batch(self._samples.config.image_size)
+
+    def _drawn(self, batches: Iterator[Keys], stop: threading.Event) -> Generator[Batch, None, None]:
+        """Ends early when `stop` is set; ends all workers when one raises, dies or hangs."""
+        if not self.config.workers:
+            yield from map(self._batch, batches)
+            return
+        self._start()
         depth, num_workers = self.config.prefetch, len(self._workers)
         ordered: deque[tuple[_Worker, int, Keys]] = deque()
         coming = enumerate(batches)
         try:
-            for worker in self._workers:  # replies that an abandoned run left: now all slots are free
+            for worker in self._workers:  # replies that an abandoned pass left: now all slots are free
                 while worker.num_waiting and not stop.is_set():
                     worker.reply(stop)
             while not stop.is_set():
@@ -248,10 +116,40 @@ class WorkerPool:
                 worker, slot, keys = ordered.popleft()
                 rows = worker.reply(stop)
                 if rows is not None:
-                    yield _canvases(worker.slots[slot], self.samples, keys), rows, keys
+                    yield self._batch(keys, rows, worker.slots[slot])
         except WorkerError:
             self.close(patience_s=0.0)
             raise
+
+    def _batch(self, keys: Keys, rows: Rows | None = None, slot: NDArray[np.uint8] | None = None) -> Batch:
+        """The batch that a worker drew into its slot, or one drawn now; images (B, 3, S, S) with channels last."""
+        side, pin = self._samples.side(keys[0]), self.config.pin_memory
+        images = torch.empty((len(keys), side, side, 3), dtype=torch.uint8, pin_memory=pin)
+        if rows is None or slot is None:
+            rows = draw_batch(self._samples, keys, images.numpy(), np.empty(1, np.int64))
+        else:
+            images.numpy()[:] = _canvases(slot, self._samples, keys)  # a copy: the worker will use the slot again
+        targets = Targets.from_rows(torch.from_numpy(rows))
+        indices = torch.tensor([key.record_index for key in keys])
+        return Batch(images.permute(0, 3, 1, 2), targets.pin_memory() if pin else targets, indices)
+
+    def _start(self) -> None:
+        """Start the workers unless they run already; all anew while one of them does not get ready."""
+        timeout_s = self.config.worker_timeout_s
+        deadline = time.monotonic() + timeout_s
+        patience_s = FIRST_PATIENCE_S if self._start_method == "fork" else timeout_s
+        while self.config.workers and not self._workers:
+            try:
+                for _ in range(self.config.workers):
+                    self._workers.append(_Worker(self._samples, timeout_s, self._slots_shape, self._start_method))
+                ready_by = min(deadline, time.monotonic() + patience_s)
+                for worker in self._workers:
+                    worker.receive(ready_by)
+            except BaseException as error:  # an interrupt, too: workers half begun would be taken for ready ones
+                self.close(patience_s=0.0)
+                if not isinstance(error, _Silence) or time.monotonic() >= deadline:
+                    raise
+            patience_s *= 2
 
     def close(self, patience_s: float = CLOSE_S) -> None:
         """End all workers: asked to leave first, killed when they have not left within `patience_s`."""
@@ -268,6 +166,21 @@ class WorkerPool:
             worker.process.close()
 
 
+def draw_batch(samples: Samples, keys: Keys, pixels: Pixels, current: NDArray[np.int64]) -> Rows:
+    """`draw_batch` of the samples; a failure becomes a WorkerError that names the image, the traceback in its notes.
+
+    current: (1,), where the index of the record being drawn is written.
+    """
+    current[0] = keys[0].record_index
+    try:
+        return samples.draw_batch(keys, pixels, lambda index: current.fill(index))
+    except Exception as error:
+        path = samples.image_path(int(current[0]))
+        failure = WorkerError(f"{path}: no training sample can be made of it: {type(error).__name__}: {error}")
+        failure.add_note(traceback.format_exc())
+        raise failure from None
+
+
 class _Silence(WorkerError):
     """A worker hangs."""
 
@@ -275,8 +188,8 @@ class _Silence(WorkerError):
 class _Worker:
     """A process that draws samples into `slots` of a memory that it shares with this one."""
 
-    def __init__(self, samples: Samples, config: LoaderConfig, shape: tuple[int, ...], start_method: str) -> None:
-        self._samples, self._timeout_s = samples, config.worker_timeout_s
+    def __init__(self, samples: Samples, timeout_s: float, shape: tuple[int, ...], start_method: str) -> None:
+        self._samples, self._timeout_s = samples, timeout_s
         self.num_waiting = 0  # orders without a reply yet
         memory = SharedBytes(_LINE + math.prod(shape))
         self.slots, self._current = _parts(memory, shape)

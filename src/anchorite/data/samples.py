@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,36 +32,19 @@ from anchorite.data.augment import (
     turning,
     visible_boxes,
 )
-from anchorite.data.batches import SampleKey
-from anchorite.data.dataset import Record, as_split
+from anchorite.data.dataset import as_split
 from anchorite.data.images import letterbox_transform
 
 Report = Callable[[int], object]
 MIXUP_CONCENTRATION = 32.0  # of the Beta distribution: blends stay near half and half
 
 
-class Samples(Protocol):
-    """What batches are drawn from, by keys that `TrainSamples` or a stream of shards understands.
+class SampleKey(NamedTuple):
+    """What names a sample: epoch, index of its (first) record, and the canvas side in pixels (None: the usual one)."""
 
-    It can be pickled where workers are spawned.
-    """
-
-    image_size: int
-
-    def side(self, key: Any) -> int:
-        """The canvas side S of a sample, in pixels."""
-        ...
-
-    def image_path(self, index: int) -> Path:
-        """Where the image of a record lies, for messages."""
-        ...
-
-    def draw_batch(self, keys: Any, pixels: NDArray[np.uint8], report: Report) -> NDArray[np.float32]:
-        """Draw samples by their keys into `pixels` (B, S, S, 3); the rows (T, 6) of their targets.
-
-        report: called with the index of each record before work on it begins.
-        """
-        ...
+    epoch: int
+    record_index: int
+    size: int | None = None
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -120,54 +103,47 @@ class SampleConfig(NamedTuple):
     seed: int
     num_epochs: int | None = None
 
+    def has_mosaic(self, epoch: int) -> bool:
+        """Whether mosaic and mixup are still on in an epoch (from 0)."""
+        return self.num_epochs is None or epoch < self.num_epochs - self.augment.close_mosaic_epochs
+
 
 class TrainSamples:
-    """Augmented training samples by `SampleKey`, from the images of a store and the labels of its records.
+    """Augmented training samples by `SampleKey`, from the images and labels of a store. Ignored boxes are no targets.
 
-    For the other parameters see `SampleConfig`. Ignored boxes are never targets.
+    It can be pickled where workers are spawned.
     """
 
-    def __init__(
-        self,
-        store: Images,
-        records: Sequence[Record],
-        config: AugmentConfig,
-        image_size: int,
-        seed: int,
-        num_epochs: int | None = None,
-    ) -> None:
-        assert len(store.sizes_hw) == len(records), "one record an image"
-        self.store, self.config, self.image_size, self.seed = store, config, image_size, seed
-        self.num_epochs, self._records = num_epochs, as_split(records)
-        labels = self._records.labels()
+    def __init__(self, store: Images, config: SampleConfig) -> None:
+        self.store, self.config = store, config
+        labels = as_split(store.records).labels()
         keep = ~labels.ignored
-        owners = np.repeat(np.arange(len(records)), labels.counts)[keep]
+        owners = np.repeat(np.arange(len(self)), labels.counts)[keep]
         sizes_wh = np.array(store.sizes_hw, np.int64).reshape(-1, 2)[:, ::-1]
         scales = sizes_wh / np.stack([labels.widths, labels.heights], axis=1)
         # Flat arrays: workers touch no Python object a record, so forked pages stay shared.
         self._boxes_xyxy = labels.boxes_xyxy[keep] * np.tile(scales, 2)[owners]  # in the stored images' pixels
         self._class_ids = labels.class_ids[keep].astype(np.float64)
-        self._starts = np.cumsum([0, *np.bincount(owners, minlength=len(records))])
+        self._starts = np.cumsum([0, *np.bincount(owners, minlength=len(self))])
 
     def __len__(self) -> int:
         return len(self.store.sizes_hw)
 
     def side(self, key: SampleKey) -> int:
         """The canvas side S of a sample, in pixels."""
-        return key.size or self.image_size
-
-    def has_mosaic(self, epoch: int) -> bool:
-        """Whether mosaic and mixup are still on in an epoch (from 0)."""
-        return self.num_epochs is None or epoch < self.num_epochs - self.config.close_mosaic_epochs
+        return key.size or self.config.image_size
 
     def image_path(self, index: int) -> Path:
         """The image of a record, for messages."""
-        return self._records[index].path
+        return self.store.records[index].path
 
     def draw_batch(
         self, keys: Sequence[SampleKey], pixels: NDArray[np.uint8], report: Report = lambda index: None
     ) -> NDArray[np.float32]:
-        """Draw samples of one side into `pixels` (B, S, S, 3); the `rows` (T, 6) of their targets. See `Samples`."""
+        """Draw samples of one side into `pixels` (B, S, S, 3); the `rows` (T, 6) of their targets.
+
+        report: called with the index of each record before work on it begins.
+        """
         plans, scratch = [], Scratch()
         for canvas, key in zip(pixels, keys, strict=True):
             report(key.record_index)
@@ -177,8 +153,8 @@ class TrainSamples:
 
     def plan(self, key: SampleKey, rng: np.random.Generator | None = None) -> SamplePlan:
         """What a sample will show, from its random numbers alone: no pixel is touched. rng: others than its own."""
-        rng = rng or sample_rng(self.seed, key.epoch, key.record_index)
-        config, size, sizes_hw = self.config, self.side(key), self.store.sizes_hw
+        rng = rng or sample_rng(self.config.seed, key.epoch, key.record_index)
+        config, size, sizes_hw = self.config.augment, self.side(key), self.store.sizes_hw
 
         def layer(index: int, is_mosaic: bool) -> tuple[Tile, ...]:
             """The tiles of one canvas that can be seen, in the order of drawing."""
@@ -186,7 +162,7 @@ class TrainSamples:
             warps = [(source, plan_warp(step, sizes_hw[source], size)) for source, step in tiles]
             return tuple(Tile(source, warp) for source, warp in warps if warp is not None)
 
-        is_open = self.has_mosaic(key.epoch)
+        is_open = self.config.has_mosaic(key.epoch)
         mosaic, mixup, other_mosaic, other, *jitter = rng.random(7).tolist()
         layers, share = [layer(key.record_index, is_open and mosaic < config.mosaic)], 1.0
         if is_open and mixup < config.mixup:
@@ -211,7 +187,7 @@ class TrainSamples:
         seen_xyxy = np.array([tile.warp.seen for _, tile in shown], np.float64).repeat(counts, axis=0)
         numbers = np.array([number for number, _ in shown]).repeat(counts)
         boxes_xyxy = map_boxes(maps, self._boxes_xyxy[labels])
-        config, size = self.config, plans[0].size
+        config, size = self.config.augment, plans[0].size
         boxes_xyxy, keep = visible_boxes(boxes_xyxy, seen_xyxy, config.min_visible, config.min_side_px)
         lows, highs = boxes_xyxy[keep, :2], boxes_xyxy[keep, 2:]
         columns = (

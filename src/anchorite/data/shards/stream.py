@@ -27,10 +27,10 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.augment import AugmentConfig, Scratch, paint
-from anchorite.data.batches import BatchSizes, LoaderConfig, SampleKey, epoch_rng
+from anchorite.data.augment import Scratch, paint
+from anchorite.data.batches import BatchSizes, LoaderConfig, epoch_rng
 from anchorite.data.images import decode_resized, fitted_size
-from anchorite.data.samples import TrainSamples, sample_rng
+from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples, sample_rng
 from anchorite.data.shards.format import SUFFIX, open_shard, sample_path
 from anchorite.data.shards.split import ShardedSplit, read_image, read_record
 
@@ -92,13 +92,13 @@ class StreamBatches:
 
     def __init__(self, samples: StreamSamples, config: LoaderConfig, window: int = WINDOW) -> None:
         self.sizes = BatchSizes(len(samples.split), config)
-        self.samples, self.split, self.seed = samples, samples.split, samples.seed
+        self.samples, self.split, self.seed = samples, samples.split, samples.config.seed
         self.config, self.window = config, window
 
     def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[list[StreamKey]]:
         """The keys of this rank's part of each batch, from one batch of the epoch on."""
         sizes, rank = self.sizes, self.config.rank
-        sides = self.config.sides(sizes.num_batches, self.samples.image_size, self.seed, epoch)
+        sides = self.config.sides(sizes.num_batches, self.samples.config, epoch)
         plan = self.windows_of(epoch)
         ends = list(accumulate(sum(stop - start for _, start, stop in window) for window in plan))
         is_mixed = self.samples.mixes_images(epoch)
@@ -180,7 +180,9 @@ class BatchPool:
                 self._files[number] = files.enter_context(open_shard(path))
             name = sample_path(path, position, row[SUFFIX])
             self.records.append(read_record(self._files[number], name, row, samples.split.num_classes))
-        self.sizes_hw = [fitted_size((record.height, record.width), samples.image_size) for record in self.records]
+        self.sizes_hw = [
+            fitted_size((record.height, record.width), samples.config.image_size) for record in self.records
+        ]
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Image `index` of the pool: (h, w, 3) uint8 RGB."""
@@ -195,16 +197,12 @@ class BatchPool:
 class StreamSamples:
     """Augmented training samples by `StreamKey`, each of the images of its batch's pool; else as `TrainSamples`."""
 
-    def __init__(
-        self, split: ShardedSplit, config: AugmentConfig, image_size: int, seed: int, num_epochs: int | None = None
-    ) -> None:
-        self.split, self.config, self.image_size = split, config, image_size
-        self.seed, self.num_epochs = seed, num_epochs
+    def __init__(self, split: ShardedSplit, config: SampleConfig) -> None:
+        self.split, self.config = split, config
 
     def mixes_images(self, epoch: int) -> bool:
         """Whether samples of an epoch may be made of several images."""
-        is_open = self.num_epochs is None or epoch < self.num_epochs - self.config.close_mosaic_epochs
-        return is_open and (self.config.mosaic > 0 or self.config.mixup > 0)
+        return self.config.has_mosaic(epoch) and (self.config.augment.mosaic > 0 or self.config.augment.mixup > 0)
 
     def side(self, key: StreamKey) -> int:
         """The canvas side S of a sample, in pixels."""
@@ -222,10 +220,10 @@ class StreamSamples:
         plans, scratch = [], Scratch()
         with ExitStack() as files:
             images = BatchPool(self, keys[0].pool, report, files)
-            samples = TrainSamples(images, images.records, self.config, self.image_size, self.seed, self.num_epochs)
+            samples = TrainSamples(images, self.config)
             for place, key in enumerate(keys):
                 report(key.record_index)
-                rng = sample_rng(self.seed, key.epoch, key.record_index)
+                rng = sample_rng(self.config.seed, key.epoch, key.record_index)
                 plans.append(samples.plan(SampleKey(key.epoch, place, key.size), rng))
                 paint(plans[-1], images, pixels[place], scratch)
         return samples.rows(plans)
