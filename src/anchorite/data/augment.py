@@ -136,8 +136,8 @@ def plan_warp(source_map: Map, source_size_hw: tuple[int, int], size: int) -> Wa
         along_y = _snap_axis(y_of_y, shift_y, height, size)
         if along_x is None or along_y is None:
             return None
-        scale_x, shift_x, (left, right), (x0, x1) = along_x
-        scale_y, shift_y, (top, bottom), (y0, y1) = along_y
+        scale_x, shift_x, left, right, x0, x1 = along_x
+        scale_y, shift_y, top, bottom, y0, y1 = along_y
         return Warp(scaling(scale_x, scale_y, shift_x, shift_y), (left, top, right, bottom), (x0, y0, x1, y1))
     corners = map_boxes(source_map, np.array([[0.0, 0.0, width, height]]))[0]
     (left, top), (right, bottom) = np.floor(corners[:2]).astype(int).tolist(), np.ceil(corners[2:]).astype(int).tolist()
@@ -145,19 +145,17 @@ def plan_warp(source_map: Map, source_size_hw: tuple[int, int], size: int) -> Wa
     return Warp(source_map, seen, None) if seen[0] < seen[2] and seen[1] < seen[3] else None
 
 
-def _snap_axis(
-    scale: float, shift: float, source_side: int, size: int
-) -> tuple[float, float, tuple[int, int], tuple[int, int]] | None:
-    """Scale, shift, canvas interval and source interval along one axis, the intervals in whole pixels."""
-    start, stop = sorted((shift, shift + scale * source_side))
-    seen = round(max(0.0, start)), round(min(float(size), stop))
-    if seen[1] <= seen[0]:
+def _snap_axis(scale: float, shift: float, side: int, size: int) -> tuple[float, float, int, int, int, int] | None:
+    """Scale, shift, canvas interval and source interval along one axis of a source, the intervals in whole pixels."""
+    lowest, highest = sorted((shift, shift + scale * side))
+    start, stop = round(max(0.0, lowest)), round(min(float(size), highest))
+    if stop <= start:
         return None
-    first, last = sorted(((seen[0] - shift) / scale, (seen[1] - shift) / scale))
-    crop_start = min(max(0, round(first)), source_side - 1)
-    crop_stop = max(min(source_side, round(last)), crop_start + 1)
-    snapped = math.copysign((seen[1] - seen[0]) / (crop_stop - crop_start), scale)
-    return snapped, (seen[0] if scale > 0 else seen[1]) - snapped * crop_start, seen, (crop_start, crop_stop)
+    first, last = sorted(((start - shift) / scale, (stop - shift) / scale))
+    crop_start = min(max(0, round(first)), side - 1)
+    crop_stop = max(min(side, round(last)), crop_start + 1)
+    snapped = math.copysign((stop - start) / (crop_stop - crop_start), scale)
+    return snapped, (start if scale > 0 else stop) - snapped * crop_start, start, stop, crop_start, crop_stop
 
 
 def draw_warped(
@@ -176,10 +174,9 @@ def draw_warped(
     x0, y0, x1, y1 = warp.crop
     method = cv2.INTER_AREA if warp.averages else cv2.INTER_LINEAR
     flip_x, flip_y = warp.map[0, 0] < 0, warp.map[1, 1] < 0
-    is_flipped = flip_x or flip_y
-    upright = (scratch or Scratch()).array("upright", *target.shape) if is_flipped else target
+    upright = (scratch or Scratch()).array("upright", *target.shape) if flip_x or flip_y else target
     cv2.resize(image[y0:y1, x0:x1], size_wh, dst=upright, interpolation=method)
-    if is_flipped:
+    if flip_x or flip_y:
         cv2.flip(upright, -1 if flip_x and flip_y else int(flip_x), dst=target)
 
 

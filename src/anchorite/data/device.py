@@ -201,17 +201,9 @@ def plan_batch(
     # In even numbers, so that few different ones occur.
     reach = numbers[..., REACH].max()
     taps = 2 * math.ceil((math.ceil(2 * reach) + 1) / 2) if reach else 2
-    numbers_f32, colours_f32 = torch.from_numpy(numbers).float(), torch.from_numpy(colours).float()
     jitters = any(plan.jitter != NO_JITTER for plan in plans)
-    return BatchPlan(
-        tuple(sources.flatten().tolist()),
-        numbers_f32,
-        torch.from_numpy(widths),
-        colours_f32,
-        plans[0].size,
-        taps,
-        jitters,
-    )
+    tables = torch.from_numpy(numbers).float(), torch.from_numpy(widths), torch.from_numpy(colours).float()
+    return BatchPlan(tuple(sources.flatten().tolist()), *tables, plans[0].size, taps, jitters)
 
 
 def _tile_numbers(tiles: Sequence[Tile], sizes_hw: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
@@ -405,13 +397,14 @@ class DevicePainter:
     """Paints batches on the device of a store, where images and targets then lie; a thread plans them.
 
     The batches' samples are of the same records at the same size. compiled: paint by one compiled kernel in place of an
-    operator at a time; where the compiler fails, `painting` says so and operators do the work. Of the batches' config,
-    what concerns worker processes has no meaning here.
+    operator at a time; where the compiler fails, `painting` says so and operators do the work. empty: a batch of no
+    image. Of the batches' config, what concerns worker processes has no meaning here.
     """
 
     def __init__(self, batches: EpochBatches, store: DeviceStore, compiled: bool = False) -> None:
         self.batches, self.store = batches, store
         self._capacity, self.capacity_reason = choose_capacity(batches)
+        self.empty = empty_batch(batches.samples.config.image_size, self._capacity).to(store.device)
         self._compiled: Callable[..., Tensor] | None = None
         self.painting = "operator by operator"
         if compiled:  # now, on the first batch, so that a compiler that is missing or fails is known before training
@@ -430,10 +423,6 @@ class DevicePainter:
         with closing(plans):
             for planned in plans:
                 yield self._painted(*planned)
-
-    def empty(self) -> Batch:
-        """A batch of no image."""
-        return empty_batch(self.batches.samples.config.image_size, self._capacity).to(self.store.device)
 
     def close(self) -> None:
         """Nothing to end: the planning thread ends with its iterator."""

@@ -69,7 +69,7 @@ Samples = TrainSamples | StreamSamples
 class HostPainter:
     """Draws batches on the host, with compact targets; its workers, started when first needed, stay until `close`.
 
-    Each worker has `prefetch` batches to draw at a time.
+    Each worker has `prefetch` batches to draw at a time. empty: a batch of no image.
     """
 
     def __init__(self, batches: Batches) -> None:
@@ -77,9 +77,11 @@ class HostPainter:
         self.batches, self.config = batches, batches.config
         self._samples: Samples = batches.samples
         self._start_method = self.config.start_method or ("fork" if sys.platform.startswith("linux") else "spawn")
+        self.empty = empty_batch(self._samples.config.image_size)
         side = self.config.possible_sides(self._samples.config.image_size)[-1]
         self._slots_shape = (self.config.prefetch, batches.sizes.largest_part, side, side, 3)
         self._workers: list[_Worker] = []
+        self._ordered: deque[tuple[_Worker, int, Keys]] = deque()  # batches without a reply yet, and their slots
 
     def paint(self, batches: Iterator[Keys]) -> Generator[Batch, None, None]:
         """The batches of these keys, in order, made by a thread or the workers before they are needed.
@@ -89,10 +91,6 @@ class HostPainter:
         self._start()  # from this thread: forking is safest where the fewest threads run
         return prefetch(lambda stop: self._drawn(batches, stop), self.config.prefetch)
 
-    def empty(self) -> Batch:
-        """A batch of no image."""
-        return empty_batch(self._samples.config.image_size)
-
     def _drawn(self, batches: Iterator[Keys], stop: threading.Event) -> Generator[Batch, None, None]:
         """Ends early when `stop` is set; ends all workers when one raises, dies or hangs."""
         if not self.config.workers:
@@ -100,22 +98,21 @@ class HostPainter:
             return
         self._start()
         depth, num_workers = self.config.prefetch, len(self._workers)
-        ordered: deque[tuple[_Worker, int, Keys]] = deque()
         coming = enumerate(batches)
         try:
-            for worker in self._workers:  # replies that an abandoned pass left: now all slots are free
-                while worker.num_waiting and not stop.is_set():
-                    worker.reply(stop)
+            while self._ordered and self._ordered[0][0].reply(stop) is not None:
+                self._ordered.popleft()  # an abandoned pass left it: without any, all slots are free
             while not stop.is_set():
-                for number, keys in itertools.islice(coming, num_workers * depth - len(ordered)):
+                for number, keys in itertools.islice(coming, num_workers * depth - len(self._ordered)):
                     worker, slot = self._workers[number % num_workers], number // num_workers % depth
                     worker.order(slot, keys)
-                    ordered.append((worker, slot, keys))
-                if not ordered:
+                    self._ordered.append((worker, slot, keys))
+                if not self._ordered:
                     return
-                worker, slot, keys = ordered.popleft()
+                worker, slot, keys = self._ordered[0]
                 rows = worker.reply(stop)
                 if rows is not None:
+                    self._ordered.popleft()
                     yield self._batch(keys, rows, worker.slots[slot])
         except WorkerError:
             self.close(patience_s=0.0)
@@ -123,12 +120,12 @@ class HostPainter:
 
     def _batch(self, keys: Keys, rows: Rows | None = None, slot: NDArray[np.uint8] | None = None) -> Batch:
         """The batch that a worker drew into its slot, or one drawn now; images (B, 3, S, S) with channels last."""
-        side, pin = self._samples.side(keys[0]), self.config.pin_memory
+        side, pin = keys[0].size, self.config.pin_memory
         images = torch.empty((len(keys), side, side, 3), dtype=torch.uint8, pin_memory=pin)
         if rows is None or slot is None:
             rows = draw_batch(self._samples, keys, images.numpy(), np.empty(1, np.int64))
         else:
-            images.numpy()[:] = _canvases(slot, self._samples, keys)  # a copy: the worker will use the slot again
+            images.numpy()[:] = _canvases(slot, keys)  # a copy: the worker will use the slot again
         targets = Targets.from_rows(torch.from_numpy(rows))
         indices = torch.tensor([key.record_index for key in keys])
         return Batch(images.permute(0, 3, 1, 2), targets.pin_memory() if pin else targets, indices)
@@ -154,6 +151,7 @@ class HostPainter:
     def close(self, patience_s: float = CLOSE_S) -> None:
         """End all workers: asked to leave first, killed when they have not left within `patience_s`."""
         workers, self._workers = self._workers, []
+        self._ordered.clear()
         for worker in workers:
             with suppress(OSError):  # it may have ended already
                 worker.pipe.send(None)
@@ -190,7 +188,6 @@ class _Worker:
 
     def __init__(self, samples: Samples, timeout_s: float, shape: tuple[int, ...], start_method: str) -> None:
         self._samples, self._timeout_s = samples, timeout_s
-        self.num_waiting = 0  # orders without a reply yet
         memory = SharedBytes(_LINE + math.prod(shape))
         self.slots, self._current = _parts(memory, shape)
         self._current[0] = -1
@@ -214,13 +211,11 @@ class _Worker:
         try:
             self.pipe.send((slot, keys))
         except OSError as error:
-            raise self._death() from error
-        self.num_waiting += 1
+            raise self._failure(is_silent=False) from error
 
     def reply(self, stop: threading.Event) -> Rows | None:
         """The rows (T, 6) of the next batch that was ordered; None when `stop` is set first."""
         rows: Rows | WorkerError | None = self.receive(time.monotonic() + self._timeout_s, stop)
-        self.num_waiting -= rows is not None
         if isinstance(rows, WorkerError):
             raise rows
         return rows
@@ -233,30 +228,26 @@ class _Worker:
             if self.pipe in ready:
                 try:
                     return self.pipe.recv()
-                except BlockingIOError as error:  # it stopped in the middle of its reply
-                    raise self._silence() from error
-                except (EOFError, OSError) as error:
-                    raise self._death() from error
-            if ready:
-                raise self._death()
-            if not seconds:
-                raise self._silence()
+                except (EOFError, OSError) as error:  # BlockingIOError: it stopped in the middle of its reply
+                    raise self._failure(is_silent=isinstance(error, BlockingIOError)) from error
+            if ready or not seconds:
+                raise self._failure(is_silent=not ready)
         return None
 
-    def _silence(self) -> WorkerError:
-        remedy = "Look at that file and at the storage, or raise worker_timeout_s"
-        return _Silence(f"{self._place(f'gave no batch for {self._timeout_s:g} s')}. {remedy}")
-
-    def _death(self) -> WorkerError:
-        self.process.join(CLOSE_S)
-        code = self.process.exitcode
-        cause = f"ended with exit code {code}" if code is None or code >= 0 else f"was killed by signal {-code}"
-        return WorkerError(f"{self._place(cause)}. If memory ran out, use fewer workers or a smaller batch")
-
-    def _place(self, what: str) -> str:
+    def _failure(self, is_silent: bool) -> WorkerError:
+        """What to raise when the worker hangs, or else has died."""
+        if is_silent:
+            what = f"gave no batch for {self._timeout_s:g} s"
+            remedy = "Look at that file and at the storage, or raise worker_timeout_s"
+        else:
+            self.process.join(CLOSE_S)
+            code = self.process.exitcode
+            what = f"ended with exit code {code}" if code is None or code >= 0 else f"was killed by signal {-code}"
+            remedy = "If memory ran out, use fewer workers or a smaller batch"
         index = int(self._current[0])
         when = f"while working on {self._samples.image_path(index)}" if index >= 0 else "before its first sample"
-        return f"a data worker (process {self.process.pid}) {what} {when}"
+        kind = _Silence if is_silent else WorkerError
+        return kind(f"a data worker (process {self.process.pid}) {what} {when}. {remedy}")
 
 
 def _work(orders: Any, samples: Samples, memory: SharedBytes, shape: tuple[int, ...], is_bound: bool) -> None:
@@ -282,7 +273,7 @@ def _work(orders: Any, samples: Samples, memory: SharedBytes, shape: tuple[int, 
                 return
             slot, keys = order
             try:
-                reply: Rows | WorkerError = draw_batch(samples, keys, _canvases(slots[slot], samples, keys), current)
+                reply: Rows | WorkerError = draw_batch(samples, keys, _canvases(slots[slot], keys), current)
             except WorkerError as error:
                 reply = error
             orders.send(reply)
@@ -293,9 +284,9 @@ def _parts(memory: SharedBytes, shape: tuple[int, ...]) -> tuple[NDArray[np.uint
     return memory.array[_LINE:].reshape(shape), memory.array[:8].view(np.int64)
 
 
-def _canvases(slot: NDArray[np.uint8], samples: Samples, keys: Keys) -> Pixels:
+def _canvases(slot: NDArray[np.uint8], keys: Keys) -> Pixels:
     """The pixels (B, S, S, 3) of a batch at the beginning of a slot, one behind the other."""
-    shape = (len(keys), samples.side(keys[0]), samples.side(keys[0]), 3)
+    shape = (len(keys), keys[0].size, keys[0].size, 3)
     return slot.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 

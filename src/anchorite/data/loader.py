@@ -31,10 +31,7 @@ class Loader:
     """
 
     def __init__(
-        self,
-        painter: HostPainter | DevicePainter,
-        left_out: Sequence[LeftOut] = (),
-        decisions: Sequence[str] = (),
+        self, painter: HostPainter | DevicePainter, left_out: Sequence[LeftOut] = (), decisions: Sequence[str] = ()
     ) -> None:
         self.painter, self.batches = painter, painter.batches
         self.left_out, self.decisions = left_out, decisions
@@ -73,7 +70,7 @@ class Loader:
             if self._under_way is not mine:
                 raise InputError("this pass ended when another over the same loader began; give each its own loader")
             if ends_empty:
-                yield self.painter.empty()
+                yield self.painter.empty
         finally:
             mine.close()
             if self._under_way is mine:
@@ -112,15 +109,14 @@ def open_loader(
     `ImageStore.build` raises.
     """
     device, storage, size = torch.device(device), config.storage, samples.image_size
-    workers = config.workers
-    if workers is None:
+    if (workers := config.workers) is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = 0 if device.type == "cpu" else min(8, max(1, cores // world.local_world_size - 1))
     facts = {"rank": world.rank, "world_size": world.world_size, "pin_memory": device.type == "cuda"}
-    on_host = config.model_copy(update={**facts, "workers": workers})
+    chosen = config.model_copy(update={**facts, "workers": workers})
     if isinstance(records, ShardedSplit):
         split, left_out = readable(records, progress) if config.skip_bad else (records, ())
-        stream = StreamBatches(StreamSamples(split, samples), on_host)
+        stream = StreamBatches(StreamSamples(split, samples), chosen)
         shards = f"images read from {len(split.shards)} shards as a stream"
         return Loader(HostPainter(stream), left_out, [f"{shards}; {workers} loader processes"])
     if storage == "device" or (storage == "auto" and device.type == "cuda"):
@@ -129,7 +125,7 @@ def open_loader(
         if place is not None:
             on_device.storage = place
             on_device.build(progress)
-            batches = EpochBatches(_samples_of(on_device.images, samples), config.model_copy(update=facts))
+            batches = EpochBatches(_samples_of(on_device.images, samples), chosen)
             # Batches of several sizes are a reason against compiling the step, which is large, not against this.
             compiled, _ = choose_compile(config.compile, device, one_size=True)
             painter = DevicePainter(batches, on_device, compiled)
@@ -140,7 +136,7 @@ def open_loader(
             raise InputError(f"store device: {reason}. Choose a smaller image_size, or store disk or none")
     store = ImageStore(records, size, "auto" if storage == "device" else storage, skip_bad=config.skip_bad)
     store.build(progress, world)
-    host_painter = HostPainter(EpochBatches(_samples_of(store, samples), on_host))
+    host_painter = HostPainter(EpochBatches(_samples_of(store, samples), chosen))
     return Loader(host_painter, store.left_out, [f"images in store: {store.mode}; {workers} loader processes"])
 
 

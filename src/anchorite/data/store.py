@@ -102,8 +102,16 @@ class ImageStore:
                 )
             self.mode = "ram" if fits else "none"
         if self.mode == "ram":
-            shared, sharing = shared_by_ranks(self.num_bytes, world)
-            self._fill(shared.array, progress, sharing)
+            # One array that all ranks of a machine see; where they cannot, one for each process.
+            shared = SharedBytes(self.num_bytes) if world.local_rank == 0 else None
+            paths = world.all_gather(None if shared is None else shared.path)
+            if shared is None:
+                with suppress(OSError):
+                    shared = SharedBytes(self.num_bytes, paths[world.rank - world.local_rank])
+            if world.any(shared is None) or shared is None:
+                shared, world = SharedBytes(self.num_bytes), SINGLE_PROCESS
+            pixels = shared.array
+            self.decode_all(lambda index, image: np.copyto(self._view(pixels, index), image), progress, world)
             self._shared = shared
         elif self.mode == "disk":
             self._shared = self._open_file(progress)  # the ranks of a machine write the same file; the last one stays
@@ -120,9 +128,6 @@ class ImageStore:
     def _view(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
         height, width = self.sizes_hw[index]
         return pixels[self._starts[index] :][: height * width * 3].reshape(height, width, 3)
-
-    def _fill(self, pixels: NDArray[np.uint8], progress: Progress | None, world: World = SINGLE_PROCESS) -> list[int]:
-        return self.decode_all(lambda index, image: np.copyto(self._view(pixels, index), image), progress, world)
 
     def decode_all(self, save: Save, progress: Progress | None = None, world: World = SINGLE_PROCESS) -> list[int]:
         """Decode and resize every image, on all cores; `save` gets each one, from several threads.
@@ -190,7 +195,7 @@ class ImageStore:
                 else:
                     stream.truncate(num_bytes)
             pixels = np.memmap(temporary, np.uint8, mode="r+")
-            kept = self._fill(pixels, progress)
+            kept = self.decode_all(lambda index, image: np.copyto(self._view(pixels, index), image), progress)
             pixels[self.num_bytes :][kept] = 1
             pixels.flush()
 
@@ -257,18 +262,6 @@ class SharedBytes:
     def __del__(self) -> None:
         if (descriptor := getattr(self, "_descriptor", None)) is not None:
             os.close(descriptor)
-
-
-def shared_by_ranks(num_bytes: int, world: World) -> tuple[SharedBytes, World]:
-    """A flat array that all ranks of a machine see, and the world; where they cannot, one for this process alone."""
-    mine = SharedBytes(num_bytes) if world.local_rank == 0 else None
-    paths = world.all_gather(None if mine is None else mine.path)
-    if mine is None:
-        with suppress(OSError):
-            mine = SharedBytes(num_bytes, paths[world.rank - world.local_rank])
-    if world.any(mine is None) or mine is None:
-        return SharedBytes(num_bytes), SINGLE_PROCESS
-    return mine, world
 
 
 def spendable_memory() -> int | None:

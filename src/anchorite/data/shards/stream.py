@@ -204,10 +204,6 @@ class StreamSamples:
         """Whether samples of an epoch may be made of several images."""
         return self.config.has_mosaic(epoch) and (self.config.augment.mosaic > 0 or self.config.augment.mixup > 0)
 
-    def side(self, key: StreamKey) -> int:
-        """The canvas side S of a sample, in pixels."""
-        return key.size
-
     def image_path(self, index: int) -> Path:
         """The image of a record, for messages; its suffix is not known without reading."""
         shard, position = self.split.locate(index)
