@@ -14,13 +14,16 @@ class HeldInterrupts:
     """Inside the block the first Ctrl-C or SIGTERM waits until its end, or until `take_effect`; the next one acts at
     once, unless it comes within `repeat_s` seconds of the first.
 
-    To act is to call the handler that the signal had before. Does nothing outside the main thread, where signals do not
-    arrive, for signals that no Python function handles, and where it is `off`.
+    To act is to call the handler that the signal had before. on_first: called as soon as the first one comes. Does
+    nothing outside the main thread, where signals do not arrive, for signals that no Python function handles, and where
+    it is `off`.
     """
 
-    def __init__(self, off: bool = False, repeat_s: float = 0.0) -> None:
+    def __init__(
+        self, off: bool = False, repeat_s: float = 0.0, on_first: Callable[[], Any] = lambda: None
+    ) -> None:
         self.pending: int | None = None
-        self._off, self._repeat_s = off, repeat_s
+        self._off, self._repeat_s, self._on_first = off, repeat_s, on_first
         self._pending_since = 0.0
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
@@ -36,6 +39,7 @@ class HeldInterrupts:
     def _hold(self, number: int, frame: FrameType | None) -> None:
         if self.pending is None:
             self.pending, self._pending_since = number, time.monotonic()
+            self._on_first()
         elif time.monotonic() - self._pending_since >= self._repeat_s:
             self._handlers[number](number, frame)
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from anchorite.cli import run
+from anchorite.predict import FrameResult, PredictionWriter
 from tests.cli.commands import contents, data_folder, weights
 
 pytestmark = pytest.mark.slow
@@ -53,12 +57,31 @@ def test_subfolders_are_looked_into_when_asked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (photographs / "broken.jpg").unlink()
+    (tmp_path / "predictions").mkdir()  # empty, so it is used
     assert run(["predict", weights(), str(photographs), "--recursive", "--without", "images"]) == 0
     assert "3 images, " in capsys.readouterr().out.splitlines()[-1]
     assert len(contents(tmp_path / "predictions" / "labels")) == 3
     assert not (tmp_path / "predictions" / "images").exists()
     assert run(["predict", weights(), str(photographs / "deeper")]) == 0
     assert contents(tmp_path / "predictions-2" / "images")
+
+
+def test_what_is_found_before_an_interrupt_is_written(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, out = PredictionWriter.add, tmp_path / "out"
+
+    def interrupted(writer: PredictionWriter, result: FrameResult) -> None:
+        while any(thread.name == "anchorite-prefetch" for thread in threading.enumerate()):
+            time.sleep(0.01)  # until all is found
+        monkeypatch.setattr(PredictionWriter, "add", add)
+        add(writer, result)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(PredictionWriter, "add", interrupted)
+    (photographs / "broken.jpg").unlink()
+    assert run(["predict", weights(), str(photographs), "--recursive", "--out", str(out)]) == 130
+    assert len(json.loads((out / "detections.json").read_text(encoding="utf-8"))["images"]) == 3
 
 
 def test_what_cannot_be_done_leaves_no_folder(

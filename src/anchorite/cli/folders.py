@@ -13,11 +13,18 @@ from anchorite.errors import InputError, StorageError
 
 
 def free_path(wanted: Path) -> Path:
-    """`wanted`, a folder or an .html file, or with a number added to its name where that is taken."""
+    """`wanted`, a folder or an .html file, or with a number added to its name where that is taken.
+
+    An empty folder is free.
+    """
     suffix = wanted.suffix if wanted.suffix == ".html" else ""
     stem = wanted.name.removesuffix(suffix)
     numbered = (wanted.with_name(f"{stem}-{number}{suffix}") for number in count(2))
-    return next(path for path in chain([wanted], numbered) if not os.path.lexists(path))
+
+    def is_free(path: Path) -> bool:
+        return not os.path.lexists(path) or (not suffix and path.is_dir() and not any(path.iterdir()))
+
+    return next(filter(is_free, chain([wanted], numbered)))
 
 
 def refuse_taken(folder: Path, flag: str = "--out") -> None:

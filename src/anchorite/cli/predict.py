@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -112,8 +111,8 @@ def _predict_all(
 
     stop, writing = threading.Event(), threading.Lock()
     with (
+        HeldInterrupts(on_first=stop.set) as interrupts,  # what is computed by then is written, too
         PredictionWriter(reporter.folder, network.info.class_names, save) as writer,
-        _set_when_interrupted(stop) if sources.is_endless else nullcontext(),
     ):
 
         def leave_out(error: AnchoriteError) -> None:
@@ -126,13 +125,15 @@ def _predict_all(
                 closing(sources.items(stop, running.batch, leave_out)) as items,
                 closing(network.stream(items, config, running.image_size, running.batch, leave_out)) as results,
             ):
-                yield from results
+                yield from results if sources.is_endless else takewhile(lambda _: not stop.is_set(), results)
 
         with closing(prefetch(predicted, running.batch, stop)) as results:
             for result in results:
                 with writing, HeldInterrupts():  # so that what is reported is written, whole
                     writer.add(result)
                     reporter.image(result)
+        if sources.is_endless:
+            interrupts.pending = None  # the usual end of these
 
 
 class Reporter:
@@ -177,26 +178,6 @@ class Reporter:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what.removesuffix('s') if number == 1 else what}"
-
-
-@contextmanager
-def _set_when_interrupted(stop: threading.Event) -> Iterator[None]:
-    """Inside the block the first Ctrl-C or SIGTERM only sets `stop`; a second one takes effect as usual."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    taken = {number: handler for number, handler in handlers.items() if callable(handler)}  # not what is ignored
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            taken[signal.Signals(number)](number, frame)
-        stop.set()
-
-    try:
-        for number in taken:
-            signal.signal(number, end)
-        yield
-    finally:
-        for number, handler in taken.items():
-            signal.signal(number, handler)
 
 
 @Parameter(name="*")
