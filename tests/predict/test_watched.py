@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import threading
@@ -13,7 +14,7 @@ from anchorite.errors import InputError
 from anchorite.predict import SourceConfig, open_sources
 from anchorite.predict import sources as watched
 from anchorite.predict.frames import FLUSH, Frame
-from anchorite.predict.sources import Watch
+from anchorite.predict.sources import watched_items
 from tests.predict.videos import square_at
 
 
@@ -33,16 +34,14 @@ class Watching:
 
     def __init__(self, folder: Path, recursive: bool = False) -> None:
         self.stop = threading.Event()
-        self.watch = Watch([folder], recursive, None, self.stop)
+        self.items = watched_items([folder], recursive, None, self.stop)
 
     def seen(self, rounds: int = 12) -> list[str]:
         """What comes within some rounds: names of images, messages of errors."""
         items = []
         for _ in range(rounds):
-            self.watch._look()
-            for item in self.watch._complete():
+            for item in iter(lambda: next(self.items), None):
                 items.append(Path(item.name).name if isinstance(item, Frame) else str(item))
-            threading.Event().wait(0.01)
         return items
 
 
@@ -115,7 +114,8 @@ def test_a_file_that_is_written_anew_is_a_new_image_and_one_that_is_gone_is_forg
     assert watching.seen() == ["latest.png"]
     path.unlink()
     assert watching.seen() == []
-    assert watching.watch._done == watching.watch._waiting == {}  # nothing is kept of what has gone through
+    kept = inspect.getgeneratorlocals(watching.items)
+    assert kept["done"] == kept["waiting"] == {}  # nothing is kept of what has gone through
     path.write_bytes(png(2))
     assert watching.seen() == ["latest.png"]
 

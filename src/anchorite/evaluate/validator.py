@@ -115,14 +115,17 @@ class Validator:
             )
         self.class_names = tuple(class_names)
         self.image_size = image_size
-        mine = _of_this_rank(records, image_size, reading)
+        world, mine = reading.world, list(range(len(records)))
+        if world.is_distributed:
+            plans = plan_letterboxed(records, image_size, reading.batch_size, reading.stride, reading.rectangular)
+            mine = sorted(index for plan in plans[world.rank :: world.world_size] for index in plan.indices)
         self._store = ImageStore(
             [records[number] for number in mine], image_size, reading.store_mode, skip_bad=reading.skip_bad
         )
         self._store.build(progress)
         number_of = {records[number].path: number for number in mine}
         told = [(number_of[one.record.path], one.reason) for one in self._store.left_out]
-        reasons = dict(sorted(pair for of_rank in reading.world.all_gather(told) for pair in of_rank))
+        reasons = dict(sorted(pair for of_rank in world.all_gather(told) for pair in of_rank))
         self.left_out = tuple(LeftOut(records[number], reason) for number, reason in reasons.items())
         kept = [number for number in range(len(records)) if number not in reasons]
         if not kept:
@@ -252,15 +255,6 @@ class Validator:
                 f"the detector knows {num_classes} classes, the dataset has {len(self.class_names)}; "
                 "validate on data with the classes it was trained for"
             )
-
-
-def _of_this_rank(records: Sequence[Record], image_size: int, reading: ReadConfig) -> list[int]:
-    """The numbers of this rank's records, in their order."""
-    world = reading.world
-    if not world.is_distributed:
-        return list(range(len(records)))
-    plans = plan_letterboxed(records, image_size, reading.batch_size, reading.stride, reading.rectangular)
-    return sorted(index for plan in plans[world.rank :: world.world_size] for index in plan.indices)
 
 
 def gather_predictions(world: World, predictions: dict[int, Predictions]) -> dict[int, Predictions]:

@@ -115,7 +115,11 @@ def overlapping_pairs(
     found_parts, truth_parts, iou_parts, ignored_parts = [], [], [], []
     first_found = first_truth = 0
     for truth, found in zip(truths, predictions, strict=True):
-        intersection, union, own_area = _overlaps(found.boxes_xyxy, truth.boxes_xyxy)
+        boxes, others = found.boxes_xyxy.astype(np.float64)[:, None], truth.boxes_xyxy.astype(np.float64)
+        sides = np.minimum(boxes[..., 2:], others[:, 2:]) - np.maximum(boxes[..., :2], others[:, :2])
+        intersection = np.prod(np.maximum(sides, 0), axis=-1)
+        own_area = np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1)
+        union = own_area + np.prod(others[:, 2:] - others[:, :2], axis=-1) - intersection
         comparable = np.ones_like(union, dtype=bool)
         if same_class:
             comparable = found.class_ids[:, None] == truth.class_ids
@@ -153,17 +157,6 @@ def match(
             match_of_found[found] = truth
             truth_is_free[truth] = False
     return np.asarray(match_of_found, dtype=np.int64)
-
-
-def _overlaps(
-    boxes_xyxy: NDArray[np.floating], others_xyxy: NDArray[np.floating]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Intersections and unions (N, T) of boxes (N, 4) with others (T, 4), and the area of the boxes, (N, 1)."""
-    boxes, others = boxes_xyxy.astype(np.float64)[:, None], others_xyxy.astype(np.float64)
-    sides = np.minimum(boxes[..., 2:], others[:, 2:]) - np.maximum(boxes[..., :2], others[:, :2])
-    intersection = np.prod(np.maximum(sides, 0), axis=-1)
-    own_area = np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1)
-    return intersection, own_area + np.prod(others[:, 2:] - others[:, :2], axis=-1) - intersection, own_area
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

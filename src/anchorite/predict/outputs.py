@@ -110,18 +110,9 @@ def unused(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _has_content(path: Path) -> bool:
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
-
-
-def _make(folder: Path, must_be_empty: bool = False) -> None:
-    """Make a folder if need be; InputError when it holds something, StorageError when it cannot be made."""
+def _make(folder: Path) -> None:
+    """Make a folder if need be; StorageError when it cannot be made."""
     try:
-        if must_be_empty and _has_content(folder):
-            raise InputError(
-                f"{folder}: there is something here already, and nothing is ever overwritten; "
-                "name a new or an empty folder"
-            )
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be made: {error.strerror or error}; choose another folder") from error
@@ -262,13 +253,23 @@ class AnnotatedVideos:
         )
 
     def finish(self) -> None:
-        """Complete the video that is being written, if there is one; StorageError where it is not what was written."""
+        """Complete the video that is being written, if there is one.
+
+        StorageError unless it has the frames that were written, of which the first and the last can be read.
+        """
         if self._video is None:
             return
         self._video = None
         self._writer.release()
+        capture = cv2.VideoCapture(str(self._temporary.absolute()), cv2.CAP_FFMPEG)
+        asked = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_COUNT)
+        is_whole = [*map(capture.get, asked)] == [*self._size_wh, self._num_written] and capture.read()[0]
+        if is_whole and self._num_written > 1:  # OpenCV finds the way back to no frame but a later one
+            capture.set(cv2.CAP_PROP_POS_FRAMES, self._num_written - 1)
+            is_whole = capture.read()[0]
+        capture.release()
         try:
-            if not self._is_whole():
+            if not is_whole:
                 raise StorageError(
                     f"{self._path}: could not be written whole; is the disk full? "
                     "Free some space or choose another folder with --out"
@@ -277,20 +278,6 @@ class AnnotatedVideos:
         finally:
             with suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
-
-    def _is_whole(self) -> bool:
-        """Whether it has the frames that were written, of which the first and the last can be read."""
-        capture = cv2.VideoCapture(str(self._temporary.absolute()), cv2.CAP_FFMPEG)
-        told = [
-            capture.get(what)
-            for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_COUNT)
-        ]
-        is_whole = told == [*self._size_wh, self._num_written] and capture.read()[0]
-        if is_whole and self._num_written > 1:  # OpenCV finds the way back to no frame but a later one
-            capture.set(cv2.CAP_PROP_POS_FRAMES, self._num_written - 1)
-            is_whole = capture.read()[0]
-        capture.release()
-        return bool(is_whole)
 
 
 def write_image(path: Path, image: UInt8[NDArray[np.uint8], "H W 3"]) -> None:
@@ -330,7 +317,12 @@ class PredictionWriter:
     def __init__(self, folder: Path, class_names: Iterable[str], save: Save | None = None) -> None:
         self.folder, self.save = folder, save or Save.usual()
         names, kinds = tuple(class_names), self.save.of_images | self.save.of_frames
-        _make(folder, must_be_empty=True)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(
+                f"{folder}: there is something here already, and nothing is ever overwritten; "
+                "name a new or an empty folder"
+            )
+        _make(folder)
         self._taken, self._num_images = set[str](), 0
         self._video_name: tuple[Video, str] | None = None
         self._unreadable: list[str] = []
@@ -354,9 +346,19 @@ class PredictionWriter:
         entry = result.to_dict() | self._write_files(result)
         if self._document is not None:
             self._document.add(entry)
-        self._add_coco(result)
         if self._lines is not None:
             self._lines.append(_json(entry, indent=None) + "\n")
+        if self._coco_images is None or self._coco_results is None:
+            return
+        self._num_images += 1
+        frame, (height, width) = result.frame, result.detections.image_size
+        name = frame.name if frame.video is None else f"{frame.video.name}-frame-{frame.number:06d}"
+        self._coco_images.add({"id": self._num_images, "file_name": name, "width": width, "height": height})
+        for found in result.detections:
+            x0, y0, x1, y1 = found.box_xyxy
+            box_xywh = [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)]
+            place = {"image_id": self._num_images, "category_id": found.class_id + 1, "bbox": box_xywh}
+            self._coco_results.add(place | {"score": round(found.score, 6)})
 
     def add_unreadable(self, error: AnchoriteError) -> None:
         """Note an image that could not be read; fits `on_unreadable` of `Predictor.stream`."""
@@ -384,7 +386,13 @@ class PredictionWriter:
         kinds = (self.save.of_images - {"video"} if frame.video is None else self.save.of_frames) & _FOLDERS.keys()
         for kind in kinds:  # not before: where there is no video there is no folder for one
             _make(self.folder / _FOLDERS[kind])
-        name = self._name_of(frame) if kinds - {"video"} else ""
+        name, is_named = "", bool(kinds - {"video"})
+        if is_named and frame.video is None:
+            name = unused(file_name(Path(frame.name or "image").stem), self._taken)
+        elif is_named and frame.video is not None:  # they share its name, so that none has to be remembered for each
+            if self._video_name is None or self._video_name[0] != frame.video:
+                self._video_name = (frame.video, unused(file_name(Path(frame.video.name).stem), self._taken))
+            name = f"{self._video_name[1]}-frame-{frame.number:06d}"
         drawn = draw(image, detections) if kinds & {"images", "video"} else image
         paths: dict[str, str] = {}
         if "images" in kinds:
@@ -404,30 +412,3 @@ class PredictionWriter:
                 x0, y0, x1, y1 = pixels_of(found.box_xyxy, *detections.image_size)
                 write_image(folder / f"{name}-{number}.png", image[y0:y1, x0:x1])
         return paths
-
-    def _add_coco(self, result: FrameResult) -> None:
-        """One image and what was found in it."""
-        if self._coco_images is None or self._coco_results is None:
-            return
-        self._num_images += 1
-        frame, (height, width) = result.frame, result.detections.image_size
-        name = frame.name if frame.video is None else f"{frame.video.name}-frame-{frame.number:06d}"
-        self._coco_images.add({"id": self._num_images, "file_name": name, "width": width, "height": height})
-        for found in result.detections:
-            x0, y0, x1, y1 = found.box_xyxy
-            self._coco_results.add(
-                {
-                    "image_id": self._num_images,
-                    "category_id": found.class_id + 1,
-                    "bbox": [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)],
-                    "score": round(found.score, 6),
-                }
-            )
-
-    def _name_of(self, frame: Frame) -> str:
-        """A name of its own; frames share that of their video, so that none has to be remembered for each."""
-        if frame.video is None:
-            return unused(file_name(Path(frame.name or "image").stem), self._taken)
-        if self._video_name is None or self._video_name[0] != frame.video:
-            self._video_name = (frame.video, unused(file_name(Path(frame.video.name).stem), self._taken))
-        return f"{self._video_name[1]}-frame-{frame.number:06d}"

@@ -123,8 +123,9 @@ def batch_detections(
     cell, scores, class_ids = _candidates(cell_logits, config)
 
     def boxes_of(chosen: Tensor) -> Tensor:
-        chosen_cell = cell[chosen]
-        return _boxes_xyxy(cell_logits[:, :4][chosen_cell], grid[chosen_cell])
+        place, anchor_cells, stride = grid[cell[chosen]].split([2, 2, 1], dim=-1)
+        boxes_cells = decode_boxes(cell_logits[:, :4][cell[chosen]], anchor_cells)
+        return cxcywh_to_xyxy(torch.cat([boxes_cells[..., :2] + place, boxes_cells[..., 2:]], dim=-1) * stride)
 
     return _suppressed(image[cell], scores, class_ids, boxes_of, len(logits[0]), config)
 
@@ -211,10 +212,3 @@ def _candidates(logits: Tensor, config: PredictConfig) -> tuple[Tensor, Tensor, 
     scores = best.sigmoid() * objectness[:, 0]
     cell = (scores >= config.confidence).nonzero()[:, 0]
     return cell, scores[cell], class_ids[cell]
-
-
-def _boxes_xyxy(box_logits: Tensor, grid: Tensor) -> Tensor:
-    """Boxes (..., 4) in pixels, of their logits (..., 4) and their cells in the grid (..., 5)."""
-    cell, anchor_cells, stride = grid[..., :2], grid[..., 2:4], grid[..., 4:]
-    boxes_cells = decode_boxes(box_logits, anchor_cells)
-    return cxcywh_to_xyxy(torch.cat([boxes_cells[..., :2] + cell, boxes_cells[..., 2:]], dim=-1) * stride)

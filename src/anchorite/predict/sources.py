@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,9 @@ class Sources:
 
         def make(end: threading.Event) -> Generator[Any, None, None]:
             if self.listed is None:
-                return Watch(self.watched, config.recursive, config.idle_s, end).items()
-            return listed_items(self.listed, config.null_separated, config.recursive, config.every, end)
+                yield from filter(None, watched_items(self.watched, config.recursive, config.idle_s, end))
+            else:
+                yield from listed_items(self.listed, config.null_separated, config.recursive, config.every, end)
 
         with closing(prefetch(make, depth, stop, FLUSH)) as items:
             for item in items:
@@ -145,7 +146,13 @@ def open_sources(words: Sequence[str], config: SourceConfig | None = None) -> So
     if config.null_separated and STDIN not in words:
         raise InputError("--null: says how a list on stdin is written; give - as the source")
     if config.watch:
-        return Sources(config, watched=_folders_to_watch(words))
+        for folder in map(Path, words):
+            if not folder.is_dir():
+                what = "a file" if folder.exists() else "no folder that exists"
+                raise InputError(f"--watch {folder}: {what}; name the folder that images are written to")
+        if not words:
+            raise InputError("--watch: name the folder that images are written to")
+        return Sources(config, watched=list({Path(word).resolve(): Path(word) for word in words}.values()))
     alone = next((word for word in words if word == STDIN or is_live(word)), None)
     if alone is None:
         return Sources(config, expand_sources(words, config.recursive))
@@ -159,17 +166,6 @@ def open_sources(words: Sequence[str], config: SourceConfig | None = None) -> So
         return Sources(config, listed=sys.stdin.fileno())
     except (AttributeError, OSError, ValueError) as error:
         raise InputError("-: a list of paths is wanted on stdin, and there is none") from error
-
-
-def _folders_to_watch(words: Sequence[str]) -> list[Path]:
-    folders = [Path(word) for word in words]
-    for folder in folders:
-        if not folder.is_dir():
-            what = "a file" if folder.exists() else "no folder that exists"
-            raise InputError(f"--watch {folder}: {what}; name the folder that images are written to")
-    if not folders:
-        raise InputError("--watch: name the folder that images are written to")
-    return list({folder.resolve(): folder for folder in folders}.values())
 
 
 @contextmanager
@@ -216,7 +212,7 @@ def expand_sources(sources: Iterable[str | Path], recursive: bool = False) -> li
     found: dict[Path, Path] = {}
     failures: list[str] = []
     for source in sources:
-        paths = _expand(Path(source), recursive)
+        paths = list(_expand(Path(source), recursive))
         if not paths:
             failures.append(_why_nothing(source, recursive))
         for path in paths:
@@ -238,18 +234,17 @@ def is_video_name(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def _expand(source: Path, recursive: bool) -> list[Path]:
+def _expand(source: Path, recursive: bool) -> Iterator[Path]:
     if source.is_file() or leads_into_shard(source):
-        return [source]
-    if source.is_dir():
-        return _images_in(source, recursive)
-    paths: list[Path] = []
-    for path in _matches(source):
-        if path.is_dir() and "**" not in source.parts:  # which walks the tree by itself
-            paths += _images_in(path, recursive)
-        elif path.is_file() and (is_image_name(path) or is_video_name(path)):
-            paths.append(path)
-    return paths
+        yield source
+    elif source.is_dir():
+        yield from _images_in(source, recursive)
+    else:
+        for path in _matches(source):
+            if path.is_dir() and "**" not in source.parts:  # which walks the tree by itself
+                yield from _images_in(path, recursive)
+            elif path.is_file() and (is_image_name(path) or is_video_name(path)):
+                yield path
 
 
 def _matches(pattern: Path) -> list[Path]:
@@ -340,95 +335,66 @@ def _names(descriptor: int, separator: bytes, stop: threading.Event) -> Iterator
             return
 
 
-@dataclass
-class _Waiting:
-    """A file that is not handed out yet: how it looked last, since when, and why it could not be read then."""
-
-    state: _State
-    since: float
-    error: AnchoriteError | None = None
-
-
-class Watch:
+def watched_items(
+    folders: Sequence[Path], recursive: bool, idle_s: float | None, stop: threading.Event
+) -> Generator[Frame | AnchoriteError | None, None, None]:
     """The images that are in folders and those that come, until `stop` is set or nothing has come for `idle_s` seconds.
 
-    Memory grows with the names that are in the folders now, not with what has gone through them.
+    A frame for each image that is complete, by name, an error for each that stays unreadable, None after each look at
+    the folders. A file that is written anew is a new image. Memory grows with the names that are in the folders now,
+    not with what has gone through them. Raises StorageError when a folder cannot be listed any more.
     """
-
-    def __init__(self, folders: list[Path], recursive: bool, idle_s: float | None, stop: threading.Event) -> None:
-        self._folders, self._recursive, self._idle_s, self._stop = folders, recursive, idle_s, stop
-        self._done: dict[str, _State] = {}
-        self._waiting: dict[str, _Waiting] = {}
-
-    def items(self) -> Generator[Frame | AnchoriteError, None, None]:
-        """A frame for each image that is complete, an error for each that stays unreadable.
-
-        A file that is written anew is a new image. Raises StorageError when a folder cannot be listed any more.
-        """
-        moved_at = time.monotonic()
-        while not self._stop.is_set():
-            if self._look():
-                moved_at = time.monotonic()
-            for item in self._complete():
-                yield item
-                moved_at = time.monotonic()
-                if self._stop.is_set():
-                    return
-            if self._idle_s is not None and time.monotonic() - moved_at >= self._idle_s:
-                break
-            self._stop.wait(_POLL_S)
-        for waiting in self._waiting.values():
-            if waiting.error is not None:
-                yield waiting.error
-
-    def _look(self) -> bool:
-        """Compare the folders with what is known of them; whether anything came or changed."""
-        now, there, moved = time.monotonic(), dict(self._listed()), False
-        for name, state in there.items():
-            waiting = self._waiting.get(name)
-            if state != (self._done.get(name) if waiting is None else waiting.state):
-                self._waiting[name], moved = _Waiting(state, now), True
-        for known in (self._done, self._waiting):
-            for gone in known.keys() - there.keys():
-                del known[gone]
-        return moved
-
-    def _complete(self) -> Iterator[Frame | AnchoriteError]:
-        """What can be handed out now, in the order of its names."""
-        for name in sorted(self._waiting):
-            waiting = self._waiting[name]
-            if time.monotonic() - waiting.since < (_QUIET_S if waiting.error is None else _PATIENCE_S):
-                continue
-            found: Frame | AnchoriteError | None = waiting.error
-            if found is None:
-                try:
-                    found = Frame(decode_image(name), name)
-                except AnchoriteError as error:
-                    waiting.error = error  # still being written, perhaps
-                    continue
-            self._done[name] = waiting.state
-            del self._waiting[name]
-            yield found
-
-    def _listed(self) -> Iterator[tuple[str, _State]]:
-        for folder in self._folders:
+    done: dict[str, _State] = {}
+    # Files that are not handed out yet: how each looked last, since when, and why it could not be read then.
+    waiting: dict[str, tuple[_State, float, AnchoriteError | None]] = {}
+    moved_at = time.monotonic()
+    while not stop.is_set():
+        there: dict[str, _State] = {}
+        for folder in folders:
             try:
-                yield from self._images_in(folder)
+                there |= _complete_names(folder, recursive)
             except OSError as error:
                 raise StorageError(f"{folder}: cannot be watched any more: {error.strerror or error}") from error
-
-    def _images_in(self, folder: str | Path) -> Iterator[tuple[str, _State]]:
-        """Images by their names, but for those that programs are still writing, to go by how they are called."""
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                path = Path(entry.path)
-                if entry.name.startswith((".", "~")):
-                    continue
+        for known in (done, waiting):
+            for gone in known.keys() - there.keys():
+                del known[gone]
+        for name, state in there.items():
+            if state != (waiting[name][0] if name in waiting else done.get(name)):
+                moved_at = time.monotonic()
+                waiting[name] = state, moved_at, None
+        for name in sorted(waiting):
+            state, since, failure = waiting[name]
+            if time.monotonic() - since < (_QUIET_S if failure is None else _PATIENCE_S):
+                continue
+            item: Frame | AnchoriteError | None = failure
+            if item is None:
                 try:
-                    if self._recursive and entry.is_dir(follow_symlinks=False):
-                        yield from self._images_in(path)
-                    elif is_image_name(path) and Path(path.stem).suffix.lower() not in _TEMPORARY and entry.is_file():
-                        status = entry.stat()
-                        yield entry.path, (status.st_mtime_ns, status.st_size, status.st_ino)
-                except FileNotFoundError:
-                    continue  # moved away since it was listed
+                    item = Frame(decode_image(name), name)
+                except AnchoriteError as error:
+                    waiting[name] = state, since, error  # still being written, perhaps
+                    continue
+            done[name] = waiting.pop(name)[0]
+            yield item
+            moved_at = time.monotonic()
+            if stop.is_set():
+                return
+        yield None
+        if idle_s is not None and time.monotonic() - moved_at >= idle_s:
+            break
+        stop.wait(_POLL_S)
+    yield from (failure for _, _, failure in waiting.values() if failure is not None)
+
+
+def _complete_names(folder: Path, recursive: bool) -> Iterator[tuple[str, _State]]:
+    """Images by their names, but for those that programs are still writing, to go by how they are called."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.name.startswith((".", "~")):
+                continue
+            with suppress(FileNotFoundError):  # moved away since it was listed
+                if recursive and entry.is_dir(follow_symlinks=False):
+                    yield from _complete_names(path, recursive)
+                elif is_image_name(path) and Path(path.stem).suffix.lower() not in _TEMPORARY and entry.is_file():
+                    status = entry.stat()
+                    yield entry.path, (status.st_mtime_ns, status.st_size, status.st_ino)
