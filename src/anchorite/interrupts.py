@@ -19,9 +19,7 @@ class HeldInterrupts:
     it is `off`.
     """
 
-    def __init__(
-        self, off: bool = False, repeat_s: float = 0.0, on_first: Callable[[], Any] = lambda: None
-    ) -> None:
+    def __init__(self, off: bool = False, repeat_s: float = 0.0, on_first: Callable[[], Any] = lambda: None) -> None:
         self.pending: int | None = None
         self._off, self._repeat_s, self._on_first = off, repeat_s, on_first
         self._pending_since = 0.0
