@@ -107,6 +107,10 @@ def many_objects(path: Path) -> Path:
     return with_pickle(path, b"\x80\x02(cmodels.common\nConv\nq\x00" + b"h\x00)\x81" * (MAX_STEPS // 3 - 10) + b"t.")
 
 
+def large_pickle(path: Path) -> Path:
+    return with_pickle(path, b"\x80\x02" + text("a" * (17 << 20)) + b".")
+
+
 def laughs(path: Path) -> Path:
     """A model of layers that all hold the next one a hundred times over."""
     layer = b"cmodels.common\nConv\n)\x81}" + text("_modules") + b"}(%ss" + b"sb"
@@ -116,6 +120,17 @@ def laughs(path: Path) -> Path:
         inner = inner + b"q\x05" + layer.replace(b"%ss", names + b"u")
     # All of them in a tuple that nobody wants, for torch.save never takes anything off the stack.
     return with_pickle(path, b"\x80\x02}" + text("x") + b"(" + inner + b"q\x05ts" + text("model") + b"h\x05s.")
+
+
+def wide(path: Path) -> Path:
+    """A model of 1001 tensors that are none."""
+    tensors = b"".join(text(str(number)) + b"N" for number in range(1001))
+    layer = b"cmodels.common\nConv\n)\x81}" + text("_buffers") + b"}(" + tensors + b"usb"
+    return with_pickle(path, b"\x80\x02}" + text("model") + layer + b"s.")
+
+
+def many_records(path: Path) -> Path:
+    return zip_of(path, {"data.pkl": b"N.", **{f"data/{number}": b"" for number in range(20_001)}})
 
 
 def itself(path: Path) -> Path:
@@ -129,6 +144,9 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "data bomb": (data_bomb, "its record archive/data/0 would grow from .* to 268435456 bytes"),
     "overlapping records": (overlapping, "its records claim [0-9]+ bytes, more than the [0-9]+ of the file"),
     "many steps": (many_steps, f"more than {MAX_STEPS} steps"),
+    "large pickle": (large_pickle, "nothing"),
+    "a wide layer": (wide, "nothing"),
+    "many records": (many_records, "nothing"),
     "layers in layers": (laughs, "its layers go on beyond"),
     "a layer in itself": (itself, "its layers go on beyond 20000 or 12 deep"),
 }

@@ -48,10 +48,13 @@ MAX_FILE_BYTES = 4 << 30
 """Longest file that is read: the largest size with its optimizer's state in float32 takes half of it."""
 MAX_STEPS = 1_000_000
 """Most instructions of a pickle; that of size n takes 36 000."""
+MAX_PICKLE_BYTES = 16 << 20
+"""Longest pickle; that of size n takes 88 kB."""
 MAX_LAYERS = 20_000
+"""Most layers of a model, tensors of it, and records of the file."""
 
 _BYTES_PER_FILE_BYTE = 10  # memory for tensors: float32 copies of half precision, twice more while they are written
-_MAX_DEPTH = 12
+_MAX_DEPTH, _MAX_CHILDREN = 12, 1_000
 _GIVE = "give a .pt file of the original family"
 _AGAIN = "copy or download it again"
 _NOTHING = "nothing of it was run"
@@ -305,6 +308,11 @@ def _checked_entries(entries: Sequence[zipfile.ZipInfo], num_bytes: int) -> dict
                 f"its record {name} would grow from {entry.compress_size} to {entry.file_size} bytes, "
                 "and what torch.save writes is never compressed; nothing was unpacked"
             )
+    num_pickled = inside["data.pkl"].file_size if "data.pkl" in inside else 0
+    limits = ("records", len(entries), MAX_LAYERS), ("bytes of pickle", num_pickled, MAX_PICKLE_BYTES)
+    for what, number, most in limits:
+        if number > most:  # also where the process has no limits on memory and time
+            raise UnsafeFileError(f"has {number} {what}, more than the {most} that are read; {_NOTHING}")
     total = sum(entry.file_size for entry in entries)
     if total > num_bytes:
         raise UnsafeFileError(f"its records claim {total} bytes, more than the {num_bytes} of the file")
@@ -461,6 +469,8 @@ def _layers(layer: StandIn, path: str = "") -> Iterator[tuple[str, StandIn]]:
 def _held(layer: StandIn, kind: str) -> dict[str, Any]:
     """The layers or tensors that a layer holds, by name."""
     held = layer.state.get(kind, {})
+    if isinstance(held, dict) and len(held) > _MAX_CHILDREN:
+        raise UnsafeFileError(f"one of its layers holds {len(held)} others or tensors; nothing was read")
     if not isinstance(held, dict) or not all(type(name) is str for name in held):
         raise InputError(f"its {shown(type(layer).__name__)} has {kind} that are none; it is damaged")
     for name, one in held.items():
