@@ -10,8 +10,7 @@ import torch
 from anchorite.boxes import Targets, clip_xyxy
 from anchorite.data.images import letterbox_transform
 from anchorite.errors import DivergedError, InputError
-from anchorite.evaluate import ReadConfig, ValidationConfig, Validator
-from anchorite.evaluate.validator import _as_predictions
+from anchorite.evaluate import ReadConfig, ValidationConfig, Validator, predictions_in_images
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector, WeightsInfo, default_anchors
 from anchorite.model.detector import is_folded
@@ -101,7 +100,7 @@ def test_boxes_of_a_batch_move_back_as_each_transform_moves_them(tmp_path):
     lows = rng.uniform(-30, 280, (sum(counts), 2))
     boxes = torch.from_numpy(np.concatenate([lows, lows + rng.uniform(0, 90, lows.shape)], axis=1)).float()
     scores, class_ids = torch.rand(sum(counts)), torch.arange(sum(counts))
-    predictions = _as_predictions(BatchDetections(boxes, scores, class_ids, torch.tensor(counts)), transforms)
+    predictions = predictions_in_images(BatchDetections(boxes, scores, class_ids, torch.tensor(counts)), transforms)
     dropped = 0
     for found, transform, boxes_xyxy, of_image in zip(
         predictions, transforms, boxes.split(counts), class_ids.split(counts), strict=True

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jinja2
 from rich.cells import cell_len
 
-from anchorite.errors import StorageError
+from anchorite.files import make_folder
 from anchorite.metrics import (
     CocoMetrics,
     Predictions,
@@ -107,10 +107,7 @@ class ValidationResult:
 
         Returns their paths; raises StorageError when the folder cannot be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{folder}: cannot be made: {error.strerror or error}. Name another folder") from error
+        make_folder(folder)
         curves = detection_curves(self.truths, self.predictions, self.class_names)
         paths = [folder / name for name in ("pr_curve.png", "f1_curve.png", "confusion_matrix.png")]
         save_pr_curve(paths[0], curves)

@@ -228,7 +228,7 @@ class Validator:
                 require_finite(outputs, [records[index].path for index in indices])  # also waits for the device
             with stopwatch("nms"):
                 raw = runtime.detections(outputs, limits).cpu()
-                found = _as_predictions(raw, batch.transforms)
+                found = predictions_in_images(raw, batch.transforms)
                 predictions |= {self._positions[index]: one for index, one in zip(indices, found, strict=True)}
             if criterion is not None:
                 with stopwatch("loss"):
@@ -278,7 +278,7 @@ def gather_predictions(world: World, predictions: dict[int, Predictions]) -> dic
     return gathered
 
 
-def _as_predictions(raw: BatchDetections, transforms: Sequence[LetterboxTransform]) -> list[Predictions]:
+def predictions_in_images(raw: BatchDetections, transforms: Sequence[LetterboxTransform]) -> list[Predictions]:
     """Boxes moved back and clipped to their images, as prediction does; those wholly in the padding are dropped.
 
     All images of a batch at once: what differs from one to the next is a row of numbers.

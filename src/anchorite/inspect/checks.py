@@ -59,7 +59,6 @@ def inspect_dataset(
         _label_findings(dataset),
         _pixel_findings(images),
         _similar_findings(images, comparing),
-        _overlap_findings(dataset),
         anchor_findings(dataset, anchors, image_size),
     )
     order = {kind: number for number, kind in enumerate(KINDS)}
@@ -151,7 +150,7 @@ def _split_findings(dataset: DatasetIndex, balances: Sequence[SplitBalance]) -> 
 
 
 def _label_findings(dataset: DatasetIndex) -> Iterator[Finding]:
-    """Images without boxes or with very many, and ignored boxes."""
+    """Images without boxes or with very many, ignored boxes, and boxes that overlap too much."""
     for split, records in dataset.splits.items():
         for record in records:
             image = str(record.path)
@@ -165,6 +164,10 @@ def _label_findings(dataset: DatasetIndex) -> Iterator[Finding]:
             for index in np.flatnonzero(record.ignored).tolist():
                 box = box_finding(dataset, split, record, index)
                 yield replace(box, kind="ignored-box", detail=f"{box.class_name}, crowd or difficult")
+            for kind, first, second, iou in overlaps(record):
+                box, other = (box_finding(dataset, split, record, index) for index in (second, first))
+                detail = f"{_shown(box)} overlaps {_shown(other)} by an IoU of {iou:.3f}, in {record.path.name}"
+                yield replace(box, kind=kind, detail=detail, others=(record.origins[first],))
 
 
 def _pixel_findings(images: Sequence[ScannedImage]) -> Iterator[Finding]:
@@ -212,15 +215,6 @@ def overlaps(record: Record) -> Iterator[tuple[str, int, int, float]]:
                     yield "similar-box", first, second, iou
                 elif iou > _CONFLICT_IOU:
                     yield "class-conflict", first, second, iou
-
-
-def _overlap_findings(dataset: DatasetIndex) -> Iterator[Finding]:
-    for split, records in dataset.splits.items():
-        for record in records:
-            for kind, first, second, iou in overlaps(record):
-                box, other = (box_finding(dataset, split, record, index) for index in (second, first))
-                detail = f"{_shown(box)} overlaps {_shown(other)} by an IoU of {iou:.3f}, in {record.path.name}"
-                yield replace(box, kind=kind, detail=detail, others=(record.origins[first],))
 
 
 def _shown(box: Finding) -> str:

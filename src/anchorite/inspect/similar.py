@@ -120,8 +120,18 @@ def similar_pairs(
     others, images that show something to compare).
     """
     prepared = lru_cache(_CACHE_SIZE)(lambda index: prepare(thumbnails[index]))
-    candidates = _candidate_pairs(thumbnails, split_ids, progress)
-    pairs = [(first, second, agreement(prepared(first), prepared(second))) for first, second in candidates]
+    textured = np.flatnonzero(thumbnails.reshape(len(thumbnails), -1).std(axis=1) >= _FLAT)
+    quick_pass = _by_shift if len(textured) <= MAX_EXHAUSTIVE else _by_thumbnail
+    pairs = []
+    for row, columns, scores in quick_pass(thumbnails[textured]) if len(textured) else ():
+        first = int(textured[row])
+        is_across = split_ids[textured[columns]] != split_ids[first]
+        for kept in (is_across, ~is_across) if len(textured) <= MAX_WITHIN_SPLITS else (is_across,):
+            best = np.argsort(-scores[kept], kind="stable")[:_MOST_CANDIDATES]
+            for second in textured[np.sort(columns[kept][best])].tolist():
+                pairs.append((first, second, agreement(prepared(first), prepared(second))))
+        if progress is not None:
+            progress(row + 1, len(textured))
     listed: set[tuple[int, bool]] = set()
     chosen = []
     for first, second, agreed in sorted(pairs, key=lambda pair: (-pair[2], pair)):
@@ -131,24 +141,6 @@ def similar_pairs(
             chosen.append((first, second, agreed))
             listed |= ends
     return chosen
-
-
-def _candidate_pairs(
-    thumbnails: NDArray[np.uint8], split_ids: NDArray[np.int64], progress: Progress | None
-) -> Iterator[tuple[int, int]]:
-    """The pairs worth a detailed comparison, first < second."""
-    textured = np.flatnonzero(thumbnails.reshape(len(thumbnails), -1).std(axis=1) >= _FLAT)
-    if not len(textured):
-        return
-    scored = _by_shift if len(textured) <= MAX_EXHAUSTIVE else _by_thumbnail
-    for row, columns, scores in scored(thumbnails[textured]):
-        across = split_ids[textured[columns]] != split_ids[textured[row]]
-        for chosen in (across, ~across) if len(textured) <= MAX_WITHIN_SPLITS else (across,):
-            best = np.argsort(-scores[chosen], kind="stable")[:_MOST_CANDIDATES]
-            for column in np.sort(columns[chosen][best]):
-                yield int(textured[row]), int(textured[column])
-        if progress is not None:
-            progress(row + 1, len(textured))
 
 
 def prepare(thumbnail: NDArray[np.uint8]) -> Prepared:

@@ -60,7 +60,14 @@ def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
         result = validator.run(detector, recipe.validation, device, precision.dtype)
         result.save_plots(run_folder / "plots")
         save_details(run_folder, result, records)
-        _save_predictions(run_folder / "predictions", Predictor(detector, info, str(device)), records)
+        # What is found in up to 12 of the images, evenly spread over them; drawn at full size, then made smaller.
+        make_folder(run_folder / "predictions")
+        chosen = np.linspace(0, len(records) - 1, min(_MAX_PREDICTIONS, len(records))).round().astype(int)
+        sources = [records[index].path for index in chosen.tolist()]
+        for number, (image, found) in enumerate(Predictor(detector, info, str(device)).stream(sources), 1):
+            stem = "".join(char if char.isalnum() or char in "-_." else "_" for char in Path(found.source).stem)
+            picture = encode_jpeg(shrunk(draw(image, found), _PREDICTION_PX), _PREDICTION_QUALITY)
+            write_bytes_atomically(run_folder / f"predictions/{number:02d}-{stem[:_LONGEST_STEM]}.jpg", picture)
         facts["best_validation"] = result.to_json()
     summary = read_summary(folder.summary) | facts
     write_text_atomically(folder.summary, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
@@ -199,17 +206,3 @@ def _box(boxes: Truth | Predictions, number: int) -> dict[str, Any]:
 
 def _rounded(values: NDArray[np.floating[Any]], digits: int = 4) -> list[float | None]:
     return [None if np.isnan(value) else round(float(value), digits) for value in values]
-
-
-def _save_predictions(folder: Path, predictor: Predictor, records: Sequence[Record]) -> None:
-    """Draw what the predictor finds in up to 12 of the images, evenly spread over them, as NN-NAME.jpg into a folder.
-
-    Boxes are drawn at full size, then large pictures are made smaller. Raises StorageError when the disk refuses.
-    """
-    make_folder(folder)
-    chosen = np.linspace(0, len(records) - 1, min(_MAX_PREDICTIONS, len(records))).round().astype(int)
-    sources = [records[index].path for index in chosen.tolist()]
-    for number, (image, detections) in enumerate(predictor.stream(sources), 1):
-        stem = "".join(char if char.isalnum() or char in "-_." else "_" for char in Path(detections.source).stem)
-        picture = encode_jpeg(shrunk(draw(image, detections), _PREDICTION_PX), _PREDICTION_QUALITY)
-        write_bytes_atomically(folder / f"{number:02d}-{stem[:_LONGEST_STEM]}.jpg", picture)

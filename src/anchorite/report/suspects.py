@@ -190,16 +190,9 @@ def as_csv(suspects: Sequence[Suspect], class_names: Sequence[str], root: Path) 
         *texts, reason = [
             f"'{text}" if text.startswith(_FORMULA_STARTS) else text for text in (*places, label, seen, one.reason)
         ]
-        first = [
-            one.rank,
-            one.kind_rank,
-            one.kind,
-            f"{one.score:.4f}",
-            *texts,
-            f"{one.seen_score:.4f}",
-            f"{one.iou:.4f}",
-        ]
-        writer.writerow([*first, *box(one.label_xyxy), *box(one.seen_xyxy), reason])
+        first = [one.rank, one.kind_rank, one.kind, f"{one.score:.4f}", *texts]
+        seen_cells = [f"{one.seen_score:.4f}", f"{one.iou:.4f}"]
+        writer.writerow([*first, *seen_cells, *box(one.label_xyxy), *box(one.seen_xyxy), reason])
     # File names may carry lone surrogates, which no UTF-8 file can hold.
     return stream.getvalue().encode("utf-8", "replace").decode("utf-8")
 

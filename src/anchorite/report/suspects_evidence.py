@@ -4,25 +4,23 @@ Each image is predicted as it is and mirrored. A label is compared with what is 
 similar size, as the same detector sees them. A contradiction that is common in its class counts less: it indicates a
 weakness of the detector, or a habit of labelling, rather than a mistake.
 
-Legend: N labels of an image, D detections of an image, K classes, V views of an image, T targets of a batch, R rows of
-evidence.
+Legend: N labels of an image, D detections of an image, K classes, V views of an image, R rows of evidence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anchorite.boxes import Targets, nms
 from anchorite.boxes.iou import pairwise_iou_xyxy, pairwise_overlap_xyxy
 from anchorite.data import LetterboxedBatch, Record, letterboxed_batches
-from anchorite.evaluate import batch_targets
+from anchorite.evaluate import batch_targets, predictions_in_images
 from anchorite.loss import DetectionLoss, LossConfig, break_down
 from anchorite.predict import PredictConfig, TorchRuntime, batch_detections, require_finite
 
@@ -115,31 +113,27 @@ def _observe_batch(
     of_batch = [records[index] for index in batch.indices.tolist()]
     logits = runtime.outputs(images)
     require_finite(logits, [record.path for record in of_batch])
-    losses = iter(_losses(criterion, logits, Targets(rows).to(runtime.device)))
-    found = batch_detections(logits, criterion.anchors, _LIMITS).cpu().split()
-    observations, width = [], images.shape[-1]
-    for record, transform, raw in zip(of_batch, batch.transforms, found, strict=True):
-        boxes = raw.boxes_xyxy.double().numpy()
-        if flip:
-            boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-        boxes = np.clip(transform.to_source(boxes), 0, (record.width, record.height) * 2)
-        inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        scores, class_ids = raw.scores.double().numpy(), raw.class_ids.numpy()
-        of_labels = np.array([np.nan if ignored else next(losses) for ignored in record.ignored], np.float64)
-        observations.append(Observation(boxes[inside], scores[inside], class_ids[inside], of_labels))
-    return observations
-
-
-def _losses(criterion: DetectionLoss, logits: Sequence[Tensor], targets: Targets) -> list[float]:
-    """Mean over each of T targets' anchor cells of all levels of its box and class loss; NaN where it has none."""
-    sums = torch.zeros(len(targets), dtype=torch.float64, device=targets.rows.device)
-    counts = torch.zeros_like(sums)
-    for level in break_down(criterion, logits, targets):
+    # Of each label, the sum of its anchor cells' box and class losses over all levels, and their number.
+    sums, counts = torch.zeros(2, len(rows), dtype=torch.float64, device=runtime.device)
+    for level in break_down(criterion, logits, Targets(rows).to(runtime.device)):
         # Undo the division by the level's number of cells, so that a box costs the same in any batch.
         cost = (level.box + level.classification * criterion.num_classes).double() * len(level.iou)
         sums.index_add_(0, level.assignment.target, cost)
         counts.index_add_(0, level.assignment.target, torch.ones_like(cost))
-    return torch.where(counts > 0, sums / counts, torch.nan).tolist()
+    of_targets = iter(torch.where(counts > 0, sums / counts, torch.nan).tolist())
+    losses = [np.array([np.nan if ignored else next(of_targets) for ignored in one.ignored]) for one in of_batch]
+    found = batch_detections(logits, criterion.anchors, _LIMITS).cpu()
+    boxes = found.boxes_xyxy.double()
+    if flip:
+        left, top, right, bottom = boxes.unbind(1)
+        boxes = torch.stack([images.shape[-1] - right, top, images.shape[-1] - left, bottom], dim=1)
+    in_images = predictions_in_images(replace(found, boxes_xyxy=boxes), batch.transforms)
+    return [
+        Observation(
+            np.asarray(one.boxes_xyxy, np.float64), np.asarray(one.scores, np.float64), one.class_ids, of_labels
+        )
+        for one, of_labels in zip(in_images, losses, strict=True)
+    ]
 
 
 def evidence(record: Record, observations: Sequence[Observation], num_classes: int, image: int = 0) -> Rows:
@@ -216,7 +210,14 @@ def _unlabelled(record: Record, observations: Sequence[Observation], labels: Row
     ]
     scores = np.mean([of_view.max(axis=1, initial=0.0) for of_view in agreeing], axis=0)
     with_labels = iou_of(boxes, record.boxes_xyxy)
-    explained = _explained(boxes, class_ids, record, with_labels) | (scores < _LEAST_MISSING_SCORE)
+    # A label is there, or it is a part of a label of its class, or lies in an ignored region.
+    common = pairwise_overlap_xyxy(torch.tensor(boxes), torch.tensor(record.boxes_xyxy))[0].numpy()
+    own, theirs = (np.prod(one[:, 2:] - one[:, :2], axis=1) for one in (boxes, record.boxes_xyxy))
+    part = (common > 0) & (common >= _EXPLAINED_COVER * np.minimum(own[:, None], theirs))
+    same_class = class_ids[:, None] == record.class_ids
+    in_ignored = record.ignored & (common > 0) & (common >= _IN_IGNORED * own[:, None])
+    explained = ((with_labels >= _EXPLAINED_IOU) | (part & same_class) | in_ignored).any(axis=1)
+    explained |= scores < _LEAST_MISSING_SCORE
     # What belongs to a badly placed label is reported there, and not again as a missing label.
     placed = labels["found_xyxy"][(labels["found"] > 0) & (labels["given"] + labels["other"] < _NEAR_SCORE)]
     explained |= iou_of(boxes, placed).max(axis=1, initial=0.0) >= _SAME_BOX
@@ -227,17 +228,6 @@ def _unlabelled(record: Record, observations: Sequence[Observation], labels: Row
     rows["class_id"], rows["found"], rows["found_xyxy"] = class_ids[chosen], scores[chosen], boxes[chosen]
     rows["iou"] = with_labels[chosen].max(axis=1, initial=0.0)
     return rows
-
-
-def _explained(boxes: Floats, class_ids: Ints, record: Record, iou: Floats) -> NDArray[np.bool_]:
-    """(D,) whether a label is there, or it is a part of a label of its class, or lies in an ignored region."""
-    common = pairwise_overlap_xyxy(torch.tensor(boxes), torch.tensor(record.boxes_xyxy))[0].numpy()
-    own, theirs = (np.prod(one[:, 2:] - one[:, :2], axis=1) for one in (boxes, record.boxes_xyxy))
-    part = (common > 0) & (common >= _EXPLAINED_COVER * np.minimum(own[:, None], theirs))
-    same_class = class_ids[:, None] == record.class_ids
-    in_ignored = record.ignored & (common > 0) & (common >= _IN_IGNORED * own[:, None])
-    explained: NDArray[np.bool_] = ((iou >= _EXPLAINED_IOU) | (part & same_class) | in_ignored).any(axis=1)
-    return explained
 
 
 def score_evidence(rows: Rows) -> tuple[dict[SuspectKind, Floats], dict[str, Floats]]:

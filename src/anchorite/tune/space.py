@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 from anchorite.errors import InputError
 from anchorite.plain_yaml import read_yaml_text, yaml_value
 from anchorite.recipe_names import current_name
-from anchorite.train import Recipe, with_settings
 
 if TYPE_CHECKING:
     import optuna
@@ -112,13 +111,3 @@ def read_space(path: Path) -> Space:
         reason = problem["msg"].removeprefix("Value error, ")
         raise InputError(f"{path}: {', '.join([name, *fields])}: {reason}") from None
     return {current_name(name): dimension for name, dimension in space.items()}
-
-
-def refuse_impossible(space: Space, recipe: Recipe) -> None:
-    """Validate the ends of every range with the recipe, so that no trial fails on an invalid value."""
-    for name, dimension in space.items():
-        for value in dimension.ends():
-            try:
-                with_settings(recipe, {name: value})
-            except InputError as error:
-                raise InputError(f"space: {name}: {str(error).removeprefix(f'--set {name}: ')}") from None

@@ -28,7 +28,7 @@ from anchorite.train import (
     with_settings,
 )
 from anchorite.train.events import ignore
-from anchorite.tune.space import SPACE, Space, refuse_impossible
+from anchorite.tune.space import SPACE, Space
 
 if TYPE_CHECKING:
     import optuna
@@ -66,7 +66,12 @@ class Study:
         what `read_pretrained` raises for weights.
         """
         recipe, _ = read_pretrained(recipe)  # with the size of its weights, which trials then start from
-        refuse_impossible(space, recipe)
+        # The ends of every range, so that no trial fails on an invalid value.
+        for name, value in ((name, value) for name, dimension in space.items() for value in dimension.ends()):
+            try:
+                with_settings(recipe, {name: value})
+            except InputError as error:
+                raise InputError(f"space: {name}: {str(error).removeprefix(f'--set {name}: ')}") from None
         facts = {
             "data": str(dataset.root.resolve()),
             "format": dataset.format,
