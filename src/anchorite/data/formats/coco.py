@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 import sys
+from array import array
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -21,17 +21,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from anchorite.data.dataset import NO_NUMBER, DatasetIndex, RecordTable
+from anchorite.data.dataset import DatasetIndex, RecordTable
 from anchorite.data.formats.common import (
+    BOX_BYTES,
     Fence,
-    RawBox,
     ReadingLog,
     SplitBuilder,
     assign_splits,
     is_class_name,
     is_image_name,
+    pack_box,
     split_of,
     without_links,
 )
@@ -43,9 +43,6 @@ ROBOFLOW_NAME = "_annotations.coco.json"
 _LARGEST_ID = 10**18  # of those that int64 holds
 _LARGEST = sys.float_info.max
 _BOM = b"\xef\xbb\xbf"
-# An annotation takes 61 bytes until its image is reached: position of the image, class, crowd, id, corners and area.
-_ROW = np.dtype("<i4, <i8, ?, <i8, <f8, <f8, <f8, <f8, <f8")
-_pack_row = struct.Struct("<iq?q5d").pack
 
 Content = dict[str, Any]  # the members of a json, unparsed (`msgspec.Raw`) or as Python's parser reads them
 
@@ -265,9 +262,7 @@ def _read_split(
     position_of = {image.id: position for position, image in enumerate(images)}
     annotations = _items(content, "annotations", path)
     del content
-    rows, named, bad = _read_annotations(annotations, path, position_of, known_ids, class_ids, log)
-    order = np.argsort(rows["f0"], kind="stable")
-    starts = np.searchsorted(rows["f0"], np.arange(len(images) + 1), sorter=order).tolist()
+    boxes, ends, bad = _read_annotations(annotations, path, position_of, known_ids, class_ids, builder)
     head = f"{path}: annotation id "
     for position, image in enumerate(images):
         for origin, fault in bad.get(position, ()):
@@ -280,14 +275,8 @@ def _read_split(
             log.bad(origin, f"the image does not exist ({shorten(image.file_name)}; looked in {searched})")
             continue
         header = builder.header(place, (image.width, image.height), f"{origin} ({place.name})")
-        if header is None:
-            continue
-        boxes: list[RawBox] = []
-        for row in rows[order[starts[position] : starts[position + 1]]].tolist():
-            _, class_id, is_crowd, number, x1, y1, x2, y2, area = row
-            name, number = (head, number) if number >= 0 else (named[number], NO_NUMBER)
-            boxes.append(RawBox(class_id, (x1, y1, x2, y2), name, number, is_crowd, area))
-        builder.add(place, header, boxes)
+        if header is not None:
+            builder.add(place, header, head, boxes[ends[position] : ends[position + 1]])
     return builder.table()
 
 
@@ -326,14 +315,14 @@ def _read_annotations(
     position_of: Mapping[int | str, int],
     known_ids: set[int | str],
     class_ids: Mapping[int, int],
-    log: ReadingLog,
-) -> tuple[NDArray[np.void], dict[int, str], dict[int, list[tuple[str, str]]]]:
-    """The N good annotations as rows, and the bad ones, origin and fault, by the position of their image.
+    builder: SplitBuilder,
+) -> tuple[memoryview, list[int], dict[int, list[tuple[str, str]]]]:
+    """The N good annotations, and the bad ones, origin and fault, by the position of their image.
 
-    An annotation without a plain number as id gets a negative one; the dictionary has its origin. What belongs to no
-    image is only told to the log.
+    The good ones are packed in the order of their images, and behind the boxes of image i follow at the (i+1)th number
+    those of the next. What belongs to no image is only told to the log.
     """
-    rows, named = bytearray(), dict[int, str]()
+    log, positions, boxes = builder.log, array("i"), bytearray()
     bad: dict[int, list[tuple[str, str]]] = defaultdict(list)
     decoder = msgspec.json.Decoder(_Annotation)
     items.reverse()  # taken from the end, so that memory of the items is freed as the rows grow
@@ -356,13 +345,16 @@ def _read_annotations(
             continue
         number = one.id
         if not (type(number) is int and 0 <= number < _LARGEST_ID):
-            number = -1 - len(named)
-            named[number] = _origin(path, one.id, index)
+            number = builder.number(_origin(path, one.id, index))
         x, y, width, height = map(float, one.bbox)
         area = math.nan if one.area is None else float(one.area)
+        positions.append(position)
         corners = (x, y, x + width, y + height)
-        rows += _pack_row(position, class_ids[one.category_id], bool(one.iscrowd), number, *corners, area)
-    return np.frombuffer(rows, _ROW), named, bad
+        boxes += pack_box(class_ids[one.category_id], corners, number, bool(one.iscrowd), area)
+    images = np.array(positions)
+    in_order = np.frombuffer(boxes, (np.void, BOX_BYTES))[np.argsort(images, kind="stable")]
+    counts = np.bincount(images, minlength=len(position_of))
+    return in_order.view(np.uint8).data, [0, *(np.cumsum(counts) * BOX_BYTES).tolist()], bad
 
 
 def _fault(one: _Annotation) -> str | None:

@@ -6,7 +6,7 @@ A format is a module that finds the images of each split and their boxes, and gi
     for each image of the split:
         header = builder.header(path)         # None where the image is bad, which the log then says
         if header is not None:
-            builder.add(path, header, boxes)  # a list of RawBox
+            builder.add(path, header, f"{label_path}:", boxes)  # of `pack_box`, one behind another
     table = builder.table()
 
 One policy for every format: a box that reaches outside the image is clipped; one left without area is dropped and its
@@ -20,10 +20,11 @@ from __future__ import annotations
 import math
 import os
 import re
+import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unicodedata import category
 
 import numpy as np
@@ -37,7 +38,7 @@ from anchorite.reading import printable, shorten
 
 MAX_LISTED = 20
 _LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
-_BLOCK = 1024  # boxes, or images, that the policy is applied to at a time; more of them slow the garbage collector
+_BLOCK = 4096  # boxes, or images, that the policy is applied to at a time
 # Clipping always happens, but is only reported beyond this: six decimals of a normalised number are worth up to
 # 0.01 px in a large image, and a list full of rounding hides the boxes that are wrong.
 REPORTED_CLIP_PX = 0.1
@@ -312,23 +313,18 @@ def walk_images(folder: Path, fence: Fence, log: ReadingLog) -> list[Path]:
     return sorted(images, key=lambda path: path.parts)
 
 
-class RawBox(NamedTuple):
-    """A well-formed label before the policy: corners in pixels as displayed, area in pixels or NaN for the box's.
+_pack = struct.Struct("<q4dq?d").pack
+_BOX = np.dtype([("class_id", "<i8"), ("xyxy", "<f8", 4), ("number", "<i8"), ("ignored", np.bool_), ("area", "<f8")])
+BOX_BYTES = _BOX.itemsize
 
-    Its origin is `head` and behind it `number`, unless that is NO_NUMBER.
+
+def pack_box(class_id: int, xyxy: Box, number: int, ignored: bool = False, area: float = math.nan) -> bytes:
+    """The `BOX_BYTES` bytes of a well-formed label before the policy, which many boxes are kept in at little cost.
+
+    xyxy: corners in pixels as displayed. number: of its line, or whatever else the format tells the labels of a file
+    apart by. area: in pixels, NaN for the box's.
     """
-
-    class_id: int
-    box_xyxy: Box
-    head: str
-    number: int
-    ignored: bool = False
-    area: float = math.nan
-
-    @property
-    def origin(self) -> str:
-        """The "file:line" of the label."""
-        return self.head if self.number == NO_NUMBER else f"{self.head}{self.number}"
+    return _pack(class_id, *xyxy, number, ignored, area)
 
 
 class SplitBuilder:
@@ -340,8 +336,8 @@ class SplitBuilder:
     def __init__(self, split: str, class_names: Collection[str], fence: Fence, log: ReadingLog) -> None:
         self.fence, self.log = fence, log
         self.log.split, self._class_names = split, class_names
-        self._images: list[tuple[Path, int, int, int, int]] = []  # path, width, height, number of boxes, moment
-        self._boxes: list[RawBox] = []
+        self._images: list[tuple[Path, int, int, str, int, int]] = []  # path, width, height, head, boxes, moment
+        self._boxes, self._texts = bytearray(), list[str]()
         self._records = TableBuilder()
 
     def header(self, path: Path, stated_wh: tuple[int, int] = (0, 0), origin: str = "") -> ImageHeader | None:
@@ -375,11 +371,21 @@ class SplitBuilder:
         self.log.bad(origin, fault)
         return None
 
-    def add(self, path: Path, header: ImageHeader, boxes: Sequence[RawBox]) -> None:
-        """Add an image with its boxes."""
-        self._images.append((path, header.width, header.height, len(boxes), self.log.moment()))
+    def number(self, origin: str) -> int:
+        """The number of a box whose whole origin is this text."""
+        self._texts.append(origin)
+        return -len(self._texts)
+
+    def add(self, path: Path, header: ImageHeader, head: str, boxes: bytes | bytearray | memoryview) -> None:
+        """Add an image with its boxes, as `pack_box` gives them one behind another.
+
+        The origin of a box is `head` and behind it its number.
+        """
+        start = len(self._boxes)
         self._boxes += boxes
-        if max(len(self._images), len(self._boxes)) >= _BLOCK:
+        count = (len(self._boxes) - start) // BOX_BYTES
+        self._images.append((path, header.width, header.height, head, count, self.log.moment()))
+        if max(len(self._images), len(self._boxes) // BOX_BYTES) >= _BLOCK:
             self._apply_policy()
 
     def table(self) -> RecordTable:
@@ -390,10 +396,12 @@ class SplitBuilder:
     def _apply_policy(self) -> None:
         if not self._images:
             return
-        paths, widths, heights, counts, _ = zip(*self._images, strict=True)
-        class_ids, boxes, heads, numbers, ignored, areas = zip(*self._boxes, strict=True) if self._boxes else [()] * 6
-        images = np.repeat(np.arange(len(counts)), counts)
-        stated_xyxy = np.array(boxes, np.float64).reshape(-1, 4)
+        paths, widths, heights, heads, counts, _ = zip(*self._images, strict=True)
+        boxes = np.frombuffer(self._boxes, _BOX)
+        images, stated_xyxy, numbers = np.repeat(np.arange(len(counts)), counts), boxes["xyxy"], boxes["number"]
+        head_of_box = np.array(heads, object)[images]
+        for row in np.flatnonzero(numbers < 0).tolist():
+            head_of_box[row] = self._texts[-numbers[row] - 1]
         limits = np.array([widths, heights, widths, heights], np.float64).T[images]
         boxes_xyxy = np.where(stated_xyxy < 0.0, 0.0, stated_xyxy)
         boxes_xyxy = np.where(boxes_xyxy > limits, limits, boxes_xyxy)
@@ -402,43 +410,47 @@ class SplitBuilder:
         is_kept = np.ones(len(images), np.bool_)
         for image in np.unique(images[is_reported]).tolist():
             rows = slice(*np.searchsorted(images, [image, image + 1]).tolist())
-            is_kept[rows] = self._report(image, self._boxes[rows], boxes_xyxy[rows].tolist())
+            is_kept[rows] = self._report(image, boxes[rows], head_of_box[rows], boxes_xyxy[rows].tolist())
         sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-        areas_px = np.where(np.isnan(np.array(areas, np.float64)), sides[:, 0] * sides[:, 1], areas)
+        areas = np.where(np.isnan(boxes["area"]), sides[:, 0] * sides[:, 1], boxes["area"])
         self._records.extend(
             paths,
-            [head for head, kept in zip(heads, is_kept.tolist(), strict=True) if kept],
+            head_of_box[is_kept],
             np.bincount(images[is_kept], minlength=len(counts)),
             widths=widths,
             heights=heights,
             boxes_xyxy=boxes_xyxy[is_kept],
-            class_ids=np.array(class_ids, np.int64)[is_kept],
-            ignored=np.array(ignored, np.bool_)[is_kept],
-            areas=areas_px[is_kept],
-            numbers=np.array(numbers, np.int64)[is_kept],
+            class_ids=boxes["class_id"][is_kept],
+            ignored=boxes["ignored"][is_kept],
+            areas=areas[is_kept],
+            numbers=np.maximum(numbers[is_kept], NO_NUMBER),
         )
-        self._images, self._boxes = [], []
+        self._images, self._boxes = [], bytearray()
 
-    def _report(self, image: int, boxes: Sequence[RawBox], clipped_xyxy: Sequence[Sequence[float]]) -> list[bool]:
+    def _report(
+        self, image: int, boxes: NDArray[np.void], heads: Iterable[str], clipped_xyxy: Iterable[Sequence[float]]
+    ) -> list[bool]:
         """Whether each box of an image stays; the log is told what the policy does to them."""
-        path, width, height, _, moment = self._images[image]
+        path, width, height, *_, moment = self._images[image]
         class_names = list(self._class_names)
         stays: list[bool] = []
         first_origins: dict[tuple[object, ...], str] = {}
-        for box, clipped in zip(boxes, clipped_xyxy, strict=True):
+        for box, head, clipped in zip(boxes, heads, clipped_xyxy, strict=True):
+            class_id, number, stated = int(box["class_id"]), int(box["number"]), tuple(box["xyxy"].tolist())
             kind: AdjustmentKind | None = None
-            origin, name, key = box.origin, class_names[box.class_id], (box.class_id, box.ignored, *clipped)
+            origin, name = head if number < 0 else f"{head}{number}", class_names[class_id]
+            key = (class_id, bool(box["ignored"]), *clipped)
             if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
                 kind, detail = "dropped-empty", f"has no area within {width}x{height}"
             elif key in first_origins:
                 kind, detail = "dropped-duplicate", f"repeats {first_origins[key]}"
-            elif max(abs(a - b) for a, b in zip(clipped, box.box_xyxy, strict=True)) > REPORTED_CLIP_PX:
+            elif max(abs(a - b) for a, b in zip(clipped, stated, strict=True)) > REPORTED_CLIP_PX:
                 kind, detail = "clipped", f"-> {_show(clipped)} in {path.name}"
             stays.append(kind in (None, "clipped"))
             if stays[-1]:
                 first_origins[key] = origin
             if kind is not None:
-                detail, known = f"{name} {_show(box.box_xyxy)} {detail}", {"class_name": name, "box_xyxy": box.box_xyxy}
+                detail, known = f"{name} {_show(stated)} {detail}", {"class_name": name, "box_xyxy": stated}
                 self.log.adjusted(kind, origin, detail, moment, image=path, **known)
         return stays
 

@@ -20,7 +20,6 @@ from anchorite.data.dataset import DatasetIndex, RecordTable
 from anchorite.data.formats.common import (
     Box,
     Fence,
-    RawBox,
     ReadingLog,
     SplitBuilder,
     assign_splits,
@@ -28,6 +27,7 @@ from anchorite.data.formats.common import (
     exists,
     is_class_name,
     is_image_name,
+    pack_box,
     plain_number,
     split_of,
     without_links,
@@ -224,7 +224,10 @@ def _read_split(
                 line = document.get("line")
                 raise InputError(f"{path}:{line}: the root element is <{document.tag}>, not <annotation>")
             objects, stated_wh = _read_objects(document, path, known_names, log), _stated_size(document, path)
-            boxes = [box._replace(class_id=class_ids.setdefault(name, len(class_ids))) for name, box in objects]
+            boxes = b"".join(
+                pack_box(class_ids.setdefault(name, len(class_ids)), corners, line, is_difficult)
+                for name, corners, line, is_difficult in objects
+            )
             image = _find_image(item, document, folders, log)
             if owners.setdefault(image, path) != path:
                 raise InputError(f"{path}: {image} belongs to {owners[image]} already; keep one of the two")
@@ -235,7 +238,7 @@ def _read_split(
             continue
         header = builder.header(image, stated_wh, str(path))
         if header is not None:
-            builder.add(image, header, boxes)
+            builder.add(image, header, f"{path}:", boxes)
     return builder.table()
 
 
@@ -284,15 +287,15 @@ def read_xml(path: Path) -> ElementTree.Element:
 
 def _read_objects(
     document: ElementTree.Element, path: Path, known_names: Collection[str] | None, log: ReadingLog
-) -> list[tuple[str, RawBox]]:
-    """Class name and box, its class number still to be set, of each good object; the log is told of the others."""
-    objects: list[tuple[str, RawBox]] = []
+) -> list[tuple[str, Box, int, bool]]:
+    """Class name, corners, line and difficulty of each good object; the log is told of the others."""
+    objects: list[tuple[str, Box, int, bool]] = []
     for element in document.findall("object"):
         box = element.find("bndbox")
         line = int((element if box is None else box).attrib["line"])
         try:
             name, corners, is_difficult = _read_object(element, box, known_names)
-            objects.append((name, RawBox(-1, corners, f"{path}:", line, is_difficult)))
+            objects.append((name, corners, line, is_difficult))
         except InputError as error:
             log.bad(f"{path}:{line}", str(error))
     return objects

@@ -16,12 +16,12 @@ import yaml
 from anchorite.data.dataset import DatasetIndex, RecordTable
 from anchorite.data.formats.common import (
     Fence,
-    RawBox,
     ReadingLog,
     SplitBuilder,
     distinct_class_names,
     exists,
     is_image_name,
+    pack_box,
     plain_integer,
     plain_number,
     split_of,
@@ -224,9 +224,9 @@ def _read_split(
             header = builder.header(image)
             if header is None:
                 continue
-            boxes = _read_labels(label, image, header, num_classes, builder) if is_labelled else []
+            boxes = _read_labels(label, image, header, num_classes, builder) if is_labelled else b""
             if boxes is not None:
-                builder.add(image, header, boxes)
+                builder.add(image, header, f"{label}:", boxes)
         for folder in sorted({label.parent for label in labels}):
             if not is_list and not folder.is_relative_to(source.path):  # beside the images, any text file may lie
                 texts = [name for name in log.folders.names(folder) if name.endswith(".txt") and name != "classes.txt"]
@@ -282,7 +282,7 @@ def _label_path(image: Path, bases: Sequence[Path], log: ReadingLog) -> Path:
 
 def _read_labels(
     path: Path, image: Path, header: ImageHeader, num_classes: int, builder: SplitBuilder
-) -> list[RawBox] | None:
+) -> bytearray | None:
     """The boxes in a label file; the log is told of bad rows. None when the file cannot be read at all."""
     log = builder.log
     log.dependencies.add_file(path)
@@ -291,18 +291,17 @@ def _read_labels(
     except InputError as error:
         log.bad(str(path), str(error).removeprefix(f"{path}: "), image)
         return None
-    boxes: list[RawBox] = []
-    width, height, head = header.width, header.height, f"{path}:"
+    boxes, width, height = bytearray(), header.width, header.height
     for number, line in enumerate(lines, start=1):
         if not line.strip(b" \t\r"):
             continue
         row = parse_row(line, num_classes)
         if isinstance(row, str):
-            log.bad(f"{head}{number}", row, image)
+            log.bad(f"{path}:{number}", row, image)
             continue
         class_id, cx, cy, w, h = row
         corners = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-        boxes.append(RawBox(class_id, corners, head, number))
+        boxes += pack_box(class_id, corners, number)
     return boxes
 
 
