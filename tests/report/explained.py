@@ -11,7 +11,7 @@ from anchorite.boxes import Targets
 from anchorite.data import DatasetIndex, open_dataset
 from anchorite.loss import DetectionLoss, LossConfig
 from anchorite.model import Detector
-from anchorite.report.explain import Chosen, Explained, ExplainSettings, explain
+from anchorite.report.explain import Explained, ExplainSettings, explain
 from tests.inspect.samples import yolo_folder
 
 EVIL = "<script>alert(1)</script>"
@@ -51,7 +51,7 @@ def explained_val(dataset: DatasetIndex, setting: ExplainSettings, *names: str) 
     """The page of these images of val, or of all."""
     records = dataset.splits["val"]
     stems = [record.path.stem for record in records]
-    chosen = [Chosen(stems.index(name), "of the test") for name in names or stems]
+    chosen = {stems.index(name): "of the test" for name in names or stems}
     return explain(records, chosen, setting, f"data of {EVIL}", ["chosen by the test"])
 
 

@@ -47,8 +47,8 @@ def test_a_straight_series_is_drawn_from_corner_to_corner() -> None:
     assert run[0] == (left, PLOT_BOTTOM)
     assert run[2] == ((left + right) / 2, middle)
     assert run[-1] == (right, PLOT_TOP)
-    assert [tick.label for tick in curve.y_ticks] == ["0", "1", "2", "3", "4"]
-    assert [tick.label for tick in curve.x_ticks] == ["1", "2", "3", "4", "5"]
+    assert [label for _, label in curve.y_ticks] == ["0", "1", "2", "3", "4"]
+    assert [label for _, label in curve.x_ticks] == ["1", "2", "3", "4", "5"]
     assert curve.last == "4"
     hover = json.loads(curve.hover)
     assert hover["at"][1] == [left + (right - left) / 4, "2"]
@@ -100,7 +100,7 @@ def test_every_series_stays_inside_the_chart_between_increasing_ticks(values: li
     curve = make_curve("any", list(range(len(values))), values, mark_highest=True)
     for run in _runs(path_of(curve)):
         assert all(PLOT_LEFT <= x <= PLOT_RIGHT and PLOT_TOP <= y <= PLOT_BOTTOM for x, y in run)
-    heights = [tick.at for tick in curve.y_ticks]
+    heights = [at for at, _ in curve.y_ticks]
     assert heights == sorted(heights, reverse=True)
     assert len(heights) <= 7
     assert "nan" not in path_of(curve)

@@ -23,7 +23,7 @@ from anchorite.data import open_dataset
 from anchorite.errors import DivergedError, InputError
 from anchorite.loss import DetectionLoss, LossConfig, assign
 from anchorite.model import WeightsInfo, save_weights
-from anchorite.report.explain import Chosen, choose_images, choose_setting, explain, find_images, image_costs
+from anchorite.report.explain import choose_images, choose_setting, explain, find_images, image_costs
 from anchorite.report.page import script_json
 from tests.inspect.samples import write_picture, yolo_folder
 from tests.report.explained import EVIL, MIDDLE, dataset_in, explained_val, setting_of, targets_of
@@ -33,21 +33,21 @@ def test_the_most_instructive_images_are_chosen_in_turn(tmp_path: Path) -> None:
     dataset = dataset_in(tmp_path)
     records = dataset.splits["val"]
     found = choose_images(records, setting_of(dataset))
-    names = [records[one.index].path.stem for one in found]
+    names = [records[index].path.stem for index in found]
     assert names == ["lost", "crash", "many", "empty"]
-    reasons = [one.reason for one in found]
+    reasons = list(found.values())
     assert reasons[0] == "1 box that no anchor matches"
     assert re.fullmatch(r"\d+ anchor cells assigned to several boxes", reasons[1])
     assert reasons[2:] == ["5 boxes", "no boxes"]
-    assert choose_images(records, setting_of(dataset), most=2) == found[:2]
-    assert choose_images(records[:0], setting_of(dataset)) == []
+    assert list(choose_images(records, setting_of(dataset), most=2)) == list(found)[:2]
+    assert choose_images(records[:0], setting_of(dataset)) == {}
 
 
 def test_images_are_found_by_name_and_stem_in_the_order_named(tmp_path: Path) -> None:
     dataset = dataset_in(tmp_path)
     stems = [record.path.stem for record in dataset.splits["val"]]
     found = find_images(dataset, "val", ["many.png", "lost", "many"])
-    assert [stems[one.index] for one in found] == ["many", "lost"]
+    assert [stems[index] for index in found] == ["many", "lost"]
     with pytest.raises(InputError, match=r"--image mny: .*near are many\.png"):
         find_images(dataset, "val", ["mny"])
     with pytest.raises(InputError, match=r"--image t\.png: .*add --split train"):
@@ -165,7 +165,7 @@ def test_a_page_of_twenty_images_stays_under_3_mb(tmp_path: Path) -> None:
         write_picture(path, rng.integers(0, 256, (480, 640, 3)).astype(np.uint8))
     dataset = open_dataset(folder)
     setting = setting_of(dataset, image_size=640)
-    page = explain(dataset.splits["val"], [Chosen(i, "") for i in range(20)], setting, "noise").page
+    page = explain(dataset.splits["val"], dict.fromkeys(range(20), ""), setting, "noise").page
     assert 1_000_000 < len(page.encode()) <= 3_000_000
     assert page.count("data:image/jpeg;base64,") == 20
 
@@ -174,13 +174,13 @@ def test_unreadable_images_are_refused_or_left_out_by_name(tmp_path: Path) -> No
     dataset = dataset_in(tmp_path)
     broken = next(record.path for record in dataset.splits["val"] if record.path.stem == "lost")
     broken.write_bytes(broken.read_bytes()[:200])
-    setting, chosen = setting_of(dataset), [Chosen(index, "") for index in range(4)]
+    setting, chosen = setting_of(dataset), dict.fromkeys(range(4), "")
     with pytest.raises(InputError, match=r"lost\.png(.|\n)*--skip-bad"):
         explain(dataset.splits["val"], chosen, setting, "x")
     done = explain(dataset.splits["val"], chosen, setting, "x", skip_unreadable=True)
     assert len(done.facts["images"]) == 3
     assert "lost.png" in done.left_out[0]
-    only = [one for one in chosen if dataset.splits["val"][one.index].path.stem == "lost"]
+    only = {index: "" for index in chosen if dataset.splits["val"][index].path.stem == "lost"}
     with pytest.raises(InputError, match="none of the chosen images can be read"):
         explain(dataset.splits["val"], only, setting, "x", skip_unreadable=True)
 

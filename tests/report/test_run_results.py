@@ -106,10 +106,10 @@ def test_the_twelve_numbers_are_of_the_best_and_of_the_last_epoch(files: RunFile
 def test_the_time_is_split_into_parts_of_a_whole(files: RunFiles) -> None:
     shares = time_split(files)  # 6 epochs of 10 s, 2.5 of them waiting, 3 s validation each, in 84 s
     assert [(name, seconds) for name, _, seconds, _, _ in shares] == [
-        ("training steps", "45 s"),
-        ("waiting for data", "15 s"),
-        ("validation", "18 s"),
-        ("all else", "6 s"),
+        ("training steps", 45),
+        ("waiting for data", 15),
+        ("validation", 18),
+        ("all else", 6),
     ]
     assert sum(percent for _, _, _, percent, _ in shares) == pytest.approx(100)
     (files.folder / "summary.json").write_text('{"seconds": 12}')  # of a run that was resumed: the last part alone

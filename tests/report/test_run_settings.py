@@ -14,7 +14,7 @@ from tests.report.fake_run import make_full_run
 
 
 def shown(run: Path) -> dict[str, tuple[str, str]]:
-    return {row.name: (row.written, row.effective) for row in effective_settings(RunFiles(run))}
+    return {name: (written, effective) for name, written, effective, _ in effective_settings(RunFiles(run))}
 
 
 def test_each_setting_is_shown_as_training_recorded_it(tmp_path: Path) -> None:

@@ -21,13 +21,7 @@ _NUM_COLOURS = 8  # of the style sheet; further lines repeat them, dashed
 _MAX_POINTS, _MAX_POINTS_BRIEF = 600, 60  # the first is twice what the chart has pixels
 _MAX_MAGNITUDE = 1e100  # differences of larger values overflow; they are shown as gaps
 Values = NDArray[np.float64]
-
-
-class Tick(NamedTuple):
-    """A labelled position on an axis, `at` in chart coordinates."""
-
-    at: float
-    label: str
+Tick = tuple[float, str]  # where it is, in chart coordinates, and its label
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +173,7 @@ def _round_step(rough: float) -> float:
 
 
 def _ticks(marks: Values, scale: tuple[float, float, float, float]) -> tuple[Tick, ...]:
-    return tuple(Tick(float(at), format_number(mark)) for mark, at in zip(marks, _scaled(marks, *scale), strict=True))
+    return tuple((float(at), format_number(mark)) for mark, at in zip(marks, _scaled(marks, *scale), strict=True))
 
 
 def _scaled(values: Values, low: float, high: float, start: float, end: float) -> Values:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
@@ -17,14 +17,7 @@ from anchorite.report.run_settings import effective_settings
 
 MOST_RUNS = 16
 _MAX_CURVES = 40
-
-
-class ComparedRow(NamedTuple):
-    """A name, a text for each run, and for each run whether it is the best."""
-
-    name: str
-    cells: tuple[str, ...]
-    best: tuple[bool, ...]
+ComparedRow = tuple[str, tuple[str, ...], tuple[bool, ...]]  # a name, a text for each run, whether each is the best
 
 
 def write_comparison(run_folders: Sequence[Path], path: Path) -> Path:
@@ -63,7 +56,9 @@ def comparison_page(run_folders: Sequence[Path]) -> str:
         "classes": _classes(runs, same_data),
         "charts": _charts(runs, names),
         "settings": _differing([dict(flatten(files.recipe)) for files in runs]),
-        "effective": _differing([{one.name: one.effective for one in effective_settings(files)} for files in runs]),
+        "effective": _differing(
+            [{name: effective for name, _, effective, _ in effective_settings(files)} for files in runs]
+        ),
     }
     return render_page("compare.html.j2", context, styles=STYLES, scripts=("chart.js",))
 
@@ -103,7 +98,7 @@ def _row(name: str, values: Sequence[float], text: Callable[[Any], str], mark: b
     finite = [value for value in values if math.isfinite(value)]
     differ = mark and len(finite) > 1 and max(finite) > min(finite)
     cells = tuple(text(value) if math.isfinite(value) else "-" for value in values)
-    return ComparedRow(name, cells, tuple(differ and value == max(finite) for value in values))
+    return name, cells, tuple(differ and value == max(finite) for value in values)
 
 
 def _charts(runs: Sequence[RunFiles], names: Sequence[str]) -> list[Chart]:
@@ -123,4 +118,4 @@ def _differing(settings: Sequence[dict[str, str]]) -> list[ComparedRow]:
     """The settings whose values are not the same in all runs."""
     names = dict.fromkeys(name for one in settings for name in one)
     rows = [(name, tuple(one.get(name, "-") for one in settings)) for name in names]
-    return [ComparedRow(name, cells, (False,) * len(cells)) for name, cells in rows if len(set(cells)) > 1]
+    return [(name, cells, (False,) * len(cells)) for name, cells in rows if len(set(cells)) > 1]

@@ -7,7 +7,7 @@ K classes, P matched anchor cells of a level.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -116,16 +116,8 @@ def choose_setting(
     return ExplainSettings(info.class_names, info.anchors, size, config.ratio_limit, detector, criterion, sentences)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """An image to explain, by its index in the split's records, and why it was chosen."""
-
-    index: int
-    reason: str
-
-
-def find_images(dataset: DatasetIndex, split: str, names: Sequence[str]) -> list[Chosen]:
-    """The images of a split with these file names or stems, in the order named.
+def find_images(dataset: DatasetIndex, split: str, names: Sequence[str]) -> dict[int, str]:
+    """The images of a split with these file names or stems, in the order named: why they are chosen, by their index.
 
     Raises InputError for a name that no image has, suggesting similar names, or the split that has it.
     """
@@ -150,11 +142,12 @@ def find_images(dataset: DatasetIndex, split: str, names: Sequence[str]) -> list
         found |= dict.fromkeys(matching, "named by --image")
     if len(found) > MOST_NAMED:
         raise InputError(f"--image: {len(found)} images for one page; name at most {MOST_NAMED}")
-    return [Chosen(index, reason) for index, reason in found.items()]
+    return found
 
 
-def choose_images(records: Sequence[Record], setting: ExplainSettings, most: int = MOST_CHOSEN) -> list[Chosen]:
-    """Up to `most` images of N, ranked: in turn the ones with most unmatched boxes, collisions, and boxes.
+def choose_images(records: Sequence[Record], setting: ExplainSettings, most: int = MOST_CHOSEN) -> dict[int, str]:
+    """Why they are chosen, by index, of up to `most` images of N: in turn those with most unmatched boxes, collisions
+    and boxes.
 
     Only labels and sizes are read, no pixel. The same split gives the same choice.
     """
@@ -175,11 +168,8 @@ def choose_images(records: Sequence[Record], setting: ExplainSettings, most: int
     for _ in range(most):
         for ranking in rankings:
             chosen.update(islice(ranking, 1))
-    for index in range(len(records)):
-        if len(chosen) >= most:
-            break
-        chosen.setdefault(index, "no boxes")
-    return [Chosen(index, reason) for index, reason in islice(chosen.items(), most)]
+    others = dict.fromkeys((index for index in range(len(records)) if index not in chosen), "no boxes")
+    return dict(islice((chosen | others).items(), most))
 
 
 def _counts(records: Sequence[Record], setting: ExplainSettings) -> NDArray[np.int64]:
@@ -218,7 +208,7 @@ class Explained:
 
 def explain(
     records: Sequence[Record],
-    chosen: Sequence[Chosen],
+    chosen: Mapping[int, str],
     setting: ExplainSettings,
     title: str,
     notes: Sequence[str] = (),
@@ -226,16 +216,17 @@ def explain(
     skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Explained:
-    """The page of these images of a split. notes: how they were chosen, shown with the setting's sentences.
+    """The page of images of a split. chosen: why each is shown, by its index; notes: how they were chosen, shown with
+    the setting's sentences.
 
     progress is called with (images done, images in all). Raises InputError naming an image that cannot be decoded,
     unless skip_unreadable, or when none is left; DivergedError when the network's output is not finite.
     """
     explained: list[tuple[dict[str, Any], NDArray[np.uint8]]] = []
     left_out: list[str] = []
-    for number, one in enumerate(chosen, 1):
+    for number, (index, reason) in enumerate(chosen.items(), 1):
         try:
-            explained.append(_explain_image(records[one.index], one.reason, setting))
+            explained.append(_explain_image(records[index], reason, setting))
         except InputError as error:
             if not skip_unreadable:
                 raise InputError(f"{error}\n--skip-bad leaves such images out") from error

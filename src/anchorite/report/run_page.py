@@ -17,7 +17,7 @@ from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
 from anchorite.report.charts import Chart, Line, decimals, format_number, make_chart
 from anchorite.report.page import MAX_PAGE_BYTES, embed_pictures, render_page
-from anchorite.report.run_data import RunFiles, clock, flatten, none_if_absent, read_status, show
+from anchorite.report.run_data import RunFiles, flatten, none_if_absent, read_status, show
 from anchorite.report.run_settings import effective_settings, lr_plan
 
 STYLES = ("style.css", "run_report.css")
@@ -261,9 +261,9 @@ def confusion_table(files: RunFiles) -> dict[str, Any]:
     }
 
 
-def time_split(files: RunFiles) -> list[tuple[str, str, str, float, str]]:
-    """The parts of the run's time: name, style (of its colour), seconds as text, percent and meaning; empty where the
-    metrics do not tell.
+def time_split(files: RunFiles) -> list[tuple[str, str, float, float, str]]:
+    """The parts of the run's time: name, style (of its colour), seconds, percent and meaning; empty where the metrics
+    do not tell.
 
     The rest of the whole time is known only where the run was made in one go: else the summary has that of its last
     part alone.
@@ -280,11 +280,7 @@ def time_split(files: RunFiles) -> list[tuple[str, str, str, float, str]]:
     if isinstance(whole, int | float) and (rest := whole - train - validation) >= 0:
         parts.append(("all else", "rest", rest, "checkpoints, weights, metrics, and the loop itself"))
     total = sum(seconds for _, _, seconds, _ in parts)
-    shown = [clock(seconds) if seconds >= 10 else f"{seconds:.2g} s" for _, _, seconds, _ in parts]
-    return [
-        (name, style, text, 100 * seconds / total, meaning)
-        for (name, style, seconds, meaning), text in zip(parts, shown, strict=True)
-    ]
+    return [(name, style, seconds, 100 * seconds / total, meaning) for name, style, seconds, meaning in parts]
 
 
 @none_if_absent

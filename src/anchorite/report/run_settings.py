@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import safe_open
 
@@ -34,23 +34,15 @@ mosaic | share {r[augment.mosaic]} | {d[mosaic]} | \
 the last {r[augment.close_mosaic_epochs]} epochs see single images, as prediction does"""
 
 
-class EffectiveSetting(NamedTuple):
-    """name: of what is derived; written: in the recipe; effective: what the run uses; why: what it derives from."""
-
-    name: str
-    written: str
-    effective: str
-    why: str
-
-
-def effective_settings(files: RunFiles) -> list[EffectiveSetting]:
-    """The derived settings of a run, without those of which neither recipe nor run.json tells anything."""
+def effective_settings(files: RunFiles) -> list[tuple[str, str, str, str]]:
+    """The derived settings of a run, without those of which neither recipe nor run.json tells anything: name, what the
+    recipe says, what the run uses, and what that derives from."""
     recipe, derived, start = dict(flatten(files.recipe)), files.facts.get("derived"), files.facts.get("start")
     recorded = dict(flatten(derived)) if isinstance(derived, dict) else {}
     settings = []
     if isinstance(start, dict):
         weights, digest, transferred = (str(start.get(key, _UNKNOWN)) for key in ("weights", "sha256", "kept"))
-        settings = [EffectiveSetting("starting weights", weights, f"SHA-256 {digest[:12]}...", transferred)]
+        settings = [("starting weights", weights, f"SHA-256 {digest[:12]}...", transferred)]
     at = ", at the start"
     if saved := files.from_newest_checkpoint(_saved_balance):
         recorded["balance"], at = saved
@@ -65,7 +57,7 @@ def effective_settings(files: RunFiles) -> list[EffectiveSetting]:
         cells = _filled(written, recipe, recorded, _UNKNOWN), _filled(effective, recipe, recorded, _NOT_RECORDED)
         if cells != (_UNKNOWN, _NOT_RECORDED):
             reason = why.format(r=defaultdict(lambda: _UNKNOWN, recipe), d=defaultdict(lambda: _UNKNOWN, recorded))
-            settings.append(EffectiveSetting(name, *cells, reason))
+            settings.append((name, *cells, reason))
     return settings
 
 
