@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anchorite.data import DatasetIndex, index_cache, open_dataset
+from anchorite.data import DatasetIndex, formats, index_cache, open_dataset
 from anchorite.data.dataset import RecordTable
-from anchorite.data.formats import recognise
 from anchorite.data.index_cache import VARIABLE
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
@@ -65,8 +64,8 @@ def opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DatasetIndex, b
     """The dataset, and whether it was read rather than taken from the cache."""
     with monkeypatch.context() as patch:
         reads: list[int] = []
-        real = recognise.ReadingLog
-        patch.setattr(recognise, "ReadingLog", lambda *args: (reads.append(1), real(*args))[1])
+        real = formats.ReadingLog
+        patch.setattr(formats, "ReadingLog", lambda *args: (reads.append(1), real(*args))[1])
         return open_dataset(root), bool(reads)
 
 

@@ -1,5 +1,121 @@
-"""Label formats: YOLO, COCO and Pascal VOC, recognised by looking and read into a `DatasetIndex`."""
+"""Opening a dataset by looking at it: which of the label formats, YOLO, COCO, Pascal VOC or shards, a folder or file
+holds."""
 
-from anchorite.data.formats.recognise import FormatName, open_dataset
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from anchorite.choices import FormatName
+from anchorite.data.dataset import DatasetIndex
+from anchorite.data.formats import coco, voc, yolo
+from anchorite.data.formats.common import Fence, ReadingLog, exists
+from anchorite.data.index_cache import Reading, load_index, save_index
+from anchorite.data.shards.format import MANIFEST
+from anchorite.data.shards.split import find_shards, read_shards
+from anchorite.errors import InputError
 
 __all__ = ["FormatName", "open_dataset"]
+
+_MOST_BROKEN = 5
+
+
+class _Format(NamedTuple):
+    """How a format is recognised and read.
+
+    looked_for: in words. suffixes: of a file that the user may name, or its whole name. find: what `read` takes, for
+    such a file or for a folder; nothing where the folder does not hold this format.
+    """
+
+    looked_for: str
+    suffixes: tuple[str, ...]
+    find: Callable[[Path, ReadingLog, Fence], Any]
+    read: Callable[[Any, Path, ReadingLog, bool], DatasetIndex]
+
+
+# The first that is found in a folder is taken.
+_FORMATS: dict[FormatName, _Format] = {
+    "shards": _Format(
+        "shards: shards.json, as anchorite convert --to shards writes it",
+        (MANIFEST,),
+        lambda root, _, fence: root if root.is_file() else find_shards(root, fence),
+        read_shards,
+    ),
+    "yolo": _Format(yolo.LOOKED_FOR, (".yaml", ".yml"), yolo.find_yolo, yolo.read_yolo),
+    "coco": _Format(coco.LOOKED_FOR, (".json",), coco.find_coco, coco.read_coco),
+    "voc": _Format(voc.LOOKED_FOR, (), voc.find_voc, voc.read_voc),
+}
+
+
+def open_dataset(
+    path: Path | str, format: FormatName | None = None, skip_bad: bool = False, *, allow_outside: bool = False
+) -> DatasetIndex:
+    """Read a dataset: a folder, a data.yaml or a COCO json.
+
+    Of several formats in one folder shards are preferred, then YOLO, COCO, VOC; `format` overrules. skip_bad: leave out
+    malformed rows and unreadable images instead of raising (damage behind an image's header is found, and the image
+    left out, when it is decoded). allow_outside: follow paths and links out of the dataset.
+    Returns the index; `adjustments` says what was clipped, dropped, skipped or ignored. Nothing is written into the
+    dataset; the index of a large one is kept in a cache folder, and taken from there while nothing changed.
+    Raises InputError when nothing is recognised, or with the first 20 bad rows and their count.
+    """
+    if format is not None and format not in get_args(FormatName):
+        raise InputError(f"format must be yolo, coco, voc or shards; got {format!r}")
+    root = Path(path)
+    if not exists(root):
+        raise InputError(f"{root}: does not exist; name a dataset's folder, its data.yaml or its COCO json")
+    reading = Reading(root, format, skip_bad, allow_outside)
+    cached = load_index(reading)
+    if cached is not None:
+        return cached
+    log, fence = ReadingLog(skip_bad), Fence([root], allow_outside)
+    log.dependencies.add_candidate(root)
+    try:
+        for name, one in _FORMATS.items():
+            is_possible = root.is_dir() or root.name in one.suffixes or root.suffix.lower() in one.suffixes
+            found = one.find(root, log, fence) if is_possible and format in (None, name) else None
+            if found:
+                index = one.read(found, root, log, allow_outside)
+                break
+        else:
+            raise _not_recognised(root, format, fence)
+    except OSError as error:
+        raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
+    return save_index(reading, replace(index, allow_outside=allow_outside, skip_bad=skip_bad), log.dependencies)
+
+
+def _not_recognised(root: Path, format: FormatName | None, fence: Fence) -> InputError:
+    """What to say of a file or folder that holds none of the formats."""
+    if not root.is_dir():
+        hint = f" as {format}" if format else ""
+        hint += "; a dataset is a folder, a data.yaml (yolo) or a json (coco)"
+        if root.suffix.lower() == ".tar" and (root.parent / MANIFEST).is_file():
+            hint += f"; this is one of the shards in {root.parent}: name that folder"
+        elif root.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
+            hint += "; unpack it and name the folder"
+        return InputError(f"{root}: cannot be opened{hint}")
+    broken = coco.broken_jsons(root, fence) if format in (None, "coco") else []
+    if broken:
+        more = len(broken) - _MOST_BROKEN
+        return InputError(
+            f"{root}: no dataset recognised, and of its json files some cannot be read:\n"
+            + "\n".join(f"  {error}" for error in broken[:_MOST_BROKEN])
+            + (f"\n  and {more} more" if more > 0 else "")
+            + "\nIf these are its COCO labels, export or copy them again"
+        )
+    wanted = [one.looked_for for name, one in _FORMATS.items() if format in (None, name)]
+    names = sorted(child.name + ("/" if child.is_dir() else "") for child in root.iterdir())
+    found = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    above = [parent for parent in root.resolve().parents[:2] if (parent / "data.yaml").is_file()]
+    near = [*above, *(path.parent for path in sorted(root.glob("*/data.yaml")))]
+    hint = ""
+    if format is not None:
+        hint = f"\nIt was read as {format} only, as asked for; leave that out and all formats are looked for"
+    elif near:
+        hint = f"\nThere is a data.yaml in {near[0]}: name that folder"
+    elif (root / "labels").is_dir() or any(root.glob("*/labels")):
+        hint = "\nThere is a labels folder: write a data.yaml with the lines `train: ...` and `names: [...]` beside it"
+    lines = [f"{root}: no dataset recognised. Looked for:", *(f"  {line}" for line in wanted)]
+    return InputError("\n".join(lines) + f"\nFound: {found or 'an empty folder'}{hint}")
