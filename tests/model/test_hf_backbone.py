@@ -351,7 +351,7 @@ def test_stages_that_are_not_there_or_lead_nowhere_are_named() -> None:
         built(**five)
     whole = Detector("n6", 3, default_anchors("n6"), config_of_library({**SETTINGS["resnet"], **five}, "x"))
     assert [one.shape[-1] for one in whole.eval().features(images(1, 3, 128, 128))] == [16, 8, 4, 2]
-    assert isinstance(whole.backbone.coarser, nn.Identity)
+    assert whole.backbone.coarser is None
     with pytest.raises(InputError, match=r"no stage of stride 8 or 16 or 32"):
         built(model_type="convnext", patch_size=3)
 

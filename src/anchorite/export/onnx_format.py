@@ -194,22 +194,6 @@ def _checked_info(path: object, content: bytes) -> ExportInfo:
         model = needed("onnx").load_model_from_string(content)
     except needed("google.protobuf.message").DecodeError as error:
         raise InputError(f"{path}: cut off or no ONNX file; copy or export it again") from error
-    _refuse_unsafe(path, model)
-    info = from_texts(path, {entry.key: entry.value for entry in model.metadata_props})
-    inputs = [(one.name, one.type.tensor_type.elem_type) for one in model.graph.input]
-    outputs = [(one.name, one.type.tensor_type.elem_type) for one in model.graph.output]
-    expected = (
-        [(INPUT, _UINT8 if info.takes_bytes else _FLOAT)],
-        [(info.outputs[0], _FLOAT), (info.outputs[1], _FLOAT if info.suppression is None else _INT64)],
-    )
-    if (inputs, outputs) != expected:
-        raise InputError(
-            f"{path}: inputs and outputs (names, types) are {inputs}, {outputs}, but its metadata means {expected}"
-        )
-    return info
-
-
-def _refuse_unsafe(path: object, model: ModelProto) -> None:
     foreign = {opset.domain for opset in model.opset_import} | {node.domain for node in model.graph.node}
     foreign -= set(_OWN_DOMAINS)
     if foreign:
@@ -226,6 +210,18 @@ def _refuse_unsafe(path: object, model: ModelProto) -> None:
     tensors += [part for one in sparse for part in (one.values, one.indices)]
     if any(tensor.data_location or tensor.external_data for tensor in tensors):
         raise UnsafeFileError(f"{path}: points at data in another file, which could be any of yours; nothing was read")
+    info = from_texts(path, {entry.key: entry.value for entry in model.metadata_props})
+    inputs = [(one.name, one.type.tensor_type.elem_type) for one in model.graph.input]
+    outputs = [(one.name, one.type.tensor_type.elem_type) for one in model.graph.output]
+    expected = (
+        [(INPUT, _UINT8 if info.takes_bytes else _FLOAT)],
+        [(info.outputs[0], _FLOAT), (info.outputs[1], _FLOAT if info.suppression is None else _INT64)],
+    )
+    if (inputs, outputs) != expected:
+        raise InputError(
+            f"{path}: inputs and outputs (names, types) are {inputs}, {outputs}, but its metadata means {expected}"
+        )
+    return info
 
 
 # OpenVINO

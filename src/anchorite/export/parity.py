@@ -131,16 +131,13 @@ def compare_found(
     for images in batches:
         expected = dense.detections(dense.outputs(images), limits)
         found = suppressed.detections(suppressed.outputs(images), limits)
-        problem = ""
+        differs = f"{suppressed.path}: its suppression differs from ours"
         if not torch.equal(expected.counts, found.counts):
-            problem = f"{found.counts.tolist()} detections of each image instead of {expected.counts.tolist()}"
-        else:
-            away = float(np.abs(_in_order(expected) - _in_order(found)).max(initial=0))
-            problem = "" if away <= 1e-3 else f"a detection is away by {away:.3g}"
-        if problem:
-            raise ExportDiffersError(
-                f"{suppressed.path}: its suppression differs from ours: {problem}; nothing was written"
-            )
+            numbers = f"{found.counts.tolist()} detections of each image instead of {expected.counts.tolist()}"
+            raise ExportDiffersError(f"{differs}: {numbers}; nothing was written")
+        away = float(np.abs(_in_order(expected) - _in_order(found)).max(initial=0))
+        if not away <= 1e-3:
+            raise ExportDiffersError(f"{differs}: a detection is away by {away:.3g}; nothing was written")
         number += len(found.scores)
     return number
 

@@ -323,18 +323,14 @@ class HFBackbone(nn.Module):
     def __init__(self, plan: Plan, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
-        self.body = _build_body(config, _choose_stages(_stage_strides(config), plan.strides, config.model_type))
+        self.body = _build_body(config, _choose_stages(config, plan.strides))
         widths = dict(zip(plan.levels, self.body.channels, strict=False))
         self.projections = nn.ModuleDict(
             {f"p{level}": ConvBlock(width, plan.widths[level]) for level, width in widths.items()}
         )
         last = plan.last_level
-        self._adds_level = last not in widths
-        self.coarser = (
-            ConvBlock(plan.widths[last - 1], plan.widths[last], kernel=3, stride=2)
-            if self._adds_level
-            else nn.Identity()
-        )
+        is_missing = last not in widths
+        self.coarser = ConvBlock(plan.widths[last - 1], plan.widths[last], kernel=3, stride=2) if is_missing else None
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
@@ -342,7 +338,7 @@ class HFBackbone(nn.Module):
         """The maps (B, C_l, H / s_l, W / s_l) of `images` (B, 3, H, W), fine to coarse."""
         found = self.body((images - self.mean) / self.std).feature_maps
         maps = [project(one) for one, project in zip(found, self.projections.values(), strict=True)]
-        return [*maps, self.coarser(maps[-1])] if self._adds_level else maps
+        return maps if self.coarser is None else [*maps, self.coarser(maps[-1])]
 
     @torch.no_grad()
     def start_from(self, source: HFBackboneSource) -> None:
@@ -418,11 +414,13 @@ def _build_body(config: BackboneConfig, stages: Sequence[str] | None) -> Any:
     return body.train()
 
 
-def _stage_strides(config: BackboneConfig) -> dict[str, float]:
-    """Pixels per cell of each stage's map, found without memory for weights or maps.
+def _choose_stages(config: BackboneConfig, wanted: Sequence[int]) -> tuple[str, ...]:
+    """The last stage of each wanted stride, fine to coarse, without one for P6, which is then added.
 
-    Raises InputError where the backbone cannot be built, or would be too large to be one.
+    Strides are found without memory for weights or maps. Raises InputError where the backbone cannot be built, would
+    be too large, lacks a stride (naming the stages there are), or has stages behind that lead nowhere.
     """
+    what = f"backbone {config.model_type}"
     with torch.device("meta"), torch.no_grad():
         body = _build_body(config, None)
         stored = body.state_dict()
@@ -430,31 +428,24 @@ def _stage_strides(config: BackboneConfig) -> dict[str, float]:
         derived = sum(tensor.nbytes for name, tensor in body.named_buffers() if name not in stored)
         if num_bytes > _MAX_BYTES or derived > _MAX_BYTES_DERIVED:
             raise InputError(
-                f"backbone {config.model_type}: would take {num_bytes / 1e9:.1f} GB of weights and {derived / 1e9:.1f} "
+                f"{what}: would take {num_bytes / 1e9:.1f} GB of weights and {derived / 1e9:.1f} "
                 f"GB beside them, more than {_MAX_BYTES / 1e9:.0f} GB and {_MAX_BYTES_DERIVED / 1e9:.2g} GB"
             )
-        with _library(f"backbone {config.model_type}: does not run with its config.json"):
+        with _library(f"{what}: does not run with its config.json"):
             maps = body(torch.empty(1, 3, _PROBE_SIDE_PX, _PROBE_SIDE_PX)).feature_maps
-            return {name: _PROBE_SIDE_PX / one.shape[2] for name, one in zip(body.out_features, maps, strict=True)}
-
-
-def _choose_stages(strides: Mapping[str, float], wanted: Sequence[int], model_type: str) -> tuple[str, ...]:
-    """The last stage of each wanted stride, fine to coarse; without one for P6, which is then added.
-
-    Raises InputError naming the stages there are where a stride is missing, or stages would follow that lead nowhere.
-    """
+            strides = {name: _PROBE_SIDE_PX / one.shape[2] for name, one in zip(body.out_features, maps, strict=True)}
     by_stride = {stride: name for name, stride in strides.items()}
     chosen = tuple(by_stride[stride] for stride in wanted if stride in by_stride)
     missing = [stride for stride in wanted if stride not in by_stride]
     there = ", ".join(f"{name} of {stride:g}" for name, stride in strides.items())
     if missing not in ([], [64]):
         raise InputError(
-            f"backbone {model_type}: no stage of stride {' or '.join(map(str, missing))}; its stages have strides: "
+            f"{what}: no stage of stride {' or '.join(map(str, missing))}; its stages have strides: "
             f"{there}. Take a backbone with strides 8, 16 and 32"
         )
     if chosen[-1] != list(strides)[-1]:
         raise InputError(
-            f"backbone {model_type}: stages follow on stride {max(wanted)}, the coarsest of this size of detector, "
+            f"{what}: stages follow on stride {max(wanted)}, the coarsest of this size of detector, "
             f"and would lead nowhere; its stages have strides: {there}. Take a size with a 6, or another backbone"
         )
     return chosen
