@@ -127,16 +127,14 @@ class ValidationResult:
         for one, (confidence, f1) in zip(metrics.classes, curves.best_confidences(), strict=True):
             rows.append((one.name, one.num_images, one.num_truths, one.ap, one.ap50, f1, confidence))
         lines: list[tuple[str, ...]] = [("class", "images", "labels", "AP", "AP50", "F1", "at")]
-        lines += [(name, str(images), str(labels), *map(_decimals, rest)) for name, images, labels, *rest in rows]
+        for name, images, labels, *rest in rows:
+            decimals = ("-" if math.isnan(value) else f"{value:.4f}" for value in rest)
+            lines.append((name, str(images), str(labels), *decimals))
         text = files("anchorite.evaluate").joinpath("templates", "validation.txt.j2").read_text(encoding="utf-8")
         template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True)
         return template.render(
             table=aligned_table(lines), metrics=metrics, speed=self.speed, losses=self.losses
         ).rstrip()
-
-
-def _decimals(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def aligned_table(lines: Sequence[Sequence[str]]) -> str:

@@ -147,7 +147,15 @@ def _evaluate(
         return coco
 
     evaluation = COCOeval_faster(
-        dataset(map(_columns_of_truth, truths)),
+        dataset(
+            {
+                "category_id": truth.class_ids.tolist(),
+                "bbox": _boxes_xywh(truth).tolist(),
+                "area": truth.areas.tolist(),
+                "iscrowd": truth.ignored.astype(int).tolist(),
+            }
+            for truth in truths
+        ),
         dataset(map(_columns_of_found, predictions)),
         iouType="bbox",
         print_function=lambda *_: None,  # the library would report its progress on stdout
@@ -158,16 +166,6 @@ def _evaluate(
     evaluation.evaluate()
     evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
-
-
-def _columns_of_truth(truth: Truth) -> dict[str, list[Any]]:
-    """COCO's fields of the labelled boxes of one image."""
-    return {
-        "category_id": truth.class_ids.tolist(),
-        "bbox": _boxes_xywh(truth).tolist(),
-        "area": truth.areas.tolist(),
-        "iscrowd": truth.ignored.astype(int).tolist(),
-    }
 
 
 def _columns_of_found(found: Predictions) -> dict[str, list[Any]]:

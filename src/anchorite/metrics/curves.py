@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from anchorite.errors import accepts_iou_limit
-from anchorite.metrics.matching import Predictions, Truth, check_pairing, joined, match, overlapping_pairs
+from anchorite.metrics.matching import Predictions, Truth, check_pairing, joined, match, overlapping_pairs, ratio
 
 _NUM_CONFIDENCES = 1001
 _NUM_RECALLS = 101
@@ -84,7 +83,7 @@ def detection_curves(
         of_class = best_first[class_ids[best_first] == k]
         right = np.concatenate([[0], np.cumsum(is_right[of_class])])
         kept = np.searchsorted(-scores[of_class], -confidences, side="right")
-        precision[k] = _ratio_or_nan(right[kept], kept)
+        precision[k] = ratio(right[kept], kept, np.nan)
         if num_truths[k]:
             recall[k] = right[kept] / num_truths[k]
             f1[k] = 2 * right[kept] / (kept + num_truths[k])
@@ -97,13 +96,7 @@ def detection_curves(
 def mean_of_defined(rows: Float64[NDArray[np.float64], "K columns"]) -> Float64[NDArray[np.float64], " columns"]:
     """The mean (columns,) of rows (K, columns) over those that are not nan; nan where all are."""
     defined = ~np.isnan(rows)
-    return _ratio_or_nan(np.where(defined, rows, 0).sum(axis=0), defined.sum(axis=0))
-
-
-def _ratio_or_nan(part: NDArray[Any], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    ratio = np.full(whole.shape, np.nan)
-    np.divide(part, whole, out=ratio, where=whole > 0)
-    return ratio
+    return ratio(np.where(defined, rows, 0).sum(axis=0), defined.sum(axis=0), np.nan)
 
 
 def _middle_of_best(confidences: NDArray[np.float64], f1: NDArray[np.float64]) -> tuple[float, float]:
@@ -132,7 +125,7 @@ class Confusion:
 
     def shares(self) -> Float64[NDArray[np.float64], "K1 K1"]:
         """The counts (K + 1, K + 1) as shares of their row; rows without any box are nan."""
-        return _ratio_or_nan(self.counts, np.broadcast_to(self.counts.sum(axis=1, keepdims=True), self.counts.shape))
+        return ratio(self.counts, self.counts.sum(axis=1, keepdims=True), np.nan)
 
 
 @accepts_iou_limit

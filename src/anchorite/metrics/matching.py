@@ -123,12 +123,12 @@ def overlapping_pairs(
         comparable = np.ones_like(union, dtype=bool)
         if same_class:
             comparable = found.class_ids[:, None] == truth.class_ids
-        iou = _ratio(intersection, union)
+        iou = ratio(intersection, union)
         rows, columns = np.nonzero((iou >= iou_threshold) & comparable & ~truth.ignored)
         found_parts.append(rows + first_found)
         truth_parts.append(columns + first_truth)
         iou_parts.append(iou[rows, columns])
-        covered = _ratio(intersection, own_area) >= iou_threshold
+        covered = ratio(intersection, own_area) >= iou_threshold
         ignored_parts.append((covered & comparable & truth.ignored).any(axis=1))
         first_found, first_truth = first_found + len(found), first_truth + len(truth)
     return Pairs(joined(found_parts), joined(truth_parts), joined(iou_parts, float), joined(ignored_parts, bool))
@@ -159,6 +159,8 @@ def match(
     return np.asarray(match_of_found, dtype=np.int64)
 
 
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Part over whole, 0 where there is no whole."""
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+def ratio(part: NDArray[Any], whole: NDArray[Any], otherwise: float = 0.0) -> NDArray[np.float64]:
+    """Part over whole, `otherwise` where there is no whole."""
+    quotient = np.full(part.shape, otherwise)
+    np.divide(part, whole, out=quotient, where=whole > 0)
+    return quotient

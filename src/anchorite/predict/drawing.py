@@ -10,7 +10,7 @@ Legend: H, W image height and width.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import cv2
@@ -40,37 +40,15 @@ _ASCII_LETTERS = str.maketrans(
 
 
 @dataclass(frozen=True)
-class _Pen:
-    """Sizes in pixels that suit one image: line thickness, stroke of the letters, their scale, padding around them."""
-
-    line: int
-    stroke: int
-    font_scale: float
-    padding: int
-
-    @classmethod
-    def of(cls, height: int, width: int) -> _Pen:
-        side = (height * width) ** 0.5
-        font_scale = max(side / 1100, 0.4)  # below 0.4 the letters of this font run together
-        line = max(round(side / 270), 1 if side < 200 else 2)
-        return cls(line, max(round(font_scale * 1.6), 1), font_scale, max(round(font_scale * 6), 2))
-
-
-@dataclass(frozen=True)
 class Label:
-    """A text, its rectangle (x0, y0, x1, y1) in the image, the text's left end and baseline, and its pen."""
+    """A text, its rectangle (x0, y0, x1, y1) in the image, the text's left end and baseline, and its letters' size."""
 
     text: str
     class_id: int
     rectangle: tuple[int, int, int, int]
     origin: tuple[int, int]
-    pen: _Pen
-
-    @property
-    def area(self) -> int:
-        """Pixels that it covers."""
-        x0, y0, x1, y1 = self.rectangle
-        return (x1 - x0) * (y1 - y0)
+    font_scale: float
+    stroke: int
 
 
 def draw(image: UInt8[NDArray[np.uint8], "H W 3"], detections: Detections) -> UInt8[NDArray[np.uint8], "H W 3"]:
@@ -80,7 +58,7 @@ def draw(image: UInt8[NDArray[np.uint8], "H W 3"], detections: Detections) -> UI
     its accents, is drawn as "class 3".
     """
     canvas = np.ascontiguousarray(image).copy()
-    line = _Pen.of(*canvas.shape[:2]).line
+    line = _line_width(*canvas.shape[:2])
     for detection in reversed(list(detections)):
         x0, y0, x1, y1 = (round(edge) for edge in detection.box_xyxy)
         # The last pixel a box covers lies before its right and lower edge.
@@ -91,10 +69,15 @@ def draw(image: UInt8[NDArray[np.uint8], "H W 3"], detections: Detections) -> UI
         cv2.rectangle(canvas, *corners, color, line)
     for label in place_labels(detections, *canvas.shape[:2]):
         x0, y0, x1, y1 = label.rectangle
-        color, scale, stroke = class_color(label.class_id), label.pen.font_scale, label.pen.stroke
+        color, scale, stroke = class_color(label.class_id), label.font_scale, label.stroke
         cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), color, cv2.FILLED)
         cv2.putText(canvas, label.text, label.origin, _FONT, scale, _contrast(color), stroke, cv2.LINE_AA)
     return canvas
+
+
+def _line_width(height: int, width: int) -> int:
+    side = (height * width) ** 0.5
+    return max(round(side / 270), 1 if side < 200 else 2)
 
 
 def class_color(class_id: int) -> tuple[int, int, int]:
@@ -126,32 +109,35 @@ def place_labels(detections: Detections, height: int, width: int) -> list[Label]
         score = f"{detection.score:.2f}"
         for text in (f"{ascii_name(detection.class_name, detection.class_id)} {score}", score):
             label = _place(text, detection, labels, height, width)
-            if label is not None and label.area <= room:
-                labels.append(label)
-                room -= label.area
-                break
+            if label is not None:
+                x0, y0, x1, y1 = label.rectangle
+                if (x1 - x0) * (y1 - y0) <= room:
+                    labels.append(label)
+                    room -= (x1 - x0) * (y1 - y0)
+                    break
     return labels
 
 
 def _place(text: str, detection: Detection, labels: list[Label], height: int, width: int) -> Label | None:
     """The first free spot for a text, in smaller letters where the image is too narrow for it."""
-    pen = _Pen.of(height, width)
-    (text_width, text_height), descent = cv2.getTextSize(text, _FONT, pen.font_scale, pen.stroke)
-    fitting = (width - 2 * pen.padding) / text_width
+    font_scale = max((height * width) ** 0.5 / 1100, 0.4)  # below 0.4 the letters of this font run together
+    stroke, padding = max(round(font_scale * 1.6), 1), max(round(font_scale * 6), 2)
+    (text_width, text_height), descent = cv2.getTextSize(text, _FONT, font_scale, stroke)
+    fitting = (width - 2 * padding) / text_width
     if fitting < 1:
-        pen = replace(pen, stroke=1, font_scale=pen.font_scale * max(fitting, 0.1))
-        (text_width, text_height), descent = cv2.getTextSize(text, _FONT, pen.font_scale, pen.stroke)
-    tag_width, tag_height = text_width + 2 * pen.padding, text_height + descent + 2 * pen.padding
+        stroke, font_scale = 1, font_scale * max(fitting, 0.1)
+        (text_width, text_height), descent = cv2.getTextSize(text, _FONT, font_scale, stroke)
+    tag_width, tag_height = text_width + 2 * padding, text_height + descent + 2 * padding
     if tag_width > width or tag_height > height:
         return None
     x0, y0, x1, y1 = (round(edge) for edge in detection.box_xyxy)
-    edge = pen.line // 2 + 1
+    edge = _line_width(height, width) // 2 + 1
     # Above the box, below it, inside at the top, inside at the bottom; left, then right.
     for top, left in product((y0 - tag_height, y1, y0, y1 - tag_height), (x0 - edge, x1 + edge - tag_width)):
         left, top = min(max(left, 0), width - tag_width), min(max(top, 0), height - tag_height)
         right, bottom = left + tag_width, top + tag_height
         others = (label.rectangle for label in labels)
         if not any(left < other[2] and other[0] < right and top < other[3] and other[1] < bottom for other in others):
-            origin = (left + pen.padding, top + pen.padding + text_height)
-            return Label(text, detection.class_id, (left, top, right, bottom), origin, pen)
+            origin = (left + padding, top + padding + text_height)
+            return Label(text, detection.class_id, (left, top, right, bottom), origin, font_scale, stroke)
     return None

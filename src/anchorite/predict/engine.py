@@ -148,7 +148,7 @@ class Predictor:
         With `on_unreadable`, an image that cannot be read, or the rest of a video, is handed to it as the error and
         left out; without, the error is raised.
         """
-        paths_opened = expanded(each_source(sources), batch_size, on_unreadable)
+        paths_opened = expanded(each_source(sources), 1, batch_size, on_unreadable)
         return _run(self, paths_opened, config or PredictConfig(), image_size, batch_size, on_unreadable)
 
 
@@ -200,11 +200,6 @@ class Ensemble:
     def info(self) -> WeightsInfo:
         """Of the first member: size, class names, anchors and input size."""
         return self.members[0].predictor.info
-
-    @property
-    def stride(self) -> int:
-        """The coarsest stride of all members."""
-        return max(member.predictor.stride for member in self.members)
 
     def views_by_member(self, image_size: int | None = None) -> list[list[TTAView]]:
         """The views that each member gets of every window; raises InputError where it cannot take this size."""
@@ -289,7 +284,10 @@ def _run(
 
     with ThreadPoolExecutor(min(group_size, os.cpu_count() or 1, _MOST_THREADS)) as threads:
         for images in _prepared_groups(sources, prepare, group_size, threads, on_unreadable):
-            batches = _batches(images, batch_size)
+            alike: dict[tuple[int, tuple[int, int]], list[_View]] = {}  # of one network and one input size
+            for view in chain.from_iterable(images):
+                alike.setdefault((view.network, view.transform.size_hw), []).append(view)
+            batches = [of[at : at + batch_size] for of in alike.values() for at in range(0, len(of), batch_size)]
             inputs: list[Iterable[NDArray[np.uint8]]] = []
             for number, batch in enumerate(batches):
                 for later in batches[len(inputs) : number + 2]:  # the inputs of one are made while another runs
@@ -299,14 +297,6 @@ def _run(
                 inputs[number] = ()
             for views in images:
                 yield _result(views, shares, config, ensemble.info.class_names)
-
-
-def _batches(images: Iterable[Sequence[_View]], batch_size: int) -> list[list[_View]]:
-    """All views of some images, in batches of one network and one input size."""
-    alike: dict[tuple[int, tuple[int, int]], list[_View]] = {}
-    for view in chain.from_iterable(images):
-        alike.setdefault((view.network, view.transform.size_hw), []).append(view)
-    return [views[start : start + batch_size] for views in alike.values() for start in range(0, len(views), batch_size)]
 
 
 def _run_batch(

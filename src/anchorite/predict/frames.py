@@ -241,7 +241,7 @@ class LiveSource:
     """A camera or stream, open and waiting; InputError when it does not answer or somebody else has it.
 
     name: as given, but without user and password. num_dropped: frames that came and were not looked at, because a
-    newer one was there before the network was free. Close it, if `frames` is not used to the end.
+    newer one was there before the network was free.
     """
 
     def __init__(self, source: str) -> None:
@@ -262,10 +262,6 @@ class LiveSource:
             missing = "the stream does not answer. Check the address, user and password, and the network"
         if not self._capture.isOpened():
             raise InputError(f"{self.name}: {missing}")
-
-    def close(self) -> None:
-        """Give the camera back."""
-        self._capture.release()
 
     def frames(self, stop: threading.Event, every: int = 1) -> Generator[Any, None, None]:
         """Frames until `stop` is set, each followed by a `FLUSH`; never waits with one for the next.
@@ -291,7 +287,7 @@ class LiveSource:
                     stop.set()
                 reading.result()
         finally:
-            self.close()
+            self._capture.release()
 
     def _read(self, video: Video, newest: queue.Queue[Frame], stop: threading.Event) -> None:
         """What the thread does: put each frame in the place of one that nobody took, until `stop`."""

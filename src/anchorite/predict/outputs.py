@@ -42,9 +42,8 @@ from anchorite.predict.drawing import draw
 from anchorite.predict.engine import FrameResult
 from anchorite.predict.frames import Frame, Video, hush
 
-Kind = OutputKind
 _FORMAT_VERSION = 1
-_FOLDERS: dict[Kind, str] = {"images": "images", "txt": "labels", "crops": "crops", "video": "videos"}
+_FOLDERS: dict[OutputKind, str] = {"images": "images", "txt": "labels", "crops": "crops", "video": "videos"}
 # File systems stop at 255 bytes; this leaves room for a number, a suffix and the name of a temporary file.
 _LONGEST_STEM = 180
 _REFUSED_SIGNS = frozenset('<>:"/\\|?*')
@@ -62,21 +61,21 @@ _LONGEST_LIVE_S = 3600.0
 class Save:
     """The kinds of results that are written of images, and of frames of videos."""
 
-    of_images: frozenset[Kind]
-    of_frames: frozenset[Kind]
+    of_images: frozenset[OutputKind]
+    of_frames: frozenset[OutputKind]
 
     @classmethod
-    def usual(cls, is_streamed: bool = False, without: Iterable[Kind] = ()) -> Save:
+    def usual(cls, is_streamed: bool = False, without: Iterable[OutputKind] = ()) -> Save:
         """Of images the annotated image and YOLO rows, of videos the annotated video; and one JSON.
 
         Where it is not known how many there will be, JSON lines in its place. without: leave these out.
         """
-        record: Kind = "jsonl" if is_streamed else "json"
+        record: OutputKind = "jsonl" if is_streamed else "json"
         left_out = frozenset(without)
         return cls(frozenset({"images", "txt", record}) - left_out, frozenset({"video", record}) - left_out)
 
     @classmethod
-    def only(cls, kinds: Iterable[Kind]) -> Save:
+    def only(cls, kinds: Iterable[OutputKind]) -> Save:
         """These, of images and frames alike; a video of frames alone."""
         chosen = frozenset(kinds)
         return cls(chosen - {"video"}, chosen)

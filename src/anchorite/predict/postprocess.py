@@ -120,7 +120,17 @@ def batch_detections(
 ) -> BatchDetections:
     """`detections_from_logits` with all images in one."""
     image, cell_logits, grid = _likely_cells(logits, anchors, config.confidence)
-    cell, scores, class_ids = _candidates(cell_logits, config)
+    objectness, classes = cell_logits[:, 4:5].sigmoid(), cell_logits[:, 5:]
+    if config.multi_label:
+        scores = classes.sigmoid() * objectness
+        cell, class_ids = (scores >= config.confidence).nonzero(as_tuple=True)
+        scores = scores[cell, class_ids]
+    else:
+        # By logit: probabilities of confident classes round to the same 1.0.
+        best, class_ids = classes.max(dim=1)
+        scores = best.sigmoid() * objectness[:, 0]
+        cell = (scores >= config.confidence).nonzero()[:, 0]
+        scores, class_ids = scores[cell], class_ids[cell]
 
     def boxes_of(chosen: Tensor) -> Tensor:
         place, anchor_cells, stride = grid[cell[chosen]].split([2, 2, 1], dim=-1)
@@ -198,17 +208,3 @@ def _least_logit(confidence: float) -> float:
     logit = math.log(confidence / (1 - confidence)) if confidence < 1 else math.inf
     logit = min(logit, 10.0)  # float32 knows no probabilities between 1 - 2^-24 and 1
     return logit - 0.01 - abs(logit) / 64
-
-
-def _candidates(logits: Tensor, config: PredictConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Anchor cell (P,), score (P,) and class (P,) of all that reaches the confidence, of the logits (cells, C)."""
-    objectness, classes = logits[:, 4:5].sigmoid(), logits[:, 5:]
-    if config.multi_label:
-        scores = classes.sigmoid() * objectness
-        cell, class_ids = (scores >= config.confidence).nonzero(as_tuple=True)
-        return cell, scores[cell, class_ids], class_ids
-    # By logit: probabilities of confident classes round to the same 1.0.
-    best, class_ids = classes.max(dim=1)
-    scores = best.sigmoid() * objectness[:, 0]
-    cell = (scores >= config.confidence).nonzero()[:, 0]
-    return cell, scores[cell], class_ids[cell]

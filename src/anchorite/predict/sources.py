@@ -60,7 +60,7 @@ class SourceConfig:
 
 @dataclass
 class Sources:
-    """What was named, looked at but not read yet; `open_sources` makes it. Use `items` once, or `close` it.
+    """What was named, looked at but not read yet; `open_sources` makes it. Use `items` once.
 
     paths: the files that are known from the beginning; watched: folders; listed: the descriptor of a list of paths.
     """
@@ -112,7 +112,7 @@ class Sources:
             yield from self.live.frames(stop, config.every)
             return
         if not self.watched and self.listed is None:
-            yield from file_items(self.paths, config.every, depth, on_unreadable)
+            yield from expanded(self.paths, config.every, depth, on_unreadable)
             return
 
         def make(end: threading.Event) -> Generator[Any, None, None]:
@@ -127,11 +127,6 @@ class Sources:
                     on_unreadable(item)
                 else:
                     yield item
-
-    def close(self) -> None:
-        """Give a camera back, if there is one."""
-        if self.live is not None:
-            self.live.close()
 
 
 def open_sources(words: Sequence[str], config: SourceConfig | None = None) -> Sources:
@@ -179,8 +174,13 @@ def _handing_errors_to(on_unreadable: OnUnreadable | None) -> Iterator[None]:
         on_unreadable(error)
 
 
-def expanded(sources: Iterable[Any], depth: int, on_unreadable: OnUnreadable | None) -> Iterator[Any]:
-    """Sources of Python's, with paths opened: folders and patterns as their images, videos as frames, `depth` ahead."""
+def expanded(
+    sources: Iterable[Any], every: int, depth: int, on_unreadable: OnUnreadable | None
+) -> Generator[Any, None, None]:
+    """Sources of Python's, with paths opened: folders and patterns as their images, videos as frames, `depth` ahead.
+
+    every: use each so-many-th frame. Without `on_unreadable`, errors are raised.
+    """
     for source in sources:
         if not isinstance(source, str | Path):
             yield source
@@ -188,17 +188,12 @@ def expanded(sources: Iterable[Any], depth: int, on_unreadable: OnUnreadable | N
         paths: list[Path] = []
         with _handing_errors_to(on_unreadable):
             paths = expand_sources([source])
-        yield from file_items(paths, 1, depth, on_unreadable)
-
-
-def file_items(paths: Iterable[Path], every: int, depth: int, on_unreadable: OnUnreadable | None) -> Iterator[Any]:
-    """The images among files as paths, videos frame by frame; without `on_unreadable`, errors are raised."""
-    for path in paths:
-        if not is_video_name(path):
-            yield path
-            continue
-        with _handing_errors_to(on_unreadable), closing(video_frames(path, every, depth)) as frames:
-            yield from frames
+        for path in paths:
+            if not is_video_name(path):
+                yield path
+                continue
+            with _handing_errors_to(on_unreadable), closing(video_frames(path, every, depth)) as frames:
+                yield from frames
 
 
 def expand_sources(sources: Iterable[str | Path], recursive: bool = False) -> list[Path]:
