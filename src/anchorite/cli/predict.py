@@ -125,7 +125,8 @@ def _predict_all(
                 closing(sources.items(stop, running.batch, leave_out)) as items,
                 closing(network.stream(items, config, running.image_size, running.batch, leave_out)) as results,
             ):
-                yield from results if sources.is_endless else takewhile(lambda _: not stop.is_set(), results)
+                # Not by `stop`, which a list on stdin sets at its end, too.
+                yield from results if sources.is_endless else takewhile(lambda _: interrupts.pending is None, results)
 
         with closing(prefetch(predicted, running.batch, stop)) as results:
             for result in results:
