@@ -127,7 +127,7 @@ def test_nothing_in_nothing_out():
 def small_steps(monkeypatch):
     """Blocks and windows so small that a few boxes take many of them."""
     module = sys.modules["anchorite.boxes.nms"]
-    monkeypatch.setattr(module, "_SETTLED_CPU", 30)
+    monkeypatch.setattr(module, "_DECIDED_CPU", 30)
     monkeypatch.setattr(module, "_WINDOW_CPU", 17)
     monkeypatch.setattr(module, "_PAIRS_CPU", 50)
 

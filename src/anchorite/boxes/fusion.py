@@ -1,4 +1,4 @@
-"""Boxes of several looks at one image made into one set: weighted boxes fusion, and the seams between windows.
+"""One set of boxes from several predictions of one image: weighted boxes fusion, and the seams between windows.
 
 Legend: N boxes, M models, C clusters.
 """
@@ -21,13 +21,13 @@ FUSION_IOU_THRESHOLD = 0.55
 """Overlap from which boxes are of one object: the value that the paper of weighted boxes fusion found best."""
 
 SEAM_COVERED = 0.6
-"""Share of a cut box from which a whole one explains it."""
+"""Least share of a cut box that lies in a whole one where the whole one replaces it."""
 SEAM_SCORE = 0.5
-"""Least score of the whole box as a share of that of the cut one: what is hardly believed explains nothing away."""
+"""Least score of the whole box, as a share of the cut one's score, where it replaces the cut one."""
 
-# Instead of none, so that no overlap is divided by 0.
+# In place of area 0, so that no overlap is divided by 0.
 _LEAST_AREA = 1e-300
-# Whole boxes compared with all cut ones at a time: memory is what this bounds.
+# Whole boxes compared with all cut ones at a time: bounds the memory.
 _AT_A_TIME = 256
 
 
@@ -48,10 +48,10 @@ def weighted_boxes_fusion(
     weights: Float[Tensor, " M"],
     iou_threshold: float = FUSION_IOU_THRESHOLD,
 ) -> FusedBoxes:
-    """What M models found in one image, as if one had found it: boxes averaged, scores by how many models agree.
+    """What M models found in one image, made into one set: boxes averaged, scores by how many models agree.
 
-    boxes_xyxy: (N, 4) in any unit; scores: (N,) in 0..1; model_ids: (N,), who found each, in 0..M-1; weights: (M,) how
-    much each model counts, above 0. From the best weighted score to the worst (equal ones as they came), a box joins
+    boxes_xyxy: (N, 4) in any unit; scores: (N,) in 0..1; model_ids: (N,), which model found each, 0..M-1; weights: (M,)
+    of the models, above 0. From the best weighted score to the worst (equal ones as they came), a box joins
     the fused box of its class that it overlaps most, if by more than `iou_threshold`; that becomes the mean of all its
     boxes, each weighted by weight * score; else it starts one. The score of a fused box is the weighted mean of its
     T boxes' scores, times min(T, M) / M, with sums of weights for T and M: where one of M models missed an object, the
@@ -105,18 +105,18 @@ def join_windows(
     for some in whole.split(_AT_A_TIME):
         is_covered = _covered(boxes_xyxy, class_ids, some, cut)
         explained |= (is_covered & (scores[some, None] >= SEAM_SCORE * scores[cut])).any(dim=0)
-    # Of the other cut boxes, those that no larger one explains, which tells more of the object. By overlap first, which
-    # leaves little to compare.
+    # Of the other cut boxes, those that no larger one explains: the larger one shows more of the object. NMS comes
+    # first, because it leaves few to compare.
     cut = cut[~explained]
     cut = cut[nms(boxes_xyxy[cut], scores[cut], class_ids[cut], iou_threshold, len(cut))]
     sides = boxes_xyxy[cut, 2:] - boxes_xyxy[cut, :2]
     cut = cut[torch.sort(sides[:, 0] * sides[:, 1], descending=True, stable=True).indices]
     explained = torch.zeros(len(cut), dtype=torch.bool, device=cut.device)
     parts = []
-    for place in range(len(cut)):
-        if not explained[place]:
-            parts.append(place)
-            explained |= _covered(boxes_xyxy, class_ids, cut[place : place + 1], cut)[0]
+    for index in range(len(cut)):
+        if not explained[index]:
+            parts.append(index)
+            explained |= _covered(boxes_xyxy, class_ids, cut[index : index + 1], cut)[0]
     kept = torch.cat([whole, cut[parts]]).sort().values
     return kept[torch.sort(scores[kept], descending=True, stable=True).indices[:max_detections]]
 
@@ -131,14 +131,14 @@ def _covered(boxes_xyxy: Tensor, class_ids: Tensor, over: Tensor, under: Tensor)
 def _clustered(rows: NDArray[np.float64], iou_threshold: float) -> NDArray[np.float64]:
     """Clusters (C, 6): mean box, sum of weighted scores, sum of weights; of rows (N, 6): box, weighted score, weight.
 
-    One box after the other, because each moves the cluster that the next is held against.
+    One box after the other, because each moves the cluster that the next is compared with.
     """
     # right, bottom, -left, -top: the least of two boxes' are the edges of their intersection.
     edges, areas = np.zeros((4, len(rows))), np.zeros(len(rows))
     clusters: list[list[float]] = []
     sums: list[list[float]] = []
     for left, top, right, bottom, weighted, weight in rows.tolist():
-        place = count = len(clusters)
+        chosen = count = len(clusters)
         if count:  # the cluster that the box overlaps most, the first of equal ones
             shared = np.minimum(edges[:, :count], np.array([[right], [bottom], [-left], [-top]]))
             width, height = np.maximum(shared[:2] + shared[2:], 0)
@@ -146,18 +146,18 @@ def _clustered(rows: NDArray[np.float64], iou_threshold: float) -> NDArray[np.fl
             area = max(right - left, 0.0) * max(bottom - top, 0.0)
             iou = overlap / (areas[:count] + area - overlap)
             most = int(iou.argmax())
-            place = most if iou[most] > iou_threshold else count
-        if place == count:
+            chosen = most if iou[most] > iou_threshold else count
+        if chosen == count:
             clusters.append([left, top, right, bottom])
             sums.append([0.0] * 6)
-        total = sums[place]
+        total = sums[chosen]
         for edge, value in enumerate((left, top, right, bottom)):
             total[edge] += value * weighted
         total[4] += weighted
         total[5] += weight
         if total[4] > 0:  # boxes without any score have no mean; the first stands for them
-            clusters[place] = [value / total[4] for value in total[:4]]
-        left, top, right, bottom = clusters[place]
-        edges[:, place] = right, bottom, -left, -top
-        areas[place] = max(max(right - left, 0.0) * max(bottom - top, 0.0), _LEAST_AREA)
+            clusters[chosen] = [value / total[4] for value in total[:4]]
+        left, top, right, bottom = clusters[chosen]
+        edges[:, chosen] = right, bottom, -left, -top
+        areas[chosen] = max(max(right - left, 0.0) * max(bottom - top, 0.0), _LEAST_AREA)
     return np.concatenate([np.reshape(clusters, (-1, 4)), np.reshape(sums, (-1, 6))[:, 4:]], axis=1)

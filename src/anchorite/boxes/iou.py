@@ -65,7 +65,7 @@ def paired_iou(
         return diou
     shape = (4 / math.pi**2) * (_aspect_angle(boxes_b_cxcywh) - _aspect_angle(boxes_a_cxcywh)).square()
     with torch.no_grad():
-        # 1 - IoU is negative by rounding where boxes are all but equal; eps must not be used up by that.
+        # Rounding can make 1 - IoU negative where boxes are almost equal, which would cancel eps.
         alpha = shape / (shape + (1 - iou).clamp(min=0) + eps)
     return diou - shape * alpha
 
@@ -78,12 +78,12 @@ def _area(sides: Tensor) -> Tensor:
 def _aspect_angle(boxes_cxcywh: Tensor) -> Tensor:
     """atan(w / h) (...) for sides however small, with a finite gradient where they underflow.
 
-    The derivative h / (w^2 + h^2) squares the sides; measured by the longer one, no square that counts can underflow.
-    Sides at the very end of the number range are held in the gradient alone, which could otherwise overflow.
+    The derivative h / (w^2 + h^2) squares the sides; divided by the longer one first, no relevant square underflows.
+    Sides near the smallest number are clamped in the gradient alone, which could otherwise overflow.
     """
     sides = boxes_cxcywh[..., 2:]
-    held = sides.clamp(min=torch.finfo(sides.dtype).tiny * 2**30)
-    unit = held / held.detach().amax(dim=-1, keepdim=True)
+    clamped = sides.clamp(min=torch.finfo(sides.dtype).tiny * 2**30)
+    unit = clamped / clamped.detach().amax(dim=-1, keepdim=True)
     slope = torch.atan2(unit[..., 0], unit[..., 1])
     value = torch.atan2(sides[..., 0], sides[..., 1]).detach()
     return value + (slope - slope.detach())

@@ -2,12 +2,12 @@
 
 The rule: go through the boxes from the best score to the worst (equal scores: lower index first) and keep a box unless
 it overlaps one already kept, of the same class, by more than the limit. All images advance together, a block of their
-best undecided boxes at a time: settle the block among itself, strike out what its survivors suppress, close the gaps,
-until nothing is undecided or enough are kept.
+best undecided boxes at a time: decide the block, remove what its survivors suppress, close the gaps, until nothing is
+undecided or enough boxes are kept.
 
-What is struck out is decided by float32 arithmetic where that is beyond doubt, and by float64 in the rare close calls.
-Products of float32 sides are exact in float64, so CPU and CUDA decide alike. For the float32 part boxes of different
-classes are shifted apart, on a square lattice that keeps the shifts short; what that costs in digits counts as doubt.
+An overlap is compared with the limit in float32 where rounding cannot change the answer, else in float64, which
+is rare. Products of float32 sides are exact in float64, so CPU and CUDA decide alike. For float32, boxes of different
+classes are shifted apart, on a square lattice that keeps the shifts short; their rounding is part of the error bound.
 
 Legend: B images, P boxes of an image, best first, R of them undecided, M boxes of a block, S survivors.
 """
@@ -25,14 +25,14 @@ from anchorite.boxes.iou import pairwise_overlap_xyxy
 from anchorite.errors import accepts_iou_limit
 
 # Pairs within the blocks of a batch: on the CPU arithmetic costs, on an accelerator each round trip does.
-_SETTLED_CPU, _SETTLED_ACCELERATOR = 2**16, 2**24
-# Boxes looked ahead at: those far behind are often never reached, since enough are kept before.
+_DECIDED_CPU, _DECIDED_ACCELERATOR = 2**16, 2**24
+# Boxes compared ahead of the block: those far behind are often never reached, because enough are kept before.
 _WINDOW_CPU, _WINDOW_ACCELERATOR = 1024, 8192
 # Pairs compared at a time: on the CPU what stays in its cache.
 _PAIRS_CPU, _PAIRS_ACCELERATOR = 2**19, 2**26
 _ROUNDS_AT_A_TIME = 2
-# Of the largest coordinate, what float32 may lose of a side: rounding of two shifted edges, and of the area after that.
-_LOST = 2.0**-20
+# Error bound of a side in float32, as a share of the largest coordinate: two shifted edges are rounded, then the area.
+_ROUNDING = 2.0**-20
 _LATTICE_COLUMNS = 32
 
 
@@ -67,10 +67,10 @@ def nms_of_sorted(
     boxes_xyxy: (B, P, 4), the first counts (B,) of each image in falling order of score, the others never looked at.
     """
     num_images, num_boxes = boxes_xyxy.shape[:2]
-    # One more column, where answers about nothing go.
+    # One more column, written to where there is no box.
     kept = torch.zeros(num_images, num_boxes + 1, dtype=torch.bool, device=boxes_xyxy.device)
     is_cpu = kept.device.type == "cpu"
-    block_length = math.isqrt((_SETTLED_CPU if is_cpu else _SETTLED_ACCELERATOR) // max(1, num_images)) + 1
+    block_length = math.isqrt((_DECIDED_CPU if is_cpu else _DECIDED_ACCELERATOR) // max(1, num_images)) + 1
     field = _Field(boxes_xyxy, class_ids, iou_threshold)
     columns = torch.arange(num_boxes, device=kept.device).expand(num_images, -1)
     window = _WINDOW_CPU if is_cpu else _WINDOW_ACCELERATOR
@@ -80,7 +80,7 @@ def nms_of_sorted(
         if not is_open.any():
             break
         if start:
-            is_open &= ~field.struck_out(_packed(columns[:, :start], kept[:, :start])[0], ahead)
+            is_open &= ~field.removed(_packed(columns[:, :start], kept[:, :start])[0], ahead)
         _decide(field, *_packed(ahead, is_open), kept, max_detections, block_length)
     kept = kept[:, :-1]
     return kept & (kept.cumsum(dim=1) <= max_detections)
@@ -91,14 +91,14 @@ def _decide(
 ) -> None:
     """Write into `kept` (B, P + 1) which of the first counts (B,) of `columns` (B, R) stay; no others suppress them."""
     while columns.shape[1]:
-        places = torch.arange(columns.shape[1], device=kept.device)
+        ranks = torch.arange(columns.shape[1], device=kept.device)
         block, rest = columns[:, :block_length], columns[:, block_length:]
-        is_survivor = field.settled(block) & (places[:block_length] < counts[:, None])
+        is_survivor = field.survivors(block) & (ranks[:block_length] < counts[:, None])
         kept.scatter_(1, torch.where(is_survivor, block, kept.shape[1] - 1), True)
         if not rest.shape[1]:
             return
-        is_open = (places[block_length:] < counts[:, None]) & (kept[:, :-1].sum(dim=1, keepdim=True) < max_detections)
-        is_open &= ~field.struck_out(_packed(block, is_survivor)[0], rest)
+        is_open = (ranks[block_length:] < counts[:, None]) & (kept[:, :-1].sum(dim=1, keepdim=True) < max_detections)
+        is_open &= ~field.removed(_packed(block, is_survivor)[0], rest)
         columns, counts = _packed(rest, is_open)
 
 
@@ -112,13 +112,13 @@ class _Field:
         )
         self.iou_threshold = iou_threshold
 
-    def settled(self, columns: Tensor) -> Tensor:
+    def survivors(self, columns: Tensor) -> Tensor:
         """Which boxes survive the better ones among the same columns, (B, M)."""
         image = torch.arange(len(columns), device=columns.device)[:, None]
-        place = torch.arange(columns.shape[1], device=columns.device)
-        return _greedy(self._suppresses(image, columns, columns) & (place[:, None] < place))
+        rank = torch.arange(columns.shape[1], device=columns.device)
+        return _greedy(self._suppresses(image, columns, columns) & (rank[:, None] < rank))
 
-    def struck_out(self, survivors: Tensor, rest: Tensor) -> Tensor:
+    def removed(self, survivors: Tensor, rest: Tensor) -> Tensor:
         """Whether each of the columns `rest` (B, R) overlaps one of `survivors` (B, S) too much."""
         over, under = (self._sketch.gather(2, columns.expand(6, -1, -1)) for columns in (survivors, rest))
         step = max(1, self._scratch.shape[1] // max(1, rest.numel()))
@@ -126,12 +126,12 @@ class _Field:
         for start in range(0, survivors.shape[1], step):
             part = slice(start, start + step)
             most = torch.maximum(most, _largest_excess(over[:, :, part], under, self._scratch))
-        excess, doubt = most - under[4], under[5]
-        result = excess > doubt
-        image, place = (~result & ~(excess < -doubt)).nonzero(as_tuple=True)
+        excess, error = most - under[4], under[5]
+        result = excess > error
+        image, rank = (~result & ~(excess < -error)).nonzero(as_tuple=True)
         if image.numel():
-            columns = rest[image, place][:, None]
-            result[image, place] = self._suppresses(image[:, None], survivors[image], columns)[:, :, 0].any(dim=1)
+            columns = rest[image, rank][:, None]
+            result[image, rank] = self._suppresses(image[:, None], survivors[image], columns)[:, :, 0].any(dim=1)
         return result
 
     def _suppresses(self, image: Tensor, over: Tensor, under: Tensor) -> Tensor:
@@ -150,10 +150,10 @@ class _Field:
 
     @cached_property
     def _sketch(self) -> Tensor:
-        """The boxes for comparing them in float32, (6, B, P): right, -left, bottom, -top, share and doubt.
+        """The boxes for comparing them in float32, (6, B, P): right, -left, bottom, -top, share and error.
 
-        IoU > t where an intersection exceeds t / (1 + t) of both areas together: each box has its share of that. doubt:
-        how far an overlap has to be from that limit for float32 to be believed.
+        IoU > t where an intersection exceeds t / (1 + t) of both areas together: each box has its share of that. error:
+        bound of the rounding error; an overlap nearer to the limit than this is compared again in float64.
         """
         left, top, right, bottom = self.exact_xyxy.unbind(dim=2)
         width, height = (right - left).clamp(min=0), (bottom - top).clamp(min=0)
@@ -163,10 +163,10 @@ class _Field:
         shift_x, shift_y = (self.class_ids - _LATTICE_COLUMNS * row) * extent, row * extent
         left, top, right, bottom = left + shift_x, top + shift_y, right + shift_x, bottom + shift_y
         edges = torch.stack([right, -left, bottom, -top])
-        lost = _LOST * edges.abs().amax()
-        doubt = lost * (width + height + lost)
+        side_error = _ROUNDING * edges.abs().amax()
+        error = side_error * (width + height + side_error)
         share = area * (self.iou_threshold / (1 + self.iou_threshold))
-        return torch.cat([edges, share[None], doubt[None]]).float()
+        return torch.cat([edges, share[None], error[None]]).float()
 
 
 def _largest_excess(over: Tensor, under: Tensor, scratch: Tensor) -> Tensor:
@@ -186,26 +186,26 @@ def _largest_excess(over: Tensor, under: Tensor, scratch: Tensor) -> Tensor:
 def _packed(columns: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """The chosen of `columns` (B, R), in their order and without gaps, and how many an image has, (B,).
 
-    Column 0 fills up the shorter rows: the best box of an image, which is always kept, so that it does no harm to
-    compare others with it once more.
+    Shorter rows are filled up with column 0, the best box of an image: it is always kept, so comparing others with it
+    once more changes nothing.
     """
-    places = chosen.cumsum(dim=1)
-    counts = places[:, -1]
+    ends = chosen.cumsum(dim=1)
+    counts = ends[:, -1]
     length = int(counts.max())
     packed = columns.new_zeros(len(columns), length + 1)
     # Whatever is not chosen goes into the last column, which is dropped.
-    packed.scatter_(1, torch.where(chosen, places - 1, length), columns)
+    packed.scatter_(1, torch.where(chosen, ends - 1, length), columns)
     return packed[:, :length], counts
 
 
 def _greedy(suppresses: Tensor) -> Tensor:
-    """Which boxes (B, M) survive, given whom each would suppress (B, M, M), better before worse.
+    """Which boxes (B, M) survive, given which boxes each would suppress (B, M, M), better before worse.
 
     Repeats "a box survives if no survivor in front suppresses it", starting from all. Box 1 is right at once, box i
     at the latest in round i, so the fixed point is the greedy answer; real images take about as many rounds as their
     longest chain of overlaps, a handful.
     """
-    suppresses = suppresses.view(torch.uint8)  # the largest of bytes is found several times faster than any of bools
+    suppresses = suppresses.view(torch.uint8)  # amax of bytes is several times faster than any of bools
     survives = 1 - suppresses.amax(dim=1)
     while True:
         for _ in range(_ROUNDS_AT_A_TIME):
