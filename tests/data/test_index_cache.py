@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from anchorite.data import DatasetIndex, formats, index_cache, open_dataset
-from anchorite.data.dataset import RecordTable
+from anchorite.data.dataset import BOX_ROW, IMAGE_ROW, RecordTable
 from anchorite.data.index_cache import VARIABLE
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
@@ -94,7 +94,7 @@ def test_the_second_opening_reads_no_label_and_gives_the_same(
         for table in index.splits.values():
             assert isinstance(table, RecordTable)
             assert table.file is not None
-            assert not table.columns.boxes_xyxy.flags.writeable
+            assert not table.boxes.flags.writeable
     assert not [path for path in root.rglob("*") if "index" in path.name]
 
 
@@ -202,12 +202,14 @@ def test_an_index_that_points_outside_its_arrays_is_not_taken(
     (file,) = cache.glob("index-*")
     found = index_cache.load_arrays(file)
     assert found is not None
-    for name, value in (("0.class_ids", 2), ("0.class_ids", -1), ("0.folder_ids", 1), ("0.box_starts", 9)):
+    rows = {"0.boxes": BOX_ROW, "0.images": IMAGE_ROW}
+    wrong = [("0.boxes", "class_id", 2), ("0.boxes", "class_id", -1), ("0.boxes", "head_id", 9)]
+    for name, column, value in (*wrong, ("0.images", "folder_id", 1), ("0.images", "num_boxes", 9)):
         arrays = {key: array.copy() for key, array in found.items()}
-        arrays[name][-1] = value
+        arrays[name].view(rows[name])[column][-1] = value
         index_cache.save_arrays(file, arrays)
         assert opened(root, monkeypatch)[1], name
-    arrays = {key: array for key, array in found.items() if key != "0.areas"}
+    arrays = {key: array for key, array in found.items() if key != "0.boxes"}
     index_cache.save_arrays(file, arrays)
     assert opened(root, monkeypatch)[1]
 

@@ -73,20 +73,18 @@ def test_slices_and_choices_are_those_of_a_tuple(records: list[Record], data: st
         (table[cut].select(list(range(len(records[cut])))[::-1]), records[cut][::-1]),
     ):
         assert list(map(bits, part)) == list(map(bits, expected))
-        for ours, theirs in zip(part.labels(), table_of(expected).labels(), strict=True):
-            assert ours.dtype == theirs.dtype
-            assert ours.tobytes() == theirs.tobytes()
+        for name in ("xyxy", "class_id", "ignored", "area"):
+            assert part.boxes[name].tobytes() == table_of(expected).boxes[name].tobytes()
         assert list(part.sizes_hw()) == [(record.height, record.width) for record in expected]
 
 
-def test_flat_labels_are_the_records_labels_behind_one_another() -> None:
-    index = open_dataset(shared_path("datasets/cards"))
-    records = tuple(index.splits["train"])
-    labels = index.splits["train"].labels()
-    assert np.array_equal(labels.boxes_xyxy, np.concatenate([record.boxes_xyxy for record in records]))
-    assert np.array_equal(labels.counts, [len(record.class_ids) for record in records])
-    assert np.array_equal(labels.widths, [record.width for record in records])
-    assert np.shares_memory(labels.boxes_xyxy, index.splits["train"].columns.boxes_xyxy)  # type: ignore[attr-defined]
+def test_rows_are_the_records_labels_behind_one_another() -> None:
+    records = open_dataset(shared_path("datasets/cards")).splits["train"]
+    table = records.table()
+    assert np.array_equal(table.boxes["xyxy"], np.concatenate([record.boxes_xyxy for record in records]))
+    assert np.array_equal(table.images["num_boxes"], [len(record.class_ids) for record in records])
+    assert np.array_equal(table.images["width"], [record.width for record in records])
+    assert np.shares_memory(records[0].boxes_xyxy, table.boxes)
 
 
 def test_different_records_make_different_tables() -> None:

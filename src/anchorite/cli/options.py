@@ -53,11 +53,11 @@ class ReadingOptions:
     def open(self, data: Path, *outs: Path | None) -> DatasetIndex:
         """The dataset, read as asked for; InputError where one of `outs`, which will be written, lies in it."""
         from anchorite.data import open_dataset
-        from anchorite.data.convert import refuse_inside_dataset
+        from anchorite.data.index_cache import refuse_dataset_folder
 
         dataset = open_dataset(data, self.format, self.skip_bad, allow_outside=self.allow_outside)
         for out in filter(None, outs):
-            refuse_inside_dataset(out, dataset)
+            refuse_dataset_folder(out, dataset.splits.values(), dataset.root)
         return dataset
 
     def open_again(self, facts: Mapping[str, Any], data: Path | None) -> DatasetIndex:

@@ -12,7 +12,6 @@ import math
 import os
 import random
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +28,7 @@ from anchorite.data.dataset import DatasetIndex, Record, RecordTable, Split
 from anchorite.data.formats import FormatName, open_dataset
 from anchorite.data.formats.common import is_image_name
 from anchorite.data.headers import copy_image, image_bytes, open_regular
+from anchorite.data.index_cache import check_space, refuse_dataset_folder
 from anchorite.data.shards.format import MANIFEST, MAX_SIDES, ShardFacts, SplitFacts, write_manifest, write_shard_files
 from anchorite.data.shards.split import ShardedSplit, label_bytes
 from anchorite.data.store import Progress
@@ -45,18 +45,6 @@ _RELATIVE_TOLERANCE = 1e-10
 
 PlacedRecord = tuple[Record, PurePosixPath]  # and where its image goes in the split's image folder, as in "sub/a.jpg"
 PlacedSplits = Mapping[str, Sequence[PlacedRecord]]
-
-
-def refuse_inside_dataset(folder: Path, dataset: DatasetIndex) -> None:
-    """Raise InputError when `folder` is, or lies in, the dataset's folder or one that holds images of it."""
-    target = folder.resolve()
-    homes = {path.parent for split in dataset.splits.values() for path in split.paths()}
-    homes |= {dataset.root} if dataset.root.is_dir() else set()
-    for home in sorted({home.resolve() for home in homes}):
-        if target.is_relative_to(home):
-            raise InputError(
-                f"{folder}: lies in the dataset ({home}), which is never written to; name a folder elsewhere"
-            )
 
 
 def write_dataset(
@@ -79,7 +67,7 @@ def write_dataset(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already, and nothing is ever overwritten; name a new or an empty folder")
-    refuse_inside_dataset(out, dataset)
+    refuse_dataset_folder(out, dataset.splits.values(), dataset.root)
     was_there, num_images, done = out.exists(), sum(map(len, dataset.splits.values())), count(1)
 
     def copied() -> None:
@@ -88,7 +76,8 @@ def write_dataset(
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _check_space(dataset, out)
+        num_bytes = sum(image_bytes(path) for records in dataset.splits.values() for path in records.paths())
+        check_space(out, num_bytes, "the images")
         with TemporaryDirectory(prefix=".unfinished-", dir=out) as folder:
             stage, notes = Path(folder), list[str]()
             if format == "shards":
@@ -116,16 +105,6 @@ def write_dataset(
             with suppress(OSError):  # it is not empty, as it should be
                 out.rmdir()
     return notes
-
-
-def _check_space(dataset: DatasetIndex, out: Path) -> None:
-    wanted = sum(image_bytes(path) for records in dataset.splits.values() for path in records.paths())
-    free = shutil.disk_usage(out).free
-    if wanted > free:
-        raise StorageError(
-            f"{out}: the images take {wanted / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there; nothing was "
-            "written. Free some space or name another folder"
-        )
 
 
 def _image_folder(out: Path, format: FormatName, split: str) -> Path:
@@ -293,18 +272,17 @@ def _samples(table: RecordTable, root: Path, copied: Callable[[], None]) -> Iter
 
 def _facts(table: RecordTable, num_classes: int, shards: list[ShardFacts]) -> SplitFacts:
     """What the list says of a split: counts, and an even sample of its boxes' sides (Vitter's algorithm R)."""
-    labels, rng = table.labels(), random.Random(_SEED)
-    trained = ~labels.ignored
-    longer = np.repeat(np.maximum(labels.widths, labels.heights), labels.counts)
-    sides = ((labels.boxes_xyxy[:, 2:] - labels.boxes_xyxy[:, :2]) / longer[:, None])[trained]
+    boxes, rng, is_ignored = table.boxes, random.Random(_SEED), table.boxes["ignored"]
+    longer = np.maximum(table.images["width"], table.images["height"])[table.image_of_box()]
+    sides = ((boxes["xyxy"][:, 2:] - boxes["xyxy"][:, :2]) / longer[:, None])[~is_ignored]
     chosen = sides[:MAX_SIDES].tolist()
     for number in range(MAX_SIDES, len(sides)):
         if (place := rng.randrange(number + 1)) < MAX_SIDES:
             chosen[place] = sides[number].tolist()
     return SplitFacts(
-        background=int((labels.counts == 0).sum()),
-        class_counts=np.bincount(labels.class_ids[trained], minlength=num_classes).tolist(),
-        ignored_counts=np.bincount(labels.class_ids[~trained], minlength=num_classes).tolist(),
+        background=table.num_background(),
+        class_counts=table.class_counts(num_classes).tolist(),
+        ignored_counts=np.bincount(boxes["class_id"][is_ignored], minlength=num_classes).tolist(),
         sides=chosen,
         shards=shards,
     )

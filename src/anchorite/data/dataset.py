@@ -1,8 +1,8 @@
 """The dataset index, what every label format is read into and the only thing the rest of the package sees: its splits
 are sequences of records, an image and its labels each, however they are stored.
 
-`RecordTable` stores the records of a split as columns: a few flat arrays, of which a `Record` is a view created on
-access. A box takes 61 bytes and an image about 40 beside its name, where a `Record` of its own takes a kilobyte.
+`RecordTable` stores the records of a split as rows of two flat arrays, of which a `Record` is a view created on
+access. A box takes 64 bytes and an image 16 beside its name, where a `Record` of its own takes a kilobyte.
 
 Legend: R records, N boxes of an image or of all of them, T of those that are trained on, K classes.
 """
@@ -10,19 +10,36 @@ Legend: R records, N boxes of an image or of all of them, T of those that are tr
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import struct
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 NO_NUMBER = -1  # of an origin that is a text alone
-_FINGERPRINT_BLOCK = 65_536  # records whose labels are gathered at a time
+# An image of a table: its folder by number, its size as displayed, and how many boxes it has.
+IMAGE_ROW = np.dtype([(name, np.int32) for name in ("folder_id", "width", "height", "num_boxes")])
+# A box of a table, its fields as in `Record`. Its origin is the text of number head_id and behind it its own number.
+BOX_ROW = np.dtype(
+    [
+        ("xyxy", np.float64, 4),
+        ("class_id", np.int64),
+        ("number", np.int64),
+        ("area", np.float64),
+        ("head_id", np.int32),
+        ("ignored", np.bool_),
+    ],
+    align=True,
+)
+Box = tuple[float, float, float, float]
+_pack_image, _pack_box = struct.Struct("4i").pack, struct.Struct("4dqqdi?3x").pack
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,20 +74,6 @@ class Record:
     __hash__ = None  # type: ignore[assignment]
 
 
-class FlatLabels(NamedTuple):
-    """The labels of R records with N boxes: counts, widths, heights (R,) and boxes_xyxy (N, 4), class_ids, ignored,
-    areas (N,), in the order of the records.
-    """
-
-    counts: NDArray[np.int64]
-    widths: NDArray[np.int64]
-    heights: NDArray[np.int64]
-    boxes_xyxy: NDArray[np.float64]
-    class_ids: NDArray[np.int64]
-    ignored: NDArray[np.bool_]
-    areas: NDArray[np.float64]
-
-
 class Split(Sequence[Record]):
     """The records of a split and what is asked of all of them at once, however they are stored.
 
@@ -98,36 +101,29 @@ class Split(Sequence[Record]):
 
     def sizes_hw(self) -> Iterator[tuple[int, int]]:
         """Height and width of every image, in order."""
-        table = self.table()
-        columns, rows = table.columns, table.rows
-        return zip(columns.heights[rows].tolist(), columns.widths[rows].tolist(), strict=True)
-
-    def labels(self) -> FlatLabels:
-        """The labels of all records."""
-        return self.table().labels()
+        images = self.table().images
+        return zip(images["height"].tolist(), images["width"].tolist(), strict=True)
 
     def num_boxes(self) -> int:
         """Boxes of all records, crowds and difficult ones too."""
-        return int(self.labels().counts.sum())
+        return len(self.table().boxes)
 
     def num_background(self) -> int:
         """Images without a box."""
-        return int((self.labels().counts == 0).sum())
+        return int((self.table().images["num_boxes"] == 0).sum())
 
     def class_counts(self, num_classes: int, with_ignored: bool = False) -> NDArray[np.int64]:
         """(K,) number of boxes of each class that are trained on, or of all."""
-        labels = self.labels()
-        class_ids = labels.class_ids if with_ignored else labels.class_ids[~labels.ignored]
+        boxes = self.table().boxes
+        class_ids = boxes["class_id"] if with_ignored else boxes["class_id"][~boxes["ignored"]]
         return np.bincount(class_ids, minlength=num_classes)
 
     def box_sides(self, image_size: int) -> NDArray[np.float64]:
         """(T, 2) widths and heights of the boxes that are trained on (of shards: of up to 20 000 of them), in pixels
         of a letterboxed network input whose longer side is `image_size`.
         """
-        labels = self.labels()
-        scales = np.repeat(image_size / np.maximum(labels.widths, labels.heights), labels.counts)
-        sides = (labels.boxes_xyxy[:, 2:] - labels.boxes_xyxy[:, :2]) * scales[:, None]
-        return np.asarray(sides[~labels.ignored], np.float64)
+        table = self.table()
+        return table.sides_px(image_size)[~table.boxes["ignored"]]
 
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, over each record's path, size, boxes, class ids and ignored flags, in order.
@@ -139,20 +135,13 @@ class Split(Sequence[Record]):
         folders = {folder: os.path.abspath(folder) for folder, _ in splitting}  # noqa: PTH100 - keeps links
         shared = os.path.commonpath(folders.values()) if folders else ""
         relative = {folder: os.fsencode(os.path.relpath(absolute, shared)) for folder, absolute in folders.items()}
-        digest = hashlib.sha256()
-        for start in range(0, len(table), _FINGERPRINT_BLOCK):
-            labels = table[start : start + _FINGERPRINT_BLOCK].labels()
-            names = splitting[start : start + _FINGERPRINT_BLOCK]
-            paths = [relative[folder] + b"/" + os.fsencode(name) for folder, name in names]
-            heads = np.array([[len(path) for path in paths], labels.widths, labels.heights, labels.counts], "<i8").T
-            boxes = (np.asarray(labels.boxes_xyxy, "<f8") + 0.0).tobytes()  # -0.0 and 0.0 are the same coordinate
-            class_ids, ignored = np.asarray(labels.class_ids, "<i8").tobytes(), labels.ignored.tobytes()
-            first = 0
-            for path, head, count in zip(paths, heads, labels.counts.tolist(), strict=True):
-                last = first + count
-                parts = (head.tobytes(), path, boxes[32 * first : 32 * last], class_ids[8 * first : 8 * last])
-                digest.update(b"".join((*parts, ignored[first:last])))
-                first = last
+        digest, last = hashlib.sha256(), 0
+        boxes_xyxy = np.asarray(table.boxes["xyxy"] + 0.0, "<f8")  # -0.0 and 0.0 are the same coordinate
+        class_ids, ignored = np.asarray(table.boxes["class_id"], "<i8"), table.boxes["ignored"]
+        for (folder, name), (_, *numbers) in zip(splitting, table.images.tolist(), strict=True):
+            path, first, last = relative[folder] + b"/" + os.fsencode(name), last, last + numbers[-1]
+            columns = (column[first:last].tobytes() for column in (boxes_xyxy, class_ids, ignored))
+            digest.update(b"".join([struct.pack("<4q", len(path), *numbers), path, *columns]))
         return digest.hexdigest()
 
     def forget_cache(self) -> None:
@@ -192,44 +181,32 @@ class StringArray(Sequence[str]):
         return self.data[start : end - 1].tobytes().decode("utf-8", "surrogatepass")
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """R records with N boxes: record r has the boxes box_starts[r] to box_starts[r + 1].
-
-    folders: distinct folders of images, of which folder_ids (R,) int32 chooses; names: R file names; widths, heights
-    (R,) int32. boxes_xyxy (N, 4), class_ids, ignored, areas (N,): as in `Record`. An origin is the text
-    heads[head_ids[n]] and the number numbers[n] (head_ids (N,) int32, numbers (N,) int64, `NO_NUMBER` for none).
-    """
-
-    folders: StringArray
-    names: StringArray
-    folder_ids: NDArray[np.int32]
-    widths: NDArray[np.int32]
-    heights: NDArray[np.int32]
-    box_starts: NDArray[np.int64]
-    boxes_xyxy: NDArray[np.float64]
-    class_ids: NDArray[np.int64]
-    ignored: NDArray[np.bool_]
-    areas: NDArray[np.float64]
-    heads: StringArray
-    head_ids: NDArray[np.int32]
-    numbers: NDArray[np.int64]
-
-
 class RecordTable(Split):
-    """Records as rows of columns.
+    """Records as rows of flat arrays, which cannot be written into.
 
-    An index gives a `Record` whose arrays are read-only views; a slice and `select` give another table of the same
-    columns, which copies no box. file: the cache file that the columns are mapped from, if they are. A table is equal
+    images: (R,) `IMAGE_ROW`; boxes: (N,) `BOX_ROW`, those of each image behind those of the one before; folders and
+    heads: the texts that folder_id and head_id choose of; names: R file names; file: the cache file that all of these
+    are mapped from, if they are. An index gives a `Record` of read-only views, a slice another table. A table is equal
     to any sequence of equal records.
     """
 
-    def __init__(self, columns: Columns, rows: NDArray[np.int64] | None = None, file: Path | None = None) -> None:
-        self.columns, self.file = columns, file
-        self.rows = np.arange(len(columns.names)) if rows is None else rows
+    def __init__(
+        self,
+        images: NDArray[np.void],
+        boxes: NDArray[np.void],
+        folders: StringArray,
+        names: StringArray,
+        heads: StringArray,
+        file: Path | None = None,
+    ) -> None:
+        self.images, self.boxes, self.file = images, boxes, file
+        self.folders, self.names, self.heads = folders, names, heads
+        self.ends = np.cumsum(images["num_boxes"], dtype=np.int64)  # where the boxes of each image end
+        for array in (images, boxes):
+            array.flags.writeable = False
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.images)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -237,11 +214,11 @@ class RecordTable(Split):
     def __getitem__(self, index: slice) -> RecordTable: ...
     def __getitem__(self, index: int | slice) -> Record | RecordTable:
         if isinstance(index, slice):
-            return RecordTable(self.columns, self.rows[index], self.file)
-        return self._record(int(self.rows[index]))
+            return self.select(np.arange(len(self))[index])
+        return self._record(range(len(self))[index])
 
     def __iter__(self) -> Iterator[Record]:
-        return map(self._record, self.rows.tolist())
+        return map(self._record, range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
@@ -256,127 +233,99 @@ class RecordTable(Split):
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> RecordTable:
         """The table of these records, in this order."""
-        return RecordTable(self.columns, self.rows[np.asarray(indices, np.int64)], self.file)
+        chosen = np.asarray(indices, np.int64)
+        images, names = self.images[chosen], StringArray.of(map(self.names.__getitem__, chosen.tolist()))
+        counts = images["num_boxes"].astype(np.int64)
+        boxes = np.arange(counts.sum()) + np.repeat(self.ends[chosen] - np.cumsum(counts), counts)
+        return RecordTable(images, self.boxes[boxes], self.folders, names, self.heads, self.file)
 
     def with_class_numbers(self, numbers: NDArray[np.int64]) -> RecordTable:
         """The table of the same records with the class ids numbers[class_id]."""
-        class_ids = numbers[self.columns.class_ids]
-        class_ids.flags.writeable = False
-        return RecordTable(replace(self.columns, class_ids=class_ids), self.rows, self.file)
+        boxes = self.boxes.copy()
+        boxes["class_id"] = numbers[boxes["class_id"]]
+        return RecordTable(self.images, boxes, self.folders, self.names, self.heads, self.file)
 
     def forget_cache(self) -> None:
-        """Remove the file that the columns are mapped from."""
+        """Remove the file that the table is mapped from."""
         if self.file is not None:
             with suppress(OSError):
                 self.file.unlink()
 
     def paths(self) -> Iterator[Path]:
         """The paths of the images, in order; no record is made."""
-        return map(self._path, self.rows.tolist())
+        return map(self._path, range(len(self)))
 
-    def labels(self) -> FlatLabels:
-        """The labels of all records: views, where the table is all of its columns or consecutive rows of them."""
-        columns, rows = self.columns, self.rows
-        starts = columns.box_starts[rows]
-        counts = columns.box_starts[rows + 1] - starts
-        boxes: slice | NDArray[np.int64]
-        if len(rows) and (np.diff(rows) == 1).all():
-            boxes = slice(int(starts[0]), int(starts[-1] + counts[-1]))
-        else:
-            boxes = np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-        return FlatLabels(
-            counts,
-            columns.widths[rows].astype(np.int64),
-            columns.heights[rows].astype(np.int64),
-            columns.boxes_xyxy[boxes],
-            columns.class_ids[boxes],
-            columns.ignored[boxes],
-            columns.areas[boxes],
-        )
+    def image_of_box(self) -> NDArray[np.int64]:
+        """(N,) which image each box is of."""
+        return np.repeat(np.arange(len(self)), self.images["num_boxes"])
+
+    def sides_px(self, image_size: int) -> NDArray[np.float64]:
+        """(N, 2) width and height of each box where the longer side of its image has `image_size` pixels."""
+        scales = image_size / np.maximum(self.images["width"], self.images["height"])
+        boxes_xyxy = self.boxes["xyxy"]
+        return np.asarray((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * scales[self.image_of_box(), None], np.float64)
 
     def _path(self, row: int) -> Path:
-        columns = self.columns
-        return Path(columns.folders[columns.folder_ids[row]], columns.names[row])
+        return Path(self.folders[self.images["folder_id"][row]], self.names[row])
 
     def _record(self, row: int) -> Record:
-        columns = self.columns
-        boxes = slice(*columns.box_starts[row : row + 2].tolist())
-        head_ids = columns.head_ids[boxes].tolist()
-        heads = {head_id: columns.heads[head_id] for head_id in set(head_ids)}
-        numbers = ["" if number == NO_NUMBER else number for number in columns.numbers[boxes].tolist()]
-        return Record(
-            path=self._path(row),
-            width=int(columns.widths[row]),
-            height=int(columns.heights[row]),
-            boxes_xyxy=columns.boxes_xyxy[boxes],
-            class_ids=columns.class_ids[boxes],
-            ignored=columns.ignored[boxes],
-            areas=columns.areas[boxes],
-            origins=tuple(f"{heads[head_id]}{number}" for head_id, number in zip(head_ids, numbers, strict=True)),
+        _, width, height, num_boxes = self.images[row].tolist()
+        boxes = self.boxes[self.ends[row] - num_boxes : self.ends[row]]
+        head_ids, numbers = boxes["head_id"].tolist(), boxes["number"].tolist()
+        heads = {head_id: self.heads[head_id] for head_id in set(head_ids)}
+        origins = (
+            heads[head_id] if number == NO_NUMBER else f"{heads[head_id]}{number}"
+            for head_id, number in zip(head_ids, numbers, strict=True)
         )
+        arrays = boxes["xyxy"], boxes["class_id"], boxes["ignored"], boxes["area"]
+        return Record(self._path(row), width, height, *arrays, tuple(origins))
+
+
+def pack_box(
+    class_id: int, xyxy: Box, head_id: int, number: int, ignored: bool = False, area: float = math.nan
+) -> bytes:
+    """The bytes of a `BOX_ROW`, which many boxes are kept in at little cost while a dataset is read.
+
+    xyxy: corners in pixels as displayed. head_id: see `TableBuilder`. number: of its line, or whatever else the format
+    tells the labels of a file apart by, or `NO_NUMBER`. area: in pixels, NaN for the box's.
+    """
+    return _pack_box(*xyxy, class_id, number, area, head_id, ignored)
 
 
 class TableBuilder:
-    """Takes records, one by one or many at a time, and stores only their columns."""
+    """Takes records, one by one, and stores only their rows: bytes of `IMAGE_ROW`s and `BOX_ROW`s."""
 
     def __init__(self) -> None:
+        self.images, self.boxes = bytearray(), bytearray()
         self._folders: dict[str, int] = {}
         self._names, self._heads = list[str](), list[str]()
-        self._columns = {
-            "folder_ids": (np.int32, bytearray()),
-            "widths": (np.int32, bytearray()),
-            "heights": (np.int32, bytearray()),
-            "box_starts": (np.int64, bytearray(8)),
-            "boxes_xyxy": (np.float64, bytearray()),
-            "class_ids": (np.int64, bytearray()),
-            "ignored": (np.bool_, bytearray()),
-            "areas": (np.float64, bytearray()),
-            "head_ids": (np.int32, bytearray()),
-            "numbers": (np.int64, bytearray()),
-        }
+
+    def head_id(self, head: str) -> int:
+        """The number of a text that the origins of boxes begin with."""
+        if not self._heads or self._heads[-1] != head:
+            self._heads.append(head)
+        return len(self._heads) - 1
+
+    def add(self, path: Path, width: int, height: int, boxes: bytes | bytearray | memoryview) -> None:
+        """Add a record whose boxes are rows of `pack_box`, one behind another."""
+        folder_id = self._folders.setdefault(str(path.parent), len(self._folders))
+        self._names.append(path.name)
+        self.images += _pack_image(folder_id, width, height, len(boxes) // BOX_ROW.itemsize)
+        self.boxes += boxes
 
     def append(self, record: Record) -> None:
         """Add a record."""
-        self.extend(
-            [record.path],
-            record.origins,
-            widths=[record.width],
-            heights=[record.height],
-            counts=[len(record.origins)],
-            boxes_xyxy=record.boxes_xyxy,
-            class_ids=record.class_ids,
-            ignored=record.ignored,
-            areas=record.areas,
-            numbers=np.full(len(record.origins), NO_NUMBER),
-        )
-
-    def extend(self, paths: Iterable[Path], heads: Iterable[str], counts: ArrayLike, **columns: ArrayLike) -> None:
-        """Add the records of these images, of which each has so many boxes; heads, columns: as in `Columns`."""
-        folder_ids, head_ids = list[int](), list[int]()
-        for path in paths:
-            folder_ids.append(self._folders.setdefault(str(path.parent), len(self._folders)))
-            self._names.append(path.name)
-        for head in heads:
-            if not self._heads or head != self._heads[-1]:
-                self._heads.append(head)
-            head_ids.append(len(self._heads) - 1)
-        num_boxes = len(self._columns["class_ids"][1]) // 8
-        box_starts = np.cumsum(counts, dtype=np.int64) + num_boxes
-        columns |= {"folder_ids": folder_ids, "head_ids": head_ids, "box_starts": box_starts}
-        for name, values in columns.items():
-            dtype, buffer = self._columns[name]
-            buffer += np.asarray(values, dtype).tobytes()
+        boxes = np.zeros(len(record.origins), BOX_ROW)
+        boxes["xyxy"], boxes["class_id"], boxes["number"] = record.boxes_xyxy, record.class_ids, NO_NUMBER
+        boxes["ignored"], boxes["area"] = record.ignored, record.areas
+        boxes["head_id"] = list(map(self.head_id, record.origins))
+        self.add(record.path, record.width, record.height, boxes.tobytes())
 
     def table(self) -> RecordTable:
         """The table of all records; nothing may be added afterwards."""
-        arrays: dict[str, NDArray[Any]] = {
-            name: np.frombuffer(buffer, dtype) for name, (dtype, buffer) in self._columns.items()
-        }
-        arrays["boxes_xyxy"] = arrays["boxes_xyxy"].reshape(-1, 4)
-        for array in arrays.values():
-            array.flags.writeable = False
+        images, boxes = np.frombuffer(self.images, IMAGE_ROW), np.frombuffer(self.boxes, BOX_ROW)
         folders, names, heads = map(StringArray.of, (self._folders, self._names, self._heads))
-        return RecordTable(Columns(folders=folders, names=names, heads=heads, **arrays))
+        return RecordTable(images, boxes, folders, names, heads)
 
 
 AdjustmentKind = Literal[

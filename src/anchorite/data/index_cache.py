@@ -19,21 +19,21 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, fields
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import anchorite
-from anchorite.data.dataset import Adjustment, Columns, DatasetIndex, RecordTable, Split, StringArray
+from anchorite.data.dataset import BOX_ROW, IMAGE_ROW, Adjustment, DatasetIndex, RecordTable, Split, StringArray
 from anchorite.errors import AnchoriteError, InputError, StorageError
-from anchorite.files import write_atomically
+from anchorite.files import make_folder, write_atomically
 
 VARIABLE = "ANCHORITE_INDEX_CACHE"  # "off", or a folder of one's own
 LEAST_IMAGES, LEAST_BOXES = 10_000, 100_000  # either: smaller datasets are read in a second or two
@@ -44,7 +44,8 @@ _SETTLED_NS = 2_000_000_000  # how long a file must have been unchanged: clocks 
 _MAX_THREADS = 16
 _CHUNK = 4096
 _63_BITS = (1 << 63) - 1
-_DTYPES = {"F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
+_DTYPES = {"I64": np.int64, "U8": np.uint8}
+_TEXTS = "folders", "names", "heads"  # of a table
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -95,20 +96,24 @@ def _states(paths: Sequence[str]) -> NDArray[np.int64]:
         return np.concatenate([np.zeros((0, 4), np.int64), *pool.map(some, range(0, len(paths), _CHUNK))])
 
 
-class Reading(NamedTuple):
-    """How a dataset is opened: all that an index depends on beside the files."""
+def cache_file(root: Path, format: str | None, skip_bad: bool, allow_outside: bool) -> Path | None:
+    """Where the index of a dataset that is opened in this way is cached; None where the user wants no cache."""
+    folder = os.environ.get(VARIABLE)
+    if folder == "off":
+        return None
+    digest = hashlib.sha256(anchorite.__version__.encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):  # another reader may read something else
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\0".encode())
+    asked = os.getcwd(), str(root), str(format), str(skip_bad), str(allow_outside)  # noqa: PTH109 - as text
+    digest.update(repr(asked).encode("utf-8", "surrogatepass"))
+    return (Path(folder) if folder else _default_folder()) / f"index-{digest.hexdigest()[:32]}.safetensors"
 
-    root: Path
-    format: str | None
-    skip_bad: bool
-    allow_outside: bool
 
-
-def load_index(reading: Reading) -> DatasetIndex | None:
+def load_index(file: Path) -> DatasetIndex | None:
     """The cached index, if there is one and nothing that it depends on has changed."""
-    file = _file_of(reading)
-    arrays = None if file is None else load_arrays(file)
-    if file is None or arrays is None:
+    arrays = load_arrays(file)
+    if arrays is None:
         return None
     try:
         facts = json.loads(arrays["facts"].tobytes())
@@ -117,23 +122,25 @@ def load_index(reading: Reading) -> DatasetIndex | None:
             return None
         splits = {}
         for number, split in enumerate(facts["splits"]):
-            own: dict[str, Any] = {one.name: arrays[f"{number}.{one.name}"] for one in fields(Columns)}
-            own |= {name: StringArray(own[name]) for name in ("folders", "names", "heads")}
-            columns = Columns(**own)
-            if not _is_sound(columns, len(facts["class_names"])):
+            images, boxes = arrays[f"{number}.images"].view(IMAGE_ROW), arrays[f"{number}.boxes"].view(BOX_ROW)
+            texts = {name: StringArray(arrays[f"{number}.{name}"]) for name in _TEXTS}
+            splits[split] = table = RecordTable(images, boxes, **texts, file=file)
+            if not _is_sound(table, len(facts["class_names"])):
                 return None
-            splits[split] = RecordTable(columns, file=file)
-        adjustments = tuple(map(_adjustment, facts["adjustments"]))
+        adjustments = []
+        for kind, origin, detail, split, image, name, box, files in facts["adjustments"]:
+            known = image and Path(image), name, box and tuple(box), tuple(map(Path, files))
+            adjustments.append(Adjustment(kind, origin, detail, split, *known))
+        root, format, names = Path(facts["root"]), facts["format"], tuple(facts["class_names"])
+        index = DatasetIndex(root, format, names, splits, tuple(adjustments), facts["allow_outside"], facts["skip_bad"])
     except (KeyError, TypeError, ValueError, IndexError):  # written by this program, but not by this version of it
         return None
     with suppress(OSError):
         os.utime(file)  # the least recently used are removed first
-    names = tuple(facts["class_names"])
-    root, _, skip_bad, allow_outside = reading
-    return DatasetIndex(root, facts["format"], names, splits, adjustments, allow_outside, skip_bad)
+    return index
 
 
-def save_index(reading: Reading, index: DatasetIndex, dependencies: Dependencies) -> DatasetIndex:
+def save_index(file: Path, index: DatasetIndex, dependencies: Dependencies) -> DatasetIndex:
     """Cache the index of a large dataset; the same index, mapped from the file where that was possible.
 
     Nothing is raised: where the folder cannot be written to, or a file changed while it was read, nothing is cached.
@@ -141,8 +148,7 @@ def save_index(reading: Reading, index: DatasetIndex, dependencies: Dependencies
     tables = [split for split in index.splits.values() if isinstance(split, RecordTable)]
     num_images = sum(map(len, tables))
     is_small = num_images < LEAST_IMAGES and sum(table.num_boxes() for table in tables) < LEAST_BOXES
-    file = _file_of(reading)
-    if file is None or is_small or len(tables) < len(index.splits) or not _add_folders(reading.root, dependencies):
+    if is_small or len(tables) < len(index.splits) or not _add_folders(index.root, dependencies):
         return index
     # A size that changed shows when an image is decoded, so of many images an even choice is enough.
     for table in tables:
@@ -152,9 +158,8 @@ def save_index(reading: Reading, index: DatasetIndex, dependencies: Dependencies
     states = _states(watched)
     if states[:, 2:].max(initial=0) >= dependencies.started_ns - _SETTLED_NS:
         return index  # a change since would not show in the times
-    facts = {
-        "format": index.format,
-        "class_names": index.class_names,
+    facts = {name: getattr(index, name) for name in ("root", "format", "class_names", "allow_outside", "skip_bad")}
+    facts |= {
         "splits": list(index.splits),
         "adjustments": [astuple(one) for one in index.adjustments],
         "states": _digest(states),
@@ -163,29 +168,17 @@ def save_index(reading: Reading, index: DatasetIndex, dependencies: Dependencies
     texts = {"watched": watched, "candidates": dependencies.targets, "targets": dependencies.targets.values()}
     arrays |= {name: StringArray.of(some).data for name, some in texts.items()}
     for number, table in enumerate(tables):
-        for one in fields(Columns):
-            value = getattr(table.columns, one.name)
-            arrays[f"{number}.{one.name}"] = value.data if isinstance(value, StringArray) else value
+        arrays |= {f"{number}.{name}": getattr(table, name).data for name in _TEXTS}
+        # As whole numbers of 8 bytes, before which safetensors leaves no gap: so the mapped rows are aligned.
+        arrays |= {f"{number}.images": table.images.view(np.int64), f"{number}.boxes": table.boxes.view(np.int64)}
     try:
-        for split in index.splits.values():
-            refuse_dataset_folder(file.parent, split, reading.root if reading.root.is_dir() else reading.root.parent)
+        home = index.root if index.root.is_dir() else index.root.parent
+        refuse_dataset_folder(file.parent, index.splits.values(), home)
         _make_room(file.parent, sum(array.nbytes for array in arrays.values()))
         save_arrays(file, arrays)
     except (AnchoriteError, OSError):
         return index
-    return load_index(reading) or index
-
-
-def _file_of(reading: Reading) -> Path | None:
-    named = os.environ.get(VARIABLE)
-    if named == "off":
-        return None
-    digest = hashlib.sha256(anchorite.__version__.encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):  # another reader may read something else
-        status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\0".encode())
-    digest.update(repr((os.getcwd(), *map(str, reading))).encode("utf-8", "surrogatepass"))  # noqa: PTH109
-    return (Path(named) if named else _default_folder()) / f"index-{digest.hexdigest()[:32]}.safetensors"
+    return load_index(file) or index
 
 
 def _add_folders(root: Path, dependencies: Dependencies) -> bool:
@@ -207,10 +200,10 @@ def _add_folders(root: Path, dependencies: Dependencies) -> bool:
 def _make_room(folder: Path, num_bytes: int) -> None:
     """Make the folder and room in it; StorageError or OSError when it has not enough."""
     if os.environ.get(VARIABLE):
-        make_cache_folder(folder)
+        make_folder(folder)
     else:
         private_cache_folder()
-    check_space(folder, 2 * num_bytes)
+    check_space(folder, 2 * num_bytes, "the labels")
     for stray in folder.glob(".index-*.tmp"):
         if time.time() - stray.stat().st_mtime > _STRAY_S:
             stray.unlink(missing_ok=True)
@@ -219,27 +212,17 @@ def _make_room(folder: Path, num_bytes: int) -> None:
         old.unlink(missing_ok=True)
 
 
-def _adjustment(values: Sequence[Any]) -> Adjustment:
-    kind, origin, detail, split, image, class_name, box_xyxy, files = values
-    box = None if box_xyxy is None else tuple(box_xyxy)
-    path = None if image is None else Path(image)
-    return Adjustment(kind, origin, detail, split, path, class_name, box, tuple(map(Path, files)))
-
-
-def _is_sound(columns: Columns, num_classes: int) -> bool:
-    """Whether every number in the columns that points somewhere points to something that is there."""
-    num_records, num_boxes = len(columns.names), len(columns.class_ids)
-    lengths = {"folder_ids": num_records, "widths": num_records, "heights": num_records, "box_starts": num_records + 1}
-    lengths |= dict.fromkeys(("boxes_xyxy", "ignored", "areas", "head_ids", "numbers"), num_boxes)
-    starts = columns.box_starts
-    ids = {"folder_ids": len(columns.folders), "head_ids": len(columns.heads), "class_ids": num_classes}
-    return (
-        all(len(getattr(columns, name)) == length for name, length in lengths.items())
-        and columns.boxes_xyxy.shape[1:] == (4,)
-        and bool(starts[0] == 0 and starts[-1] == num_boxes and (np.diff(starts) >= 0).all())
-        and all(getattr(columns, name).min(initial=0) >= 0 for name in ids)
-        and all(getattr(columns, name).max(initial=-1) < limit for name, limit in ids.items())
+def _is_sound(table: RecordTable, num_classes: int) -> bool:
+    """Whether every number in the table that points somewhere points to something that is there."""
+    images, boxes = table.images, table.boxes
+    limits = (
+        (images["folder_id"], len(table.folders)),
+        (images["num_boxes"], len(boxes) + 1),
+        (boxes["class_id"], num_classes),
+        (boxes["head_id"], len(table.heads)),
     )
+    is_inside = all(ids.min(initial=0) >= 0 and ids.max(initial=-1) < limit for ids, limit in limits)
+    return is_inside and len(images) == len(table.names) and images["num_boxes"].sum() == len(boxes)
 
 
 # The file: safetensors, with the SHA-256 of every array in its metadata.
@@ -300,35 +283,29 @@ def _default_folder() -> Path:
 def private_cache_folder() -> Path:
     """A folder of this user alone in the system's temporary one; refused when another user made it."""
     folder = _default_folder()
-    make_cache_folder(folder, mode=0o700)
+    make_folder(folder, mode=0o700)
     if folder.is_symlink() or (hasattr(os, "getuid") and folder.stat().st_uid != os.getuid()):
         raise StorageError(f"{folder}: belongs to somebody else. Name a cache folder of your own")
     return folder
 
 
-def refuse_dataset_folder(folder: Path, records: Split, root: Path | None = None) -> None:
-    """Raise InputError when a cache folder is or lies in the dataset's root or a folder that holds images of it."""
+def refuse_dataset_folder(folder: Path, splits: Iterable[Split], root: Path | None = None) -> None:
+    """Raise InputError when a folder is or lies in the dataset's root or a folder that holds images of it."""
     target = folder.resolve()
-    for home in {path.parent for path in records.paths()} | ({root} if root else set()):
-        if target.is_relative_to(home.resolve()):
+    homes = {path.parent for split in splits for path in split.paths()}
+    homes |= {root} if root is not None and root.is_dir() else set()
+    for home in sorted({home.resolve() for home in homes}):
+        if target.is_relative_to(home):
             raise InputError(
-                f"{folder}: lies in the dataset ({home.resolve()}), which is never written to. Name another folder"
+                f"{folder}: lies in the dataset ({home}), which is never written to; name a folder elsewhere"
             )
 
 
-def make_cache_folder(folder: Path, mode: int = 0o777) -> None:
-    """Make a folder where there is none; StorageError when that is refused."""
-    try:
-        folder.mkdir(mode=mode, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made: {error.strerror or error}. Name another cache folder") from error
-
-
-def check_space(folder: Path, num_bytes: int) -> None:
+def check_space(folder: Path, num_bytes: int, what: str) -> None:
     """StorageError when so many bytes do not fit on a folder's disk."""
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise StorageError(
-            f"{folder}: the decoded images take {num_bytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there; "
-            "nothing was written. Free some space or name another cache folder"
+            f"{folder}: {what} take {num_bytes / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there; nothing was "
+            "written. Free some space or name another folder"
         )

@@ -116,14 +116,14 @@ class TrainSamples:
 
     def __init__(self, store: Images, config: SampleConfig) -> None:
         self.store, self.config = store, config
-        labels = as_split(store.records).labels()
-        keep = ~labels.ignored
-        owners = np.repeat(np.arange(len(self)), labels.counts)[keep]
+        table = as_split(store.records).table()
+        boxes = table.boxes[~table.boxes["ignored"]]
+        owners = table.image_of_box()[~table.boxes["ignored"]]
         sizes_wh = np.array(store.sizes_hw, np.int64).reshape(-1, 2)[:, ::-1]
-        scales = sizes_wh / np.stack([labels.widths, labels.heights], axis=1)
+        scales = sizes_wh / np.stack([table.images["width"], table.images["height"]], axis=1)
         # Flat arrays: workers touch no Python object a record, so forked pages stay shared.
-        self._boxes_xyxy = labels.boxes_xyxy[keep] * np.tile(scales, 2)[owners]  # in the stored images' pixels
-        self._class_ids = labels.class_ids[keep].astype(np.float64)
+        self._boxes_xyxy = boxes["xyxy"] * np.tile(scales, 2)[owners]  # in the stored images' pixels
+        self._class_ids = boxes["class_id"].astype(np.float64)
         self._starts = np.cumsum([0, *np.bincount(owners, minlength=len(self))])
 
     def __len__(self) -> int:

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 from anchorite.data.dataset import LeftOut, Record, as_split
 from anchorite.data.images import ChangedImageError, decode_resized, fitted_size
-from anchorite.data.index_cache import check_space, make_cache_folder, private_cache_folder, refuse_dataset_folder
+from anchorite.data.index_cache import check_space, private_cache_folder, refuse_dataset_folder
 from anchorite.data.shards.format import leads_into_shard
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import AnchoriteError, InputError, StorageError
-from anchorite.files import write_atomically
+from anchorite.files import make_folder, write_atomically
 
 StoreMode = Literal["auto", "ram", "disk", "none"]
 Progress = Callable[[int, int], None]  # called with (images done, images in all)
@@ -168,6 +168,8 @@ class ImageStore:
             if is_input:
                 lines.append("replace or remove them, or pass --skip-bad (skip_bad=True) to go on without them")
             raise (InputError if is_input else StorageError)("\n".join(lines))
+        if not failures:
+            return list(range(len(self)))
         gone = {index for index, _, _ in failures}
         kept = [index for index in range(len(self)) if index not in gone]
         records = self.records
@@ -181,7 +183,7 @@ class ImageStore:
     def _open_file(self, progress: Progress | None) -> SharedBytes:
         """The cache file: the pixels, and behind them a byte an image, 0 where it could not be decoded."""
         folder = private_cache_folder() if self._cache_dir is None else self._cache_dir
-        refuse_dataset_folder(folder, self.records)
+        refuse_dataset_folder(folder, [self.records])
         file, num_bytes = folder / f"images-{self.key()}.bin", max(1, self.num_bytes + len(self))
         failures: list[Failure | None] = [None]  # why images are missing; None where one can be decoded now
         if file.is_file() and file.stat().st_size == num_bytes:
@@ -200,8 +202,8 @@ class ImageStore:
             pixels.flush()
 
         if None in failures:
-            make_cache_folder(folder)
-            check_space(folder, num_bytes)
+            make_folder(folder)
+            check_space(folder, num_bytes, "the decoded images")
             write_atomically(file, write)
         else:
             self._leave_out([failure for failure in failures if failure is not None])

@@ -84,13 +84,12 @@ def _share(matched: NDArray[np.bool_]) -> float:
 def anchor_findings(dataset: DatasetIndex, anchors: AnchorSet, image_size: int) -> Iterator[Finding]:
     """Boxes that no anchor matches, and those thinner than 2 px of the network input."""
     for split, records in dataset.splits.items():
-        labels = records.labels()
-        scales = np.repeat(image_size / np.maximum(labels.widths, labels.heights), labels.counts)
-        wh_px = (labels.boxes_xyxy[:, 2:] - labels.boxes_xyxy[:, :2]) * scales[:, None]
+        table = records.table()
+        wh_px, is_ignored = table.sides_px(image_size), table.boxes["ignored"]
         matched = np.logical_or.reduce(levels_that_match(wh_px, anchors, image_size))
-        starts = np.cumsum(labels.counts) - labels.counts
-        for number in np.flatnonzero(~labels.ignored & (~matched | (wh_px.min(axis=1) < _SMALL_PX))).tolist():
-            image = int(np.searchsorted(starts, number, side="right")) - 1
+        images, starts = table.image_of_box(), table.ends - table.images["num_boxes"]
+        for number in np.flatnonzero(~is_ignored & (~matched | (wh_px.min(axis=1) < _SMALL_PX))).tolist():
+            image = int(images[number])
             box = box_finding(dataset, split, records[image], number - int(starts[image]))
             width, height = wh_px[number].tolist()
             size = f"{box.class_name} of {width:.3g} x {height:.3g} px at {image_size} px"

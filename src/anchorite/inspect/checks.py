@@ -76,17 +76,16 @@ def inspect_dataset(
 
 
 def _balance(dataset: DatasetIndex, split: str) -> SplitBalance:
-    labels = dataset.splits[split].labels()
-    kept = ~labels.ignored
-    image_of = np.repeat(np.arange(len(labels.counts)), labels.counts)
+    table = dataset.splits[split].table()
+    kept = ~table.boxes["ignored"]
     return SplitBalance(
         split=split,
-        images=len(labels.counts),
-        empty_images=int((labels.counts == 0).sum()),
+        images=len(table),
+        empty_images=table.num_background(),
         boxes=int(kept.sum()),
-        ignored=int(labels.ignored.sum()),
-        most_boxes=int(np.bincount(image_of[kept], minlength=1).max()),
-        boxes_per_class=tuple(np.bincount(labels.class_ids[kept], minlength=len(dataset.class_names)).tolist()),
+        ignored=int((~kept).sum()),
+        most_boxes=int(np.bincount(table.image_of_box()[kept], minlength=1).max()),
+        boxes_per_class=tuple(table.class_counts(len(dataset.class_names)).tolist()),
     )
 
 

@@ -12,7 +12,7 @@ from anchorite.choices import FormatName
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats import coco, voc, yolo
 from anchorite.data.formats.common import Fence, ReadingLog, exists
-from anchorite.data.index_cache import Reading, load_index, save_index
+from anchorite.data.index_cache import cache_file, load_index, save_index
 from anchorite.data.shards.format import MANIFEST
 from anchorite.data.shards.split import find_shards, read_shards
 from anchorite.errors import InputError
@@ -66,9 +66,8 @@ def open_dataset(
     root = Path(path)
     if not exists(root):
         raise InputError(f"{root}: does not exist; name a dataset's folder, its data.yaml or its COCO json")
-    reading = Reading(root, format, skip_bad, allow_outside)
-    cached = load_index(reading)
-    if cached is not None:
+    file = cache_file(root, format, skip_bad, allow_outside)
+    if file is not None and (cached := load_index(file)) is not None:
         return cached
     log, fence = ReadingLog(skip_bad), Fence([root], allow_outside)
     log.dependencies.add_candidate(root)
@@ -83,7 +82,8 @@ def open_dataset(
             raise _not_recognised(root, format, fence)
     except OSError as error:
         raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
-    return save_index(reading, replace(index, allow_outside=allow_outside, skip_bad=skip_bad), log.dependencies)
+    index = replace(index, allow_outside=allow_outside, skip_bad=skip_bad)
+    return index if file is None else save_index(file, index, log.dependencies)
 
 
 def _not_recognised(root: Path, format: FormatName | None, fence: Fence) -> InputError:

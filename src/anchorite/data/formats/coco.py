@@ -22,16 +22,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from anchorite.data.dataset import DatasetIndex, RecordTable
+from anchorite.data.dataset import BOX_ROW, NO_NUMBER, DatasetIndex, RecordTable, pack_box
 from anchorite.data.formats.common import (
-    BOX_BYTES,
     Fence,
     ReadingLog,
     SplitBuilder,
     assign_splits,
     is_class_name,
     is_image_name,
-    pack_box,
     split_of,
     without_links,
 )
@@ -263,7 +261,6 @@ def _read_split(
     annotations = _items(content, "annotations", path)
     del content
     boxes, ends, bad = _read_annotations(annotations, path, position_of, known_ids, class_ids, builder)
-    head = f"{path}: annotation id "
     for position, image in enumerate(images):
         for origin, fault in bad.get(position, ()):
             log.bad(origin, fault)
@@ -276,7 +273,7 @@ def _read_split(
             continue
         header = builder.header(place, (image.width, image.height), f"{origin} ({place.name})")
         if header is not None:
-            builder.add(place, header, head, boxes[ends[position] : ends[position + 1]])
+            builder.add(place, header, boxes[ends[position] : ends[position + 1]])
     return builder.table()
 
 
@@ -324,7 +321,7 @@ def _read_annotations(
     """
     log, positions, boxes = builder.log, array("i"), bytearray()
     bad: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    decoder = msgspec.json.Decoder(_Annotation)
+    decoder, usual_head_id = msgspec.json.Decoder(_Annotation), builder.head_id(f"{path}: annotation id ")
     items.reverse()  # taken from the end, so that memory of the items is freed as the rows grow
     for index in range(len(items)):
         one = _parsed(items.pop(), decoder, path)
@@ -343,18 +340,18 @@ def _read_annotations(
         if fault is not None:
             bad[position].append((_origin(path, one.id, index), fault))
             continue
-        number = one.id
+        number, head_id = one.id, usual_head_id
         if not (type(number) is int and 0 <= number < _LARGEST_ID):
-            number = builder.number(_origin(path, one.id, index))
+            number, head_id = NO_NUMBER, builder.head_id(_origin(path, one.id, index))
         x, y, width, height = map(float, one.bbox)
         area = math.nan if one.area is None else float(one.area)
         positions.append(position)
         corners = (x, y, x + width, y + height)
-        boxes += pack_box(class_ids[one.category_id], corners, number, bool(one.iscrowd), area)
+        boxes += pack_box(class_ids[one.category_id], corners, head_id, number, bool(one.iscrowd), area)
     images = np.array(positions)
-    in_order = np.frombuffer(boxes, (np.void, BOX_BYTES))[np.argsort(images, kind="stable")]
+    in_order = np.frombuffer(boxes, (np.void, BOX_ROW.itemsize))[np.argsort(images, kind="stable")]
     counts = np.bincount(images, minlength=len(position_of))
-    return in_order.view(np.uint8).data, [0, *(np.cumsum(counts) * BOX_BYTES).tolist()], bad
+    return in_order.view(np.uint8).data, [0, *(np.cumsum(counts) * BOX_ROW.itemsize).tolist()], bad
 
 
 def _fault(one: _Annotation) -> str | None:

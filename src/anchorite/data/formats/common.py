@@ -6,7 +6,7 @@ A format is a module that finds the images of each split and their boxes, and gi
     for each image of the split:
         header = builder.header(path)         # None where the image is bad, which the log then says
         if header is not None:
-            builder.add(path, header, f"{label_path}:", boxes)  # of `pack_box`, one behind another
+            builder.add(path, header, boxes)  # of `pack_box`, one behind another
     table = builder.table()
 
 One policy for every format: a box that reaches outside the image is clipped; one left without area is dropped and its
@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import os
 import re
-import struct
+from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -30,7 +30,7 @@ from unicodedata import category
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.dataset import NO_NUMBER, Adjustment, AdjustmentKind, RecordTable, TableBuilder
+from anchorite.data.dataset import BOX_ROW, Adjustment, AdjustmentKind, Record, RecordTable, TableBuilder
 from anchorite.data.headers import IMAGE_SUFFIXES, ImageHeader, read_header
 from anchorite.data.index_cache import Dependencies
 from anchorite.errors import InputError
@@ -38,12 +38,10 @@ from anchorite.reading import printable, shorten
 
 MAX_LISTED = 20
 _LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
-_BLOCK = 4096  # boxes, or images, that the policy is applied to at a time
+_BLOCK = 4096  # images that the policy is applied to at a time
 # Clipping always happens, but is only reported beyond this: six decimals of a normalised number are worth up to
 # 0.01 px in a large image, and a list full of rounding hides the boxes that are wrong.
 REPORTED_CLIP_PX = 0.1
-
-Box = tuple[float, float, float, float]
 
 
 class ReadingLog:
@@ -313,32 +311,17 @@ def walk_images(folder: Path, fence: Fence, log: ReadingLog) -> list[Path]:
     return sorted(images, key=lambda path: path.parts)
 
 
-_pack = struct.Struct("<q4dq?d").pack
-_BOX = np.dtype([("class_id", "<i8"), ("xyxy", "<f8", 4), ("number", "<i8"), ("ignored", np.bool_), ("area", "<f8")])
-BOX_BYTES = _BOX.itemsize
-
-
-def pack_box(class_id: int, xyxy: Box, number: int, ignored: bool = False, area: float = math.nan) -> bytes:
-    """The `BOX_BYTES` bytes of a well-formed label before the policy, which many boxes are kept in at little cost.
-
-    xyxy: corners in pixels as displayed. number: of its line, or whatever else the format tells the labels of a file
-    apart by. area: in pixels, NaN for the box's.
-    """
-    return _pack(class_id, *xyxy, number, ignored, area)
-
-
 class SplitBuilder:
     """Reads the headers of a split's images, and builds its table by applying the policy of this module.
 
-    Legend: N boxes of B images that wait for the policy, which looks at many at a time.
+    head_id: as that of a `TableBuilder`, for `pack_box`.
     """
 
     def __init__(self, split: str, class_names: Collection[str], fence: Fence, log: ReadingLog) -> None:
         self.fence, self.log = fence, log
         self.log.split, self._class_names = split, class_names
-        self._images: list[tuple[Path, int, int, str, int, int]] = []  # path, width, height, head, boxes, moment
-        self._boxes, self._texts = bytearray(), list[str]()
-        self._records = TableBuilder()
+        self._records, self._moments = TableBuilder(), array("q")
+        self.head_id = self._records.head_id
 
     def header(self, path: Path, stated_wh: tuple[int, int] = (0, 0), origin: str = "") -> ImageHeader | None:
         """The header of an image, or None with the reason in the log.
@@ -371,87 +354,63 @@ class SplitBuilder:
         self.log.bad(origin, fault)
         return None
 
-    def number(self, origin: str) -> int:
-        """The number of a box whose whole origin is this text."""
-        self._texts.append(origin)
-        return -len(self._texts)
-
-    def add(self, path: Path, header: ImageHeader, head: str, boxes: bytes | bytearray | memoryview) -> None:
-        """Add an image with its boxes, as `pack_box` gives them one behind another.
-
-        The origin of a box is `head` and behind it its number.
-        """
-        start = len(self._boxes)
-        self._boxes += boxes
-        count = (len(self._boxes) - start) // BOX_BYTES
-        self._images.append((path, header.width, header.height, head, count, self.log.moment()))
-        if max(len(self._images), len(self._boxes) // BOX_BYTES) >= _BLOCK:
-            self._apply_policy()
+    def add(self, path: Path, header: ImageHeader, boxes: bytes | bytearray | memoryview) -> None:
+        """Add an image with its boxes, as `pack_box` gives them one behind another."""
+        self._records.add(path, header.width, header.height, boxes)
+        self._moments.append(self.log.moment())
 
     def table(self) -> RecordTable:
         """The records of all images; nothing may be added afterwards."""
-        self._apply_policy()
-        return self._records.table()
+        table = self._records.table()
+        boxes, images = np.frombuffer(self._records.boxes, BOX_ROW), table.image_of_box()
+        is_kept = np.ones(len(boxes), np.bool_)
+        for first in range(0, len(table), _BLOCK):  # of images looked at together
+            rows = slice(*np.searchsorted(images, [first, first + _BLOCK]).tolist())
+            is_kept[rows] = self._apply_policy(table, boxes[rows], images[rows])
+        if not is_kept.all():
+            rows_of_images = table.images.copy()
+            rows_of_images["num_boxes"] = np.bincount(images[is_kept], minlength=len(table))
+            table = RecordTable(rows_of_images, boxes[is_kept], table.folders, table.names, table.heads)
+        return table
 
-    def _apply_policy(self) -> None:
-        if not self._images:
-            return
-        paths, widths, heights, heads, counts, _ = zip(*self._images, strict=True)
-        boxes = np.frombuffer(self._boxes, _BOX)
-        images, stated_xyxy, numbers = np.repeat(np.arange(len(counts)), counts), boxes["xyxy"], boxes["number"]
-        head_of_box = np.array(heads, object)[images]
-        for row in np.flatnonzero(numbers < 0).tolist():
-            head_of_box[row] = self._texts[-numbers[row] - 1]
-        limits = np.array([widths, heights, widths, heights], np.float64).T[images]
+    def _apply_policy(
+        self, table: RecordTable, boxes: NDArray[np.void], images: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Clip boxes (N,) of some images of a table, and say which stay. boxes: the table's own, but writeable."""
+        stated_xyxy, sizes = boxes["xyxy"].copy(), table.images[images]
+        limits = np.stack([sizes["width"], sizes["height"]] * 2, axis=1)
         boxes_xyxy = np.where(stated_xyxy < 0.0, 0.0, stated_xyxy)
-        boxes_xyxy = np.where(boxes_xyxy > limits, limits, boxes_xyxy)
-        is_reported = (boxes_xyxy[:, 2:] <= boxes_xyxy[:, :2]).any(axis=1) | _may_repeat(boxes_xyxy, images)
+        boxes["xyxy"] = boxes_xyxy = np.where(boxes_xyxy > limits, limits, boxes_xyxy)
+        sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+        boxes["area"] = np.where(np.isnan(boxes["area"]), sides[:, 0] * sides[:, 1], boxes["area"])
+        is_reported = (sides <= 0).any(axis=1) | _may_repeat(boxes_xyxy, images)
         is_reported |= np.abs(boxes_xyxy - stated_xyxy).max(axis=1, initial=0.0) > REPORTED_CLIP_PX
         is_kept = np.ones(len(images), np.bool_)
         for image in np.unique(images[is_reported]).tolist():
             rows = slice(*np.searchsorted(images, [image, image + 1]).tolist())
-            is_kept[rows] = self._report(image, boxes[rows], head_of_box[rows], boxes_xyxy[rows].tolist())
-        sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-        areas = np.where(np.isnan(boxes["area"]), sides[:, 0] * sides[:, 1], boxes["area"])
-        self._records.extend(
-            paths,
-            head_of_box[is_kept],
-            np.bincount(images[is_kept], minlength=len(counts)),
-            widths=widths,
-            heights=heights,
-            boxes_xyxy=boxes_xyxy[is_kept],
-            class_ids=boxes["class_id"][is_kept],
-            ignored=boxes["ignored"][is_kept],
-            areas=areas[is_kept],
-            numbers=np.maximum(numbers[is_kept], NO_NUMBER),
-        )
-        self._images, self._boxes = [], bytearray()
+            is_kept[rows] = self._report(table[image], stated_xyxy[rows].tolist(), self._moments[image])
+        return is_kept
 
-    def _report(
-        self, image: int, boxes: NDArray[np.void], heads: Iterable[str], clipped_xyxy: Iterable[Sequence[float]]
-    ) -> list[bool]:
-        """Whether each box of an image stays; the log is told what the policy does to them."""
-        path, width, height, *_, moment = self._images[image]
-        class_names = list(self._class_names)
-        stays: list[bool] = []
+    def _report(self, record: Record, stated_xyxy: Iterable[Sequence[float]], moment: int) -> list[bool]:
+        """Whether each box of an image, clipped already, stays; the log is told what the policy does to them."""
+        class_names, stays = list(self._class_names), list[bool]()
         first_origins: dict[tuple[object, ...], str] = {}
-        for box, head, clipped in zip(boxes, heads, clipped_xyxy, strict=True):
-            class_id, number, stated = int(box["class_id"]), int(box["number"]), tuple(box["xyxy"].tolist())
+        columns = record.class_ids.tolist(), record.ignored.tolist(), record.boxes_xyxy.tolist(), stated_xyxy
+        for origin, class_id, ignored, clipped, stated in zip(record.origins, *columns, strict=True):
             kind: AdjustmentKind | None = None
-            origin, name = head if number < 0 else f"{head}{number}", class_names[class_id]
-            key = (class_id, bool(box["ignored"]), *clipped)
+            name, key = class_names[class_id], (class_id, ignored, *clipped)
             if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-                kind, detail = "dropped-empty", f"has no area within {width}x{height}"
+                kind, detail = "dropped-empty", f"has no area within {record.width}x{record.height}"
             elif key in first_origins:
                 kind, detail = "dropped-duplicate", f"repeats {first_origins[key]}"
             elif max(abs(a - b) for a, b in zip(clipped, stated, strict=True)) > REPORTED_CLIP_PX:
-                kind, detail = "clipped", f"-> {_show(clipped)} in {path.name}"
+                kind, detail = "clipped", f"-> {_show(clipped)} in {record.path.name}"
             stays.append(kind in (None, "clipped"))
             if stays[-1]:
                 first_origins[key] = origin
             if kind is not None:
-                detail, known = f"{name} {_show(stated)} {detail}", {"class_name": name, "box_xyxy": stated}
-                self.log.adjusted(kind, origin, detail, moment, image=path, **known)
+                detail, known = f"{name} {_show(stated)} {detail}", {"class_name": name, "box_xyxy": tuple(stated)}
+                self.log.adjusted(kind, origin, detail, moment, image=record.path, **known)
         return stays
 
 

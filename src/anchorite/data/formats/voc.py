@@ -16,9 +16,8 @@ from xml.parsers import expat
 
 import numpy as np
 
-from anchorite.data.dataset import DatasetIndex, RecordTable
+from anchorite.data.dataset import Box, DatasetIndex, RecordTable, pack_box
 from anchorite.data.formats.common import (
-    Box,
     Fence,
     ReadingLog,
     SplitBuilder,
@@ -27,7 +26,6 @@ from anchorite.data.formats.common import (
     exists,
     is_class_name,
     is_image_name,
-    pack_box,
     plain_number,
     split_of,
     without_links,
@@ -223,9 +221,10 @@ def _read_split(
             if document.tag != "annotation":
                 line = document.get("line")
                 raise InputError(f"{path}:{line}: the root element is <{document.tag}>, not <annotation>")
+            head_id = builder.head_id(f"{path}:")
             objects, stated_wh = _read_objects(document, path, known_names, log), _stated_size(document, path)
             boxes = b"".join(
-                pack_box(class_ids.setdefault(name, len(class_ids)), corners, line, is_difficult)
+                pack_box(class_ids.setdefault(name, len(class_ids)), corners, head_id, line, is_difficult)
                 for name, corners, line, is_difficult in objects
             )
             image = _find_image(item, document, folders, log)
@@ -238,7 +237,7 @@ def _read_split(
             continue
         header = builder.header(image, stated_wh, str(path))
         if header is not None:
-            builder.add(image, header, f"{path}:", boxes)
+            builder.add(image, header, boxes)
     return builder.table()
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import yaml
 
-from anchorite.data.dataset import DatasetIndex, RecordTable
+from anchorite.data.dataset import DatasetIndex, RecordTable, pack_box
 from anchorite.data.formats.common import (
     Fence,
     ReadingLog,
@@ -21,7 +21,6 @@ from anchorite.data.formats.common import (
     distinct_class_names,
     exists,
     is_image_name,
-    pack_box,
     plain_integer,
     plain_number,
     split_of,
@@ -226,7 +225,7 @@ def _read_split(
                 continue
             boxes = _read_labels(label, image, header, num_classes, builder) if is_labelled else b""
             if boxes is not None:
-                builder.add(image, header, f"{label}:", boxes)
+                builder.add(image, header, boxes)
         for folder in sorted({label.parent for label in labels}):
             if not is_list and not folder.is_relative_to(source.path):  # beside the images, any text file may lie
                 texts = [name for name in log.folders.names(folder) if name.endswith(".txt") and name != "classes.txt"]
@@ -301,7 +300,7 @@ def _read_labels(
             continue
         class_id, cx, cy, w, h = row
         corners = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-        boxes += pack_box(class_id, corners, number)
+        boxes += pack_box(class_id, corners, builder.head_id(f"{path}:"), number)
     return boxes
 
 
