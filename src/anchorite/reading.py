@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
@@ -28,6 +29,19 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
         raise InputError(f"{path}: the file does not exist") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def open_regular(path: Path, buffering: int = -1) -> BinaryIO:
+    """A file opened for reading bytes; InputError, which does not name it, for a pipe or device, else OSError."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else opening a pipe waits for its other end
+
+    file = open(path, "rb", buffering, opener=without_waiting)  # noqa: SIM115 - Path.open takes no opener
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise InputError("not a regular file; remove it")
+    return file
 
 
 def decode_utf8(data: bytes, path: Path) -> str:

@@ -27,7 +27,7 @@ import yaml
 from anchorite.data.dataset import DatasetIndex, Record, RecordTable, Split
 from anchorite.data.formats import FormatName, open_dataset
 from anchorite.data.formats.common import is_image_name
-from anchorite.data.headers import copy_image, image_bytes, open_regular
+from anchorite.data.headers import copy_image, image_bytes, open_image
 from anchorite.data.index_cache import check_space, refuse_dataset_folder
 from anchorite.data.shards.format import MANIFEST, MAX_SIDES, ShardFacts, SplitFacts, write_manifest, write_shard_files
 from anchorite.data.shards.split import ShardedSplit, label_bytes
@@ -262,7 +262,7 @@ def _samples(table: RecordTable, root: Path, copied: Callable[[], None]) -> Iter
     """The two files of each sample: its label and its image."""
     for record in table:
         try:
-            with open_regular(record.path) as file:
+            with open_image(record.path) as file:
                 image = file.read()
         except InputError as error:
             raise InputError(f"{record.path}: {error}") from error

@@ -152,10 +152,7 @@ def as_split(records: Iterable[Record]) -> Split:
     """The same records as a `Split`: they themselves if they are one, else a `RecordTable` of them."""
     if isinstance(records, Split):
         return records
-    builder = TableBuilder()
-    for record in records:
-        builder.append(record)
-    return builder.table()
+    return table_of(records)
 
 
 class StringArray(Sequence[str]):
@@ -313,19 +310,23 @@ class TableBuilder:
         self.images += _pack_image(folder_id, width, height, len(boxes) // BOX_ROW.itemsize)
         self.boxes += boxes
 
-    def append(self, record: Record) -> None:
-        """Add a record."""
-        boxes = np.zeros(len(record.origins), BOX_ROW)
-        boxes["xyxy"], boxes["class_id"], boxes["number"] = record.boxes_xyxy, record.class_ids, NO_NUMBER
-        boxes["ignored"], boxes["area"] = record.ignored, record.areas
-        boxes["head_id"] = list(map(self.head_id, record.origins))
-        self.add(record.path, record.width, record.height, boxes.tobytes())
-
     def table(self) -> RecordTable:
         """The table of all records; nothing may be added afterwards."""
         images, boxes = np.frombuffer(self.images, IMAGE_ROW), np.frombuffer(self.boxes, BOX_ROW)
         folders, names, heads = map(StringArray.of, (self._folders, self._names, self._heads))
         return RecordTable(images, boxes, folders, names, heads)
+
+
+def table_of(records: Iterable[Record]) -> RecordTable:
+    """The table of these records."""
+    builder = TableBuilder()
+    for record in records:
+        boxes = np.zeros(len(record.origins), BOX_ROW)
+        boxes["xyxy"], boxes["class_id"], boxes["number"] = record.boxes_xyxy, record.class_ids, NO_NUMBER
+        boxes["ignored"], boxes["area"] = record.ignored, record.areas
+        boxes["head_id"] = list(map(builder.head_id, record.origins))
+        builder.add(record.path, record.width, record.height, boxes.tobytes())
+    return builder.table()
 
 
 AdjustmentKind = Literal[

@@ -10,14 +10,14 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from anchorite.data.shards.format import leads_into_shard, locate_image, open_sample_image
+from anchorite.data.shards.format import leads_into_shard, locate_image, open_shard, read_member
 from anchorite.errors import InputError
+from anchorite.reading import open_regular
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
@@ -53,34 +53,28 @@ class ImageHeader:
         return self.stored_width if self.is_turned else self.stored_height
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_image(path: Path) -> BinaryIO:
     """An image file, or an image in a shard (see `anchorite.data.shards`), opened for reading bytes.
 
     Raises InputError, which names no file, for a pipe or device, which would block or never end, and for a file of
     more than `MAX_FILE_BYTES`; OSError as `open` does.
     """
     try:
-        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - Path.open takes no opener
+        file = open_regular(path)
     except (NotADirectoryError, FileNotFoundError):
         if not leads_into_shard(path):
             raise
-        return open_sample_image(path)
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
+        span = locate_image(path)
+        with open_shard(path.parent) as shard:
+            return io.BytesIO(read_member(shard, span))
+    if (num_bytes := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
         file.close()
-        raise InputError("not a regular file; remove it")
-    if status.st_size > MAX_FILE_BYTES:
-        file.close()
-        raise InputError(f"{status.st_size / 1e6:.0f} MB, more than the {MAX_FILE_BYTES // 1_000_000} MB of any image")
+        raise InputError(f"{num_bytes / 1e6:.0f} MB, more than the {MAX_FILE_BYTES // 1_000_000} MB of any image")
     return file
 
 
-def _without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else opening a pipe waits for its other end
-
-
 def image_bytes(path: Path) -> int:
-    """The length of an image's file, or of an image in a shard; raises what `open_regular` raises."""
+    """The length of an image's file, or of an image in a shard; raises what `open_image` raises."""
     try:
         return path.stat().st_size
     except (NotADirectoryError, FileNotFoundError):
@@ -90,9 +84,9 @@ def image_bytes(path: Path) -> int:
 
 
 def copy_image(path: Path, target: Path) -> None:
-    """Copy an image's file byte for byte, out of a shard, too; raises what `open_regular` raises."""
+    """Copy an image's file byte for byte, out of a shard, too; raises what `open_image` raises."""
     if leads_into_shard(path):
-        with open_regular(path) as file:
+        with open_image(path) as file:
             target.write_bytes(file.read())
     else:
         shutil.copyfile(path, target)
@@ -105,7 +99,7 @@ def read_header(path: Path) -> ImageHeader:
     within the header or claims more than `MAX_PIXELS`. Damage behind the header is the decoder's to find.
     """
     try:
-        with open_regular(path) as file:
+        with open_image(path) as file:
             header = parse_header(file)
     except FileNotFoundError as error:
         raise InputError(f"{path}: the image does not exist") from error

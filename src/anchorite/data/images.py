@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anchorite.data.dataset import Record
-from anchorite.data.headers import MAX_PIXELS, open_regular, parse_header
+from anchorite.data.headers import MAX_PIXELS, open_image, parse_header
 from anchorite.errors import InputError, StorageError
 
 FILL = 114  # grey level around a letterboxed image
@@ -48,7 +48,7 @@ def decode_image(source: Path | str | bytes, *, name: str = "", max_pixels: int 
         if isinstance(source, bytes):
             data = source
         else:
-            with open_regular(Path(source)) as file:
+            with open_image(Path(source)) as file:
                 data = file.read()
         header = parse_header(io.BytesIO(data))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:

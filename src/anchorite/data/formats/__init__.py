@@ -14,7 +14,7 @@ from anchorite.data.formats import coco, voc, yolo
 from anchorite.data.formats.common import Fence, ReadingLog, exists
 from anchorite.data.index_cache import cache_file, load_index, save_index
 from anchorite.data.shards.format import MANIFEST
-from anchorite.data.shards.split import find_shards, read_shards
+from anchorite.data.shards.split import LOOKED_FOR, find_shards, read_shards
 from anchorite.errors import InputError
 
 __all__ = ["FormatName", "open_dataset"]
@@ -37,12 +37,7 @@ class _Format(NamedTuple):
 
 # The first that is found in a folder is taken.
 _FORMATS: dict[FormatName, _Format] = {
-    "shards": _Format(
-        "shards: shards.json, as anchorite convert --to shards writes it",
-        (MANIFEST,),
-        lambda root, _, fence: root if root.is_file() else find_shards(root, fence),
-        read_shards,
-    ),
+    "shards": _Format(LOOKED_FOR, (MANIFEST,), find_shards, read_shards),
     "yolo": _Format(yolo.LOOKED_FOR, (".yaml", ".yml"), yolo.find_yolo, yolo.read_yolo),
     "coco": _Format(coco.LOOKED_FOR, (".json",), coco.find_coco, coco.read_coco),
     "voc": _Format(voc.LOOKED_FOR, (), voc.find_voc, voc.read_voc),

@@ -16,6 +16,7 @@ import sys
 from array import array
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -68,33 +69,22 @@ def find_coco(root: Path, log: ReadingLog, fence: Fence) -> dict[str, Path]:
     None is found unless its path says that it is COCO, or its content does. Raises InputError when one that is found
     is a link that leads out of the fence.
     """
-    if root.is_file():
-        return _single(root)
-    return {split: fence.check(path) for split, path in _find_in_folder(root, log, fence).items()}
-
-
-def _single(path: Path) -> dict[str, Path]:
-    split = split_of(path.stem.removeprefix("instances_")) or split_of(path.absolute().parent.name) or "train"
-    return {split: path}
-
-
-def _find_in_folder(folder: Path, log: ReadingLog, fence: Fence) -> dict[str, Path]:
-    instances = [path for base in (folder / "annotations", folder) for path in sorted(base.glob("instances_*.json"))]
-    if instances:
-        return assign_splits({path.stem.removeprefix("instances_"): path for path in instances}, log)
-    if (folder / ROBOFLOW_NAME).is_file():
-        return _single(folder / ROBOFLOW_NAME)
-    children = [child for child in sorted(folder.iterdir()) if split_of(child.name)]
-    exported = {child.name: child / ROBOFLOW_NAME for child in children if (child / ROBOFLOW_NAME).is_file()}
-    if exported:
-        return assign_splits(exported, log)
-    for base in (folder / "annotations", folder):
-        jsons, broken = _loose_jsons(base, fence)
-        if jsons:
-            # A split must not get lost because its json is cut short; other jsons may be anything.
+    bases, lone = (root / "annotations", root), root if root.is_file() else root / ROBOFLOW_NAME
+    named = {
+        path.stem.removeprefix("instances_"): path for base in bases for path in sorted(base.glob("instances_*.json"))
+    }
+    if not named and lone.is_file():
+        split = split_of(lone.stem.removeprefix("instances_")) or split_of(lone.absolute().parent.name) or "train"
+        return {split: fence.check(lone)}
+    if not named:
+        places = (child / ROBOFLOW_NAME for child in sorted(root.iterdir()) if split_of(child.name))
+        named = {path.parent.name: path for path in places if path.is_file()}
+    for base in bases:
+        jsons, broken = ([], {}) if named else _loose_jsons(base, fence)
+        if jsons:  # a split must not get lost because its json is cut short; other jsons may be anything
             jsons += [path for path in broken if split_of(path.stem)]
-            return assign_splits(dict(sorted((path.stem, path) for path in jsons)), log)
-    return {}
+            named = dict(sorted((path.stem, path) for path in jsons))
+    return {split: fence.check(path) for split, path in assign_splits(named, log).items()} if named else {}
 
 
 def broken_jsons(folder: Path, fence: Fence) -> list[InputError]:
@@ -151,11 +141,9 @@ def _read_content(path: Path) -> Content:
 def _items(content: Content, key: str, path: Path) -> list[Any]:
     """The items of a list, unparsed as far as possible; InputError when it is none."""
     items = content.pop(key, None)
-    try:
-        if isinstance(items, msgspec.Raw):
-            items = msgspec.json.decode(items, type=list[msgspec.Raw])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        items = _value(items, path)
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+        items = msgspec.json.decode(items, type=list[msgspec.Raw]) if isinstance(items, msgspec.Raw) else items
+    items = _value(items, path)
     if not isinstance(items, list):
         raise InputError(f"{path}: {key} must be a list; got {shorten(items)}")
     return items
@@ -163,11 +151,11 @@ def _items(content: Content, key: str, path: Path) -> list[Any]:
 
 def _parsed(item: Any, decoder: msgspec.json.Decoder[Any], path: Path) -> Any:
     """An item as a struct; as it is where it is no object."""
-    if isinstance(item, msgspec.Raw):
-        try:
+    try:
+        if isinstance(item, msgspec.Raw):
             return decoder.decode(item)
-        except (msgspec.MsgspecError, UnicodeDecodeError):  # the latter from strings that are not UTF-8
-            item = _value(item, path)
+    except (msgspec.MsgspecError, UnicodeDecodeError):  # the latter from strings that are not UTF-8
+        item = _value(item, path)
     return msgspec.convert(item, decoder.type) if isinstance(item, dict) else item
 
 
@@ -334,10 +322,7 @@ def _read_annotations(
         position = position_of.get(one.image_id)
         if position is None:
             continue  # of an image that is bad
-        fault = _fault(one)
-        if type(one.category_id) is not int or one.category_id not in class_ids:
-            fault = f"no category has this category_id ({shorten(one.category_id)})"
-        if fault is not None:
+        if (fault := _fault(one, class_ids)) is not None:
             bad[position].append((_origin(path, one.id, index), fault))
             continue
         number, head_id = one.id, usual_head_id
@@ -354,9 +339,11 @@ def _read_annotations(
     return in_order.view(np.uint8).data, [0, *(np.cumsum(counts) * BOX_ROW.itemsize).tolist()], bad
 
 
-def _fault(one: _Annotation) -> str | None:
-    """What is wrong with the numbers of an annotation, if anything is."""
+def _fault(one: _Annotation, class_ids: Mapping[int, int]) -> str | None:
+    """What is wrong with an annotation, if anything is."""
     box, area = one.bbox, one.area
+    if type(one.category_id) is not int or one.category_id not in class_ids:
+        return f"no category has this category_id ({shorten(one.category_id)})"
     if not isinstance(box, list) or len(box) != 4 or not _are_finite(box):
         return f"bbox must be 4 finite numbers [x, y, width, height] ({shorten(box)})"
     if box[2] < 0 or box[3] < 0:

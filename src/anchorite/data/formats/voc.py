@@ -7,7 +7,7 @@ Corners are taken as they stand, without the historical shift by one: xmax = wid
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, NoReturn
@@ -91,7 +91,7 @@ def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | N
     for split, path in assign_splits(lists, log).items():
         log.dependencies.add_file(path)
         items = splits[split] = []
-        for number, line in enumerate(_lines(fence.check(path)), start=1):
+        for number, line in enumerate(read_lines(fence.check(path)), start=1):
             name = PurePosixPath(line.strip())
             if "\0" in line:
                 raise InputError(f"{path}:{number}: the line contains NUL bytes; the file is damaged")
@@ -102,37 +102,22 @@ def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | N
     return VocLayout(splits, dict.fromkeys(splits, image_folders), _class_list([base], fence, log))
 
 
-def _lines(path: Path) -> list[str]:
-    return decode_utf8(read_limited(path, _MAX_LIST_BYTES), path).splitlines()
-
-
 def _plain_folders(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
-    for home in (base, *(base / name for name in _XML_FOLDERS)):
-        if not home.is_dir():
+    for home in filter(Path.is_dir, (base, *(base / name for name in _XML_FOLDERS))):
+        named: dict[str, Path] = {}
+        for child in sorted(child for child in home.iterdir() if split_of(child.name) and child.is_dir()):
+            for folder in (child, *(child / name for name in _XML_FOLDERS)):
+                if any(folder.glob("*.xml")):
+                    named.setdefault(child.name, folder)
+        if not named and not any(home.glob("*.xml")):
             continue
-        xml_folders: dict[str, Path] = {}
-        for child in sorted(home.iterdir()):
-            if split_of(child.name) and child.is_dir():
-                for folder in filter(_has_xml, (child, *(child / name for name in _XML_FOLDERS))):
-                    xml_folders.setdefault(child.name, folder)
-        if xml_folders:
-            return _layout(assign_splits(xml_folders, log), base, fence, log)
-        if _has_xml(home):
-            return _layout({split_of(home.absolute().name) or "train": home}, base, fence, log)
+        folders = assign_splits(named, log) if named else {split_of(home.absolute().name) or "train": home}
+        splits = {
+            split: [VocItem(path, str(path)) for path in sorted(xmls.glob("*.xml"))] for split, xmls in folders.items()
+        }
+        near = {split: log.folders.existing(_near_folders(xmls, split, base)) for split, xmls in folders.items()}
+        return VocLayout(splits, near, _class_list([base, base / ".."], fence, log))
     return None
-
-
-def _has_xml(folder: Path) -> bool:
-    return any(folder.glob("*.xml"))
-
-
-def _layout(xml_folders: Mapping[str, Path], base: Path, fence: Fence, log: ReadingLog) -> VocLayout:
-    splits: dict[str, list[VocItem]] = {}
-    image_folders: dict[str, list[Path]] = {}
-    for split, folder in xml_folders.items():
-        splits[split] = [VocItem(path, str(path)) for path in sorted(folder.glob("*.xml"))]
-        image_folders[split] = log.folders.existing(_near_folders(folder, split, base))
-    return VocLayout(splits, image_folders, _class_list([base, base / ".."], fence, log))
 
 
 def _near_folders(xml_folder: Path, split: str, base: Path) -> list[Path]:
@@ -156,12 +141,9 @@ def _class_list(folders: Iterable[Path], fence: Fence, log: ReadingLog) -> Path 
     return None
 
 
-def read_class_list(path: Path) -> tuple[str, ...]:
-    """Class names, one a line; InputError as file:line for a name that stands twice or holds a control character."""
-    lines = [(number, line.strip()) for number, line in enumerate(_lines(path), start=1) if line.strip()]
-    if not lines:
-        raise InputError(f"{path}: holds no class names; add them, one a line, or remove the file")
-    return distinct_class_names(lines, path)
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text."""
+    return decode_utf8(read_limited(path, _MAX_LIST_BYTES), path).splitlines()
 
 
 def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool = False) -> DatasetIndex:
@@ -170,10 +152,13 @@ def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool
     Raises InputError for bad objects, files and images after all have been read.
     """
     fence = Fence([root, *without_links(chain(*layout.image_folders.values()), root)], allow_outside)
-    class_list = layout.class_list
-    if class_list:
+    known_names: tuple[str, ...] | None = None
+    if (class_list := layout.class_list) is not None:
         log.dependencies.add_file(class_list)
-    known_names = read_class_list(class_list) if class_list else None
+        lines = ((number, line.strip()) for number, line in enumerate(read_lines(class_list), start=1))
+        known_names = distinct_class_names((line for line in lines if line[1]), class_list)
+        if not known_names:
+            raise InputError(f"{class_list}: holds no class names; add them, one a line, or remove the file")
     class_ids = {name: number for number, name in enumerate(known_names or ())}  # without a list names are added
     splits: dict[str, RecordTable] = {}
     for split, items in layout.splits.items():

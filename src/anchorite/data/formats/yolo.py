@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import dropwhile
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import yaml
 
@@ -41,13 +40,7 @@ _BOM = b"\xef\xbb\xbf"
 RANGE_TOLERANCE = 1e-4
 
 YoloRow = tuple[int, float, float, float, float]
-
-
-class SplitSource(NamedTuple):
-    """One folder of images, or one text file that lists images; origin: the "file:line" that names it."""
-
-    path: Path
-    origin: str
+SplitSource = tuple[Path, str]  # a folder of images or a text file that lists images, and the "file:line" that names it
 
 
 def find_yolo(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
@@ -187,13 +180,13 @@ def _source(key: str, node: yaml.Node, path: Path, folder: Path, fence: Fence, l
         log.dependencies.add_candidate(inside)
         if inside not in (target, path.parent) and exists(inside) and not fence.refusal(inside):
             log.adjusted("relocated", origin, f"{key}: {shown} does not lie in the dataset; took {inside}")
-            return SplitSource(inside, origin)
+            return inside, origin
         remedy = "correct the path or remove the line. A download: key is never run"
         missing = f"does not exist (looked at {printable(str(target), 300)}); {remedy}"
         raise _fault(path, node, f"{key}: {shown} {refusal or missing}")
     if target.is_file() and target.suffix.lower() != ".txt":
         raise _fault(path, node, f"{key}: {shown} is neither a folder of images nor a .txt list of them")
-    return SplitSource(target, origin)
+    return target, origin
 
 
 def _read_split(
@@ -203,12 +196,12 @@ def _read_split(
     log = builder.log
     first_origins: dict[Path, str] = {}
     num_labelled = 0
-    for source in sources:
-        is_list = source.path.is_file()
+    for path, named_at in sources:
+        is_list = path.is_file()
         if is_list:
-            images = _listed_images(source.path, bases[1], log)
+            images = _listed_images(path, bases[1], log)
         else:
-            images = [(image, source.origin) for image in walk_images(source.path, builder.fence, log)]
+            images = [(image, named_at) for image in walk_images(path, builder.fence, log)]
         labels: set[Path] = set()
         for image, origin in images:
             if image in first_origins:
@@ -227,7 +220,7 @@ def _read_split(
             if boxes is not None:
                 builder.add(image, header, boxes)
         for folder in sorted({label.parent for label in labels}):
-            if not is_list and not folder.is_relative_to(source.path):  # beside the images, any text file may lie
+            if not is_list and not folder.is_relative_to(path):  # beside the images, any text file may lie
                 texts = [name for name in log.folders.names(folder) if name.endswith(".txt") and name != "classes.txt"]
                 unused = [name for name in texts if folder / name not in labels]
                 log.adjusted_files("unused-label", folder, unused, "label files without image")

@@ -15,11 +15,9 @@ Legend: N samples of a shard.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
-import stat
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -32,12 +30,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from anchorite.errors import InputError, StorageError
-from anchorite.reading import read_json, shorten, validation_faults
+from anchorite.reading import open_regular, read_json, shorten, validation_faults
 
 MANIFEST = "shards.json"
 VERSION = 1
 BLOCK = tarfile.BLOCKSIZE
-IMAGE_SUFFIXES = ("jpg", "png", "bmp", "webp", "tif")
+SAMPLE_SUFFIXES = ("jpg", "png", "bmp", "webp", "tif")
 _STARTS = (b"\xff\xd8", b"\x89PNG", b"BM", b"RIFF", b"")  # of the files that get these suffixes
 MAX_SAMPLES = 1_000_000  # of a shard
 MAX_SIDES = 20_000  # boxes of a split whose sides stand in shards.json
@@ -54,7 +52,7 @@ class ShardTable(NamedTuple):
     """Where the samples of a shard lie.
 
     rows: (N, 7) int64, of each whole sample where its label begins, how many bytes that has and their CRC-32 (`LABEL`),
-    the same of its image (`IMAGE`), and the number of the image's kind in `IMAGE_SUFFIXES` (`SUFFIX`). damage: what
+    the same of its image (`IMAGE`), and the number of the image's kind in `SAMPLE_SUFFIXES` (`SUFFIX`). damage: what
     ended the reading early, or nothing.
     """
 
@@ -63,8 +61,8 @@ class ShardTable(NamedTuple):
 
 
 def sample_path(shard: Path, position: int, suffix: int) -> Path:
-    """The path of an image in a shard, as if the tar file were a folder; `open_sample_image` reads it."""
-    return shard / f"{shard.stem}-{position:06d}.{IMAGE_SUFFIXES[suffix]}"
+    """The path of an image in a shard, as if the tar file were a folder; `open_image` reads it."""
+    return shard / f"{shard.stem}-{position:06d}.{SAMPLE_SUFFIXES[suffix]}"
 
 
 def position_of(path: Path) -> int:
@@ -82,20 +80,14 @@ def member_bytes(name: str, content: bytes) -> bytes:
 
 def open_shard(path: Path) -> BinaryIO:
     """A shard opened for reading, unbuffered; InputError where it is missing or no regular file, else StorageError."""
-
-    def without_waiting(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else opening a pipe waits for its other end
-
     try:
-        file = open(path, "rb", buffering=0, opener=without_waiting)  # noqa: SIM115 - Path.open takes no opener
+        return open_regular(path, buffering=0)
     except FileNotFoundError as error:
         raise InputError(f"{path}: the shard is missing; {REMEDY}") from error
+    except InputError as error:
+        raise InputError(f"{path}: the shard is not a regular file; {REMEDY}") from error
     except OSError as error:
         raise StorageError(f"{path}: the shard cannot be read: {error.strerror or error}") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise InputError(f"{path}: the shard is not a regular file; {REMEDY}")
-    return file
 
 
 def read_table(path: Path, num_samples: int | None = None) -> ShardTable:
@@ -118,10 +110,10 @@ def read_table(path: Path, num_samples: int | None = None) -> ShardTable:
                 image = _read_header(file, behind, end, MAX_IMAGE_BYTES)
                 name, image_span, offset = image or ("", (0, 0, 0), behind)
                 stem, _, suffix = name.partition(".")
-                if stem != key or suffix not in IMAGE_SUFFIXES:
+                if stem != key or suffix not in SAMPLE_SUFFIXES:
                     found = "the end" if image is None else shorten(name)
                     raise InputError(f"byte {behind}: expected the image of {key} here, not {found}")
-                rows.append((*label_span, *image_span, IMAGE_SUFFIXES.index(suffix)))
+                rows.append((*label_span, *image_span, SAMPLE_SUFFIXES.index(suffix)))
             if num_samples is not None and len(rows) < num_samples:
                 damage = f"byte {offset}: the shard ends after {len(rows)} of {num_samples} samples"
         except InputError as error:
@@ -191,22 +183,15 @@ def locate_image(path: Path) -> list[int]:
     raise InputError(f"the shard holds no such image{table.damage and f' ({table.damage})'}; {REMEDY}")
 
 
-def open_sample_image(path: Path) -> BinaryIO:
-    """The image that a `sample_path` names, as an open file; raises what `locate_image` and `read_member` raise."""
-    span = locate_image(path)
-    with open_shard(path.parent) as file:
-        return io.BytesIO(read_member(file, span))
+@lru_cache(_NUM_CACHED)
+def _table_of(shard: Path, num_bytes: int, modified_ns: int) -> ShardTable:
+    return read_table(shard)
 
 
 def cached_table(shard: Path) -> ShardTable:
     """`read_table`, remembered while the file is the same; OSError where there is none."""
     status = shard.stat()
     return _table_of(shard, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(_NUM_CACHED)
-def _table_of(shard: Path, num_bytes: int, modified_ns: int) -> ShardTable:
-    return read_table(shard)
 
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -266,7 +251,7 @@ def read_manifest(path: Path) -> Manifest:
             if len(counts) != num_classes:
                 raise InputError(f"{path}: splits.{split}.{name}: {len(counts)} numbers for {num_classes} classes")
         for number, shard in enumerate(facts.shards):
-            if shard.name != (wanted := shard_name(split, number)):
+            if shard.name != (wanted := f"{split}-{number:06d}.tar"):
                 raise InputError(f"{path}: splits.{split}.shards.{number}: {shard.name} should be {wanted}")
     return manifest
 
@@ -293,12 +278,12 @@ def write_shard_files(
     shards: list[ShardFacts] = []
     sample = next(samples, None)
     while sample is not None:
-        name, num_samples = shard_name(split, len(shards)), 0
+        name, num_samples = f"{split}-{len(shards):06d}.tar", 0
         with (folder / name).open("x+b") as file:
             while sample is not None:
                 label, image = sample
                 key = f"{name.removesuffix('.tar')}-{num_samples:06d}"
-                suffix = IMAGE_SUFFIXES[[image.startswith(start) for start in _STARTS].index(True)]
+                suffix = SAMPLE_SUFFIXES[[image.startswith(start) for start in _STARTS].index(True)]
                 members = member_bytes(f"{key}.json", label) + member_bytes(f"{key}.{suffix}", image)
                 is_full = file.tell() + len(members) + 2 * BLOCK > most_bytes or num_samples == MAX_SAMPLES
                 if num_samples and is_full:
@@ -312,8 +297,3 @@ def write_shard_files(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             shards.append(ShardFacts(name=name, samples=num_samples, bytes=file.tell(), sha256=digest))
     return shards
-
-
-def shard_name(split: str, number: int) -> str:
-    """The file of a split's shard, numbered from 0: "train-000003.tar"."""
-    return f"{split}-{number:06d}.tar"

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
-from anchorite.data.dataset import DatasetIndex, LeftOut, Record, RecordTable, Split, TableBuilder
+from anchorite.data.dataset import DatasetIndex, LeftOut, Record, RecordTable, Split, table_of
 from anchorite.data.formats.common import SPLITS, Fence, ReadingLog, is_class_name
 from anchorite.data.headers import MAX_PIXELS
 from anchorite.data.images import decode_resized
@@ -49,6 +49,7 @@ from anchorite.data.store import Progress
 from anchorite.errors import InputError, StorageError
 from anchorite.reading import shorten, validation_faults
 
+LOOKED_FOR = "shards: shards.json, as anchorite convert --to shards writes it"
 _LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
 
 
@@ -225,10 +226,7 @@ class ShardedSplit(Split):
 
     def table(self) -> RecordTable:
         """The same records in memory, which reads every label."""
-        builder = TableBuilder()
-        for record in self:
-            builder.append(record)
-        return builder.table()
+        return table_of(self)
 
     def paths(self) -> Iterator[Path]:
         """The paths of the images, in order; no label is read."""
@@ -250,9 +248,9 @@ class ShardedSplit(Split):
         return ShardedSplit(shards, self.num_classes, self.facts)
 
 
-def find_shards(root: Path, fence: Fence) -> Path | None:
-    """The list of a dataset in shards in a folder, or None."""
-    path = root / MANIFEST
+def find_shards(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
+    """The list of a dataset in shards in a folder, or None; the file itself where that is named."""
+    path = root if root.is_file() else root / MANIFEST
     return fence.check(path) if path.is_file() else None
 
 

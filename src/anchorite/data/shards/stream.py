@@ -101,7 +101,8 @@ class StreamBatches:
         sides = self.config.sides(sizes.num_batches, self.samples.config, epoch)
         plan = self.windows_of(epoch)
         ends = list(accumulate(sum(stop - start for _, start, stop in window) for window in plan))
-        is_mixed = self.samples.mixes_images(epoch)
+        augment = self.samples.config.augment
+        is_mixed = self.samples.config.has_mosaic(epoch) and (augment.mosaic > 0 or augment.mixup > 0)
         opened, members = -1, np.zeros((0, 10), np.int64)  # the window that is open
         for batch in range(start_batch, sizes.num_batches):
             own: list[PoolMember] = []
@@ -121,8 +122,15 @@ class StreamBatches:
 
     def _open(self, plan: Sequence[Sequence[Piece]], number: int, epoch: int) -> NDArray[np.int64]:
         """The samples (N, 10) of a window in their order, see `_member`; asks the system to prefetch the next one."""
-        for piece in plan[number + 1] if number + 1 < len(plan) else ():
-            _prefetch_files(self.split, piece)
+        for number_of_shard, start, stop in plan[number + 1] if number + 1 < len(plan) else ():
+            shard = self.split.shards[number_of_shard]
+            with (
+                suppress(OSError, ValueError, AttributeError),
+                open_shard(shard.path) as file,
+            ):  # left to the later read
+                share = os.fstat(file.fileno()).st_size / max(1, len(shard))
+                where = int(share * start), int(share * (stop - start))
+                os.posix_fadvise(file.fileno(), *where, os.POSIX_FADV_WILLNEED)
         parts = []
         for number_of_shard, start, stop in plan[number]:
             shard = self.split.shards[number_of_shard]
@@ -148,15 +156,6 @@ def _member(numbers: NDArray[np.int64]) -> PoolMember:
     """A member from its record index, shard, position and row of the shard's table."""
     index, shard, position, *row = numbers.tolist()
     return PoolMember(index, shard, position, tuple(row))
-
-
-def _prefetch_files(split: ShardedSplit, piece: Piece) -> None:
-    """Ask the system to prefetch a stretch of a shard, where it can; errors are left to the later read."""
-    number, start, stop = piece
-    shard = split.shards[number]
-    with suppress(OSError, ValueError, AttributeError), open_shard(shard.path) as file:
-        share = os.fstat(file.fileno()).st_size / max(1, len(shard))
-        os.posix_fadvise(file.fileno(), int(share * start), int(share * (stop - start)), os.POSIX_FADV_WILLNEED)
 
 
 class BatchPool:
@@ -199,10 +198,6 @@ class StreamSamples:
 
     def __init__(self, split: ShardedSplit, config: SampleConfig) -> None:
         self.split, self.config = split, config
-
-    def mixes_images(self, epoch: int) -> bool:
-        """Whether samples of an epoch may be made of several images."""
-        return self.config.has_mosaic(epoch) and (self.config.augment.mosaic > 0 or self.config.augment.mixup > 0)
 
     def image_path(self, index: int) -> Path:
         """The image of a record, for messages; its suffix is not known without reading."""
