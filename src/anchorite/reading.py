@@ -7,11 +7,12 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from anchorite.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError  # which takes a fifth of a second to import
 
 
 def read_limited(path: Path, max_bytes: int) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from anchorite.cli import run
-from anchorite.train import RunFolder
+from anchorite.files import is_locked
 from tests.cli.commands import contents, finished_run
 
 
@@ -83,7 +83,7 @@ def test_a_run_in_progress_is_called_so(capsys: pytest.CaptureFixture[str], fold
     assert holder.stdout.readline() == "held\n"
     assert "ended:       no, it is being trained" in shown(capsys, str(folder))
     holder.communicate("")
-    assert not RunFolder(folder).is_held()
+    assert not is_locked(folder / ".lock")
 
 
 def test_what_is_no_run_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

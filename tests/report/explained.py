@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from anchorite.boxes import Targets
 from anchorite.data import DatasetIndex, open_dataset
 from anchorite.loss import DetectionLoss, LossConfig
 from anchorite.model import Detector
-from anchorite.report.explain import Explained, ExplainSettings, explain
+from anchorite.report.explain import ExplainSettings, explain
 from tests.inspect.samples import yolo_folder
 
 EVIL = "<script>alert(1)</script>"
@@ -47,12 +48,13 @@ def setting_of(dataset: DatasetIndex, *, costs: bool = False, image_size: int = 
     )
 
 
-def explained_val(dataset: DatasetIndex, setting: ExplainSettings, *names: str) -> Explained:
-    """The page of these images of val, or of all."""
+def explained_val(dataset: DatasetIndex, setting: ExplainSettings, *names: str) -> tuple[str, dict[str, Any]]:
+    """The page of these images of val, or of all, and its facts."""
     records = dataset.splits["val"]
     stems = [record.path.stem for record in records]
     chosen = {stems.index(name): "of the test" for name in names or stems}
-    return explain(records, chosen, setting, f"data of {EVIL}", ["chosen by the test"])
+    page, facts, _ = explain(records, chosen, setting, f"data of {EVIL}", ["chosen by the test"])
+    return page, facts
 
 
 def targets_of(image: dict) -> Targets:

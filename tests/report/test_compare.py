@@ -8,7 +8,7 @@ import pytest
 
 from anchorite.cli import run
 from anchorite.errors import InputError
-from anchorite.report.compare import comparison_page, write_comparison
+from anchorite.report.compare import comparison_page
 from tests.report.fake_run import EVIL, make_full_run
 from tests.report.test_run_report import Page
 
@@ -30,7 +30,7 @@ def row_after(texts: list[str], name: str, count: int) -> list[str]:
 
 
 def test_only_settings_that_differ_are_shown(runs: list[Path], tmp_path: Path) -> None:
-    texts = Page(write_comparison(runs, tmp_path / "page.html")).texts
+    texts = Page(comparison_page(runs)).texts
     start, end = texts.index("Settings that differ"), texts.index("Results")
     shown = texts[start:end]
     assert row_after(shown, "seed", 3) == ["seed", "0", "7"]
@@ -38,14 +38,11 @@ def test_only_settings_that_differ_are_shown(runs: list[Path], tmp_path: Path) -
     assert row_after(shown, "optimizer steps", 3) == ["optimizer steps", "24", "16"]
     assert "batch" not in shown
     assert "class gain" not in shown
-    assert (
-        "None: the recipes are the same."
-        in Page(write_comparison([runs[0], make_full_run(tmp_path / "c")], tmp_path / "2.html")).texts
-    )
+    assert "None: the recipes are the same." in Page(comparison_page([runs[0], make_full_run(tmp_path / "c")])).texts
 
 
 def test_the_best_of_each_result_is_marked_unless_all_are_equal(runs: list[Path], tmp_path: Path) -> None:
-    texts = Page(write_comparison(runs, tmp_path / "page.html")).texts
+    texts = Page(comparison_page(runs)).texts
     results = texts[texts.index("Results") :]
     assert row_after(results, "mAP", 4) == ["mAP", "0.6000", "(best)", "0.4000"]
     assert row_after(results, "time", 4) == ["time", "1:18", "52 s", "(best)"]
@@ -56,14 +53,14 @@ def test_the_best_of_each_result_is_marked_unless_all_are_equal(runs: list[Path]
 def test_scores_on_other_images_do_not_compare(runs: list[Path], tmp_path: Path) -> None:
     text = (runs[1] / "run.json").read_text()
     (runs[1] / "run.json").write_text(text.replace('"fingerprint": "v"', '"fingerprint": "w"'))
-    texts = Page(write_comparison(runs, tmp_path / "page.html")).texts
+    texts = Page(comparison_page(runs)).texts
     assert "These runs were not measured on the same images: their scores do not compare." in texts
     assert "(best)" not in texts
 
 
 def test_runs_of_one_name_are_told_apart_and_markup_is_text(runs: list[Path], tmp_path: Path) -> None:
     evil = runs[0].parent.rename(tmp_path / "<img src=x onerror=alert(1)>") / "run"
-    page = Page(write_comparison([evil, runs[1]], tmp_path / "page.html"))
+    page = Page(comparison_page([evil, runs[1]]))
     assert {"<img src=x onerror=alert(1)>/run", "b/run", EVIL} <= set(page.texts)
     assert page.all("img") == []
     assert page.source.count("<script") == 1

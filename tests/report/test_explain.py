@@ -57,7 +57,7 @@ def test_images_are_found_by_name_and_stem_in_the_order_named(tmp_path: Path) ->
 def test_targets_are_those_of_the_letterboxed_image(tmp_path: Path) -> None:
     # 128 x 96 in 64 px: scaled by 1/2 to 64 x 48, which needs 64 x 64, so 8 px of padding above and below.
     dataset = open_dataset(yolo_folder(tmp_path, {"val": {"one": "1 0.25 0.5 0.5 0.25\n"}}))
-    (image,) = explained_val(dataset, setting_of(dataset, image_size=64)).facts["images"]
+    (image,) = explained_val(dataset, setting_of(dataset, image_size=64))[1]["images"]
     assert (image["width"], image["height"], image["source"]) == (64, 64, [128, 96])
     (target,) = image["targets"]
     assert target["box"] == [0.25, 0.5, 0.5, 12 / 64]
@@ -118,7 +118,7 @@ def test_places_and_background_add_up_to_the_loss(tmp_path: Path, collision: str
     config = LossConfig(collision=collision)  # type: ignore[arg-type]
     setting = type(setting)(**{**vars(setting), "criterion": DetectionLoss(setting.anchors, 2, config)})
     collided = 0
-    for image in explained_val(dataset, setting, "crash", "empty").facts["images"]:
+    for image in explained_val(dataset, setting, "crash", "empty")[1]["images"]:
         costs, terms = image["costs"], image["costs"]["terms"]
         sums = [sum(place[column] for place in costs["anchor_cells"]) for column in (9, 10, 11)]
         background = sum(level["background"] for level in costs["levels"])
@@ -143,7 +143,7 @@ def test_places_and_background_add_up_to_the_loss(tmp_path: Path, collision: str
 
 def test_names_are_harmless_and_the_policy_names_the_script(tmp_path: Path) -> None:
     dataset = dataset_in(tmp_path, f"['{EVIL}', dog]")
-    page = explained_val(dataset, setting_of(dataset, costs=True), "lost").page
+    page = explained_val(dataset, setting_of(dataset, costs=True), "lost")[0]
     assert EVIL not in page
     assert page.count("<script") == page.count("</script>") == 2
     policy = html.unescape(page.split('Content-Security-Policy" content="')[1].split('"')[0])
@@ -165,7 +165,7 @@ def test_a_page_of_twenty_images_stays_under_3_mb(tmp_path: Path) -> None:
         write_picture(path, rng.integers(0, 256, (480, 640, 3)).astype(np.uint8))
     dataset = open_dataset(folder)
     setting = setting_of(dataset, image_size=640)
-    page = explain(dataset.splits["val"], dict.fromkeys(range(20), ""), setting, "noise").page
+    page = explain(dataset.splits["val"], dict.fromkeys(range(20), ""), setting, "noise")[0]
     assert 1_000_000 < len(page.encode()) <= 3_000_000
     assert page.count("data:image/jpeg;base64,") == 20
 
@@ -177,9 +177,9 @@ def test_unreadable_images_are_refused_or_left_out_by_name(tmp_path: Path) -> No
     setting, chosen = setting_of(dataset), dict.fromkeys(range(4), "")
     with pytest.raises(InputError, match=r"lost\.png(.|\n)*--skip-bad"):
         explain(dataset.splits["val"], chosen, setting, "x")
-    done = explain(dataset.splits["val"], chosen, setting, "x", skip_unreadable=True)
-    assert len(done.facts["images"]) == 3
-    assert "lost.png" in done.left_out[0]
+    _, facts, left_out = explain(dataset.splits["val"], chosen, setting, "x", skip_unreadable=True)
+    assert len(facts["images"]) == 3
+    assert "lost.png" in left_out[0]
     only = {index: "" for index in chosen if dataset.splits["val"][index].path.stem == "lost"}
     with pytest.raises(InputError, match="none of the chosen images can be read"):
         explain(dataset.splits["val"], only, setting, "x", skip_unreadable=True)
@@ -227,7 +227,7 @@ def test_without_weights_the_setting_is_what_training_would_choose(tmp_path: Pat
 
 def test_pictures_are_sharper_than_the_network_input_where_the_file_is(tmp_path: Path) -> None:
     dataset = dataset_in(tmp_path)
-    page = explained_val(dataset, setting_of(dataset, image_size=64), "many").page
+    page = explained_val(dataset, setting_of(dataset, image_size=64), "many")[0]
     content = base64.b64decode(page.split("data:image/jpeg;base64,")[1].split('"')[0])
     picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None

@@ -38,10 +38,10 @@ def costly(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
 
 def written(folder: Path, *, costs: bool) -> tuple[Path, list[dict[str, Any]]]:
     dataset = dataset_in(folder / "data", f"['{EVIL}', dog]")
-    done = explained_val(dataset, setting_of(dataset, costs=costs), "lost", "crash", "many", "empty")
+    html, facts = explained_val(dataset, setting_of(dataset, costs=costs), "lost", "crash", "many", "empty")
     path = folder / "explain.html"
-    path.write_text(done.page, encoding="utf-8")
-    return path, done.facts["images"]
+    path.write_text(html, encoding="utf-8")
+    return path, facts["images"]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from anchorite.report import write_run_report
-from anchorite.report.compare import write_comparison
+from anchorite.report.compare import comparison_page
 from anchorite.report.serve import RunServer
 from tests.pages import opened
 from tests.report.fake_run import EVIL, make_full_run
@@ -52,7 +52,9 @@ def test_cells_boxes_and_lines_answer(browser: Browser, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [390, 1280])
 def test_pages_fit_their_window(browser: Browser, tmp_path: Path, width: int) -> None:
     runs = [make_full_run(tmp_path / name) for name in ("one", "two")]
-    for path in (write_run_report(runs[0]), write_comparison(runs, tmp_path / "page.html")):
+    comparison = tmp_path / "page.html"
+    comparison.write_text(comparison_page(runs), encoding="utf-8")
+    for path in (write_run_report(runs[0]), comparison):
         with opened(browser, path, width=width, touch=width == 390) as page:
             assert page.evaluate("document.documentElement.scrollWidth") <= width
 

@@ -21,9 +21,9 @@ from tests.report.fake_run import EVIL, make_run, write_metrics, write_pictures
 class Page(HTMLParser):
     """Tags with their attributes, and the text of a page outside its style sheet and script."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, page: Path | str) -> None:
         super().__init__()
-        self.source = path.read_text(encoding="utf-8")
+        self.source = page.read_text(encoding="utf-8") if isinstance(page, Path) else page
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
         self.feed(self.source)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from anchorite.report.run_data import RunFiles
-from anchorite.report.run_settings import effective_settings, lr_plan
+from anchorite.report.run_page import effective_settings, lr_plan
 from tests.report.fake_run import make_full_run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from anchorite.data import Batch
 from anchorite.devices import choose_compile
 from anchorite.loss import LossTerms
 from anchorite.train.checkpoint import PartialEpoch
-from anchorite.train.loss_meter import AsyncLossMeter, Skipped
+from anchorite.train.loss_meter import AsyncLossMeter
 from anchorite.train.step import with_fixed_capacity
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -32,9 +33,9 @@ def test_capacity_is_a_power_of_two_that_holds_every_target(count: int, capacity
     assert with_fixed_capacity(padded) is padded
 
 
-def watch_with(lag: int) -> tuple[AsyncLossMeter, list[Skipped]]:
-    skipped: list[Skipped] = []
-    watch = AsyncLossMeter(CPU, skipped.append)
+def watch_with(lag: int) -> tuple[AsyncLossMeter, list[tuple[dict[str, Any], tuple[Batch, ...]]]]:
+    skipped: list[tuple[dict[str, Any], tuple[Batch, ...]]] = []
+    watch = AsyncLossMeter(CPU, lambda *step: skipped.append(step))
     watch.lag = lag
     return watch, skipped
 
@@ -67,10 +68,11 @@ def test_the_watch_names_the_step_that_was_skipped_and_leaves_its_batch_out(lag:
     watch.update(terms(6.0), BATCH)
     watch.update_step(BAD)
     assert watch.finish().tolist() == [3.0, 2.0, 3.0]
-    assert [(one.epoch, one.batch, one.in_a_row) for one in skipped] == [(5, 2, 1), (5, 3, 2), (5, 5, 1)]
-    assert skipped[0].fault == "the box loss"
-    assert skipped[0].terms[1:] == (2.0, 3.0)
-    assert skipped[0].batches == (BATCH,)
+    assert [(one["epoch"], one["batch"], one["in_a_row"]) for one, _ in skipped] == [(5, 2, 1), (5, 3, 2), (5, 5, 1)]
+    facts, batches = skipped[0]
+    assert facts["not_finite"] == "the box loss"
+    assert (facts["losses"]["objectness"], facts["losses"]["classification"]) == ("2.0", "3.0")
+    assert batches == (BATCH,)
     assert watch.num_skipped == 3
 
 
@@ -79,7 +81,7 @@ def test_a_step_of_several_batches_is_skipped_with_all_of_them() -> None:
     watch.update(terms(1.0), BATCH)
     watch.update(terms(2.0), BATCH)
     watch.update_step(BAD)
-    assert [len(one.batches) for one in skipped] == [2]
+    assert [len(batches) for _, batches in skipped] == [2]
 
 
 def test_a_step_that_is_still_under_way_at_the_end_is_looked_at() -> None:
@@ -88,7 +90,7 @@ def test_a_step_that_is_still_under_way_at_the_end_is_looked_at() -> None:
     watch.update_step(BAD)
     assert skipped == []
     watch.finish()
-    assert [one.batch for one in skipped] == [1]
+    assert [one["batch"] for one, _ in skipped] == [1]
 
 
 def test_a_watch_goes_on_within_an_epoch() -> None:

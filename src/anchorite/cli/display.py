@@ -201,74 +201,52 @@ class Display:
         self.say(f"use it:  anchorite predict {shlex.quote(str(best))} IMAGES")
 
     def __call__(self, event: Event) -> None:
-        from anchorite.train import RunStarted
-
-        if isinstance(event, RunStarted):
-            self._folder, self._num_batches, self._num_epochs = event.folder, event.num_batches, event.num_epochs
-        if self._writes_json:
-            self._write_event(event)
-        else:
-            self._show(event)
-
-    def _write_event(self, event: Event) -> None:
-        """One JSON line an event; of steps and of decoded images at most one a second."""
-        from anchorite.train import EpochDone, RunStarted, StepDone, StepSkipped, StoreProgress
-
-        match event:
-            case StoreProgress(split, done, total):
-                if self._is_due(done == total):
-                    self._write("decoding", split=split, done=done, images=total)
-            case RunStarted(folder, decisions, first, num_epochs, num_batches):
-                counts = {"first_epoch": first + 1, "num_epochs": num_epochs, "num_batches": num_batches}
-                self._write("run_started", folder=folder, **counts, decisions=decisions)
-            case StepDone(epoch, batch):
-                if self._is_due(batch == self._num_batches):
-                    names = ("box", "objectness", "classification", "images_per_second", "seconds_left")
-                    values = {name: getattr(event, name) for name in names}
-                    self._write("step", epoch=epoch, batch=batch, num_batches=self._num_batches, **values)
-            case StepSkipped(facts):
-                self._write("step_skipped", **facts)
-            case EpochDone(epoch, row, _, improved):
-                self._write("epoch", epoch=epoch, num_epochs=self._num_epochs, improved=improved, metrics=row)
-            case _:
-                score = math.nan if event.best_epoch is None else event.best_map
-                self._write("run_finished", **asdict(event) | {"best_map": score})
-
-    def _show(self, event: Event) -> None:
+        """Show an event: as a JSON line, of steps and of decoded images at most one a second, or in words."""
         from anchorite.train import EpochDone, RunStarted, StepDone, StepSkipped, StoreProgress
 
         match event:
             case StoreProgress(split, done, total):
                 self._current = event if done < total else None
+                if self._is_due(done == total):
+                    self._write("decoding", split=split, done=done, images=total)
                 if self._console is None and is_quarter(done, total):
                     self.say(f"decoded {done} of {total} {split} images")
-            case RunStarted():
-                for decision in event.decisions:
-                    self.say(decision)
-                self.say(f"run: {event.folder}, epochs {event.first_epoch + 1} to {event.num_epochs}")
-                self._table, self._header = EpochTable(self._console, event.num_epochs), []
-            case StepDone():
+            case RunStarted(folder, decisions, first, num_epochs, num_batches):
+                self._folder, self._num_batches, self._num_epochs = folder, num_batches, num_epochs
+                self._table, self._header = EpochTable(self._console, num_epochs), []
+                counts = {"first_epoch": first + 1, "num_epochs": num_epochs, "num_batches": num_batches}
+                self._write("run_started", folder=folder, **counts, decisions=decisions)
+                for line in (*decisions, f"run: {folder}, epochs {first + 1} to {num_epochs}"):
+                    self.say(line)
+            case StepDone(epoch, batch):
                 self._seconds_left, self._current = event.seconds_left, event
+                if self._is_due(batch == self._num_batches):
+                    names = ("box", "objectness", "classification", "images_per_second", "seconds_left")
+                    values = {name: getattr(event, name) for name in names}
+                    self._write("step", epoch=epoch, batch=batch, num_batches=self._num_batches, **values)
                 if self._console is not None:
                     self._print_header_if_due()
             case StepSkipped(facts):
+                self._write("step_skipped", **facts)
                 images = [Path(image).name for image in facts["images"]]
                 named = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "")
                 self.say(
                     f"epoch {facts['epoch']}, batch {facts['batch']}: {facts['not_finite']} is not finite; the step "
                     f"was not taken. Its {len(images)} images ({named}) are listed in skipped.jsonl"
                 )
-            case EpochDone():
+            case EpochDone(epoch, row, _, improved):
                 self._current = None
-                score = event.row.get("val/map", math.nan)
-                if event.improved and not math.isnan(score):
-                    self._best = f"best so far: mAP {score:.4f} at epoch {event.epoch}"
+                self._write("epoch", epoch=epoch, num_epochs=self._num_epochs, improved=improved, metrics=row)
+                score = row.get("val/map", math.nan)
+                if improved and not math.isnan(score):
+                    self._best = f"best so far: mAP {score:.4f} at epoch {epoch}"
                 self._print_header_if_due()
                 self.say(self._table.row(event, self._seconds_left))
                 self._rows_since_header += 1
             case _:
                 self._current = None
                 known = event.best_epoch is not None
+                self._write("run_finished", **asdict(event) | {"best_map": event.best_map if known else math.nan})
                 best = f"best mAP {event.best_map:.4f} at epoch {event.best_epoch}" if known else "no mAP is known"
                 self._print(f"done ({event.reason}) in {clock(event.seconds)}: {best}")
                 self.say("writing plots, pictures and the report ...")

@@ -61,7 +61,7 @@ class ReadingOptions:
         return dataset
 
     def open_again(self, facts: Mapping[str, Any], data: Path | None) -> DatasetIndex:
-        """The dataset of a run or study, read with its options; data: its path where that has changed."""
+        """The dataset of a run or study, read with the options in its facts; data: its path where that has changed."""
         again = ReadingOptions(
             self.format or facts["format"],
             self.skip_bad or facts.get("skip_bad", False),

@@ -94,12 +94,7 @@ def predict(
 
 
 def _predict_all(
-    sources: Sources,
-    network: Ensemble,
-    config: PredictConfig,
-    running: RunningOptions,
-    save: Save,
-    reporter: Reporter,
+    sources: Sources, network: Ensemble, config: PredictConfig, running: RunningOptions, save: Save, reporter: Reporter
 ) -> None:
     """Predict all sources, write and report the detections.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -14,9 +14,6 @@ from anchorite.cli.options import Data, PositiveInt, ReadingOptions, RunningOpti
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
 from anchorite.reading import one_line
-
-if TYPE_CHECKING:
-    from anchorite.train.run_folder import RunStatus
 
 
 def report(
@@ -45,9 +42,10 @@ def report(
     if len(run) == 1:
         print(write_run_report(run[0], out))
     else:
-        from anchorite.report.compare import write_comparison
+        from anchorite.report.compare import comparison_page
 
-        page = write_comparison(run, out or free_path(Path("comparison.html")))
+        page = out or free_path(Path("comparison.html"))
+        write_text_atomically(page, comparison_page(run))
         print(f"{page}: {len(run)} runs, {page.stat().st_size / 1e6:.1f} MB")
 
 
@@ -69,24 +67,18 @@ def runs(
     run: Annotated[Path, Parameter(help="Folder of a run, or one whose folders are runs.")] = Path("runs"),
 ) -> None:
     """Show a run's state, its checkpoints, each verified, and what a resume would do."""
-    from anchorite.train.run_folder import read_run_status
+    from anchorite.train.run_folder import describe_run
 
     if (run / "recipe.yaml").is_file() or not run.is_dir():
-        state = read_run_status(run)
-        print(filled("run", state=state, progress=_progress(state)))
+        print(filled("run", **describe_run(run)))
         return
     folders = sorted(path.parent for path in run.glob("*/recipe.yaml"))
     if not folders:
         raise InputError(f"runs {run}: holds no run (no */recipe.yaml); name a runs/NAME folder, or train one")
     width = max(len(folder.name) for folder in folders)
     for folder in folders:
-        state = read_run_status(folder)
-        print(f"{folder.name:<{width}}  {_progress(state)}; resume: {state.would_resume()}")
-
-
-def _progress(state: RunStatus) -> str:
-    best = "" if state.best_epoch is None else f", best mAP {state.best_map:.4f} at epoch {state.best_epoch}"
-    return f"model {state.model}, {state.epochs} of {state.num_epochs} epochs{best}"
+        state = describe_run(folder)
+        print(f"{folder.name:<{width}}  {state['progress']}; resume: {state['resume']}")
 
 
 def explain(
@@ -123,11 +115,13 @@ def explain(
     title = f"{root.name if root.is_dir() else root.parent.name}, {split}"
     notes = [how, f"network input: longer side {setting.image_size} px, letterboxed as validation does"]
     with counting("explained") as progress:
-        done = explained(records, chosen, setting, title, notes, skip_unreadable=reading.skip_bad, progress=progress)
-    write_text_atomically(page, done.page)
-    for note in [*notes, *setting.sentences, *(f"left out: {reason}" for reason in done.left_out)]:
+        html, facts, left_out = explained(
+            records, chosen, setting, title, notes, skip_unreadable=reading.skip_bad, progress=progress
+        )
+    write_text_atomically(page, html)
+    for note in [*notes, *setting.sentences, *(f"left out: {reason}" for reason in left_out)]:
         print(note)
-    print(f"{page}: {len(done.facts['images'])} images, {page.stat().st_size / 1e6:.1f} MB")
+    print(f"{page}: {len(facts['images'])} images, {page.stat().st_size / 1e6:.1f} MB")
 
 
 def suspects(

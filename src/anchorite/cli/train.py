@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -60,80 +60,49 @@ def train(
         out, resume, fields = None, out, RecipeOptions()  # the run holds their values
     if resume is not None:
         fields.refuse_on_resume("run", out=out)
-        _resume(resume, data, reading, allow or [], tensorboard, output)
     elif allow:
         raise InputError("--allow is for --resume: a new run has nothing to differ from; leave it out")
     elif data is None:
         raise InputError("train: DATA is missing: anchorite train DATA, or anchorite train --resume RUN")
+    from anchorite import train as training
+    from anchorite.distributed import init_process_group
+    from anchorite.report.conclusion import conclude_run, is_concluded
+
+    if resume is None:
+        recipe, notes = fields.read()
+        facts: dict[str, Any] = {"data": data, "format": None}
     else:
-        _start(data, out, *fields.read(), reading, tensorboard, output)
-
-
-def _start(
-    data: Path,
-    out: Path | None,
-    recipe: Recipe,
-    notes: tuple[str, ...],
-    reading: ReadingOptions,
-    tensorboard: bool,
-    output: OutputOptions,
-) -> None:
-    from anchorite import train as training
-    from anchorite.distributed import init_process_group
-    from anchorite.report import conclude_run
-
+        run = training.RunFolder.open(resume)
+        recipe, notes, facts = run.read_recipe(), (), run.read_facts()
     with init_process_group(recipe.rank_timeout_s) as world:
-        # Refused before the data is read and decoded, which takes long.
-        device = training.device_of_rank(recipe.device, world)
-        training.choose_precision(recipe.precision, device)
-        recipe, start = training.read_pretrained(recipe)
-        training.read_hf_backbone(recipe, start)
-        del start  # as large as the network
-        folder = Path(world.broadcast(str(out or free_path(Path("runs") / f"{data_name(data)}-{recipe.model}"))))
-        if world.is_main:
-            refuse_taken(folder)
-        with (
-            Display(output, world.is_main) as display,
-            tensorboard_logger(tensorboard and world.is_main, display) as logged,
-        ):
-            dataset = reading.open(data)
-            display.dataset(dataset)
-            listener = training.listeners(_with_hints(display, folder, dataset, recipe, device.type), logged)
-            training.train(recipe, dataset, folder, listener, notes, world)
+        if resume is None:
+            # Refused before the data is read and decoded, which takes long.
+            device = training.device_of_rank(recipe.device, world)
+            training.choose_precision(recipe.precision, device)
+            recipe, start = training.read_pretrained(recipe)
+            training.read_hf_backbone(recipe, start)
+            del start  # as large as the network
+            wanted = out or free_path(Path("runs") / f"{data_name(facts['data'])}-{recipe.model}")
+            run = training.RunFolder(Path(world.broadcast(str(wanted))))
             if world.is_main:
-                conclude_run(folder, training.RunFolder(folder).as_trained(dataset))
-        display.finished(folder)
-
-
-def _resume(
-    folder: Path,
-    data: Path | None,
-    reading: ReadingOptions,
-    allow: list[Change],
-    tensorboard: bool,
-    output: OutputOptions,
-) -> None:
-    from anchorite import train as training
-    from anchorite.distributed import init_process_group
-    from anchorite.report import conclude_run, is_concluded
-
-    run = training.RunFolder.open(folder)
-    facts = run.read_facts()
-    with init_process_group(run.read_recipe().rank_timeout_s) as world:
+                refuse_taken(run.path)
         with (
             Display(output, world.is_main) as display,
-            tensorboard_logger(tensorboard and world.is_main, display, folder if world.is_main else None) as logged,
+            tensorboard_logger(tensorboard and world.is_main, display, resume if world.is_main else None) as logged,
         ):
-            if world.broadcast(is_concluded(folder)):
-                display.say(f"{folder}: this run is complete; there is nothing to go on with, and nothing was changed")
+            if resume is not None and world.broadcast(is_concluded(resume)):
+                display.say(f"{resume}: this run is complete; there is nothing to go on with, and nothing was changed")
             else:
                 dataset = reading.open_again(facts, data)
                 display.dataset(dataset)
-                if not world.broadcast(run.summary.is_file()):
-                    training.resume(folder, dataset, training.listeners(display, logged), allow, world)
+                if resume is None:
+                    listener = training.listeners(_with_hints(display, run.path, dataset, recipe, device.type), logged)
+                    training.train(recipe, dataset, run.path, listener, notes, world)
+                elif not world.broadcast(run.summary.is_file()):
+                    training.resume(resume, dataset, training.listeners(display, logged), allow or (), world)
                 if world.is_main:
-                    conclude_run(folder, run.as_trained(dataset))
-        display.finished(folder)
+                    conclude_run(run.path, run.as_trained(dataset))
+        display.finished(run.path)
 
 
 @contextmanager
@@ -224,7 +193,7 @@ def demo(
     from anchorite.evaluate import Validator
     from anchorite.model import load_weights
     from anchorite.predict import PredictionWriter, load
-    from anchorite.report import conclude_run
+    from anchorite.report.conclusion import conclude_run
 
     started = time.perf_counter()
     given = {"device": device} | ({} if epochs is None else {"epochs": epochs})

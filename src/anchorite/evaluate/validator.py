@@ -33,15 +33,7 @@ from anchorite.evaluate.result import Stopwatch, ValidationLosses, ValidationRes
 from anchorite.loss import LossTerms
 from anchorite.metrics import Predictions, Truth, coco_metrics
 from anchorite.model import Detector, WeightsInfo
-from anchorite.predict import (
-    BatchDetections,
-    Ensemble,
-    PredictConfig,
-    Predictor,
-    Runtime,
-    TorchRuntime,
-    require_finite,
-)
+from anchorite.predict import BatchDetections, Ensemble, PredictConfig, Predictor, Runtime, TorchRuntime, require_finite
 from anchorite.predict.postprocess import rename_iou_limit
 
 Progress = Callable[[int, int], None]
@@ -144,10 +136,7 @@ class Validator:
         return len(self.records)
 
     def runtime(
-        self,
-        detector: Detector,
-        device: torch.device | str | None = None,
-        autocast_dtype: torch.dtype | None = None,
+        self, detector: Detector, device: torch.device | str | None = None, autocast_dtype: torch.dtype | None = None
     ) -> TorchRuntime:
         """A copy of a detector as `run_shared` takes it; arguments as for `run`."""
         self._check_fit(detector.num_classes)

@@ -8,30 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from anchorite.errors import InputError
-from anchorite.files import write_text_atomically
 from anchorite.report.charts import Chart, Line, decimals, line_style, make_chart
 from anchorite.report.page import render_page
 from anchorite.report.run_data import RunFiles, clock, flatten, none_if_absent, read_status
-from anchorite.report.run_page import COCO_NUMBERS, MOST_CLASSES, STYLES, class_table
-from anchorite.report.run_settings import effective_settings
+from anchorite.report.run_page import COCO_NUMBERS, MOST_CLASSES, STYLES, class_table, effective_settings
 
 MOST_RUNS = 16
 _MAX_CURVES = 40
 ComparedRow = tuple[str, tuple[str, ...], tuple[bool, ...]]  # a name, a text for each run, whether each is the best
 
 
-def write_comparison(run_folders: Sequence[Path], path: Path) -> Path:
-    """Write the page that compares the runs to `path`, and return that.
-
-    Raises InputError when a folder is not a run's or named twice, when there are more than 16, or when a file in one is
-    malformed; StorageError when the page cannot be written.
-    """
-    write_text_atomically(path, comparison_page(run_folders))
-    return path
-
-
 def comparison_page(run_folders: Sequence[Path]) -> str:
-    """The page that compares the runs, as HTML."""
+    """The page that compares the runs, as HTML.
+
+    Raises InputError when a folder is named twice, when there are more than 16, or when a file in one is malformed.
+    """
     if len(run_folders) > MOST_RUNS:
         raise InputError(f"{len(run_folders)} runs: a page compares at most {MOST_RUNS}; leave some out")
     folders = [folder.resolve() for folder in run_folders]

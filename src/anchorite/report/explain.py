@@ -45,11 +45,7 @@ MOST_NAMED = 60
 _PLANNED_TOGETHER = 256
 _NUM_NEAR = 3  # names that are suggested
 _NUM_BACKGROUND = 10  # cells, of all levels
-_PARTS = (
-    ("box", slice(0, 4)),
-    ("objectness", slice(4, 5)),
-    ("classification", slice(5, None)),
-)  # of (1, A, 5 + K, H, W)
+_PARTS = {"box": slice(0, 4), "objectness": slice(4, 5), "classification": slice(5, None)}  # of (1, A, 5 + K, H, W)
 _LONGEST_PX, _LEAST_PICTURE_BYTES = 960, 8_000
 # Scale and JPEG quality, from best to smallest; the first that fits is taken, or else the last one.
 _PICTURE_SIZES = ((1.0, 86), (1.0, 75), (0.8, 75), (0.66, 70), (0.5, 66), (0.4, 60), (0.3, 50), (0.2, 45), (0.12, 40))
@@ -131,9 +127,7 @@ def find_images(dataset: DatasetIndex, split: str, names: Sequence[str]) -> dict
             files = {stem: file for file, stem in known[split]} | {file: file for file, _ in known[split]}
             near = dict.fromkeys(files[one] for one in difflib.get_close_matches(name, files, _NUM_NEAR))
             hint = (
-                f"near are {', '.join(near)}"
-                if near
-                else f"it has such as {', '.join(list(files.values())[:_NUM_NEAR])}"
+                f"near are {', '.join(near)}" if near else f"it has such as {', '.join([*files.values()][:_NUM_NEAR])}"
             )
             for other, pairs in known.items():
                 if any(name in pair for pair in pairs):
@@ -197,15 +191,6 @@ def _counts(records: Sequence[Record], setting: ExplainSettings) -> NDArray[np.i
     return counts
 
 
-@dataclass(frozen=True)
-class Explained:
-    """page: the HTML. facts: what it shows, as plain data, without the pictures. left_out: unreadable images."""
-
-    page: str
-    facts: dict[str, Any]
-    left_out: tuple[str, ...]
-
-
 def explain(
     records: Sequence[Record],
     chosen: Mapping[int, str],
@@ -215,12 +200,13 @@ def explain(
     *,
     skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Explained:
-    """The page of images of a split. chosen: why each is shown, by its index; notes: how they were chosen, shown with
-    the setting's sentences.
+) -> tuple[str, dict[str, Any], list[str]]:
+    """The page of images of a split, as HTML; what it shows, as plain data without the pictures; and sentences on the
+    images that were left out because they cannot be read.
 
-    progress is called with (images done, images in all). Raises InputError naming an image that cannot be decoded,
-    unless skip_unreadable, or when none is left; DivergedError when the network's output is not finite.
+    chosen: why each is shown, by its index; notes: how they were chosen, shown with the setting's sentences. progress:
+    called with (images done, images in all). Raises InputError naming an image that cannot be decoded, unless
+    skip_unreadable, or when none is left; DivergedError when the network's output is not finite.
     """
     explained: list[tuple[dict[str, Any], NDArray[np.uint8]]] = []
     left_out: list[str] = []
@@ -259,7 +245,7 @@ def explain(
 
     room = max((MAX_PAGE_BYTES - len(render(facts).encode("utf-8"))) // len(explained), _LEAST_PICTURE_BYTES)
     shown = [{**image, "uri": _picture_uri(picture, room)} for image, picture in explained]
-    return Explained(render({**facts, "images": shown}), facts, tuple(left_out))
+    return render({**facts, "images": shown}), facts, left_out
 
 
 def _picture_uri(image: NDArray[np.uint8], max_bytes: int) -> str:
@@ -331,16 +317,15 @@ def image_costs(
         unmatched = torch.ones_like(level.objectness, dtype=torch.bool)
         unmatched[found.image, found.anchor, found.row, found.column] = False
         unmatched_costs.append(level.objectness.where(unmatched, -1))
-        levels.append(
-            {
-                "box": _rounded(level.box.sum()),
-                "objectness": _rounded(level.objectness.sum()),
-                "background": _rounded(level.objectness[unmatched].sum()),
-                "classification": _rounded(level.classification.sum()),
-                "gradient": _rounded(gradient.norm()),
-                **{f"gradient_{part}": _rounded(gradient[:, :, channels].norm()) for part, channels in _PARTS},
-            }
-        )
+        numbers = {
+            "box": level.box.sum(),
+            "objectness": level.objectness.sum(),
+            "background": level.objectness[unmatched].sum(),
+            "classification": level.classification.sum(),
+            "gradient": gradient.norm(),
+            **{f"gradient_{part}": gradient[:, :, channels].norm() for part, channels in _PARTS.items()},
+        }
+        levels.append({name: _rounded(number) for name, number in numbers.items()})
         anchor_cells += _anchor_cells(number, level, logits[number], criterion)
     return {
         "terms": {term: _rounded(value.detach()) for term, value in terms._asdict().items()},

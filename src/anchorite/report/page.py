@@ -57,12 +57,7 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.globals["frame"] = charts  # for its measures
-    environment.filters |= {
-        "clock": clock,
-        "decimals": charts.decimals,
-        "format_number": charts.format_number,
-        "show": show,
-    }
+    environment.filters |= {one.__name__: one for one in (clock, charts.decimals, charts.format_number, show)}
     policy = ["default-src 'none'", "img-src data:", f"style-src 'sha256-{_digest(style)}'"]
     policy += [f"script-src 'sha256-{_digest(script)}'"] if script else []
     policy += ["connect-src 'self'"] if connects_to_itself else []

@@ -160,11 +160,9 @@ def flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
     else:
         return [(key, (", ".join(map(show, value)) or "none") if is_list else show(value))]
     rows = [row for name, one in inner for row in flatten(one, f"{key}.{name}" if key else str(name))]
-    return (
-        rows
-        if len(rows) <= _MAX_SETTINGS
-        else [*rows[:_MAX_SETTINGS], ("...", f"only the first {_MAX_SETTINGS} are shown")]
-    )
+    if len(rows) > _MAX_SETTINGS:
+        rows[_MAX_SETTINGS:] = [("...", f"only the first {_MAX_SETTINGS} are shown")]
+    return rows
 
 
 def show(value: Any) -> str:

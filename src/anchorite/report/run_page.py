@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
+from importlib import resources
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
 from anchorite.report.charts import Chart, Line, decimals, format_number, make_chart
 from anchorite.report.page import MAX_PAGE_BYTES, embed_pictures, render_page
 from anchorite.report.run_data import RunFiles, flatten, none_if_absent, read_status, show
-from anchorite.report.run_settings import effective_settings, lr_plan
 
 STYLES = ("style.css", "run_report.css")
 COCO_NUMBERS = (
@@ -44,6 +46,7 @@ _SCORES = "val/map"  # how columns begin whose highest value is the best
 _GROUP_TITLES = {"train": "Training losses", "val": "Validation scores", "seconds": "Seconds", "": "Pace"}
 _VALIDATION_TIME = "Validation time"
 _FOLDED_GROUPS = ("Seconds", "Pace", _VALIDATION_TIME)  # of interest only when something is slow
+_UNKNOWN, _NOT_RECORDED = "-", "not recorded"  # of recipes that do not tell; of runs of earlier releases
 _EXAMPLE_NAME = re.compile(r"(worst|best)-[0-9]{2}\.jpg")
 _LETTER_HEIGHT, _LETTER_WIDTH = 4.2, 2.2  # of texts on an example, in hundredths of its longer side
 
@@ -96,14 +99,12 @@ def run_page(run_folder: Path, live_stamp: str | None = None) -> str:
 
 def _context(files: RunFiles) -> dict[str, Any]:
     """Everything the template shows but the pictures."""
-    summary = dict(files.summary)
-    decisions = summary.pop("decisions", None) or []
+    decisions = files.summary.get("decisions") or []
     dataset, classes, environment = describe_data(files), class_table(files), files.environment()
-    # What the rest of the page shows already, is not shown again as it stands in the summary.
-    shown_above = {"environment"} if environment else set()
-    shown_above |= {"dataset"} if dataset else set()
-    shown_above |= {"best_validation", "last_validation"} if classes else set()
-    rest = {key: value for key, value in summary.items() if key not in shown_above}
+    # Of the summary, the rest: what is not shown elsewhere on the page.
+    shown = {"decisions": True, "environment": environment, "dataset": dataset}
+    shown |= dict.fromkeys(("best_validation", "last_validation"), classes)
+    rest = {key: value for key, value in files.summary.items() if not shown.get(key)}
     sections = {"result": {key: value for key, value in rest.items() if not isinstance(value, dict)}}
     sections |= {key: value for key, value in rest.items() if isinstance(value, dict)}
     return {
@@ -137,6 +138,59 @@ def _anchor_rows(files: RunFiles) -> list[str]:
         ", ".join(f"{width:g} x {height:g}" for width, height in zip(row[::2], row[1::2], strict=True))
         for row in files.facts["anchors"]
     ]
+
+
+def effective_settings(files: RunFiles) -> list[tuple[str, str, str, str]]:
+    """The derived settings of a run, without those of which neither recipe nor run.json tells anything: name, what the
+    recipe says, what the run uses as training recorded it in run.json, and what that derives from.
+
+    Their words are those of templates/effective_settings.txt, where r is the recipe and d what was derived, by dotted
+    keys.
+    """
+    recipe, derived, start = dict(flatten(files.recipe)), files.facts.get("derived"), files.facts.get("start")
+    recorded = dict(flatten(derived)) if isinstance(derived, dict) else {}
+    settings = []
+    if isinstance(start, dict):
+        weights, digest, transferred = (str(start.get(key, _UNKNOWN)) for key in ("weights", "sha256", "kept"))
+        settings = [("starting weights", weights, f"SHA-256 {digest[:12]}...", transferred)]
+    at = ", at the start"
+    if saved := files.from_newest_checkpoint(_saved_balance):
+        recorded["balance"], at = saved
+    recorded["balance_at"] = ""
+    if (is_automatic := recipe.get("loss.automatic_balance")) is not None:
+        recipe["balance"] = "automatic" if is_automatic == "yes" else "fixed"
+        recorded["balance_at"] = f"{at}; they follow each level's loss" if is_automatic == "yes" else ""
+    if (epochs := recorded.get("mosaic_epochs")) is not None:
+        recorded["mosaic"] = "never" if epochs == "0" else f"epochs 1 to {epochs}"
+
+    def filled(template: str, missing: str) -> str:
+        try:
+            return template.format(r=recipe, d=recorded)
+        except KeyError:
+            return missing
+
+    text = (resources.files("anchorite.report") / "templates/effective_settings.txt").read_text("utf-8")
+    for name, written, effective, why in (row.split(" | ") for row in text.splitlines()):
+        cells = filled(written, _UNKNOWN), filled(effective, _NOT_RECORDED)
+        if cells != (_UNKNOWN, _NOT_RECORDED):
+            reason = why.format(r=defaultdict(lambda: _UNKNOWN, recipe), d=defaultdict(lambda: _UNKNOWN, recorded))
+            settings.append((name, *cells, reason))
+    return settings
+
+
+def _saved_balance(checkpoint: Path) -> tuple[str, str]:
+    """The balance of the levels in a checkpoint, and words on where it is from."""
+    with safe_open(checkpoint.with_suffix(".safetensors"), framework="np") as file:
+        values = [format_number(float(value)) for value in file.get_tensor("criterion.balance")]
+    return ", ".join(values), f", as in {checkpoint.stem}"
+
+
+@none_if_absent
+def lr_plan(files: RunFiles) -> Chart:
+    """The learning rates planned over the epochs; None where run.json does not tell them."""
+    plan = files.facts["derived"]["lr_plan"]
+    lines = [Line(name, plan["epochs"], plan[key]) for name, key in (("weights", "lr"), ("biases", "bias_lr"))]
+    return make_chart("learning rate, as planned", lines, x_name="epochs")
 
 
 def _tiles(files: RunFiles) -> list[tuple[str, str, str]]:
@@ -319,26 +373,25 @@ def read_examples(files: RunFiles, max_bytes: int) -> dict[str, Any] | None:
     pictures, _ = embed_pictures(paths, _MAX_EXAMPLES, max_bytes)
     titles = {"right": "right", "missed": "missed", "false_alarms": "false", "confused": "of another class"}
     images = []
-    for one in listed:
-        if one["file"] in pictures:
-            width, height = int(one["width"]), int(one["height"])
-            unit = max(width, height) / 100  # a hundredth of the longer side, in pixels of the image
-            outcomes = [f"{int(one[key])} {title}" for key, title in titles.items() if one[key]]
-            labels = [(box["box"], names[box["class"]]) for box in one["labels"]]
-            found = [(box["box"], f"{names[box['class']]} {float(box['score']):.2f}") for box in one["found"]]
-            images.append(
-                {
-                    "kind": str(one["kind"]),
-                    "name": str(one["name"]),
-                    "uri": pictures[one["file"]],
-                    "width": width,
-                    "height": height,
-                    "unit": unit,
-                    "words": ", ".join(outcomes) or "nothing labelled, nothing found",
-                    "labels": _drawn_boxes(labels, unit, height, below=True),
-                    "found": _drawn_boxes(found, unit, height, below=False),
-                }
-            )
+    for one in (one for one in listed if one["file"] in pictures):
+        width, height = int(one["width"]), int(one["height"])
+        unit = max(width, height) / 100  # a hundredth of the longer side, in pixels of the image
+        outcomes = [f"{int(one[key])} {title}" for key, title in titles.items() if one[key]]
+        labels = [(box["box"], names[box["class"]]) for box in one["labels"]]
+        found = [(box["box"], f"{names[box['class']]} {float(box['score']):.2f}") for box in one["found"]]
+        images.append(
+            {
+                "kind": str(one["kind"]),
+                "name": str(one["name"]),
+                "uri": pictures[one["file"]],
+                "width": width,
+                "height": height,
+                "unit": unit,
+                "words": ", ".join(outcomes) or "nothing labelled, nothing found",
+                "labels": _drawn_boxes(labels, unit, height, below=True),
+                "found": _drawn_boxes(found, unit, height, below=False),
+            }
+        )
     return {"confidence": f"{float(section['confidence']):g}", "images": images} if images else None
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -15,11 +16,10 @@ from anchorite.data import Batch
 from anchorite.errors import DivergedError
 from anchorite.evaluate import ValidationResult
 from anchorite.interrupts import HeldInterrupts
-from anchorite.loss import LossTerms
 from anchorite.model import Detector, WeightsInfo, save_weights
 from anchorite.train.checkpoint import PartialEpoch, Progress, save_checkpoint
 from anchorite.train.events import EpochDone, Listener, RunFinished, StepDone, StepSkipped
-from anchorite.train.loss_meter import AsyncLossMeter, Skipped
+from anchorite.train.loss_meter import AsyncLossMeter
 from anchorite.train.optim import Settings, settings_at
 from anchorite.train.recipe import Recipe
 from anchorite.train.run_folder import RunFolder
@@ -184,30 +184,23 @@ class Run:
             self.interrupts.take_effect()
             raise KeyboardInterrupt
 
-    def _handle_skipped(self, skipped: Skipped) -> None:
+    def _handle_skipped(self, facts: dict[str, Any], batches: tuple[Batch, ...]) -> None:
         """Report and log a step that was skipped; DivergedError, with a post-mortem, after too many in a row."""
-        records = self.prepared.dataset.splits["train"]
-        indices = [index for batch in skipped.batches for index in batch.indices.tolist()]
+        records, epoch, batch = self.prepared.dataset.splits["train"], facts["epoch"], facts["batch"]
+        indices = [index for one in batches for index in one.indices.tolist()]
         images = self.world.all_gather([str(records[index].path) for index in indices])  # the first tile of each
-        facts = {
-            "epoch": skipped.epoch,
-            "batch": skipped.batch,
-            "not_finite": skipped.fault,
-            "losses": dict(zip(LossTerms._fields[1:], map(str, skipped.terms), strict=True)),
-            "in_a_row": skipped.in_a_row,
-            "images": [path for of_rank in images for path in of_rank],
-        }
+        facts["images"] = [path for of_rank in images for path in of_rank]
         if self.world.is_main:
             self.folder.append_skipped(facts)
         self.listener(StepSkipped(facts))
         scaled = self.prepared.train_state.scaler.is_enabled()
-        if skipped.in_a_row >= (_MAX_SKIPPED_SCALED if scaled else _MAX_SKIPPED):
-            path = self.folder.path / f"post-mortem-epoch-{skipped.epoch:04d}-batch-{skipped.batch:05d}.json"
+        if facts["in_a_row"] >= (_MAX_SKIPPED_SCALED if scaled else _MAX_SKIPPED):
+            path = self.folder.path / f"post-mortem-epoch-{epoch:04d}-batch-{batch:05d}.json"
             if self.world.is_main:
-                self.folder.write_post_mortem(path, facts, skipped.batches[-1])
+                self.folder.write_post_mortem(path, facts, batches[-1])
             raise self._diverged(
-                f"epoch {skipped.epoch}, batch {skipped.batch}: {skipped.fault} is not finite, and {skipped.in_a_row} "
-                f"steps in a row were skipped. The batch is in {path.with_suffix('')}.*"
+                f"epoch {epoch}, batch {batch}: {facts['not_finite']} is not finite, and {facts['in_a_row']} steps in "
+                f"a row were skipped. The batch is in {path.with_suffix('')}.*"
             )
 
     def _diverged(self, what: str) -> DivergedError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,29 +14,17 @@ from anchorite.loss import LossTerms
 from anchorite.train.checkpoint import PartialEpoch
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A skipped step. epoch, batch: counted from 1, the last of the step; terms: that batch's losses.
-
-    fault: what was non-finite; batches: all of the step; in_a_row: steps skipped since the last successful one.
-    """
-
-    epoch: int
-    batch: int
-    terms: tuple[float, ...]
-    fault: str
-    batches: tuple[Batch, ...]
-    in_a_row: int
-
-
 class AsyncLossMeter:
     """Sums the terms of an epoch's batches on the host, and passes each skipped step to `on_skip`.
+
+    on_skip gets the facts for the log (epoch and batch, from 1, the last of the step; what was not finite; that batch's
+    losses; how many steps in a row were skipped) and all batches of the step.
 
     `lag` batches may be on their way to the host: their terms are copied without waiting, and read that many batches
     later, when the device has long passed them. On the CPU nothing has to be waited for, and lag is 0.
     """
 
-    def __init__(self, device: torch.device, on_skip: Callable[[Skipped], None]) -> None:
+    def __init__(self, device: torch.device, on_skip: Callable[[dict[str, Any], tuple[Batch, ...]], None]) -> None:
         self.lag = 0 if device.type == "cpu" else 2
         self.on_skip = on_skip
         self.in_a_row = 0
@@ -106,5 +94,11 @@ class AsyncLossMeter:
         self.in_a_row = 0 if is_finite else self.in_a_row + 1
         if not is_finite:
             self.num_skipped += 1
-            fault = fault or "a loss, a gradient or a statistic"
-            self.on_skip(Skipped(self.epoch + 1, self.num_batches, self._last_terms, fault, batches, self.in_a_row))
+            facts = {
+                "epoch": self.epoch + 1,
+                "batch": self.num_batches,
+                "not_finite": fault or "a loss, a gradient or a statistic",
+                "losses": dict(zip(LossTerms._fields[1:], map(str, self._last_terms), strict=True)),
+                "in_a_row": self.in_a_row,
+            }
+            self.on_skip(facts, batches)

@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from anchorite.evaluate import ValidationResult
 from anchorite.files import is_locked, write_bytes_atomically, write_text_atomically
 from anchorite.reading import read_json
 from anchorite.recipe_names import RENAMED_COLUMNS, with_current_names
-from anchorite.train.checkpoint import FoundCheckpoint, found_checkpoints, has_checkpoint, leftovers
+from anchorite.train.checkpoint import found_checkpoints, leftovers
 from anchorite.train.events import RunFinished
 from anchorite.train.recipe import Recipe, load_recipe
 
@@ -145,10 +144,6 @@ class RunFolder:
                 pass
             yield
 
-    def is_held(self) -> bool:
-        """Whether another process is training in this folder; False where that is unknown."""
-        return is_locked(self.path / ".lock")
-
     def read_recipe(self) -> Recipe:
         """The recipe this run was started with."""
         return load_recipe(self.recipe)
@@ -263,69 +258,44 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-@dataclass(frozen=True)
-class RunStatus:
-    """The state of a run folder.
+def describe_run(path: Path) -> dict[str, Any]:
+    """What `anchorite runs` shows of a run folder; every checkpoint is read whole and its hashes compared.
 
-    num_epochs: planned; epochs: done, by metrics.csv; best_epoch, best_map: of them, None without any mAP; reason: why
-    it ended, None while it has not; in_use: another process is training in it; checkpoints: newest first, verified;
-    leftovers: files that a crash left, which a resume removes; num_skipped: skipped steps; post_mortems:
-    files that a divergence left; data: path of its data set.
-    """
-
-    path: Path
-    model: str
-    data: str
-    num_epochs: int
-    epochs: int
-    best_epoch: int | None
-    best_map: float | None
-    reason: str | None
-    in_use: bool
-    checkpoints: tuple[FoundCheckpoint, ...]
-    leftovers: tuple[Path, ...]
-    num_skipped: int
-    post_mortems: tuple[Path, ...]
-
-    def would_resume(self) -> str:
-        """What `anchorite train --resume` would do, a sentence."""
-        if self.in_use:
-            return "nothing: another process is training in this folder"
-        if self.reason is not None:
-            return f"nothing: the run has ended ({self.reason})"
-        good = next((one for one in self.checkpoints if one.progress is not None), None)
-        if good is None or good.progress is None:
-            if self.checkpoints or self.epochs > 1:
-                return "nothing: no checkpoint is valid; it would end with exit code 4"
-            return "start over: the run was stopped before its first checkpoint"
-        passed = sum(one.fault is not None for one in self.checkpoints[: self.checkpoints.index(good)])
-        over = f", skipping {passed} damaged" if passed else ""
-        return f"continue after {good.progress.describe()} of {self.num_epochs}, from {good.path.name}{over}"
-
-
-def read_run_status(path: Path) -> RunStatus:
-    """The state of the run in a folder; every checkpoint is read whole and its hashes compared.
-
-    Raises InputError when it is no run folder, StorageError when its files cannot be read.
+    path; data: path of its data set; progress: model, epochs and best mAP in words; reason: why it ended, None while it
+    has not; in_use: another process is training in it; checkpoints: newest first, verified; num_skipped: skipped steps;
+    post_mortems: files that a divergence left; leftovers: files that a crash left; resume: what `anchorite train
+    --resume` would do. Raises InputError when it is no run folder, StorageError when its files cannot be read.
     """
     folder = RunFolder.open(path, "runs")
-    recipe, facts, rows = folder.read_recipe(), folder.read_facts(), folder.read_rows()
+    recipe, data, rows = folder.read_recipe(), folder.read_facts()["data"], folder.read_rows()
     scored = [(float(row["val/map"]), int(row["epoch"])) for row in rows if row.get("val/map", "nan") != "nan"]
-    best_map, best_epoch = max(scored, key=lambda pair: (pair[0], -pair[1])) if scored else (None, None)
+    best_map, best_epoch = max(scored, key=lambda pair: (pair[0], -pair[1]), default=(0.0, 0))
+    best = f", best mAP {best_map:.4f} at epoch {best_epoch}" if scored else ""
     summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else {}
     skipped = folder.skipped.read_text(encoding="utf-8").splitlines() if folder.skipped.is_file() else []
-    return RunStatus(
-        path=path,
-        model=recipe.model,
-        data=facts["data"],
-        num_epochs=recipe.epochs,
-        epochs=len(rows),
-        best_epoch=best_epoch,
-        best_map=best_map,
-        reason=summary.get("reason"),
-        in_use=folder.is_held(),
-        checkpoints=tuple(found_checkpoints(folder.checkpoints)) if has_checkpoint(folder.checkpoints) else (),
-        leftovers=tuple(leftovers(folder.checkpoints)),
-        num_skipped=len(skipped),
-        post_mortems=tuple(sorted(path.glob("post-mortem-*.json"))),
-    )
+    checkpoints = list(found_checkpoints(folder.checkpoints))
+    reason, in_use = summary.get("reason"), is_locked(path / ".lock")
+    number, good = next(((n, one.progress) for n, one in enumerate(checkpoints) if one.progress), (0, None))
+    if in_use:
+        resume = "nothing: another process is training in this folder"
+    elif reason is not None:
+        resume = f"nothing: the run has ended ({reason})"
+    elif good is not None:
+        over = f", skipping {number} damaged" if number else ""
+        resume = f"continue after {good.describe()} of {recipe.epochs}, from {checkpoints[number].path.name}{over}"
+    elif checkpoints or len(rows) > 1:
+        resume = "nothing: no checkpoint is valid; it would end with exit code 4"
+    else:
+        resume = "start over: the run was stopped before its first checkpoint"
+    return {
+        "path": path,
+        "data": data,
+        "progress": f"model {recipe.model}, {len(rows)} of {recipe.epochs} epochs{best}",
+        "reason": reason,
+        "in_use": in_use,
+        "checkpoints": checkpoints,
+        "num_skipped": len(skipped),
+        "post_mortems": sorted(path.glob("post-mortem-*.json")),
+        "leftovers": leftovers(folder.checkpoints),
+        "resume": resume,
+    }

@@ -23,13 +23,7 @@ from anchorite.model import Detector, HFBackbone, HFBackboneSource, default_anch
 from anchorite.train.checkpoint import Progress, environment
 from anchorite.train.events import Listener, RunStarted, StoreProgress, ignore
 from anchorite.train.optim import EMA, build_optimizer, decay_after, settings_at, warmup_steps
-from anchorite.train.pretrained import (
-    PretrainedWeights,
-    describe_frozen,
-    freeze,
-    load_matching,
-    refuse_early,
-)
+from anchorite.train.pretrained import PretrainedWeights, describe_frozen, freeze, load_matching, refuse_early
 from anchorite.train.recipe import Recipe
 from anchorite.train.step import TrainState
 
