@@ -79,7 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
     code = run(words, debug)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not break into the way out
-    _give_up_broken_stdout()
+    try:
+        sys.stdout.flush()
+    except OSError:  # drop what it takes no more, which Python would complain of once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
@@ -108,11 +111,3 @@ def _send_again(unraisable: sys.UnraisableHookArgs) -> None:
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise Terminated
-
-
-def _give_up_broken_stdout() -> None:
-    """Where stdout takes nothing more, drop the rest, instead of Python's complaint at exit about the same."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

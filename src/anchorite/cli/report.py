@@ -32,7 +32,16 @@ def report(
     if serve:
         if out is not None or len(run) > 1:
             raise InputError("--serve: shows the page of one run and writes none; leave out --out and other runs")
-        _serve(run[0], port)
+        from anchorite.report.serve import DEFAULT_PORT, RunServer
+
+        with RunServer(run[0], DEFAULT_PORT if port is None else port) as server:
+            print(f"{server.address} shows {run[0]} while it trains, on this machine alone; end with Ctrl-C")
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt as error:  # the usual end
+                if type(error) is not KeyboardInterrupt:  # SIGTERM, which has an exit code of its own
+                    raise
+                print("ended")
         return
     if port is not None:
         raise InputError(f"--port {port}: is for --serve; add that, or leave it out")
@@ -47,20 +56,6 @@ def report(
         page = out or free_path(Path("comparison.html"))
         write_text_atomically(page, comparison_page(run))
         print(f"{page}: {len(run)} runs, {page.stat().st_size / 1e6:.1f} MB")
-
-
-def _serve(folder: Path, port: int | None) -> None:
-    """Serve until Ctrl-C, which is the normal end."""
-    from anchorite.report.serve import DEFAULT_PORT, RunServer
-
-    with RunServer(folder, DEFAULT_PORT if port is None else port) as server:
-        print(f"{server.address} shows {folder} while it trains, on this machine alone; end with Ctrl-C")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt as error:
-            if type(error) is not KeyboardInterrupt:  # SIGTERM, which has an exit code of its own
-                raise
-            print("ended")
 
 
 def runs(

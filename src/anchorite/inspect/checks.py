@@ -53,12 +53,9 @@ def inspect_dataset(
     images = scan_images(dataset, progress)
     found = chain(
         _reading_findings(dataset),
-        _unlisted_findings(dataset),
-        _class_name_findings(dataset),
         _split_findings(dataset, balances),
         _label_findings(dataset),
-        _pixel_findings(images),
-        _similar_findings(images, comparing),
+        _image_findings(images, comparing),
         anchor_findings(dataset, anchors, image_size),
     )
     order = {kind: number for number, kind in enumerate(KINDS)}
@@ -90,7 +87,8 @@ def _balance(dataset: DatasetIndex, split: str) -> SplitBalance:
 
 
 def _reading_findings(dataset: DatasetIndex) -> Iterator[Finding]:
-    """What reading adjusted: a finding for each label or setting, and one a file where an adjustment names several."""
+    """What reading adjusted: a finding for each label or setting, and one a file where an adjustment names several; and
+    folders that hold images of the dataset and others that no split names."""
     for one in dataset.adjustments:
         kind = _KIND_OF_ADJUSTMENT.get(one.kind, one.kind)
         image = None if one.image is None else str(one.image)
@@ -101,11 +99,7 @@ def _reading_findings(dataset: DatasetIndex) -> Iterator[Finding]:
             yield Finding(kind, _FILE_DETAILS[one.kind], one.split, shown, str(file))
         if not one.files:
             yield Finding(kind, one.detail, one.split, image, one.origin, one.box_xyxy, one.class_name)
-
-
-def _unlisted_findings(dataset: DatasetIndex) -> Iterator[Finding]:
-    """Folders that hold images of the dataset and others that no split names (VOC: reading reports them)."""
-    if dataset.format == "voc":
+    if dataset.format == "voc":  # its adjustments have them
         return
     known = {record.path for records in dataset.splits.values() for record in records}
     known |= {adjustment.image for adjustment in dataset.adjustments if adjustment.image is not None}
@@ -117,18 +111,14 @@ def _unlisted_findings(dataset: DatasetIndex) -> Iterator[Finding]:
             yield Finding("unlisted-image", detail, origin=str(folder), others=others)
 
 
-def _class_name_findings(dataset: DatasetIndex) -> Iterator[Finding]:
-    """Class names that probably mean one class."""
+def _split_findings(dataset: DatasetIndex, balances: Sequence[SplitBalance]) -> Iterator[Finding]:
+    """Class names that probably mean one class; splits and classes that cannot be trained or measured."""
     first: dict[str, str] = {}
     for name in dataset.class_names:
         key = "".join(name.casefold().replace("-", " ").replace("_", " ").split()) or name
         if key in first:
             yield Finding("similar-class-names", f"{first[key]!r} and {name!r}", class_name=name, others=(first[key],))
         first.setdefault(key, name)
-
-
-def _split_findings(dataset: DatasetIndex, balances: Sequence[SplitBalance]) -> Iterator[Finding]:
-    """Splits and classes that cannot be trained or measured."""
     train = next((counts for counts in balances if counts.split == "train"), None)
     if train is None or not train.images:
         yield Finding("no-training-images", "the split train is missing or empty", "train")
@@ -169,8 +159,8 @@ def _label_findings(dataset: DatasetIndex) -> Iterator[Finding]:
                 yield replace(box, kind=kind, detail=detail, others=(record.origins[first],))
 
 
-def _pixel_findings(images: Sequence[ScannedImage]) -> Iterator[Finding]:
-    """Damaged images, and the same pixels twice."""
+def _image_findings(images: Sequence[ScannedImage], progress: Progress | None) -> Iterator[Finding]:
+    """Damaged images, the same pixels twice, and the same view twice; progress is that of `similar_pairs`."""
     for image in images:
         if image.error is not None:
             yield Finding("unreadable-image", image.error, image.split, str(image.record.path))
@@ -179,10 +169,6 @@ def _pixel_findings(images: Sequence[ScannedImage]) -> Iterator[Finding]:
         for image in group[1:]:
             twin = next((one for one in group if one.split != image.split), group[0])
             yield _twin_finding(kind, "the same pixels", image, twin)
-
-
-def _similar_findings(images: Sequence[ScannedImage], progress: Progress | None) -> Iterator[Finding]:
-    """The same view twice; progress is that of `similar_pairs`."""
     # Of images with the same pixels in a split only the first is compared.
     firsts = {(image.digest, image.split): image for image in reversed(images) if image.error is None}
     readable = list(reversed(firsts.values()))
