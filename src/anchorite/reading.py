@@ -85,6 +85,21 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() or 0xDC80 <= ord(char) <= 0xDCFF else "?" for char in text)
 
 
+def filled(room: str, template: str, facts: dict[str, Any], one_line_each: bool = False) -> str:
+    """The text of a room's templates/TEMPLATE.txt.j2; one_line_each: every value that it shows stays one line."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(f"anchorite.{room}"),
+        undefined=jinja2.StrictUndefined,
+        finalize=(lambda value: one_line(str(value))) if one_line_each else None,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["one_line"] = one_line
+    return environment.get_template(f"{template}.txt.j2").render(facts)
+
+
 def validation_faults(error: ValidationError, most: int = 5) -> str:
     """Which fields are wrong, why, and what they hold, of at most so many; safe to show whatever they hold."""
     problems = error.errors(include_url=False)

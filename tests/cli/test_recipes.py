@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from anchorite.cli import run
-from anchorite.train import built_in_recipes, load_recipe
+from anchorite.recipe_names import built_in_recipes
+from anchorite.train import load_recipe
 
 
 def test_the_list_holds_every_recipe_with_its_comment(capsys: pytest.CaptureFixture[str]) -> None:

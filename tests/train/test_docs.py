@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 
 from anchorite.cli import build_app
 from anchorite.data.dataset import Adjustment, AdjustmentKind
-from anchorite.train import Recipe, built_in_recipes
+from anchorite.recipe_names import built_in_recipes
+from anchorite.train import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from anchorite.errors import InputError
-from anchorite.recipe_names import other_names
-from anchorite.train import built_in_recipes, load_recipe, parse_setting, read_recipe, with_settings
+from anchorite.recipe_names import built_in_recipes, other_names
+from anchorite.train import load_recipe, parse_setting, read_recipe, with_settings
 from anchorite.train.recipe import field_names
 
 ROOT = Path(__file__).parents[2]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 from cyclopts import Parameter
 
 from anchorite.choices import FormatName, ModelSize
-from anchorite.cli.display import counting, dataset_line, filled, split_counts
+from anchorite.cli.display import counting, dataset_line, split_counts
 from anchorite.cli.folders import refuse_taken
 from anchorite.cli.options import AllowOutside, Data, Format, PositiveInt, ReadingOptions
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
-from anchorite.reading import one_line
+from anchorite.reading import filled, one_line
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
@@ -133,7 +133,7 @@ def _print_class_table(dataset: DatasetIndex) -> None:
         boxes = [sum(int((one.class_ids == number).sum()) for one in records) for records in dataset.splits.values()]
         rows.append((one_line(name), boxes))
     width = min(30, max(len(label) for label, _ in rows))
-    print(filled("split", names=dataset.splits, rows=rows, width=width), end="")
+    print(filled("cli", "split", {"names": dataset.splits, "rows": rows, "width": width}), end="")
 
 
 def anchors(
@@ -167,7 +167,7 @@ def anchors(
     rows = [", ".join(f"{side:g}" for side in row) for row in tables[1].anchors.to_rows()]
     recipe = "anchors:\n  rows:\n" + "".join(f"    - [{row}]\n" for row in rows)
     facts = {"num_boxes": len(wh_px), "image_size": image_size, "recipe": recipe}
-    print(filled("anchors", default=tables[0], fitted=tables[1], **facts))
+    print(filled("cli", "anchors", {**facts, "default": tables[0], "fitted": tables[1]}))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_text_atomically(out / "anchors.yaml", f"# Fitted at {image_size} px.\n{recipe}")

@@ -23,7 +23,6 @@ from rich.text import Text
 from anchorite.cli.messages import RESUME_HINT
 from anchorite.cli.options import OutputOptions
 from anchorite.errors import StorageError, WorkerError
-from anchorite.reading import one_line
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
@@ -65,7 +64,7 @@ class EpochTable:
     def header(self) -> Text:
         """The names of the columns."""
         text = Text(self._line(self.columns(), {name: name for name in _WIDTHS}), "bold underline", no_wrap=True)
-        if chart := self._chart_width():
+        if chart := self._chart_width(text):
             text.append(f"  {_CHART:<{chart - 1}}")
         return text
 
@@ -78,7 +77,7 @@ class EpochTable:
         values |= {name: "-" if math.isnan(score) else f"{score:.4f}" for name, score in scores.items()}
         values |= {"best": ("*" if self._console is None else "best") * is_best, "left": clock(seconds_left)}
         text = Text(self._line(self.columns(), values), "bold green" if is_best else "", no_wrap=True)
-        if (chart := self._chart_width()) and not math.isnan(scores["mAP"]):
+        if (chart := self._chart_width(text)) and not math.isnan(scores["mAP"]):
             text.append("  ").append_text(self.bar(scores["mAP"], chart - 1))
         return text
 
@@ -91,7 +90,7 @@ class EpochTable:
         left = f" {clock(event.seconds_left):>{self._widths['left']}}" if "left" in columns else ""
         is_over = event.batch >= num_batches
         text.append("  validating" if is_over else f"  {event.batch}/{num_batches}")
-        cells = self._length(columns) - len(text) - len(left) - 2
+        cells = sum(self._widths[name] + 1 for name in columns) - len(text) - len(left) - 3
         if cells >= _FEWEST_CELLS and not is_over:
             text.append("  ").append_text(self.bar(event.batch / num_batches, cells))
         else:
@@ -110,11 +109,8 @@ class EpochTable:
     def _line(self, names: Sequence[str], values: dict[str, str]) -> str:
         return " ".join(f"{values[name]:>{self._widths[name]}}" for name in names)
 
-    def _length(self, names: Sequence[str]) -> int:
-        return sum(self._widths[name] + 1 for name in names) - 1
-
-    def _chart_width(self) -> int:
-        spare = self.width - self._length(self.columns()) - 2
+    def _chart_width(self, columns: Text) -> int:
+        spare = self.width - len(columns) - 2
         return min(_CHART_WIDTHS[1], spare) if spare >= _CHART_WIDTHS[0] else 0
 
 
@@ -343,16 +339,6 @@ def dataset_facts(dataset: DatasetIndex) -> dict[str, Any]:
         "splits": {name: {"images": len(one), "boxes": one.num_boxes()} for name, one in dataset.splits.items()},
         "adjustments": dict(Counter(one.kind for one in dataset.adjustments)),
     }
-
-
-def filled(template: str, **facts: Any) -> str:
-    """The text of one of this room's templates."""
-    import jinja2
-
-    loader = jinja2.PackageLoader("anchorite.cli")
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["one_line"] = one_line
-    return environment.get_template(f"{template}.txt.j2").render(facts)
 
 
 def write_line(event: str, **facts: Any) -> None:

@@ -46,9 +46,7 @@ class SourceOptions:
 class SavingOptions:
     """What is written."""
 
-    save: Annotated[list[OutputKind] | None, Parameter(help="Write this, in place of the usual; may be repeated.")] = (
-        None
-    )
+    save: Annotated[list[OutputKind] | None, Parameter(help="Write this instead of the usual; may be repeated.")] = None
     without: Annotated[list[OutputKind] | None, Parameter(help="Leave this out of the usual.")] = None
 
     def __post_init__(self) -> None:

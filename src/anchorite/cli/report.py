@@ -8,12 +8,12 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from anchorite.cli.display import counting, filled
+from anchorite.cli.display import counting
 from anchorite.cli.folders import free_path, refuse_taken, refuse_taken_page
 from anchorite.cli.options import Data, PositiveInt, ReadingOptions, RunningOptions
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
-from anchorite.reading import one_line
+from anchorite.reading import filled, one_line
 
 
 def report(
@@ -65,7 +65,7 @@ def runs(
     from anchorite.train.run_folder import describe_run
 
     if (run / "recipe.yaml").is_file() or not run.is_dir():
-        print(filled("run", **describe_run(run)))
+        print(filled("cli", "run", describe_run(run)))
         return
     folders = sorted(path.parent for path in run.glob("*/recipe.yaml"))
     if not folders:

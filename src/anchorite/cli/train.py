@@ -65,6 +65,7 @@ def train(
     elif data is None:
         raise InputError("train: DATA is missing: anchorite train DATA, or anchorite train --resume RUN")
     from anchorite import train as training
+    from anchorite.devices import choose_precision
     from anchorite.distributed import init_process_group
     from anchorite.report.conclusion import conclude_run, is_concluded
 
@@ -78,7 +79,7 @@ def train(
         if resume is None:
             # Refused before the data is read and decoded, which takes long.
             device = training.device_of_rank(recipe.device, world)
-            training.choose_precision(recipe.precision, device)
+            choose_precision(recipe.precision, device)
             recipe, start = training.read_pretrained(recipe)
             training.read_hf_backbone(recipe, start)
             del start  # as large as the network
@@ -115,15 +116,15 @@ def tensorboard_logger(is_asked_for: bool, display: Display, run: Path | None = 
     from anchorite.train.events import ignore
     from anchorite.train.tensorboard import EVENTS_FOLDER
 
-    if not is_asked_for and (run is None or not (run / EVENTS_FOLDER).is_dir()):
-        yield ignore
-        return
-    try:
-        board = training.TensorBoard()
-    except InputError as error:
-        if is_asked_for:
-            raise
-        display.warn(f"{run}/{EVENTS_FOLDER} is not continued: {error}")
+    board = None
+    if is_asked_for or (run is not None and (run / EVENTS_FOLDER).is_dir()):
+        try:
+            board = training.TensorBoard()
+        except InputError as error:
+            if is_asked_for:
+                raise
+            display.warn(f"{run}/{EVENTS_FOLDER} is not continued: {error}")
+    if board is None:
         yield ignore
         return
 
@@ -190,6 +191,7 @@ def demo(
     from anchorite import train as training
     from anchorite.data import open_dataset
     from anchorite.data.scenes import write_scenes
+    from anchorite.devices import choose_device
     from anchorite.evaluate import Validator
     from anchorite.model import load_weights
     from anchorite.predict import PredictionWriter, load
@@ -198,7 +200,7 @@ def demo(
     started = time.perf_counter()
     given = {"device": device} | ({} if epochs is None else {"epochs": epochs})
     recipe = training.load_recipe("demo", given, flags=given.keys())
-    chosen_device = training.choose_device(device)
+    chosen_device = choose_device(device)
     folder = out or free_path(Path("runs/demo"))
     refuse_taken(folder)
     run, scenes = folder / "run", folder / "data"

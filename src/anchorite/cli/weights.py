@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from anchorite.choices import ExportFormat
-from anchorite.cli.display import filled
 from anchorite.cli.folders import refuse_taken_file
 from anchorite.cli.options import AllowOutside, LimitOptions, PositiveInt
 from anchorite.errors import InputError
+from anchorite.reading import filled
 
 if TYPE_CHECKING:
     from anchorite.data import Record
@@ -108,7 +108,7 @@ def export(
         measured = exporting.measure(detector, built.dense, validator, str(target))
     facts = {"info": described.weights, "export": built.export, "limits": built.export.suppression}
     facts |= {"parity": built.parity, "measured": measured, "num_measured": len(records), "num_bytes": built.num_bytes}
-    print(filled("export", **facts))
+    print(filled("cli", "export", facts))
     for path in exporting.write(target, built):
         print(f"written:  {path}")
     if format != "torch-export":
@@ -143,5 +143,5 @@ def import_weights(
         raise InputError(f"{out}: weights are safetensors; name a file {out.with_suffix('.safetensors').name}")
     imported = import_checkpoint(source)
     save_weights(out, imported.detector, imported.info)
-    quoted = shlex.quote(str(out))
-    print(filled("import", source=str(source), imported=imported, info=imported.info, out=str(out), quoted=quoted))
+    facts = {"source": str(source), "imported": imported, "out": str(out), "quoted": shlex.quote(str(out))}
+    print(filled("cli", "import", {**facts, "info": imported.info}))

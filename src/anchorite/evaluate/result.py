@@ -10,12 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import jinja2
 from rich.cells import cell_len
 
 from anchorite.files import make_folder
@@ -29,6 +27,7 @@ from anchorite.metrics import (
     save_f1_curve,
     save_pr_curve,
 )
+from anchorite.reading import filled
 
 _LONGEST_CELL = 40
 
@@ -130,11 +129,8 @@ class ValidationResult:
         for name, images, labels, *rest in rows:
             decimals = ("-" if math.isnan(value) else f"{value:.4f}" for value in rest)
             lines.append((name, str(images), str(labels), *decimals))
-        text = files("anchorite.evaluate").joinpath("templates", "validation.txt.j2").read_text(encoding="utf-8")
-        template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True)
-        return template.render(
-            table=aligned_table(lines), metrics=metrics, speed=self.speed, losses=self.losses
-        ).rstrip()
+        facts = {"table": aligned_table(lines), "metrics": metrics, "speed": self.speed, "losses": self.losses}
+        return filled("evaluate", "validation", facts).rstrip()
 
 
 def aligned_table(lines: Sequence[Sequence[str]]) -> str:

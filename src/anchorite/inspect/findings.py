@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-import jinja2
-
 from anchorite.data import DatasetIndex, Record
 from anchorite.inspect.similar import ScannedImage
-from anchorite.reading import one_line
+from anchorite.reading import filled
 
 Severity = Literal["error", "warning", "note"]
 Effect = Literal["clipped", "dropped", "kept", "refused", "ignored"]
@@ -214,30 +212,23 @@ def report_text(inspection: Inspection) -> str:
 
 
 def _text(inspection: Inspection, is_summary: bool) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("anchorite.inspect"),
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: one_line(str(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     found: dict[str, dict[str, list[Finding]]] = {}
     for finding in inspection.findings:
         found.setdefault(finding.severity, {}).setdefault(finding.kind, []).append(finding)
-    return environment.get_template("inspection.txt.j2").render(
-        inspection=inspection,
-        dataset=inspection.dataset,
-        fit=inspection.anchor_fit,
-        balance=_balance_lines(inspection, 30 if is_summary else len(inspection.dataset.class_names)),
-        found=found,
-        kinds=KINDS,
-        most_findings=3 if is_summary else len(inspection.findings),
-        is_summary=is_summary,
+    facts = {
+        "inspection": inspection,
+        "dataset": inspection.dataset,
+        "fit": inspection.anchor_fit,
+        "balance": _balance_lines(inspection, 30 if is_summary else len(inspection.dataset.class_names)),
+        "found": found,
+        "kinds": KINDS,
+        "most_findings": 3 if is_summary else len(inspection.findings),
+        "is_summary": is_summary,
         # 100 only where nothing is missing
-        share=lambda share: "100%" if share == 1 else f"{min(share, 0.9999):.2%}",
-        quantiles=lambda sides: " / ".join(f"{side:.0f}" for side in sides),
-    )
+        "share": lambda share: "100%" if share == 1 else f"{min(share, 0.9999):.2%}",
+        "quantiles": lambda sides: " / ".join(f"{side:.0f}" for side in sides),
+    }
+    return filled("inspect", "inspection", facts, one_line_each=True)
 
 
 def _balance_lines(inspection: Inspection, num_shown: int) -> Iterator[str]:

@@ -130,21 +130,20 @@ def _evaluate(
         return np.full((10, 101, num_classes, 4, 3), -1.0), np.full((10, num_classes, 4, 3), -1.0)
 
     def dataset(columns_by_image: Iterable[dict[str, list[Any]]]) -> Any:
-        coco = COCO()
-        annotations: list[dict[str, Any]] = []
-        for image, columns in enumerate(columns_by_image):
-            for values in zip(*columns.values(), strict=True):
+        """The library's data set of each image's boxes, given as columns of COCO's fields."""
+        boxes = (
+            {"image_id": image, **dict(zip(columns, values, strict=True))}
+            for image, columns in enumerate(columns_by_image)
+            for values in zip(*columns.values(), strict=True)
+        )
+        return COCO(
+            {
+                "images": [{"id": image} for image in range(len(truths))],
+                "categories": [{"id": class_id, "name": str(class_id)} for class_id in range(num_classes)],
                 # Numbers from 1: the library takes 0 for "not matched".
-                annotations.append(
-                    {"id": len(annotations) + 1, "image_id": image, **dict(zip(columns, values, strict=True))}
-                )
-        coco.dataset = {
-            "images": [{"id": image} for image in range(len(truths))],
-            "categories": [{"id": class_id, "name": str(class_id)} for class_id in range(num_classes)],
-            "annotations": annotations,
-        }
-        coco.createIndex()
-        return coco
+                "annotations": [{"id": number, **box} for number, box in enumerate(boxes, 1)],
+            }
+        )
 
     evaluation = COCOeval_faster(
         dataset(

@@ -7,7 +7,7 @@ K classes, P matched anchor cells of a level.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -146,22 +146,17 @@ def choose_images(records: Sequence[Record], setting: ExplainSettings, most: int
     Only labels and sizes are read, no pixel. The same split gives the same choice.
     """
     boxes, unmatched, collisions = _counts(records, setting)
+    rankings = [
+        (unmatched, "box that no anchor matches", "boxes that no anchor matches"),
+        (collisions, "anchor cell assigned to several boxes", "anchor cells assigned to several boxes"),
+        (boxes, "box", "boxes"),
+    ]
+    orders = [iter(np.argsort(-counts, kind="stable").tolist()) for counts, _, _ in rankings]
     chosen: dict[int, str] = {}
-
-    def ranked(counts: NDArray[np.int64], one: str, several: str, what: str = "") -> Iterator[tuple[int, str]]:
-        """Images that are not chosen yet, those with the highest counts first."""
-        for index in np.argsort(-counts, kind="stable").tolist():
-            if counts[index] and index not in chosen:
-                yield index, f"{counts[index]} {one if counts[index] == 1 else several}{what}"
-
-    rankings = (
-        ranked(unmatched, "box", "boxes", " that no anchor matches"),
-        ranked(collisions, "anchor cell", "anchor cells", " assigned to several boxes"),
-        ranked(boxes, "box", "boxes"),
-    )
-    for _ in range(most):
-        for ranking in rankings:
-            chosen.update(islice(ranking, 1))
+    for (counts, one, several), order in [*zip(rankings, orders, strict=True)] * most:
+        index = next((index for index in order if counts[index] and index not in chosen), None)
+        if index is not None:
+            chosen[index] = f"{counts[index]} {one if counts[index] == 1 else several}"
     others = dict.fromkeys((index for index in range(len(records)) if index not in chosen), "no boxes")
     return dict(islice((chosen | others).items(), most))
 

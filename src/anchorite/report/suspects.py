@@ -233,7 +233,7 @@ def make_crops(suspects: Sequence[Suspect], max_bytes: int) -> list[Crop]:
     for size in range(len(_CROP_SIZES)):
         num_bytes = np.cumsum([len(crops[size].uri) for crops in in_order])
         count = int((num_bytes <= max_bytes).sum())
-        if count == len(suspects) or size == len(_CROP_SIZES) - 1:
+        if count == len(suspects):
             break
     return [crops[size] for crops in in_order[:count]]
 

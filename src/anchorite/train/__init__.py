@@ -1,7 +1,5 @@
 """Training: the recipe, setting up a run, the loop and its step, the optimizer, checkpoints and the run folder."""
 
-from anchorite.devices import choose_device, choose_precision
-from anchorite.recipe_names import built_in_recipes
 from anchorite.train.events import (
     EpochDone,
     Event,
@@ -34,9 +32,6 @@ __all__ = [
     "StepSkipped",
     "StoreProgress",
     "TensorBoard",
-    "built_in_recipes",
-    "choose_device",
-    "choose_precision",
     "device_of_rank",
     "listeners",
     "load_recipe",

@@ -30,10 +30,7 @@ class OptimizerConfig(BaseModel):
     warmup_epochs: float = Field(3.0, ge=0, allow_inf_nan=False, description="length of the warm-up in epochs")
     warmup_momentum: float = Field(0.8, ge=0, lt=1, description="momentum at the start of the warm-up")
     warmup_bias_lr: float | None = Field(
-        None,
-        ge=0,
-        allow_inf_nan=False,
-        description="learning rate of biases at its start; null: 0.1 for sgd, 0 for adamw",
+        None, ge=0, allow_inf_nan=False, description="rate of biases at its start; null: 0.1 for sgd, 0 for adamw"
     )
     nominal_batch: int = Field(64, ge=1, description="images per optimizer step; smaller batches are accumulated")
     clip_norm: float = Field(10.0, ge=0, allow_inf_nan=False, description="maximum gradient norm; 0 is no clipping")

@@ -67,18 +67,13 @@ class Recipe(BaseModel):
     compile: CompileName = Field("auto", description="torch.compile for the step: auto (by device), on or off")
     workers: int | None = Field(None, ge=0, description="loader processes; empty: chosen by the machine")
     worker_timeout_s: float = Field(
-        120.0,
-        gt=0,
-        le=86_400,
-        description="seconds that a loader process may take for a batch before it counts as hung",
+        120.0, gt=0, le=86_400, description="seconds for a batch, after which a loader process counts as hung"
     )
     rank_timeout_s: float = Field(
         600.0, gt=0, le=86_400, description="seconds that a rank may keep the others waiting before it counts as lost"
     )
     sync_batch_norm: bool = Field(False, description="batch normalisation over the batch of all ranks; CUDA only")
-    store: Literal["auto", "device", "ram", "disk", "none"] = Field(
-        "auto", description="where decoded images are stored"
-    )
+    store: Literal["auto", "device", "ram", "disk", "none"] = Field("auto", description="where decoded images are kept")
     multi_scale: float = Field(0.0, ge=0, le=0.5, description="batches of sizes 1 - x to 1 + x of image_size")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better mAP; 0 never")
     checkpoint_minutes: float = Field(
