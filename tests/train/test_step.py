@@ -14,7 +14,7 @@ from anchorite.data import Batch
 from anchorite.devices import choose_compile
 from anchorite.loss import LossTerms
 from anchorite.train.checkpoint import PartialEpoch
-from anchorite.train.loss_meter import AsyncLossMeter
+from anchorite.train.loop import AsyncLossMeter
 from anchorite.train.step import with_fixed_capacity
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -51,9 +51,9 @@ def test_the_watch_takes_means_over_all_batches_however_late_it_looks(lag: int) 
         watch.update(terms(box), BATCH)
         watch.update_step(FINE)
     assert watch.means.tolist() == ([3.0, 2.0, 3.0] if lag == 0 else [1.0, 2.0, 3.0])
-    assert watch.finish().tolist() == [3.0, 2.0, 3.0]
+    assert watch.flush().tolist() == [3.0, 2.0, 3.0]
     watch.start(epoch=1)
-    assert watch.finish().tolist() == [0.0, 0.0, 0.0]
+    assert watch.flush().tolist() == [0.0, 0.0, 0.0]
     assert skipped == []
 
 
@@ -67,7 +67,7 @@ def test_the_watch_names_the_step_that_was_skipped_and_leaves_its_batch_out(lag:
         watch.update_step(norm, fault)
     watch.update(terms(6.0), BATCH)
     watch.update_step(BAD)
-    assert watch.finish().tolist() == [3.0, 2.0, 3.0]
+    assert watch.flush().tolist() == [3.0, 2.0, 3.0]
     assert [(one["epoch"], one["batch"], one["in_a_row"]) for one, _ in skipped] == [(5, 2, 1), (5, 3, 2), (5, 5, 1)]
     facts, batches = skipped[0]
     assert facts["not_finite"] == "the box loss"
@@ -89,7 +89,7 @@ def test_a_step_that_is_still_under_way_at_the_end_is_looked_at() -> None:
     watch.update(terms(float("nan")), BATCH)
     watch.update_step(BAD)
     assert skipped == []
-    watch.finish()
+    watch.flush()
     assert [one["batch"] for one, _ in skipped] == [1]
 
 
@@ -97,7 +97,7 @@ def test_a_watch_goes_on_within_an_epoch() -> None:
     watch, _ = watch_with(0)
     watch.start(2, PartialEpoch(batches=3, images=9, loss_sums=(2.0, 4.0, 6.0), finite_batches=2, skipped=1))
     watch.update(terms(4.0), BATCH)
-    assert watch.finish().tolist() == [2.0, 2.0, 3.0]
+    assert watch.flush().tolist() == [2.0, 2.0, 3.0]
     assert (watch.num_batches, watch.num_skipped) == (4, 1)
 
 

@@ -1,25 +1,27 @@
-"""The training loop: epochs of steps, each followed by validation and a checkpoint."""
+"""The training loop: epochs of steps, each followed by validation and a checkpoint; and the losses of an epoch."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from anchorite.data import Batch
 from anchorite.errors import DivergedError
 from anchorite.evaluate import ValidationResult
 from anchorite.interrupts import HeldInterrupts
+from anchorite.loss import LossTerms
 from anchorite.model import Detector, WeightsInfo, save_weights
 from anchorite.train.checkpoint import PartialEpoch, Progress, save_checkpoint
 from anchorite.train.events import EpochDone, Listener, RunFinished, StepDone, StepSkipped
-from anchorite.train.loss_meter import AsyncLossMeter
 from anchorite.train.optim import Settings, settings_at
 from anchorite.train.recipe import Recipe
 from anchorite.train.run_folder import RunFolder
@@ -28,6 +30,93 @@ from anchorite.train.step import TrainingStep
 
 # Steps in a row that may be skipped; more with a gradient scaler, which finds its scale by trying.
 _MAX_SKIPPED, _MAX_SKIPPED_SCALED = 5, 25
+
+
+class AsyncLossMeter:
+    """Sums the terms of an epoch's batches on the host, and passes each skipped step to `on_skip`.
+
+    on_skip gets the facts for the log (epoch and batch, from 1, the last of the step; what was not finite; that batch's
+    losses; how many steps in a row were skipped) and all batches of the step.
+
+    `lag` batches may be on their way to the host: their terms are copied without waiting, and read that many batches
+    later, when the device has long passed them. On the CPU nothing has to be waited for, and lag is 0.
+    """
+
+    def __init__(self, device: torch.device, on_skip: Callable[[dict[str, Any], tuple[Batch, ...]], None]) -> None:
+        self.lag = 0 if device.type == "cpu" else 2
+        self.on_skip = on_skip
+        self.in_a_row = 0
+        self.start(epoch=0)
+
+    def start(self, epoch: int, partial: PartialEpoch | None = None) -> None:
+        """Begin an epoch (0-based), or continue within it."""
+        partial = partial or PartialEpoch()
+        self.epoch = epoch
+        self.num_batches, self.num_finite, self.num_skipped = partial.batches, partial.finite_batches, partial.skipped
+        self.sums = torch.tensor(partial.loss_sums, dtype=torch.float64)
+        # Values on their way, their arrival (None: they are there), and a fault of the step or the batch of the terms.
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None, str | None, Batch | None]] = deque()
+        self._of_step: list[Batch] = []
+        self._last_terms: tuple[float, ...] = ()
+
+    def update(self, terms: LossTerms, batch: Batch) -> None:
+        """Note the terms of the next batch."""
+        self._send(torch.stack(terms[1:]), None, batch)
+
+    def update_step(self, norm: Tensor, fault: str | None = None) -> None:
+        """Note that a step was made of the batches since the last, or not: its norm; what was wrong, where known."""
+        self._send(norm[None], fault, None)
+
+    def flush(self) -> Tensor:
+        """Read everything, waiting for it; the means then."""
+        while self._pending:
+            self._read(*self._pending.popleft())
+        return self.means
+
+    @property
+    def means(self) -> Tensor:
+        """Means (3,) float64 of box, objectness and class loss over the finite ones of the batches read so far; zeros
+        before the first."""
+        return self.sums / max(1, self.num_finite)
+
+    def _send(self, values: Tensor, fault: str | None, batch: Batch | None) -> None:
+        values, arrived = values.detach(), None
+        if values.device.type == "cuda":
+            values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        else:
+            values = values.cpu().clone()
+        self._pending.append((values, arrived, fault, batch))
+        if self.lag == 0:
+            self.flush()
+        while sum(batch is not None for *_, batch in self._pending) > self.lag:
+            self._read(*self._pending.popleft())
+
+    def _read(self, values: Tensor, arrived: torch.cuda.Event | None, fault: str | None, batch: Batch | None) -> None:
+        if arrived is not None:
+            arrived.synchronize()
+        is_finite = bool(values.isfinite().all())
+        if batch is not None:
+            self.num_batches += 1
+            self._of_step.append(batch)
+            self._last_terms = tuple(values.tolist())
+            if is_finite:
+                self.num_finite += 1
+                self.sums += values.double()
+            return
+        batches, self._of_step = tuple(self._of_step), []
+        self.in_a_row = 0 if is_finite else self.in_a_row + 1
+        if not is_finite:
+            self.num_skipped += 1
+            facts = {
+                "epoch": self.epoch + 1,
+                "batch": self.num_batches,
+                "not_finite": fault or "a loss, a gradient or a statistic",
+                "losses": dict(zip(LossTerms._fields[1:], map(str, self._last_terms), strict=True)),
+                "in_a_row": self.in_a_row,
+            }
+            self.on_skip(facts, batches)
 
 
 class Run:
@@ -116,7 +205,7 @@ class Run:
             raise
         finally:
             batches.close()  # ends its thread before the interpreter may shut down
-        box, objectness, classification = self.losses.finish().tolist()
+        box, objectness, classification = self.losses.flush().tolist()
         seconds = begun.seconds + time.perf_counter() - started
         return {
             "epoch": self.progress.epoch + 1,
