@@ -68,6 +68,7 @@ class _PlainComposer(yaml.SafeLoader):
         self.depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node, checked, as PyYAML's composer calls for it."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             if isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):

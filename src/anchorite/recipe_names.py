@@ -116,18 +116,15 @@ def taken_over(values: Mapping[str, Any], overruled: Collection[str]) -> tuple[d
         if name == "anchors" and isinstance(value, list):
             shown, note = f"anchors (a table of {len(value)} rows)", "never refitted"
         elif name == "anchors":
-            notes.append(f"{shown}: {_about_number_of_anchors(value)}")
+            told = (
+                "warning: ignored, for a number alone is no table, and the default ones have "
+                f"{_ANCHORS_A_LEVEL} a level; give a table by anchors.rows"
+            )
+            if isinstance(value, int | float) and round(value) in (0, _ANCHORS_A_LEVEL):
+                told = f"so many a level have the default tables, {_ANCHORS_A_LEVEL}" if value else "the default tables"
+            notes.append(f"{shown}: {told}")
             continue
         fields[name] = field
         over = "; overruled by what was set beside the file" if field in overruled else ""
         notes.append(f"{shown} -> {field}{f' ({note})' if note else ''}{over}")
     return fields, notes
-
-
-def _about_number_of_anchors(value: Any) -> str:
-    if isinstance(value, int | float) and round(value) in (0, _ANCHORS_A_LEVEL):
-        return f"so many a level have the default tables, {_ANCHORS_A_LEVEL}" if value else "the default tables"
-    return (
-        "warning: ignored, for a number alone is no table, and the default ones have "
-        f"{_ANCHORS_A_LEVEL} a level; give a table by anchors.rows"
-    )

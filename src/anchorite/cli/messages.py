@@ -43,23 +43,14 @@ def tell(error: BaseException, debug: bool = False) -> int | None:
     if ended is None or (debug and not isinstance(error, KeyboardInterrupt)):
         return None
     message, code = ended
-    hints = [note for note in getattr(error, "__notes__", ()) if note.startswith(RESUME_HINT)]
-    text = "\n".join(filter(None, [message, *hints]))
-    if text and (prefix := _prefix(error)):
-        print(f"{prefix}: {text}", file=sys.stderr)
+    notes = getattr(error, "__notes__", ())
+    text = "\n".join(filter(None, [message, *(note for note in notes if note.startswith(RESUME_HINT))]))
+    # Under torchrun, rank 0 prints what fails on all ranks, and any rank its own; nobody what another rank has printed.
+    rank = int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    is_own = any(note.startswith(FROM_RANK) for note in notes) and not isinstance(error, KeyboardInterrupt)
+    if text and (rank == 0 or is_own) and not isinstance(error, ReportedByPeer):
+        print(f"anchorite: {f'rank {rank}: ' if rank else ''}{text}", file=sys.stderr)
     return code
-
-
-def _prefix(error: BaseException) -> str:
-    """Who prints an error: rank 0 what fails on all ranks, any rank its own; "" for what another rank has printed."""
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun
-    rank = int(os.environ.get("RANK", "0")) if launched else 0
-    if isinstance(error, ReportedByPeer):
-        return ""
-    if rank == 0:
-        return "anchorite"
-    is_its_own = any(note.startswith(FROM_RANK) for note in getattr(error, "__notes__", ()))
-    return f"anchorite: rank {rank}" if is_its_own and not isinstance(error, KeyboardInterrupt) else ""
 
 
 def _ending(error: BaseException) -> tuple[str, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -218,7 +219,13 @@ class ViewOptions:
         views = {"tile": self.tile, "tile_overlap": overlap, "whole_image": not self.tile_only, "augment": self.augment}
         config = from_flags(ViewConfig, **views)
         paths = [weights, *(self.others or ())]
-        _refuse_twice(paths)
+        for earlier, path in combinations(paths, 2):
+            is_file = path.is_file() and earlier.is_file()  # what is missing is told when it is loaded
+            if is_file and (path.samefile(earlier) or filecmp.cmp(path, earlier, shallow=False)):
+                raise InputError(
+                    f"--with {path}: the same weights as {earlier}, which would agree with themselves; "
+                    "name others, or leave it out"
+                )
         members = []
         for path, share in zip(paths, self._shares(), strict=True):
             predictor = load_predictor(path, running.device, running.precision if is_export(path) else precision)
@@ -241,15 +248,3 @@ class ViewOptions:
                 f"order, such as {','.join(['2', *['1'] * (number - 1)])}"
             )
         return shares
-
-
-def _refuse_twice(paths: Sequence[Path]) -> None:
-    """InputError where the same weights are given twice, by whatever names: they would agree with themselves alone."""
-    for number, path in enumerate(paths):
-        for earlier in paths[:number]:
-            is_file = path.is_file() and earlier.is_file()  # what is missing is told when it is loaded
-            if is_file and (path.samefile(earlier) or filecmp.cmp(path, earlier, shallow=False)):
-                raise InputError(
-                    f"--with {path}: the same weights as {earlier}, which would agree with themselves; "
-                    "name others, or leave it out"
-                )

@@ -35,19 +35,17 @@ _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "W
 def save_pr_curve(path: Path, curves: Curves) -> None:
     """Write precision over recall of each class and their mean; the legend gives AP at the curves' IoU."""
     ap, mean = curves.average_precision(), mean_of_defined(curves.envelope)
-    numbers = [_number(value) for value in (*ap, mean.mean())]
-    _save_curves(path, curves, "Recall", "Precision", curves.recalls, [*curves.envelope, mean], ap, "AP", numbers)
+    scored = zip([*curves.envelope, mean], [*ap, mean.mean()], strict=True)
+    lines = [(row, float(value), _number(value)) for row, value in scored]
+    _save_curves(path, curves, ("Recall", "Precision", "AP"), curves.recalls, lines)
 
 
 def save_f1_curve(path: Path, curves: Curves) -> None:
     """Write F1 over confidence of each class and their mean; the legend gives each best F1 and where it lies."""
     best = [*curves.best_confidences(), curves.best_confidence()]
-    numbers = [f"{_number(f1)} at {_number(confidence)}" for confidence, f1 in best]
-    rows, legend = [*curves.f1, curves.mean_f1()], "Best F1, at confidence"
-    values = np.array([f1 for _, f1 in best[:-1]])
-    _save_curves(
-        path, curves, "Confidence", "F1", curves.confidences, rows, values, legend, numbers, marked=best[-1][0]
-    )
+    scored = zip([*curves.f1, curves.mean_f1()], best, strict=True)
+    lines = [(row, f1, f"{_number(f1)} at {_number(confidence)}") for row, (confidence, f1) in scored]
+    _save_curves(path, curves, ("Confidence", "F1", "Best F1, at confidence"), curves.confidences, lines, best[-1][0])
 
 
 def save_confusion_matrix(path: Path, confusion: Confusion) -> None:
@@ -107,52 +105,51 @@ def readable_names(names: Sequence[str]) -> list[str]:
 def _save_curves(
     path: Path,
     curves: Curves,
-    x_label: str,
-    y_label: str,
+    words: tuple[str, str, str],
     x: NDArray[np.float64],
-    rows: Sequence[NDArray[np.float64]],
-    values: NDArray[np.float64],
-    legend_title: str,
-    numbers: Sequence[str],
+    lines: Sequence[tuple[NDArray[np.float64], float, str]],
     marked: float = math.nan,
 ) -> None:
-    """A line for each of K classes and for their mean: rows and numbers, K + 1; the best by value first in the legend.
+    """Lines of the K classes and of their mean, each with its value, by which the best come first in the legend, and
+    that in words. words: names of the axes and title of the legend; marked: x of a dotted line.
 
     Of many classes the middle ones are grey. Classes without labelled boxes have no line, and only say so in the legend
-    of few classes. marked: x of a dotted line.
+    of few classes.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 6), layout="constrained")
     axes = figure.add_subplot()
+    x_label, y_label, legend_title = words
     title = f"{y_label} over {x_label.lower()} at IoU {curves.iou_threshold:g}"
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(color="#e5e5e5")
     axes.set_axisbelow(True)
     names = [*readable_names(curves.class_names), "mean of classes"]
-    ranking = sorted(range(len(values)), key=lambda k: (-np.nan_to_num(values[k], nan=-1.0), k))
+    rows, values, numbers = zip(*lines, strict=True)
+    ranking = sorted(range(len(lines) - 1), key=lambda k: (-np.nan_to_num(values[k], nan=-1.0), k))
     if len(ranking) > _MOST_NAMED_LINES:
         ranking = [k for k in ranking if not np.isnan(values[k])]
     half = _MOST_NAMED_LINES // 2
     unnamed = ranking[half:-half] if len(ranking) > _MOST_NAMED_LINES else []
-    lines = []
+    listed = []
     for k in unnamed:
         axes.plot(x, rows[k], color="#b8b8b8", linewidth=0.7)
     for place, k in enumerate(k for k in ranking if k not in unnamed):
         if unnamed and place == half:
             between = axes.plot([], [], color="#b8b8b8", linewidth=0.7)
-            lines.append((between[0], f"({len(unnamed)} classes between)"))
+            listed.append((between[0], f"({len(unnamed)} classes between)"))
         line = axes.plot(x, rows[k], color=colormaps["tab10"](place), linewidth=1.4)
-        lines.append((line[0], f"{names[k]}  {numbers[k]}"))
+        listed.append((line[0], f"{names[k]}  {numbers[k]}"))
     mean = axes.plot(x, rows[-1], color="black", linewidth=2.5)
-    lines.append((mean[0], f"{names[-1]}  {numbers[-1]}"))
+    listed.append((mean[0], f"{names[-1]}  {numbers[-1]}"))
     if np.isfinite(marked):
         axes.axvline(marked, color="black", linewidth=0.8, linestyle=":")
     # A legend refuses labels that start with an underscore, as class names may: set them afterwards.
     legend = axes.legend(
-        [line for line, _ in lines],
-        [str(place) for place in range(len(lines))],
+        [line for line, _ in listed],
+        [str(place) for place in range(len(listed))],
         title=legend_title,
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
@@ -161,7 +158,7 @@ def _save_curves(
         fontsize=9,
         alignment="left",
     )
-    for text, (_, label) in zip(legend.get_texts(), lines, strict=True):
+    for text, (_, label) in zip(legend.get_texts(), listed, strict=True):
         text.set_text(label)
     _save(figure, path)
 

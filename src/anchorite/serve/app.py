@@ -184,6 +184,7 @@ async def batched(
         return await future
 
     async def work() -> None:
+        """Answer what waits, a batch at a time, until cancelled."""
         while True:
             batch = [await waiting.get()]
             while len(batch) < max_batch and not waiting.empty():

@@ -151,6 +151,7 @@ def listeners(*members: Listener) -> Listener:
     """One listener that calls several in this order. An exception in any of them ends the run."""
 
     def hear(event: Event) -> None:
+        """Pass an event to each."""
         for member in members:
             member(event)
 
@@ -167,6 +168,7 @@ def loggers(*members: Listener, tell: Callable[[str], None] | None = None) -> Li
     say = tell or (lambda text: warnings.warn(text, RuntimeWarning, stacklevel=3))
 
     def hear(event: Event) -> None:
+        """Pass an event to the loggers that have not failed."""
         nonlocal folder
         folder = event.folder if isinstance(event, RunStarted) else folder
         for member in tuple(active):
@@ -174,31 +176,23 @@ def loggers(*members: Listener, tell: Callable[[str], None] | None = None) -> Li
                 member(event)
             except Exception as error:
                 active.remove(member)
+                moment = type(event).__name__
+                if isinstance(event, StepDone):
+                    moment = f"epoch {event.epoch}, batch {event.batch}"
+                elif isinstance(event, EpochDone):
+                    moment = f"the end of epoch {event.epoch}"
                 name = getattr(member, "__qualname__", None) or type(member).__qualname__
                 reason = printable(one_line(f"{type(error).__name__}: {error}"))
                 told = (
-                    f"logger {name} failed at {_moment(event)}: {reason}. "
-                    "It gets no more events of this run, which continues"
+                    f"logger {name} failed at {moment}: {reason}. It gets no more events of this run, which continues"
                 )
-                say(f"{told}; {_kept(told, error, folder)}")
+                trace = "".join(traceback.format_exception(error))
+                kept = f"traceback:\n{trace}"
+                if folder is not None:
+                    with suppress(OSError):  # a full disk, perhaps, which may be why the logger failed
+                        with (folder / ERRORS_FILE).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                            file.write(f"{told}\n{trace}\n")
+                        kept = f"traceback: {folder / ERRORS_FILE}"
+                say(f"{told}; {kept}")
 
     return hear
-
-
-def _kept(told: str, error: Exception, folder: Path | None) -> str:
-    """Where the traceback was written; the traceback itself if it cannot be written."""
-    trace = "".join(traceback.format_exception(error))
-    if folder is not None:
-        with suppress(OSError):  # a full disk, perhaps, which may be why the logger failed
-            with (folder / ERRORS_FILE).open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f"{told}\n{trace}\n")
-            return f"traceback: {folder / ERRORS_FILE}"
-    return f"traceback:\n{trace}"
-
-
-def _moment(event: Event) -> str:
-    if isinstance(event, StepDone):
-        return f"epoch {event.epoch}, batch {event.batch}"
-    if isinstance(event, EpochDone):
-        return f"the end of epoch {event.epoch}"
-    return type(event).__name__
