@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from tempfile import mkdtemp
 
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+from tests.once import FOLDER_VARIABLE
 
 # A busy machine must not fail a property: speed is not what these tests are about.
 settings.register_profile("anchorite", deadline=None)
@@ -23,6 +28,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 CHECKED_ROOMS = ("anchorite.boxes", "anchorite.anchors", "anchorite.loss")
 assert not any(room in sys.modules for room in CHECKED_ROOMS), "imported too early to be checked"
 install_import_hook(CHECKED_ROOMS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder of `tests.once`, in the process that starts the others."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ[FOLDER_VARIABLE] = folder = mkdtemp(prefix="anchorite-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 # pages.py imports playwright, which a run without tests of pages need not have.

@@ -20,7 +20,7 @@ from anchorite.export import exporting, load_predictor
 from anchorite.serve import make_app
 from tests.cli.commands import contents, data_folder
 from tests.cli.test_usage import refused
-from tests.export.exports import copied, model_of, unchecked_shapes, weights
+from tests.export.exports import model_of, unchecked_shapes, weights
 from tests.serve.servers import asked, running
 
 pytestmark = pytest.mark.slow
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def _models_from_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The ONNX model of these weights, which takes seconds, is made once per test process."""
-    monkeypatch.setattr(exporting, "onnx_model", lambda _, info: copied(model_of(info)))
+    """The ONNX model of these weights, which takes half a minute, is made once for all tests."""
+    monkeypatch.setattr(exporting, "onnx_model", lambda _, info: model_of(info))
     with unchecked_shapes():
         yield
 

@@ -1,7 +1,9 @@
-"""A small detector with opinions, and exports of it, each made once per test process."""
+"""A small detector with opinions, and exports of it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,10 +19,11 @@ from torch import Tensor
 
 from anchorite.data.scenes import SCENE_CLASSES
 from anchorite.export import Built, ExportInfo, ExportRequest, build, drawn_batches, export_info, exporting
+from anchorite.export.exported import to_texts
 from anchorite.export.onnx_format import onnx_model
 from anchorite.model import Detector, WeightsInfo, default_anchors, save_weights
-from anchorite.model.blocks import ConvBlock
 from anchorite.predict import PredictConfig
+from tests.once import made_once
 
 CLASS_NAMES = SCENE_CLASSES  # so that it can be measured on drawn scenes
 P5 = default_anchors("n")
@@ -45,26 +48,6 @@ def detector() -> Detector:
         for predictor in made.head.predictors.values():
             predictor.weight *= 20
             predictor.bias.view(3, 10)[:, 4:] += 2.5
-    return made.eval()
-
-
-def few_layers() -> Detector:
-    """A detector whose maps come from one convolution each, which is exported in a moment."""
-
-    class Maps(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.levels = torch.nn.ModuleList(
-                ConvBlock(3, width, kernel=stride, stride=stride, padding=0)
-                for width, stride in ((64, 8), (128, 16), (256, 32))
-            )
-
-        def forward(self, images: Tensor) -> list[Tensor]:
-            return [level(images) for level in self.levels]
-
-    torch.manual_seed(0)
-    made = Detector("n", len(CLASS_NAMES), P5)
-    made.backbone, made.neck = Maps(), torch.nn.Identity()  # type: ignore[assignment]
     return made.eval()
 
 
@@ -94,20 +77,20 @@ def built_anew(
     request: ExportRequest, batches: Iterable[Tensor] = (), calibration: Iterable[Tensor] = (), what: str = "export"
 ) -> Built:
     """`built`, not from memory, but for the ONNX model it begins with."""
-    with unchecked_shapes(), patch.object(exporting, "onnx_model", lambda _, info: copied(model_of(info))):
+    with unchecked_shapes(), patch.object(exporting, "onnx_model", lambda _, info: model_of(info)):
         return build(detector(), INFO, request, list(batches), calibration, what)
 
 
-@cache
 def model_of(info: ExportInfo) -> ModelProto:
-    """The ONNX model of a description, which takes seconds; tests must not change it."""
-    with unchecked_shapes():
-        return onnx_model(detector(), replace(info, precision="fp32" if info.precision == "int8" else info.precision))
+    """The ONNX model of a description: with free shapes it takes half a minute to make."""
+    traced = replace(info, precision="fp32") if info.precision == "int8" else info
+    key = hashlib.sha256(json.dumps(to_texts(traced)).encode()).hexdigest()
 
+    def make() -> bytes:
+        with unchecked_shapes():
+            return onnx_model(detector(), traced).SerializeToString()
 
-def copied(model: ModelProto) -> ModelProto:
-    """The same model, to be changed."""
-    return ModelProto.FromString(model.SerializeToString())
+    return ModelProto.FromString(made_once(f"{key}.onnx", make))
 
 
 @contextmanager
