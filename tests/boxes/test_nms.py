@@ -44,7 +44,7 @@ def check(boxes, scores, class_ids, iou_threshold, max_detections, device="cpu")
     assert found.tolist() == expected
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     num_boxes=st.integers(0, 40),
@@ -59,7 +59,7 @@ def test_equals_the_slow_loop(seed, num_boxes, num_classes, num_spots, iou_thres
     check(boxes, scores, None if agnostic else class_ids, iou_threshold, max_detections)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(corners=st.lists(st.tuples(*[st.integers(0, 6)] * 4), max_size=30), seed=st.integers(0, 2**31))
 def test_equals_the_slow_loop_on_a_coarse_grid_of_ties_empty_and_inverted_boxes(corners, seed):
     generator = torch.Generator().manual_seed(seed)

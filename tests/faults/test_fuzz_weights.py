@@ -9,8 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anchorite.errors import InputError
-from anchorite.model import load_weights
 from tests.faults.weight_fuzz import WeightFile, check_weights
 
 
@@ -19,7 +17,7 @@ def test_generated_weight_files_are_loaded_or_refused_by_name(tmp_path: Path) ->
     case = WeightFile(tmp_path)
 
     @given(seed=st.integers(0, 2**63 - 1))
-    @settings(max_examples=700, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     def check(seed: int) -> None:
         check_weights(case, Random(seed))
 
@@ -27,14 +25,5 @@ def test_generated_weight_files_are_loaded_or_refused_by_name(tmp_path: Path) ->
 
 
 def test_the_generator_makes_files_of_both_kinds(tmp_path: Path) -> None:
-    case, loaded = WeightFile(tmp_path), 0
-    for seed in range(60):
-        start, body = case.generate(Random(seed))
-        case.file.write_bytes(start + body)
-        case.check()
-        try:
-            load_weights(case.file)
-            loaded += 1
-        except InputError:
-            continue
-    assert 2 < loaded < 50
+    case = WeightFile(tmp_path)
+    assert 1 < sum(check_weights(case, Random(seed)) for seed in range(40)) < 35
