@@ -7,8 +7,9 @@ They are `ValueError`s, so that library users can catch them as usual; the comma
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
@@ -69,3 +70,13 @@ class ReportedByPeer(WorkerError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("reported by another rank")
         self.exit_code = exit_code
+
+
+def import_extra(package: str, extra: str) -> Any:
+    """A package that only an extra of ours installs, imported; InputError with the remedy where it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"this needs the package {package} ({error}); install it: pip install 'anchorite[{extra}]'"
+        ) from error

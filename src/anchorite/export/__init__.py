@@ -1,6 +1,6 @@
 """Export: ONNX, OpenVINO and torch.export, each run at once and compared with PyTorch; and running such files."""
 
-from anchorite.export.exported import ExportedRuntime, ExportInfo
+from anchorite.export.exported import ExportInfo
 from anchorite.export.exporting import (
     SUFFIXES,
     Built,
@@ -13,15 +13,7 @@ from anchorite.export.exporting import (
     need_packages,
     write,
 )
-from anchorite.export.parity import (
-    ExportDiffersError,
-    Measured,
-    Parity,
-    batches_of,
-    drawn_batches,
-    measure,
-    spread,
-)
+from anchorite.export.parity import ExportDiffersError, batches_of, drawn_batches, measure, spread
 
 __all__ = [
     "SUFFIXES",
@@ -29,9 +21,6 @@ __all__ = [
     "ExportDiffersError",
     "ExportInfo",
     "ExportRequest",
-    "ExportedRuntime",
-    "Measured",
-    "Parity",
     "batches_of",
     "build",
     "drawn_batches",

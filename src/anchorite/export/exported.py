@@ -6,7 +6,6 @@ Legend: B images, H, W of the input in pixels, N anchor cells of all levels, K c
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,34 +130,17 @@ def from_texts(path: object, texts: Mapping[str, str]) -> ExportInfo:
 
 
 class ExportedRuntime:
-    """What `Predictor` and `Validator` run when weights are an export.
+    """What `Predictor` and `Validator` run when weights are an export: a `Runtime`, whose attributes it has.
 
     path: for messages; export: what the file says; engine: what computes it, for people; compute: from the input, as
     the file takes it, to its outputs in their order.
     """
 
     def __init__(self, path: object, export: ExportInfo, engine: str, compute: Compute) -> None:
-        self.path, self.export, self._engine, self._compute = path, export, engine, compute
-
-    @property
-    def info(self) -> WeightsInfo:
-        """As of a weight file."""
-        return self.export.weights
-
-    @property
-    def fixed_side(self) -> int | None:
-        """Side in pixels of the only input that is taken; None where H and W are free."""
-        return None if self.export.fixed_shape is None else self.export.fixed_shape[1]
-
-    @property
-    def name(self) -> str:
-        """Engine and number format."""
-        return f"{self._engine} {self.export.precision}"
-
-    @property
-    def least_confidence(self) -> float:
-        """Of the suppression inside, if there is one: less sure detections are not in the output."""
-        return 0.0 if self.export.suppression is None else self.export.suppression.confidence
+        self.path, self.export, self._compute = path, export, compute
+        self.info, self.name = export.weights, f"{engine} {export.precision}"
+        self.fixed_side = None if export.fixed_shape is None else export.fixed_shape[1]
+        self.least_confidence = 0.0 if export.suppression is None else export.suppression.confidence
 
     def outputs(self, images: Tensor) -> tuple[Tensor, ...]:
         """Outputs of uint8 RGB images (B, 3, H, W), any B; raises InputError when they have other shapes than ours."""
@@ -224,13 +206,3 @@ def filled(images: Tensor, batch: int) -> Tensor:
     """Images (B, ...) with the last one repeated up to `batch`."""
     missing = batch - len(images)
     return images if not missing else torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
-
-
-def needed(package: str, extra: str = "export") -> Any:
-    """The package, imported; InputError with the remedy when it is not installed."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(
-            f"this needs the package {package} ({error}); install it: pip install 'anchorite[{extra}]'"
-        ) from error

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from anchorite.choices import ExportFormat, PrecisionName
-from anchorite.errors import InputError, UnsafeFileError
-from anchorite.export.exported import ExportedRuntime, ExportInfo, needed
+from anchorite.errors import InputError, UnsafeFileError, import_extra
+from anchorite.export.exported import ExportedRuntime, ExportInfo
 from anchorite.export.nms_graph import refuse_unbuildable, with_suppression
 from anchorite.export.onnx_format import (
     MAX_XML_BYTES,
@@ -90,9 +90,10 @@ def export_info(weights: WeightsInfo, request: ExportRequest) -> ExportInfo:
             f"--image-size {side}: must be a multiple of {stride}, the coarsest stride of these weights; "
             f"take {-(-side // stride) * stride}"
         )
-    if isinstance(weights.backbone_config, WINDOWED) and request.fixed_batch is None:
+    backbone = weights.backbone_config
+    if backbone is not None and backbone.model_type in WINDOWED and request.fixed_batch is None:
         raise InputError(
-            f"a backbone {weights.backbone_config.model_type} is another program for each size of image, so it can be "
+            f"a backbone {backbone.model_type} is another program for each size of image, so it can be "
             "exported for one alone: add --static 1"
         )
     if request.fixed_batch is not None and request.fixed_batch < 1:
@@ -109,7 +110,7 @@ def export_info(weights: WeightsInfo, request: ExportRequest) -> ExportInfo:
 def need_packages(format_name: ExportFormat) -> None:
     """Raise InputError, with the remedy, when a package that the format needs is not installed."""
     for package in _PACKAGES[format_name]:
-        needed(package)
+        import_extra(package, "export")
     if format_name == "openvino":
         openvino()
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anchorite.errors import InputError
-from anchorite.export.exported import DENSE_OUTPUTS, SUPPRESSED_OUTPUTS, needed
+from anchorite.errors import InputError, import_extra
+from anchorite.export.exported import DENSE_OUTPUTS, SUPPRESSED_OUTPUTS
 from anchorite.predict import PredictConfig
 
 if TYPE_CHECKING:
@@ -80,15 +80,12 @@ def with_suppression(model: ModelProto, limits: PredictConfig, num_classes: int)
     counts: (B,) int64. limits: as for prediction, M = max_detections; max_candidates does not apply. Raises InputError
     for multi_label together with class_agnostic.
     """
-    onnx = needed("onnx")
+    onnx = import_extra("onnx", "export")
     tail = suppression_model(limits, num_classes, model.ir_version, model.opset_import[0].version)
+    ends = [(name, name) for name in DENSE_OUTPUTS]
     merged = onnx.compose.merge_models(
-        model,
-        onnx.compose.add_prefix(tail, _PREFIX),
-        io_map=[(name, _PREFIX + name) for name in DENSE_OUTPUTS],
-        name="detector",
+        model, tail, ends, prefix2=_PREFIX, name="detector", producer_name=model.producer_name
     )
-    merged.producer_name = model.producer_name
     outputs = {_PREFIX + name: name for name in SUPPRESSED_OUTPUTS}
     for output in merged.graph.output:
         output.name = outputs[output.name]
@@ -106,7 +103,7 @@ def refuse_unbuildable(limits: PredictConfig) -> None:
 
 def suppression_model(limits: PredictConfig, num_classes: int, ir_version: int, opset: int) -> ModelProto:
     """The suppression alone, inputs `boxes` (B, N, 4) and `scores` (B, N, K)."""
-    onnx = needed("onnx")
+    onnx = import_extra("onnx", "export")
     refuse_unbuildable(limits)
     if limits.class_agnostic:
         choice, classes = _OF_ANY_CLASS, "GatherND (best_class, cells)"

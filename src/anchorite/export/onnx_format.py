@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anchorite.errors import InputError, StorageError, UnsafeFileError
+from anchorite.errors import InputError, StorageError, UnsafeFileError, import_extra
 from anchorite.export.exported import (
     DENSE_OUTPUTS,
     INPUT,
@@ -33,7 +33,6 @@ from anchorite.export.exported import (
     ExportInfo,
     as_input,
     from_texts,
-    needed,
     to_texts,
 )
 from anchorite.export.torch_export import quiet, traced
@@ -59,7 +58,7 @@ _QUANTISED_OPERATORS = ("Conv", "Mul", "Sigmoid", "Add", "Concat", "MaxPool", "R
 
 def onnx_model(detector: Detector, info: ExportInfo) -> ModelProto:
     """The ONNX model of `traced`, checked, without the exporter's notes (they hold paths of this machine)."""
-    onnx = needed("onnx")
+    onnx = import_extra("onnx", "export")
     program = traced(detector, info)
     with quiet(), torch.no_grad():
         exported = torch.onnx.export(
@@ -97,12 +96,19 @@ def quantised(model: ModelProto, calibration: Iterable[Tensor], takes_bytes: boo
     images: uint8 RGB (B, 3, H, W), such as it will see. The last convolution of each level and the decoding stay
     float32: boxes would lose whole pixels there. Raises InputError when there are no images.
     """
-    onnx, quantization = needed("onnx"), needed("onnxruntime.quantization")
+    onnx, quantization = import_extra("onnx", "export"), import_extra("onnxruntime.quantization", "export")
     batches = ({INPUT: as_input(images, takes_bytes).numpy()} for images in calibration)
     first = next(batches, None)
     if first is None:
         raise InputError("--calibrate: there are no images; name a dataset with a train split, or another --split")
     waiting = chain([first], batches)
+    after_the_features, before_convolutions = [], set[str]()
+    for node in reversed(model.graph.node):  # the last convolutions, and what comes after them
+        if before_convolutions.isdisjoint(node.output):
+            after_the_features.append(node.name)
+            if node.op_type != "Conv":
+                continue
+        before_convolutions.update(node.input)
     with tempfile.TemporaryDirectory(prefix="anchorite-") as folder, quiet():
         target = Path(folder) / "int8.onnx"
         quantization.quantize_static(
@@ -114,7 +120,7 @@ def quantised(model: ModelProto, calibration: Iterable[Tensor], takes_bytes: boo
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=list(_QUANTISED_OPERATORS),
-            nodes_to_exclude=_after_the_features(model),
+            nodes_to_exclude=after_the_features,
         )
         result: ModelProto = onnx.load(target)
     result.producer_name = model.producer_name
@@ -125,24 +131,9 @@ def quantised(model: ModelProto, calibration: Iterable[Tensor], takes_bytes: boo
     return result
 
 
-def _after_the_features(model: ModelProto) -> list[str]:
-    """Names of the last convolutions and of all that comes after them."""
-    before_convolutions: set[str] = set()
-    names = []
-    for node in reversed(model.graph.node):
-        if before_convolutions.isdisjoint(node.output):
-            names.append(node.name)
-            if node.op_type != "Conv":
-                continue
-        before_convolutions.update(node.input)
-    return names
-
-
 def with_metadata(model: ModelProto, info: ExportInfo) -> bytes:
     """The bytes of an ONNX file of the model, described."""
-    del model.metadata_props[:]
-    for key, text in sorted(to_texts(info).items()):
-        model.metadata_props.add(key=key, value=text)
+    import_extra("onnx", "export").helper.set_model_props(model, dict(sorted(to_texts(info).items())))
     return model.SerializeToString(deterministic=True)
 
 
@@ -152,7 +143,7 @@ def onnx_runtime(path: object, content: bytes, device: str = "auto") -> Exported
     Raises UnsafeFileError or InputError for what the module's docstring names.
     """
     info = _checked_info(path, content)
-    runtime = needed("onnxruntime")
+    runtime = import_extra("onnxruntime", "export")
     available = runtime.get_available_providers()
     has_cuda = "CUDAExecutionProvider" in available
     if device != "cpu" and device != "auto" and not (has_cuda and device in ("cuda", "cuda:0")):
@@ -191,8 +182,8 @@ def read_bounded(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 def _checked_info(path: object, content: bytes) -> ExportInfo:
     """What an ONNX file says of itself, once the file is known to be harmless and of our making."""
     try:
-        model = needed("onnx").load_model_from_string(content)
-    except needed("google.protobuf.message").DecodeError as error:
+        model = import_extra("onnx", "export").load_model_from_string(content)
+    except import_extra("google.protobuf.message", "export").DecodeError as error:
         raise InputError(f"{path}: cut off or no ONNX file; copy or export it again") from error
     foreign = {opset.domain for opset in model.opset_import} | {node.domain for node in model.graph.node}
     foreign -= set(_OWN_DOMAINS)
@@ -234,10 +225,10 @@ def openvino() -> Any:
     """
     reporting = "openvino_telemetry"
     if "openvino" in sys.modules or reporting in sys.modules:
-        return needed("openvino", "openvino")
+        return import_extra("openvino", "openvino")
     sys.modules[reporting] = None  # type: ignore[assignment]  # as Python documents it: importing it is an ImportError
     try:
-        return needed("openvino", "openvino")
+        return import_extra("openvino", "openvino")
     finally:
         del sys.modules[reporting]
 

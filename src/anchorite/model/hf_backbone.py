@@ -16,21 +16,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from anchorite.errors import InputError, StorageError, UnsafeFileError
+from anchorite.errors import InputError, StorageError, UnsafeFileError, import_extra
 from anchorite.model.blocks import ConvBlock
 from anchorite.model.sizes import Plan
-from anchorite.reading import printable, read_json, shorten, validation_faults
+from anchorite.reading import printable, read_json, read_limited, shorten, validation_faults
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -39,125 +38,107 @@ _CONFIG, _WEIGHTS, _PREPROCESSOR = "config.json", "model.safetensors", "preproce
 _FILES = f"{_CONFIG}, {_WEIGHTS} and {_PREPROCESSOR}"
 _MAX_CONFIG_BYTES = 2_000_000
 _PREFIXES = ("hf:", "hf-config:")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PROBE_SIDE_PX = 256
 _MAX_BYTES = 4_000_000_000  # of weights; the largest backbones in use have 2.6
 _MAX_BYTES_DERIVED = 256_000_000  # of what a file of weights does not have, such as tables of positions
 # What draws random numbers in training is off: a run must be the same whether it was interrupted or not.
-_RANDOM_RATES = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
-_NEW_PARTS = ("hidden_states_norms.",)  # of a backbone in the library, where a classifier has none
+_NOT_RANDOM = {"drop_path_rate": 0.0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+# What a backbone has and the file of a classifier may lack: normalisation of its maps, and counts of batches.
+_IS_NEW = re.compile(r"^hidden_states_norms\.|num_batches_tracked$")
 
 # Settings
 
-# Lists, as JSON has them, are taken for tuples.
 _Width = Annotated[int, Field(ge=1, le=8192)]
+# Not strict: a list, as JSON has it, is taken for a tuple.
 _Widths = Annotated[tuple[_Width, ...], Field(strict=False, min_length=1, max_length=6)]
 _Depths = Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(strict=False, min_length=1, max_length=6)]
-_Patch = Annotated[int, Field(ge=1, le=64)]
-_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-_Activation = Literal["relu", "gelu", "silu", "swish", "gelu_new", "gelu_pytorch_tanh"]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+_CONVNEXT = ("patch_size", "hidden_sizes", "depths", "hidden_act", "layer_norm_eps")
+_SWIN = (
+    "image_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias",
+    "hidden_act", "use_absolute_embeddings", "layer_norm_eps",
+)  # fmt: skip
+_SETTINGS: Mapping[str, Sequence[str]] = {
+    "resnet": (
+        "embedding_size", "hidden_sizes", "depths", "layer_type", "hidden_act", "downsample_in_first_stage",
+        "downsample_in_bottleneck",
+    ),
+    "convnext": (*_CONVNEXT, "layer_scale_init_value"),
+    "convnextv2": _CONVNEXT,
+    "swin": _SWIN,
+    "swinv2": (*_SWIN, "pretrained_window_sizes"),
+}  # fmt: skip
+"""The families that are taken, and the settings of each that decide the shape of the network."""
+
+WINDOWED = ("swin", "swinv2")
+"""Families whose program depends on the size of the images."""
 
 
-class _Family(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+class BackboneConfig(BaseModel):
+    """The settings of one backbone: every one that its family has; those of other families are None."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     depths: _Depths
+    model_type: Literal["resnet", "convnext", "convnextv2", "swin", "swinv2"]
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    patch_size: Annotated[int, Field(ge=1, le=64)] | None = None
+    embedding_size: _Width | None = None
+    embed_dim: _Width | None = None
+    hidden_sizes: _Widths | None = None
+    num_heads: _Widths | None = None
+    window_size: Annotated[int, Field(ge=1, le=32)] | None = None
+    mlp_ratio: Annotated[float, Field(gt=0, le=16)] | None = None
+    qkv_bias: bool | None = None
+    layer_type: Literal["basic", "bottleneck"] | None = None
+    hidden_act: Literal["relu", "gelu", "silu", "swish", "gelu_new", "gelu_pytorch_tanh"] | None = None
+    downsample_in_first_stage: bool | None = None
+    downsample_in_bottleneck: bool | None = None
+    use_absolute_embeddings: Literal[False] | None = None
+    layer_norm_eps: _Share | None = None
+    layer_scale_init_value: _Share | None = None
+    pretrained_window_sizes: (
+        Annotated[tuple[Annotated[int, Field(ge=0, le=64)], ...], Field(strict=False, max_length=6)] | None
+    ) = None
 
     @model_validator(mode="after")
-    def _same_lengths(self) -> _Family:
-        lengths = {name: len(value) for name, value in self if isinstance(value, tuple)}
+    def _of_one_family(self) -> BackboneConfig:
+        stated = self._stated()
+        if stated.keys() != {"model_type", *_SETTINGS[self.model_type]}:
+            raise ValueError(f"a {self.model_type} has the settings {', '.join(_SETTINGS[self.model_type])}")
+        lengths = {name: len(value) for name, value in stated.items() if isinstance(value, tuple)}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"lists of different lengths: {lengths}")
         return self
 
-
-class ResNet(_Family):
-    """Residual networks of convolutions with batch normalisation."""
-
-    model_type: Literal["resnet"]
-    embedding_size: _Width = 64
-    hidden_sizes: _Widths = (256, 512, 1024, 2048)
-    depths: _Depths = (3, 4, 6, 3)
-    layer_type: Literal["basic", "bottleneck"] = "bottleneck"
-    hidden_act: _Activation = "relu"
-    downsample_in_first_stage: bool = False
-    downsample_in_bottleneck: bool = False
-
-
-class ConvNextV2(_Family):
-    """Convolutions of 7 x 7 within channels, with layer normalisation and a normalisation of responses."""
-
-    model_type: Literal["convnextv2"]
-    patch_size: _Patch = 4
-    hidden_sizes: _Widths = (96, 192, 384, 768)
-    depths: _Depths = (3, 3, 9, 3)
-    hidden_act: _Activation = "gelu"
-    layer_norm_eps: _Share = 1e-12
-
-
-class ConvNext(ConvNextV2):
-    """The first version, with scales instead of the normalisation of responses."""
-
-    model_type: Literal["convnext"]  # type: ignore[assignment]
-    layer_scale_init_value: _Share = 1e-6
-
-
-class Swin(_Family):
-    """Attention within windows that are shifted from layer to layer."""
-
-    model_type: Literal["swin"]
-    image_size: Annotated[int, Field(ge=1, le=4096)] = 224
-    patch_size: _Patch = 4
-    embed_dim: _Width = 96
-    depths: _Depths = (2, 2, 6, 2)
-    num_heads: _Widths = (3, 6, 12, 24)
-    window_size: Annotated[int, Field(ge=1, le=32)] = 7
-    mlp_ratio: Annotated[float, Field(gt=0, le=16, allow_inf_nan=False)] = 4.0
-    qkv_bias: bool = True
-    hidden_act: _Activation = "gelu"
-    use_absolute_embeddings: Literal[False] = False
-    layer_norm_eps: _Share = 1e-5
-
-
-class SwinV2(Swin):
-    """Swin with a scaled cosine attention and positions by a small network."""
-
-    model_type: Literal["swinv2"]  # type: ignore[assignment]
-    pretrained_window_sizes: tuple[Annotated[int, Field(ge=0, le=64)], ...] = Field(
-        (0, 0, 0, 0), strict=False, max_length=6
-    )
-
-
-BackboneConfig = Annotated[ResNet | ConvNext | ConvNextV2 | Swin | SwinV2, Field(discriminator="model_type")]
-"""The settings of one backbone."""
-
-WINDOWED = (Swin, SwinV2)
-"""Families whose program depends on the size of the images."""
-
-_FAMILIES: Mapping[str, type[_Family]] = {
-    "resnet": ResNet, "convnext": ConvNext, "convnextv2": ConvNextV2, "swin": Swin, "swinv2": SwinV2,
-}  # fmt: skip
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(BackboneConfig)
+    @model_serializer
+    def _stated(self) -> dict[str, Any]:
+        return {name: value for name, value in self if value is not None}
 
 
 def config_of_library(values: Mapping[str, Any], where: object) -> BackboneConfig:
-    """The settings of a config.json of the library; InputError for another family or settings out of bounds."""
-    family = _FAMILIES.get(str(values.get("model_type")))
-    if family is None:
+    """The settings of a config.json, the library's own where it states none.
+
+    Raises InputError for another family or settings out of bounds.
+    """
+    family = str(values.get("model_type"))
+    if family not in _SETTINGS:
         raise InputError(
             f"{where}: model_type {shorten(values.get('model_type'))} cannot be a backbone here; "
-            f"take one of {', '.join(_FAMILIES)}"
+            f"take one of {', '.join(_SETTINGS)}"
         )
     if values.get("num_channels", 3) != 3:
         raise InputError(f"{where}: num_channels {shorten(values['num_channels'])}: images have 3")
-    return parse_backbone_config({name: values[name] for name in family.model_fields if name in values}, where)
+    settings = import_extra("transformers", "backbones").AutoConfig.for_model(family).to_dict() | values
+    return parse_backbone_config({name: settings[name] for name in ("model_type", *_SETTINGS[family])}, where)
 
 
 def parse_backbone_config(values: Mapping[str, Any], where: object) -> BackboneConfig:
     """The settings in a weight file or a run; InputError where they make no sense."""
     try:
-        return _ADAPTER.validate_python(dict(values))
+        return BackboneConfig.model_validate(dict(values))
     except ValidationError as error:
         raise InputError(f"{where}: this backbone cannot be built: {validation_faults(error)}") from None
 
@@ -212,7 +193,7 @@ def read_backbone(source: str) -> HFBackboneSource:
     NAME is a folder, or the name of a model that was downloaded before. Raises InputError when there is none or it is
     none that can be used here, UnsafeFileError when its weights are a pickle alone.
     """
-    _transformers()
+    import_extra("transformers", "backbones")
     prefix, _, name = check_source(source).partition(":")
     folder = _folder_of(source, name)
     config = config_of_library(read_json(folder / _CONFIG, _MAX_CONFIG_BYTES), folder / _CONFIG)
@@ -245,26 +226,24 @@ def download_backbone(source: str) -> None:
     Nothing is fetched for a folder. Raises InputError when the hub has no such model, or none with safetensors;
     StorageError when it cannot be reached.
     """
-    _transformers()
+    import_extra("transformers", "backbones")
     prefix, _, name = check_source(source).partition(":")
     if Path(name).exists():
         return
-    if not _HUB_NAME.fullmatch(name):
-        raise InputError(f"--backbone {shorten(source)}: no folder, and no name that a hub could have")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the client is imported
-    hub = import_module("huggingface_hub")
-    needed = [_CONFIG, *([_WEIGHTS] if prefix == "hf" else [])]
+    import huggingface_hub as hub
+
+    wanted = [_CONFIG, _WEIGHTS] if prefix == "hf" else [_CONFIG]
     try:
-        folder = Path(hub.snapshot_download(name, allow_patterns=[*needed, _PREPROCESSOR]))
-    except hub.errors.RepositoryNotFoundError as error:
+        folder = Path(hub.snapshot_download(name, allow_patterns=[*wanted, _PREPROCESSOR]))
+    except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError) as error:
         raise InputError(f"--backbone {source}: huggingface.co has no such model, or it is not public") from error
     except Exception as error:  # of whichever library carries the bytes
         raise StorageError(
             f"--backbone {source}: cannot be downloaded: {printable(str(error), 300)}; "
             f"try again, or give a folder with {_FILES}"
         ) from error
-    missing = [file for file in needed if not (folder / file).is_file()]
-    if missing:
+    if missing := [file for file in wanted if not (folder / file).is_file()]:
         raise InputError(
             f"--backbone {source}: the model has no {missing[0]}; a pickle is not taken, take another model"
         )
@@ -276,10 +255,10 @@ def _folder_of(source: str, name: str) -> Path:
         return folder
     if folder.exists():
         raise InputError(f"backbone {source}: {name} is a file; give the folder that it lies in")
-    if _HUB_NAME.fullmatch(name):
-        hub = import_module("huggingface_hub")
-        with suppress(hub.errors.LocalEntryNotFoundError, ValueError):  # not downloaded; no name that a hub could have
-            return Path(hub.snapshot_download(name, local_files_only=True))
+    import huggingface_hub as hub
+
+    with suppress(hub.errors.LocalEntryNotFoundError, hub.errors.HFValidationError):
+        return Path(hub.snapshot_download(name, local_files_only=True))
     raise InputError(
         f"backbone {shorten(source, 200)}: no such folder (looked from {Path.cwd()}), and no model that was downloaded "
         f"before; nothing is downloaded unasked. Give a folder with {_FILES}, or add --allow-download to fetch these "
@@ -289,15 +268,13 @@ def _folder_of(source: str, name: str) -> Path:
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     """All tensors, floating point ones as float32, and the SHA-256 of the file."""
+    content = read_limited(path, _MAX_BYTES)  # not mapped: whoever cuts it off later would take the process with it
     try:
-        content = path.read_bytes()  # not mapped: whoever cuts the file off later would take the process with it
         tensors = safetensors.torch.load(content)
     except SafetensorError as error:
         raise InputError(
             f"{path}: cut off or no safetensors file ({printable(str(error), 200)}); copy it again"
         ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     for name, one in tensors.items():
         if one.is_floating_point():
             tensors[name] = one.float()
@@ -324,13 +301,11 @@ class HFBackbone(nn.Module):
         super().__init__()
         self.config = config
         self.body = _build_body(config, _choose_stages(config, plan.strides))
-        widths = dict(zip(plan.levels, self.body.channels, strict=False))
-        self.projections = nn.ModuleDict(
-            {f"p{level}": ConvBlock(width, plan.widths[level]) for level, width in widths.items()}
-        )
-        last = plan.last_level
-        is_missing = last not in widths
-        self.coarser = ConvBlock(plan.widths[last - 1], plan.widths[last], kernel=3, stride=2) if is_missing else None
+        self.projections = nn.ModuleDict()
+        for level, width in zip(plan.levels, self.body.channels, strict=False):
+            self.projections[f"p{level}"] = ConvBlock(width, plan.widths[level])
+        is_whole, (width, last_width) = len(self.projections) == len(plan.levels), plan.output_widths[-2:]
+        self.coarser = None if is_whole else ConvBlock(width, last_width, kernel=3, stride=2)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
@@ -356,11 +331,7 @@ class HFBackbone(nn.Module):
                 None, config=self.body.config, state_dict=dict(source.tensors), output_loading_info=True
             )
         new, wanted = loaded.state_dict(), self.body.state_dict()
-        missing = [
-            name
-            for name in sorted(report["missing_keys"])
-            if name in wanted and not name.startswith(_NEW_PARTS) and not name.endswith("num_batches_tracked")
-        ]
+        missing = sorted(name for name in report["missing_keys"] & wanted.keys() if not _IS_NEW.search(name))
         if missing:
             raise InputError(
                 f"{source.where}: {len(missing)} of {len(wanted)} tensors of its backbone are missing: "
@@ -369,20 +340,10 @@ class HFBackbone(nn.Module):
         self.body.load_state_dict({name: new[name] for name in wanted})
 
 
-def _transformers() -> Any:
-    """The library, imported; InputError with the remedy when it is not installed."""
-    try:
-        return import_module("transformers")
-    except ImportError as error:
-        raise InputError(
-            f"a backbone from transformers needs that package ({error}); install it: pip install 'anchorite[backbones]'"
-        ) from error
-
-
 @contextmanager
 def _library(failure: str) -> Iterator[Any]:
     """The library without its bars and reports; any error in it is an InputError that begins with `failure`."""
-    library = _transformers()
+    library = import_extra("transformers", "backbones")
     logging = library.utils.logging
     verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     try:
@@ -400,12 +361,9 @@ def _library(failure: str) -> Iterator[Any]:
 def _build_body(config: BackboneConfig, stages: Sequence[str] | None) -> Any:
     """The library's backbone with random weights that gives the maps of these stages; of all stages for None."""
     with _library(f"backbone {config.model_type}: cannot be built from its config.json") as library:
-        settings = library.AutoConfig.for_model(**config.model_dump(mode="json"))
-        for name in _RANDOM_RATES:
-            if hasattr(settings, name):
-                setattr(settings, name, 0.0)
-        if hasattr(settings, "num_stages"):
-            settings.num_stages = len(config.depths)
+        settings = library.AutoConfig.for_model(
+            **config.model_dump(mode="json"), **_NOT_RANDOM, num_stages=len(config.depths)
+        )
         settings.out_features = list(settings.stage_names if stages is None else stages)
         # Eager, for the same sums on every machine; the library's other ways cannot be exported, either.
         body = library.AutoBackbone.from_config(settings, attn_implementation="eager")
@@ -435,7 +393,6 @@ def _choose_stages(config: BackboneConfig, wanted: Sequence[int]) -> tuple[str, 
             maps = body(torch.empty(1, 3, _PROBE_SIDE_PX, _PROBE_SIDE_PX)).feature_maps
             strides = {name: _PROBE_SIDE_PX / one.shape[2] for name, one in zip(body.out_features, maps, strict=True)}
     by_stride = {stride: name for name, stride in strides.items()}
-    chosen = tuple(by_stride[stride] for stride in wanted if stride in by_stride)
     missing = [stride for stride in wanted if stride not in by_stride]
     there = ", ".join(f"{name} of {stride:g}" for name, stride in strides.items())
     if missing not in ([], [64]):
@@ -443,6 +400,7 @@ def _choose_stages(config: BackboneConfig, wanted: Sequence[int]) -> tuple[str, 
             f"{what}: no stage of stride {' or '.join(map(str, missing))}; its stages have strides: "
             f"{there}. Take a backbone with strides 8, 16 and 32"
         )
+    chosen = tuple(by_stride[stride] for stride in wanted if stride in by_stride)
     if chosen[-1] != list(strides)[-1]:
         raise InputError(
             f"{what}: stages follow on stride {max(wanted)}, the coarsest of this size of detector, "
