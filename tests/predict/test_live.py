@@ -69,15 +69,11 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Camera:
     return camera
 
 
-def refuse(error: Exception) -> None:
-    raise error
-
-
 def test_the_newest_frame_counts_and_those_left_out_are_counted(camera: Camera) -> None:
     sources = open_sources(["camera:0"])
     assert camera.opened_with == (0,)
     stop = threading.Event()
-    items = sources.items(stop, 16, refuse)
+    items = sources.items(stop, 16)
     camera_shows = threading.Thread(target=camera.show, args=(0,))
     camera_shows.start()
     first = next(items)
@@ -101,7 +97,7 @@ def test_the_newest_frame_counts_and_those_left_out_are_counted(camera: Camera) 
 def test_each_frame_is_answered_before_the_next_one_comes(camera: Camera) -> None:
     predictor = Predictor(SquareFinder(P5), INFO, device="cpu")
     stop = threading.Event()
-    stream = predictor.stream(open_sources(["0"]).items(stop, 16, refuse), batch_size=16)
+    stream = predictor.stream(open_sources(["0"]).items(stop, 16), batch_size=16)
     for number in range(4):
         threading.Thread(target=camera.show, args=(number,)).start()
         _, found = next(stream)
@@ -113,7 +109,7 @@ def test_each_frame_is_answered_before_the_next_one_comes(camera: Camera) -> Non
 
 
 def test_each_so_many_th_picture_of_a_camera(camera: Camera) -> None:
-    items = open_sources(["camera:2"], SourceConfig(every=3)).items(threading.Event(), 16, refuse)
+    items = open_sources(["camera:2"], SourceConfig(every=3)).items(threading.Event(), 16)
     threading.Thread(target=camera.show, args=(0,)).start()
     assert next(items).number == 0
     assert next(items) is FLUSH
@@ -124,7 +120,7 @@ def test_each_so_many_th_picture_of_a_camera(camera: Camera) -> None:
 
 
 def test_a_camera_that_is_unplugged_is_told(camera: Camera) -> None:
-    items = open_sources(["camera:0"]).items(threading.Event(), 16, refuse)
+    items = open_sources(["camera:0"]).items(threading.Event(), 16)
     threading.Thread(target=camera.show, args=(0,)).start()
     next(items)
     next(items)

@@ -10,7 +10,7 @@ from anchorite.data.prefetch import prefetch
 from anchorite.errors import InputError
 from anchorite.predict import SourceConfig, open_sources
 from anchorite.predict.frames import FLUSH, Frame
-from anchorite.predict.sources import listed_items
+from anchorite.predict.sources import listed_names, opened
 from tests.predict.videos import make_video
 
 
@@ -65,7 +65,7 @@ def test_a_list_is_used_while_it_is_still_being_written(tmp_path: Path) -> None:
     for name in ("a.png", "b [1].png"):
         (tmp_path / name).touch()
     pipe, stop = Pipe(), threading.Event()
-    items = prefetch(lambda stop: listed_items(pipe.read_end, False, False, 1, stop), 4, stop, FLUSH)
+    items = prefetch(lambda stop: opened(listed_names(pipe.read_end, b"\n", stop)), 4, stop, FLUSH)
     assert next(items) is FLUSH
     pipe.say(f"{tmp_path}/a.png\n{tmp_path}/b [1]".encode())
     assert next(items) == tmp_path / "a.png"
@@ -86,21 +86,21 @@ def test_a_list_of_names_with_line_ends_in_them(tmp_path: Path) -> None:
     pipe = Pipe()
     pipe.say(b"\0".join(os.fsencode(name) for name in names) + b"\0")
     os.close(pipe.write_end)
-    assert list(listed_items(pipe.read_end, True, False, 1, threading.Event())) == names
+    assert list(opened(listed_names(pipe.read_end, b"\0", threading.Event()))) == names
 
 
 def test_videos_in_a_list_are_read(tmp_path: Path) -> None:
     pipe = Pipe()
     pipe.say(os.fsencode(make_video(tmp_path / "b.avi", 10)))
     os.close(pipe.write_end)
-    frames = list(listed_items(pipe.read_end, False, False, 4, threading.Event()))
+    frames = list(opened(listed_names(pipe.read_end, b"\n", threading.Event()), every=4))
     assert all(isinstance(frame, Frame) for frame in frames)
     assert [frame.number for frame in frames] == [0, 4, 8]
 
 
 def test_a_list_that_never_comes_can_be_left() -> None:
     pipe = Pipe()
-    items = prefetch(lambda stop: listed_items(pipe.read_end, False, False, 1, stop), 4, threading.Event(), FLUSH)
+    items = prefetch(lambda stop: opened(listed_names(pipe.read_end, b"\n", stop)), 4, threading.Event(), FLUSH)
     assert next(items) is FLUSH
     items.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("anchorite")]

@@ -17,7 +17,7 @@ from anchorite.model import WeightsInfo
 from anchorite.predict import Predictor
 from anchorite.predict import frames as videos
 from anchorite.predict.frames import Frame, Video, video_frames
-from anchorite.predict.sources import expanded
+from anchorite.predict.sources import opened
 from tests.predict.fakes import SquareFinder
 from tests.predict.videos import all_frames, make_video, square_at
 
@@ -97,13 +97,12 @@ def test_damage_in_the_midst_is_told(tmp_path: Path, seed: int) -> None:
     middle = len(data) // 2
     data[middle : middle + 3000] = np.random.default_rng(seed).bytes(3000)
     path.write_bytes(data)
-    errors: list[Exception] = []
-    frames = list(expanded([path], 1, 4, errors.append))
+    *frames, error = opened([path])
     assert 5 < len(frames) < 28
     lost = 30 - len(frames)
     told = (f"breaks off at frame {len(frames)} (", f"{lost} of 30 frames cannot be read")
-    assert len(errors) == 1
-    assert any(words in str(errors[0]) for words in told)
+    assert isinstance(error, InputError)
+    assert any(words in str(error) for words in told)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +129,9 @@ def test_what_counts_as_the_end(announced: int, num_read: int, seconds: float, i
 def test_a_frame_that_cannot_be_decoded_ends_its_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = iter([*all_frames(make_video(tmp_path / "a.avi", 30))[:5], None])
     monkeypatch.setattr(videos, "retrieve_rgb", lambda capture: next(images))
-    errors: list[Exception] = []
-    assert len(list(expanded([tmp_path / "a.avi"], 1, 4, errors.append))) == 5
-    assert "breaks off at frame 5 (0.2 of 1.2 s)" in str(errors[0])
+    *frames, error = opened([tmp_path / "a.avi"])
+    assert len(frames) == 5
+    assert "breaks off at frame 5 (0.2 of 1.2 s)" in str(error)
 
 
 def test_a_whole_video_of_uneven_times_is_not_called_broken(tmp_path: Path) -> None:
@@ -222,7 +221,7 @@ def test_results_hold_their_frames(predictor: Predictor, tmp_path: Path) -> None
     plain = tmp_path / "b.png"
     cv2.imwrite(str(plain), square_at(0)[..., ::-1])
     entries = []
-    for result in predictor.stream(expanded([path, plain], 3, 4, None), batch_size=3):
+    for result in predictor.stream(opened([path, plain], every=3), batch_size=3):
         image, detections = result
         assert result.frame.image is image
         assert result.detections is detections

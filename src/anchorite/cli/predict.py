@@ -115,7 +115,7 @@ def _predict_all(
 
         def predicted(_: threading.Event) -> Generator[FrameResult, None, None]:
             with (
-                closing(sources.items(stop, running.batch, leave_out)) as items,
+                closing(sources.items(stop, running.batch)) as items,
                 closing(network.stream(items, config, running.image_size, running.batch, leave_out)) as results,
             ):
                 # Not by `stop`, which a list on stdin sets at its end, too.

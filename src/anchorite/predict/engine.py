@@ -30,7 +30,7 @@ from anchorite.model import Detector, WeightsInfo, load_weights
 from anchorite.predict.frames import FLUSH, Frame, each_source, read_frame
 from anchorite.predict.postprocess import Limits, PredictConfig, RawDetections
 from anchorite.predict.runtime import Runtime, TorchRuntime
-from anchorite.predict.sources import OnUnreadable, expanded
+from anchorite.predict.sources import opened
 from anchorite.predict.views import (
     TTAView,
     ViewConfig,
@@ -40,6 +40,8 @@ from anchorite.predict.views import (
     merge_windows,
     tta_views,
 )
+
+OnUnreadable = Callable[[AnchoriteError], None]
 
 # What a channel is asked for when others are fused with it: less sure boxes still count for those that agree.
 _CHANNEL_CONFIDENCE = 0.1
@@ -148,7 +150,7 @@ class Predictor:
         With `on_unreadable`, an image that cannot be read, or the rest of a video, is handed to it as the error and
         left out; without, the error is raised.
         """
-        paths_opened = expanded(each_source(sources), 1, batch_size, on_unreadable)
+        paths_opened = opened(each_source(sources), depth=batch_size)
         return _run(self, paths_opened, config or PredictConfig(), image_size, batch_size, on_unreadable)
 
 
@@ -269,6 +271,8 @@ def _run(
 
     def prepare(source: Any) -> list[_View]:
         """All views of a source; that of a whole image is made, windows are when their batch is about to run."""
+        if isinstance(source, AnchoriteError):  # in place of what could not be opened
+            raise source
         frame = read_frame(source)
         windows = ensemble.config.windows(*frame.image.shape[:2])
         views = []

@@ -9,29 +9,20 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anchorite.data.formats.common import is_image_name
 from anchorite.data.headers import IMAGE_SUFFIXES
 from anchorite.data.images import decode_image
 from anchorite.data.prefetch import prefetch
 from anchorite.data.shards.format import leads_into_shard
 from anchorite.errors import AnchoriteError, InputError, StorageError
-from anchorite.predict.frames import (
-    FLUSH,
-    VIDEO_SUFFIXES,
-    Frame,
-    LiveSource,
-    address_scheme,
-    is_live,
-    read_video,
-    video_frames,
-)
+from anchorite.predict.frames import FLUSH, VIDEO_SUFFIXES, Frame, LiveSource, address_scheme, is_live, video_frames
 
-OnUnreadable = Callable[[AnchoriteError], None]
 STDIN = "-"
 _NUM_KINDS = 3  # listed of what a folder holds instead of images
 _LONGEST_PATH = 65_536
@@ -102,31 +93,25 @@ class Sources:
                     "name a folder elsewhere with --out"
                 )
 
-    def items(self, stop: threading.Event, depth: int, on_unreadable: OnUnreadable) -> Generator[Any, None, None]:
-        """Images (paths and frames) and lulls, as `Predictor.stream` takes them, read up to `depth` ahead.
+    def items(self, stop: threading.Event, depth: int) -> Generator[Any, None, None]:
+        """What `Predictor.stream` takes (paths, frames, lulls, and errors in place of what cannot be read).
 
-        Setting `stop` ends what is endless. What cannot be read is handed to `on_unreadable` and left out.
+        It is read up to `depth` ahead. Setting `stop` ends what is endless.
         """
         config = self.config
         if self.live is not None:
-            yield from self.live.frames(stop, config.every)
-            return
+            return self.live.frames(stop, config.every)
         if not self.watched and self.listed is None:
-            yield from expanded(self.paths, config.every, depth, on_unreadable)
-            return
+            return opened(self.paths, every=config.every, depth=depth)
 
-        def make(end: threading.Event) -> Generator[Any, None, None]:
+        def arriving(end: threading.Event) -> Generator[Any, None, None]:
             if self.listed is None:
-                yield from filter(None, watched_items(self.watched, config.recursive, config.idle_s, end))
-            else:
-                yield from listed_items(self.listed, config.null_separated, config.recursive, config.every, end)
+                items = watched_items(self.watched, config.recursive, config.idle_s, end)
+                return (item for item in items if item is not None)
+            names = listed_names(self.listed, b"\0" if config.null_separated else b"\n", end)
+            return opened(names, config.recursive, config.every)
 
-        with closing(prefetch(make, depth, stop, FLUSH)) as items:
-            for item in items:
-                if isinstance(item, AnchoriteError):
-                    on_unreadable(item)
-                else:
-                    yield item
+        return prefetch(arriving, depth, stop, FLUSH)
 
 
 def open_sources(words: Sequence[str], config: SourceConfig | None = None) -> Sources:
@@ -163,37 +148,27 @@ def open_sources(words: Sequence[str], config: SourceConfig | None = None) -> So
         raise InputError("-: a list of paths is wanted on stdin, and there is none") from error
 
 
-@contextmanager
-def _handing_errors_to(on_unreadable: OnUnreadable | None) -> Iterator[None]:
-    """An error that ends the block is handed on, or raised where nobody wants it."""
-    try:
-        yield
-    except AnchoriteError as error:
-        if on_unreadable is None:
-            raise
-        on_unreadable(error)
-
-
-def expanded(
-    sources: Iterable[Any], every: int, depth: int, on_unreadable: OnUnreadable | None
+def opened(
+    sources: Iterable[Any], recursive: bool = False, every: int = 1, depth: int = 16
 ) -> Generator[Any, None, None]:
-    """Sources of Python's, with paths opened: folders and patterns as their images, videos as frames, `depth` ahead.
+    """Sources with paths opened: folders and patterns as their images, videos as frames, all else as it is.
 
-    every: use each so-many-th frame. Without `on_unreadable`, errors are raised.
+    What cannot be read, or the rest of a video, becomes an item that is the error. recursive: folders stand for their
+    subfolders too. every: use each so-many-th frame of a video, decoded up to `depth` ahead.
     """
     for source in sources:
         if not isinstance(source, str | Path):
             yield source
             continue
-        paths: list[Path] = []
-        with _handing_errors_to(on_unreadable):
-            paths = expand_sources([source])
-        for path in paths:
-            if not is_video_name(path):
-                yield path
-                continue
-            with _handing_errors_to(on_unreadable), closing(video_frames(path, every, depth)) as frames:
-                yield from frames
+        try:
+            for path in expand_sources([source], recursive):
+                if not is_video_name(path):
+                    yield path
+                    continue
+                with closing(video_frames(path, every, depth)) as frames:
+                    yield from frames
+        except AnchoriteError as error:
+            yield error
 
 
 def expand_sources(sources: Iterable[str | Path], recursive: bool = False) -> list[Path]:
@@ -207,7 +182,17 @@ def expand_sources(sources: Iterable[str | Path], recursive: bool = False) -> li
     found: dict[Path, Path] = {}
     failures: list[str] = []
     for source in sources:
-        paths = list(_expand(Path(source), recursive))
+        named, paths = Path(source), list[Path]()
+        if named.is_file() or leads_into_shard(named):
+            paths = [named]
+        elif named.is_dir():
+            paths = _images_in(named, recursive)
+        else:
+            for path in _matches(named):
+                if path.is_dir() and "**" not in named.parts:  # which walks the tree by itself
+                    paths += _images_in(path, recursive)
+                elif path.is_file() and (is_image_name(path.name) or is_video_name(path)):
+                    paths.append(path)
         if not paths:
             failures.append(_why_nothing(source, recursive))
         for path in paths:
@@ -219,27 +204,9 @@ def expand_sources(sources: Iterable[str | Path], recursive: bool = False) -> li
     return list(found.values())
 
 
-def is_image_name(path: Path) -> bool:
-    """Whether a file is called like an image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
 def is_video_name(path: Path) -> bool:
     """Whether a file is called like a video."""
     return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def _expand(source: Path, recursive: bool) -> Iterator[Path]:
-    if source.is_file() or leads_into_shard(source):
-        yield source
-    elif source.is_dir():
-        yield from _images_in(source, recursive)
-    else:
-        for path in _matches(source):
-            if path.is_dir() and "**" not in source.parts:  # which walks the tree by itself
-                yield from _images_in(path, recursive)
-            elif path.is_file() and (is_image_name(path) or is_video_name(path)):
-                yield path
 
 
 def _matches(pattern: Path) -> list[Path]:
@@ -248,39 +215,34 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def _images_in(folder: Path, recursive: bool) -> list[Path]:
-    def is_visible(path: Path) -> bool:
-        return not any(part.startswith(".") for part in path.relative_to(folder).parts)
-
     entries = folder.rglob("*") if recursive else folder.iterdir()
     try:
-        return sorted(path for path in entries if is_image_name(path) and is_visible(path) and path.is_file())
+        images = sorted(path for path in entries if is_image_name(path.name) and path.is_file())
     except OSError as error:
         raise StorageError(f"{folder}: cannot be searched: {error.strerror or error}. Check its permissions") from error
+    return [path for path in images if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def _why_nothing(source: str | Path, recursive: bool) -> str:
     """What is there instead of images, and what to do, of a source that stands for nothing."""
     path, scheme = Path(source), address_scheme(str(source))
-    kinds = " ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+    kinds, deeper = " ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)), ""
     if path.is_dir():
+        nothing, entries = f"no image in this folder (looked for {kinds})", list(path.iterdir())
         deeper = "" if recursive else "; its subfolders are searched with --recursive"
-        return f"{path}: no image in this folder (looked for {kinds}){_instead(path.iterdir())}{deeper}"
-    if glob.has_magic(str(path)):
-        where = f"looked from {Path.cwd()} for {kinds}"
-        return f"{path}: no image matches this pattern ({where}){_instead(_matches(path))}"
-    if scheme == "file":
+    elif glob.has_magic(str(path)):
+        nothing = f"no image matches this pattern (looked from {Path.cwd()} for {kinds})"
+        entries = _matches(path)
+    elif scheme == "file":
         return f"{source}: files are named by their path alone, without file:"
-    if scheme:
+    elif scheme:
         return f"{source}: an address, and nothing is ever downloaded; save it as a file first, and name that file"
-    return f"{path}: no such file or folder (looked from {Path.cwd()})"
-
-
-def _instead(entries: Iterable[Path]) -> str:
-    """What there is instead of images, and what to do with it, as the rest of a sentence."""
+    else:
+        return f"{path}: no such file or folder (looked from {Path.cwd()})"
     others = [entry for entry in entries if entry.is_file()]
     counts = Counter(other.suffix.lower() or "no suffix" for other in others if not other.name.startswith("."))
     if not counts:
-        return ""
+        return f"{path}: {nothing}{deeper}"
     listed = ", ".join(f"{number} of {suffix}" for suffix, number in counts.most_common(_NUM_KINDS))
     more = " and others" if len(counts) > _NUM_KINDS else ""
     video = next((other for other in others if is_video_name(other)), None)
@@ -289,28 +251,11 @@ def _instead(entries: Iterable[Path]) -> str:
         if video is None
         else f"videos are named one by one or by a quoted pattern, such as '{video.parent / '*'}{video.suffix}'"
     )
-    return f", but files: {listed}{more}; {remedy}"
+    return f"{path}: {nothing}, but files: {listed}{more}; {remedy}{deeper}"
 
 
-def listed_items(
-    descriptor: int, null_separated: bool, recursive: bool, every: int, stop: threading.Event
-) -> Generator[Any, None, None]:
-    """Images (paths), frames of videos, and an error for each path that stands for nothing, until the list ends.
-
-    A path is meant as on the command line: a file, a folder or a pattern.
-    """
-    for name in _names(descriptor, b"\0" if null_separated else b"\n", stop):
-        try:
-            for path in expand_sources([name], recursive):
-                if is_video_name(path):
-                    yield from read_video(path, every, stop)
-                else:
-                    yield path
-        except AnchoriteError as error:
-            yield error
-
-
-def _names(descriptor: int, separator: bytes, stop: threading.Event) -> Iterator[str]:
+def listed_names(descriptor: int, separator: bytes, stop: threading.Event) -> Iterator[str]:
+    """The paths that a descriptor lists, each followed by `separator`, as they come and until `stop` is set."""
     rest = b""
     while not stop.is_set():
         # Waits a moment at a time, so that the list can be left; Windows can ask only sockets.
@@ -390,6 +335,6 @@ def _complete_names(folder: Path, recursive: bool) -> Iterator[tuple[str, _State
             with suppress(FileNotFoundError):  # moved away since it was listed
                 if recursive and entry.is_dir(follow_symlinks=False):
                     yield from _complete_names(path, recursive)
-                elif is_image_name(path) and Path(path.stem).suffix.lower() not in _TEMPORARY and entry.is_file():
+                elif is_image_name(entry.name) and Path(path.stem).suffix.lower() not in _TEMPORARY and entry.is_file():
                     status = entry.stat()
                     yield entry.path, (status.st_mtime_ns, status.st_size, status.st_ino)
