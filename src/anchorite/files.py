@@ -30,18 +30,23 @@ def write_atomically(path: Path, write: Callable[[Path], object], num_bytes: int
         temporary.replace(path)
         _flush_to_disk(path.parent)
     except OSError as error:
-        space = "" if num_bytes is None else f"{num_bytes / 1e6:.1f} MB needed, "
-        try:
-            space += f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free there"
-        except OSError:
-            space += "the folder cannot be read"
-        raise StorageError(
-            f"{path}: cannot be written: {error.strerror or error}; {space}. "
-            "Free some space or choose another folder with --out"
-        ) from error
+        raise cannot_write(path, error, num_bytes) from error
     finally:
         with suppress(OSError):  # a folder that has become read-only; the error above says so
             temporary.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError, num_bytes: int | None = None) -> StorageError:
+    """The error of a file that the disk or a permission refuses, with the bytes needed, where known, and those free."""
+    space = "" if num_bytes is None else f"{num_bytes / 1e6:.1f} MB needed, "
+    try:
+        space += f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free there"
+    except OSError:
+        space += "the folder cannot be read"
+    return StorageError(
+        f"{path}: cannot be written: {error.strerror or error}; {space}. "
+        "Free some space or choose another folder with --out"
+    )
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:

@@ -19,9 +19,10 @@ from anchorite.model.blocks import Bottleneck
 from anchorite.model.detector import Detector
 from anchorite.model.sizes import FIRST_LEVEL, SIZES, plan
 from anchorite.model.weights import WeightsInfo
+from anchorite.reading import printable
 
 _MAX_CLASSES = 10_000
-_NUM_SHOWN, _SHOWN_LENGTH = 5, 120
+_NUM_SHOWN = 5
 _KNOWN_LAYERS = frozenset((
     "Model", "DetectionModel", "Sequential", "ModuleList", "Conv", "Conv2d", "BatchNorm2d", "SiLU", "C3", "Bottleneck",
     "SPPF", "MaxPool2d", "Upsample", "Concat", "Detect",
@@ -249,8 +250,7 @@ def foreign_anchors_name(size: str) -> str:
 
 def shown(text: str) -> str:
     """A text out of the file, fit for a message: printable ASCII on one line, not too long."""
-    plain = "".join(letter if letter.isprintable() else "?" for letter in text[:_SHOWN_LENGTH])
-    return plain.encode("ascii", "backslashreplace").decode() + ("..." if len(text) > _SHOWN_LENGTH else "")
+    return printable(ascii(text)[1:-1], 120)
 
 
 def listed(numbers: Sequence[int]) -> str:

@@ -33,7 +33,6 @@ class Plan:
     the same. repeats: bottlenecks in the cross-stage block of each stage, by level; neck_repeats: in each of the neck.
     """
 
-    size: str
     last_level: int
     stem_width: int
     widths: Mapping[int, int]
@@ -64,15 +63,8 @@ def plan(size: str) -> Plan:
     last_level = 6 if size.endswith("6") else 5
     stem_width, *widths = (math.ceil(base * width / 8) * 8 for base in (_STEM_WIDTH, *_STAGE_WIDTHS[last_level]))
     neck_repeats, *repeats = (max(round(base * depth), 1) for base in (_NECK_REPEATS, *_STAGE_REPEATS))
-    stages = range(2, last_level + 1)
-    return Plan(
-        size,
-        last_level,
-        stem_width,
-        widths=dict(zip(stages, widths, strict=True)),
-        repeats=dict(zip(stages, repeats, strict=False)),
-        neck_repeats=neck_repeats,
-    )
+    by_stage = (dict(zip(range(2, last_level + 1), values, strict=False)) for values in (widths, repeats))
+    return Plan(last_level, stem_width, *by_stage, neck_repeats)
 
 
 def default_anchors(size: str) -> AnchorSet:

@@ -17,6 +17,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -38,21 +39,13 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-MEMORY_LIMIT_BYTES = 512 << 20
-"""Address space for reading, beside that of the libraries and one mapping of the file."""
-SECONDS_LIMIT = 60
-"""Processor time of the reading process; torch's import takes two or three seconds of it."""
-WAIT_SECONDS = 600
-"""Longest wait for the process, whose processor time has a limit of its own: the disk may be slow."""
-MAX_FILE_BYTES = 4 << 30
-"""Longest file that is read: the largest size with its optimizer's state in float32 takes half of it."""
-MAX_STEPS = 1_000_000
-"""Most instructions of a pickle; that of size n takes 36 000."""
-MAX_PICKLE_BYTES = 16 << 20
-"""Longest pickle; that of size n takes 88 kB."""
-MAX_LAYERS = 20_000
-"""Most layers of a model, tensors of it, and records of the file."""
-
+MEMORY_LIMIT_BYTES = 512 << 20  # address space for reading, beside that of the libraries and a mapping of the file
+SECONDS_LIMIT = 60  # of processor time for reading; torch's import takes two or three seconds of it
+WAIT_SECONDS = 600  # for the process, whose processor time has a limit of its own: the disk may be slow
+MAX_FILE_BYTES = 4 << 30  # the largest size with its optimizer's state in float32 takes half of it
+MAX_STEPS = 1_000_000  # instructions of a pickle; that of size n takes 36 000
+MAX_PICKLE_BYTES = 16 << 20  # that of size n takes 88 kB
+MAX_LAYERS = 20_000  # of a model; also its tensors, and the records of the file
 _BYTES_PER_FILE_BYTE = 10  # memory for tensors: float32 copies of half precision, twice more while they are written
 _MAX_DEPTH, _MAX_CHILDREN = 12, 1_000
 _GIVE = "give a .pt file of the original family"
@@ -77,13 +70,6 @@ _STAND_INS = {
 }
 # Where a function is today, by where Python 2 had it, whose names the protocol of torch.save uses.
 _TODAY = {"posix": "os", "nt": "os", "__builtin__": "builtins", "commands": "subprocess", "copy_reg": "copyreg"}
-_INSTRUCTIONS = frozenset((
-    "PROTO", "STOP", "GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "BINPERSID", "MARK", "APPEND", "APPENDS", "SETITEM",
-    "SETITEMS", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_TUPLE", "EMPTY_LIST",
-    "EMPTY_DICT", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "BINGET",
-    "LONG_BINGET", "BINPUT", "LONG_BINPUT",
-))  # fmt: skip
-"""What torch.save writes and torch.load(weights_only=True) reads."""
 
 
 @dataclass(frozen=True)
@@ -210,13 +196,10 @@ def answer(path: Path) -> bytes:
 
 
 def _limit_resources(num_file_bytes: int) -> None:
-    """Limit memory, time and files written; the hard limit on memory leaves room for copies of a file's tensors.
-
-    Python's Windows has no such limits: there, those on sizes and steps must do.
-    """
+    """Limit memory, time and files written; the hard limit on memory leaves room for copies of a file's tensors."""
     try:
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
+    except OSError:  # Windows has no such limits: there, those on sizes and steps must do
         return
     most = in_use + MEMORY_LIMIT_BYTES + num_file_bytes
     for kind, soft, hard in (
@@ -255,7 +238,7 @@ def _read(path: Path) -> CheckpointContents:
         for module, name in _checked_globals(pickled)
     ]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RecursionError:
         raise
@@ -289,10 +272,7 @@ def _check_start(path: Path, num_bytes: int) -> None:
 
 
 def _checked_entries(entries: Sequence[zipfile.ZipInfo], num_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    """The records by their names within the one folder that they are all in; nothing is unpacked.
-
-    What torch.save writes is stored as it is, so no record takes more memory than the file is long.
-    """
+    """The records by their names within the one folder that they are all in; nothing is unpacked."""
     inside = {entry.filename.partition("/")[2]: entry for entry in entries}
     if any(name.startswith(("code/", "constants.pkl")) for name in inside):
         raise UnsafeFileError(
@@ -326,10 +306,10 @@ def _checked_entries(entries: Sequence[zipfile.ZipInfo], num_bytes: int) -> dict
 def _checked_globals(pickled: bytes) -> set[tuple[str, str]]:
     """Module and name of what needs a stand-in, of a pickle that names nothing but what checkpoints of the family do.
 
-    Raises UnsafeFileError naming any other global, and for instructions that torch.save never writes. This is stricter
-    than torch's own list, which has functions that no checkpoint of the family calls.
+    Raises UnsafeFileError naming any other global. This is stricter than torch's own list, which has functions that no
+    checkpoint of the family calls; instructions that torch.save never writes are left for torch to refuse.
     """
-    wanted, texts, other = set(), deque([""] * 2, maxlen=2), ""
+    wanted, texts = set(), deque([""] * 2, maxlen=2)
     try:
         for step, (instruction, argument, _) in enumerate(pickletools.genops(pickled)):
             if step >= MAX_STEPS:
@@ -340,16 +320,10 @@ def _checked_globals(pickled: bytes) -> set[tuple[str, str]]:
                     wanted.add((module, name))
             elif isinstance(argument, str):
                 texts.append(argument)
-            if instruction.name not in _INSTRUCTIONS or (instruction.name == "PROTO" and argument != 2):
-                other = other or instruction.name
     except AnchoriteError:
         raise
     except ValueError as error:
         raise InputError(f"its pickle is cut off or damaged ({shown(str(error))}); {_AGAIN}") from error
-    if other:
-        raise UnsafeFileError(
-            f"its pickle has an instruction {other}, which torch.save does not write in its own protocol, 2; {_NOTHING}"
-        )
     return wanted
 
 

@@ -264,10 +264,10 @@ def _check_tensors(path: Path, expected: Mapping[str, Tensor], file: Any) -> Non
     faults = [f"{name} is missing" for name in expected if name not in found]
     faults += [f"{printable(name, 100)} is unknown" for name in found if name not in expected]
     for name in expected.keys() & found.keys():
-        shape, dtype = list(expected[name].shape), "F32" if expected[name].is_floating_point() else "I64"
-        if found[name].get_shape() != shape or found[name].get_dtype() != dtype:
-            is_now = f"{found[name].get_dtype()} {shorten(found[name].get_shape())}"
-            faults.append(f"{name} is {is_now} instead of {dtype} {shape}")
+        wanted = f"{'F32' if expected[name].is_floating_point() else 'I64'} {list(expected[name].shape)}"
+        is_now = f"{found[name].get_dtype()} {found[name].get_shape()}"
+        if is_now != wanted:
+            faults.append(f"{name} is {printable(is_now, 70)} instead of {wanted}")
     if faults:
         shown = "; ".join(sorted(faults)[:_NUM_SHOWN])
         raise InputError(f"{path}: {len(faults)} tensors do not fit its detector: {shown}")

@@ -13,7 +13,7 @@ from anchorite.predict.postprocess import (
     detections_from_logits,
 )
 from anchorite.predict.runtime import Runtime, TorchRuntime, images_not_finite, require_finite
-from anchorite.predict.sources import SourceConfig, Sources, expand_sources, open_sources
+from anchorite.predict.sources import SourceConfig, Sources, open_sources
 from anchorite.predict.views import ViewConfig
 
 RefiningConfig = ViewConfig
@@ -40,7 +40,6 @@ __all__ = [
     "decoded_detections",
     "detections_from_logits",
     "draw",
-    "expand_sources",
     "images_not_finite",
     "load",
     "open_sources",

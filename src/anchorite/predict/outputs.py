@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from anchorite.boxes import Detections, xyxy_to_cxcywh
 from anchorite.choices import OutputKind
 from anchorite.errors import AnchoriteError, InputError, StorageError
-from anchorite.files import write_atomically, write_bytes_atomically, write_text_atomically
+from anchorite.files import cannot_write, make_folder, write_atomically, write_bytes_atomically, write_text_atomically
 from anchorite.interrupts import HeldInterrupts
 from anchorite.predict.drawing import draw
 from anchorite.predict.engine import FrameResult
@@ -109,14 +109,6 @@ def unused(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _make(folder: Path) -> None:
-    """Make a folder if need be; StorageError when it cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made: {error.strerror or error}; choose another folder") from error
-
-
 class GrowingFile:
     """A new UTF-8 file that grows by whole pieces, each readable at once; one that does not fit is taken back."""
 
@@ -125,7 +117,7 @@ class GrowingFile:
         try:
             self._file = path.open("xb", buffering=0)
         except OSError as error:
-            raise self._refused(error) from error
+            raise cannot_write(path, error) from error
 
     def append(self, piece: str) -> None:
         """Write a piece; StorageError when the disk refuses."""
@@ -139,18 +131,12 @@ class GrowingFile:
             with suppress(OSError):
                 self._file.truncate(self._size)
                 self._file.seek(self._size)
-            raise self._refused(error) from error
+            raise cannot_write(self._path, error) from error
         self._size += len(data)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def _refused(self, error: OSError) -> StorageError:
-        return StorageError(
-            f"{self._path}: cannot be written: {error.strerror or error}. "
-            "Free some space or choose another folder with --out"
-        )
 
 
 class JsonDocument:
@@ -321,7 +307,7 @@ class PredictionWriter:
                 f"{folder}: there is something here already, and nothing is ever overwritten; "
                 "name a new or an empty folder"
             )
-        _make(folder)
+        make_folder(folder)
         self._taken, self._num_images = set[str](), 0
         self._video_name: tuple[Video, str] | None = None
         self._unreadable: list[str] = []
@@ -384,7 +370,7 @@ class PredictionWriter:
         frame, image, detections = result.frame, result.image, result.detections
         kinds = (self.save.of_images - {"video"} if frame.video is None else self.save.of_frames) & _FOLDERS.keys()
         for kind in kinds:  # not before: where there is no video there is no folder for one
-            _make(self.folder / _FOLDERS[kind])
+            make_folder(self.folder / _FOLDERS[kind])
         name, is_named = "", bool(kinds - {"video"})
         if is_named and frame.video is None:
             name = unused(file_name(Path(frame.name or "image").stem), self._taken)
@@ -407,7 +393,7 @@ class PredictionWriter:
         if "crops" in kinds:
             for number, found in enumerate(detections, 1):
                 folder = self.folder / "crops" / self._class_folders[found.class_id]
-                _make(folder)
+                make_folder(folder)
                 x0, y0, x1, y1 = pixels_of(found.box_xyxy, *detections.image_size)
                 write_image(folder / f"{name}-{number}.png", image[y0:y1, x0:x1])
         return paths

@@ -77,11 +77,7 @@ class TorchRuntime:
         weights_dtype = self._autocast_dtype or self.dtype  # autocast would convert them at every step
         self.detector = fold_batch_norm(detector).to(device=self.device, dtype=weights_dtype)
         to_channels_last(self.detector)
-
-    @property
-    def name(self) -> str:
-        """Device and number format."""
-        return f"{self.device} {str(self.dtype).removeprefix('torch.')}"
+        self.name = f"{self.device} {str(self.dtype).removeprefix('torch.')}"
 
     @torch.inference_mode()
     def outputs(self, images: Tensor) -> list[Tensor]:
