@@ -63,8 +63,9 @@ def plan(size: str) -> Plan:
     last_level = 6 if size.endswith("6") else 5
     stem_width, *widths = (math.ceil(base * width / 8) * 8 for base in (_STEM_WIDTH, *_STAGE_WIDTHS[last_level]))
     neck_repeats, *repeats = (max(round(base * depth), 1) for base in (_NECK_REPEATS, *_STAGE_REPEATS))
-    by_stage = (dict(zip(range(2, last_level + 1), values, strict=False)) for values in (widths, repeats))
-    return Plan(last_level, stem_width, *by_stage, neck_repeats)
+    levels = range(2, last_level + 1)
+    by_level = dict(zip(levels, widths, strict=True)), dict(zip(levels, repeats, strict=False))
+    return Plan(last_level, stem_width, *by_level, neck_repeats)
 
 
 def default_anchors(size: str) -> AnchorSet:
