@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
+import resource
 
 import pytest
 import torch
 
 from anchorite import devices
-from anchorite.devices import choose_device, choose_precision
+from anchorite.devices import choose_device, choose_precision, keep_freed_memory
 from anchorite.errors import InputError
+from tests.processes import ForkedProcess
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -62,27 +62,23 @@ def test_what_is_not_there_is_refused() -> None:
     assert choose_device("cpu") == CPU
 
 
+def print_page_faults(is_kept: bool) -> None:
+    """The fewest page faults of filling memory that was freed before."""
+    if is_kept:
+        assert keep_freed_memory()
+    faults = []
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        # Larger than what glibc keeps of its own accord, which is 32 MiB.
+        blocks = [torch.empty(40 * 2**20, dtype=torch.uint8).fill_(number) for number in range(4)]
+        while blocks:
+            blocks.pop()
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    print(min(faults))
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
 def test_freed_memory_comes_back_without_page_faults() -> None:
-    script = """
-import resource, sys, torch
-from anchorite.devices import keep_freed_memory
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
-def fill() -> None:
-    # Larger than what glibc keeps of its own accord, which is 32 MiB.
-    blocks = [torch.empty(40 * 2**20, dtype=torch.uint8).fill_(number) for number in range(4)]
-    while blocks:
-        blocks.pop()
-faults = []
-for _ in range(8):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    fill()
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults))
-"""
-    faults = {
-        mode: int(subprocess.run([sys.executable, "-c", script, mode], capture_output=True, check=True).stdout)
-        for mode in ("keep", "leave")
-    }
-    assert faults["keep"] < 100 < faults["leave"]
+    processes = [ForkedProcess("tests.test_devices:print_page_faults", is_kept) for is_kept in (True, False)]
+    kept, left = (int(process.communicate(timeout=60)[0]) for process in processes)
+    assert kept < 100 < left

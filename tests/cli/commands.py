@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
-from anchorite.cli import run
+from anchorite.cli import main, run
 from anchorite.data.scenes import write_scenes
+from tests.processes import ForkedProcess
 
 QUICK = (
     "image_size: 64\nepochs: 2\nbatch: 4\nprecision: fp32\ndevice: cpu\nworkers: 0\noptimizer:\n  nominal_batch: 8\n"
@@ -62,19 +62,15 @@ def weights() -> str:
     return str(finished_run() / "best.safetensors")
 
 
-def started(*words: str, **settings: object) -> subprocess.Popen[str]:
+def started(*words: str, **settings: Any) -> ForkedProcess:
     """A real process of the command line, leader of a session of its own, with text pipes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*COMMAND, *words],
-        text=True,
-        encoding="utf-8",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
-        **settings,  # type: ignore[call-overload]
-    )
+    return ForkedProcess("anchorite.cli:main", list(words), **settings)
+
+
+def run_without(package: str, words: list[str]) -> None:
+    """Run a command where a package is not installed; for `ForkedProcess`."""
+    sys.modules[package] = None  # type: ignore[assignment]
+    main(words)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

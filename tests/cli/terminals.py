@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import re
 import select
-import signal
-import struct
 import termios
 import time
 from collections.abc import Callable
 
-from tests.cli.commands import COMMAND
+from tests.cli.commands import started
 
 _SEQUENCE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])")
 
@@ -80,19 +77,13 @@ def in_terminal(
     **environment: str,
 ) -> tuple[str, int]:
     """All that a command wrote into a terminal, and its exit code; interrupted, as by Ctrl-C, when told to."""
-    child, master = pty.fork()
-    if child == 0:  # pragma: no cover - becomes the command
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        if cwd is not None:
-            os.chdir(cwd)
-        settings = {"OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "LANG": "C.UTF-8"} | environment
-        dropped = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
-        os.execve(
-            COMMAND[0],
-            [*COMMAND, *words],
-            {name: value for name, value in os.environ.items() if name not in dropped} | settings,
-        )
+    dropped = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
+    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
+    settings = {"TERM": "xterm-256color", "LANG": "C.UTF-8"} | environment
+    master, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (rows, columns))
+    command = started(*words, stdin=terminal, stdout=terminal, stderr=terminal, cwd=cwd, env=inherited | settings)
+    os.close(terminal)
     written = bytearray()
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
@@ -109,4 +100,4 @@ def in_terminal(
             interrupt_when = None
             os.write(master, b"\x03")
     os.close(master)
-    return written.decode("utf-8"), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return written.decode("utf-8"), command.wait()

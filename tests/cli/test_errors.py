@@ -22,6 +22,7 @@ from anchorite.data import open_dataset
 from anchorite.errors import InputError, StorageError
 from anchorite.model import Detector, WeightsInfo, default_anchors, save_weights
 from tests.cli.commands import contents, data_folder
+from tests.model.torch_checkpoints import read_in_this_process
 
 NO_PLACE = Path("/proc/anchorite-out")  # where even root can make nothing
 
@@ -40,6 +41,7 @@ def untrained(other_classes: bool = False) -> str:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of somebody who has just begun."""
     monkeypatch.chdir(tmp_path)
+    read_in_this_process(monkeypatch)
     files = {
         "a.jpg": cv2.imencode(".jpg", np.full((40, 40, 3), 90, np.uint8))[1].tobytes(),
         "film.mp4": b"\0\0\0\x18ftypmp42" + bytes(100),

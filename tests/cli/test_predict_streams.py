@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import resource
 import select
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 from anchorite.cli import run
 from tests.cli.commands import contents, data_folder, started, weights
 from tests.predict.videos import all_frames, make_video
+from tests.processes import ForkedProcess
 
 pytestmark = pytest.mark.slow
 
@@ -27,9 +27,8 @@ def scenes() -> list[Path]:
     return sorted((data_folder() / "images" / "train").iterdir())
 
 
-def next_line(process: subprocess.Popen[str], seconds: float = 60) -> str:
+def next_line(process: ForkedProcess, seconds: float = 60) -> str:
     """What the process prints next."""
-    assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], seconds)
     assert ready, "nothing was printed"
     return process.stdout.readline()
@@ -39,7 +38,7 @@ def json_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str, str]:
+def ended(process: ForkedProcess, seconds: float = 60) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
 
@@ -150,7 +149,6 @@ def test_a_watch_ends_by_itself_when_nothing_comes(tmp_path: Path, capsys: pytes
 
 def test_a_list_on_stdin_is_followed_while_it_is_written(tmp_path: Path) -> None:
     process = started("predict", weights(), "-", "--out", str(tmp_path / "out"), *LOW, stdin=subprocess.PIPE)
-    assert process.stdin is not None
     try:
         for source in scenes()[:3]:
             process.stdin.write(f"{source}\n")
@@ -158,7 +156,6 @@ def test_a_list_on_stdin_is_followed_while_it_is_written(tmp_path: Path) -> None
             assert next_line(process).startswith(f"{source}: ")
         process.stdin.write(f"{tmp_path / 'missing.jpg'}\n{scenes()[3]}\n")
         process.stdin.close()
-        process.stdin = None
         code, printed, err = ended(process)
     finally:
         process.kill()
@@ -193,22 +190,14 @@ def test_an_interrupted_video_is_whole_up_to_there(tmp_path: Path, number: signa
 
 def test_a_disk_that_fails_behind_the_network_ends_the_command(tmp_path: Path) -> None:
     path, out = make_video(tmp_path / "clip.avi", 400), tmp_path / "out"
-    script = (
-        "import resource, sys; from anchorite.cli import main; "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); main(sys.argv[1:])"
+    process = started(
+        *("predict", weights(), str(path), "--out", str(out)), *("--save", "jsonl", "--batch", "4", "--quiet", *LOW)
     )
-    words = ["predict", weights(), str(path), "--out", str(out), "--save", "jsonl", "--batch", "4", "--quiet", *LOW]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 4
-    assert done.stderr.startswith(f"anchorite: {out / 'detections.jsonl'}: cannot be written: File too large")
-    assert len(done.stderr.splitlines()) == 1
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    code, _, err = ended(process, 120)
+    assert code == 4
+    assert err.startswith(f"anchorite: {out / 'detections.jsonl'}: cannot be written: File too large")
+    assert len(err.splitlines()) == 1
     rows = json_rows(out / "detections.jsonl")  # no half of a line
     assert rows
     assert [row["frame"] for row in rows] == list(range(len(rows)))

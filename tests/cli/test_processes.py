@@ -16,6 +16,7 @@ import pytest
 from anchorite.cli import run
 from anchorite.train import RunFolder
 from tests.cli.commands import COMMAND, contents, data_folder, quick_recipe, started, weights
+from tests.processes import ForkedProcess
 
 pytestmark = pytest.mark.slow
 
@@ -33,12 +34,11 @@ def members_of_session(session: int) -> list[int]:
     return members
 
 
-def training(out: Path, *more: str, **settings: object) -> subprocess.Popen[str]:
-    return started("train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(out), *more, **settings)
+def training(out: Path, *more: str) -> ForkedProcess:
+    return started("train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(out), *more)
 
 
-def read_until(process: subprocess.Popen[str], start: str) -> None:
-    assert process.stdout is not None
+def read_until(process: ForkedProcess, start: str) -> None:
     for line in process.stdout:
         if line.strip().startswith(start):
             return
@@ -104,12 +104,9 @@ def test_a_run_that_is_interrupted_before_its_first_checkpoint_starts_over(
 
 def test_a_full_disk_ends_a_run_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
     out = tmp_path / "run"
-
-    def limit() -> None:
-        # Weights of model n take 7 MB, a checkpoint three times as much: no checkpoint can be finished.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
-
-    process = training(out, preexec_fn=limit)
+    process = training(out)
+    # Weights of model n take 7 MB, a checkpoint three times as much: no checkpoint can be finished.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 4
     assert errors.startswith(f"anchorite: {out / 'checkpoints'}")
@@ -134,10 +131,8 @@ def test_output_that_nobody_reads_ends_quietly() -> None:
 def test_a_run_whose_output_nobody_reads_any_more_says_how_to_go_on(tmp_path: Path) -> None:
     process = training(tmp_path / "run", "--epochs", "40")
     read_until(process, "run: ")
-    assert process.stdout is not None
     process.stdout.close()
     assert process.wait(timeout=300) == 141
-    assert process.stderr is not None
     assert process.stderr.read() == f"anchorite: to go on with the run: anchorite train --resume {tmp_path / 'run'}\n"
 
 
@@ -163,13 +158,11 @@ def test_output_on_a_full_disk_is_told() -> None:
 def test_names_that_the_terminal_cannot_spell_are_escaped(tmp_path: Path) -> None:
     image = tmp_path / "\u00fcber.png"
     image.write_bytes(next((data_folder() / "images" / "val").iterdir()).read_bytes())
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     words = ["predict", weights(), str(image), "--out", str(tmp_path / "out")]
-    process = subprocess.run(
-        [*COMMAND, *words], env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert (process.returncode, process.stderr) == (0, "")
-    assert "\\xfcber.png: " in process.stdout
+    process = started(*words, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "")
+    assert "\\xfcber.png: " in output
 
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

@@ -10,6 +10,7 @@ import pytest
 from anchorite.cli import run
 from anchorite.files import is_locked
 from tests.cli.commands import contents, finished_run
+from tests.train.runs import held_elsewhere
 
 
 @pytest.fixture
@@ -69,20 +70,8 @@ def test_a_folder_of_runs_is_a_line_each(capsys: pytest.CaptureFixture[str], fol
 
 
 def test_a_run_in_progress_is_called_so(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    import subprocess
-    import sys
-
-    script = (
-        "import sys, pathlib; from anchorite.train import RunFolder\n"
-        "with RunFolder(pathlib.Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    assert "ended:       no, it is being trained" in shown(capsys, str(folder))
-    holder.communicate("")
+    with held_elsewhere(folder):
+        assert "ended:       no, it is being trained" in shown(capsys, str(folder))
     assert not is_locked(folder / ".lock")
 
 

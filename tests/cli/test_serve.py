@@ -19,7 +19,6 @@ from tests.serve.servers import asked
 def test_it_serves_until_a_signal_ends_it(number: signal.Signals, code: int) -> None:
     process = started("serve", weights(), "--port", "0")
     try:
-        assert process.stdout is not None
         found = re.search(r"on http://127\.0\.0\.1:(\d+) ", process.stdout.readline())
         assert found is not None
         port = int(found[1])

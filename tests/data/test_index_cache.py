@@ -6,8 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ from anchorite.data.index_cache import VARIABLE
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 from tests.data.format_samples import coco_json, voc_object, voc_xml, write_image, write_text, yolo_dataset
+from tests.processes import ForkedProcess
 
 ROWS = {"a": "0 0.5 0.5 0.2 0.2\n1 0.4 0.4 0.9 0.9\n", "b": "", "c": "1 0.5 0.5 0 0\n1 0.25 0.25 0.5 0.5\n"}
 
@@ -258,19 +257,21 @@ def test_an_image_that_turns_out_to_have_changed_ends_the_cache(
     ImageStore(again.splits["train"], 64, "ram").build()
 
 
+def open_and_forget(data: str, cache: str) -> None:
+    """Open a dataset eight times, each time without an index kept before."""
+    index_cache.LEAST_IMAGES, index_cache._SETTLED_NS = 1, 0
+    for _ in range(8):
+        for file in Path(cache).glob("index-*"):
+            file.unlink(missing_ok=True)
+        index = open_dataset(data)
+        assert [len(record.class_ids) for record in index.splits["train"]] == [1, 2, 0], index
+
+
 def test_two_processes_may_keep_the_same_index_at_once(tmp_path: Path, cache: Path) -> None:
     root = write_coco(tmp_path / "data")
     time.sleep(0.05)
-    code = (
-        "import sys\nfrom anchorite.data import index_cache, open_dataset\n"
-        "index_cache.LEAST_IMAGES, index_cache._SETTLED_NS = 1, 0\n"
-        "for _ in range(8):\n"
-        "    for file in index_cache.Path(sys.argv[2]).glob('index-*'): file.unlink(missing_ok=True)\n"
-        "    index = open_dataset(sys.argv[1])\n"
-        "    assert [len(record.class_ids) for record in index.splits['train']] == [1, 2, 0], index\n"
-    )
-    words = [sys.executable, "-c", code, str(root), str(cache)]
-    running = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    function = "tests.data.test_index_cache:open_and_forget"
+    running = [ForkedProcess(function, str(root), str(cache)) for _ in range(2)]
     for process in running:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors

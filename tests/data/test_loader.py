@@ -6,7 +6,6 @@ import hashlib
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from anchorite.data.samples import SampleConfig, TrainSamples
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError, WorkerError
 from tests.data.test_samples import EVERYTHING, drawn, make_records
+from tests.processes import ForkedProcess
 
 SIZE = 64
 
@@ -284,17 +284,18 @@ def test_closing_ends_all_workers_even_in_mid_epoch(samples: TrainSamples) -> No
     loader.close()
 
 
+def load_for_a_minute(folder: str) -> None:
+    """Start workers, print their numbers, and wait."""
+    loader = host_loader(make_samples(Path(folder)), LoaderConfig(batch_size=2, workers=2))
+    batches = iter(loader)
+    next(batches)
+    print(*worker_processes(loader), flush=True)
+    time.sleep(60)
+
+
 @pytest.mark.slow
 def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from tests.data.test_loader import *\n"
-        f"loader = host_loader(make_samples(Path({str(tmp_path)!r})), LoaderConfig(batch_size=2, workers=2))\n"
-        "iterator = iter(loader); next(iterator)\n"
-        "print(*worker_processes(loader), flush=True); time.sleep(60)"
-    )
-    root = Path(__file__).resolve().parents[2]
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
+    parent = ForkedProcess("tests.data.test_loader:load_for_a_minute", str(tmp_path))
     processes = list(map(int, parent.stdout.readline().split()))
     assert len(processes) == 2
     parent.kill()

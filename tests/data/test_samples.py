@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -17,6 +15,7 @@ from anchorite.data.dataset import Record
 from anchorite.data.images import FILL, letterbox
 from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples, draw_tiles, sample_rng
 from anchorite.data.store import ImageStore
+from tests.processes import ForkedProcess
 
 SIZE = 160
 
@@ -83,18 +82,16 @@ def test_a_sample_depends_on_its_key_and_seed_alone(tmp_path: Path) -> None:
     assert digest(make_samples(records, EVERYTHING, seed=1), keys[:1]) != expected[keys[0]]
 
 
-@pytest.mark.slow
-def test_another_process_makes_the_same_sample(tmp_path: Path) -> None:
-    records = make_records(tmp_path)
-    keys = [SampleKey(1, index) for index in range(6)]
-    code = (
-        "import sys; from pathlib import Path; from tests.data.test_samples import *\n"
-        f"records = make_records(Path({str(tmp_path)!r}))\n"
-        "print(digest(make_samples(records, EVERYTHING), [SampleKey(1, index) for index in range(6)]))"
-    )
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == digest(make_samples(records, EVERYTHING), keys)
+def print_digest(folder: str) -> None:
+    """The digest of six samples."""
+    samples = make_samples(make_records(Path(folder)), EVERYTHING)
+    print(digest(samples, [SampleKey(1, index) for index in range(6)]))
+
+
+def test_another_process_makes_the_same_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_digest(str(tmp_path))
+    other = ForkedProcess("tests.data.test_samples:print_digest", str(tmp_path))
+    assert other.communicate(timeout=60) == (capsys.readouterr().out, "")
 
 
 def test_the_images_of_a_mosaic_do_not_depend_on_what_else_is_switched_on() -> None:

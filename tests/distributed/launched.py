@@ -4,55 +4,67 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from safetensors.torch import load_file
 
 from anchorite.train import RunFolder
 from tests.cli.commands import data_folder, quick_recipe
+from tests.distributed.machines import LOOPBACK, Machine
+from tests.processes import ForkedProcess
 
 TIMEOUT_S = 5.0
-EPOCHS = 4
+EPOCHS = 3
 BY_STEP = ("--epochs", str(EPOCHS), "--set", "checkpoint_minutes=1e-9", "--set", f"rank_timeout_s={TIMEOUT_S}")
 ENDLESS = ("--epochs", "400", "--set", "checkpoint_minutes=1e-9", "--set", f"rank_timeout_s={TIMEOUT_S}")
 
 
-def start(words: Sequence[str], count: int = 2, restarts: int = 0, module: str = "anchorite") -> subprocess.Popen[str]:
-    """torchrun with several ranks of the command line, leader of a session of its own."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    return subprocess.Popen(
-        [*launcher, "--max-restarts", str(restarts), "-m", module, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
-        start_new_session=True,
-    )
+class Launched(ForkedProcess):
+    """torchrun with ranks that are forked too: each calls `function` with `arguments`. Its options come first."""
+
+    def __init__(self, options: Sequence[str], function: str, *arguments: Any, machine: Machine = LOOPBACK[0]) -> None:
+        self._ranks = Path(mkdtemp())
+        there = ("tests.distributed.machines:inside", machine.namespace)
+        words = [*options, "--no-python", "rank"]  # a program that is never started: see `torchrun`
+        call = ("tests.distributed.launched:torchrun", words, str(self._ranks), [*there, function, *arguments])
+        super().__init__(*there, *call, env=os.environ | {"NO_COLOR": "1", "GLOO_SOCKET_IFNAME": machine.device})
+
+    def ranks(self) -> list[int]:
+        """The processes that torchrun started last, by rank."""
+        return [int(path.read_text()) for path in sorted(self._ranks.iterdir())]
+
+
+def torchrun(words: list[str], ranks: str, call: Sequence[Any]) -> None:
+    """What torchrun does with these words, but that ranks are forked; the number of each is a file of a folder."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+    from torch.distributed.run import main
+
+    def started(args: Any, env: dict[str, str], stdout: None, stderr: None, start_new_session: bool) -> ForkedProcess:
+        process = ForkedProcess(*call, stdout=stdout, stderr=stderr, env=env)
+        (Path(ranks) / env["RANK"]).write_text(str(process.pid))
+        return process
+
+    subprocess_handler.Popen = started  # type: ignore[misc, assignment]
+    main(words)
+
+
+def start(words: Sequence[str], count: int = 2, restarts: int = 0) -> Launched:
+    """torchrun with several ranks of the command line."""
+    return Launched(standalone(count, restarts), "anchorite.cli:main", list(words))
+
+
+def standalone(count: int = 2, restarts: int = 0) -> list[str]:
+    """The options of torchrun for ranks of one machine."""
+    return ["--standalone", "--nproc-per-node", str(count), "--max-restarts", str(restarts)]
 
 
 def train_words(out: Path, *more: str) -> list[str]:
     return ["train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(out), *more]
-
-
-def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
-    """The processes that torchrun started, by rank."""
-    numbers = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if parent == str(launcher.pid):
-                words = (folder / "environ").read_bytes().split(b"\0")
-                rank = next(word for word in words if word.startswith(b"RANK="))
-                numbers[int(rank.removeprefix(b"RANK="))] = int(folder.name)
-        except (OSError, StopIteration, IndexError):
-            continue
-    return [numbers[rank] for rank in sorted(numbers)]
 
 
 def wait_for_checkpoint(run: Path) -> None:

@@ -21,7 +21,7 @@ from anchorite.model import Detector, default_anchors
 from anchorite.train.optim import EMA, EMAConfig, OptimizerConfig, build_optimizer
 from anchorite.train.step import TrainingStep, TrainState
 
-SIDE, CLASSES = 64, 3
+SIDE, CLASSES = 32, 3
 CPU = torch.device("cpu")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.distributed.processes import on_ranks
+from tests.distributed.ranks import on_ranks
 
 FULL = [(8, 8)]
 FEW_TARGETS = [(8, 2)]  # most ranks have none

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +15,9 @@ from anchorite.evaluate import ReadConfig, ValidationConfig, Validator
 from anchorite.model import load_weights
 from anchorite.train import RunFolder
 from tests.cli.commands import data_folder
-from tests.distributed.launched import BY_STEP, bits, finished, start, train_words
+from tests.distributed.launched import BY_STEP, Launched, bits, finished, start, train_words
 from tests.distributed.machines import two_machines
-from tests.distributed.processes import free_port, on_ranks
+from tests.distributed.ranks import free_port, on_ranks
 from tests.train.runs import scenes
 
 pytestmark = pytest.mark.slow
@@ -44,21 +41,14 @@ def test_what_ranks_measure_together_is_what_one_process_measures() -> None:
 def test_two_machines_make_the_run_of_one(tmp_path: Path) -> None:
     run, port = tmp_path / "run", free_port()
     with two_machines() as machines:
-        agents = [
-            subprocess.Popen(
-                [
-                    *(*machine.prefix, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
-                    *("--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"),
-                    *("--rdzv-endpoint", f"{machines[0].address}:{port}", "--local-addr", machine.address),
-                    *("--rdzv-conf", f"is_host={int(number == 0)}", "-m", "anchorite", *train_words(run, *BY_STEP)),
-                ],
-                env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": machine.device},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for number, machine in enumerate(machines)
-        ]
+        agents = []
+        for number, machine in enumerate(machines):
+            options = [
+                *("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"),
+                *("--rdzv-endpoint", f"{machines[0].address}:{port}", "--local-addr", machine.address),
+                *("--rdzv-conf", f"is_host={int(number == 0)}"),
+            ]
+            agents.append(Launched(options, "anchorite.cli:main", train_words(run, *BY_STEP), machine=machine))
         said = [agent.communicate(timeout=170) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
     assert sorted(output.count("weights: ") for output, _ in said) == [0, 1], "the first rank alone has a say"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Request
+
+from tests.processes import ForkedProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = sorted(
@@ -27,9 +27,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = re.search(r"-m sphinx (.*) docs docs/_build", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert options is not None
     assert "-W" in options[1]
-    command = [sys.executable, "-m", "sphinx", *options[1].split(), str(ROOT / "docs"), str(folder)]
-    built = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert built.returncode == 0, built.stderr
+    words = [*options[1].split(), str(ROOT / "docs"), str(folder)]
+    building = ForkedProcess("sphinx.cmd.build:main", words, cwd=ROOT)
+    said = building.communicate(timeout=120)
+    assert building.returncode == 0, said
     return folder
 
 

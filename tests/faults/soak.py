@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
+from anchorite.data.scenes import write_scenes
 from anchorite.train.checkpoint import found_checkpoints
-from tests.faults.forked import BATCHES, Forker, forker
+from tests.faults.killed import BATCHES, NUM_IMAGES, started
 from tests.faults.test_kill import outcome
 
 LONGEST_S = 2.5
@@ -48,15 +47,14 @@ def point_of(run: Path) -> int:
     return 0
 
 
-def disturb(forked: Forker, folder: Path, moments: random.Random, counts: Counter[str], spoiled: set[str]) -> bool:
+def disturb(folder: Path, data: Path, moments: random.Random, counts: Counter[str], spoiled: set[str]) -> bool:
     """One attempt to finish the run in a folder, with a fault; whether it was finished before the fault came."""
     fault = moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
     before = point_of(folder / "run")
-    number = forked.start("train", folder)
+    process = started("run_to_the_end", folder, data)
     time.sleep(moments.uniform(0, LONGEST_S))
-    with suppress(ProcessLookupError):  # it has finished
-        os.kill(number, fault)
-    code = forked.wait()
+    process.send_signal(fault)
+    code = process.wait()
     counts["attempts"] += 1
     if code not in (0, -signal.SIGKILL, -signal.SIGTERM, 130):
         counts["failed resumes"] += 1
@@ -78,16 +76,16 @@ def disturb(forked: Forker, folder: Path, moments: random.Random, counts: Counte
 def soak(minutes: float, seed: int) -> dict[str, object]:
     """Disturb run after run until the time is over; counts of what was injected and what was lost."""
     moments, counts, begun = random.Random(seed), Counter[str](), time.monotonic()
-    with tempfile.TemporaryDirectory() as place, forker(Path(place)) as forked:
+    with tempfile.TemporaryDirectory() as place:
+        data = write_scenes(Path(place) / "scenes", NUM_IMAGES, 2, 2, seed=5, size_px=64)
         (Path(place) / "straight").mkdir()
-        forked.start("train", Path(place) / "straight")
-        assert forked.wait() == 0
+        assert started("run_to_the_end", Path(place) / "straight", data).wait() == 0
         expected = outcome(Path(place) / "straight" / "run")
         while time.monotonic() - begun < minutes * 60:
             folder = Path(place) / "disturbed"
             folder.mkdir()
             spoiled: set[str] = set()
-            while not disturb(forked, folder, moments, counts, spoiled):
+            while not disturb(folder, data, moments, counts, spoiled):
                 pass
             counts["runs finished"] += 1
             counts["runs that differ"] += outcome(folder / "run") != expected

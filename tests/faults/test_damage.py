@@ -6,18 +6,14 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from anchorite.errors import StorageError
 from anchorite.train import RunFolder, RunStarted, resume, train
 from anchorite.train.checkpoint import Progress, found_checkpoints, load_latest, save_checkpoint
-from anchorite.train.optim import EMA, EMAConfig, OptimizerConfig, build_optimizer
 from anchorite.train.step import TrainState
-from tests.train.runs import Recorder, scenes, small_recipe
+from tests.train.runs import Recorder, scenes, small_recipe, tiny_state
 
 NUM_CUTS, NUM_FLIPS = 20, 200
 
@@ -38,21 +34,10 @@ def newest(finished: Path) -> Iterator[Path]:
     path.write_bytes(content)
 
 
-def tiny_state() -> TrainState:
-    """A network of a few numbers in place of a detector, so that each of many checkpoints is read in no time."""
-    network: Any = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2))
-    criterion: Any = nn.BatchNorm1d(3)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    optimizer = build_optimizer(network, OptimizerConfig())
-    network(torch.ones(2, 3, 8, 8)).square().sum().backward()
-    optimizer.step()
-    return TrainState(network, criterion, optimizer, EMA(network, EMAConfig()), scaler)
-
-
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[TrainState, Path]:
     """A state, and the folder of its checkpoints after epochs 1 and 2."""
-    state = tiny_state()
+    state = tiny_state(2)
     for epoch in (1, 2):
         save_checkpoint(tmp_path, state, Progress(epoch=epoch))
     return state, tmp_path

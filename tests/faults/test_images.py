@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -27,6 +25,7 @@ from tests.cli.commands import data_folder, quick_recipe, weights
 from tests.data.format_samples import write_image, write_text
 from tests.data.test_decode import KINDS, PICTURE, as_pillow_sees, encoded, worst_difference
 from tests.faults.watch import unchanged
+from tests.processes import ForkedProcess
 
 WIDTH, HEIGHT = 64, 48
 UPRIGHT = PICTURE.resize((WIDTH, HEIGHT))
@@ -186,20 +185,6 @@ def test_all_orientations_give_the_same_weights_scores_and_boxes(
     assert {key for key in scores if turned_scores[key] != scores[key]} <= {"images_per_second", "seconds"}
 
 
-_MEASURE = """
-import json, resource, sys, time
-import anchorite.report, anchorite.train, anchorite.predict, anchorite.evaluate
-from anchorite.cli import run
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-measured = []
-for words in json.loads(sys.argv[1]):
-    before, started = peak(), time.process_time()
-    code = run(words)
-    measured.append([code, time.process_time() - started, peak() - before])
-print(json.dumps(measured))
-"""
-
-
 @pytest.mark.slow
 def test_a_bomb_costs_neither_time_nor_memory(tmp_path: Path) -> None:
     bomb = one_bit_png(30_000)
@@ -210,15 +195,11 @@ def test_a_bomb_costs_neither_time_nor_memory(tmp_path: Path) -> None:
         ["validate", weights(), data],
         ["predict", weights(), image, "--out", tmp_path / "found"],
     ]
-    process = subprocess.run(
-        [sys.executable, "-c", _MEASURE, json.dumps(commands, default=str)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert process.stderr.count(f"{image}: ") == len(commands)
-    for code, processor_seconds, megabytes in json.loads(process.stdout.splitlines()[-1]):
+    process = ForkedProcess("tests.faults.watch:measure", [[str(word) for word in words] for words in commands])
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert errors.count(f"{image}: ") == len(commands)
+    for code, processor_seconds, megabytes in json.loads(output.splitlines()[-1]):
         assert code == 2
         assert processor_seconds < 1.5
         assert megabytes < 100

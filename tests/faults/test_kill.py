@@ -1,4 +1,7 @@
-"""kill -9 at any moment of a run and inside a save: rows 4 and 5 of the faults to be survived."""
+"""kill -9 at any moment of a run and inside a save: rows 4 and 5 of the faults to be survived.
+
+The environment variable ANCHORITE_KILLS says how often each: 30 times for a quick answer, 200 for a thorough one.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from anchorite.data.scenes import write_scenes
 from anchorite.train import RunFolder
 from anchorite.train.checkpoint import (
     PartialEpoch,
@@ -24,8 +27,8 @@ from anchorite.train.checkpoint import (
     load_latest,
     save_checkpoint,
 )
-from tests.faults.forked import BATCHES, EPOCHS, Forker, forker
-from tests.train.runs import scenes, small_recipe
+from tests.faults.killed import BATCHES, EPOCHS, NUM_IMAGES, SAVED_WIDTH, started
+from tests.train.runs import tiny_state
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +42,7 @@ def tmp_path() -> Iterator[Path]:
         yield Path(place)
 
 
-NUM_KILLS, NUM_SAVES_KILLED = 50, 200  # soak.py kills runs at length
+NUM_KILLS = int(os.environ.get("ANCHORITE_KILLS", "30"))
 DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", "train/skipped_steps", "lr")
 
 
@@ -63,13 +66,12 @@ def point_of(run: Path) -> int:
     return found[0].progress.epoch * BATCHES + found[0].progress.partial.batches
 
 
-def kill_and_go_on(forked: Forker, folder: Path, moments: random.Random, longest_s: float) -> bool:
+def kill_and_go_on(folder: Path, data: Path, moments: random.Random, longest_s: float) -> bool:
     """Run until killed at a random moment; whether the run came to its end before."""
-    number = forked.start("train", folder)
+    process = started("run_to_the_end", folder, data)
     time.sleep(moments.uniform(0, longest_s))
-    with suppress(ProcessLookupError):  # it has finished
-        os.kill(number, signal.SIGKILL)
-    code = forked.wait()
+    process.kill()
+    code = process.wait()
     assert code in (0, -signal.SIGKILL), "a resume failed"
     done = (folder / "done").read_text().split() if (folder / "done").exists() else []
     # Checkpoints are taken after every batch, so that no batch told of is ever done again.
@@ -79,29 +81,27 @@ def kill_and_go_on(forked: Forker, folder: Path, moments: random.Random, longest
 
 def test_a_run_killed_at_random_moments_ends_as_if_it_never_had_been(tmp_path: Path) -> None:
     moments = random.Random(0)
-    with forker(tmp_path) as forked:
-        for folder in (tmp_path / "warm", tmp_path / "straight"):  # the first run takes longer
-            folder.mkdir()
-            begun = time.monotonic()
-            forked.start("train", folder)
-            assert forked.wait() == 0
-        longest_s = time.monotonic() - begun
-        expected = outcome(tmp_path / "straight" / "run")
-        kills = runs = 0
-        points: set[int] = set()
-        while kills < NUM_KILLS:
-            folder = tmp_path / f"killed-{runs}"
-            folder.mkdir()
-            while kills < NUM_KILLS and not kill_and_go_on(forked, folder, moments, longest_s):
-                kills += 1
-                points.add(point_of(folder / "run"))
-            forked.start("train", folder)
-            assert forked.wait() == 0
-            assert outcome(folder / "run") == expected
-            assert leftovers(folder / "run" / "checkpoints") == []
-            assert list(folder.rglob("*.tmp")) == []
-            shutil.rmtree(folder)  # memory is dearer than disks
-            runs += 1
+    data = write_scenes(tmp_path / "scenes", NUM_IMAGES, 2, 2, seed=5, size_px=64)
+    for folder in (tmp_path / "warm", tmp_path / "straight"):  # the first run takes longer
+        folder.mkdir()
+        begun = time.monotonic()
+        assert started("run_to_the_end", folder, data).wait() == 0
+    longest_s = time.monotonic() - begun
+    expected = outcome(tmp_path / "straight" / "run")
+    kills = runs = 0
+    points: set[int] = set()
+    while kills < NUM_KILLS:
+        folder = tmp_path / f"killed-{runs}"
+        folder.mkdir()
+        while kills < NUM_KILLS and not kill_and_go_on(folder, data, moments, longest_s):
+            kills += 1
+            points.add(point_of(folder / "run"))
+        assert started("run_to_the_end", folder, data).wait() == 0
+        assert outcome(folder / "run") == expected
+        assert leftovers(folder / "run" / "checkpoints") == []
+        assert list(folder.rglob("*.tmp")) == []
+        shutil.rmtree(folder)  # memory is dearer than disks
+        runs += 1
     assert len(points) > EPOCHS * BATCHES / 2, "the kills should fall all over the run"
 
 
@@ -111,32 +111,29 @@ def test_no_kill_inside_a_save_leaves_a_checkpoint_that_cannot_be_read(tmp_path:
     folder.mkdir()
     told_path = folder / "told"
     inside = 0
-    with forker(tmp_path) as forked:
-        for kills in range(NUM_SAVES_KILLED + 1):
-            told_path.unlink(missing_ok=True)
-            number = forked.start("save", folder)
-            while not told_path.exists():
+    for kills in range(NUM_KILLS + 1):
+        told_path.unlink(missing_ok=True)
+        process = started("save_for_ever", folder)
+        while not told_path.exists():
+            time.sleep(0.001)
+        if kills == 0:  # how long two saves take on this machine, as busy as it is
+            begun = time.monotonic()
+            while told_path.read_text().count("done") < 2:
                 time.sleep(0.001)
-            if kills == 0:  # how long two saves take on this machine, as busy as it is
-                begun = time.monotonic()
-                while told_path.read_text().count("done") < 2:
-                    time.sleep(0.001)
-                longest_s = time.monotonic() - begun
-            else:
-                time.sleep(moments.uniform(0, longest_s))
-            os.kill(number, signal.SIGKILL)
-            assert forked.wait() == -signal.SIGKILL
-            told = told_path.read_text().split("\n")[:-1]
-            inside += told[-1].startswith("begun")
-            finished = [int(line.split()[1]) for line in told if line.startswith("done")]
-            found = list(found_checkpoints(folder))
-            assert [one.fault for one in found if one.fault] == []
-            newest = found[0].progress.partial.batches if found and found[0].progress else 0
-            assert newest >= max(finished, default=0)
-    assert inside > NUM_SAVES_KILLED / 2, "most kills should fall inside a save"
-    from anchorite.train.setup import prepare
-
-    train_state = prepare(small_recipe(), scenes()).train_state
+            longest_s = time.monotonic() - begun
+        else:
+            time.sleep(moments.uniform(0, longest_s))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        told = told_path.read_text().split("\n")[:-1]
+        inside += told[-1].startswith("begun")
+        finished = [int(line.split()[1]) for line in told if line.startswith("done")]
+        found = list(found_checkpoints(folder))
+        assert [one.fault for one in found if one.fault] == []
+        newest = found[0].progress.partial.batches if found and found[0].progress else 0
+        assert newest >= max(finished, default=0)
+    assert inside > NUM_KILLS / 2, "most kills should fall inside a save"
+    train_state = tiny_state(SAVED_WIDTH)
     progress, _ = load_latest(folder, train_state)
     save_checkpoint(folder, train_state, Progress(partial=PartialEpoch(batches=progress.partial.batches + 1)))
     assert len(list(found_checkpoints(folder))) == 2

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from tests.distributed.launched import (
     ENDLESS,
     EPOCHS,
     TIMEOUT_S,
+    Launched,
     bits,
     finished,
-    ranks_of,
+    standalone,
     start,
     train_words,
     wait_for_checkpoint,
@@ -30,7 +32,7 @@ from tests.distributed.launched import (
 pytestmark = pytest.mark.slow
 
 
-def end(process: subprocess.Popen[str], within_s: float) -> tuple[str, float]:
+def end(process: Launched, within_s: float) -> tuple[str, float]:
     """What a launcher said until it ended, and how long that took."""
     begun = time.monotonic()
     _, errors = process.communicate(timeout=within_s + 30)
@@ -50,7 +52,7 @@ def test_a_rank_that_is_killed_or_stopped_is_named_and_ends_all(number: int, wha
     run = tmp_path / "run"
     process = start(train_words(run, *ENDLESS))
     wait_for_checkpoint(run)
-    world = ranks_of(process)
+    world = process.ranks()
     assert len(world) == 2
     os.kill(world[1], number)
     errors, _ = end(process, TIMEOUT_S + 15)
@@ -64,18 +66,19 @@ def test_a_rank_that_is_killed_or_stopped_is_named_and_ends_all(number: int, wha
 
 def test_a_rank_that_raises_is_quoted_and_ends_all(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(["the disk of rank 1 is full", *train_words(run, *ENDLESS)], module="tests.faults.rank_fault")
+    words = train_words(run, *ENDLESS)
+    process = Launched(standalone(), "tests.faults.faulty:fail_in_rank_one", "the disk of rank 1 is full", words)
     errors, _ = end(process, 90)  # with the start of all ranks
     said = ours(errors)
     assert said == ["anchorite: rank 1: the disk of rank 1 is full"], errors
-    assert 'Traceback (most recent call last):\n  File "/work' not in errors
+    assert errors.count("Traceback") == 1, "torchrun's own"
 
 
 def test_after_a_restart_the_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(train_words(run, *BY_STEP), restarts=1)
     wait_for_checkpoint(run)
-    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    os.kill(process.ranks()[1], signal.SIGKILL)
     output, errors = process.communicate(timeout=170)
     assert process.returncode == 0, errors
     assert "resumed after" in output
@@ -120,8 +123,11 @@ def test_restarts_need_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_ranks_need_an_image_each_which_one_of_them_says(tmp_path: Path) -> None:
-    process = start(train_words(tmp_path / "run", "--batch", "1"))
-    errors, _ = end(process, 90)
-    (said,) = ours(errors)
+    # As a user starts it: no process of this one is forked.
+    words = ["-m", "torch.distributed.run", *standalone(), "-m", "anchorite"]
+    words = [sys.executable, *words, *train_words(tmp_path / "run", "--batch", "1")]
+    process = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert process.returncode != 0
+    (said,) = ours(process.stderr)
     assert "batch 1 for 2 ranks" in said
     assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -17,9 +18,9 @@ from anchorite.data import DatasetIndex
 from anchorite.errors import InputError, StorageError
 from anchorite.interrupts import HeldInterrupts
 from anchorite.model import load_weights
-from anchorite.train import RunFolder, RunStarted, StepDone, resume, train
+from anchorite.train import Recipe, RunFolder, RunStarted, StepDone, resume, train
 from anchorite.train.checkpoint import found_checkpoints
-from tests.train.runs import Recorder, scenes, small_recipe
+from tests.train.runs import Recorder, held_elsewhere, scenes, small_recipe
 
 TIMED = ("seconds", "images_per_second")
 
@@ -51,16 +52,23 @@ class InterruptAt:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.fixture(scope="module", params=["sgd", "adamw"])
+def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """A recipe with either optimizer, and a run of it that nothing interrupts."""
+    # 10 images in batches of 4 and steps of 8: after batch 1 or 3 of an epoch, gradients are under way.
+    recipe = small_recipe(epochs=3, optimizer__name=request.param, optimizer__lr=0.001, precision="bf16", patience=3)
+    run = tmp_path_factory.mktemp(request.param) / "straight"
+    train(recipe, scenes(), run, Recorder())
+    return recipe, run
+
+
 @pytest.mark.parametrize(
     ("epoch", "batch"), [(1, 1), (2, 2), (2, 3), (3, 1)], ids=["first batch", "within a step", "last batch", "later"]
 )
 def test_a_run_interrupted_within_an_epoch_goes_on_bit_for_bit(
-    tmp_path: Path, name: str, epoch: int, batch: int
+    straight: tuple[Recipe, Path], tmp_path: Path, epoch: int, batch: int
 ) -> None:
-    # 10 images in batches of 4 and steps of 8: after batch 1 or 3 of an epoch, gradients are under way.
-    recipe = small_recipe(epochs=3, optimizer__name=name, optimizer__lr=0.001, precision="bf16", patience=3)
-    train(recipe, scenes(), tmp_path / "straight", Recorder())
+    recipe, run = straight
     with pytest.raises(KeyboardInterrupt):
         train(recipe, scenes(), tmp_path / "broken", InterruptAt(epoch, batch))
     recorder = Recorder()
@@ -68,24 +76,31 @@ def test_a_run_interrupted_within_an_epoch_goes_on_bit_for_bit(
     assert f"resumed after batch {batch} of 3 of epoch {epoch} of 3" in recorder.of(RunStarted)[0].decisions
     told = [(event.epoch, event.batch) for event in recorder.of(StepDone)]
     assert (told[0] if told else None) == ((epoch, batch + 1) if batch < 3 else (epoch + 1, 1))
-    assert_equal(tmp_path / "straight", tmp_path / "broken", 3)
+    assert_equal(run, tmp_path / "broken", 3)
 
 
-def test_a_run_interrupted_in_validation_begins_again_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = small_recipe(epochs=2)
-    train(recipe, scenes(), tmp_path / "straight", Recorder())
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the small recipe, two epochs."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(small_recipe(), scenes(), run, Recorder())
+    return run
 
+
+def test_a_run_interrupted_in_validation_begins_again_there(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("anchorite.evaluate.Validator.run_shared", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, scenes(), tmp_path / "broken", Recorder())
+            train(small_recipe(), scenes(), tmp_path / "broken", Recorder())
     recorder = Recorder()
     resume(tmp_path / "broken", scenes(), recorder)
     assert [event.epoch for event in recorder.of(StepDone)] == [2, 2, 2]
-    assert_equal(tmp_path / "straight", tmp_path / "broken", 2)
+    assert_equal(undisturbed, tmp_path / "broken", 2)
 
 
 def test_no_thread_outlives_an_interrupt(tmp_path: Path) -> None:
@@ -97,9 +112,7 @@ def test_no_thread_outlives_an_interrupt(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_at_every_batch_a_run_still_ends_with_the_same_bits(tmp_path: Path) -> None:
-    recipe = small_recipe(epochs=2)
-    train(recipe, scenes(), tmp_path / "straight", Recorder())
+def test_interrupted_at_every_batch_a_run_still_ends_with_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
 
     def interrupt(event: object) -> None:
@@ -107,19 +120,18 @@ def test_interrupted_at_every_batch_a_run_still_ends_with_the_same_bits(tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, scenes(), broken, interrupt)
+        train(small_recipe(), scenes(), broken, interrupt)
     for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
             resume(broken, scenes(), interrupt)
     resume(broken, scenes(), interrupt)
-    assert_equal(tmp_path / "straight", broken, 2)
+    assert_equal(undisturbed, broken, 2)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_equal_seeds_give_equal_bits_whatever_the_workers(tmp_path: Path, workers: int) -> None:
-    train(small_recipe(), scenes(), tmp_path / "a", Recorder())
-    train(small_recipe(workers=workers), scenes(), tmp_path / "b", Recorder())
-    assert_equal(tmp_path / "a", tmp_path / "b", 2)
+def test_equal_seeds_give_equal_bits_whatever_the_workers(undisturbed: Path, tmp_path: Path, workers: int) -> None:
+    train(small_recipe(workers=workers), scenes(), tmp_path / "again", Recorder())
+    assert_equal(undisturbed, tmp_path / "again", 2)
 
 
 def test_the_first_interrupt_waits_for_the_end_of_the_block_and_the_second_does_not() -> None:
@@ -145,10 +157,17 @@ def test_the_first_interrupt_waits_for_the_end_of_the_block_and_the_second_does_
 # Row 24: what a run is resumed with.
 
 
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("one") / "run"
+    train(small_recipe(epochs=1), scenes(), run, Recorder())
+    return run
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    train(small_recipe(epochs=1), scenes(), tmp_path / "run", Recorder())
-    return tmp_path / "run"
+def run(one_epoch: Path, tmp_path: Path) -> Path:
+    """A run of one epoch, to be changed."""
+    return Path(shutil.copytree(one_epoch, tmp_path / "run"))
 
 
 def with_a_moved_box() -> DatasetIndex:
@@ -216,20 +235,8 @@ def test_another_world_size_is_refused(run: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused(run: Path) -> None:
-    import subprocess
-    import sys
-
-    script = (
-        "import sys, pathlib; from anchorite.train import RunFolder\n"
-        "with RunFolder(pathlib.Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", script, str(run)]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match="another process is training in this folder"):
+    with held_elsewhere(run), pytest.raises(InputError, match="another process is training in this folder"):
         resume(run, scenes(), Recorder())
-    holder.communicate("")
     resume(run, scenes(), Recorder())
 
 

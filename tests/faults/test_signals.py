@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from anchorite.train.checkpoint import found_checkpoints
 from tests.cli.commands import data_folder, quick_recipe, started
 from tests.cli.test_processes import members_of_session, read_until
 from tests.faults.watch import shared_memory
+from tests.processes import ForkedProcess
 
 pytestmark = pytest.mark.slow
 
@@ -51,23 +50,9 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint_and_no_process(
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
-    # A step that takes a minute stands for anything slow: the first Ctrl-C waits for it, the second does not.
-    script = f"""
-import sys, time
-from anchorite.train.step import TrainingStep
-accumulate = TrainingStep.accumulate
-def slow(self, *batch):
-    print("run: in a step", flush=True)
-    for _ in range(600):
-        time.sleep(0.1)
-    return accumulate(self, *batch)
-TrainingStep.accumulate = slow
-from anchorite.cli import main
-main({["train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(tmp_path / "run")]!r})
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # The first Ctrl-C waits for the end of the step, the second does not.
+    words = ["train", str(data_folder()), "--recipe", quick_recipe(), "--out", str(tmp_path / "run")]
+    process = ForkedProcess("tests.faults.faulty:take_a_minute", words)
     read_until(process, "run: in a step")
     process.send_signal(signal.SIGINT)
     time.sleep(1.0)

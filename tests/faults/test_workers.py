@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import struct
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from tests.cli.commands import data_folder, quick_recipe, started
 from tests.cli.test_processes import members_of_session
 from tests.data.test_loader import host_loader, is_running, make_samples, wait_for_end, worker_processes
 from tests.faults.watch import shared_memory, unchanged
+from tests.processes import ForkedProcess
 
 TIMEOUT_S = 1.0
 
@@ -161,7 +161,7 @@ def _stop_a_child() -> None:
     os.kill(int(children[0].pid or 0), signal.SIGSTOP)
 
 
-def training(out: Path, *more: str) -> subprocess.Popen[str]:
+def training(out: Path, *more: str) -> ForkedProcess:
     words = ["--recipe", quick_recipe(), "--workers", "2", "--epochs", "100000", "--out", str(out)]
     return started("train", str(data_folder()), *words, *more)
 

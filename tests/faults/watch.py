@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import resource
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from anchorite.cli import run
 
 _SPAWNING = (
     "subprocess.Popen",
@@ -97,3 +102,17 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
         deeds.network.append(f"{event} {arguments}")
     elif event == "pickle.find_class":
         deeds.unpickled.add(".".join(arguments))
+
+
+def measure(commands: list[list[str]]) -> None:
+    """Run commands and print for each its exit code, seconds of the processor and the megabytes that it added."""
+
+    def peak_mb() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    measured = []
+    for words in commands:
+        before, begun = peak_mb(), time.process_time()
+        code = run(words)
+        measured.append([code, time.process_time() - begun, peak_mb() - before])
+    print(json.dumps(measured))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from anchorite.errors import InputError
 from anchorite.files import is_locked
 from anchorite.report.run_data import RunFiles, read_status
 from anchorite.report.serve import RunServer
+from tests.cli.commands import started
 from tests.report.fake_run import EVIL, make_full_run
 
 _HOLD = """
@@ -222,16 +222,14 @@ def test_a_taken_port_is_told(served: RunServer) -> None:
 def test_the_command_prints_its_address_and_ends_cleanly(tmp_path: Path, number: int, code: int) -> None:
     run = make_full_run(tmp_path / "run")
     before = sorted(path.name for path in run.iterdir())
-    words = [sys.executable, "-m", "anchorite", "report", str(run), "--serve", "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().split()[0]
-        port = int(address.removeprefix("http://127.0.0.1:").removesuffix("/"))
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("GET", "/data.json")
-        assert connection.getresponse().status == 200
-        os.kill(process.pid, number)  # with a connection still open
-        output, errors = process.communicate(timeout=20)
+    process = started("report", str(run), "--serve", "--port", "0")
+    address = process.stdout.readline().split()[0]
+    port = int(address.removeprefix("http://127.0.0.1:").removesuffix("/"))
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/data.json")
+    assert connection.getresponse().status == 200
+    process.send_signal(number)  # with a connection still open
+    output, errors = process.communicate(timeout=20)
     assert process.returncode == code
     assert "Traceback" not in errors
     assert output == ("ended\n" if code == 0 else "")

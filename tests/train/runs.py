@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from torch import nn
 
 from anchorite.data import DatasetIndex, open_dataset
 from anchorite.data.scenes import write_scenes
-from anchorite.train import Event, Recipe, load_recipe
+from anchorite.train import Event, Recipe, RunFolder, load_recipe
+from anchorite.train.optim import EMA, EMAConfig, OptimizerConfig, build_optimizer
+from anchorite.train.step import TrainState
+from tests.processes import PIPE, ForkedProcess
 
 OVERRIDES: dict[str, object] = {
     "image_size": 64,
@@ -35,6 +45,17 @@ def small_recipe(**overrides: object) -> Recipe:
     return load_recipe("demo", OVERRIDES | {name.replace("__", "."): value for name, value in overrides.items()})
 
 
+def tiny_state(width: int) -> TrainState:
+    """A network of two layers in place of a detector, so that a checkpoint is written and read in no time."""
+    network: Any = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width))
+    criterion: Any = nn.BatchNorm1d(3)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    optimizer = build_optimizer(network, OptimizerConfig())
+    network(torch.ones(2, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    return TrainState(network, criterion, optimizer, EMA(network, EMAConfig()), scaler)
+
+
 class Recorder:
     """A listener that keeps the events."""
 
@@ -46,3 +67,22 @@ class Recorder:
 
     def of(self, kind: type) -> list:
         return [event for event in self.events if isinstance(event, kind)]
+
+
+@contextmanager
+def held_elsewhere(run: Path) -> Iterator[None]:
+    """Another process holds the run folder for the length of the block, as one that trains there."""
+    holder = ForkedProcess("tests.train.runs:hold", str(run), stdin=PIPE)
+    assert holder.stdout.readline() == "held\n"
+    try:
+        yield
+    finally:
+        holder.stdin.close()
+    assert holder.wait() == 0
+
+
+def hold(run: str) -> None:
+    """Hold a run folder until stdin ends."""
+    with RunFolder(Path(run)).held():
+        print("held", flush=True)
+        sys.stdin.read()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 import threading
 from functools import cache
@@ -36,6 +35,7 @@ from anchorite.train import (
     train,
 )
 from anchorite.train.events import ignore
+from tests.processes import ForkedProcess
 from tests.train.runs import Recorder, scenes, small_recipe
 
 
@@ -191,21 +191,13 @@ def test_a_full_disk_costs_the_events_and_not_the_run(tmp_path: Path) -> None:
     assert (out / "best.safetensors").is_file()
 
 
-WITHOUT = """
-import sys
-sys.modules["tensorboard"] = None
-from anchorite.cli import main
-main(sys.argv[1:])
-"""
-
-
-@pytest.mark.slow
 def test_without_the_package_nothing_is_read_or_made(tmp_path: Path) -> None:
     words = ["train", "no-such-data", "--tensorboard", "--out", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-c", WITHOUT, *words], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "install it: pip install 'anchorite[tensorboard]'" in done.stderr
-    assert "no-such-data" not in done.stderr
+    process = ForkedProcess("tests.cli.commands:run_without", "tensorboard", words)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "install it: pip install 'anchorite[tensorboard]'" in errors
+    assert "no-such-data" not in errors
     assert list(tmp_path.iterdir()) == []
 
 

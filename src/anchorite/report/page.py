@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,27 @@ def render_page(
     """
     folder = resources.files("anchorite.report") / "templates"
     style, script = ("\n".join((folder / name).read_text("utf-8") for name in names) for names in (styles, scripts))
+    policy = ["default-src 'none'", "img-src data:", f"style-src 'sha256-{_digest(style)}'"]
+    policy += [f"script-src 'sha256-{_digest(script)}'"] if script else []
+    policy += ["connect-src 'self'"] if connects_to_itself else []
+    page = (
+        _environment()
+        .get_template(template_name)
+        .render(
+            **context,
+            style=Markup(style),
+            script=Markup(script),
+            data=Markup(script_json(data)),
+            content_security_policy="; ".join([*policy, "base-uri 'none'", "form-action 'none'"]),
+        )
+    )
+    # JSON and file names may carry lone surrogates, which no UTF-8 file can hold.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Kept with the templates that it has compiled, which takes longer than to fill them."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("anchorite.report"),
         autoescape=True,
@@ -58,18 +80,7 @@ def render_page(
     )
     environment.globals["frame"] = charts  # for its measures
     environment.filters |= {one.__name__: one for one in (clock, charts.decimals, charts.format_number, show)}
-    policy = ["default-src 'none'", "img-src data:", f"style-src 'sha256-{_digest(style)}'"]
-    policy += [f"script-src 'sha256-{_digest(script)}'"] if script else []
-    policy += ["connect-src 'self'"] if connects_to_itself else []
-    page = environment.get_template(template_name).render(
-        **context,
-        style=Markup(style),
-        script=Markup(script),
-        data=Markup(script_json(data)),
-        content_security_policy="; ".join([*policy, "base-uri 'none'", "form-action 'none'"]),
-    )
-    # JSON and file names may carry lone surrogates, which no UTF-8 file can hold.
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return environment
 
 
 def script_json(data: Any) -> str:
