@@ -126,7 +126,7 @@ def test_what_runs_is_folded_and_finds_the_same_and_the_detector_stays_as_it_was
     assert not is_folded(detector)
     assert detector.training
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
-    monkeypatch.setattr("anchorite.predict.runtime.fold_batch_norm", lambda detector: detector.eval())
+    monkeypatch.setattr("anchorite.predict.engine.fold_batch_norm", lambda detector: detector.eval())
     plain = validator.run(detector, config)
     assert sum(map(len, plain.predictions)) > 100
     for one, other in zip(folded.predictions, plain.predictions, strict=True):

@@ -12,9 +12,8 @@ import torch
 from anchorite.anchors import AnchorSet
 from anchorite.errors import InputError
 from anchorite.model import WeightsInfo
-from anchorite.predict import Ensemble, Member, PredictConfig, Predictor, RawDetections, ViewConfig
+from anchorite.predict import Ensemble, Member, PredictConfig, Predictor, RawDetections, Runtime, ViewConfig
 from anchorite.predict.frames import FLUSH
-from anchorite.predict.runtime import Runtime
 from anchorite.predict.views import TTAView, ViewTransform, class_map, merge_windows
 from tests.predict.fakes import SquareFinder, plant, silent_logits
 from tests.predict.test_predictor import INFO, P5, check_one, picture

@@ -19,12 +19,12 @@ from torch import Tensor
 
 import anchorite
 from anchorite.errors import InputError
-from anchorite.model import SIZES, WeightsInfo
+from anchorite.model import WeightsInfo
+from anchorite.model.sizes import plan
 from anchorite.model.weights import DetectorHeader, header_fields
 from anchorite.predict import BatchDetections, PredictConfig, decoded_detections, images_not_finite
 
-FORMAT_VERSION = 1
-"""Version of the metadata that this release writes, and the newest that it reads."""
+FORMAT_VERSION = 1  # of the metadata that this release writes, and the newest that it reads
 
 PREFIX = "anchorite."
 INPUT = "images"
@@ -119,8 +119,7 @@ def from_texts(path: object, texts: Mapping[str, str]) -> ExportInfo:
             raise InputError(f"{path}: metadata {PREFIX}{key} is no JSON: {error}") from error
     try:
         read = _Metadata.read(values)
-        if read.size not in SIZES:
-            raise ValueError(f"no model size {read.size!r}; there are {', '.join(SIZES)}")
+        plan(read.size)  # refuses any other size
         weights, fixed = read.info(), read.fixed_shape
         if fixed is not None and fixed[1:] != (read.image_size, read.image_size):
             raise ValueError(f"fixed_shape {fixed} is not of image_size {read.image_size}")

@@ -41,13 +41,9 @@ from anchorite.model import Detector
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-OPSET = 18
-"""Version of ONNX's operators; runtimes since 2023 know it."""
-MAX_BYTES = 1 << 30
-"""Largest file that is read; the largest network, x6, has a bit more than half of it in float32."""
-
-MAX_XML_BYTES = 32 << 20
-"""Longest graph of OpenVINO that is read."""
+OPSET = 18  # version of ONNX's operators; runtimes since 2023 know it
+MAX_BYTES = 1 << 30  # of a file that is read; the largest network, x6, has a bit more than half of it in float32
+MAX_XML_BYTES = 32 << 20  # of a graph of OpenVINO that is read
 
 _OPENVINO_ROOT = "anchorite"
 _FLOAT, _UINT8, _INT64 = 1, 2, 7  # of onnx.TensorProto

@@ -26,8 +26,7 @@ from anchorite.model import Detector, fold_batch_norm
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-METADATA_FILE = "anchorite.json"
-"""Name of the file inside a .pt2 that holds our metadata as one JSON object of texts."""
+_METADATA_FILE = "anchorite.json"  # inside a .pt2: our metadata as one JSON object of texts
 
 
 class DecodedNetwork(nn.Module):
@@ -84,7 +83,7 @@ def traced(detector: Detector, info: ExportInfo) -> ExportedProgram:
 def program_bytes(program: ExportedProgram, info: ExportInfo) -> bytes:
     """The bytes of a .pt2 file."""
     file = io.BytesIO()
-    torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(to_texts(info), sort_keys=True)})
+    torch.export.save(program, file, extra_files={_METADATA_FILE: json.dumps(to_texts(info), sort_keys=True)})
     return file.getvalue()
 
 

@@ -26,20 +26,16 @@ from anchorite.model.detector import Detector, is_folded
 from anchorite.model.hf_backbone import BackboneConfig
 from anchorite.reading import printable, shorten, validation_faults
 
-FORMAT_VERSION = 3
-"""The newest version of the weight file that this release reads; it is written for backbones of transformers alone."""
+FORMAT_VERSION = 3  # the newest that this release reads; written for backbones of transformers alone
 
 MAX_IMAGE_SIZE = 8192
 """Longest side in pixels that a detector is trained at."""
 MAX_CLASSES = 100_000
-MAX_NAME_LENGTH = 10_000
-"""Letters of a class name."""
-PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""First bytes of a pickle of protocol 2 to 5."""
+MAX_NAME_LENGTH = 10_000  # letters of a class name
+PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # of protocol 2 to 5
 
 _OWN_BACKBONE = 1  # version of all other files, which earlier releases read; 2 called the backbone "borrowed"
 _METADATA_KEY = "anchorite"
-_MAX_HEADER_LETTERS = 64_000_000
 _NUM_SHOWN = 5
 _WEIGHTS = (
     "weights are the best.safetensors or last.safetensors of a run, or what anchorite import makes of a checkpoint"
@@ -249,11 +245,8 @@ def _read_info(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:
             f"{path}: no metadata {_METADATA_KEY!r}, so not a weight file of anchorite (it has "
             f"{shorten(sorted(metadata)[:_NUM_SHOWN], 200)}); give a run's best.safetensors or last.safetensors"
         )
-    text = metadata[_METADATA_KEY]
     try:
-        if len(text) > _MAX_HEADER_LETTERS:
-            raise InputError(f"{len(text)} letters, more than any weight file's")
-        header = _Header.read(json.loads(text))
+        header = _Header.read(json.loads(metadata[_METADATA_KEY]))
         return header.info(header.backbone)
     except (ValueError, RecursionError) as error:  # json.JSONDecodeError, too
         raise InputError(f"{path}: metadata {_METADATA_KEY!r}: {printable(str(error), 1200)}") from error

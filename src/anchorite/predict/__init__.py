@@ -1,7 +1,17 @@
 """Prediction: sources, letterbox, detector, decoding, suppression, detections; drawing and writing them."""
 
 from anchorite.predict.drawing import draw
-from anchorite.predict.engine import Ensemble, FrameResult, Member, Predictor, load
+from anchorite.predict.engine import (
+    Ensemble,
+    FrameResult,
+    Member,
+    Predictor,
+    Runtime,
+    TorchRuntime,
+    images_not_finite,
+    load,
+    require_finite,
+)
 from anchorite.predict.frames import Frame
 from anchorite.predict.outputs import PredictionWriter, Save
 from anchorite.predict.postprocess import (
@@ -12,7 +22,6 @@ from anchorite.predict.postprocess import (
     decoded_detections,
     detections_from_logits,
 )
-from anchorite.predict.runtime import Runtime, TorchRuntime, images_not_finite, require_finite
 from anchorite.predict.sources import SourceConfig, Sources, open_sources
 from anchorite.predict.views import ViewConfig
 

@@ -1,9 +1,11 @@
 """The inference engine: from images of any kind and size to detections in their own pixels.
 
-A `Predictor` is one network. An `Ensemble` runs one or several over one or several views of every image: windows,
-mirrored and scaled inputs. A channel is one network and one way of scaling and mirroring, over all windows of an image;
-its windows are joined at their seams, then the channels are fused. A Predictor runs as the ensemble of one network and
-one view. Legend: H, W height and width in pixels.
+A `Runtime` is a network ready to run, whatever computes it; a `Predictor` is one with its options. An `Ensemble` runs
+one or several over one or several views of every image: windows, mirrored and scaled inputs. A channel is one network
+and one way of scaling and mirroring, over all windows of an image; its windows are joined at their seams, then the
+channels are fused. A Predictor runs as the ensemble of one network and one view.
+
+Legend: B images, L levels, A anchors, K classes, H, W height and width in pixels.
 """
 
 from __future__ import annotations
@@ -12,24 +14,26 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
+from torch import Tensor
 
 from anchorite.boxes import Detections
 from anchorite.choices import PrecisionName
-from anchorite.errors import AnchoriteError, InputError
-from anchorite.model import Detector, WeightsInfo, load_weights
+from anchorite.devices import choose_device, choose_precision
+from anchorite.errors import AnchoriteError, DivergedError, InputError
+from anchorite.model import Detector, WeightsInfo, fold_batch_norm, load_weights, to_channels_last
 from anchorite.predict.frames import FLUSH, Frame, each_source, read_frame
-from anchorite.predict.postprocess import Limits, PredictConfig, RawDetections
-from anchorite.predict.runtime import Runtime, TorchRuntime
+from anchorite.predict.postprocess import BatchDetections, Limits, PredictConfig, RawDetections, batch_detections
 from anchorite.predict.sources import opened
 from anchorite.predict.views import (
     TTAView,
@@ -48,6 +52,101 @@ _CHANNEL_CONFIDENCE = 0.1
 _MOST_THREADS = 8
 # Images read at a time when each is cut into windows: they are large, and one alone fills batches.
 _MOST_TILED = 2
+
+
+class Runtime(Protocol):
+    """A network with its weights, ready to run; `TorchRuntime` is one, a loaded export another.
+
+    info: size, class names, anchors and input size; fixed_side: side in pixels of the only (square) input that is
+    taken, None where H and W are free; name: where and in which number format it runs, for people; least_confidence:
+    below which it cannot be asked, as an export with its suppression inside, else 0.
+    """
+
+    info: WeightsInfo
+    fixed_side: int | None
+    name: str
+    least_confidence: float
+
+    def outputs(self, images: Tensor) -> Sequence[Tensor]:
+        """Whatever the network puts out, image first in every tensor, for uint8 RGB images (B, 3, H, W)."""
+
+    def detections(self, outputs: Sequence[Tensor], config: PredictConfig) -> BatchDetections:
+        """The detections in pixels of the network input.
+
+        Raises InputError when the outputs are not finite or the limits are not to be had from this network.
+        """
+
+
+class TorchRuntime:
+    """A detector's copy in evaluation mode on one device, its BatchNorm folded.
+
+    device and precision: as for `Predictor`, weights and images in that number format. With `autocast_dtype` in place
+    of a precision, convolutions alone are in it, as in training.
+    """
+
+    fixed_side: int | None = None
+    least_confidence = 0.0
+
+    def __init__(
+        self,
+        detector: Detector,
+        info: WeightsInfo,
+        device: str | torch.device = "auto",
+        precision: PrecisionName | None = "auto",
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.info = info
+        self.device = choose_device(str(device))
+        self.dtype = torch.float32
+        if precision == "auto":  # exact on a CPU
+            self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+        elif precision is not None:
+            self.dtype = choose_precision(precision, self.device).dtype or torch.float32
+        self._autocast_dtype = None if autocast_dtype == torch.float32 else autocast_dtype
+        weights_dtype = self._autocast_dtype or self.dtype  # autocast would convert them at every step
+        self.detector = fold_batch_norm(detector).to(device=self.device, dtype=weights_dtype)
+        to_channels_last(self.detector)
+        self.name = f"{self.device} {str(self.dtype).removeprefix('torch.')}"
+
+    @torch.inference_mode()
+    def outputs(self, images: Tensor) -> list[Tensor]:
+        """The logits of L levels, each (B, A, 5 + K, H, W) of its own H and W."""
+        images = images.to(self.device, non_blocking=True).to(self.dtype).div_(255)
+        with torch.autocast(self.device.type, self._autocast_dtype) if self._autocast_dtype else nullcontext():
+            logits: list[Tensor] = self.detector(images)
+        return logits
+
+    @torch.inference_mode()
+    def detections(self, outputs: Sequence[Tensor], config: PredictConfig) -> BatchDetections:
+        """The detections of logits; raises InputError when they are not finite."""
+        if images_not_finite([level[:, :, 4] for level in outputs]):  # the objectness: what is found depends on it
+            if self.dtype == torch.float16:
+                raise InputError('the network overflows in float16; use precision "bf16" or "fp32"')
+            raise InputError("the network's output is not finite: its weights are damaged or its training diverged")
+        return batch_detections(outputs, self.detector.anchors, config)
+
+
+def images_not_finite(outputs: Sequence[Tensor]) -> list[int]:
+    """The numbers of the images for which an output, image first, holds a value that is not finite.
+
+    To be checked before detections are made of outputs: with NaN nothing is found, which must mean that nothing is
+    there. Flat outputs, such as counts of detections, belong to no image and are passed over.
+    """
+    outputs = [one for one in outputs if one.ndim > 1]
+    # A sum passes on what is not finite without a map of answers as large as the output; it may overflow, too.
+    if bool(torch.stack([one.sum(dtype=torch.float32) for one in outputs]).isfinite().all()):
+        return []
+    fine = torch.stack([one.isfinite().reshape(len(one), -1).all(dim=1) for one in outputs]).all(dim=0)
+    return (~fine).nonzero()[:, 0].tolist()
+
+
+def require_finite(outputs: Sequence[Tensor], names: Sequence[object]) -> None:
+    """DivergedError naming the first image whose outputs are not finite. names: of the images, such as their paths."""
+    for number in images_not_finite(outputs):
+        raise DivergedError(
+            f"{names[number]}: the network's output for this image is not finite: its training diverged or its weights "
+            "are damaged. Use earlier weights, or try float32 (--precision fp32)"
+        )
 
 
 @dataclass(frozen=True)
