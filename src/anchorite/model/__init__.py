@@ -3,6 +3,7 @@
 from anchorite.model.detector import Detector, fold_batch_norm, to_channels_last
 from anchorite.model.head import Head, MatchedCellLogits
 from anchorite.model.hf_backbone import (
+    BackboneConfig,
     HFBackbone,
     HFBackboneSource,
     check_source,
@@ -17,6 +18,7 @@ from anchorite.model.weights import MAX_IMAGE_SIZE, WeightsInfo, load_weights, s
 __all__ = [
     "MAX_IMAGE_SIZE",
     "SIZES",
+    "BackboneConfig",
     "Detector",
     "HFBackbone",
     "HFBackboneSource",

@@ -22,7 +22,7 @@ from anchorite.predict.postprocess import (
     decoded_detections,
     detections_from_logits,
 )
-from anchorite.predict.sources import SourceConfig, Sources, open_sources
+from anchorite.predict.sources import SourceConfig, Sources, expand_sources, open_sources
 from anchorite.predict.views import ViewConfig
 
 RefiningConfig = ViewConfig
@@ -49,6 +49,7 @@ __all__ = [
     "decoded_detections",
     "detections_from_logits",
     "draw",
+    "expand_sources",
     "images_not_finite",
     "load",
     "open_sources",
