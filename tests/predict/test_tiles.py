@@ -8,7 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorite.predict.views import touches_seam, windows
+from anchorite.predict.views import ViewConfig, touches_seam
+
+
+def windows(height, width, side, overlap):
+    return ViewConfig(tile=side, tile_overlap=overlap, whole_image=False).windows(height, width)
 
 
 def test_windows_by_hand():

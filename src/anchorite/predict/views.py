@@ -52,23 +52,18 @@ class ViewConfig(BaseModel):
     augment: bool = False
 
     def windows(self, height: int, width: int) -> list[Window]:
-        """The windows of an image of (height, width) pixels, the whole image first where that is one."""
+        """The views of an image of (height, width) pixels: the whole image where that is one, then windows by rows.
+
+        They are the fewest that cover it with the least overlap asked for; the last of a row or column is moved inside,
+        and has more. Along an axis on which the image is shorter, they are as long as the image. Whatever is at most
+        tile_overlap * tile pixels wide and high lies whole in some window.
+        """
         whole = (0, 0, width, height)
         if self.tile is None:
             return [whole]
-        tiles = windows(height, width, self.tile, self.tile_overlap)
+        rows, columns = (_spans(length, self.tile, self.tile_overlap) for length in (height, width))
+        tiles = [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
         return [whole, *tiles] if self.whole_image and tiles != [whole] else tiles
-
-
-def windows(height: int, width: int, side: int, overlap: float) -> list[Window]:
-    """The fewest windows that cover an image of (height, width) pixels, row by row.
-
-    side: of a window in pixels; along an axis on which the image is shorter, windows are as long as the image. overlap:
-    share of the side, 0 or more and below 1, that neighbours have in common at least; the last of a row or column is
-    moved inside, and has more. Whatever is at most overlap * side pixels wide and high lies whole in some window.
-    """
-    columns = _spans(width, side, overlap)
-    return [(left, top, right, bottom) for top, bottom in _spans(height, side, overlap) for left, right in columns]
 
 
 def _spans(length: int, side: int, overlap: float) -> list[tuple[int, int]]:
