@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from anchorite.boxes import Targets
@@ -34,7 +34,7 @@ from anchorite.loss import LossTerms
 from anchorite.metrics import Predictions, Truth, coco_metrics
 from anchorite.model import Detector, WeightsInfo
 from anchorite.predict import BatchDetections, Ensemble, PredictConfig, Predictor, Runtime, TorchRuntime, require_finite
-from anchorite.predict.postprocess import rename_iou_limit
+from anchorite.predict.postprocess import IOU_THRESHOLD_NAMES
 
 Progress = Callable[[int, int], None]
 Criterion = Callable[[Sequence[Tensor], Targets], LossTerms]
@@ -53,13 +53,11 @@ class ValidationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     confidence: float = Field(default=0.001, ge=0, le=1)
-    iou_threshold: float = Field(default=0.55, ge=0, le=1)
+    iou_threshold: float = Field(default=0.55, ge=0, le=1, validation_alias=IOU_THRESHOLD_NAMES)
     max_detections: int = Field(default=300, ge=1)
     class_agnostic: bool = False
     multi_label: bool = True
     rectangular: bool = True
-
-    _earlier_name = model_validator(mode="before")(rename_iou_limit)
 
     def predict_config(self) -> PredictConfig:
         """The same limits as prediction takes them."""

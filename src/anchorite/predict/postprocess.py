@@ -13,23 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float, Float32, Int64
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from anchorite.anchors import AnchorSet, decode_boxes
 from anchorite.boxes import cxcywh_to_xyxy
 from anchorite.boxes.nms import nms_of_sorted
 
-
-def rename_iou_limit(given: Any) -> Any:
-    """The fields of a config, `iou_limit`, the earlier name of `iou_threshold`, replaced by it."""
-    if isinstance(given, dict) and "iou_limit" in given and "iou_threshold" not in given:
-        return {"iou_threshold" if name == "iou_limit" else name: value for name, value in given.items()}
-    return given
+IOU_THRESHOLD_NAMES = AliasChoices("iou_threshold", "iou_limit")  # today's, and that of earlier releases
 
 
 class PredictConfig(BaseModel):
@@ -44,13 +39,11 @@ class PredictConfig(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     confidence: float = Field(default=0.25, ge=0, le=1)
-    iou_threshold: float = Field(default=0.45, ge=0, le=1)
+    iou_threshold: float = Field(default=0.45, ge=0, le=1, validation_alias=IOU_THRESHOLD_NAMES)
     max_detections: int = Field(default=300, ge=1)
     class_agnostic: bool = False
     multi_label: bool = False
     max_candidates: int = Field(default=10_000, ge=1)
-
-    _earlier_name = model_validator(mode="before")(rename_iou_limit)
 
 
 class Limits(TypedDict, total=False):
