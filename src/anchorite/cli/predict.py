@@ -21,7 +21,7 @@ from anchorite.choices import OutputKind, PrecisionName
 from anchorite.cli.display import write_line
 from anchorite.cli.folders import free_path, refuse_taken
 from anchorite.cli.options import DEVICE, LimitOptions, OutputOptions, PositiveInt, RunningOptions, ViewOptions, Weights
-from anchorite.errors import AnchoriteError, InputError
+from anchorite.errors import AnchoriteError, InputError, import_extra
 from anchorite.reading import one_line
 
 if TYPE_CHECKING:
@@ -199,11 +199,8 @@ def serve(
     Needs starlette and uvicorn: pip install 'anchorite[serve]'. Whoever can reach the address can use it: there are no
     passwords and no encryption. Ctrl-C ends it.
     """
-    try:
-        import starlette  # noqa: F401
-        import uvicorn
-    except ImportError:
-        raise InputError("serve needs starlette and uvicorn: pip install 'anchorite[serve]'") from None
+    import_extra("starlette", "serve")
+    uvicorn = import_extra("uvicorn", "serve")
     from anchorite.export import load_predictor
     from anchorite.serve import ServeConfig, make_app
 

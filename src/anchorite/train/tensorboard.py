@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -12,7 +11,7 @@ import torch
 
 from anchorite.boxes import Detections
 from anchorite.data import decode_image
-from anchorite.errors import AnchoriteError, InputError
+from anchorite.errors import AnchoriteError, import_extra
 from anchorite.evaluate import ValidationResult
 from anchorite.jpeg import encode_jpeg, shrunk
 from anchorite.predict import draw
@@ -40,13 +39,7 @@ class TensorBoard:
     """
 
     def __init__(self) -> None:
-        try:
-            importlib.import_module("torch.utils.tensorboard")
-        except ImportError as error:
-            raise InputError(
-                f"TensorBoard's events need the package tensorboard ({error}); install it: "
-                "pip install 'anchorite[tensorboard]'"
-            ) from error
+        import_extra("torch.utils.tensorboard", "tensorboard")
         self._open: tuple[RunStarted, SummaryWriter, SummaryWriter] | None = None  # for the epochs and for the steps
 
     def __enter__(self) -> TensorBoard:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anchorite.data import DatasetIndex
-from anchorite.errors import DivergedError, InputError
+from anchorite.errors import DivergedError, InputError, import_extra
 from anchorite.files import make_folder, write_text_atomically
 from anchorite.reading import read_json
 from anchorite.recipe_names import current_name
@@ -108,11 +108,9 @@ class Study:
         """
         if not dataset.splits.get("val"):
             raise InputError(f"{dataset.root}: a study compares by mAP on the split val, and there is none")
-        try:
-            import optuna
-            from optuna.trial import TrialState
-        except ImportError:
-            raise InputError("tune needs optuna, which is not installed: pip install 'anchorite[hpo]'") from None
+        optuna = import_extra("optuna", "hpo")
+        from optuna.trial import TrialState
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
             study_name="anchorite",
