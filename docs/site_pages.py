@@ -19,6 +19,7 @@ _MARKUP = re.compile(r"([*|\\]|_(?!\w)|(?<=\w):(?=\w))")
 _LONG_NAMES = re.compile(r"\b(?:jaxtyping|torch|numpy\.typing|numpy|collections\.abc)\.(?=[A-Za-z])")
 _PAGE = re.compile(r"\b(docs/([\w-]+)\.md)\b")
 _SPAN = re.compile(r'(?<=<span class="pre">)[^<]+(?=</span></code>)')
+_PUBLIC = re.compile(r"anchorite\.\w+\.\w+")
 _BREAK = re.compile(r"(?<=\w)([._/(])(?=\w)")
 _NAMED_TUPLE_FIELD = re.compile(r"Alias for field number \d+")
 
@@ -72,15 +73,12 @@ def link_type(app: Sphinx, env: BuildEnvironment, node: Any, content: nodes.Elem
     if node.get("refdomain") != "py" or node.get("reftype") not in ("class", "obj"):
         return None
     wanted = str(node["reftarget"]).rpartition(".")[2]
-    entries = [(name, entry) for name, entry in env.domaindata["py"]["objects"].items() if _is_public(name, wanted)]
+    objects = env.domaindata["py"]["objects"].items()
+    entries = [(name, entry) for name, entry in objects if name.endswith(f".{wanted}") and _PUBLIC.fullmatch(name)]
     if len(entries) != 1:
         return content
     name, entry = entries[0]
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, name)
-
-
-def _is_public(name: str, wanted: str) -> bool:
-    return re.fullmatch(rf"anchorite\.\w+\.{re.escape(wanted)}", name) is not None
 
 
 def keep_inside(_app: Sphinx, _page: str, source: list[str]) -> None:

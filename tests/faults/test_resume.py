@@ -52,12 +52,13 @@ class InterruptAt:
             raise KeyboardInterrupt
 
 
-@pytest.fixture(scope="module", params=["sgd", "adamw"])
+@pytest.fixture(scope="module", params=[("sgd", "bf16"), ("adamw", "fp32")], ids=["sgd", "adamw"])
 def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
     """A recipe with either optimizer, and a run of it that nothing interrupts."""
+    optimizer, precision = request.param
     # 10 images in batches of 4 and steps of 8: after batch 1 or 3 of an epoch, gradients are under way.
-    recipe = small_recipe(epochs=3, optimizer__name=request.param, optimizer__lr=0.001, precision="bf16", patience=3)
-    run = tmp_path_factory.mktemp(request.param) / "straight"
+    recipe = small_recipe(epochs=3, optimizer__name=optimizer, optimizer__lr=0.001, precision=precision, patience=3)
+    run = tmp_path_factory.mktemp(optimizer) / "straight"
     train(recipe, scenes(), run, Recorder())
     return recipe, run
 
