@@ -143,7 +143,7 @@ def server() -> str:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
-        atexit.register(process.communicate)
+        atexit.register(process.kill)  # where this process is killed itself, the end of stdin ends the server
         return address
 
 
