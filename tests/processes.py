@@ -140,6 +140,7 @@ def server() -> str:
             [sys.executable, "-m", "tests.processes", str(listener.fileno())],
             stdin=PIPE,
             pass_fds=[listener.fileno()],
+            cwd=Path(__file__).parents[1],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
