@@ -15,7 +15,7 @@ from anchorite.data import DatasetIndex, open_dataset
 from anchorite.data.convert import write_dataset
 from anchorite.data.shards.format import read_table
 from anchorite.errors import InputError
-from anchorite.train import RunFolder, RunStarted, StepDone, resume, train
+from anchorite.train import RunFolder, RunStarted, StepDone, listeners, resume, train
 from tests.train.runs import Recorder, scenes, small_recipe
 
 
@@ -41,6 +41,11 @@ def interrupt(event: object) -> None:
         raise KeyboardInterrupt
 
 
+def interrupt_at_start(event: object) -> None:
+    if isinstance(event, RunStarted):
+        raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_and_workers_change_nothing(tmp_path: Path) -> None:
     recorder = Recorder()
@@ -56,7 +61,8 @@ def test_a_run_goes_on_bit_for_bit_and_workers_change_nothing(tmp_path: Path) ->
 def test_anchors_and_facts_are_those_of_the_files(tmp_path: Path) -> None:
     recorders = [Recorder(), Recorder()]
     for recorder, dataset, name in zip(recorders, (scenes(), sharded()), ("files", "shards"), strict=True):
-        train(small_recipe(epochs=1), dataset, tmp_path / name, recorder)
+        with pytest.raises(KeyboardInterrupt):
+            train(small_recipe(), dataset, tmp_path / name, listeners(recorder, interrupt_at_start))
     chosen = [
         [line for line in recorder.of(RunStarted)[0].decisions if line.startswith("anchors")] for recorder in recorders
     ]
@@ -69,7 +75,7 @@ def test_anchors_and_facts_are_those_of_the_files(tmp_path: Path) -> None:
 
 def test_other_shards_than_a_run_was_started_with_are_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(small_recipe(), sharded(), tmp_path / "run", interrupt)
+        train(small_recipe(), sharded(), tmp_path / "run", interrupt_at_start)
     write_dataset(scenes(), tmp_path / "others", "shards", shard_bytes=20_000)
     with pytest.raises(InputError, match="data: train: other labels or names"):
         resume(tmp_path / "run", open_dataset(tmp_path / "others"), Recorder())
