@@ -239,18 +239,14 @@ def explain(
         return render_page("explain.html.j2", context, styles=_STYLES, scripts=_SCRIPTS, data=data)
 
     room = max((MAX_PAGE_BYTES - len(render(facts).encode("utf-8"))) // len(explained), _LEAST_PICTURE_BYTES)
-    shown = [{**image, "uri": _picture_uri(picture, room)} for image, picture in explained]
+    shown = []
+    for image, picture in explained:
+        for scale, quality in _PICTURE_SIZES:
+            uri = jpeg_uri(picture, scale * min(_LONGEST_PX, max(picture.shape[:2])), quality)
+            if len(uri) <= room:
+                break
+        shown.append({**image, "uri": uri})
     return render({**facts, "images": shown}), facts, left_out
-
-
-def _picture_uri(image: NDArray[np.uint8], max_bytes: int) -> str:
-    """An RGB image (H, W, 3) as a JPEG data URI of at most `max_bytes` characters wherever that is possible."""
-    longest_px = min(_LONGEST_PX, max(image.shape[:2]))
-    for scale, quality in _PICTURE_SIZES:
-        uri = jpeg_uri(image, longest_px * scale, quality)
-        if len(uri) <= max_bytes:
-            break
-    return uri
 
 
 def _explain_image(record: Record, reason: str, setting: ExplainSettings) -> tuple[dict[str, Any], NDArray[np.uint8]]:

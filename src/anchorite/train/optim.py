@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
@@ -94,16 +94,13 @@ def parts_by_depth(model: nn.Module, config: OptimizerConfig) -> list[tuple[str,
     for name, child in model.named_children():
         for inner, part in child.named_children() if name == "backbone" else [("", child)]:
             path = f"{name}.{inner}".rstrip(".")
-            parts += [(path, part), *((f"{path}.{stage}", module) for stage, module in _stages(part))]
+            parts.append((path, part))
+            lists = (one for one in part.named_modules() if isinstance(one[1], nn.ModuleList) and len(one[1]) > 1)
+            for there, stages in islice(lists, 1):
+                within = f"{path}.{there}".rstrip(".")
+                parts += [(f"{within}.{number}", stage) for number, stage in enumerate(stages)]
     parts = [(name, part) for name, part in parts if any(True for _ in part.parameters())]
     return [(name, part, config.layer_decay ** (len(parts) - 1 - at)) for at, (name, part) in enumerate(parts)]
-
-
-def _stages(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The members of the first list of several modules in a module, with their names there."""
-    lists = ((name, one) for name, one in module.named_modules() if isinstance(one, nn.ModuleList) and len(one) > 1)
-    name, found = next(lists, ("", nn.ModuleList()))
-    return [(f"{name}.{number}".lstrip("."), stage) for number, stage in enumerate(found)]
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

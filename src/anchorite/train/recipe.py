@@ -200,7 +200,8 @@ def _changed(
     sources: Mapping[str, str] = MappingProxyType({}),
     hint: str = "",
 ) -> Recipe:
-    """The recipe of nested values, which were read from `text`, and overrides by dotted name.
+    """The recipe of nested values, which were read from `text`, and overrides by dotted name; InputError with a line on
+    each problem.
 
     sources: where and under which other name the file sets a field, for messages; hint: added to the faults of a file.
     """
@@ -211,7 +212,25 @@ def _changed(
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(_explain(error, where, text, named) + hint) from None
+        problems = error.errors(include_url=False)
+    lines = []
+    for problem in problems[:_MOST_PROBLEMS]:
+        name = printable(".".join(str(part) for part in problem["loc"] if isinstance(part, str)), _LONGEST_NAME)
+        below = (source for field, source in named.items() if field.startswith(f"{name}."))
+        source = named.get(name) or next(below, f"{where}{_line_of(text, name)}: {name}")
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{source}: no such recipe field{suggest_field(name)}")
+            continue
+        wanted = str(problem["msg"]).replace("Input should be", "must be")
+        if problem["type"] == "value_error":
+            wanted = str(problem["ctx"]["error"])
+        elif problem["type"] == "model_type":
+            fields = ", ".join(field for field in field_names() if field.startswith(f"{name}."))
+            wanted = f"this is a group of settings; set them one by one: {fields}"
+        lines.append(f"{source}: {wanted} (got {shorten(problem['input'])})")
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
+    raise InputError("\n".join(lines) + hint)
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
@@ -273,29 +292,6 @@ def suggest_field(name: str) -> str:
 def _suggest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _explain(error: ValidationError, where: str, text: str, named: Mapping[str, str]) -> str:
-    """One line a problem; named: where and how the user set a field, unless under its own name in the file."""
-    lines = []
-    problems = error.errors(include_url=False)
-    for problem in problems[:_MOST_PROBLEMS]:
-        name = printable(".".join(str(part) for part in problem["loc"] if isinstance(part, str)), _LONGEST_NAME)
-        below = (source for field, source in named.items() if field.startswith(f"{name}."))
-        source = named.get(name) or next(below, f"{where}{_line_of(text, name)}: {name}")
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{source}: no such recipe field{suggest_field(name)}")
-            continue
-        wanted = str(problem["msg"]).replace("Input should be", "must be")
-        if problem["type"] == "value_error":
-            wanted = str(problem["ctx"]["error"])
-        elif problem["type"] == "model_type":
-            fields = ", ".join(field for field in field_names() if field.startswith(f"{name}."))
-            wanted = f"this is a group of settings; set them one by one: {fields}"
-        lines.append(f"{source}: {wanted} (got {shorten(problem['input'])})")
-    if len(problems) > _MOST_PROBLEMS:
-        lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
-    return "\n".join(lines)
 
 
 def _line_of(text: str, name: str) -> str:

@@ -150,7 +150,12 @@ class TrainingStep:
         self._is_finite: Tensor | None = None  # of all losses since the last apply, on the device
         if self.world.is_distributed:
             self._forward = self._shared = distribute(self._forward, device)
-            self._fix_reduction_order()
+            # A backward pass, after which DistributedDataParallel chooses its order of reduction for good: that decides
+            # how sums over three ranks or more round, and a resumed run would round its first step otherwise.
+            self.accumulate(empty_batch(train_state.detector.strides[-1]), num_images=1)
+            self._snapshot.restore()
+            train_state.optimizer.zero_grad(set_to_none=True)
+            self._is_finite = None
 
     def accumulate(self, batch: Batch, num_images: int | None = None, is_last: bool = True) -> LossTerms:
         """Add the gradients of one batch, unless its loss is not finite; its loss, detached.
@@ -176,26 +181,12 @@ class TrainingStep:
                 self.train_state.scaler.scale(terms.total).backward()
         if not self.on_host:
             self._is_finite = finite if self._is_finite is None else self._is_finite & finite
-        elif is_last and not bool(finite):
-            self._average_gradients()
-        return LossTerms(*(term.detach() for term in terms))
-
-    def _fix_reduction_order(self) -> None:
-        """Run a backward pass, after which DistributedDataParallel chooses its order of reduction for good.
-
-        The order decides how sums over three ranks or more round: a resumed run would round its first step otherwise.
-        """
-        self.accumulate(empty_batch(self.train_state.detector.strides[-1]), num_images=1)
-        self._snapshot.restore()
-        self.train_state.optimizer.zero_grad(set_to_none=True)
-        self._is_finite = None
-
-    def _average_gradients(self) -> None:
-        """Average the gradients of earlier batches, as the backward pass of the skipped batch would have done."""
-        if self.world.is_distributed:
+        elif is_last and not bool(finite) and self.world.is_distributed:
+            # Average the gradients of earlier batches, as the backward pass of the skipped one would have done.
             for parameter in self._parameters:
                 if parameter.grad is not None:
                     parameter.grad.copy_(self.world.all_reduce(parameter.grad) / self.world.world_size)
+        return LossTerms(*(term.detach() for term in terms))
 
     def apply(self, settings: Settings) -> Tensor:
         """Update the weights by the accumulated gradients, with the given settings; the gradient norm (scalar).
