@@ -74,7 +74,11 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A line is shown when it is printed, also in a pipe, and whatever the terminal cannot spell is escaped.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _terminate)
+
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     sys.unraisablehook = _send_again
     code = run(words, debug)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -107,7 +111,3 @@ def _send_again(unraisable: sys.UnraisableHookArgs) -> None:
     number = signal.SIGTERM if isinstance(unraisable.exc_value, Terminated) else signal.SIGINT
     # A moment later, from a thread: sent from here, it would be raised in here and lost once more.
     threading.Timer(0.05, _thread.interrupt_main, [number]).start()
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise Terminated

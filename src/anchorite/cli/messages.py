@@ -63,7 +63,10 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
         return ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
     if isinstance(error, BrokenPipeError | SystemExit):  # the second is how rich reports the first
         return "", _OUTPUT_CLOSED
-    if _is_out_of_memory(error):
+    # Python's and NumPy's error, CUDA's, the system's, or that of torch's CPU allocator.
+    is_memory_error = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    is_memory_error |= isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if is_memory_error or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         return f"memory ran out: {first_line}\nuse a smaller --batch or --image-size", InputError.exit_code
     if isinstance(error, OSError):
@@ -71,53 +74,34 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's and NumPy's error, CUDA's, the system's, or that of torch's CPU allocator."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def _about_usage(error: cyclopts.CycloptsError) -> str:
     """What is wrong with the words of a command line, and where to read how they should be."""
-    command = " ".join(error.command_chain or ())
+    command, said = " ".join(error.command_chain or ()), str(error)
     if isinstance(error, cyclopts.UnknownCommandError):
-        return _about_command(error)
-    said = str(error)
+        word = (error.unused_tokens or [""])[0]
+        if word in ("help", "version"):
+            return f"{word}: no such command; write anchorite --{word}"
+        if not word.startswith("-"):
+            return f"{said.partition(' Available commands:')[0]}\nall commands: anchorite --help"
+        close = difflib.get_close_matches(word, _GLOBAL_FLAGS, n=1)
+        meant = f" Did you mean {close[0]}?" if close else " The command comes first: anchorite COMMAND ..."
+        return f"Unknown option: {word}.{meant}\nsee anchorite --help"
     if isinstance(error, cyclopts.UnusedCliTokensError):
         extra = " ".join(map(repr, error.unused_tokens or ()))
         said = f"{extra} is one word too many; quote a name that has spaces"
     elif isinstance(error, cyclopts.MissingArgumentError):
-        said = _about_missing(error) or said
+        argument = error.argument
+        # Else it is the value of a flag that is missing.
+        if argument is not None and argument.required and not argument.tokens and error.keyword is None:
+            name = word = argument.name.lstrip("-").upper()
+            if argument.field_info.kind is argument.field_info.KEYWORD_ONLY:
+                name = f"{argument.name} {word}"
+            what = argument.parameter.help or ""
+            said = f"{name} is missing: {what[:1].lower()}{what[1:-1]}"
     elif isinstance(error, cyclopts.UnknownOptionError):
         said = _about_option(error) or said
     usage = str(error.app and error.app.usage).removeprefix("Usage: ")
     return f"{command}: {said}\nusage: {usage}; all of them: anchorite {command} --help"
-
-
-def _about_command(error: cyclopts.UnknownCommandError) -> str:
-    word = (error.unused_tokens or [""])[0]
-    if word in ("help", "version"):
-        return f"{word}: no such command; write anchorite --{word}"
-    if not word.startswith("-"):
-        first = str(error).partition(" Available commands:")[0]
-        return f"{first}\nall commands: anchorite --help"
-    close = difflib.get_close_matches(word, _GLOBAL_FLAGS, n=1)
-    meant = f" Did you mean {close[0]}?" if close else " The command comes first: anchorite COMMAND ..."
-    return f"Unknown option: {word}.{meant}\nsee anchorite --help"
-
-
-def _about_missing(error: cyclopts.MissingArgumentError) -> str:
-    """Which word is missing and what it is; an empty string where it is the value of a flag that was given."""
-    argument = error.argument
-    if argument is None or not argument.required or argument.tokens or error.keyword is not None:
-        return ""
-    word = argument.name.lstrip("-").upper()
-    by_flag = argument.field_info.kind is argument.field_info.KEYWORD_ONLY
-    help_text = argument.parameter.help or ""
-    return f"{f'{argument.name} {word}' if by_flag else word} is missing: {help_text[:1].lower()}{help_text[1:-1]}"
 
 
 def _about_option(error: cyclopts.UnknownOptionError) -> str:

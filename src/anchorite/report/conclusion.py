@@ -49,7 +49,16 @@ def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
     folder = RunFolder(run_folder)
     recipe = folder.read_recipe()
     device = choose_device(recipe.device)
-    facts: dict[str, Any] = {"environment": describe_environment(device), "dataset": describe_dataset(dataset)}
+    environment = {
+        "anchorite": anchorite.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": processor_facts()["model name"],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+    facts: dict[str, Any] = {"environment": environment, "dataset": describe_dataset(dataset)}
     records = dataset.splits.get("val", ())
     if records:
         detector, info = load_weights(folder.best)
@@ -79,30 +88,23 @@ def is_concluded(run_folder: Path) -> bool:
     return "environment" in read_summary(RunFolder(run_folder).summary) and (run_folder / "report.html").is_file()
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """What a run ran on: versions, system, processor and the cores that it may use."""
-    return {
-        "anchorite": anchorite.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "processor": processor_facts()["model name"],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-    }
-
-
 def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
     """What a run was trained on: path, format, images and boxes of each split and class, labels that were adjusted."""
     splits, names = dataset.splits, dataset.class_names
     counts = {split: one.class_counts(len(names), with_ignored=True).tolist() for split, one in splits.items()}
-    columns = ("split", "images", "boxes", "images_without_boxes")
-    rows = [(split, len(one), sum(counts[split]), one.num_background()) for split, one in splits.items()]
     return {
         "path": str(dataset.root.resolve()),
         "format": dataset.format,
         "adjusted_labels": dict(Counter(one.kind for one in dataset.adjustments)),
-        "splits": [dict(zip(columns, row, strict=True)) for row in rows],
+        "splits": [
+            {
+                "split": name,
+                "images": len(one),
+                "boxes": sum(counts[name]),
+                "images_without_boxes": one.num_background(),
+            }
+            for name, one in splits.items()
+        ],
         "boxes_by_class": [
             {"class": name, **{split: of_split[number] for split, of_split in counts.items()}}
             for number, name in enumerate(names)

@@ -81,22 +81,6 @@ class Objective(nn.Module):
         return terms
 
 
-def distribute(objective: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The objective with gradients averaged over the ranks in the backward pass; all start from the weights of rank 0.
-
-    Buffers are not exchanged: each rank has its own statistics of batch normalisation, and those of rank 0 are saved.
-    """
-    with warnings.catch_warnings():
-        # The name that replaces `broadcast_buffers` is not in all releases of torch that are supported.
-        warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(
-            objective,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
-
-
 _MIN_CAPACITY = 64
 
 
@@ -149,7 +133,15 @@ class TrainingStep:
         self._forward: nn.Module = objective
         self._is_finite: Tensor | None = None  # of all losses since the last apply, on the device
         if self.world.is_distributed:
-            self._forward = self._shared = distribute(self._forward, device)
+            # Gradients are averaged in the backward pass; all start from the weights of rank 0. Buffers are not shared:
+            # each rank has its own statistics of batch normalisation, and those of rank 0 are saved.
+            devices = [device] if device.type == "cuda" else None
+            with warnings.catch_warnings():
+                # The name that replaces `broadcast_buffers` is not in all releases of torch that are supported.
+                warnings.simplefilter("ignore", FutureWarning)
+                self._forward = self._shared = DistributedDataParallel(
+                    objective, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
             # A backward pass, after which DistributedDataParallel chooses its order of reduction for good: that decides
             # how sums over three ranks or more round, and a resumed run would round its first step otherwise.
             self.accumulate(empty_batch(train_state.detector.strides[-1]), num_images=1)
