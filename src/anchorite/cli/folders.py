@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from contextlib import suppress
-from itertools import chain, count
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -18,13 +17,11 @@ def free_path(wanted: Path) -> Path:
     An empty folder is free.
     """
     suffix = wanted.suffix if wanted.suffix == ".html" else ""
-    stem = wanted.name.removesuffix(suffix)
-    numbered = (wanted.with_name(f"{stem}-{number}{suffix}") for number in count(2))
-
-    def is_free(path: Path) -> bool:
-        return not os.path.lexists(path) or (not suffix and path.is_dir() and not any(path.iterdir()))
-
-    return next(filter(is_free, chain([wanted], numbered)))
+    path, number = wanted, 1
+    while os.path.lexists(path) and (suffix or not path.is_dir() or any(path.iterdir())):
+        number += 1
+        path = wanted.with_name(f"{wanted.name.removesuffix(suffix)}-{number}{suffix}")
+    return path
 
 
 def refuse_taken(folder: Path, flag: str = "--out") -> None:

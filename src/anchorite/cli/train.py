@@ -143,12 +143,24 @@ def _with_hints(display: Display, folder: Path, dataset: DatasetIndex, recipe: R
 
     if any(folder.parent.glob("*/summary.json")):
         return display
-    for sentence, command in _data_hints(dataset, recipe):
-        display.hint(sentence, command)
+    records, data = dataset.split("train"), shlex.quote(str(dataset.root))
+    if 0 < len(records) < _FEW_IMAGES:
+        few = f"{len(records)} training images are few: more of them help more than any setting. Are these in order?"
+        display.hint(few, f"anchorite inspect {data}")
+    if not dataset.splits.get("val"):
+        unknown = "without a val split nobody knows how good the detector is. A copy that has one:"
+        display.hint(unknown, f"anchorite split {data} NEW_FOLDER")
+    sides_px = records.box_sides(recipe.image_size).min(axis=1)
+    tiny = float((sides_px < _TINY_PX).mean()) if len(sides_px) else 0.0
+    if tiny > _MANY:
+        narrow = f"{tiny:.0%} of the training boxes are narrower than {_TINY_PX:.0f} px"
+        remedy = f"at image size {recipe.image_size}, hard to find; try --image-size {recipe.image_size * 2}"
+        display.hint(f"{narrow} {remedy}")
     smaller = [f"--image-size {_QUICK_PX}"] if recipe.image_size > _QUICK_PX else []
     smaller += ["--model n"] if recipe.model not in ("n", "n6") and recipe.weights is None else []
 
     def listen(event: Event) -> None:
+        """Show an event, and the hints on the run after its start."""
         display(event)
         if isinstance(event, RunStarted):
             if device_type == "cpu" and recipe.device == "auto" and smaller:
@@ -159,23 +171,6 @@ def _with_hints(display: Display, folder: Path, dataset: DatasetIndex, recipe: R
             display.hint(f"a page with the curves so far, {page}, is written at any time by", f"anchorite report {run}")
 
     return listen
-
-
-def _data_hints(dataset: DatasetIndex, recipe: Recipe) -> Iterator[tuple[str, str | None]]:
-    """What about the data will limit the results: a sentence, and a command where one helps."""
-    records, data = dataset.split("train"), shlex.quote(str(dataset.root))
-    if 0 < len(records) < _FEW_IMAGES:
-        few = f"{len(records)} training images are few: more of them help more than any setting. Are these in order?"
-        yield few, f"anchorite inspect {data}"
-    if not dataset.splits.get("val"):
-        unknown = "without a val split nobody knows how good the detector is. A copy that has one:"
-        yield unknown, f"anchorite split {data} NEW_FOLDER"
-    sides_px = records.box_sides(recipe.image_size).min(axis=1)
-    tiny = float((sides_px < _TINY_PX).mean()) if len(sides_px) else 0.0
-    if tiny > _MANY:
-        narrow = f"{tiny:.0%} of the training boxes are narrower than {_TINY_PX:.0f} px"
-        remedy = f"at image size {recipe.image_size}, hard to find; try --image-size {recipe.image_size * 2}"
-        yield f"{narrow} {remedy}", None
 
 
 def demo(

@@ -52,11 +52,9 @@ def train(
         "allow_outside": dataset.allow_outside,
         "anchors": anchors.to_rows(),
         "left_out": left_out_facts(opened, dataset),
-        "start": None if start is None else {"weights": start.path, "sha256": start.sha256, "kept": prepared.kept},
+        "start": start and {"weights": start.path, "sha256": start.sha256, "kept": prepared.kept},
         "notes": list(notes),
-        "backbone": None
-        if backbone is None
-        else {"config": backbone.config.model_dump(mode="json"), "sha256": backbone.sha256},
+        "backbone": backbone and {"config": backbone.config.model_dump(mode="json"), "sha256": backbone.sha256},
         "derived": derived_settings(recipe, prepared),
         **_comparable_facts(recipe, dataset, world.world_size),
     }
