@@ -119,7 +119,15 @@ class _Service:
     async def predict(self, request: Request) -> JSONResponse:
         """The detections of the image in a request's body, as `Detections.to_dict` has them."""
         started = time.perf_counter()
-        limits = _limits_of(request)
+        unknown = next((name for name in request.query_params if name not in (*_LIMITS, "iou_limit")), None)
+        if unknown is not None:
+            raise HTTPException(422, f"{unknown[:40]!r}: no such setting; there are {', '.join(_LIMITS)}")
+        try:
+            limits = PredictConfig.model_validate_strings(dict(request.query_params), strict=False)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            reason = problem["msg"].replace("Input should be", "must be")
+            raise HTTPException(422, f"{problem['loc'][0]}={problem['input'][:40]!r}: {reason}") from None
         if self.in_hand >= self.config.max_waiting:
             raise HTTPException(503, "the server is busy; try again in a second", headers={"Retry-After": "1"})
         self.in_hand += 1
@@ -210,16 +218,3 @@ async def batched(
         finally:
             working.cancel()
             await asyncio.wait([working])
-
-
-def _limits_of(request: Request) -> PredictConfig:
-    """The limits of a request's query; 422 for names and values that there are not."""
-    unknown = next((name for name in request.query_params if name not in (*_LIMITS, "iou_limit")), None)
-    if unknown is not None:
-        raise HTTPException(422, f"{unknown[:40]!r}: no such setting; there are {', '.join(_LIMITS)}")
-    try:
-        return PredictConfig.model_validate_strings(dict(request.query_params), strict=False)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        reason = problem["msg"].replace("Input should be", "must be")
-        raise HTTPException(422, f"{problem['loc'][0]}={problem['input'][:40]!r}: {reason}") from None

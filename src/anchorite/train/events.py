@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,8 @@ class StepDone:
     lr: float = math.nan
     bias_lr: float = math.nan
 
-    @property
-    def rate(self) -> float:
-        """The earlier name of `lr`."""
-        return self.lr
-
-    @property
-    def bias_rate(self) -> float:
-        """The earlier name of `bias_lr`."""
-        return self.bias_lr
+    rate = property(attrgetter("lr"), doc="The earlier name of `lr`.")
+    bias_rate = property(attrgetter("bias_lr"), doc="The earlier name of `bias_lr`.")
 
 
 @dataclass(frozen=True)
