@@ -70,10 +70,8 @@ def data_name(data: Path) -> str:
 
 
 def _require_makeable(folder: Path, flag: str) -> None:
-    """StorageError where a folder could not be made and filled.
-
-    It is made and removed again to see that: permissions alone do not tell, they let root write even into /proc.
-    """
+    """StorageError where a folder could not be made and filled. It is made and removed again to see that: permissions
+    alone do not tell, they let root write even into /proc."""
     missing = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
     parent = missing[-1].parent if missing else folder
     if not parent.is_dir():

@@ -94,10 +94,8 @@ def predict(
 def _predict_all(
     sources: Sources, network: Ensemble, config: PredictConfig, running: RunningOptions, save: Save, reporter: Reporter
 ) -> None:
-    """Predict all sources, write and report the detections.
-
-    Reading, the network, and drawing and writing run side by side; a slow disk slows the rest, nothing piles up.
-    """
+    """Predict all sources, write and report the detections. Reading, the network, and drawing and writing run side by
+    side; a slow disk slows the rest, nothing piles up."""
     from anchorite.data.prefetch import prefetch
     from anchorite.interrupts import HeldInterrupts
     from anchorite.predict import PredictionWriter

@@ -248,15 +248,12 @@ def gather_predictions(world: World, predictions: dict[int, Predictions]) -> dic
     """What all ranks found, by the numbers of the images, on the first rank; nothing on the others."""
     if not world.is_distributed:
         return predictions
-    found = list(predictions.values())
-    columns = {
-        "boxes_xyxy": np.concatenate([np.zeros((0, 4)), *(one.boxes_xyxy for one in found)]),
-        "scores": np.concatenate([np.zeros(0), *(one.scores for one in found)]),
-        "class_ids": np.concatenate([np.zeros(0, np.int64), *(one.class_ids for one in found)]),
-    }
-    tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+    columns = ("boxes_xyxy", "scores", "class_ids")
+    none = Predictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
+    found = [none, *predictions.values()]
+    tensors = {name: torch.from_numpy(np.concatenate([getattr(one, name) for one in found])) for name in columns}
     tensors["numbers"] = torch.tensor(list(predictions), dtype=torch.int64)
-    tensors["counts"] = torch.tensor([len(one) for one in found], dtype=torch.int64)
+    tensors["counts"] = torch.tensor([len(one) for one in found[1:]], dtype=torch.int64)
     gathered: dict[int, Predictions] = {}
     for part in world.gather_tensors(tensors):
         splits = (part[name].split(part["counts"].tolist()) for name in columns)

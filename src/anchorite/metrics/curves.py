@@ -102,12 +102,9 @@ def mean_of_defined(rows: Float64[NDArray[np.float64], "K columns"]) -> Float64[
 def _middle_of_best(confidences: NDArray[np.float64], f1: NDArray[np.float64]) -> tuple[float, float]:
     if np.isnan(f1).all():
         return float("nan"), float("nan")
-    first = int(np.nanargmax(f1))
-    if f1[first] == 0:
-        return float("nan"), 0.0
-    lower = np.flatnonzero(f1[first:] < f1[first])
-    last = first + (int(lower[0]) if lower.size else len(f1) - first) - 1
-    return float(confidences[(first + last) // 2]), float(f1[first])
+    first, best = int(np.nanargmax(f1)), float(np.nanmax(f1))
+    count = int(np.append(f1[first:] == best, False).argmin())  # of equals in a row
+    return float(confidences[first + (count - 1) // 2]) if best else float("nan"), best
 
 
 @dataclass(frozen=True)

@@ -143,16 +143,12 @@ def match(
     most (of equal overlaps the later, as in COCO's tools); else the largest overlap first, then the best score, the
     earlier detection and the earlier box. Returns (N,) the labelled box of each detection, -1 for none.
     """
-    of_pair = -scores[pairs.found]
-    keys = (
-        (-pairs.truth, -pairs.iou, pairs.found, of_pair)
-        if by_score
-        else (pairs.truth, pairs.found, of_pair, -pairs.iou)
-    )
-    order = np.lexsort(keys)
+    founds, truths, iou = pairs.found, pairs.truth, pairs.iou
+    by_rank = -scores[founds]
+    order = np.lexsort((-truths, -iou, founds, by_rank) if by_score else (truths, founds, by_rank, -iou))
     match_of_found = [-1] * len(scores)
     truth_is_free = [True] * num_truths
-    for found, truth in zip(pairs.found[order].tolist(), pairs.truth[order].tolist(), strict=True):
+    for found, truth in zip(founds[order].tolist(), truths[order].tolist(), strict=True):
         if truth_is_free[truth] and match_of_found[found] < 0:
             match_of_found[found] = truth
             truth_is_free[truth] = False

@@ -250,10 +250,8 @@ def explain(
 
 
 def _explain_image(record: Record, reason: str, setting: ExplainSettings) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """The facts of one image, and its letterboxed picture (H, W, 3).
-
-    Targets are (cx, cy, w, h) of 0..1 in float64, each with class and origin; ignored boxes are in pixels.
-    """
+    """The facts of one image, and its letterboxed picture (H, W, 3). Targets are (cx, cy, w, h) of 0..1 in float64,
+    each with class and origin; ignored boxes are in pixels."""
     image = decode_image(record.path)
     if image.shape[:2] != (record.height, record.width):
         raise InputError(
@@ -362,10 +360,8 @@ def _anchor_cells(number: int, level: LevelBreakdown, logits: Tensor, criterion:
 def _background(
     costs: list[Tensor], logits: list[Tensor], criterion: DetectionLoss, targets: Targets
 ) -> list[dict[str, Any]]:
-    """The unmatched anchor cells with the highest objectness cost of all levels, most expensive first.
-
-    costs: of each level (1, A, H, W), -1 where an anchor cell is matched.
-    """
+    """The unmatched anchor cells with the highest objectness cost of all levels, most expensive first. costs: of each
+    level (1, A, H, W), -1 where an anchor cell is matched."""
     strides = criterion.anchors.strides
     height, width = (logits[0].shape[axis] * strides[0] for axis in (3, 4))
     labels_px = cxcywh_to_xyxy(targets.rows[:, 2:].double() * torch.tensor([width, height, width, height]))

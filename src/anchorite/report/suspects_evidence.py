@@ -186,10 +186,8 @@ def _seen(record: Record, one: Observation, iou: Floats, num_classes: int) -> Fl
 
 
 def _likeliest(one: Observation, iou: Floats) -> tuple[Floats, Floats, Floats]:
-    """Score (N,), IoU (N,) and box (N, 4) of the detection that most likely belongs to each label; zeros for none.
-
-    It is near the label, and nearer to no other.
-    """
+    """Score (N,), IoU (N,) and box (N, 4) of the detection that most likely belongs to each label, which is near it and
+    nearer to no other; zeros for none."""
     fits = (iou >= _NEAR_BOX) & (iou >= iou.max(axis=0, initial=0.0)) & (one.scores >= _NEAR_SCORE)
     # A last column stands for nothing, the likeliest only where no detection fits.
     likelihood = np.pad(np.where(fits, one.scores * iou, 0.0), ((0, 0), (0, 1)), constant_values=1e-9)
@@ -294,10 +292,8 @@ def group_of(class_ids: Ints, sides: Floats) -> Ints:
 
 
 def _usual(values: Floats, groups: Ints, counted: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Median of each label's group, and its spread: a standard deviation that outliers do not change; 0 for none.
-
-    The few wrong labels that are searched for must not change what they are compared with.
-    """
+    """Median of each label's group, and its spread: a standard deviation that outliers do not change; 0 for none. The
+    few wrong labels that are searched for must not change what they are compared with."""
     usual, spread = np.zeros(len(values)), np.zeros(len(values))
     for group in np.unique(groups):
         members = groups == group

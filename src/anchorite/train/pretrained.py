@@ -140,10 +140,8 @@ def load_matching(detector: Detector, start: PretrainedWeights, class_names: Seq
 
 
 def _same_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]:
-    """Numbers of the classes that have one name, here and in the weights.
-
-    With a single class the loss has no class term, so its row was or will never be trained: it is no class then.
-    """
+    """Numbers of the classes that have one name, here and in the weights. With a single class the loss has no class
+    term, so its row was or will never be trained: it is no class then."""
     if 1 in (len(ours), len(theirs)) and tuple(ours) != tuple(theirs):
         return []
     here, there = Counter(ours), Counter(theirs)

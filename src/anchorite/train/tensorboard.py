@@ -112,10 +112,8 @@ def _facts(event: RunStarted) -> Iterator[Summary]:
 
 
 def _pictures(paths: tuple[Path, ...], result: ValidationResult) -> Iterator[Summary]:
-    """The first images of the split with what was found in them; one that has gone since is passed over.
-
-    They are JPEGs, an eighth of the PNGs that `SummaryWriter.add_image` would write.
-    """
+    """The first images of the split with what was found in them; one that has gone since is passed over. They are
+    JPEGs, an eighth of the PNGs that `SummaryWriter.add_image` would write."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     shown = zip(paths[:_NUM_PICTURES], result.predictions[:_NUM_PICTURES], strict=True)
