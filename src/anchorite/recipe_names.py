@@ -19,6 +19,7 @@ def built_in_recipes() -> dict[str, str]:
     }
 
 
+_ANCHORS_A_LEVEL = 3  # of the default tables
 RENAMED_FIELDS = {
     "average": "ema",
     "optimizer.rate": "optimizer.lr",
@@ -78,9 +79,6 @@ def other_names() -> dict[str, OtherName]:
             row["name"]: OtherName(row["field"], bool(row["in_hyperparameters"]), row["note"])
             for row in csv.DictReader(file)
         }
-
-
-_ANCHORS_A_LEVEL = 3  # of the default tables
 
 
 def sorted_out(values: Mapping[str, Any], fields: Collection[str]) -> tuple[list[str], list[str]]:

@@ -153,8 +153,14 @@ def effective_settings(files: RunFiles) -> list[tuple[str, str, str, str]]:
     if isinstance(start, dict):
         weights, digest, transferred = (str(start.get(key, _UNKNOWN)) for key in ("weights", "sha256", "kept"))
         settings = [("starting weights", weights, f"SHA-256 {digest[:12]}...", transferred)]
+
+    def saved_balance(checkpoint: Path) -> tuple[str, str]:
+        with safe_open(checkpoint.with_suffix(".safetensors"), framework="np") as file:
+            values = [format_number(float(value)) for value in file.get_tensor("criterion.balance")]
+        return ", ".join(values), f", as in {checkpoint.stem}"
+
     at = ", at the start"
-    if saved := files.from_newest_checkpoint(_saved_balance):
+    if saved := files.from_newest_checkpoint(saved_balance):
         recorded["balance"], at = saved
     recorded["balance_at"] = ""
     if (is_automatic := recipe.get("loss.automatic_balance")) is not None:
@@ -176,13 +182,6 @@ def effective_settings(files: RunFiles) -> list[tuple[str, str, str, str]]:
             reason = why.format(r=defaultdict(lambda: _UNKNOWN, recipe), d=defaultdict(lambda: _UNKNOWN, recorded))
             settings.append((name, *cells, reason))
     return settings
-
-
-def _saved_balance(checkpoint: Path) -> tuple[str, str]:
-    """The balance of the levels in a checkpoint, and words on where it is from."""
-    with safe_open(checkpoint.with_suffix(".safetensors"), framework="np") as file:
-        values = [format_number(float(value)) for value in file.get_tensor("criterion.balance")]
-    return ", ".join(values), f", as in {checkpoint.stem}"
 
 
 @none_if_absent

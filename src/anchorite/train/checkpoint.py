@@ -26,6 +26,10 @@ from anchorite.errors import StorageError
 from anchorite.files import write_atomically, write_text_atomically
 from anchorite.train.step import TrainState
 
+FORMAT_VERSION = 2
+_KEEP = 2
+_NAME = re.compile(r"epoch-([0-9]+)(?:-batch-([0-9]+))?\.json")
+
 
 @dataclass(frozen=True)
 class PartialEpoch:
@@ -78,11 +82,6 @@ class Progress:
             return f"epoch {self.epoch}"
         of = "" if num_batches is None else f" of {num_batches}"
         return f"batch {self.partial.batches}{of} of epoch {self.epoch + 1}"
-
-
-FORMAT_VERSION = 2
-_KEEP = 2
-_NAME = re.compile(r"epoch-([0-9]+)(?:-batch-([0-9]+))?\.json")
 
 
 @dataclass(frozen=True)

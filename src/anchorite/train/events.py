@@ -23,6 +23,8 @@ from anchorite.evaluate import ValidationResult
 from anchorite.reading import one_line, printable
 from anchorite.train.recipe import Recipe, by_dotted_name
 
+ERRORS_FILE = "logger-errors.txt"  # in the folder of the run
+
 
 @dataclass(frozen=True)
 class StoreProgress:
@@ -136,9 +138,6 @@ Later releases may add events and fields; none will be removed or changed.
 
 def ignore(event: Event) -> None:
     """The default listener: does nothing."""
-
-
-ERRORS_FILE = "logger-errors.txt"  # in the folder of the run
 
 
 def listeners(*members: Listener) -> Listener:

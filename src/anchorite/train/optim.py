@@ -15,6 +15,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from anchorite.recipe_names import with_current_names
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 class OptimizerConfig(BaseModel):
     """Settings of the optimizer. Learning rates are for `SGD` with Nesterov momentum unless `name` says otherwise."""
@@ -171,9 +173,6 @@ def decay_factor(progress: float, final: float, decay: str) -> float:
     """The factor on the rate after the share `progress` (0..1) of the run: 1 at the start, `final` at the end."""
     left = (1 + math.cos(math.pi * progress)) / 2 if decay == "cosine" else 1 - progress
     return final + (1 - final) * left
-
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class EMAConfig(BaseModel):

@@ -22,6 +22,12 @@ from anchorite.train.recipe import Recipe, by_dotted_name
 from anchorite.train.run_folder import RunFolder, left_out_facts
 from anchorite.train.setup import derived_settings, prepare
 
+_NUM_SHOWN = 5
+# Fields that do not change what a run computes.
+_FREE = frozenset({"name", "workers", "worker_timeout_s", "rank_timeout_s", "store", "checkpoint_minutes"})
+# The tensors of a checkpoint do not fit with others of these.
+_FIXED = frozenset({"model", "backbone", "optimizer.name"})
+
 
 def train(
     recipe: Recipe,
@@ -113,13 +119,6 @@ def resume(
                 notes.append(f"started from {facts['start']['kept']}")
             prepared = replace(prepared, decisions=(*changes, *notes, *prepared.decisions))
             return Run(recipe, folder, prepared, listener).run(progress)
-
-
-_NUM_SHOWN = 5
-# Fields that do not change what a run computes.
-_FREE = frozenset({"name", "workers", "worker_timeout_s", "rank_timeout_s", "store", "checkpoint_minutes"})
-# The tensors of a checkpoint do not fit with others of these.
-_FIXED = frozenset({"model", "backbone", "optimizer.name"})
 
 
 def _comparable_facts(recipe: Recipe, dataset: DatasetIndex, num_ranks: int) -> dict[str, Any]:

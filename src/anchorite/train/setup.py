@@ -27,6 +27,9 @@ from anchorite.train.pretrained import PretrainedWeights, describe_frozen, freez
 from anchorite.train.recipe import Recipe
 from anchorite.train.step import TrainState
 
+_NUM_NAMED = 3  # images left out, in a sentence
+_LR_POINTS = 100  # of the planned learning rates, in run.json
+
 
 def device_of_rank(name: str, world: World) -> torch.device:
     """This rank's device: of several ranks each has the GPU of its number on its machine.
@@ -64,10 +67,6 @@ def _describe_ranks(recipe: Recipe, device: torch.device, world: World) -> list[
     part = f"{least} images each" if not more else f"{least} or {least + 1} images each, some ranks wait for others"
     norm = "of the whole batch" if recipe.sync_batch_norm else "of each rank's part (sync_batch_norm: of the whole)"
     return [f"ranks {world.world_size}: batch {recipe.batch}, {part}; statistics of batch normalisation {norm}"]
-
-
-_NUM_NAMED = 3  # images left out, in a sentence
-_LR_POINTS = 100  # of the planned learning rates, in run.json
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector
 from anchorite.train.optim import EMA, Settings, apply_settings, clip_gradients
 
+_MIN_CAPACITY = 64
+
 
 class BufferSnapshot:
     """The buffers that a forward pass changes (running statistics, the loss's balance), with a copy to restore."""
@@ -79,9 +81,6 @@ class Objective(nn.Module):
             logits = self.detector.head.matched(self.detector.features(pixels))
             terms: LossTerms = self.criterion(logits, Targets(rows, valid), num_images)
         return terms
-
-
-_MIN_CAPACITY = 64
 
 
 @dataclass
