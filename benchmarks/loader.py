@@ -96,7 +96,8 @@ def _per_core(
 
     def ours() -> object:
         first = next(numbers) * batch
-        return samples.draw_batch([SampleKey(0, (first + place) % len(store)) for place in range(batch)], pixels)
+        keys = [SampleKey(0, (first + place) % len(store), size) for place in range(batch)]
+        return samples.draw_batch(keys, pixels)
 
     def from_files(index: int) -> Tile:
         return decoded_tile(store.records[index], size)

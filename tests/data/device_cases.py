@@ -43,7 +43,7 @@ def make_case(
     return case_of(make_records(folder, num_records), config, place, **options)
 
 
-def keys_of(case: Case, epochs: int, size: int | None = None) -> list[SampleKey]:
+def keys_of(case: Case, epochs: int, size: int = SIZE) -> list[SampleKey]:
     return [SampleKey(epoch, index, size) for epoch in range(epochs) for index in range(len(case.samples))]
 
 
@@ -57,7 +57,7 @@ def painted(case: Case, plans: Sequence[SamplePlan]) -> np.ndarray:
 
 def drawn(case: Case, keys: Sequence[SampleKey]) -> np.ndarray:
     """(B, S, S, 3) as OpenCV draws them."""
-    side = case.samples.side(keys[0])
+    side = keys[0].size
     pixels = np.empty((len(keys), side, side, 3), np.uint8)
     case.samples.draw_batch(keys, pixels)
     return pixels

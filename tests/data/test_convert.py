@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,11 +125,12 @@ def test_names_stay_within_what_file_systems_hold(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing(format: FormatName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = awkward_index(tmp_path / "data")
 
-    def full(source: Path, target: Path) -> None:
-        Path(target).write_bytes(b"half")
+    def full(target: Path, content: bytes) -> None:
+        with target.open("wb") as file:
+            file.write(content[:4])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
 
-    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StorageError, match=r"the copy was not made: .*No space left"):
         write_dataset(index, tmp_path / "out", format)
     assert not (tmp_path / "out").exists()

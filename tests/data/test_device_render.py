@@ -33,14 +33,14 @@ from tests.shared import shared_path
 NEUTRAL = Jitter(0.0, 1.0, 1.0)
 
 
-def differences(case: Case, epochs: int = 4, size: int | None = None) -> np.ndarray:
+def differences(case: Case, epochs: int = 4, size: int = SIZE) -> np.ndarray:
     keys = keys_of(case, epochs, size)
     ours = painted(case, [case.samples.plan(key) for key in keys])
     return np.abs(ours.astype(int) - drawn(case, keys))
 
 
-@pytest.mark.parametrize("size", [None, 96, 224])
-def test_straight_tiles_are_painted_as_opencv_draws_them_but_for_rounding(tmp_path: Path, size: int | None) -> None:
+@pytest.mark.parametrize("size", [SIZE, 96, 224])
+def test_straight_tiles_are_painted_as_opencv_draws_them_but_for_rounding(tmp_path: Path, size: int) -> None:
     difference = differences(make_case(tmp_path, STRAIGHT), size=size)
     assert difference.max() <= 1
     assert difference.mean() < 0.15

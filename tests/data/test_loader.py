@@ -123,7 +123,7 @@ def test_ranks_share_every_batch_of_a_single_process(num_samples: int, world_siz
         assert sizes.largest_part >= max(map(len, of_ranks))
         assert [sizes.before(number, rank) for rank in range(world_size)] == taken
         taken = [before + len(part) for before, part in zip(taken, of_ranks, strict=True)]
-    assert [batches.sizes.ends_empty for batches in ranks] == [not part for part in of_ranks]
+    assert [sizes.part(sizes.num_batches - 1, rank) for rank in range(world_size)] == list(map(len, of_ranks))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -57,7 +57,7 @@ def test_images_that_cannot_be_decoded_are_left_out_or_refused(storage: Any, tmp
     for record in records[:4]:
         record.path.write_bytes(b"no image")
     loader = opened(records, storage=storage, skip_bad=True)
-    assert [one.record.path for one in loader.left_out] == [record.path for record in records[:4]]
+    assert [one.path for one in loader.left_out] == [record.path for record in records[:4]]
     assert loader.num_in(0) == 1
     records[4].path.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"none of the 5 images"):

@@ -75,7 +75,6 @@ def test_slices_and_choices_are_those_of_a_tuple(records: list[Record], data: st
         assert list(map(bits, part)) == list(map(bits, expected))
         for name in ("xyxy", "class_id", "ignored", "area"):
             assert part.boxes[name].tobytes() == table_of(expected).boxes[name].tobytes()
-        assert list(part.sizes_hw()) == [(record.height, record.width) for record in expected]
 
 
 def test_rows_are_the_records_labels_behind_one_another() -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.dataset import Record
 from anchorite.data.images import FILL, letterbox
-from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples, draw_tiles, sample_rng
+from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples, draw_tiles, rng_of
 from anchorite.data.store import ImageStore
 from tests.processes import ForkedProcess
 
@@ -52,17 +52,16 @@ def make_samples(records: list[Record], config: AugmentConfig, seed: int = 0, **
     return TrainSamples(store, SampleConfig(config, SIZE, seed, **options))
 
 
-def drawn(samples: TrainSamples, *key: int) -> tuple[np.ndarray, np.ndarray]:
-    sample = SampleKey(*key)
-    pixels = np.empty((1, samples.side(sample), samples.side(sample), 3), np.uint8)
-    rows = samples.draw_batch([sample], pixels)
+def drawn(samples: TrainSamples, epoch: int, index: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    pixels = np.empty((1, size, size, 3), np.uint8)
+    rows = samples.draw_batch([SampleKey(epoch, index, size)], pixels)
     return pixels[0], rows[:, 1:]
 
 
 def digest(samples: TrainSamples, keys: list[SampleKey]) -> str:
     state = hashlib.sha256()
     for key in keys:
-        for array in drawn(samples, *key):
+        for array in drawn(samples, *key[:3]):
             state.update(np.ascontiguousarray(array).tobytes())
     return state.hexdigest()
 
@@ -73,7 +72,7 @@ GEOMETRY = AugmentConfig(hue=0.0, saturation=0.0, value=0.0, min_visible=0.0)
 
 def test_a_sample_depends_on_its_key_and_seed_alone(tmp_path: Path) -> None:
     records = make_records(tmp_path)
-    keys = [SampleKey(epoch, index) for epoch in range(3) for index in range(6)]
+    keys = [SampleKey(epoch, index, SIZE) for epoch in range(3) for index in range(6)]
     forward = make_samples(records, EVERYTHING)
     expected = {key: digest(forward, [key]) for key in keys}
     backward = make_samples(records, EVERYTHING)
@@ -85,7 +84,7 @@ def test_a_sample_depends_on_its_key_and_seed_alone(tmp_path: Path) -> None:
 def print_digest(folder: str) -> None:
     """The digest of six samples."""
     samples = make_samples(make_records(Path(folder)), EVERYTHING)
-    print(digest(samples, [SampleKey(1, index) for index in range(6)]))
+    print(digest(samples, [SampleKey(1, index, SIZE) for index in range(6)]))
 
 
 def test_another_process_makes_the_same_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,15 +95,15 @@ def test_another_process_makes_the_same_sample(tmp_path: Path, capsys: pytest.Ca
 
 def test_the_images_of_a_mosaic_do_not_depend_on_what_else_is_switched_on() -> None:
     sizes_hw = [(90, 90)] * 100
-    still = draw_tiles(sample_rng(0, 0, 5), 5, sizes_hw, AugmentConfig.none(), True, SIZE)
-    moved = draw_tiles(sample_rng(0, 0, 5), 5, sizes_hw, EVERYTHING, True, SIZE)
+    still = draw_tiles(rng_of(0, 0, 5), 5, sizes_hw, AugmentConfig.none(), True, SIZE)
+    moved = draw_tiles(rng_of(0, 0, 5), 5, sizes_hw, EVERYTHING, True, SIZE)
     assert [tile for tile, _ in still] == [tile for tile, _ in moved]
     assert len({tile for tile, _ in moved}) == 4
 
 
 def test_seed_epoch_and_index_each_change_the_choices() -> None:
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    drawn = [draw_tiles(sample_rng(*key), 0, [(90, 90)] * 100, EVERYTHING, False, SIZE) for key in keys]
+    drawn = [draw_tiles(rng_of(*key), 0, [(90, 90)] * 100, EVERYTHING, False, SIZE) for key in keys]
     assert len({str(tiles) for tiles in drawn}) == 4
 
 
@@ -188,8 +187,8 @@ def test_the_last_epochs_see_no_mosaic(tmp_path: Path) -> None:
     assert [samples.config.has_mosaic(epoch) for epoch in range(5)] == [True, True, True, False, False]
     closed = AugmentConfig(**{**config.model_dump(), "mosaic": 0.0, "mixup": 0.0})
     without = make_samples(make_records(tmp_path), closed)
-    assert digest(samples, [SampleKey(3, 1)]) == digest(without, [SampleKey(3, 1)])
-    assert digest(samples, [SampleKey(2, 1)]) != digest(without, [SampleKey(2, 1)])
+    assert digest(samples, [SampleKey(3, 1, SIZE)]) == digest(without, [SampleKey(3, 1, SIZE)])
+    assert digest(samples, [SampleKey(2, 1, SIZE)]) != digest(without, [SampleKey(2, 1, SIZE)])
 
 
 def test_mixup_blends_two_images_and_keeps_both_ones_targets(tmp_path: Path) -> None:

@@ -231,10 +231,10 @@ def test_damage_within_an_image_is_left_out_and_counted_when_asked_for(tmp_path:
     remaining, left_out = readable(split, lambda done, total: told.append((done, total)))
     assert told == [(number, 23) for number in range(1, 24)]
     (one,) = left_out
-    assert one.record.path.stem == "train-000001-000001"
+    assert one.path.stem == "train-000001-000001"
     assert "damaged: byte" in one.reason
     assert [record.path for record in remaining] == [
-        record.path for record in whole.splits["train"] if record.path != one.record.path
+        record.path for record in whole.splits["train"] if record.path != one.path
     ]
     # The rest of a shard whose headers end too early goes as well, and images that cannot be decoded.
     damaged(

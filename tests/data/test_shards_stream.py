@@ -126,16 +126,15 @@ def test_partners_are_others_of_the_window_and_only_while_there_are_mosaics(data
     order = batches(dataset, num_epochs=3, window=30)
     starts = train_split(dataset).starts
     for keys in order.of_epoch(0):
-        pool, own = [member.record_index for member in keys[0].pool], [key.record_index for key in keys]
+        pool, own = [member[0] for member in keys[0].pool], [key.record_index for key in keys]
         assert pool[: len(own)] == own
         assert len(set(pool)) == len(pool)
         assert FEWEST_PARTNERS - 8 <= len(pool) - len(own) <= FEWEST_PARTNERS
         assert all(key.pool is keys[0].pool for key in keys)
         for member in keys[0].pool:
-            assert starts[member.shard] + member.position == member.record_index
+            assert starts[member[1]] + member[2] == member[0]
     assert all(
-        [member.record_index for member in keys[0].pool] == [key.record_index for key in keys]
-        for keys in order.of_epoch(1)
+        [member[0] for member in keys[0].pool] == [key.record_index for key in keys] for keys in order.of_epoch(1)
     )
 
 
@@ -185,7 +184,7 @@ def test_without_mosaics_samples_are_those_of_the_ordinary_loader(dataset: Datas
         rows = batch.targets.rows
         for place, index in enumerate(batch.indices.tolist()):
             image = np.empty((1, SIZE, SIZE, 3), np.uint8)
-            wanted = ordinary.draw_batch([SampleKey(3, index)], image)
+            wanted = ordinary.draw_batch([SampleKey(3, index, SIZE)], image)
             assert np.array_equal(batch.images[place].permute(1, 2, 0).numpy(), image[0])
             assert np.array_equal(rows[rows[:, 0] == place][:, 1:].numpy(), wanted[:, 1:])
 
@@ -195,14 +194,13 @@ def test_a_mosaic_is_made_of_the_pool_as_of_any_records(dataset: DatasetIndex) -
     keys = next(stream_batches(samples.split, seed=7).of_epoch(0))
     pixels = np.empty((8, SIZE, SIZE, 3), np.uint8)
     rows = samples.draw_batch(keys, pixels, lambda _: None)
-    records = [samples.split[member.record_index] for member in keys[0].pool]
+    records = [samples.split[member[0]] for member in keys[0].pool]
     ordinary = TrainSamples(ImageStore(records, SIZE, "none"), samples.config)
     from anchorite.data.augment import Scratch, paint
-    from anchorite.data.samples import sample_rng
 
     canvas = np.empty((SIZE, SIZE, 3), np.uint8)
     for place, key in enumerate(keys):
-        plan = ordinary.plan(SampleKey(0, place, SIZE), sample_rng(7, 0, key.record_index))
+        plan = ordinary.plan(SampleKey(0, key.record_index, SIZE), place)
         paint(plan, ordinary.store, canvas, Scratch())
         assert np.array_equal(canvas, pixels[place])
         assert np.array_equal(ordinary.rows([plan])[:, 1:], rows[rows[:, 0] == place][:, 1:])
@@ -266,7 +264,7 @@ def test_samples_left_out_are_not_drawn_and_all_others_are(dataset: DatasetIndex
     split = split.without(gone)
     order = stream_batches(split)
     members = [keys[0].pool[: len(keys)] for keys in order.of_epoch(0)]
-    found = sorted((member.record_index, member.shard, member.position) for pool in members for member in pool)
+    found = sorted(member[:3] for pool in members for member in pool)
     assert [index for index, _, _ in found] == list(range(50))
     wanted = [record.path for record in train_split(dataset) if record.path not in gone]
     assert [f"train-{shard:06d}-{position:06d}" for _, shard, position in found] == [path.stem for path in wanted]
@@ -282,6 +280,6 @@ def test_windows_of_one_length_are_shuffled_unlike(tmp_path: Path) -> None:
     split = train_split(write_cases(tmp_path, shard_bytes=1_000_000, num_train=12)[1])
     alike = ShardedSplit([*split.shards] * 4, split.num_classes, split.facts)
     order = stream_batches(alike, window=12, batch_size=12)
-    places = [tuple(member.position for member in keys[0].pool[:12]) for keys in order.of_epoch(0)]
+    places = [tuple(member[2] for member in keys[0].pool[:12]) for keys in order.of_epoch(0)]
     assert all(sorted(batch) == list(range(12)) for batch in places)
     assert len(set(places)) == 4

@@ -113,7 +113,7 @@ def kept_images(world: World, data: str, bad: str) -> dict[str, Tensor]:
     return {
         "pixels": pixels,
         "decoded": torch.tensor(len(decoded)),
-        "left_out": torch.tensor([len(records)] if store.left_out[0].record.path == damaged else []),
+        "left_out": torch.tensor([len(records)] if store.left_out[0].path == damaged else []),
         "written_by_first": torch.tensor(int(store._shared.array[0])),
     }
 

@@ -116,7 +116,7 @@ def test_validation_measures_what_remains_and_names_the_rest(damaged: Path, smal
     data = open_dataset(damaged, skip_bad=True)
     validator = Validator(data.splits["val"], data.class_names, 64, ReadConfig(skip_bad=True))
     assert len(validator) == 3
-    assert [one.record.path for one in validator.left_out] == [data.splits["val"][1].path]
+    assert [one.path for one in validator.left_out] == [data.splits["val"][1].path]
     others = open_dataset(smaller).splits["val"]
     for truth, record in zip(validator.truths, others, strict=True):
         assert np.array_equal(truth.boxes_xyxy, record.boxes_xyxy)

@@ -24,7 +24,7 @@ from anchorite.choices import CompileName
 from anchorite.data.dataset import Record
 from anchorite.data.images import LetterboxTransform, draw_letterboxed, letterbox_transform, rectangular_size
 from anchorite.data.prefetch import prefetch
-from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples
+from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples, rng_of
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 
@@ -100,14 +100,8 @@ class LoaderConfig(BaseModel):
     def sides(self, num_batches: int, samples: SampleConfig, epoch: int) -> list[int]:
         """The canvas side of each batch of an epoch, in pixels."""
         possible = self.possible_sides(samples.image_size)
-        choices = epoch_rng(samples.seed, epoch, _SIZES).integers(len(possible), size=num_batches)
+        choices = rng_of(samples.seed, epoch, stream=(_SIZES,)).integers(len(possible), size=num_batches)
         return [possible[choice] for choice in choices]
-
-
-def epoch_rng(seed: int, epoch: int, *stream: int) -> np.random.Generator:
-    """Random numbers of their own for each purpose within an epoch, apart from those of its samples."""
-    # Samples have keys of three numbers and no spawn_key: no stream here is one of theirs.
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch), spawn_key=stream)))
 
 
 @dataclass(frozen=True)
@@ -140,20 +134,15 @@ class BatchSizes:
         """The most samples that a batch has on this rank."""
         return -(-self.config.batch_size // self.config.world_size)
 
+    def part(self, batch: int, rank: int) -> int:
+        """Samples of a batch of an epoch that a rank has; none where a last, smaller batch does not go round."""
+        whole, rest = divmod(self.num_in(batch), self.config.world_size)
+        return whole + (rank < rest)
+
     def before(self, batch: int, rank: int) -> int:
         """Samples that a rank takes before a batch of an epoch."""
-        size = self.config.batch_size
-        whole = min(batch, self.num_samples // size)  # only the last batch can be smaller
-        rest = min(batch * size, self.num_samples) - whole * size
-        return whole * self._part(size, rank) + self._part(rest, rank)
-
-    def _part(self, num_samples: int, rank: int) -> int:
-        return num_samples // self.config.world_size + (rank < num_samples % self.config.world_size)
-
-    @property
-    def ends_empty(self) -> bool:
-        """Whether this rank has no sample of the last batch, because it is smaller than the ranks are many."""
-        return self._part(self.num_in(self.num_batches - 1), self.config.rank) == 0
+        last = min(batch, self.num_batches - 1)  # the only one that can be smaller
+        return last * self.part(0, rank) + (self.part(last, rank) if batch > last else 0)
 
 
 class EpochBatches:
@@ -167,7 +156,7 @@ class EpochBatches:
 
     def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Sequence[SampleKey]]:
         """The keys of this rank's part of each batch, from one batch of the epoch on."""
-        order = epoch_rng(self.samples.config.seed, epoch, _ORDER).permutation(self.sizes.num_samples)
+        order = rng_of(self.samples.config.seed, epoch, stream=(_ORDER,)).permutation(self.sizes.num_samples)
         num_batches, batch_size = self.sizes.num_batches, self.config.batch_size
         sides = self.config.sides(num_batches, self.samples.config, epoch)
         for batch in range(start_batch, num_batches):

@@ -27,9 +27,9 @@ import yaml
 from anchorite.data.dataset import DatasetIndex, Record, RecordTable, Split
 from anchorite.data.formats import FormatName, open_dataset
 from anchorite.data.formats.common import is_image_name
-from anchorite.data.headers import copy_image, image_bytes, open_image
+from anchorite.data.headers import open_image
 from anchorite.data.index_cache import check_space, refuse_dataset_folder
-from anchorite.data.shards.format import MANIFEST, MAX_SIDES, ShardFacts, SplitFacts, write_manifest, write_shard_files
+from anchorite.data.shards.format import MANIFEST, MAX_SIDES, leads_into_shard, write_manifest, write_shard_files
 from anchorite.data.shards.split import ShardedSplit, label_bytes
 from anchorite.data.store import Progress
 from anchorite.errors import InputError, StorageError
@@ -76,8 +76,9 @@ def write_dataset(
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        num_bytes = sum(image_bytes(path) for records in dataset.splits.values() for path in records.paths())
-        check_space(out, num_bytes, "the images")
+        paths = chain.from_iterable(records.paths() for records in dataset.splits.values())
+        files = {path.parent if leads_into_shard(path) else path for path in paths}
+        check_space(out, sum(file.stat().st_size for file in files), "the images")
         with TemporaryDirectory(prefix=".unfinished-", dir=out) as folder:
             stage, notes = Path(folder), list[str]()
             if format == "shards":
@@ -119,7 +120,7 @@ def _copy_images(splits: PlacedSplits, stage: Path, format: FormatName, copied: 
         folder.mkdir(parents=True, exist_ok=True)
         for record, file in records:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            copy_image(record.path, folder / file)
+            (folder / file).write_bytes(_image_file(record.path))
             if file.name != record.path.name:
                 renamed.append(f"renamed  {split}  {record.path} is {file} here")
             copied()
@@ -138,21 +139,17 @@ def _difference(dataset: DatasetIndex, splits: PlacedSplits, stage: Path, format
         if len(found) != len(records):
             return f"{len(found)} images in {split}"
         for record, file in records:
-            back = found.get(folder / file)
-            if back is None or not _is_same(record, back, format):
+            written = ~record.ignored if format == "yolo" else np.ones_like(record.ignored)
+            boxes, tolerance = record.boxes_xyxy[written], _TOLERANCES[format] * max(record.width, record.height)
+            if (
+                (back := found.get(folder / file)) is None
+                or boxes.shape != back.boxes_xyxy.shape
+                or not np.array_equal(record.class_ids[written], back.class_ids)
+                or not np.array_equal(record.ignored[written], back.ignored)
+                or (np.abs(boxes - back.boxes_xyxy) > tolerance).any()
+            ):
                 return os.fspath(record.path)
     return None
-
-
-def _is_same(record: Record, copy: Record, format: FormatName) -> bool:
-    written = ~record.ignored if format == "yolo" else np.ones_like(record.ignored)
-    boxes, tolerance = record.boxes_xyxy[written], _TOLERANCES[format] * max(record.width, record.height)
-    return (
-        boxes.shape == copy.boxes_xyxy.shape
-        and np.array_equal(record.class_ids[written], copy.class_ids)
-        and np.array_equal(record.ignored[written], copy.ignored)
-        and bool((np.abs(boxes - copy.boxes_xyxy) <= tolerance).all())
-    )
 
 
 # Labels. Each writer returns, in words, what its format cannot hold.
@@ -209,28 +206,25 @@ def _write_voc(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> l
     for split, records in splits.items():
         listed = []
         for record, file in records:
-            _write_text(out / "Annotations" / file.with_suffix(".xml"), _voc_xml(record, file.name, class_names))
+            size = f"<width>{record.width}</width><height>{record.height}</height><depth>3</depth>"
+            lines = ["<annotation>", f"\t<filename>{escape(file.name)}</filename>", f"\t<size>{size}</size>"]
+            for class_id, box, ignored in zip(record.class_ids, record.boxes_xyxy, record.ignored, strict=True):
+                corners = zip(("xmin", "ymin", "xmax", "ymax"), map(exact, box), strict=True)
+                lines += [
+                    "\t<object>",
+                    f"\t\t<name>{escape(class_names[class_id])}</name>",
+                    f"\t\t<difficult>{int(ignored)}</difficult>",
+                    "\t\t<bndbox>" + "".join(f"<{tag}>{value}</{tag}>" for tag, value in corners) + "</bndbox>",
+                    "\t</object>",
+                ]
+            text = "\n".join([*lines, "</annotation>"]) + "\n"
+            _write_text(out / "Annotations" / file.with_suffix(".xml"), text)
             sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
             num_areas += int((~np.isclose(record.areas, sides[:, 0] * sides[:, 1], rtol=1e-6)).sum())
             stem = file.with_suffix("")  # the "a.jpg" of a.jpg.png would be taken for an image
             listed.append(f"{file if is_image_name(stem.name) else stem}\n")
         _write_text(out / "ImageSets" / "Main" / f"{split}.txt", "".join(listed))
     return [f"{num_areas} annotated areas left out: VOC has boxes alone"] if num_areas else []
-
-
-def _voc_xml(record: Record, file_name: str, class_names: Sequence[str]) -> str:
-    size = f"<width>{record.width}</width><height>{record.height}</height><depth>3</depth>"
-    lines = ["<annotation>", f"\t<filename>{escape(file_name)}</filename>", f"\t<size>{size}</size>"]
-    for class_id, box, ignored in zip(record.class_ids, record.boxes_xyxy, record.ignored, strict=True):
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), map(exact, box), strict=True)
-        lines += [
-            "\t<object>",
-            f"\t\t<name>{escape(class_names[class_id])}</name>",
-            f"\t\t<difficult>{int(ignored)}</difficult>",
-            "\t\t<bndbox>" + "".join(f"<{tag}>{value}</{tag}>" for tag, value in corners) + "</bndbox>",
-            "\t</object>",
-        ]
-    return "\n".join([*lines, "</annotation>"]) + "\n"
 
 
 def _write_shards(dataset: DatasetIndex, folder: Path, most_bytes: int, copied: Callable[[], None]) -> str | None:
@@ -261,16 +255,20 @@ def _write_shards(dataset: DatasetIndex, folder: Path, most_bytes: int, copied: 
 def _samples(table: RecordTable, root: Path, copied: Callable[[], None]) -> Iterator[tuple[bytes, bytes]]:
     """The two files of each sample: its label and its image."""
     for record in table:
-        try:
-            with open_image(record.path) as file:
-                image = file.read()
-        except InputError as error:
-            raise InputError(f"{record.path}: {error}") from error
-        yield label_bytes(record, os.path.relpath(record.path, root)), image
+        yield label_bytes(record, os.path.relpath(record.path, root)), _image_file(record.path)
         copied()
 
 
-def _facts(table: RecordTable, num_classes: int, shards: list[ShardFacts]) -> SplitFacts:
+def _image_file(path: Path) -> bytes:
+    """The bytes of an image's file, out of a shard, too."""
+    try:
+        with open_image(path) as file:
+            return file.read()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _facts(table: RecordTable, num_classes: int, shards: Sequence[object]) -> dict[str, object]:
     """What the list says of a split: counts, and an even sample of its boxes' sides (Vitter's algorithm R)."""
     boxes, rng, is_ignored = table.boxes, random.Random(_SEED), table.boxes["ignored"]
     longer = np.maximum(table.images["width"], table.images["height"])[table.image_of_box()]
@@ -279,13 +277,13 @@ def _facts(table: RecordTable, num_classes: int, shards: list[ShardFacts]) -> Sp
     for number in range(MAX_SIDES, len(sides)):
         if (place := rng.randrange(number + 1)) < MAX_SIDES:
             chosen[place] = sides[number].tolist()
-    return SplitFacts(
-        background=table.num_background(),
-        class_counts=table.class_counts(num_classes).tolist(),
-        ignored_counts=np.bincount(boxes["class_id"][is_ignored], minlength=num_classes).tolist(),
-        sides=chosen,
-        shards=shards,
-    )
+    return {
+        "background": table.num_background(),
+        "class_counts": table.class_counts(num_classes).tolist(),
+        "ignored_counts": np.bincount(boxes["class_id"][is_ignored], minlength=num_classes).tolist(),
+        "sides": chosen,
+        "shards": shards,
+    }
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -307,7 +305,12 @@ def place_records(splits: Mapping[str, Split]) -> dict[str, list[PlacedRecord]]:
     for split, records in splits.items():
         folders = {folder: os.path.abspath(folder) for folder in {path.parent for path in records.paths()}}  # noqa: PTH100
         shared = os.path.commonpath(folders.values()) if folders else ""
-        targets = {folder: _safe_folder(os.path.relpath(absolute, shared)) for folder, absolute in folders.items()}
+        targets = {}
+        for folder, absolute in folders.items():
+            parts = Path(os.path.relpath(absolute, shared)).parts
+            is_plain = all(part == _safe_name(part) and not part.startswith(".") for part in parts)
+            is_plain &= _SPECIAL_FOLDERS.isdisjoint(part.lower() for part in parts)
+            targets[folder] = PurePosixPath(*parts) if is_plain else PurePosixPath()
         for record in records:
             stem, dot, suffix = _safe_name(record.path.name).rpartition(".")
             for ending in chain([f"{dot}{suffix}"], (f"_{number}{dot}{suffix}" for number in count(2))):
@@ -319,14 +322,6 @@ def place_records(splits: Mapping[str, Split]) -> dict[str, list[PlacedRecord]]:
             taken.add(key)
             placed[split].append((record, file))
     return placed
-
-
-def _safe_folder(relative: str) -> PurePosixPath:
-    parts = PurePosixPath(Path(relative).as_posix()).parts
-    is_plain = all(
-        part.lower() not in _SPECIAL_FOLDERS and part == _safe_name(part) and not part.startswith(".") for part in parts
-    )
-    return PurePosixPath(*parts) if is_plain else PurePosixPath()
 
 
 def _safe_name(name: str) -> str:

@@ -27,17 +27,8 @@ NO_NUMBER = -1  # of an origin that is a text alone
 # An image of a table: its folder by number, its size as displayed, and how many boxes it has.
 IMAGE_ROW = np.dtype([(name, np.int32) for name in ("folder_id", "width", "height", "num_boxes")])
 # A box of a table, its fields as in `Record`. Its origin is the text of number head_id and behind it its own number.
-BOX_ROW = np.dtype(
-    [
-        ("xyxy", np.float64, 4),
-        ("class_id", np.int64),
-        ("number", np.int64),
-        ("area", np.float64),
-        ("head_id", np.int32),
-        ("ignored", np.bool_),
-    ],
-    align=True,
-)
+_BOX_FIELDS = "xyxy", "class_id", "number", "area", "head_id", "ignored"
+BOX_ROW = np.dtype({"names": _BOX_FIELDS, "formats": ["4f8", "i8", "i8", "f8", "i4", "?"]}, align=True)
 Box = tuple[float, float, float, float]
 _pack_image, _pack_box = struct.Struct("4i").pack, struct.Struct("4dqqdi?3x").pack
 
@@ -65,11 +56,11 @@ class Record:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Record):
             return NotImplemented
-        if (self.path, self.width, self.height) != (other.path, other.width, other.height):
-            return False
+        facts, others = ((one.path, one.width, one.height, tuple(one.origins)) for one in (self, other))
         arrays = ("boxes_xyxy", "class_ids", "ignored", "areas")
-        is_same = all(np.array_equal(getattr(self, name), getattr(other, name), equal_nan=True) for name in arrays)
-        return is_same and tuple(self.origins) == tuple(other.origins)
+        return facts == others and all(
+            np.array_equal(getattr(self, name), getattr(other, name), equal_nan=True) for name in arrays
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -87,22 +78,13 @@ class Split(Sequence[Record]):
     def table(self) -> RecordTable:
         """The same records in memory."""
 
-    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> RecordTable:
-        """The records at these indices, in this order."""
-        return self.table().select(indices)
-
     def without(self, paths: Collection[Path]) -> Split:
         """The split without the records of these images."""
-        return self.select([index for index, path in enumerate(self.paths()) if path not in paths])
+        return self.table().select([index for index, path in enumerate(self.paths()) if path not in paths])
 
     def paths(self) -> Iterator[Path]:
         """The paths of the images, in order."""
         return self.table().paths()
-
-    def sizes_hw(self) -> Iterator[tuple[int, int]]:
-        """Height and width of every image, in order."""
-        images = self.table().images
-        return zip(images["height"].tolist(), images["width"].tolist(), strict=True)
 
     def num_boxes(self) -> int:
         """Boxes of all records, crowds and difficult ones too."""
@@ -144,16 +126,6 @@ class Split(Sequence[Record]):
             digest.update(b"".join([struct.pack("<4q", len(path), *numbers), path, *columns]))
         return digest.hexdigest()
 
-    def forget_cache(self) -> None:
-        """Remove the cached index that the records came from, so that the dataset is read again the next time."""
-
-
-def as_split(records: Iterable[Record]) -> Split:
-    """The same records as a `Split`: they themselves if they are one, else a `RecordTable` of them."""
-    if isinstance(records, Split):
-        return records
-    return table_of(records)
-
 
 class StringArray(Sequence[str]):
     """Strings in one flat array of bytes: each as UTF-8, which has no byte 255, and that byte behind it.
@@ -178,6 +150,7 @@ class StringArray(Sequence[str]):
         return self.data[start : end - 1].tobytes().decode("utf-8", "surrogatepass")
 
 
+@dataclass(eq=False)
 class RecordTable(Split):
     """Records as rows of flat arrays, which cannot be written into.
 
@@ -187,19 +160,16 @@ class RecordTable(Split):
     to any sequence of equal records.
     """
 
-    def __init__(
-        self,
-        images: NDArray[np.void],
-        boxes: NDArray[np.void],
-        folders: StringArray,
-        names: StringArray,
-        heads: StringArray,
-        file: Path | None = None,
-    ) -> None:
-        self.images, self.boxes, self.file = images, boxes, file
-        self.folders, self.names, self.heads = folders, names, heads
-        self.ends = np.cumsum(images["num_boxes"], dtype=np.int64)  # where the boxes of each image end
-        for array in (images, boxes):
+    images: NDArray[np.void]
+    boxes: NDArray[np.void]
+    folders: StringArray
+    names: StringArray
+    heads: StringArray
+    file: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.ends = np.cumsum(self.images["num_boxes"], dtype=np.int64)  # where the boxes of each image end
+        for array in (self.images, self.boxes):
             array.flags.writeable = False
 
     def __len__(self) -> int:
@@ -236,14 +206,8 @@ class RecordTable(Split):
         boxes = np.arange(counts.sum()) + np.repeat(self.ends[chosen] - np.cumsum(counts), counts)
         return RecordTable(images, self.boxes[boxes], self.folders, names, self.heads, self.file)
 
-    def with_class_numbers(self, numbers: NDArray[np.int64]) -> RecordTable:
-        """The table of the same records with the class ids numbers[class_id]."""
-        boxes = self.boxes.copy()
-        boxes["class_id"] = numbers[boxes["class_id"]]
-        return RecordTable(self.images, boxes, self.folders, self.names, self.heads, self.file)
-
     def forget_cache(self) -> None:
-        """Remove the file that the table is mapped from."""
+        """Remove the file that the table is mapped from, so that the dataset is read again the next time."""
         if self.file is not None:
             with suppress(OSError):
                 self.file.unlink()
@@ -305,8 +269,9 @@ class TableBuilder:
 
     def add(self, path: Path, width: int, height: int, boxes: bytes | bytearray | memoryview) -> None:
         """Add a record whose boxes are rows of `pack_box`, one behind another."""
-        folder_id = self._folders.setdefault(str(path.parent), len(self._folders))
-        self._names.append(path.name)
+        folder, name = os.path.split(path)
+        folder_id = self._folders.setdefault(folder, len(self._folders))
+        self._names.append(name)
         self.images += _pack_image(folder_id, width, height, len(boxes) // BOX_ROW.itemsize)
         self.boxes += boxes
 
@@ -317,8 +282,10 @@ class TableBuilder:
         return RecordTable(images, boxes, folders, names, heads)
 
 
-def table_of(records: Iterable[Record]) -> RecordTable:
-    """The table of these records."""
+def as_split(records: Iterable[Record]) -> Split:
+    """The same records as a `Split`: they themselves if they are one, else a `RecordTable` of them."""
+    if isinstance(records, Split):
+        return records
     builder = TableBuilder()
     for record in records:
         boxes = np.zeros(len(record.origins), BOX_ROW)
@@ -393,9 +360,9 @@ class DatasetIndex:
 
 
 class LeftOut(NamedTuple):
-    """A record whose image cannot be decoded, and why."""
+    """An image that cannot be decoded, and why."""
 
-    record: Record
+    path: Path
     reason: str
 
 
@@ -403,10 +370,8 @@ def without_images(dataset: DatasetIndex, split: str, left_out: Sequence[LeftOut
     """The dataset without these images of a split; each becomes an Adjustment("skipped-bad")."""
     if not left_out:
         return dataset
-    remaining = dataset.splits[split].without({one.record.path for one in left_out})
-    skipped = [
-        Adjustment("skipped-bad", str(one.record.path), one.reason, split, image=one.record.path) for one in left_out
-    ]
+    remaining = dataset.splits[split].without({path for path, _ in left_out})
+    skipped = [Adjustment("skipped-bad", str(path), reason, split, image=path) for path, reason in left_out]
     return replace(dataset, splits={**dataset.splits, split: remaining}, adjustments=(*dataset.adjustments, *skipped))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,72 +72,56 @@ def open_image(path: Path) -> BinaryIO:
     return file
 
 
-def image_bytes(path: Path) -> int:
-    """The length of an image's file, or of an image in a shard; raises what `open_image` raises."""
-    try:
-        return path.stat().st_size
-    except (NotADirectoryError, FileNotFoundError):
-        if not leads_into_shard(path):
-            raise
-        return locate_image(path)[1]
-
-
-def copy_image(path: Path, target: Path) -> None:
-    """Copy an image's file byte for byte, out of a shard, too; raises what `open_image` raises."""
-    if leads_into_shard(path):
-        with open_image(path) as file:
-            target.write_bytes(file.read())
-    else:
-        shutil.copyfile(path, target)
-
-
 def read_header(path: Path) -> ImageHeader:
     """The header of an image file.
 
-    Raises InputError, whose message names the path, when the file cannot be read, is of another kind, is cut short
-    within the header or claims more than `MAX_PIXELS`. Damage behind the header is the decoder's to find.
+    Raises InputError, whose message names the path, when the file cannot be read, and what `parse_header` does.
     """
     try:
         with open_image(path) as file:
-            header = parse_header(file)
+            return parse_header(file)
     except FileNotFoundError as error:
         raise InputError(f"{path}: the image does not exist") from error
     except OSError as error:
         raise InputError(f"{path}: the image cannot be read: {error.strerror or error}") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    if header.stored_width < 1 or header.stored_height < 1:
-        raise InputError(f"{path}: the header claims {header.stored_width}x{header.stored_height} pixels")
-    if header.stored_width * header.stored_height > MAX_PIXELS:
-        raise InputError(
-            f"{path}: {header.stored_width}x{header.stored_height} pixels are more than the limit of "
-            f"{MAX_PIXELS // 1_000_000} million; shrink the image or remove it"
-        )
-    return header
 
 
-def parse_header(file: BinaryIO) -> ImageHeader:
-    """The header of an open image file, from its beginning; a size of 0 is passed on.
+def parse_header(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """The header of an open image file, from its beginning.
 
-    Raises InputError, which names no file, when it is of another kind or is cut short within the header.
+    Raises InputError, which names no file, when it is of another kind, is cut short within the header or claims no
+    pixel or more than `max_pixels`. Damage behind the header is the decoder's to find.
     """
     start = file.read(32)
     try:
         if start.startswith(b"\xff\xd8\xff"):
-            return _parse_jpeg(file)
-        if start.startswith(b"\x89PNG\r\n\x1a\n"):
-            return _parse_png(file)
-        if start.startswith(b"BM"):
-            return _parse_bmp(start)
-        if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
-            return _parse_webp(file)
-        if start.startswith((b"II*\0", b"MM\0*")):
-            return _parse_tiff(file)
+            header = _parse_jpeg(file)
+        elif start.startswith(b"\x89PNG\r\n\x1a\n"):
+            header = _parse_png(file)
+        elif start.startswith(b"BM"):
+            (header_size,) = struct.unpack_from("<I", start, 14)
+            width, height = struct.unpack_from("<HH" if header_size == 12 else "<ii", start, 18)
+            header = ImageHeader(width, abs(height))  # negative, it only says that rows run from top to bottom
+        elif start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+            header = _parse_webp(file)
+        elif start.startswith((b"II*\0", b"MM\0*")):
+            header = _parse_tiff(file)
+        else:
+            found = f"not a JPEG, PNG, BMP, WebP or TIFF image (it begins with {start[:8]!r}); convert or remove it"
+            raise InputError(found if start else "the file is empty; replace or remove it")
     except (struct.error, IndexError) as error:
         raise InputError("the image is cut short within its header; copy it again or remove it") from error
-    if not start:
-        raise InputError("the file is empty; replace or remove it")
-    raise InputError(f"not a JPEG, PNG, BMP, WebP or TIFF image (it begins with {start[:8]!r}); convert or remove it")
+    width, height = header.stored_width, header.stored_height
+    if width < 1 or height < 1:
+        raise InputError(f"the header claims {width}x{height} pixels; export the image again or remove it")
+    if width * height > max_pixels:
+        raise InputError(
+            f"{width}x{height} pixels are more than the limit of {max_pixels / 1e6:g} million; nothing was decoded. "
+            "Shrink the image or remove it"
+        )
+    return header
 
 
 def _unpack(file: BinaryIO, layout: str, offset: int | None = None) -> tuple[Any, ...]:
@@ -194,12 +177,6 @@ def _parse_png(file: BinaryIO) -> ImageHeader:
     return ImageHeader(width, height)
 
 
-def _parse_bmp(start: bytes) -> ImageHeader:
-    (header_size,) = struct.unpack_from("<I", start, 14)
-    width, height = struct.unpack_from("<HH" if header_size == 12 else "<ii", start, 18)
-    return ImageHeader(width, abs(height))  # a negative height only says that rows run from top to bottom
-
-
 def _parse_webp(file: BinaryIO) -> ImageHeader:
     (riff_length,) = _unpack(file, "<I", 4)
     kind, length = _unpack(file, "<4sI", 12)
@@ -236,8 +213,7 @@ def _parse_tiff(file: BinaryIO) -> ImageHeader:
     # Of two widths the decoder might take the one that this program has not looked at.
     if not {_TAG_WIDTH, _TAG_HEIGHT} <= tags.keys() - repeated:
         raise InputError("a TIFF without width or height, or with two of them; replace the file")
-    orientation = tags[_TAG_ORIENTATION] if tags.get(_TAG_ORIENTATION) in range(1, 9) else 1
-    return ImageHeader(tags[_TAG_WIDTH], tags[_TAG_HEIGHT], orientation)
+    return ImageHeader(tags[_TAG_WIDTH], tags[_TAG_HEIGHT], tags[_TAG_ORIENTATION])
 
 
 def _orientation(tiff: bytes) -> int:
@@ -245,10 +221,9 @@ def _orientation(tiff: bytes) -> int:
     if not tiff.startswith((b"II*\0", b"MM\0*")):
         return 1
     try:
-        tags, _ = _first_directory(io.BytesIO(tiff))
+        return _first_directory(io.BytesIO(tiff))[0][_TAG_ORIENTATION]
     except struct.error:
         return 1
-    return tags[_TAG_ORIENTATION] if tags.get(_TAG_ORIENTATION) in range(1, 9) else 1
 
 
 def _first_directory(file: BinaryIO) -> tuple[dict[int, int], set[int]]:
@@ -264,4 +239,6 @@ def _first_directory(file: BinaryIO) -> tuple[dict[int, int], set[int]]:
         (repeated if tag in seen else seen).add(tag)
         if count == 1 and kind in (3, 4):
             (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), value)
+    if tags.get(_TAG_ORIENTATION) not in range(1, 9):
+        tags[_TAG_ORIENTATION] = 1
     return tags, repeated

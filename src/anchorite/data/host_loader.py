@@ -33,7 +33,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from multiprocessing import connection
@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from anchorite.boxes import Targets
 from anchorite.data.batches import Batch, EpochBatches, empty_batch
 from anchorite.data.prefetch import prefetch
-from anchorite.data.samples import TrainSamples
+from anchorite.data.samples import SampleKey, TrainSamples
 from anchorite.data.shards.stream import StreamBatches, StreamSamples
 from anchorite.data.store import SharedBytes
 from anchorite.errors import WorkerError
@@ -61,7 +61,7 @@ _LINE = 64  # bytes of a cache line, at whose beginning the slots lie
 
 Pixels = NDArray[np.uint8]  # (B, S, S, 3)
 Rows = NDArray[np.float32]  # (T, 6), the targets of a batch
-Keys = Any  # of the samples of a batch: a sequence of those that the samples are drawn by
+Keys = Sequence[SampleKey]  # of the samples of a batch
 Batches = EpochBatches | StreamBatches
 Samples = TrainSamples | StreamSamples
 

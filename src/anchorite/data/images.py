@@ -50,7 +50,7 @@ def decode_image(source: Path | str | bytes, *, name: str = "", max_pixels: int 
         else:
             with open_image(Path(source)) as file:
                 data = file.read()
-        header = parse_header(io.BytesIO(data))
+        header = parse_header(io.BytesIO(data), max_pixels)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError(f"{name}: there is no such image file. Check the path") from error
     except OSError as error:
@@ -58,33 +58,20 @@ def decode_image(source: Path | str | bytes, *, name: str = "", max_pixels: int 
         raise StorageError(f"{name}: cannot be read: {reason}. Check the permissions and the disk") from error
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    width, height = header.stored_width, header.stored_height
-    if width < 1 or height < 1:
-        raise InputError(f"{name}: the header claims {width}x{height} pixels. Export the image again or remove it")
-    if width * height > max_pixels:
-        raise InputError(
-            f"{name}: {width}x{height} pixels are more than the limit of {max_pixels / 1e6:g} million; nothing was "
-            "decoded. Shrink the image or remove it"
-        )
     image = _decode_jpeg(data) if data.startswith(b"\xff\xd8") else _decode(data)
     if image is None:
         raise InputError(f"{name}: the image is truncated or damaged. Copy or export it again, or remove it")
     if not data.startswith((b"II", b"MM")):  # libtiff has already turned a TIFF, whatever the flags say
-        image = _turned(image, header.orientation)
+        if header.is_turned:  # 5 is the transpose; 6, 7 and 8 are flips of it, as 2, 3 and 4 are flips of 1
+            image = np.ascontiguousarray(cv2.transpose(image), np.uint8)
+        flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(header.orientation)
+        image = image if flip is None else np.asarray(cv2.flip(image, flip), np.uint8)
     if image.shape[:2] != (header.height, header.width):
         raise InputError(
             f"{name}: its header says {header.width}x{header.height} pixels, its data {image.shape[1]}x"
             f"{image.shape[0]}: the file is damaged. Export it again or remove it"
         )
     return image
-
-
-def _turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """A stored image (H, W, 3) as Exif orientation 1..8 wants it displayed, contiguous."""
-    if orientation >= 5:  # 5 is the transpose; 6, 7 and 8 are flips of it, as 2, 3 and 4 are flips of 1
-        image = np.ascontiguousarray(cv2.transpose(image))
-    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
-    return image if flip is None else np.asarray(cv2.flip(image, flip), np.uint8)
 
 
 def _decode(data: bytes) -> NDArray[np.uint8] | None:

@@ -79,9 +79,7 @@ def _target(path: str) -> str:
 
 
 def _states(paths: Sequence[str]) -> NDArray[np.int64]:
-    """(M, 4) inode, size, time of modification and time of status change of all paths, asked for by several threads:
-    a remote disk answers many at a time.
-    """
+    """(M, 4) inode, size, times of modification and status change; by threads, as remote disks answer many at once."""
 
     def some(start: int) -> NDArray[np.int64]:
         states = np.full((min(_CHUNK, len(paths) - start), 4), -1)
@@ -182,9 +180,7 @@ def save_index(file: Path, index: DatasetIndex, dependencies: Dependencies) -> D
 
 
 def _add_folders(root: Path, dependencies: Dependencies) -> bool:
-    """Add the folders in which the formats are looked for, and the files there by which they are told apart; False
-    where they are too many.
-    """
+    """Add the folders where formats are looked for and the files that tell them apart; False for too many."""
     for number, (folder, names, files) in enumerate(os.walk(root, followlinks=True)):
         if number >= _MOST_FOLDERS:
             return False

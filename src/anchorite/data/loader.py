@@ -54,7 +54,8 @@ class Loader:
         keys = filter(None, self.batches.of_epoch(self._epoch, self._start_batch))
         with HeldInterrupts():  # all workers are there or none
             mine = self.painter.paint(keys)
-        return self._one_pass(mine, self.batches.sizes.ends_empty and self._start_batch < len(self))
+        has_last = self.batches.sizes.part(len(self) - 1, self.batches.config.rank) > 0
+        return self._one_pass(mine, not has_last and self._start_batch < len(self))
 
     def _one_pass(self, mine: Generator[Batch, None, None], ends_empty: bool) -> Generator[Batch, None, None]:
         """A pass that has the workers, whose slots hold the batches of one alone, to itself."""
@@ -143,8 +144,6 @@ def open_loader(
 def _samples_of(store: ImageStore, samples: SampleConfig) -> TrainSamples:
     """The samples of the images that a store holds; InputError when there are none."""
     if store.left_out and not len(store):
-        first = store.left_out[0]
-        raise InputError(
-            f"none of the {len(store.left_out)} images to train on can be decoded: {first.record.path}: {first.reason}"
-        )
+        path, reason = store.left_out[0]
+        raise InputError(f"none of the {len(store.left_out)} images to train on can be decoded: {path}: {reason}")
     return TrainSamples(store, samples)

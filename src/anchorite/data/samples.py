@@ -39,17 +39,30 @@ Report = Callable[[int], object]
 MIXUP_CONCENTRATION = 32.0  # of the Beta distribution: blends stay near half and half
 
 
+# A sample of a shard that a batch is made with: the index of its record, the number of its shard, its position there,
+# and its row of the `ShardTable`.
+PoolMember = tuple[int, ...]
+
+
 class SampleKey(NamedTuple):
-    """What names a sample: epoch, index of its (first) record, and the canvas side in pixels (None: the usual one)."""
+    """What names a sample: epoch, index of its (first) record, and the canvas side in pixels.
+
+    pool: in a stream, what the tiles of all samples of the batch come from: its own in their order, then others.
+    """
 
     epoch: int
     record_index: int
-    size: int | None = None
+    size: int
+    pool: tuple[PoolMember, ...] = ()
 
 
-def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one sample, independent of every other's."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, index))))
+def rng_of(seed: int, epoch: int, *index: int, stream: tuple[int, ...] = ()) -> np.random.Generator:
+    """The random numbers of one sample of an epoch, or of one purpose (stream) of the epoch itself.
+
+    All are independent of each other.
+    """
+    # Samples have no spawn_key: no stream is one of theirs.
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, *index), spawn_key=stream)))
 
 
 def draw_tiles(
@@ -129,32 +142,35 @@ class TrainSamples:
     def __len__(self) -> int:
         return len(self.store.sizes_hw)
 
-    def side(self, key: SampleKey) -> int:
-        """The canvas side S of a sample, in pixels."""
-        return key.size or self.config.image_size
-
     def image_path(self, index: int) -> Path:
         """The image of a record, for messages."""
         return self.store.records[index].path
 
     def draw_batch(
-        self, keys: Sequence[SampleKey], pixels: NDArray[np.uint8], report: Report = lambda index: None
+        self,
+        keys: Sequence[SampleKey],
+        pixels: NDArray[np.uint8],
+        report: Report = lambda index: None,
+        places: Sequence[int] | None = None,
     ) -> NDArray[np.float32]:
         """Draw samples of one side into `pixels` (B, S, S, 3); the `rows` (T, 6) of their targets.
 
-        report: called with the index of each record before work on it begins.
+        report: called with the index of each record before work on it begins. places: as `place` of `plan`, of each.
         """
         plans, scratch = [], Scratch()
-        for canvas, key in zip(pixels, keys, strict=True):
+        for canvas, key, place in zip(pixels, keys, places or [key.record_index for key in keys], strict=True):
             report(key.record_index)
-            plans.append(self.plan(key))
+            plans.append(self.plan(key, place))
             paint(plans[-1], self.store, canvas, scratch)
         return self.rows(plans)
 
-    def plan(self, key: SampleKey, rng: np.random.Generator | None = None) -> SamplePlan:
-        """What a sample will show, from its random numbers alone: no pixel is touched. rng: others than its own."""
-        rng = rng or sample_rng(self.config.seed, key.epoch, key.record_index)
-        config, size, sizes_hw = self.config.augment, self.side(key), self.store.sizes_hw
+    def plan(self, key: SampleKey, place: int | None = None) -> SamplePlan:
+        """What a sample will show, from its random numbers alone: no pixel is touched.
+
+        place: that of its record in the store, where it is not the record's index.
+        """
+        rng, first = rng_of(self.config.seed, key.epoch, key.record_index), key.record_index if place is None else place
+        config, size, sizes_hw = self.config.augment, key.size, self.store.sizes_hw
 
         def layer(index: int, is_mosaic: bool) -> tuple[Tile, ...]:
             """The tiles of one canvas that can be seen, in the order of drawing."""
@@ -164,7 +180,7 @@ class TrainSamples:
 
         is_open = self.config.has_mosaic(key.epoch)
         mosaic, mixup, other_mosaic, other, *jitter = rng.random(7).tolist()
-        layers, share = [layer(key.record_index, is_open and mosaic < config.mosaic)], 1.0
+        layers, share = [layer(first, is_open and mosaic < config.mosaic)], 1.0
         if is_open and mixup < config.mixup:
             layers.append(layer(int(other * len(self)), other_mosaic < config.mosaic))
             share = float(rng.beta(MIXUP_CONCENTRATION, MIXUP_CONCENTRATION))

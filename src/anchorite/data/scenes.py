@@ -147,7 +147,13 @@ def draw_scene(seed: int, split: str, index: int, size_px: int) -> Scene:
         _paint(canvas, coverage, random)
     boxes_xyxy = np.array([coverage.box_xyxy for coverage in coverages], dtype=np.float64).reshape(-1, 4)
     class_ids = np.array([shape.class_id for shape in shapes], dtype=np.int64)
-    return Scene(_photograph(canvas, random), shapes, boxes_xyxy, class_ids)
+    # What a plain camera makes of it: a little blur, exposure and sensor noise, then 8 bits.
+    sigma = float(random.uniform(0, 1.1))
+    if sigma > 0.3:
+        canvas = cv2.GaussianBlur(canvas, (0, 0), sigma).astype(np.float32)
+    canvas = (canvas - 128) * np.float32(random.uniform(0.8, 1.1)) + np.float32(128 + random.uniform(-15, 15))
+    canvas = canvas + random.standard_normal(canvas.shape, dtype=np.float32) * np.float32(random.uniform(0, 9))
+    return Scene(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), shapes, boxes_xyxy, class_ids)
 
 
 def cover(shape: Shape, size_px: int) -> Coverage:
@@ -196,7 +202,12 @@ def _arrange(random: np.random.Generator, size_px: int) -> tuple[tuple[Shape, ..
     for _ in range(20 * wanted):
         if len(shapes) == wanted:
             break
-        shape = _random_shape(random, size_px)
+        class_id = int(random.integers(len(SCENE_CLASSES)))
+        side = size_px * float(np.exp(random.uniform(np.log(_SMALLEST_SIDE), np.log(_LARGEST_SIDE))))
+        proportion = float(np.exp(random.uniform(-0.3, 0.3)))
+        wh_px = side * min(1.0, proportion), side * min(1.0, 1 / proportion)
+        center_x, center_y = random.uniform(side / 2, size_px - side / 2, size=2).tolist()
+        shape = Shape(class_id, (center_x, center_y), wh_px, float(random.uniform(-0.35, 0.35)))
         points = np.concatenate(_outlines(shape))
         if points.min() < 0 or points.max() > size_px:
             continue
@@ -218,16 +229,6 @@ def _iou(box_xyxy: tuple[int, int, int, int], other_xyxy: tuple[int, int, int, i
     (x0, y0, x1, y1), (u0, v0, u1, v1) = box_xyxy, other_xyxy
     both = max(0, min(x1, u1) - max(x0, u0)) * max(0, min(y1, v1) - max(y0, v0))
     return both / ((x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - both)
-
-
-def _random_shape(random: np.random.Generator, size_px: int) -> Shape:
-    """A shape of random class, size, proportion and position, which may reach out of the image."""
-    class_id = int(random.integers(len(SCENE_CLASSES)))
-    side = size_px * float(np.exp(random.uniform(np.log(_SMALLEST_SIDE), np.log(_LARGEST_SIDE))))
-    proportion = float(np.exp(random.uniform(-0.3, 0.3)))
-    width, height = side * min(1.0, proportion), side * min(1.0, 1 / proportion)
-    center_x, center_y = random.uniform(side / 2, size_px - side / 2, size=2)
-    return Shape(class_id, (float(center_x), float(center_y)), (width, height), float(random.uniform(-0.35, 0.35)))
 
 
 def _ground(random: np.random.Generator, size_px: int) -> NDArray[np.float32]:
@@ -279,13 +280,3 @@ def _paint(canvas: NDArray[np.float32], coverage: Coverage, random: np.random.Ge
     elif pattern == 2:
         relief += random.standard_normal((height, width), dtype=np.float32) * np.float32(random.uniform(4, 14))
     canvas[coverage.area] = below * (1 - weight) + (colour + relief[..., None]) * weight
-
-
-def _photograph(canvas: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.uint8]:
-    """What a plain camera makes of the canvas: a little blur, exposure and sensor noise, then 8 bits."""
-    sigma = float(random.uniform(0, 1.1))
-    if sigma > 0.3:
-        canvas = cv2.GaussianBlur(canvas, (0, 0), sigma).astype(np.float32)
-    canvas = (canvas - 128) * np.float32(random.uniform(0.8, 1.1)) + np.float32(128 + random.uniform(-15, 15))
-    canvas = canvas + random.standard_normal(canvas.shape, dtype=np.float32) * np.float32(random.uniform(0, 9))
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)

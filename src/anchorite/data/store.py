@@ -65,7 +65,8 @@ class ImageStore:
         self.left_out: tuple[LeftOut, ...] = ()
         self.long_side = long_side
         self.mode: StoreMode = mode
-        self.sizes_hw = [fitted_size(image_hw, long_side) for image_hw in self.records.sizes_hw()]
+        sizes_hw = np.stack([self.records.images["height"], self.records.images["width"]], axis=1).tolist()
+        self.sizes_hw = [fitted_size((height, width), long_side) for height, width in sizes_hw]
         ends = np.cumsum([0, *(height * width * 3 for height, width in self.sizes_hw)], dtype=np.int64)
         self._starts, self.num_bytes = ends[:-1], int(ends[-1])
         self._cache_dir, self._skip_bad = cache_dir, skip_bad
@@ -172,11 +173,10 @@ class ImageStore:
             return list(range(len(self)))
         gone = {index for index, _, _ in failures}
         kept = [index for index in range(len(self)) if index not in gone]
-        records = self.records
         self.left_out = tuple(
-            LeftOut(records[index], text.removeprefix(f"{records[index].path}: ")) for index, _, text in failures
+            LeftOut(path := self.records[index].path, text.removeprefix(f"{path}: ")) for index, _, text in failures
         )
-        self.records = records.select(kept)
+        self.records = self.records.select(kept)
         self.sizes_hw, self._starts = [self.sizes_hw[index] for index in kept], self._starts[kept]
         return kept
 

@@ -114,9 +114,9 @@ class Validator:
         )
         self._store.build(progress)
         number_of = {records[number].path: number for number in mine}
-        told = [(number_of[one.record.path], one.reason) for one in self._store.left_out]
+        told = [(number_of[one.path], one.reason) for one in self._store.left_out]
         reasons = dict(sorted(pair for of_rank in world.all_gather(told) for pair in of_rank))
-        self.left_out = tuple(LeftOut(records[number], reason) for number, reason in reasons.items())
+        self.left_out = tuple(LeftOut(records[number].path, reason) for number, reason in reasons.items())
         kept = [number for number in range(len(records)) if number not in reasons]
         if not kept:
             raise InputError(

@@ -176,8 +176,9 @@ class RunFolder:
         for one in self.read_facts().get("left_out", []):
             by_split.setdefault(one["split"], {})[one["image"]] = one["reason"]
         for split, reasons in by_split.items():
-            records = [(record, _path_in_dataset(dataset, record.path)) for record in dataset.splits.get(split, ())]
-            gone = [LeftOut(record, reasons[path]) for record, path in records if path in reasons]
+            paths = list(dataset.split(split).paths())
+            keys = [_path_in_dataset(dataset, path) for path in paths]
+            gone = [LeftOut(path, reasons[key]) for path, key in zip(paths, keys, strict=True) if key in reasons]
             dataset = without_images(dataset, split, gone)
         return dataset
 

@@ -127,7 +127,7 @@ def prepare(
     loader, validator = _open_data(recipe, dataset, device, listener, world)
     for split, left_out in (("train", loader.left_out), ("val", validator.left_out if validator else ())):
         if left_out:
-            named = ", ".join(str(one.record.path) for one in left_out[:_NUM_NAMED])
+            named = ", ".join(str(one.path) for one in left_out[:_NUM_NAMED])
             more = f" and {len(left_out) - _NUM_NAMED} more" if len(left_out) > _NUM_NAMED else ""
             what = f"of {len(dataset.splits[split])} {split} images cannot be decoded and are left out"
             decisions.append(f"labels skipped-bad: {len(left_out)} {what} ({named}{more})")

@@ -3,18 +3,17 @@ holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from types import ModuleType
+from typing import get_args
 
 from anchorite.choices import FormatName
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats import coco, voc, yolo
 from anchorite.data.formats.common import Fence, ReadingLog, exists
 from anchorite.data.index_cache import cache_file, load_index, save_index
+from anchorite.data.shards import split as shards
 from anchorite.data.shards.format import MANIFEST
-from anchorite.data.shards.split import LOOKED_FOR, find_shards, read_shards
 from anchorite.errors import InputError
 
 __all__ = ["FormatName", "open_dataset"]
@@ -22,26 +21,10 @@ __all__ = ["FormatName", "open_dataset"]
 _MOST_BROKEN = 5
 
 
-class _Format(NamedTuple):
-    """How a format is recognised and read.
-
-    looked_for: in words. suffixes: of a file that the user may name, or its whole name. find: what `read` takes, for
-    such a file or for a folder; nothing where the folder does not hold this format.
-    """
-
-    looked_for: str
-    suffixes: tuple[str, ...]
-    find: Callable[[Path, ReadingLog, Fence], Any]
-    read: Callable[[Any, Path, ReadingLog, bool], DatasetIndex]
-
-
-# The first that is found in a folder is taken.
-_FORMATS: dict[FormatName, _Format] = {
-    "shards": _Format(LOOKED_FOR, (MANIFEST,), find_shards, read_shards),
-    "yolo": _Format(yolo.LOOKED_FOR, (".yaml", ".yml"), yolo.find_yolo, yolo.read_yolo),
-    "coco": _Format(coco.LOOKED_FOR, (".json",), coco.find_coco, coco.read_coco),
-    "voc": _Format(voc.LOOKED_FOR, (), voc.find_voc, voc.read_voc),
-}
+# Modules, of which the first that finds something in a folder is taken. LOOKED_FOR: in words, what `find` looks for.
+# SUFFIXES: of a file that the user may name, or its whole name. find(root, log, fence): what `read` takes, for such a
+# file or for a folder; nothing where the folder does not hold this format.
+_FORMATS: dict[FormatName, ModuleType] = {"shards": shards, "yolo": yolo, "coco": coco, "voc": voc}
 
 
 def open_dataset(
@@ -68,16 +51,17 @@ def open_dataset(
     log.dependencies.add_candidate(root)
     try:
         for name, one in _FORMATS.items():
-            is_possible = root.is_dir() or root.name in one.suffixes or root.suffix.lower() in one.suffixes
+            is_possible = root.is_dir() or root.name in one.SUFFIXES or root.suffix.lower() in one.SUFFIXES
             found = one.find(root, log, fence) if is_possible and format in (None, name) else None
             if found:
-                index = one.read(found, root, log, allow_outside)
+                class_names, splits = one.read(found, root, log, allow_outside)
                 break
         else:
             raise _not_recognised(root, format, fence)
     except OSError as error:
         raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
-    index = replace(index, allow_outside=allow_outside, skip_bad=skip_bad)
+    log.raise_if_bad(root)
+    index = DatasetIndex(root, name, class_names, splits, log.adjustments, allow_outside, skip_bad)
     return index if file is None else save_index(file, index, log.dependencies)
 
 
@@ -91,7 +75,8 @@ def _not_recognised(root: Path, format: FormatName | None, fence: Fence) -> Inpu
         elif root.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
             hint += "; unpack it and name the folder"
         return InputError(f"{root}: cannot be opened{hint}")
-    broken = coco.broken_jsons(root, fence) if format in (None, "coco") else []
+    places = (root / "annotations", root) if format in (None, "coco") else ()
+    broken = [fault for place in places for fault in coco.loose_jsons(place, fence)[1].values()]
     if broken:
         more = len(broken) - _MOST_BROKEN
         return InputError(
@@ -100,7 +85,7 @@ def _not_recognised(root: Path, format: FormatName | None, fence: Fence) -> Inpu
             + (f"\n  and {more} more" if more > 0 else "")
             + "\nIf these are its COCO labels, export or copy them again"
         )
-    wanted = [one.looked_for for name, one in _FORMATS.items() if format in (None, name)]
+    wanted = [one.LOOKED_FOR for name, one in _FORMATS.items() if format in (None, name)]
     names = sorted(child.name + ("/" if child.is_dir() else "") for child in root.iterdir())
     found = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     above = [parent for parent in root.resolve().parents[:2] if (parent / "data.yaml").is_file()]

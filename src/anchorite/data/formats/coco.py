@@ -5,7 +5,7 @@ reads "file: annotation id N". A file is parsed by msgspec into its unparsed ite
 `segmentation` holds never becomes Python objects: on a file of 72 MB (250 000 annotations) that takes 2.7 s and 107 MB,
 the `json` module 3.4 s and 427 MB, ijson 7.3 s and 10 MB.
 
-Legend: K classes, N boxes.
+Legend: K classes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from array import array
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,10 +20,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from anchorite.data.dataset import BOX_ROW, NO_NUMBER, DatasetIndex, RecordTable, pack_box
+from anchorite.data.dataset import NO_NUMBER, RecordTable, pack_box
 from anchorite.data.formats.common import (
+    ClassesAndSplits,
     Fence,
     ReadingLog,
     SplitBuilder,
@@ -38,11 +37,13 @@ from anchorite.errors import InputError
 from anchorite.reading import read_json, read_limited, shorten
 
 LOOKED_FOR = "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or one COCO *.json"
+SUFFIXES = (".json",)
 ROBOFLOW_NAME = "_annotations.coco.json"
 _LARGEST_ID = 10**18  # of those that int64 holds
 _LARGEST = sys.float_info.max
 _BOM = b"\xef\xbb\xbf"
 
+Id = int | str
 Content = dict[str, Any]  # the members of a json, unparsed (`msgspec.Raw`) or as Python's parser reads them
 
 
@@ -62,7 +63,7 @@ class _Annotation(msgspec.Struct):
     area: Any = None
 
 
-def find_coco(root: Path, log: ReadingLog, fence: Fence) -> dict[str, Path]:
+def find(root: Path, log: ReadingLog, fence: Fence) -> dict[str, Path]:
     """The json of each split in a folder: annotations/instances_*.json, a json in each split's folder, or json files
     named by split; of one json its split by its own name, else by its folder's, else "train".
 
@@ -80,19 +81,14 @@ def find_coco(root: Path, log: ReadingLog, fence: Fence) -> dict[str, Path]:
         places = (child / ROBOFLOW_NAME for child in sorted(root.iterdir()) if split_of(child.name))
         named = {path.parent.name: path for path in places if path.is_file()}
     for base in bases:
-        jsons, broken = ([], {}) if named else _loose_jsons(base, fence)
+        jsons, broken = ([], {}) if named else loose_jsons(base, fence)
         if jsons:  # a split must not get lost because its json is cut short; other jsons may be anything
             jsons += [path for path in broken if split_of(path.stem)]
             named = dict(sorted((path.stem, path) for path in jsons))
     return {split: fence.check(path) for split, path in assign_splits(named, log).items()} if named else {}
 
 
-def broken_jsons(folder: Path, fence: Fence) -> list[InputError]:
-    """What is wrong with each json of a folder in which no dataset was found, if it cannot be read at all."""
-    return [fault for base in (folder / "annotations", folder) for fault in _loose_jsons(base, fence)[1].values()]
-
-
-def _loose_jsons(folder: Path, fence: Fence) -> tuple[list[Path], dict[Path, InputError]]:
+def loose_jsons(folder: Path, fence: Fence) -> tuple[list[Path], dict[Path, InputError]]:
     """The jsons in a folder that hold images and annotations, and what is wrong with those that cannot be read."""
     found, broken = list[Path](), dict[Path, InputError]()
     for path in sorted(folder.glob("*.json")):
@@ -104,11 +100,10 @@ def _loose_jsons(folder: Path, fence: Fence) -> tuple[list[Path], dict[Path, Inp
     return found, broken
 
 
-def read_coco(files: Mapping[str, Path], root: Path, log: ReadingLog, allow_outside: bool = False) -> DatasetIndex:
-    """Read the json of each split; records in the order of their file names.
+def read(files: Mapping[str, Path], root: Path, log: ReadingLog, allow_outside: bool) -> ClassesAndSplits:
+    """The class names and splits of the json of each split; records in the order of their file names.
 
-    Raises InputError at once for a json or categories that cannot be read, and for bad annotations and images after all
-    have been read.
+    Raises InputError for a json or categories that cannot be read; the log is told of bad annotations and images.
     """
     for path in files.values():
         log.dependencies.add_file(path)
@@ -121,9 +116,7 @@ def read_coco(files: Mapping[str, Path], root: Path, log: ReadingLog, allow_outs
         fence = Fence([root if root.is_dir() else home, *without_links(folders, home)], allow_outside)
         builder = SplitBuilder(split, names.values(), fence, log)
         splits[split] = _read_split(path, contents.pop(path), class_ids, folders, builder)
-    log.split = None
-    log.raise_if_bad(root)
-    return DatasetIndex(root, "coco", tuple(names.values()), splits, log.adjustments)
+    return tuple(names.values()), splits
 
 
 # From bytes to items. Python's own parser reads again what msgspec cannot, either to refuse it in words or because it
@@ -245,12 +238,12 @@ def _read_split(
     """The records of a split from its json; folders: those that the images may lie in."""
     log = builder.log
     images, known_ids = _read_images(_items(content, "images", path), path, log)
-    position_of = {image.id: position for position, image in enumerate(images)}
     annotations = _items(content, "annotations", path)
     del content
-    boxes, ends, bad = _read_annotations(annotations, path, position_of, known_ids, class_ids, builder)
-    for position, image in enumerate(images):
-        for origin, fault in bad.get(position, ()):
+    usable = dict.fromkeys(known_ids, False) | {image.id: True for image in images}
+    boxes, bad = _read_annotations(annotations, path, usable, class_ids, builder)
+    for image in images:
+        for origin, fault in bad.get(image.id, ()):
             log.bad(origin, fault)
         origin = f"{path}: image id {_shown_id(image.id)}"
         places = (folder / image.file_name for folder in folders)
@@ -261,19 +254,19 @@ def _read_split(
             continue
         header = builder.header(place, (image.width, image.height), f"{origin} ({place.name})")
         if header is not None:
-            builder.add(place, header, boxes[ends[position] : ends[position + 1]])
+            builder.add(place, header, boxes.pop(image.id, b""))
     return builder.table()
 
 
-def _read_images(items: list[Any], path: Path, log: ReadingLog) -> tuple[list[_Image], set[int | str]]:
+def _read_images(items: list[Any], path: Path, log: ReadingLog) -> tuple[list[_Image], set[Id]]:
     """The usable images in the order of their names, and the ids of all."""
-    images: dict[int | str, _Image] = {}
-    ids_by_name: dict[str, int | str] = {}
-    known_ids: set[int | str] = set()
+    images: dict[Id, _Image] = {}
+    ids_by_name: dict[str, Id] = {}
+    known_ids: set[Id] = set()
     decoder = msgspec.json.Decoder(_Image)
     for index, item in enumerate(items):
         image = _parsed(item, decoder, path)
-        if not (isinstance(image, _Image) and _is_id(image.id)):
+        if not (isinstance(image, _Image) and type(image.id) in (int, str)):
             value = shorten(_value(item, path))
             log.bad(f"{path}: images[{index}]", f"must be an object with a number or text as id ({value})")
             continue
@@ -295,20 +288,15 @@ def _read_images(items: list[Any], path: Path, log: ReadingLog) -> tuple[list[_I
 
 
 def _read_annotations(
-    items: list[Any],
-    path: Path,
-    position_of: Mapping[int | str, int],
-    known_ids: set[int | str],
-    class_ids: Mapping[int, int],
-    builder: SplitBuilder,
-) -> tuple[memoryview, list[int], dict[int, list[tuple[str, str]]]]:
-    """The N good annotations, and the bad ones, origin and fault, by the position of their image.
+    items: list[Any], path: Path, usable: Mapping[Id, bool], class_ids: Mapping[int, int], builder: SplitBuilder
+) -> tuple[dict[Id, bytearray], dict[Id, list[tuple[str, str]]]]:
+    """Of each usable image the good annotations, packed one behind another, and the bad ones, origin and fault.
 
-    The good ones are packed in the order of their images, and behind the boxes of image i follow at the (i+1)th number
-    those of the next. What belongs to no image is only told to the log.
+    usable: the ids of all images, and whether they are. What belongs to no image is only told to the log.
     """
-    log, positions, boxes = builder.log, array("i"), bytearray()
-    bad: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    log = builder.log
+    boxes: dict[Id, bytearray] = defaultdict(bytearray)
+    bad: dict[Id, list[tuple[str, str]]] = defaultdict(list)
     decoder, usual_head_id = msgspec.json.Decoder(_Annotation), builder.head_id(f"{path}: annotation id ")
     items.reverse()  # taken from the end, so that memory of the items is freed as the rows grow
     for index in range(len(items)):
@@ -316,27 +304,23 @@ def _read_annotations(
         if not isinstance(one, _Annotation):
             log.bad(f"{path}: annotations[{index}]", f"must be an object ({shorten(one)})")
             continue
-        if not _is_id(one.image_id) or one.image_id not in known_ids:
+        if type(one.image_id) not in (int, str) or one.image_id not in usable:
             log.bad(_origin(path, one.id, index), f"no image has this image_id ({shorten(one.image_id)})")
             continue
-        position = position_of.get(one.image_id)
-        if position is None:
-            continue  # of an image that is bad
+        if not usable[one.image_id]:
+            continue
         if (fault := _fault(one, class_ids)) is not None:
-            bad[position].append((_origin(path, one.id, index), fault))
+            bad[one.image_id].append((_origin(path, one.id, index), fault))
             continue
         number, head_id = one.id, usual_head_id
         if not (type(number) is int and 0 <= number < _LARGEST_ID):
             number, head_id = NO_NUMBER, builder.head_id(_origin(path, one.id, index))
         x, y, width, height = map(float, one.bbox)
         area = math.nan if one.area is None else float(one.area)
-        positions.append(position)
         corners = (x, y, x + width, y + height)
-        boxes += pack_box(class_ids[one.category_id], corners, head_id, number, bool(one.iscrowd), area)
-    images = np.array(positions)
-    in_order = np.frombuffer(boxes, (np.void, BOX_ROW.itemsize))[np.argsort(images, kind="stable")]
-    counts = np.bincount(images, minlength=len(position_of))
-    return in_order.view(np.uint8).data, [0, *(np.cumsum(counts) * BOX_ROW.itemsize).tolist()], bad
+        packed = pack_box(class_ids[one.category_id], corners, head_id, number, bool(one.iscrowd), area)
+        boxes[one.image_id] += packed
+    return boxes, bad
 
 
 def _fault(one: _Annotation, class_ids: Mapping[int, int]) -> str | None:
@@ -344,24 +328,19 @@ def _fault(one: _Annotation, class_ids: Mapping[int, int]) -> str | None:
     box, area = one.bbox, one.area
     if type(one.category_id) is not int or one.category_id not in class_ids:
         return f"no category has this category_id ({shorten(one.category_id)})"
-    if not isinstance(box, list) or len(box) != 4 or not _are_finite(box):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         return f"bbox must be 4 finite numbers [x, y, width, height] ({shorten(box)})"
     if box[2] < 0 or box[3] < 0:
         return f"bbox has a negative width or height ({shorten(box)})"
     if one.iscrowd not in (0, 1):
         return f"iscrowd must be 0 or 1 ({shorten(one.iscrowd)})"
-    if area is not None and not (_are_finite([area]) and area >= 0):
+    if area is not None and not (_is_finite(area) and area >= 0):
         return f"area must be a finite number, 0 or more ({shorten(area)})"
     return None
 
 
-def _are_finite(values: list[Any]) -> bool:
-    return {int, float}.issuperset(map(type, values)) and all(-_LARGEST <= value <= _LARGEST for value in values)
-
-
-def _is_id(value: Any) -> bool:
-    """Whether a JSON value can be an image's id."""
-    return type(value) is int or isinstance(value, str)
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
 def _origin(path: Path, annotation_id: Any, index: int) -> str:
@@ -369,7 +348,7 @@ def _origin(path: Path, annotation_id: Any, index: int) -> str:
     return f"{path}: annotation id {_shown_id(annotation_id)}" if has_id else f"{path}: annotations[{index}]"
 
 
-def _shown_id(some_id: int | str) -> str:
+def _shown_id(some_id: Id) -> str:
     """An id as shown in a message: as it stands if it is short and printable."""
     text = str(some_id)
     return text if text.isprintable() and len(text) <= 40 else shorten(some_id)

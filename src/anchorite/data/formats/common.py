@@ -22,6 +22,8 @@ import os
 import re
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from unicodedata import category
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.dataset import BOX_ROW, Adjustment, AdjustmentKind, Record, RecordTable, TableBuilder
+from anchorite.data.dataset import BOX_ROW, Adjustment, AdjustmentKind, Record, RecordTable, Split, TableBuilder
 from anchorite.data.headers import IMAGE_SUFFIXES, ImageHeader, read_header
 from anchorite.data.index_cache import Dependencies
 from anchorite.errors import InputError
@@ -42,6 +44,7 @@ _BLOCK = 4096  # images that the policy is applied to at a time
 # Clipping always happens, but is only reported beyond this: six decimals of a normalised number are worth up to
 # 0.01 px in a large image, and a list full of rounding hides the boxes that are wrong.
 REPORTED_CLIP_PX = 0.1
+ClassesAndSplits = tuple[tuple[str, ...], Mapping[str, Split]]  # what the `read` of a format returns
 
 
 class ReadingLog:
@@ -203,7 +206,7 @@ class Fence:
     def __init__(self, roots: Iterable[Path], allow_outside: bool = False) -> None:
         self.allow_outside = allow_outside
         self._roots = tuple(_real_path(root) for root in roots)
-        self._folders_inside: dict[Path, bool] = {}
+        self._folder_is_inside = cache(self._leads_inside)
 
     def refusal(self, path: Path) -> str | None:
         """Why `path` may not be read, or None when it may."""
@@ -224,10 +227,8 @@ class Fence:
     def _is_inside(self, path: Path) -> bool:
         if path.name in ("", "..") or os.path.islink(path):  # noqa: PTH114 - Path.is_symlink raises for long names
             return self._leads_inside(path)
-        folder = path.parent  # a plain file lies where its folder does, and folders are few
-        if folder not in self._folders_inside:
-            self._folders_inside[folder] = self._leads_inside(folder)
-        return self._folders_inside[folder] or self._leads_inside(path)
+        # A plain file lies where its folder does, and folders are few.
+        return self._folder_is_inside(path.parent) or self._leads_inside(path)
 
     def _leads_inside(self, path: Path) -> bool:
         real = _real_path(path)
@@ -340,16 +341,15 @@ class SplitBuilder:
         if 0 in stated_wh or stated_wh == (header.width, header.height):
             return header
         stated, actual = f"{stated_wh[0]}x{stated_wh[1]}", f"{header.width}x{header.height}"
+        fault = (
+            f"the labels say the image is {stated}, the file is {actual}; restore the image that was labelled, or "
+            "scale the boxes and correct the size"
+        )
         if header.is_turned and stated_wh == (header.stored_width, header.stored_height):
             fault = (
                 f"the labels say {stated}, the image is shown as {actual} after its EXIF orientation "
                 f"({header.orientation}): the boxes were drawn on the image lying on its side; label the upright "
                 "image, or remove the orientation from the file"
-            )
-        else:
-            fault = (
-                f"the labels say the image is {stated}, the file is {actual}; restore the image that was labelled, "
-                "or scale the boxes and correct the size"
             )
         self.log.bad(origin, fault)
         return None
@@ -370,7 +370,7 @@ class SplitBuilder:
         if not is_kept.all():
             rows_of_images = table.images.copy()
             rows_of_images["num_boxes"] = np.bincount(images[is_kept], minlength=len(table))
-            table = RecordTable(rows_of_images, boxes[is_kept], table.folders, table.names, table.heads)
+            table = replace(table, images=rows_of_images, boxes=boxes[is_kept])
         return table
 
     def _apply_policy(

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 import numpy as np
 
-from anchorite.data.dataset import Box, DatasetIndex, RecordTable, pack_box
+from anchorite.data.dataset import Box, RecordTable, pack_box
 from anchorite.data.formats.common import (
+    ClassesAndSplits,
     Fence,
     ReadingLog,
     SplitBuilder,
@@ -36,6 +38,7 @@ from anchorite.reading import decode_utf8, read_limited, shorten
 LOOKED_FOR = (
     "VOC: ImageSets/Main/<split>.txt with Annotations, or folders train, val, test or Annotations holding *.xml"
 )
+SUFFIXES = ()
 _MAX_XML_BYTES = 16_000_000
 _MAX_LIST_BYTES = 64_000_000
 _MAX_DEPTH = 32
@@ -47,27 +50,15 @@ _CLASS_LISTS = ("classes.txt", "class_names.txt", "labels.txt")
 _LINE_AND_REASON = re.compile(r"(:[0-9]+)?(?:: )?(.*)", re.DOTALL)
 
 
-class VocItem(NamedTuple):
-    """One annotated image: its xml, where that is named ("file:line" of a list, else the xml), and the subfolder of
-    both xml and image."""
-
-    xml_path: Path
-    origin: str
-    subfolder: str = ""
+Item = tuple[Path, str, str]  # the xml of an image, "file:line" of a list that names it or the xml, subfolder of both
+Layout = tuple[dict[str, list[Item]], dict[str, list[Path]], Path | None]
 
 
-class VocLayout(NamedTuple):
-    """The items of each split, the folders that can hold their images, and the list of class names if there is one."""
-
-    splits: dict[str, list[VocItem]]
-    image_folders: dict[str, list[Path]]
-    class_list: Path | None
-
-
-def find_voc(folder: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
+def find(folder: Path, log: ReadingLog, fence: Fence) -> Layout | None:
     """The layout of a folder, or of the folder `voc` in it; None when neither holds VOC annotations.
 
-    Raises InputError when a list in it is a link that leads out of the fence.
+    A layout: the items of each split, the folders that can hold their images, and the list of class names if there is
+    one. Raises InputError when a list in it is a link that leads out of the fence.
     """
     for base in (folder, folder / "voc"):
         if base.is_dir() and not fence.refusal(base):
@@ -77,7 +68,7 @@ def find_voc(folder: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
     return None
 
 
-def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
+def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> Layout | None:
     xml_folder = next((base / name for name in _XML_FOLDERS if (base / name).is_dir()), None)
     lists = {path.stem: path for path in sorted((base / "ImageSets" / "Main").glob("*.txt"))}
     # VOC itself adds lists like cat_train.txt, one a class, which repeat the images of the split with a flag.
@@ -87,7 +78,7 @@ def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | N
             del lists[stem]
     if xml_folder is None or not lists:
         return None
-    splits: dict[str, list[VocItem]] = {}
+    splits: dict[str, list[Item]] = {}
     for split, path in assign_splits(lists, log).items():
         log.dependencies.add_file(path)
         items = splits[split] = []
@@ -97,12 +88,12 @@ def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | N
                 raise InputError(f"{path}:{number}: the line contains NUL bytes; the file is damaged")
             if name.name:
                 stem, subfolder = name.stem if is_image_name(name.name) else name.name, str(name.parent)
-                items.append(VocItem(xml_folder / subfolder / f"{stem}.xml", f"{path}:{number}", subfolder))
+                items.append((xml_folder / subfolder / f"{stem}.xml", f"{path}:{number}", subfolder))
     image_folders = log.folders.existing([*(base / name for name in _IMAGE_FOLDERS), xml_folder])
-    return VocLayout(splits, dict.fromkeys(splits, image_folders), _class_list([base], fence, log))
+    return splits, dict.fromkeys(splits, image_folders), _class_list([base], fence, log)
 
 
-def _plain_folders(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | None:
+def _plain_folders(base: Path, log: ReadingLog, fence: Fence) -> Layout | None:
     for home in filter(Path.is_dir, (base, *(base / name for name in _XML_FOLDERS))):
         named: dict[str, Path] = {}
         for child in sorted(child for child in home.iterdir() if split_of(child.name) and child.is_dir()):
@@ -113,10 +104,10 @@ def _plain_folders(base: Path, log: ReadingLog, fence: Fence) -> VocLayout | Non
             continue
         folders = assign_splits(named, log) if named else {split_of(home.absolute().name) or "train": home}
         splits = {
-            split: [VocItem(path, str(path)) for path in sorted(xmls.glob("*.xml"))] for split, xmls in folders.items()
+            split: [(path, str(path), "") for path in sorted(xmls.glob("*.xml"))] for split, xmls in folders.items()
         }
         near = {split: log.folders.existing(_near_folders(xmls, split, base)) for split, xmls in folders.items()}
-        return VocLayout(splits, near, _class_list([base, base / ".."], fence, log))
+        return splits, near, _class_list([base, base / ".."], fence, log)
     return None
 
 
@@ -146,14 +137,15 @@ def read_lines(path: Path) -> list[str]:
     return decode_utf8(read_limited(path, _MAX_LIST_BYTES), path).splitlines()
 
 
-def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool = False) -> DatasetIndex:
-    """Read the xml files of a layout; records in the order of the image set, else of the xml files' paths.
+def read(layout: Layout, root: Path, log: ReadingLog, allow_outside: bool) -> ClassesAndSplits:
+    """The class names and splits of a layout; records in the order of the image set, else of the xml files' paths.
 
     Raises InputError for bad objects, files and images after all have been read.
     """
-    fence = Fence([root, *without_links(chain(*layout.image_folders.values()), root)], allow_outside)
+    items, image_folders, class_list = layout
+    fence = Fence([root, *without_links(chain(*image_folders.values()), root)], allow_outside)
     known_names: tuple[str, ...] | None = None
-    if (class_list := layout.class_list) is not None:
+    if class_list is not None:
         log.dependencies.add_file(class_list)
         lines = ((number, line.strip()) for number, line in enumerate(read_lines(class_list), start=1))
         known_names = distinct_class_names((line for line in lines if line[1]), class_list)
@@ -161,27 +153,30 @@ def read_voc(layout: VocLayout, root: Path, log: ReadingLog, allow_outside: bool
             raise InputError(f"{class_list}: holds no class names; add them, one a line, or remove the file")
     class_ids = {name: number for number, name in enumerate(known_names or ())}  # without a list names are added
     splits: dict[str, RecordTable] = {}
-    for split, items in layout.splits.items():
+    for split in items:
         builder = SplitBuilder(split, class_ids, fence, log)
-        splits[split] = _read_split(items, layout.image_folders[split], known_names, class_ids, builder)
+        splits[split] = _read_split(items[split], image_folders[split], known_names, class_ids, builder)
     log.split = None
     log.raise_if_bad(root)
     if not class_ids:
         raise InputError(f"{root}: no xml names an object, so there are no classes")
     class_names = known_names or tuple(sorted(class_ids))
     numbers = np.array([class_names.index(name) for name in class_ids])
-    splits = {split: records.with_class_numbers(numbers) for split, records in splits.items()}
+    for split, records in splits.items():
+        boxes = records.boxes.copy()
+        boxes["class_id"] = numbers[boxes["class_id"]]
+        splits[split] = replace(records, boxes=boxes)
     # Images of the folders used that have no xml are left out, for nobody looked whether they are empty.
     used = {path for records in splits.values() for path in records.paths()}
     for folder in sorted({path.parent for path in used}):
         names = filter(is_image_name, log.folders.names(folder))
         unlabelled = [name for name in names if folder / name not in used]
         log.adjusted_files("ignored-file", folder, unlabelled, "images in no split, or without xml")
-    return DatasetIndex(root, "voc", class_names, splits, log.adjustments)
+    return class_names, splits
 
 
 def _read_split(
-    items: Iterable[VocItem],
+    items: Iterable[Item],
     folders: Sequence[Path],
     known_names: Collection[str] | None,
     class_ids: dict[str, int],
@@ -191,15 +186,14 @@ def _read_split(
     log = builder.log
     first_origins: dict[Path, str] = {}
     owners: dict[Path, Path] = {}
-    for item in items:
-        path = item.xml_path
+    for path, listed_at, subfolder in items:
         if path in first_origins:
-            log.adjusted("repeated-image", item.origin, f"{path.stem} is listed already, {first_origins[path]}")
+            log.adjusted("repeated-image", listed_at, f"{path.stem} is listed already, {first_origins[path]}")
             continue
-        first_origins[path] = item.origin
+        first_origins[path] = listed_at
         log.dependencies.add_file(path)
         if not exists(path):
-            log.bad(item.origin, f"{path} does not exist; add it, or take the line out")
+            log.bad(listed_at, f"{path} does not exist; add it, or take the line out")
             continue
         try:
             document = read_xml(builder.fence.check(path))
@@ -212,7 +206,7 @@ def _read_split(
                 pack_box(class_ids.setdefault(name, len(class_ids)), corners, head_id, line, is_difficult)
                 for name, corners, line, is_difficult in objects
             )
-            image = _find_image(item, document, folders, log)
+            image = _find_image(path, [folder / subfolder for folder in folders], document, log)
             if owners.setdefault(image, path) != path:
                 raise InputError(f"{path}: {image} belongs to {owners[image]} already; keep one of the two")
         except InputError as error:
@@ -277,39 +271,27 @@ def _read_objects(
     for element in document.findall("object"):
         box = element.find("bndbox")
         line = int((element if box is None else box).attrib["line"])
-        try:
-            name, corners, is_difficult = _read_object(element, box, known_names)
-            objects.append((name, corners, line, is_difficult))
-        except InputError as error:
-            log.bad(f"{path}:{line}", str(error))
+        name, difficult = _text(element, "name"), _text(element, "difficult") or "0"
+        texts = {tag: None if box is None else _text(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax")}
+        x1, y1, x2, y2 = (plain_number(text or "") for text in texts.values())
+        if name is None or not is_class_name(name):
+            fault = f"the object has no usable <name> ({shorten(name)})"
+        elif known_names is not None and name not in known_names:
+            fault = f"the class is not in the dataset's list of class names ({shorten(name)})"
+        elif box is None:
+            fault = f"the object has no <bndbox> ({shorten(name)})"
+        elif x1 is None or y1 is None or x2 is None or y2 is None:
+            tag, text = next((tag, text) for tag, text in texts.items() if plain_number(text or "") is None)
+            fault = f"<{tag}> must be a plain finite number ({'absent' if text is None else shorten(text)})"
+        elif x2 < x1 or y2 < y1:
+            fault = f"xmax < xmin or ymax < ymin ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+        elif difficult not in ("0", "1"):
+            fault = f"<difficult> must be 0 or 1 ({shorten(difficult)})"
+        else:
+            objects.append((name, (x1, y1, x2, y2), line, difficult == "1"))
+            continue
+        log.bad(f"{path}:{line}", fault)
     return objects
-
-
-def _read_object(
-    element: ElementTree.Element, box: ElementTree.Element | None, known_names: Collection[str] | None
-) -> tuple[str, Box, bool]:
-    """Class name, corners and difficulty; InputError, which names no place, when the object is malformed."""
-    name = _text(element, "name")
-    if name is None or not is_class_name(name):
-        raise InputError(f"the object has no usable <name> ({shorten(name)})")
-    if known_names is not None and name not in known_names:
-        raise InputError(f"the class is not in the dataset's list of class names ({shorten(name)})")
-    if box is None:
-        raise InputError(f"the object has no <bndbox> ({shorten(name)})")
-    corners: list[float] = []
-    for tag in ("xmin", "ymin", "xmax", "ymax"):
-        text = _text(box, tag)
-        number = None if text is None else plain_number(text)
-        if number is None:
-            raise InputError(f"<{tag}> must be a plain finite number ({'absent' if text is None else shorten(text)})")
-        corners.append(number)
-    x1, y1, x2, y2 = corners
-    if x2 < x1 or y2 < y1:
-        raise InputError(f"xmax < xmin or ymax < ymin ({x1:g}, {y1:g}, {x2:g}, {y2:g})")
-    difficult = _text(element, "difficult") or "0"
-    if difficult not in ("0", "1"):
-        raise InputError(f"<difficult> must be 0 or 1 ({shorten(difficult)})")
-    return name, (x1, y1, x2, y2), difficult == "1"
 
 
 def _stated_size(document: ElementTree.Element, path: Path) -> tuple[int, int]:
@@ -329,11 +311,10 @@ def _text(element: ElementTree.Element, tag: str) -> str | None:
     return None if text is None else text.strip()
 
 
-def _find_image(item: VocItem, document: ElementTree.Element, folders: Sequence[Path], log: ReadingLog) -> Path:
+def _find_image(path: Path, places: Sequence[Path], document: ElementTree.Element, log: ReadingLog) -> Path:
     """The image of an xml: the one with the xml's stem, else the one of <filename> (people rename files)."""
-    path, listings = item.xml_path, log.folders
+    listings = log.folders
     named = PureWindowsPath(_text(document, "filename") or "").name  # splits at both kinds of slashes
-    places = [folder / item.subfolder for folder in folders]
     for place in places:
         candidates = listings.images_by_stem(place).get(path.stem, [])
         if named in candidates:

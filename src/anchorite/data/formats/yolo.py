@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from anchorite.data.dataset import DatasetIndex, RecordTable, pack_box
+from anchorite.data.dataset import RecordTable, pack_box
 from anchorite.data.formats.common import (
+    ClassesAndSplits,
     Fence,
     ReadingLog,
     SplitBuilder,
@@ -31,6 +32,7 @@ from anchorite.plain_yaml import kind_of, line_of, read_yaml_mapping
 from anchorite.reading import printable, read_limited, shorten
 
 LOOKED_FOR = "YOLO: data.yaml, or one *.yaml with names and train"
+SUFFIXES = ".yaml", ".yml"
 _MAX_LINE_BYTES = 1_000_000
 _MAX_LABEL_BYTES = 64_000_000
 _MAX_LIST_BYTES = 512_000_000
@@ -43,7 +45,7 @@ YoloRow = tuple[int, float, float, float, float]
 SplitSource = tuple[Path, str]  # a folder of images or a text file that lists images, and the "file:line" that names it
 
 
-def find_yolo(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
+def find(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
     """The data.yaml of a folder: a file of that name, else the only *.yaml with names and a train split.
 
     Raises InputError when it is a link that leads out of the fence.
@@ -66,10 +68,10 @@ def find_yolo(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
     return fitting[0] if fitting else None
 
 
-def read_yolo(yaml_path: Path, root: Path, log: ReadingLog, allow_outside: bool = False) -> DatasetIndex:
-    """Read the dataset of a data.yaml; records in the order of path, or of the list where a split is a list.
+def read(yaml_path: Path, _: Path, log: ReadingLog, allow_outside: bool) -> ClassesAndSplits:
+    """The class names and splits of a data.yaml; records in the order of path, or of the list where a split is a list.
 
-    Raises InputError for a bad data.yaml at once, and for bad rows and images after all have been read.
+    Raises InputError for a bad data.yaml; the log is told of bad rows and images.
     """
     fence = Fence([yaml_path.parent], allow_outside)
     log.dependencies.add_file(yaml_path)
@@ -78,9 +80,7 @@ def read_yolo(yaml_path: Path, root: Path, log: ReadingLog, allow_outside: bool 
     splits: dict[str, RecordTable] = {}
     for split, own in sources.items():
         splits[split] = _read_split(own, bases, len(class_names), SplitBuilder(split, class_names, fence, log))
-    log.split = None
-    log.raise_if_bad(root)
-    return DatasetIndex(root, "yolo", class_names, splits, log.adjustments)
+    return class_names, splits
 
 
 def read_yolo_config(
@@ -283,7 +283,7 @@ def _read_labels(
     except InputError as error:
         log.bad(str(path), str(error).removeprefix(f"{path}: "), image)
         return None
-    boxes, width, height = bytearray(), header.width, header.height
+    boxes, head_id, width, height = bytearray(), builder.head_id(f"{path}:"), header.width, header.height
     for number, line in enumerate(lines, start=1):
         if not line.strip(b" \t\r"):
             continue
@@ -293,7 +293,7 @@ def _read_labels(
             continue
         class_id, cx, cy, w, h = row
         corners = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-        boxes += pack_box(class_id, corners, builder.head_id(f"{path}:"), number)
+        boxes += pack_box(class_id, corners, head_id, number)
     return boxes
 
 

@@ -14,7 +14,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, repeat
 from pathlib import Path
@@ -24,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
-from anchorite.data.dataset import DatasetIndex, LeftOut, Record, RecordTable, Split, table_of
-from anchorite.data.formats.common import SPLITS, Fence, ReadingLog, is_class_name
+from anchorite.data.dataset import LeftOut, Record, RecordTable, Split, as_split
+from anchorite.data.formats.common import SPLITS, ClassesAndSplits, Fence, ReadingLog, is_class_name
 from anchorite.data.headers import MAX_PIXELS
 from anchorite.data.images import decode_resized
 from anchorite.data.shards.format import (
@@ -50,6 +49,7 @@ from anchorite.errors import InputError, StorageError
 from anchorite.reading import shorten, validation_faults
 
 LOOKED_FOR = "shards: shards.json, as anchorite convert --to shards writes it"
+SUFFIXES = (MANIFEST,)
 _LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
 
 
@@ -74,31 +74,31 @@ def label_bytes(record: Record, name: str) -> bytes:
 
 
 def parse_label(data: bytes, path: Path, num_classes: int) -> Record:
-    """The record of an image at `path` from the JSON beside it; InputError, which does not name the path."""
+    """The record of an image at `path` from the JSON beside it; InputError naming the path."""
     try:
         label = _Label.model_validate(json.loads(data))
     except ValidationError as error:
-        raise InputError(f"its label: {validation_faults(error, 1)}") from None
+        raise InputError(f"{path}: its label: {validation_faults(error, 1)}") from None
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise InputError(f"its label is not readable as JSON: {shorten(str(error))}") from error
+        raise InputError(f"{path}: its label is not readable as JSON: {shorten(str(error))}") from error
     width, height, num_boxes = label.width, label.height, len(label.classes)
     if width * height > MAX_PIXELS:
         raise InputError(
-            f"its label says {width}x{height} pixels, more than the limit of {MAX_PIXELS // 1_000_000} million"
+            f"{path}: its label says {width}x{height} pixels, more than the limit of {MAX_PIXELS // 1_000_000} million"
         )
     if not all(len(values) == num_boxes for values in (label.boxes, label.ignored, label.areas, label.origins)):
-        raise InputError(f"its label has {num_boxes} classes, but other numbers of boxes, ignored, areas or origins")
+        raise InputError(f"{path}: its label has {num_boxes} classes, but not as many boxes, ignored, areas or origins")
     wrong = next((class_id for class_id in label.classes if not 0 <= class_id < num_classes), None)
     if wrong is not None:
-        raise InputError(f"its label: classes: {shorten(wrong)} is not one of 0 to {num_classes - 1}")
+        raise InputError(f"{path}: its label: classes: {shorten(wrong)} is not one of 0 to {num_classes - 1}")
     if not all(isinstance(text, str) and len(text) <= _LONGEST_ORIGIN for text in label.origins):
-        raise InputError("its label: origins: must say where each box came from, as texts")
+        raise InputError(f"{path}: its label: origins: must say where each box came from, as texts")
     boxes_xyxy = np.array(label.boxes, np.float64).reshape(-1, 4)
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
     bad = np.flatnonzero(((low < 0) | (high <= low) | (high > [width, height])).any(axis=1))
     if len(bad):
         box = label.boxes[bad[0]]
-        raise InputError(f"its label has a box without area or outside of {width}x{height}: {shorten(box)}")
+        raise InputError(f"{path}: its label has a box without area or outside of {width}x{height}: {shorten(box)}")
     columns = np.array(label.classes, np.int64), np.array(label.ignored, np.bool_), np.array(label.areas, np.float64)
     return Record(path, width, height, boxes_xyxy, *columns, tuple(label.origins))
 
@@ -133,26 +133,19 @@ class Shard:
         return table
 
 
-def read_record(file: BinaryIO, path: Path, row: Sequence[int], num_classes: int) -> Record:
-    """The record of a sample by its row of the table; InputError and StorageError naming `path`, that of its image."""
-    with _naming(path):
-        return parse_label(read_member(file, row[LABEL]), path, num_classes)
-
-
-def read_image(file: BinaryIO, path: Path, row: Sequence[int]) -> bytes:
-    """The bytes of a sample's image file; raises as `read_record`."""
-    with _naming(path):
-        return read_member(file, row[IMAGE])
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def read_part(file: BinaryIO, path: Path, span: Sequence[int]) -> bytes:
+    """A file of a sample; InputError and StorageError naming `path`, that of its image. span: as of `read_member`."""
     try:
-        yield
+        return read_member(file, span)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_record(file: BinaryIO, path: Path, row: Sequence[int], num_classes: int) -> Record:
+    """The record of a sample by its row of the table; raises as `read_part` and `parse_label`."""
+    return parse_label(read_part(file, path, row[LABEL]), path, num_classes)
 
 
 class ShardedSplit(Split):
@@ -189,7 +182,7 @@ class ShardedSplit(Split):
     def samples(self) -> Iterator[tuple[Record, bytes]]:
         """Each record with its image's file, in order; InputError and StorageError naming one that is damaged."""
         for file, path, row in self._located():
-            yield read_record(file, path, row, self.num_classes), read_image(file, path, row)
+            yield read_record(file, path, row, self.num_classes), read_part(file, path, row[IMAGE])
 
     def _located(self) -> Iterator[tuple[BinaryIO, Path, list[int]]]:
         """Each sample's open shard, its image's path, and its row of the table, in order."""
@@ -226,7 +219,7 @@ class ShardedSplit(Split):
 
     def table(self) -> RecordTable:
         """The same records in memory, which reads every label."""
-        return table_of(self)
+        return as_split(iter(self)).table()
 
     def paths(self) -> Iterator[Path]:
         """The paths of the images, in order; no label is read."""
@@ -248,14 +241,14 @@ class ShardedSplit(Split):
         return ShardedSplit(shards, self.num_classes, self.facts)
 
 
-def find_shards(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
+def find(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
     """The list of a dataset in shards in a folder, or None; the file itself where that is named."""
     path = root if root.is_file() else root / MANIFEST
     return fence.check(path) if path.is_file() else None
 
 
-def read_shards(manifest_path: Path, root: Path, log: ReadingLog, allow_outside: bool) -> DatasetIndex:
-    """The index of a dataset in shards; its splits are `ShardedSplit`s.
+def read(manifest_path: Path, _: Path, log: ReadingLog, allow_outside: bool) -> ClassesAndSplits:
+    """The class names and splits of a dataset in shards.
 
     A shard that is missing or has another length than listed is bad: an error, or with skip_bad left out as far as it
     cannot be read.
@@ -271,10 +264,8 @@ def read_shards(manifest_path: Path, root: Path, log: ReadingLog, allow_outside:
         log.split = split
         facts = manifest.splits[split]
         shards = [_listed_shard(folder / shard.name, shard, fence, log) for shard in facts.shards]
-        splits[split] = ShardedSplit(shards, len(manifest.class_names), facts)
-    log.split = None
-    log.raise_if_bad(root)
-    return DatasetIndex(root, "shards", tuple(manifest.class_names), splits, log.adjustments)
+        splits[split] = ShardedSplit(shards, len(names), facts)
+    return tuple(names), splits
 
 
 def _listed_shard(path: Path, facts: ShardFacts, fence: Fence, log: ReadingLog) -> Shard:
@@ -314,24 +305,21 @@ def readable(split: ShardedSplit, progress: Progress | None = None) -> tuple[Sha
                     if progress is not None:
                         progress(number, len(split))
     if len(left_out) == len(split):
-        raise InputError(
-            f"none of the {len(split)} images can be read: {left_out[0].record.path}: {left_out[0].reason}"
-        )
-    return split.without([one.record.path for one in left_out]), tuple(left_out)
+        raise InputError(f"none of the {len(split)} images can be read: {left_out[0].path}: {left_out[0].reason}")
+    return split.without([one.path for one in left_out]), tuple(left_out)
 
 
 def _try_decoding(shard: Shard, table: ShardTable, position: int, num_classes: int) -> LeftOut | None:
-    """Why a sample cannot be read and decoded, if so; where it has no label, with a record that stands for its own."""
+    """Why a sample cannot be read and decoded, if so."""
     row = table.rows[position].tolist() if position < len(table.rows) else None
     path = sample_path(shard.path, position, row[SUFFIX] if row else 0)
-    record = Record(path, 1, 1, np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0), ())
     try:
         if row is None:
             raise InputError(table.damage)
         with open_shard(shard.path) as file:
             record = read_record(file, path, row, num_classes)
-            data = read_image(file, path, row)
+            data = read_part(file, path, row[IMAGE])
         decode_resized(record, (record.height, record.width), data)
     except InputError as error:
-        return LeftOut(record, str(error).removeprefix(f"{path}: "))
+        return LeftOut(path, str(error).removeprefix(f"{path}: "))
     return None

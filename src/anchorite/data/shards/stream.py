@@ -22,42 +22,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.augment import Scratch, paint
-from anchorite.data.batches import BatchSizes, LoaderConfig, epoch_rng
+from anchorite.data.batches import BatchSizes, LoaderConfig
 from anchorite.data.images import decode_resized, fitted_size
-from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples, sample_rng
-from anchorite.data.shards.format import SUFFIX, open_shard, sample_path
-from anchorite.data.shards.split import ShardedSplit, read_image, read_record
+from anchorite.data.samples import PoolMember, SampleConfig, SampleKey, TrainSamples, rng_of
+from anchorite.data.shards.format import IMAGE, SUFFIX, open_shard, sample_path
+from anchorite.data.shards.split import ShardedSplit, read_part, read_record
 
 WINDOW = 2048  # samples, at least, that are shuffled together
 FEWEST_PARTNERS = 15  # from which a mosaic takes its other tiles, beside the samples of its batch
 _SHARDS, _WITHIN, _PARTNERS = 11, 12, 13  # separate streams of random numbers under one seed
-
-
-class PoolMember(NamedTuple):
-    """A sample that a batch is made with: its record, and where that lies. row: as in `ShardTable`."""
-
-    record_index: int
-    shard: int
-    position: int
-    row: tuple[int, ...]
-
-
-class StreamKey(NamedTuple):
-    """What names a sample of a stream: as `SampleKey`, and the pool that its tiles come from.
-
-    The pool is that of the whole batch: first the batch's own samples in their order, then others of the window.
-    """
-
-    epoch: int
-    record_index: int
-    size: int
-    pool: tuple[PoolMember, ...]
 
 
 Piece = tuple[int, int, int]  # of the shard of this number the samples that are not left out, from start up to stop
@@ -95,7 +73,7 @@ class StreamBatches:
         self.samples, self.split, self.seed = samples, samples.split, samples.config.seed
         self.config, self.window = config, window
 
-    def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[list[StreamKey]]:
+    def of_epoch(self, epoch: int, start_batch: int = 0) -> Iterator[list[SampleKey]]:
         """The keys of this rank's part of each batch, from one batch of the epoch on."""
         sizes, rank = self.sizes, self.config.rank
         sides = self.config.sides(sizes.num_batches, self.samples.config, epoch)
@@ -109,25 +87,22 @@ class StreamBatches:
             for place in range(sizes.before(batch, rank), sizes.before(batch + 1, rank)):
                 if opened != (number := bisect_right(ends, place)):
                     opened, members = number, self._open(plan, number, epoch)
-                own.append(_member(members[place - ends[number]]))  # counted from the end of the window
+                own.append(tuple(members[place - ends[number]].tolist()))  # counted from the end of the window
             pool = (*own, *(self._partners(members, own, epoch, batch) if is_mixed and own else ()))
-            yield [StreamKey(epoch, member.record_index, sides[batch], pool) for member in own]
+            yield [SampleKey(epoch, member[0], sides[batch], pool) for member in own]
 
     def windows_of(self, epoch: int) -> list[list[Piece]]:
         """The windows of this rank in an epoch, each some pieces of shards."""
         lengths = [len(shard) for shard in self.split.shards]
-        order = epoch_rng(self.seed, epoch, _SHARDS).permutation(len(lengths)).tolist()
+        order = rng_of(self.seed, epoch, stream=(_SHARDS,)).permutation(len(lengths)).tolist()
         totals = [self.sizes.before(self.sizes.num_batches, rank) for rank in range(self.config.rank + 1)]
         return cut_windows(lengths, order, sum(totals[:-1]), totals[-1], self.window)
 
     def _open(self, plan: Sequence[Sequence[Piece]], number: int, epoch: int) -> NDArray[np.int64]:
-        """The samples (N, 10) of a window in their order, see `_member`; asks the system to prefetch the next one."""
+        """The samples (N, 10) of a window in their order, each a `PoolMember`; the system prefetches the next one."""
         for number_of_shard, start, stop in plan[number + 1] if number + 1 < len(plan) else ():
             shard = self.split.shards[number_of_shard]
-            with (
-                suppress(OSError, ValueError, AttributeError),
-                open_shard(shard.path) as file,
-            ):  # left to the later read
+            with suppress(OSError, ValueError, AttributeError), open_shard(shard.path) as file:
                 share = os.fstat(file.fileno()).st_size / max(1, len(shard))
                 where = int(share * start), int(share * (stop - start))
                 os.posix_fadvise(file.fileno(), *where, os.POSIX_FADV_WILLNEED)
@@ -138,7 +113,7 @@ class StreamBatches:
             indices = np.arange(start, stop) + self.split.starts[number_of_shard]
             columns = indices, np.full_like(indices, number_of_shard), positions, shard.table().rows[positions]
             parts.append(np.column_stack(columns))
-        order = epoch_rng(self.seed, epoch, _WITHIN, self.config.rank, number).permutation(sum(map(len, parts)))
+        order = rng_of(self.seed, epoch, stream=(_WITHIN, self.config.rank, number)).permutation(sum(map(len, parts)))
         return np.concatenate(parts)[order]
 
     def _partners(
@@ -146,16 +121,10 @@ class StreamBatches:
     ) -> list[PoolMember]:
         """Other samples of the window, as many as a batch has here and at least `FEWEST_PARTNERS` where there are."""
         wanted = max(self.sizes.largest_part, FEWEST_PARTNERS)
-        rng = epoch_rng(self.seed, epoch, _PARTNERS, self.config.rank, batch)
+        rng = rng_of(self.seed, epoch, stream=(_PARTNERS, self.config.rank, batch))
         drawn = members[rng.choice(len(members), min(len(members), wanted + len(own)), replace=False)]
-        others = drawn[~np.isin(drawn[:, 0], [member.record_index for member in own])]
-        return list(map(_member, others[:wanted]))
-
-
-def _member(numbers: NDArray[np.int64]) -> PoolMember:
-    """A member from its record index, shard, position and row of the shard's table."""
-    index, shard, position, *row = numbers.tolist()
-    return PoolMember(index, shard, position, tuple(row))
+        others = drawn[~np.isin(drawn[:, 0], [member[0] for member in own])]
+        return list(map(tuple, others[:wanted].tolist()))
 
 
 class BatchPool:
@@ -172,7 +141,7 @@ class BatchPool:
         self._files: dict[int, BinaryIO] = {}
         self._decoded: dict[int, NDArray[np.uint8]] = {}
         self.records = []
-        for index, number, position, row in pool:
+        for index, number, position, *row in pool:
             report(index)
             path = samples.split.shards[number].path
             if number not in self._files:
@@ -186,15 +155,15 @@ class BatchPool:
     def image(self, index: int) -> NDArray[np.uint8]:
         """Image `index` of the pool: (h, w, 3) uint8 RGB."""
         if index not in self._decoded:
-            member, record = self._pool[index], self.records[index]
-            self._report(member.record_index)
-            data = read_image(self._files[member.shard], record.path, member.row)
+            record, (record_index, number, _, *row) = self.records[index], self._pool[index]
+            self._report(record_index)
+            data = read_part(self._files[number], record.path, row[IMAGE])
             self._decoded[index] = decode_resized(record, self.sizes_hw[index], data)
         return self._decoded[index]
 
 
 class StreamSamples:
-    """Augmented training samples by `StreamKey`, each of the images of its batch's pool; else as `TrainSamples`."""
+    """Augmented training samples by `SampleKey`, each of the images of its batch's pool; else as `TrainSamples`."""
 
     def __init__(self, split: ShardedSplit, config: SampleConfig) -> None:
         self.split, self.config = split, config
@@ -205,16 +174,9 @@ class StreamSamples:
         return sample_path(shard.path, position, 0).with_suffix("")
 
     def draw_batch(
-        self, keys: Sequence[StreamKey], pixels: NDArray[np.uint8], report: Callable[[int], object]
+        self, keys: Sequence[SampleKey], pixels: NDArray[np.uint8], report: Callable[[int], object]
     ) -> NDArray[np.float32]:
         """Draw a whole batch into `pixels` (B, S, S, 3); the rows (T, 6) of its targets, as `TrainSamples.rows`."""
-        plans, scratch = [], Scratch()
         with ExitStack() as files:
             images = BatchPool(self, keys[0].pool, report, files)
-            samples = TrainSamples(images, self.config)
-            for place, key in enumerate(keys):
-                report(key.record_index)
-                rng = sample_rng(self.config.seed, key.epoch, key.record_index)
-                plans.append(samples.plan(SampleKey(key.epoch, place, key.size), rng))
-                paint(plans[-1], images, pixels[place], scratch)
-        return samples.rows(plans)
+            return TrainSamples(images, self.config).draw_batch(keys, pixels, report, range(len(keys)))
