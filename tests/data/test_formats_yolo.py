@@ -252,7 +252,7 @@ LABEL_FILES = st.tuples(
 
 
 @given(row=ROWS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_every_accepted_row_satisfies_the_format(row: bytes) -> None:
     parsed = parse_row(row, 3)
     if isinstance(parsed, str):
@@ -275,7 +275,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(content=LABEL_FILES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_generated_label_file_is_read_or_refused_line_by_line(home: Path, content: bytes) -> None:
     write_text(home / "labels" / "train" / "a.txt", content)
     index = open_dataset(home, skip_bad=True)

@@ -161,7 +161,7 @@ def test_a_batch_holds_its_samples(samples: TrainSamples) -> None:
         assert batch.images.dtype == torch.uint8
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         for place, index in enumerate(batch.indices.tolist()):
-            image, rows = drawn(samples, 0, index)
+            image, rows = drawn(samples, 0, index, SIZE)
             assert np.array_equal(batch.images[place].permute(1, 2, 0).numpy(), image)
             mine = batch.targets.rows[batch.targets.rows[:, 0] == place]
             assert np.array_equal(mine[:, 1:].numpy(), rows)

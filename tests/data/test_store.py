@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -183,22 +184,25 @@ def test_too_small_a_disk_is_noticed_before_writing(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def sums(images: ImageStore, answers: object) -> None:
-    answers.put([int(images.image(index).sum()) for index in range(len(images))])  # type: ignore[attr-defined]
+def sums(stores: list[ImageStore]) -> list[int]:
+    return [int(images.image(index).sum()) for images in stores for index in range(len(images))]
 
 
-@pytest.mark.parametrize("mode", ["ram", "disk"])
+def answer_sums(stores: list[ImageStore], answers: Any) -> None:
+    answers.put(sums(stores))
+
+
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_other_processes_see_the_same_pixels_without_a_copy(
-    mode: store.StoreMode, method: str, records: list[Record], tmp_path: Path
-) -> None:
-    images = ImageStore(records, 64, mode, tmp_path / "cache")
-    images.build()
-    context = multiprocessing.get_context(method)
+def test_other_processes_see_the_same_pixels_without_a_copy(method: str, records: list[Record], tmp_path: Path) -> None:
+    modes: tuple[store.StoreMode, ...] = ("ram", "disk")
+    stores = [ImageStore(records, 64, mode, tmp_path / "cache") for mode in modes]
+    for images in stores:
+        images.build()
+    context: Any = multiprocessing.get_context(method)
     answers = context.Queue()
-    process = context.Process(target=sums, args=(images, answers))
+    process = context.Process(target=answer_sums, args=(stores, answers))
     process.start()
-    assert answers.get(timeout=60) == [int(images.image(index).sum()) for index in range(5)]
+    assert answers.get(timeout=60) == sums(stores)
     process.join()
 
 
