@@ -274,8 +274,13 @@ def peak_extra_bytes(function: Callable[[], object], device: torch.device | str 
 
 
 def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """What a function of a module returns when a new process calls it, whose memory nothing has been done to yet."""
-    context = multiprocessing.get_context("spawn")
+    """What a function of a module returns when a new process calls it, whose memory nothing has been done to yet.
+
+    It is forked, where the system can, from a server process that has done nothing but import.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context.set_forkserver_preload(["benchmarks.step", "benchmarks.loss"])
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as process:
         return process.submit(function, *arguments).result()
 
