@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +17,11 @@ from anchorite.errors import AnchoriteError, InputError, StorageError, UnsafeFil
 from anchorite.evaluate import ValidationConfig
 from anchorite.export import ExportInfo, load_export, load_predictor
 from anchorite.export.exported import KEYS, PREFIX, from_texts, to_texts
-from anchorite.export.onnx_format import onnx_runtime, read_bounded, with_metadata
+from anchorite.export.onnx_format import onnx_runtime, openvino, read_bounded, with_metadata
 from anchorite.model import WeightsInfo
 from anchorite.predict import PredictConfig
 from tests.export.exports import INFO, LIMITS, P5, PLAIN, SUPPRESSED, built, images, plain_file, weights
+from tests.processes import ForkedProcess
 
 Change = Callable[[onnx.ModelProto], object]
 
@@ -204,16 +205,16 @@ def test_output_that_is_not_finite_is_an_error_not_an_empty_answer() -> None:
         runtime.detections(runtime.outputs(images()[0]), PredictConfig())
 
 
+def import_openvino() -> None:
+    """Import OpenVINO and say what came of it; for `ForkedProcess`."""
+    started = []
+    multiprocessing.Process.start = lambda process: started.append(process)  # type: ignore[method-assign, assignment]
+    core = openvino().Core()
+    print("CPU" in core.available_devices, started, "openvino_telemetry" in sys.modules)
+
+
 def test_openvino_is_imported_without_its_reporting(tmp_path: Path) -> None:
-    script = """
-import multiprocessing, sys
-from anchorite.export.onnx_format import openvino
-started = []
-multiprocessing.Process.start = lambda process: started.append(process)
-core = openvino().Core()
-print("CPU" in core.available_devices, started, "openvino_telemetry" in sys.modules)
-"""
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "[]", "False"]
+    process = ForkedProcess("tests.export.test_files:import_openvino", env={**os.environ, "HOME": str(tmp_path)})
+    said, errors = process.communicate()
+    assert said.split() == ["True", "[]", "False"], errors
     assert list(tmp_path.iterdir()) == []

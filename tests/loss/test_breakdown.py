@@ -37,10 +37,9 @@ def check_adds_up(levels: list[LevelBreakdown], terms: LossTerms) -> None:
         assert found == pytest.approx(term.item(), rel=1e-13, abs=1e-300)
 
 
-@pytest.mark.parametrize("part", range(3))
-def test_contributions_add_up_to_the_criterions_terms(part: int) -> None:
+def test_contributions_add_up_to_the_criterions_terms() -> None:
     kinds, options = set(), set()
-    for seed in range(part, 240, 3):
+    for seed in range(100):
         case = random_case(seed)
         weights = None if seed % 2 else tuple(np.random.default_rng(seed).uniform(0.2, 3, case.num_classes).tolist())
         criterion = case.criterion(class_weights=weights)
@@ -58,7 +57,7 @@ def test_contributions_add_up_to_the_criterions_terms(part: int) -> None:
 
 
 def test_places_boxes_and_targets_are_those_of_the_parts() -> None:
-    for seed in range(40):
+    for seed in range(20):
         case = random_case(seed)
         levels = break_down(case.criterion(), case.leaves(), case.targets())
         limit = case.settings.ratio_limit

@@ -6,8 +6,6 @@ every operator is recorded on its way.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from anchorite.boxes import Targets
 from anchorite.loss import DetectionLoss, LossConfig
 from anchorite.model import Detector, MatchedCellLogits, default_anchors
+from tests.processes import ForkedProcess
 
 NUM_CLASSES, CAPACITY = 5, 12
 CONFIGS = {
@@ -83,9 +82,9 @@ def test_the_recorder_sees_what_is_forbidden() -> None:
 @pytest.mark.slow
 def test_the_padded_path_compiles_whole_to_the_same_loss_and_gradients() -> None:
     # In a process of its own: the checks of shapes that tests put around functions cannot be compiled.
-    done = subprocess.run([sys.executable, "-m", "tests.loss.compiled", "aot_eager"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["aot_eager:", "equal"]
+    process = ForkedProcess("tests.loss.compiled:compare", "aot_eager")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
 
 
 def test_the_device_path_of_the_head_gives_the_gradients_of_the_cpu_path(monkeypatch: pytest.MonkeyPatch) -> None:

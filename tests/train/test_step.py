@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from anchorite.loss import LossTerms
 from anchorite.train.checkpoint import PartialEpoch
 from anchorite.train.loop import AsyncLossMeter
 from anchorite.train.step import with_fixed_capacity
+from tests.processes import ForkedProcess
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -112,7 +111,6 @@ def test_compiling_is_for_gpus_with_one_size() -> None:
 @pytest.mark.slow
 def test_the_whole_step_compiles_without_a_break() -> None:
     # In a process of its own: the checks of shapes that tests put around functions cannot be compiled.
-    command = [sys.executable, "-m", "tests.train.compiled", "aot_eager"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["aot_eager:", "equal"]
+    process = ForkedProcess("tests.train.compiled:compare", "aot_eager")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
