@@ -162,6 +162,8 @@ def test_folding_in_float32_adds_no_more_than_rounding() -> None:
 def test_it_compiles_whole_and_for_several_sizes() -> None:
     torch.manual_seed(0)
     detector = Detector("n", 2, default_anchors("n")).double().train()
+    for name in ("stage2", "stage3", "stage4"):  # stage 5 and the neck have as many sorts of layer in half the time
+        detector.backbone.get_submodule(name).cross_stage = nn.Identity()
     places = [torch.tensor([0, 1, 1]), torch.tensor([2, 0, 0]), torch.tensor([1, 0, 0]), torch.tensor([0, 1, 1])]
 
     def answers(images: torch.Tensor) -> torch.Tensor:
