@@ -21,7 +21,7 @@ from anchorite.model import ImportedCheckpoint, import_checkpoint, torch_checkpo
 from tests.model.torch_checkpoints import foreign_model, random_detector, read_in_this_process, save_checkpoint, text
 
 NAMES = ["a", "b", "c"]
-EXAMPLES = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+EXAMPLES = settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_with_one_bit_changed_it_is_refused_or_means_the_same(whole: bytes, tmp_
     own = random_detector().state_dict()
     generator = random.Random(0)
     outcomes = {"pickle": [0, 0], "directory": [0, 0], "anywhere": [0, 0]}
-    for number in range(200):
+    for number in range(100):
         where = ("pickle", "directory", "anywhere")[number % 3]
         low, high = {"pickle": (64, 64 + size), "directory": (directory, len(whole)), "anywhere": (0, len(whole))}[
             where
@@ -99,7 +99,7 @@ def test_with_one_bit_changed_it_is_refused_or_means_the_same(whole: bytes, tmp_
             assert all(torch.equal(found[name], tensor) for name, tensor in own.items())
             assert outcome.info.class_names == tuple(NAMES)
     assert outcomes["pickle"][1] == 0  # its checksum is wrong then
-    assert outcomes["anywhere"][0] > 30
+    assert outcomes["anywhere"][0] > 15
 
 
 def rewrapped(whole: bytes, pickled: bytes) -> bytes:
@@ -118,7 +118,7 @@ def test_with_a_few_bytes_of_its_pickle_changed_it_is_refused_or_whole(whole: by
         content = archive.read("x/data.pkl")
     generator = random.Random(1)
     kinds = set()
-    for _ in range(80):
+    for _ in range(35):
         changed = bytearray(content)
         for _ in range(generator.randrange(1, 4)):
             changed[generator.randrange(len(changed))] = generator.randrange(256)
