@@ -48,7 +48,7 @@ def test_a_gpu_gets_what_its_generation_is_fast_at(
 def test_what_was_asked_for_is_given() -> None:
     assert choose_precision("bf16", CPU).dtype == torch.bfloat16
     assert choose_precision("fp32", CPU).dtype is None
-    assert choose_precision("fp16", CUDA) == devices.Precision("fp16", torch.float16, True, "as asked for")
+    assert choose_precision("fp16", CUDA) == devices.Precision("fp16", torch.float16, True, "as requested")
 
 
 def test_what_is_not_there_is_refused() -> None:

@@ -58,7 +58,7 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
             raise InputError(f"precision {name}: no such precision; use auto, fp32, bf16 or fp16")
         if name == "fp16" and device.type == "cpu":
             raise InputError("precision fp16: half precision is not trained on a CPU; use bf16 or fp32")
-        return Precision(name, _DTYPES[name], name == "fp16", "as asked for")
+        return Precision(name, _DTYPES[name], name == "fp16", "as requested")
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         where = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
@@ -77,7 +77,7 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
 def choose_compile(name: CompileName, device: torch.device, one_size: bool) -> tuple[bool, str]:
     """Whether torch.compile is to fuse the step, and why. one_size: all batches have the same height and width."""
     if name != "auto":
-        return name == "on", "as asked for"
+        return name == "on", "as requested"
     if device.type == "cpu":
         return False, "on a CPU it takes minutes to compile and gains nothing over oneDNN's bf16 in channels_last"
     if not one_size:

@@ -47,7 +47,7 @@ class DivergedError(AnchoriteError):
 
 
 class StorageError(AnchoriteError):
-    """The disk or a permission stood in the way; nothing that existed was harmed."""
+    """The disk or a permission prevented it; no existing file was harmed."""
 
     exit_code = 4
 

@@ -50,7 +50,7 @@ def cannot_write(path: Path, error: OSError, num_bytes: int | None = None) -> St
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """`write_atomically` for a content at hand."""
+    """`write_atomically` for a content in memory."""
     write_atomically(path, lambda temporary: temporary.write_bytes(content), len(content))
 
 

@@ -36,7 +36,7 @@ def test_a_run_says_what_it_does_line_by_line(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("data: data (yolo), 5 classes; train 10 images / ")
     assert any(line.startswith(f"labels clipped: 1 ({Path('data') / 'labels' / 'train'}") for line in lines)
-    for start in ("device cpu", "precision fp32: as asked for", "anchors: ", "effective gains: ", "images in store"):
+    for start in ("device cpu", "precision fp32: as requested", "anchors: ", "effective gains: ", "images in store"):
         assert any(line.startswith(start) for line in lines), start
     header = next(number for number, line in enumerate(lines) if line.split()[:2] == ["epoch", "box"])
     assert len(lines[header].split()) == 9

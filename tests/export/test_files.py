@@ -169,8 +169,8 @@ def test_metadata_comes_back_as_it_was(info: ExportInfo) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"confidence": 0.01}, "confidence 0.05 is the least, 0.01 was asked for"),
-        ({"iou_threshold": 0.5}, "iou-threshold 0.45 is built in, 0.5 was asked for"),
+        ({"confidence": 0.01}, "confidence 0.05 is the minimum, 0.01 was requested"),
+        ({"iou_threshold": 0.5}, "iou-threshold 0.45 is built in, 0.5 was requested"),
         ({"max_detections": 21}, "max-detections 20 is the most, 21 was asked"),
         ({"multi_label": True}, "multi-label False is built in"),
         (ValidationConfig().predict_config().model_dump(), "export without --nms"),

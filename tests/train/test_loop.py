@@ -75,7 +75,7 @@ def test_a_run_leaves_what_it_promises() -> None:
     assert recorder.events[: len(decoded) + 1] == [*decoded, *recorder.of(RunStarted)]
     started = recorder.of(RunStarted)
     assert len(started) == 1
-    assert any("precision fp32: as asked for" in text for text in started[0].decisions)
+    assert any("precision fp32: as requested" in text for text in started[0].decisions)
     assert len(recorder.of(EpochDone)) == 2
     # 10 images in batches of 4: 3 batches an epoch.
     assert [event.batch for event in recorder.of(StepDone)] == [1, 2, 3] * 2

@@ -104,8 +104,8 @@ def test_compiling_is_for_gpus_with_one_size() -> None:
     assert not choose_compile("auto", CPU, one_size=True)[0]
     assert choose_compile("auto", CUDA, one_size=True)[0]
     assert not choose_compile("auto", CUDA, one_size=False)[0]
-    assert choose_compile("on", CPU, one_size=False) == (True, "as asked for")
-    assert choose_compile("off", CUDA, one_size=True) == (False, "as asked for")
+    assert choose_compile("on", CPU, one_size=False) == (True, "as requested")
+    assert choose_compile("off", CUDA, one_size=True) == (False, "as requested")
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ class ReadingOptions:
     allow_outside: AllowOutside = False
 
     def open(self, data: Path, *outs: Path | None) -> DatasetIndex:
-        """The dataset, read as asked for; InputError where one of `outs`, which will be written, lies in it."""
+        """The dataset, read as these options say; InputError where one of `outs`, which will be written, lies in it."""
         from anchorite.data import open_dataset
         from anchorite.data.index_cache import refuse_dataset_folder
 
@@ -74,7 +74,7 @@ class ReadingOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class OutputOptions:
-    """How much is printed, and for whom. Errors go to stderr in any case."""
+    """How much is printed, and in which form. Errors go to stderr in any case."""
 
     quiet: Annotated[bool, Parameter(help=QUIET_HELP)] = False
     json_lines: Annotated[bool, Parameter(help="Print JSON lines alone on stdout, for programs.")] = False

@@ -108,7 +108,7 @@ def train(
 
 @contextmanager
 def tensorboard_logger(is_asked_for: bool, display: Display, run: Path | None = None) -> Iterator[Listener]:
-    """A listener that writes events for TensorBoard where that is asked for, or where the run to resume has had them.
+    """A listener that writes events for TensorBoard where that is requested, or where the run to resume has had them.
 
     Raises InputError where a package is missing; a run that goes on without being asked then does so without events.
     """

@@ -137,7 +137,7 @@ class ChangedImageError(InputError):
 
 
 def decode_resized(record: Record, size_hw: tuple[int, int], data: bytes | None = None) -> NDArray[np.uint8]:
-    """The image of a record at a (height, width); data: its file's bytes, read where they are not at hand.
+    """The image of a record at a (height, width); data: its file's bytes, read from the file where None.
 
     Raises what `decode_image` raises, and ChangedImageError when the image has another size than its record.
     """

@@ -165,7 +165,7 @@ class ExportedRuntime:
         return outputs
 
     def detections(self, outputs: Sequence[Tensor], config: PredictConfig) -> BatchDetections:
-        """What was found; raises InputError when outputs are not finite or built-in limits rule out those asked for."""
+        """The detections; raises InputError when outputs are not finite or built-in limits exclude the requested ones."""
         if images_not_finite(outputs):
             raise InputError(f"{self.path}: its output is not finite; export it anew, or as fp32")
         first, second = outputs
@@ -173,12 +173,12 @@ class ExportedRuntime:
         if built_in is None:
             return decoded_detections(first, second, config)
         problems = [
-            f"{name.replace('_', '-')} {getattr(built_in, name)} is built in, {getattr(config, name)} was asked for"
+            f"{name.replace('_', '-')} {getattr(built_in, name)} is built in, {getattr(config, name)} was requested"
             for name in ("iou_threshold", "class_agnostic", "multi_label")
             if getattr(built_in, name) != getattr(config, name)
         ]
         if config.confidence < built_in.confidence:
-            problems.append(f"confidence {built_in.confidence} is the least, {config.confidence} was asked for")
+            problems.append(f"confidence {built_in.confidence} is the minimum, {config.confidence} was requested")
         if config.max_detections > built_in.max_detections:
             problems.append(f"max-detections {built_in.max_detections} is the most, {config.max_detections} was asked")
         if problems:

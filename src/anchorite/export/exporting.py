@@ -173,7 +173,7 @@ def is_export(path: Path) -> bool:
 def load_export(path: Path, device: str = "auto", precision: PrecisionName = "auto") -> ExportedRuntime:
     """An ONNX or OpenVINO file of ours, ready to run; of an OpenVINO pair, either file may be named.
 
-    precision: nothing but "auto" is to be had, for the file decides; InputError otherwise. Raises UnsafeFileError or
+    precision: "auto" alone, because the file decides; InputError otherwise. Raises UnsafeFileError or
     InputError for a file that is not ours, StorageError when it cannot be read.
     """
     if precision != "auto":

@@ -242,7 +242,7 @@ def corrected_dataset(inspection: Inspection) -> tuple[DatasetIndex, list[tuple[
 
 
 def _bad_boxes(dataset: DatasetIndex, split: str, record: Record) -> dict[int, Finding]:
-    """The boxes to leave out, in order: of near duplicates all but the first of each pair, and the thinnest."""
+    """The boxes to leave out, in order: of near duplicates the second of each pair, and the thinnest."""
     reasons: dict[int, tuple[str, str]] = {}
     for second, first, iou in sorted((b, a, iou) for kind, a, b, iou in overlaps(record) if kind == "similar-box"):
         if first not in reasons and second not in reasons:

@@ -92,8 +92,8 @@ def save_confusion_matrix(path: Path, confusion: Confusion) -> None:
 def readable_names(names: Sequence[str]) -> list[str]:
     """Class names as short lines that matplotlib shows letter by letter (two bare $ would make a formula).
 
-    Names beyond ASCII start with the class's number, as the fonts at hand may not cover them; long ones lose their
-    middle, because names that are alike tend to differ at their end.
+    Names beyond ASCII start with the class's number, because the installed fonts may not cover them; long ones lose
+    their middle, because similar names tend to differ at their end.
     """
     shown = ["".join(letter if letter.isprintable() else " " for letter in name).strip() for name in names]
     shown = [name if name.isascii() and name else f"{number}: {name}" for number, name in enumerate(shown)]

@@ -47,7 +47,7 @@ from anchorite.predict.views import (
 
 OnUnreadable = Callable[[AnchoriteError], None]
 
-# What a channel is asked for when others are fused with it: less sure boxes still count for those that agree.
+# Limits of one channel when others are fused with it: boxes of a low score still support those that agree.
 _CHANNEL_CONFIDENCE = 0.1
 _MOST_THREADS = 8
 # Images read at a time when each is cut into windows: they are large, and one alone fills batches.
@@ -73,7 +73,7 @@ class Runtime(Protocol):
     def detections(self, outputs: Sequence[Tensor], config: PredictConfig) -> BatchDetections:
         """The detections in pixels of the network input.
 
-        Raises InputError when the outputs are not finite or the limits are not to be had from this network.
+        Raises InputError when the outputs are not finite or this network cannot apply the limits.
         """
 
 

@@ -54,7 +54,7 @@ class ViewConfig(BaseModel):
     def windows(self, height: int, width: int) -> list[Window]:
         """The views of an image of (height, width) pixels: the whole image where that is one, then windows by rows.
 
-        They are the fewest that cover it with the least overlap asked for; the last of a row or column is moved inside,
+        They are the fewest that cover it with at least the given overlap; the last of a row or column is moved inside,
         and has more. Along an axis on which the image is shorter, they are as long as the image. Whatever is at most
         tile_overlap * tile pixels wide and high lies whole in some window.
         """

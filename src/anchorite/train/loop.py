@@ -365,7 +365,7 @@ class Run:
         """Write weights and metrics of an epoch. progress: at its end, which may be behind the current one."""
         row |= {} if validation is None else dict(validation.rows())
         score = self.world.broadcast(math.nan if validation is None else validation.metrics.map)
-        # Without a score, be it that the val split is missing or has no labels, the newest weights count as the best.
+        # Without a score, because the val split is missing or has no labels, the newest weights count as the best.
         improved = progress.best_epoch is None or score > progress.best_map
         current = self.progress if self.progress.epoch == progress.epoch else progress
         if improved and not math.isnan(score):

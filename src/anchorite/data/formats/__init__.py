@@ -92,7 +92,7 @@ def _not_recognised(root: Path, format: FormatName | None, fence: Fence) -> Inpu
     near = [*above, *(path.parent for path in sorted(root.glob("*/data.yaml")))]
     hint = ""
     if format is not None:
-        hint = f"\nIt was read as {format} only, as asked for; leave that out and all formats are looked for"
+        hint = f"\nIt was read as {format} only, as requested; without that option all formats are tried"
     elif near:
         hint = f"\nThere is a data.yaml in {near[0]}: name that folder"
     elif (root / "labels").is_dir() or any(root.glob("*/labels")):
