@@ -165,7 +165,7 @@ class ExportedRuntime:
         return outputs
 
     def detections(self, outputs: Sequence[Tensor], config: PredictConfig) -> BatchDetections:
-        """The detections; raises InputError when outputs are not finite or built-in limits exclude the requested ones."""
+        """The detections; raises InputError where outputs are not finite or the file's own limits exclude these."""
         if images_not_finite(outputs):
             raise InputError(f"{self.path}: its output is not finite; export it anew, or as fp32")
         first, second = outputs
