@@ -19,9 +19,13 @@ from tests.once import FOLDER_VARIABLE
 settings.register_profile("anchorite", deadline=None)
 settings.load_profile("anchorite")
 
-# A shell starts background jobs with interrupts ignored, and so would be the processes that tests start and interrupt.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts background jobs with interrupts ignored, and nohup ignores hang-ups; so would the processes that tests
+# start and send these signals to.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import onnxruntime themselves
 
 # In tests, every call of the heart's rooms is held to the shapes and types that its signature states. A whole number
 # passes for a float (is_pep484_tower), as it does for type checkers.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -73,7 +74,12 @@ class ReportedByPeer(WorkerError):
 
 
 def import_extra(package: str, extra: str) -> Any:
-    """A package that only an extra of ours installs, imported; InputError with the remedy where it is missing."""
+    """A package that only an extra of ours installs, imported; InputError with the remedy where it is missing.
+
+    Packages that would report their use over the network are told not to, unless the user's environment says otherwise.
+    """
+    for variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):  # each is read when its package is loaded
+        os.environ.setdefault(variable, "1")
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -213,6 +213,21 @@ def import_openvino() -> None:
     print("CPU" in core.available_devices, started, "openvino_telemetry" in sys.modules)
 
 
+def run_onnx(path: str) -> None:
+    """Load an ONNX file and run it once; for `ForkedProcess`."""
+    runtime = load_predictor(Path(path)).runtime
+    print(len(runtime.outputs(images()[0])))
+
+
+def test_onnxruntime_reports_nothing_and_leaves_no_file(tmp_path: Path) -> None:
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    environment["HOME"] = str(tmp_path)
+    process = ForkedProcess("tests.export.test_files:run_onnx", str(plain_file()), env=environment)
+    said, errors = process.communicate()
+    assert said.split() == ["2"], errors
+    assert list(tmp_path.rglob("*")) == []
+
+
 def test_openvino_is_imported_without_its_reporting(tmp_path: Path) -> None:
     process = ForkedProcess("tests.export.test_files:import_openvino", env={**os.environ, "HOME": str(tmp_path)})
     said, errors = process.communicate()

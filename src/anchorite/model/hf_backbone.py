@@ -11,7 +11,6 @@ Legend: B images, C channels, H, W of the network input. P3 is the map of stride
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -230,7 +229,6 @@ def download_backbone(source: str) -> None:
     prefix, _, name = check_source(source).partition(":")
     if Path(name).exists():
         return
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the client is imported
     import huggingface_hub as hub
 
     wanted = [_CONFIG, _WEIGHTS] if prefix == "hf" else [_CONFIG]
