@@ -20,8 +20,9 @@ from anchorite.export import exporting, load_predictor
 from anchorite.serve import make_app
 from tests.cli.commands import contents, data_folder
 from tests.cli.test_usage import refused
-from tests.export.exports import model_of, unchecked_shapes, weights
+from tests.export.exports import model_of, weights
 from tests.serve.servers import asked, running
+from tests.unchecked import unchecked_shapes
 
 pytestmark = pytest.mark.slow
 

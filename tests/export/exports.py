@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,6 @@ from tempfile import mkdtemp
 from unittest.mock import patch
 
 import torch
-from jaxtyping import config
 from onnx import ModelProto
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from anchorite.export.onnx_format import onnx_model
 from anchorite.model import Detector, WeightsInfo, default_anchors, save_weights
 from anchorite.predict import PredictConfig
 from tests.once import made_once
+from tests.unchecked import unchecked_shapes
 
 CLASS_NAMES = SCENE_CLASSES  # so that it can be measured on drawn scenes
 P5 = default_anchors("n")
@@ -91,16 +90,6 @@ def model_of(info: ExportInfo) -> ModelProto:
             return onnx_model(detector(), traced).SerializeToString()
 
     return ModelProto.FromString(made_once(f"{key}.onnx", make))
-
-
-@contextmanager
-def unchecked_shapes() -> Iterator[None]:
-    """Without the checks of signatures in tests: a tracer takes the sizes that they compare for constants."""
-    config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        config.update("jaxtyping_disable", False)
 
 
 PLAIN = ExportRequest()

@@ -48,8 +48,8 @@ from tests.export.exports import (
     images,
     model_of,
     plain_file,
-    unchecked_shapes,
 )
+from tests.unchecked import unchecked_shapes
 
 
 def test_the_decoded_network_is_the_detector_with_our_decoding() -> None:

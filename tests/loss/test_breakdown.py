@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from anchorite.boxes import Targets, paired_iou
 from anchorite.errors import InputError
 from anchorite.loss import DetectionLoss, LevelBreakdown, LossConfig, LossTerms, assign, break_down
 from tests.loss.cases import random_case
+from tests.unchecked import unchecked_shapes
 
 PLAIN = {"box_gain": 1.0, "objectness_gain": 1.0, "class_gain": 1.0}
 # Two anchors of 2 x 2 and 4 x 4 cells, grid of 4 x 4 cells. The object is 2 x 2 cells around (1.5, 1.5): both match,
@@ -32,11 +34,18 @@ def sums(levels: list[LevelBreakdown]) -> list[float]:
     ]
 
 
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    with unchecked_shapes():
+        yield
+
+
 def check_adds_up(levels: list[LevelBreakdown], terms: LossTerms) -> None:
     for found, term in zip(sums(levels), terms[1:], strict=True):
         assert found == pytest.approx(term.item(), rel=1e-13, abs=1e-300)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_contributions_add_up_to_the_criterions_terms() -> None:
     kinds, options = set(), set()
     for seed in range(100):

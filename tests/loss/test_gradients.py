@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,16 @@ from anchorite.anchors import AnchorSet
 from anchorite.boxes import Targets
 from tests import oracle
 from tests.loss.cases import Case
+from tests.unchecked import unchecked_shapes
 
 ANCHORS = AnchorSet.from_rows([[12, 10], [30, 28]], (8, 16))
 GRIDS = ((2, 3), (1, 2))
+
+
+@pytest.fixture(autouse=True)
+def _unchecked() -> Iterator[None]:
+    with unchecked_shapes():  # test_oracle.py has them checked, on cases such as these
+        yield
 
 
 def tiny_case(num_classes: int, seed: int = 0, **options: object) -> Case:

@@ -7,6 +7,7 @@ the images weighted by their candidates; where all images have equally many cand
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,15 @@ import pytest
 from anchorite.anchors import AnchorSet
 from tests import oracle
 from tests.loss.cases import Case, random_case
+from tests.unchecked import unchecked_shapes
 
 SEEDS = range(18)
+
+
+@pytest.fixture(autouse=True)
+def _unchecked() -> Iterator[None]:
+    with unchecked_shapes():  # test_oracle.py has them checked, on cases such as these
+        yield
 
 
 def terms_of(case: Case) -> np.ndarray:

@@ -17,6 +17,7 @@ from anchorite.boxes import Targets
 from anchorite.loss import DetectionLoss, LossConfig, LossTerms
 from tests import oracle
 from tests.loss.cases import Case, random_case
+from tests.unchecked import unchecked_shapes
 
 EXTREMES = (-1e4, -104.0, -88.0, -60.0, -45.0, -22.8, -17.0, 0.0, 17.0, 89.0, 1e4)
 CONFIGS = [
@@ -29,6 +30,12 @@ CONFIGS = [
     {"focal_gamma": 2.0, "class_pos_weight": 0.5, "objectness_pos_weight": 2.0},
     {"focal_gamma": 1.0, "label_smoothing": 0.1},
 ]
+
+
+@pytest.fixture(autouse=True)
+def _unchecked() -> Iterator[None]:
+    with unchecked_shapes():  # test_oracle.py has them checked, on cases such as these
+        yield
 
 
 def assert_all_finite(terms: LossTerms, leaves: list[Tensor]) -> None:

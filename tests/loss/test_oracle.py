@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from anchorite.loss import Assignment, assign
 from tests import oracle
 from tests.loss.cases import Case, random_case
+from tests.unchecked import unchecked_shapes
 
 FAST, SLOW = range(150), range(150, 450)
 NAMES = ("image", "anchor", "row", "column", "target", "class_index")
@@ -61,13 +64,15 @@ def check_seeds(seeds: range) -> None:
 
 @pytest.mark.parametrize("part", range(3))
 def test_generated_cases_agree_with_the_slow_loop(part: int) -> None:
-    check_seeds(FAST[part::3])
+    with unchecked_shapes() if part else nullcontext():
+        check_seeds(FAST[part::3])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(3))
 def test_many_generated_cases_agree_with_the_slow_loop(part: int) -> None:
-    check_seeds(SLOW[part::3])
+    with unchecked_shapes():
+        check_seeds(SLOW[part::3])
 
 
 def test_padded_assignment_keeps_the_shape_whatever_the_boxes() -> None:
@@ -93,7 +98,8 @@ def test_gradients_of_compact_and_padded_targets_agree() -> None:
         gradients = []
         for spare in (None, 3):
             leaves = case.leaves()
-            total = case.criterion()(leaves, case.targets(spare=spare)).total
+            with unchecked_shapes():
+                total = case.criterion()(leaves, case.targets(spare=spare)).total
             gradients.append(torch.autograd.grad(total, leaves))
         for compact, padded in zip(*gradients, strict=True):
             assert torch.allclose(compact, padded, rtol=0, atol=1e-13 * compact.abs().max().item())
