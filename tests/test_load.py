@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ import pytest
 import anchorite
 from anchorite.errors import InputError, UnsafeFileError
 from tests.export.exports import plain_file, weights
+from tests.short import short_networks
+
+
+@pytest.fixture(autouse=True)
+def _short_networks() -> Iterator[None]:
+    with short_networks():
+        yield
 
 
 def test_weights_and_exports_are_loaded_by_their_suffix() -> None:

@@ -22,6 +22,7 @@ from tests.cli.commands import contents, data_folder
 from tests.cli.test_usage import refused
 from tests.export.exports import model_of, weights
 from tests.serve.servers import asked, running
+from tests.short import short_networks
 from tests.unchecked import unchecked_shapes
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.slow
 def _models_from_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The ONNX model of these weights, which takes half a minute, is made once for all tests."""
     monkeypatch.setattr(exporting, "onnx_model", lambda _, info: model_of(info))
-    with unchecked_shapes():
+    with short_networks(), unchecked_shapes():
         yield
 
 
@@ -66,7 +67,7 @@ def test_it_says_what_it_made_and_how_far_that_differs(capsys: pytest.CaptureFix
     )
     assert re.fullmatch(r" +\d+ detections of the suppression inside, all as ours.*", lines[4])
     assert re.fullmatch(r"measured: on 4 images, mAP50-95 (0\.\d{4}) \(PyTorch \1: [+-]0\.0000\), mAP50 .*", lines[5])
-    assert re.fullmatch(r"size:     7\.\d MB", lines[6])
+    assert re.fullmatch(r"size:     5\.\d MB", lines[6])
     assert lines[7:] == [f"written:  {out}", f"next:     anchorite predict '{out}' SOURCE..."]
     assert list(tmp_path.iterdir()) == [out]
 

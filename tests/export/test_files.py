@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -22,8 +22,15 @@ from anchorite.model import WeightsInfo
 from anchorite.predict import PredictConfig
 from tests.export.exports import INFO, LIMITS, P5, PLAIN, SUPPRESSED, built, images, plain_file, weights
 from tests.processes import ForkedProcess
+from tests.short import short_networks
 
 Change = Callable[[onnx.ModelProto], object]
+
+
+@pytest.fixture(autouse=True)
+def _short_networks() -> Iterator[None]:
+    with short_networks():
+        yield
 
 
 def changed(change: Change) -> bytes:
