@@ -42,10 +42,16 @@ def pixels(path):
 
 
 @pytest.mark.parametrize("names", [["one"], AWKWARD, [f"class {k}" for k in range(31)]], ids=["1", "awkward", "31"])
-def test_every_plot_is_a_png_with_something_in_it(tmp_path, names):
+def test_every_plot_is_a_png_with_something_in_it_and_leaves_matplotlib_as_it_was(tmp_path, names):
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    before = dict(matplotlib.rcParams)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_all(tmp_path, *scene(len(names)), names)
+    assert dict(matplotlib.rcParams) == before
+    assert plt.get_fignums() == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png", "f1.png", "pr.png"]
     for path in tmp_path.iterdir():
         image = pixels(path)
@@ -86,16 +92,6 @@ def test_names_are_shown_letter_by_letter(tmp_path):
     assert shown[2] == "2: 多言語"
     assert shown[3] == "3: "
     assert len(set(readable_names([f"a rather long name of class {k}" for k in range(100)]))) == 100
-
-
-def test_global_state_of_matplotlib_is_untouched(tmp_path):
-    import matplotlib
-    import matplotlib.pyplot as plt
-
-    before = dict(matplotlib.rcParams)
-    save_all(tmp_path, *scene(2), ["a", "b"])
-    assert dict(matplotlib.rcParams) == before
-    assert plt.get_fignums() == []
 
 
 def test_import_is_light():
