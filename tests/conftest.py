@@ -49,3 +49,16 @@ def browser() -> Iterator[object]:
 
     with launched() as chromium:
         yield chromium
+
+
+@pytest.fixture(scope="module")
+def small_networks() -> Iterator[None]:
+    """Networks of size n have one block a stage and a quarter of the channels, for what holds whatever the network.
+
+    Forked processes and files made elsewhere have n as it is.
+    """
+    from anchorite.model import sizes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sizes._FACTORS, "n", (0.0, 1 / 16))
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from anchorite.cli import run
 from anchorite.model import load_weights
-from tests.cli.commands import COMMAND, contents, started
+from tests.cli.commands import contents, started
 from tests.model.torch_checkpoints import foreign_model, random_detector, read_in_this_process, save_checkpoint
 from tests.shared import shared_path
 
@@ -116,6 +115,8 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert (process.returncode, output) == (5, "")
     assert errors.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["evil.pt"]
-    help_text = subprocess.run([*COMMAND, "import", "--help"], capture_output=True, text=True, check=True).stdout
+    helping = started("import", "--help")
+    help_text, _ = helping.communicate(timeout=60)
+    assert helping.returncode == 0
     for word in ("Usage: anchorite import SOURCE OUT", "original family", "without running anything"):
         assert word in help_text

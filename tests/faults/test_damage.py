@@ -15,6 +15,8 @@ from anchorite.train.checkpoint import Progress, found_checkpoints, load_latest,
 from anchorite.train.step import TrainState
 from tests.train.runs import Recorder, scenes, small_recipe, tiny_state
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 NUM_CUTS, NUM_FLIPS = 20, 200
 
 

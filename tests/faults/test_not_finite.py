@@ -19,6 +19,8 @@ from anchorite.train.setup import prepare
 from anchorite.train.step import TrainingStep
 from tests.train.runs import Recorder, scenes, small_recipe
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 SETTINGS = Settings(lr=0.01, bias_lr=0.01, momentum=0.9)
 Poison = Callable[[TrainingStep], object]
 

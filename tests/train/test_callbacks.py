@@ -26,6 +26,8 @@ from anchorite.train import (
 from anchorite.train.optim import settings_at
 from tests.train.runs import Recorder, scenes, small_recipe
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 FIRST, SECOND = StoreProgress("train", 1, 2), StoreProgress("train", 2, 2)
 
 

@@ -15,6 +15,8 @@ from anchorite.errors import InputError, StorageError
 from anchorite.train import RunFinished, RunFolder, RunStarted, load_recipe, resume, train
 from tests.train.runs import Recorder, scenes, small_recipe
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 def without_labels(record: Record) -> Record:
     return dataclasses.replace(

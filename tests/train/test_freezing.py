@@ -17,6 +17,8 @@ from anchorite.train.step import TrainingStep
 from tests.train.runs import Recorder, scenes, small_recipe
 from tests.train.test_loop import checkpoint_tensors
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 def state(detector: Detector) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in detector.state_dict().items()}

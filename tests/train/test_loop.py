@@ -29,6 +29,8 @@ from anchorite.train.checkpoint import load_latest
 from anchorite.train.setup import prepare
 from tests.train.runs import Recorder, scenes, small_recipe
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", "lr", "val/map", "val/map50")
 
 
@@ -103,7 +105,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_resuming_is_bit_exact(tmp_path: Path, name: str) -> None:
-    recipe = small_recipe(optimizer__name=name, optimizer__lr=0.001, precision="bf16")
+    recipe = small_recipe(optimizer__name=name, optimizer__lr=0.001)
     train(recipe, scenes(), tmp_path / "straight", Recorder())
 
     def stop_in_the_second(event: object) -> None:

@@ -18,6 +18,8 @@ from anchorite.errors import InputError
 from anchorite.train import RunFolder, RunStarted, StepDone, listeners, resume, train
 from tests.train.runs import Recorder, scenes, small_recipe
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @cache
 def shards_folder() -> Path:

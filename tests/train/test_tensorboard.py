@@ -38,6 +38,8 @@ from anchorite.train.events import ignore
 from tests.processes import ForkedProcess
 from tests.train.runs import Recorder, scenes, small_recipe
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 class Killed(Exception):
     """Stands for a death without a chance to say anything."""

@@ -14,6 +14,8 @@ from anchorite.train import EpochDone, Listener, Recipe, RunFinished, load_recip
 from anchorite.tune import Choice, Range, Study, TrialDone, default_space, read_space
 from tests.train.runs import OVERRIDES, scenes
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 RATE = {"optimizer.lr": Range(low=0.001, high=0.1, log=True)}
 
 
