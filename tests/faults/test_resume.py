@@ -65,7 +65,7 @@ def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return recipe, run
 
 
-# What is interrupted within a step has gradients and a state of either optimizer to keep; the rest is of no optimizer.
+# Each optimizer is interrupted with gradients under way and with a state; the other moments do not depend on it.
 @pytest.mark.parametrize(
     ("straight", "epoch", "batch"),
     [
