@@ -146,7 +146,7 @@ def _difference(dataset: DatasetIndex, splits: PlacedSplits, stage: Path, format
                 or boxes.shape != back.boxes_xyxy.shape
                 or not np.array_equal(record.class_ids[written], back.class_ids)
                 or not np.array_equal(record.ignored[written], back.ignored)
-                or (np.abs(boxes - back.boxes_xyxy) > tolerance).any()
+                or not (np.abs(boxes - back.boxes_xyxy) <= tolerance).all()  # so that NaN differs
             ):
                 return os.fspath(record.path)
     return None
