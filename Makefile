@@ -32,7 +32,7 @@ check: $(VENV)/.installed-dev
 	@echo "== ruff check"
 	@$(BIN)/ruff check .
 	@echo "== mypy"
-	@$(BIN)/mypy
+	@$(BIN)/mypy --num-workers $(TEST_PROCESSES)
 	@echo "== lint-imports"
 	@$(BIN)/lint-imports
 

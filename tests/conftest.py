@@ -53,12 +53,8 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture(scope="module")
 def small_networks() -> Iterator[None]:
-    """Networks of size n have one block a stage and a quarter of the channels, for what holds whatever the network.
+    """`tests.small.small_networks` for a module."""
+    from tests.small import small_networks
 
-    Forked processes and files made elsewhere have n as it is.
-    """
-    from anchorite.model import sizes
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sizes._FACTORS, "n", (0.0, 1 / 16))
+    with small_networks():
         yield

@@ -34,6 +34,8 @@ from tempfile import mkdtemp
 from typing import Any, NoReturn, TextIO
 
 _ADDRESS = "ANCHORITE_TEST_SERVER"  # the variable by which a forked process finds the server that forked it
+SMALL_VARIABLE = "ANCHORITE_TEST_SMALL_NETWORKS"
+"""Set for processes with the networks of `tests.small.small_networks`."""
 _COMMANDS = ("datasets", "display", "measure", "predict", "report", "train", "weights")
 _ROOMS = ("benchmark", "data.convert", "export", "inspect", "report.conclusion", "report.explain", "serve", "tune")
 _IMPORTED = (
@@ -208,7 +210,10 @@ def _run(order: dict[str, Any], streams: list[int]) -> NoReturn:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     code = 1
+    with_networks = ExitStack()
     try:
+        if SMALL_VARIABLE in os.environ:
+            with_networks.enter_context(importlib.import_module("tests.small").small_networks())
         module, _, function = order["function"].partition(":")
         code = getattr(importlib.import_module(module), function)(*order["arguments"]) or 0
     except SystemExit as error:

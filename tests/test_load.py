@@ -12,7 +12,7 @@ import pytest
 import anchorite
 from anchorite.errors import InputError, UnsafeFileError
 from tests.export.exports import plain_file, weights
-from tests.short import short_networks
+from tests.small import short_networks
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from tests.cli.commands import contents, data_folder
 from tests.cli.test_usage import refused
 from tests.export.exports import model_of, weights
 from tests.serve.servers import asked, running
-from tests.short import short_networks
+from tests.small import short_networks
 from tests.unchecked import unchecked_shapes
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from tests.distributed.machines import two_machines
 from tests.distributed.ranks import free_port, on_ranks
 from tests.train.runs import scenes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 
 def test_what_ranks_measure_together_is_what_one_process_measures() -> None:

@@ -50,7 +50,7 @@ from tests.export.exports import (
     model_of,
     plain_file,
 )
-from tests.short import short_networks
+from tests.small import short_networks
 from tests.unchecked import unchecked_shapes
 
 

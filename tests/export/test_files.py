@@ -22,7 +22,7 @@ from anchorite.model import WeightsInfo
 from anchorite.predict import PredictConfig
 from tests.export.exports import INFO, LIMITS, P5, PLAIN, SUPPRESSED, built, images, plain_file, weights
 from tests.processes import ForkedProcess
-from tests.short import short_networks
+from tests.small import short_networks
 
 Change = Callable[[onnx.ModelProto], object]
 

@@ -1,6 +1,6 @@
 """kill -9 at any moment of a run and inside a save: rows 4 and 5 of the faults to be survived.
 
-The environment variable ANCHORITE_KILLS says how often each: 30 times for a quick answer, 200 for a thorough one.
+The environment variable ANCHORITE_KILLS says how often each: 20 times for a quick answer, 200 for a thorough one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from anchorite.train.checkpoint import (
 from tests.faults.killed import BATCHES, EPOCHS, NUM_IMAGES, SAVED_WIDTH, started
 from tests.train.runs import tiny_state
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]  # small: more kills in the time
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def tmp_path() -> Iterator[Path]:
         yield Path(place)
 
 
-NUM_KILLS = int(os.environ.get("ANCHORITE_KILLS", "30"))
+NUM_KILLS = int(os.environ.get("ANCHORITE_KILLS", "20"))
 DETERMINED = ("epoch", "train/box", "train/objectness", "train/classification", "train/skipped_steps", "lr")
 
 

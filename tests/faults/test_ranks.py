@@ -29,7 +29,7 @@ from tests.distributed.launched import (
     wait_for_checkpoint,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 
 def end(process: Launched, within_s: float) -> tuple[str, float]:

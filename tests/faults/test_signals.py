@@ -15,7 +15,7 @@ from tests.cli.test_processes import members_of_session, read_until
 from tests.faults.watch import shared_memory
 from tests.processes import ForkedProcess
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 LONG = ("--epochs", "40", "--set", "checkpoint_minutes=0.0")
 

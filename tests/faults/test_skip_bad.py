@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from anchorite.evaluate import ReadConfig, Validator
 from anchorite.train import RunFolder, StepDone, resume, train
 from tests.cli.commands import data_folder, quick_recipe, weights
 from tests.faults.watch import unchanged
+from tests.small import small_networks
 from tests.train.runs import Recorder, small_recipe
 
 
@@ -25,6 +26,12 @@ def cut(image: Path) -> Path:
     content = image.read_bytes()
     image.write_bytes(content[: len(content) // 2])
     return image
+
+
+@pytest.fixture
+def small() -> Iterator[None]:
+    with small_networks():
+        yield
 
 
 @pytest.fixture
@@ -52,6 +59,7 @@ def bits(run_folder: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("store", ["ram", "none", "disk", "device"])
 def test_a_run_is_the_same_as_one_that_never_had_the_damaged_images(
     store: str, damaged: Path, smaller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -69,6 +77,7 @@ def test_a_run_is_the_same_as_one_that_never_had_the_damaged_images(
     assert [row["val/map"] for row in rows[0]] == [row["val/map"] for row in rows[1]]
 
 
+@pytest.mark.usefixtures("small")
 def test_without_skip_bad_the_run_is_refused_with_both_ways_out(damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)truncated.*--skip-bad"):
         train(small_recipe(), open_dataset(damaged), tmp_path / "run", Recorder())
@@ -82,6 +91,7 @@ def interrupt_at(batch: int) -> Callable[[object], None]:
     return listener
 
 
+@pytest.mark.usefixtures("small")
 def test_a_resumed_run_leaves_out_the_same_and_refuses_others(damaged: Path, tmp_path: Path) -> None:
     recipe, data = small_recipe(), open_dataset(damaged, skip_bad=True)
     train(recipe, data, tmp_path / "straight", Recorder())
@@ -103,6 +113,7 @@ def test_a_resumed_run_leaves_out_the_same_and_refuses_others(damaged: Path, tmp
     assert bits(tmp_path / "broken") == bits(tmp_path / "straight")
 
 
+@pytest.mark.usefixtures("small")
 def test_where_no_image_remains_the_run_is_refused(damaged: Path, tmp_path: Path) -> None:
     for split, reason in (("val", "none of the 4 images"), ("train", "none of the 10 images")):
         data = Path(shutil.copytree(damaged, tmp_path / split))

@@ -10,7 +10,7 @@ from anchorite.errors import InputError
 from anchorite.model import Detector, default_anchors, fold_batch_norm
 from anchorite.model.blocks import doubled
 from tests.model.oracle import randomise_norms
-from tests.short import short_networks
+from tests.small import short_networks
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from anchorite.model.hf_backbone import HFBackbone, HFBackboneSource, config_of_
 from anchorite.predict import TorchRuntime
 from tests.faults.watch import watched
 from tests.model.hf import FAMILIES, NAMES, SETTINGS, WIDTHS, anchors, detector, folder, images
-from tests.short import short_networks
+from tests.small import short_networks
 
 transformers = pytest.importorskip("transformers")
 
