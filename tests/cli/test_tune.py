@@ -11,6 +11,8 @@ from anchorite.cli import run
 from anchorite.train import load_recipe
 from tests.cli.commands import data_folder, quick_recipe
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.mark.slow
 def test_a_study_ends_with_a_recipe_that_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,8 @@ import torch
 from anchorite.train import EpochDone, RunStarted, train
 from tests.train.runs import Recorder, scenes, small_recipe
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 TERMS = ("box", "objectness", "classification")
 STILL = {f"augment__{name}": 0.0 for name in ("mosaic", "mixup", "hue", "saturation", "value", "translation", "scale")}
 
