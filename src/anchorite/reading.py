@@ -1,4 +1,4 @@
-"""Reading small files that strangers may have written: up to a limit, as text or JSON, and shown safely in messages."""
+"""Reading files that strangers may have written: up to a limit, as text, JSON or XML, and shown safely in messages."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from xml.etree import ElementTree
+from xml.parsers import expat
 
 from anchorite.errors import InputError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError  # which takes a fifth of a second to import
+
+_MAX_XML_DEPTH = 32
 
 
 def read_limited(path: Path, max_bytes: int) -> bytes:
@@ -66,6 +70,49 @@ def read_json(path: Path, max_bytes: int = sys.maxsize) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}:1:1: a JSON object {{...}} is wanted, not {type(content).__name__}")
     return content
+
+
+def read_xml(path: Path, max_bytes: int = 16_000_000, max_elements: int = 500_000) -> ElementTree.Element:
+    """The root element of an XML file; each element has its line as the attribute "line", beside its own.
+
+    Raises InputError naming file and line for malformed XML, a DOCTYPE (and with it every entity), deep nesting
+    and more elements than the file may have.
+    """
+    data = read_limited(path, max_bytes)
+    parser, builder = expat.ParserCreate(), ElementTree.TreeBuilder()
+    num_elements = depth = 0
+
+    def refuse(reason: str) -> NoReturn:
+        raise InputError(f"{path}:{parser.CurrentLineNumber}: {reason}")
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal num_elements, depth
+        num_elements, depth = num_elements + 1, depth + 1
+        if depth > _MAX_XML_DEPTH:
+            refuse(f"nested deeper than {_MAX_XML_DEPTH} levels")
+        if num_elements > max_elements:
+            refuse(f"more than {max_elements} elements")
+        builder.start(tag, {**attributes, "line": str(parser.CurrentLineNumber)})
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
+    parser.buffer_text = True
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = lambda *_: refuse("a DOCTYPE is not read; remove it")
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid XML: {expat.ErrorString(error.code)}") from error
+    except InputError:
+        raise
+    except (ValueError, LookupError) as error:  # an encoding that expat lacks
+        raise InputError(f"{path}: not readable as XML: {shorten(str(error))}") from error
+    return builder.close()
 
 
 def printable(words: str, max_length: int = 1000) -> str:

@@ -6,11 +6,11 @@ import json
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from cyclopts import Parameter
 
-from anchorite.choices import FormatName, ModelSize
+from anchorite.choices import ModelSize, WrittenFormat
 from anchorite.cli.display import counting, dataset_line, split_counts
 from anchorite.cli.folders import refuse_taken
 from anchorite.cli.options import AllowOutside, Data, Format, PositiveInt, ReadingOptions
@@ -35,7 +35,7 @@ def convert(
     data: Data,
     out: Copy,
     *,
-    to: Annotated[FormatName, Parameter(help="Format of the copy.")],
+    to: Annotated[WrittenFormat, Parameter(help="Format of the copy.")],
     shard_mb: Annotated[PositiveInt | None, Parameter(help="Most megabytes of a shard; default: 128.")] = None,
     reading: ReadingOptions = ReadingOptions(),
 ) -> None:
@@ -61,7 +61,7 @@ def split(
         Parameter(help="Splits that stay as they are; the others are pooled and divided again."),
     ] = None,
     seed: Annotated[int, Parameter(help="Decides between images that would fit equally well.")] = 0,
-    to: Annotated[FormatName | None, Parameter(help="Format of the copy; default: that of DATA.")] = None,
+    to: Annotated[WrittenFormat | None, Parameter(help="Format of the copy; default: that of DATA, else coco.")] = None,
     reading: ReadingOptions = ReadingOptions(),
 ) -> None:
     """Copy a dataset with new splits: each class in its share, images of one view never in two splits.
@@ -91,7 +91,7 @@ def split(
     if groups:
         print(f"{sum(groups)} images in {len(groups)} groups show the same view as another; each group is in one split")
     _print_class_table(dataset)
-    _write_copy(dataset, out, to or dataset.format, f"Made by `anchorite split`, seed {seed}.")
+    _write_copy(dataset, out, to or _written_format(dataset), f"Made by `anchorite split`, seed {seed}.")
 
 
 def _read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetIndex:
@@ -104,7 +104,14 @@ def _read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetInd
     return dataset
 
 
-def _write_copy(dataset: DatasetIndex, out: Path, format: str, heading: str, shard_mb: int | None = None) -> None:
+def _written_format(dataset: DatasetIndex) -> WrittenFormat:
+    """The format of a copy: the dataset's own where it can be written, else COCO, which holds all that was read."""
+    return cast(WrittenFormat, dataset.format) if dataset.format in get_args(WrittenFormat) else "coco"
+
+
+def _write_copy(
+    dataset: DatasetIndex, out: Path, format: WrittenFormat, heading: str, shard_mb: int | None = None
+) -> None:
     """Write the copy, with changes.txt where reading or writing changed something, and print a summary."""
     changed = [f"{one.kind:<18} {one.origin}: {one.detail}" for one in dataset.adjustments]
     extra = "\n".join([heading, *map(one_line, changed)]) if changed else ""
@@ -113,12 +120,12 @@ def _write_copy(dataset: DatasetIndex, out: Path, format: str, heading: str, sha
     print(f"{format} copy: {out}, {split_counts(dataset)}; read back and the same{listed}")
 
 
-def _write(dataset: DatasetIndex, out: Path, format: str, extra: str, **options: int) -> list[str]:
+def _write(dataset: DatasetIndex, out: Path, format: WrittenFormat, extra: str, **options: int) -> list[str]:
     """`write_dataset`, with what it tells printed."""
     from anchorite.data.convert import write_dataset
 
     with counting("copied") as progress:
-        notes = write_dataset(dataset, out, cast(FormatName, format), extra=extra, progress=progress, **options)
+        notes = write_dataset(dataset, out, format, extra=extra, progress=progress, **options)
     for note in notes[:_MOST_NOTES]:
         print(f"  {one_line(note)}")
     if len(notes) > _MOST_NOTES:
@@ -179,7 +186,7 @@ def inspect(
     data: Data,
     *,
     out: Annotated[Path | None, Parameter(help="New folder for all findings: report.json, report.txt.")] = None,
-    fix: Annotated[Path | None, Parameter(help="New folder for a corrected copy in the same format.")] = None,
+    fix: Annotated[Path | None, Parameter(help="New folder for a corrected copy; same format, or coco.")] = None,
     image_size: Annotated[PositiveInt, Parameter(help="Longer side of the network input in pixels.")] = 640,
     model: Annotated[ModelSize, Parameter(help="Size of the network, whose default anchors are checked.")] = "n",
     format: Format = None,
@@ -217,7 +224,7 @@ def inspect(
         corrected, changes = corrected_dataset(inspection)
         changed = [f"{done:<12} {finding.kind:<16} {finding.line()}" for done, finding in changes]
         lines = "".join(f"{one_line(line)}\n" for line in changed)
-        _write(corrected, fix, corrected.format, _CHANGES_HEADING + lines)
+        _write(corrected, fix, _written_format(corrected), _CHANGES_HEADING + lines)
         print(f"\ncorrected copy: {fix}, {len(changes)} changes, listed in {fix / 'changes.txt'}")
     errors = inspection.of_severity("error")
     if errors:

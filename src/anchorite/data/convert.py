@@ -24,8 +24,9 @@ from xml.sax.saxutils import escape
 import numpy as np
 import yaml
 
+from anchorite.choices import WrittenFormat
 from anchorite.data.dataset import DatasetIndex, Record, RecordTable, Split
-from anchorite.data.formats import FormatName, open_dataset
+from anchorite.data.formats import open_dataset
 from anchorite.data.formats.common import is_image_name
 from anchorite.data.headers import open_image
 from anchorite.data.index_cache import check_space, refuse_dataset_folder
@@ -50,7 +51,7 @@ PlacedSplits = Mapping[str, Sequence[PlacedRecord]]
 def write_dataset(
     dataset: DatasetIndex,
     out: Path,
-    format: FormatName,
+    format: WrittenFormat,
     *,
     extra: str = "",
     progress: Progress | None = None,
@@ -108,11 +109,11 @@ def write_dataset(
     return notes
 
 
-def _image_folder(out: Path, format: FormatName, split: str) -> Path:
+def _image_folder(out: Path, format: WrittenFormat, split: str) -> Path:
     return out / "JPEGImages" if format == "voc" else out / "images" / split  # in VOC all splits share a folder
 
 
-def _copy_images(splits: PlacedSplits, stage: Path, format: FormatName, copied: Callable[[], None]) -> list[str]:
+def _copy_images(splits: PlacedSplits, stage: Path, format: WrittenFormat, copied: Callable[[], None]) -> list[str]:
     """Copy all images; which of them got other names, in words."""
     renamed = []
     for split, records in splits.items():
@@ -127,7 +128,7 @@ def _copy_images(splits: PlacedSplits, stage: Path, format: FormatName, copied: 
     return renamed
 
 
-def _difference(dataset: DatasetIndex, splits: PlacedSplits, stage: Path, format: FormatName) -> str | None:
+def _difference(dataset: DatasetIndex, splits: PlacedSplits, stage: Path, format: WrittenFormat) -> str | None:
     """How the copy, read as a user would, differs from what was to be written; None when it does not."""
     copy = open_dataset(stage, format)
     if copy.adjustments:

@@ -306,6 +306,10 @@ AdjustmentKind = Literal[
     "unused-label",
     "ignored-file",
     "ignored-key",
+    "ignored-score",
+    "ignored-shape",
+    "ignored-category",
+    "shape-as-box",
     "relocated",
 ]
 
@@ -315,10 +319,12 @@ class Adjustment:
     """What reading did to a label, file or setting that is well-formed but not usable as it stands.
 
     Of labels: "clipped" (reached outside the image), "dropped-empty" (no area), "dropped-duplicate", "skipped-bad" (a
-    malformed row or unreadable image left out because the user asked for it). Of files: "repeated-image" (listed twice
-    in a split, read once), "no-labels" (no image of a split has a label file), "unused-label" (label files without an
-    image), "ignored-file" (belongs to no split, or an image without the labels that its format demands). Of settings:
-    "ignored-key" (read and not obeyed), "relocated" (a path that was found elsewhere in the dataset).
+    malformed row or unreadable image; the image is left out because the user asked for it), "shape-as-box" (the box
+    around a polygon, mask, rotated box or pose), "ignored-shape" (points, lines and tags, which outline no object),
+    "ignored-score" (a score beside a box), "ignored-category" (one that only groups others). Of files: "repeated-image"
+    (listed twice in a split, read once), "no-labels" (no image of a split has a label file), "unused-label" (label
+    files without an image), "ignored-file" (belongs to no split, or an image without the labels that its format
+    demands). Of settings: "ignored-key" (read and not obeyed), "relocated" (a path found elsewhere in the dataset).
     origin: "file:line", or the file or folder. detail: the values, readable. Where they are known: split; image;
     class_name and box_xyxy, in pixels as the label file has it; files, where there are several.
     """
@@ -337,7 +343,7 @@ class Adjustment:
 class DatasetIndex:
     """A dataset as read: class names and the records of each split ("train", "val", "test").
 
-    root: the folder (or file) the user named; format: "yolo", "coco", "voc" or "shards"; splits: any sequence of
+    root: the folder (or file) the user named; format: see `anchorite.choices.FormatName`; splits: any sequence of
     records will do for each, it becomes a `Split`; adjustments: see Adjustment; allow_outside: the user permitted paths
     that lead out of the dataset; skip_bad: and to leave out what is bad, which for images that turn out damaged only
     when they are decoded is yet to be done.

@@ -59,6 +59,7 @@ KINDS: Mapping[str, FindingKind] = {
     "single-image-split": FindingKind("warning", "kept", "splits of a single image"),
     "split-without-boxes": FindingKind("warning", "kept", "splits without a box"),
     "no-labels": FindingKind("warning", "kept", "splits without a label file: all taken as background"),
+    "ignored-shape": FindingKind("warning", "ignored", "points, lines and tags, which outline no object", "left out"),
     "unlisted-image": FindingKind("warning", "ignored", "folders with images that belong to no split", "left out"),
     "similar-image": FindingKind("note", "kept", "images of one split that show the same view"),
     "small-box": FindingKind("note", "kept", "boxes thinner than two pixels of the network input"),
@@ -66,6 +67,11 @@ KINDS: Mapping[str, FindingKind] = {
     "background-image": FindingKind("note", "kept", "images without a box, trained on as background"),
     "ignored-box": FindingKind("note", "ignored", "crowd or difficult boxes: no target, and not scored"),
     "ignored-key": FindingKind("note", "ignored", "settings that have no effect"),
+    "ignored-score": FindingKind("note", "ignored", "scores beside boxes, as predictions have them"),
+    "ignored-category": FindingKind("note", "ignored", "categories that only group others: no classes"),
+    "shape-as-box": FindingKind(
+        "note", "kept", "polygons, masks, rotated boxes or poses: the box around each is taken"
+    ),
     "relocated": FindingKind("note", "kept", "paths that were found elsewhere in the dataset"),
 }
 

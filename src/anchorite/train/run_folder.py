@@ -10,12 +10,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
 from typing_extensions import TypedDict
 
+from anchorite.choices import FormatName
 from anchorite.data import Batch, DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
 from anchorite.evaluate import ValidationResult
@@ -56,7 +57,7 @@ class _Facts(BaseModel):
     """The fields of run.json that a resume needs; earlier releases wrote fewer."""
 
     data: str
-    format: Literal["yolo", "coco", "voc", "shards"]
+    format: FormatName
     class_names: list[str]
     anchors: list[list[float]]
     splits: dict[str, _SplitFacts] = {}

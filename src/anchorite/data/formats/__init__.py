@@ -40,7 +40,7 @@ def open_dataset(
     Raises InputError when nothing is recognised, or with the first 20 bad rows and their count.
     """
     if format is not None and format not in get_args(FormatName):
-        raise InputError(f"format must be yolo, coco, voc or shards; got {format!r}")
+        raise InputError(f"format must be one of {', '.join(get_args(FormatName))}; got {format!r}")
     root = Path(path)
     if not exists(root):
         raise InputError(f"{root}: does not exist; name a dataset's folder, its data.yaml or its COCO json")

@@ -32,7 +32,16 @@ from unicodedata import category
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data.dataset import BOX_ROW, Adjustment, AdjustmentKind, Record, RecordTable, Split, TableBuilder
+from anchorite.data.dataset import (
+    BOX_ROW,
+    Adjustment,
+    AdjustmentKind,
+    Box,
+    Record,
+    RecordTable,
+    Split,
+    TableBuilder,
+)
 from anchorite.data.headers import IMAGE_SUFFIXES, ImageHeader, read_header
 from anchorite.data.index_cache import Dependencies
 from anchorite.errors import InputError
@@ -50,8 +59,9 @@ ClassesAndSplits = tuple[tuple[str, ...], Mapping[str, Split]]  # what the `read
 class ReadingLog:
     """Collects the bad rows and the adjustments of one dataset.
 
-    With `skip_bad`, whatever is bad is left out and becomes an Adjustment("skipped-bad"); otherwise it is counted, and
-    `raise_if_bad` ends the reading. `split` is the one being read, as the readers set it. `dependencies`: the
+    With `skip_bad`, whatever is bad becomes an Adjustment("skipped-bad"), and the reader leaves the whole image out: an
+    object that was not understood must not be learned as background. Otherwise it is counted, and `raise_if_bad` ends
+    the reading. `split` is the one being read, as the readers set it. `dependencies`: the
     files and folders that were read; `folders`: the listings of folders.
     """
 
@@ -64,11 +74,16 @@ class ReadingLog:
         self._listed: list[str] = []
         self._moment = 0
         self._adjustments: list[tuple[int, Adjustment]] = []
+        self._counts: dict[tuple[str | None, AdjustmentKind, str], tuple[int, str, int]] = {}
 
     @property
     def adjustments(self) -> tuple[Adjustment, ...]:
         """The adjustments so far, in reading order."""
-        return tuple(adjustment for _, adjustment in sorted(self._adjustments, key=itemgetter(0)))
+        counted = [
+            (moment, Adjustment(kind, origin, f"{number} {what}", split))
+            for (split, kind, what), (moment, origin, number) in self._counts.items()
+        ]
+        return tuple(adjustment for _, adjustment in sorted(self._adjustments + counted, key=itemgetter(0)))
 
     def moment(self) -> int:
         """The present place in the reading order, for an adjustment that is only known later."""
@@ -81,6 +96,14 @@ class ReadingLog:
         adjustment = Adjustment(kind, origin, detail, split=self.split, **known)
         self._adjustments.append((self._moment if moment is None else moment, adjustment))
 
+    def counted(self, kind: AdjustmentKind, origin: str, what: str, number: int = 1) -> None:
+        """Count what many labels of a split have in common: one Adjustment says how many, and where the first is.
+
+        what: behind the number, as in "polygons, read as the boxes around them".
+        """
+        moment, first, before = self._counts.get((self.split, kind, what), (self._moment, origin, 0))
+        self._counts[self.split, kind, what] = moment, printable(first, _LONGEST_ORIGIN), before + number
+
     def adjusted_files(self, kind: AdjustmentKind, folder: Path, names: Iterable[str], what: str) -> None:
         """Record what was done to some files of a folder, if there are any."""
         names = sorted(names)
@@ -90,7 +113,7 @@ class ReadingLog:
             self.adjusted(kind, str(folder), f"{len(names)} {what}: {listed}", files=files)
 
     def bad(self, origin: str, reason: str, image: Path | None = None) -> None:
-        """Record a malformed row, annotation or image, which the caller then leaves out."""
+        """Record a malformed row, annotation or image; the caller then leaves out the image that it belongs to."""
         if self.skip_bad:
             self.adjusted("skipped-bad", origin, reason, image=image)
             return
@@ -185,6 +208,20 @@ def assign_splits(paths_by_name: Mapping[str, Path], log: ReadingLog) -> dict[st
         listed = ", ".join(str(path) for path in unknown.values())
         raise InputError(f"which split is which? ({listed}); name them train, val and test")
     return {split: named[split] for split in SPLITS if split in named}
+
+
+def files_with_suffix(folder: Path, *suffixes: str) -> list[Path]:
+    """The files of a folder, sorted, whose names end so in any case; no hidden ones, which other programs leave there
+    (`._a.xml` of macOS). None where there is no such folder.
+    """
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208 - names are compared before paths are made
+    return [folder / name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
+
+
+def box_around(points_xy: Iterable[Sequence[float]]) -> Box:
+    """The smallest box that holds some points, of which there is at least one."""
+    xs, ys = zip(*((point[0], point[1]) for point in points_xy), strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def is_image_name(name: str) -> bool:
@@ -351,7 +388,7 @@ class SplitBuilder:
                 f"({header.orientation}): the boxes were drawn on the image lying on its side; label the upright "
                 "image, or remove the orientation from the file"
             )
-        self.log.bad(origin, fault)
+        self.log.bad(origin, fault, path)
         return None
 
     def add(self, path: Path, header: ImageHeader, boxes: bytes | bytearray | memoryview) -> None:

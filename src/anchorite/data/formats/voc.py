@@ -11,9 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NoReturn
 from xml.etree import ElementTree
-from xml.parsers import expat
 
 import numpy as np
 
@@ -33,16 +31,13 @@ from anchorite.data.formats.common import (
     without_links,
 )
 from anchorite.errors import InputError
-from anchorite.reading import decode_utf8, read_limited, shorten
+from anchorite.reading import decode_utf8, read_limited, read_xml, shorten
 
 LOOKED_FOR = (
     "VOC: ImageSets/Main/<split>.txt with Annotations, or folders train, val, test or Annotations holding *.xml"
 )
 SUFFIXES = ()
-_MAX_XML_BYTES = 16_000_000
 _MAX_LIST_BYTES = 64_000_000
-_MAX_DEPTH = 32
-_MAX_ELEMENTS = 500_000
 _XML_FOLDERS = ("Annotations", "annotations")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 _CLASS_LISTS = ("classes.txt", "class_names.txt", "labels.txt")
@@ -218,49 +213,6 @@ def _read_split(
         if header is not None:
             builder.add(image, header, boxes)
     return builder.table()
-
-
-def read_xml(path: Path) -> ElementTree.Element:
-    """The root element of an XML file; each element has its line as the attribute "line".
-
-    Raises InputError naming file and line for malformed XML, a DOCTYPE (and with it every entity), deep nesting
-    and more elements than any annotation needs.
-    """
-    data = read_limited(path, _MAX_XML_BYTES)
-    parser, builder = expat.ParserCreate(), ElementTree.TreeBuilder()
-    num_elements = depth = 0
-
-    def refuse(reason: str) -> NoReturn:
-        raise InputError(f"{path}:{parser.CurrentLineNumber}: {reason}")
-
-    def start(tag: str, _: dict[str, str]) -> None:
-        nonlocal num_elements, depth
-        num_elements, depth = num_elements + 1, depth + 1
-        if depth > _MAX_DEPTH:
-            refuse(f"nested deeper than {_MAX_DEPTH} levels")
-        if num_elements > _MAX_ELEMENTS:
-            refuse(f"more than {_MAX_ELEMENTS} elements")
-        builder.start(tag, {"line": str(parser.CurrentLineNumber)})
-
-    def end(tag: str) -> None:
-        nonlocal depth
-        depth -= 1
-        builder.end(tag)
-
-    parser.buffer_text = True
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = lambda *_: refuse("a DOCTYPE is not read; remove it")
-    try:
-        parser.Parse(data, True)
-    except expat.ExpatError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid XML: {expat.ErrorString(error.code)}") from error
-    except InputError:
-        raise
-    except (ValueError, LookupError) as error:  # an encoding that expat lacks
-        raise InputError(f"{path}: not readable as XML: {shorten(str(error))}") from error
-    return builder.close()
 
 
 def _read_objects(
