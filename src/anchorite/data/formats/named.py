@@ -1,0 +1,207 @@
+"""Formats whose label files name their images and classes: from what such a file says to splits.
+
+A reader makes a `LabelledImage` of each entry, with the image's name as it stands there. `read_named` finds the files,
+joins all entries of one file, collects the classes and assigns the splits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from anchorite.data.dataset import NO_NUMBER, Box, Split, pack_box
+from anchorite.data.formats.common import (
+    SPLITS,
+    ClassesAndSplits,
+    Fence,
+    ReadingLog,
+    SplitBuilder,
+    is_class_name,
+    is_image_name,
+    split_of,
+    walk_images,
+)
+from anchorite.errors import InputError
+from anchorite.reading import shorten
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^/]*/")
+
+
+class NamedBox(NamedTuple):
+    """An object as a label file has it.
+
+    xyxy: corners in pixels as displayed, or as parts of the image's size (`LabelledImage.is_normalised`). number: of
+    the line, element or shape, `NO_NUMBER` where origin says all; origin: "FILE:" or "FILE: shape ", before the number.
+    """
+
+    class_name: str
+    xyxy: Box
+    origin: str
+    number: int = NO_NUMBER
+    is_ignored: bool = False
+
+
+@dataclass
+class LabelledImage:
+    """An image as a label file describes it.
+
+    name: path, URL or bare name as it stands there; origin: where, as "FILE:LINE"; stated_wh: its size there, 0 where
+    none is stated; split: where the file names one; faults: (origin, reason) of each object that cannot be read, for
+    which the image is refused or left out.
+    """
+
+    name: str
+    origin: str
+    stated_wh: tuple[int, int] = (0, 0)
+    split: str | None = None
+    is_normalised: bool = False
+    boxes: list[NamedBox] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_named(
+    entries: Iterable[LabelledImage],
+    home: Path,
+    root: Path,
+    log: ReadingLog,
+    allow_outside: bool,
+    class_names: Sequence[str] | None = None,
+) -> ClassesAndSplits:
+    """Class names and splits; records in the order of the images' paths.
+
+    home: the folder in and below which the images lie, in any layout; root: what the user named. class_names: all
+    classes in their order; by default the sorted names of all objects. The split of an image is the one its entry
+    names, else that of a folder on its path, else "train". Images without an entry are left out, for nobody looked
+    whether they are empty; the log says so, and of entries without a file that they are bad. Raises InputError where
+    there is no class.
+    """
+    fence = Fence([home], allow_outside)
+    images = walk_images(home, fence, log)
+    entries_of = _find_images(list(entries), home, images, log)
+    names = {box.class_name for some in entries_of.values() for one in some for box in one.boxes}
+    classes = tuple(sorted(names) if class_names is None else class_names)
+    class_ids = {name: number for number, name in enumerate(classes)}
+    by_split: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(entries_of, key=lambda path: path.parts):
+        stated = next((one.split for one in entries_of[path] if one.split), None)
+        by_split[stated or _split_of_path(path.relative_to(home)) or "train"].append(path)
+    splits: dict[str, Split] = {}
+    for split in filter(by_split.__contains__, SPLITS):
+        builder = SplitBuilder(split, classes, fence, log)
+        for path in by_split[split]:
+            _add_image(path, entries_of[path], class_ids, builder)
+        splits[split] = builder.table()
+    log.split = None
+    log.raise_if_bad(root)
+    if not classes:
+        raise InputError(f"{root}: no object has a class, so there is nothing to learn")
+    unused: dict[Path, list[str]] = defaultdict(list)
+    for path in images:
+        if path not in entries_of:
+            unused[path.parent].append(path.name)
+    for folder, others in sorted(unused.items()):
+        log.adjusted_files("ignored-file", folder, others, "images that no label file names")
+    return classes, splits
+
+
+def _find_images(
+    entries: Sequence[LabelledImage], home: Path, images: Sequence[Path], log: ReadingLog
+) -> dict[Path, list[LabelledImage]]:
+    """The entries of each image file, as the files' names and folders decide; the log is told of those without one.
+
+    Exports often lose or add folders: the file of that name whose last folders agree best is taken, if there is only
+    one such. Of entries with different folders that find the same file, only those that agree best keep it.
+    """
+    by_name: dict[str, list[tuple[Path, tuple[str, ...]]]] = defaultdict(list)
+    for path in images:
+        by_name[path.name.casefold()].append((path, _parts(path.relative_to(home).as_posix())))
+    found: dict[Path, dict[tuple[str, ...], list[LabelledImage]]] = defaultdict(lambda: defaultdict(list))
+    for one in entries:
+        parts = plain_parts(one.name)
+        candidates = by_name.get(parts[-1].casefold(), []) if parts else []
+        agreed = [(_num_agreeing(parts, there), path) for path, there in candidates]
+        best = [path for number, path in agreed if number == max(agreed)[0]]
+        exact = [path for path in best if path.name == parts[-1]]
+        if len(exact or best) == 1:
+            found[(exact or best)[0]][parts].append(one)
+        elif best:
+            places = ", ".join(str(path) for path in best[:3])
+            log.bad(one.origin, f"several images could be meant by {shorten(one.name)} ({places}); name the folder too")
+        else:
+            kind = "" if parts and is_image_name(parts[-1]) else ", and this is no name of an image"
+            log.bad(one.origin, f"the image does not exist ({shorten(one.name)}; looked in and below {home}{kind})")
+    result: dict[Path, list[LabelledImage]] = {}
+    for path, by_parts in found.items():
+        there = _parts(path.relative_to(home).as_posix())
+        most = max(_num_agreeing(parts, there) for parts in by_parts)
+        owners = [parts for parts in by_parts if _num_agreeing(parts, there) == most]
+        losers = [parts for parts in by_parts if len(owners) > 1 or parts not in owners]
+        for parts in losers:
+            other = next(name for name in by_parts if name != parts)
+            for one in by_parts[parts]:
+                reason = f"{path} is the only image of that name, but {shorten('/'.join(other))} is listed, too"
+                log.bad(one.origin, f"the image does not exist ({shorten(one.name)}; {reason})")
+        if not losers or len(owners) == 1:
+            result[path] = by_parts[owners[0]]
+    return result
+
+
+def plain_parts(name: str) -> tuple[str, ...]:
+    """Folders and name of an image as a label file has it: a path of any system, or a URL, as in
+    `/data/local-files/?d=a/b.jpg`.
+    """
+    name = name.replace("\\", "/")
+    if _SCHEME.match(name) or "?d=" in name:
+        name = unquote(_SCHEME.sub("/", name))
+        name = name.partition("?d=")[2] or name.partition("?")[0]
+    return _parts(name)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(part for part in PurePosixPath(name).parts if part not in ("/", "..", "."))
+
+
+def _num_agreeing(parts: Sequence[str], others: Sequence[str]) -> int:
+    """How many parts agree, from the end, in any case."""
+    number = 0
+    for one, other in zip(reversed(parts), reversed(others), strict=False):
+        if one.casefold() != other.casefold():
+            break
+        number += 1
+    return number
+
+
+def _split_of_path(path: Path) -> str | None:
+    return next(filter(None, map(split_of, path.parent.parts)), None)
+
+
+def _add_image(path: Path, entries: Sequence[LabelledImage], class_ids: dict[str, int], builder: SplitBuilder) -> None:
+    """Add an image with the boxes of all its entries, unless there is a fault in one of them."""
+    log, boxes, faults = builder.log, bytearray(), [fault for one in entries for fault in one.faults]
+    sizes = {one.stated_wh: one.origin for one in entries if 0 not in one.stated_wh}
+    header = None
+    for stated_wh, origin in (sizes or {(0, 0): ""}).items():
+        header = builder.header(path, stated_wh, origin)
+        if header is None:
+            return
+    assert header is not None
+    for one in entries:
+        scales = (header.width, header.height) * 2 if one.is_normalised else (1.0,) * 4
+        for box in one.boxes:
+            if not is_class_name(box.class_name) or box.class_name not in class_ids:
+                what = "is not in the list of class names" if is_class_name(box.class_name) else "cannot name a class"
+                shown = box.origin if box.number == NO_NUMBER else f"{box.origin}{box.number}"
+                faults.append((shown, f"{shorten(box.class_name)} {what}"))
+                continue
+            x1, y1, x2, y2 = (value * scale for value, scale in zip(box.xyxy, scales, strict=True))
+            head_id = builder.head_id(box.origin)
+            boxes += pack_box(class_ids[box.class_name], (x1, y1, x2, y2), head_id, box.number, box.is_ignored)
+    for origin, reason in faults:
+        log.bad(origin, reason, path)
+    if not faults:
+        builder.add(path, header, boxes)
