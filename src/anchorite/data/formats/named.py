@@ -50,18 +50,21 @@ class NamedBox(NamedTuple):
 class LabelledImage:
     """An image as a label file describes it.
 
-    name: path, URL or bare name as it stands there; origin: where, as "FILE:LINE"; stated_wh: its size there, 0 where
-    none is stated; split: where the file names one; faults: (origin, reason) of each object that cannot be read, for
-    which the image is refused or left out.
+    name: path, URL or bare name as it stands there; other_names: of the file, where there is none of that name; origin:
+    where, as "FILE:LINE"; stated_wh: its size there, 0 where none is stated; split: where the file names one; faults:
+    (origin, reason) of each object that cannot be read, for which the image is refused or left out; left_out: why the
+    image is left out where none of its entries has a box, as in "has points, but no box".
     """
 
     name: str
     origin: str
+    other_names: tuple[str, ...] = ()
     stated_wh: tuple[int, int] = (0, 0)
     split: str | None = None
     is_normalised: bool = False
     boxes: list[NamedBox] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
+    left_out: str = ""
 
 
 def read_named(
@@ -114,8 +117,9 @@ def _find_images(
 ) -> dict[Path, list[LabelledImage]]:
     """The entries of each image file, as the files' names and folders decide; the log is told of those without one.
 
-    Exports often lose or add folders: the file of that name whose last folders agree best is taken, if there is only
-    one such. Of entries with different folders that find the same file, only those that agree best keep it.
+    Exports often lose or add folders: the file of that name whose last folders agree best is taken, of several the one
+    whose first folders do, if there is only one such. Of entries with different folders that find the same file, only
+    those that agree best keep it.
     """
     by_name: dict[str, list[tuple[Path, tuple[str, ...]]]] = defaultdict(list)
     for path in images:
@@ -123,10 +127,12 @@ def _find_images(
     found: dict[Path, dict[tuple[str, ...], list[LabelledImage]]] = defaultdict(lambda: defaultdict(list))
     for one in entries:
         parts = plain_parts(one.name)
-        candidates = by_name.get(parts[-1].casefold(), []) if parts else []
-        agreed = [(_num_agreeing(parts, there), path) for path, there in candidates]
-        best = [path for number, path in agreed if number == max(agreed)[0]]
-        exact = [path for path in best if path.name == parts[-1]]
+        names = [wanted for wanted in (parts, *map(plain_parts, one.other_names)) if wanted]
+        wanted = next((wanted for wanted in names if wanted[-1].casefold() in by_name), ())
+        candidates = by_name[wanted[-1].casefold()] if wanted else []
+        agreed = [(_num_agreeing(wanted, there), _num_agreeing(wanted[::-1], there[::-1])) for _, there in candidates]
+        best = [path for (path, _), number in zip(candidates, agreed, strict=True) if number == max(agreed)]
+        exact = [path for path in best if path.name == wanted[-1]]
         if len(exact or best) == 1:
             found[(exact or best)[0]][parts].append(one)
         elif best:
@@ -203,5 +209,8 @@ def _add_image(path: Path, entries: Sequence[LabelledImage], class_ids: dict[str
             boxes += pack_box(class_ids[box.class_name], (x1, y1, x2, y2), head_id, box.number, box.is_ignored)
     for origin, reason in faults:
         log.bad(origin, reason, path)
-    if not faults:
+    unlabelled = next((one for one in entries if one.left_out), None)
+    if not faults and not boxes and unlabelled is not None:
+        log.adjusted("ignored-file", unlabelled.origin, f"{path.name} {unlabelled.left_out}", image=path)
+    elif not faults:
         builder.add(path, header, boxes)
