@@ -1,11 +1,13 @@
-"""Reading files that strangers may have written: up to a limit, as text, JSON or XML, and shown safely in messages."""
+"""Reading files that strangers may have written: up to a limit, as text, JSON, XML or CSV; and showing them safely."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 from xml.etree import ElementTree
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError  # which takes a fifth of a second to import
 
 _MAX_XML_DEPTH = 32
+_MAX_CSV_LINE, _MAX_CSV_HEADER = 4_000_000, 65_536
 
 
 def read_limited(path: Path, max_bytes: int) -> bytes:
@@ -49,6 +52,13 @@ def open_regular(path: Path, buffering: int = -1) -> BinaryIO:
     return file
 
 
+def _open_named(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
 def decode_utf8(data: bytes, path: Path) -> str:
     """UTF-8 text, with or without a byte order mark; InputError naming the line of the first bad byte otherwise."""
     try:
@@ -70,6 +80,51 @@ def read_json(path: Path, max_bytes: int = sys.maxsize) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}:1:1: a JSON object {{...}} is wanted, not {type(content).__name__}")
     return content
+
+
+def read_csv_header(path: Path) -> tuple[str, list[str]]:
+    """What stands between the cells of a CSV file, and the cells of its first line; none where it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            line = file.readline(_MAX_CSV_HEADER).decode("utf-8-sig")
+        delimiter = max(",;\t", key=line.count)
+        cells = next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except (InputError, OSError, ValueError, csv.Error):
+        return ",", []
+    return delimiter, [cell.strip().removeprefix("#").strip() for cell in cells]
+
+
+def read_csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file and their lines, without blank ones; a row is one line.
+
+    Raises InputError as file:line for a line that is not UTF-8, that is too long, or on which a quote stays open: it
+    would swallow the rows behind it.
+    """
+    line, number = 0, 1
+
+    def lines(file: BinaryIO) -> Iterator[str]:
+        nonlocal line
+        while data := file.readline(_MAX_CSV_LINE):
+            line += 1
+            if len(data) == _MAX_CSV_LINE:
+                raise InputError(f"{path}:{line}: a line of more than {_MAX_CSV_LINE / 1e6:.0f} MB")
+            try:
+                yield data.decode("utf-8-sig" if line == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}:{line}: not UTF-8 text (byte {data[error.start]:#04x})") from error
+
+    try:
+        with _open_named(path) as file:
+            for row in csv.reader(lines(file), delimiter=delimiter, strict=True):
+                if line > number:
+                    raise InputError(f"{path}:{number}: a quote is not closed on its line")
+                if any(cell.strip() for cell in row):
+                    yield line, row
+                number = line + 1
+    except csv.Error as error:
+        raise InputError(f"{path}:{number}: not readable as CSV: {shorten(str(error))}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def read_xml(path: Path, max_bytes: int = 16_000_000, max_elements: int = 500_000) -> ElementTree.Element:

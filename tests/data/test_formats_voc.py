@@ -55,17 +55,21 @@ BAD_OBJECTS = {
 
 
 @pytest.mark.parametrize(("bad", "line", "reason"), BAD_OBJECTS.values(), ids=BAD_OBJECTS.keys())
-def test_a_bad_object_is_named_by_line_and_can_be_skipped_alone(
+def test_a_bad_object_is_named_by_line_and_can_be_skipped_with_its_image(
     tmp_path: Path, bad: str, line: int, reason: str
 ) -> None:
     xml = voc_dataset(tmp_path, voc_xml(CAT, bad))
+    voc_dataset(tmp_path, voc_xml(CAT), "b")
+    write_text(tmp_path / "ImageSets" / "Main" / "train.txt", "a\nb\n")
     with pytest.raises(InputError) as caught:
         open_dataset(tmp_path)
     assert f"{xml}:{line}: " in str(caught.value)
     assert reason in str(caught.value)
     index = open_dataset(tmp_path, skip_bad=True)
+    assert [record.path.stem for record in index.splits["train"]] == ["b"]
     assert boxes(index) == [[4, 6, 14, 26]]
-    assert [(a.kind, a.origin) for a in index.adjustments] == [("skipped-bad", f"{xml}:{line}")]
+    image = tmp_path / "JPEGImages" / "a.png"
+    assert [(a.kind, a.origin, a.image) for a in index.adjustments] == [("skipped-bad", f"{xml}:{line}", image)]
 
 
 BAD_FILES = {
@@ -222,8 +226,87 @@ def test_two_files_for_one_image_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_text(tmp_path / f"{name}.xml", voc_xml(CAT, filename="z.png"))
     write_image(tmp_path / "z.png")
-    with pytest.raises(InputError, match=r"b\.xml: .*z\.png belongs to .*a\.xml already"):
+    write_text(tmp_path / "c.xml", voc_xml(CAT, filename="c.png"))
+    write_image(tmp_path / "c.png")
+    with pytest.raises(InputError, match=r"b\.xml: .*z\.png belongs to .*a\.xml"):
         open_dataset(tmp_path)
+    index = open_dataset(tmp_path, skip_bad=True)
+    assert [record.path.name for record in index.splits["train"]] == ["c.png"]
+
+
+def test_files_of_macos_are_passed_over(tmp_path: Path) -> None:
+    apple_double = bytes.fromhex("00051607000200004d6163204f5320582020202020202020") + bytes(80)
+    for number in range(3):
+        write_image(tmp_path / f"i{number}.jpg")
+        write_text(tmp_path / f"i{number}.xml", voc_xml(voc_object("cat", 36, 16, 60, 48), filename=f"i{number}.jpg"))
+        for suffix in ("jpg", "xml"):
+            write_text(tmp_path / f"._i{number}.{suffix}", apple_double)
+    index = open_dataset(tmp_path)
+    assert [boxes(index, record=number) for number in range(3)] == [[[36, 16, 60, 48]]] * 3
+    assert index.adjustments == ()
+    write_text(tmp_path / "sets" / "Annotations" / "a.xml", voc_xml(CAT))
+    write_image(tmp_path / "sets" / "JPEGImages" / "a.png")
+    write_text(tmp_path / "sets" / "ImageSets" / "Main" / "train.txt", "a\n")
+    write_text(tmp_path / "sets" / "ImageSets" / "Main" / "._train.txt", apple_double)
+    assert boxes(open_dataset(tmp_path / "sets")) == [[4, 6, 14, 26]]
+
+
+@pytest.mark.parametrize(
+    "names", [("ANNOTATIONS", "jpegimages", "imagesets", "MAIN"), ("annotations", "Images", "", "")]
+)
+def test_letter_case_of_folders_suffixes_and_stems(tmp_path: Path, names: tuple[str, str, str, str]) -> None:
+    xmls, images, lists, main = names
+    write_image(tmp_path / images / "a.PNG")
+    write_image(tmp_path / images / "B.png")
+    write_text(tmp_path / xmls / "a.XML", voc_xml(CAT))
+    write_text(tmp_path / xmls / "b.Xml", voc_xml(voc_object("cat", 1, 2, 3, 4)))
+    if lists:
+        write_text(tmp_path / lists / main / "train.TXT", "a\nb\n")
+    index = open_dataset(tmp_path)
+    assert [record.path.name for record in index.splits["train"]] == ["a.PNG", "B.png"]
+    assert [boxes(index, record=number) for number in (0, 1)] == [[[4, 6, 14, 26]], [[1, 2, 3, 4]]]
+
+
+def test_xmls_that_differ_in_letter_case_never_share_an_image(tmp_path: Path) -> None:
+    for name in ("a", "A", "b", "B", "c"):
+        write_text(tmp_path / f"{name}.xml", voc_xml(CAT, filename=f"{name}.png"))
+    write_text(tmp_path / "c.XML", voc_xml(voc_object("cat", 1, 2, 3, 4)))
+    for name in ("a", "A", "b", "c"):
+        write_image(tmp_path / f"{name}.png")
+    with pytest.raises(InputError, match=r"(?s)B\.xml: no image named B.*c\.XML: .*belongs to"):
+        open_dataset(tmp_path)
+    index = open_dataset(tmp_path, skip_bad=True)
+    assert [record.path.name for record in index.splits["train"]] == ["A.png", "a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_difficult"), [("", False), ("1.0", True), ("0.0", False), ("True", True), ("false", False)]
+)
+def test_numbers_and_names_in_other_notations(tmp_path: Path, text: str, is_difficult: bool) -> None:
+    cat = voc_object(" cat\n", "4.0", "6e0", " 14 ", "+26", extra=f"<difficult>{text}</difficult>")
+    size = "<size><width>64.0</width><height>4.8e1</height></size>"
+    voc_dataset(tmp_path, voc_xml(cat, size, size=None, filename=r"C:\photos\a.png"))
+    index = open_dataset(tmp_path)
+    assert boxes(index) == [[4, 6, 14, 26]]
+    assert index.class_names == ("cat",)
+    assert index.splits["train"][0].ignored.tolist() == [is_difficult]
+    voc_dataset(tmp_path, voc_xml(cat, "<size><width/><height></height></size>", size=None))
+    assert boxes(open_dataset(tmp_path)) == [[4, 6, 14, 26]]
+
+
+def test_images_left_out_as_bad_are_not_said_to_lack_an_xml(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.png")
+    write_text(tmp_path / "a.xml", voc_xml(CAT))
+    write_text(tmp_path / "b.xml", "<annotation>")
+    index = open_dataset(tmp_path, skip_bad=True)
+    assert [(one.kind, one.image) for one in index.adjustments] == [("skipped-bad", tmp_path / "b.png")]
+
+
+def test_names_of_a_list_may_have_backslashes(tmp_path: Path) -> None:
+    voc_dataset(tmp_path, voc_xml(CAT), "sub/a")
+    write_text(tmp_path / "ImageSets" / "Main" / "train.txt", "sub\\a\r\n")
+    assert boxes(open_dataset(tmp_path)) == [[4, 6, 14, 26]]
 
 
 def test_images_without_xml_are_left_out_and_pointed_out(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from anchorite.data import open_dataset
 from anchorite.errors import InputError
-from tests.faults.label_fuzz import CocoJson, VocXml, YoloConfig, YoloLabels, check_case
+from tests.faults.label_fuzz import BoxTable, CocoJson, ViaFile, VocXml, YoloConfig, YoloLabels, check_case
 
 
 @pytest.mark.slow
@@ -25,8 +25,10 @@ from tests.faults.label_fuzz import CocoJson, VocXml, YoloConfig, YoloLabels, ch
         (YoloConfig, 600),
         (CocoJson, 600),
         (partial(VocXml, num_files=30), 155),  # three cases of five are xmls
+        (BoxTable, 300),
+        (ViaFile, 300),
     ],
-    ids=["yolo rows", "data.yaml", "coco", "voc"],
+    ids=["yolo rows", "data.yaml", "coco", "voc", "csv", "via"],
 )
 def test_generated_label_files_are_read_or_refused_by_line(
     case_of: Callable[[Path], Any], num_cases: int, tmp_path: Path
@@ -41,7 +43,7 @@ def test_generated_label_files_are_read_or_refused_by_line(
     check()
 
 
-@pytest.mark.parametrize("kind", [YoloLabels, YoloConfig, CocoJson, VocXml])
+@pytest.mark.parametrize("kind", [YoloLabels, YoloConfig, CocoJson, VocXml, BoxTable, ViaFile])
 def test_the_generators_make_good_files_bad_ones_and_never_the_same_twice(kind: type, tmp_path: Path) -> None:
     case = kind(tmp_path)
     contents = [tuple(case.generate(Random(seed)).values()) for seed in range(300)]

@@ -1,5 +1,4 @@
-"""Opening a dataset by looking at it: which of the label formats, YOLO, COCO, Pascal VOC or shards, a folder or file
-holds."""
+"""Opening a dataset by looking at it: which of the label formats a folder or file holds."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from typing import get_args
 
 from anchorite.choices import FormatName
 from anchorite.data.dataset import DatasetIndex
-from anchorite.data.formats import coco, voc, yolo
+from anchorite.data.formats import coco, csv_table, open_images, via, voc, yolo
 from anchorite.data.formats.common import Fence, ReadingLog, exists
 from anchorite.data.index_cache import cache_file, load_index, save_index
 from anchorite.data.shards import split as shards
@@ -24,7 +23,15 @@ _MOST_BROKEN = 5
 # Modules, of which the first that finds something in a folder is taken. LOOKED_FOR: in words, what `find` looks for.
 # SUFFIXES: of a file that the user may name, or its whole name. find(root, log, fence): what `read` takes, for such a
 # file or for a folder; nothing where the folder does not hold this format.
-_FORMATS: dict[FormatName, ModuleType] = {"shards": shards, "yolo": yolo, "coco": coco, "voc": voc}
+_FORMATS: dict[FormatName, ModuleType] = {
+    "shards": shards,
+    "yolo": yolo,
+    "coco": coco,
+    "voc": voc,
+    "via": via,
+    "open-images": open_images,
+    "csv": csv_table,
+}
 
 
 def open_dataset(

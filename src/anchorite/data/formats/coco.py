@@ -1,50 +1,65 @@
 """COCO datasets: one json a split, with images, annotations and categories.
 
-Boxes are [x, y, width, height] in pixels; iscrowd marks what is ignored. A json has no lines worth naming, so an origin
-reads "file: annotation id N". A file is parsed by msgspec into its unparsed items and these one by one, so that what
+Boxes are [x, y, width, height] in pixels; iscrowd marks what is ignored. Where an annotation has a segmentation and no
+bbox, its box is the one around the polygons or the mask. A json has no lines worth naming, so an origin reads
+"file: annotation id N". A file is parsed by msgspec into its unparsed items and these one by one, so that what
 `segmentation` holds never becomes Python objects: on a file of 72 MB (250 000 annotations) that takes 2.7 s and 107 MB,
 the `json` module 3.4 s and 427 MB, ijson 7.3 s and 10 MB.
 
-Legend: K classes.
+Format: https://cocodataset.org/#format-data. Legend: K classes.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 
-from anchorite.data.dataset import NO_NUMBER, RecordTable, pack_box
+from anchorite.data.dataset import NO_NUMBER, Box, RecordTable, pack_box
 from anchorite.data.formats.common import (
     ClassesAndSplits,
     Fence,
     ReadingLog,
     SplitBuilder,
     assign_splits,
+    box_around,
+    exists,
+    files_with_suffix,
     is_class_name,
     is_image_name,
     split_of,
     without_links,
 )
+from anchorite.data.formats.named import plain_parts
 from anchorite.errors import InputError
 from anchorite.reading import read_json, read_limited, shorten
 
 LOOKED_FOR = "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or one COCO *.json"
 SUFFIXES = (".json",)
 ROBOFLOW_NAME = "_annotations.coco.json"
+_PREFIX = "instances_"
+_KEYS = {"images", "annotations", "categories"}
+_MOST_JSONS = 100  # of any name that are looked into; in a folder with more there is one an image
 _LARGEST_ID = 10**18  # of those that int64 holds
 _LARGEST = sys.float_info.max
+_LONGEST_RUN_BITS = 60
 _BOM = b"\xef\xbb\xbf"
+_WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?")
 
 Id = int | str
 Content = dict[str, Any]  # the members of a json, unparsed (`msgspec.Raw`) or as Python's parser reads them
+Fault = tuple[str, str]  # origin and reason
 
 
 class _Image(msgspec.Struct):
@@ -63,6 +78,35 @@ class _Annotation(msgspec.Struct):
     area: Any = None
 
 
+class _Outline(msgspec.Struct):
+    segmentation: Any = None
+
+
+class _Use(msgspec.Struct):
+    category_id: Any = None
+
+
+@dataclass(frozen=True)
+class _Category:
+    name: str
+    group: object = None  # the name of its supercategory
+
+
+@dataclass
+class _Images:
+    """The images of a json by their files.
+
+    first: by path the first entry of each, in the order of their names; more: by path the other entries, as merged
+    exports have them; place_of: the path of each image id, "" where the image cannot be used; faults: by path why an
+    image is left out.
+    """
+
+    first: dict[str, _Image] = field(default_factory=dict)
+    more: dict[str, list[_Image]] = field(default_factory=lambda: defaultdict(list))
+    place_of: dict[Id, str] = field(default_factory=dict)
+    faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
+
+
 def find(root: Path, log: ReadingLog, fence: Fence) -> dict[str, Path]:
     """The json of each split in a folder: annotations/instances_*.json, a json in each split's folder, or json files
     named by split; of one json its split by its own name, else by its folder's, else "train".
@@ -70,30 +114,57 @@ def find(root: Path, log: ReadingLog, fence: Fence) -> dict[str, Path]:
     None is found unless its path says that it is COCO, or its content does. Raises InputError when one that is found
     is a link that leads out of the fence.
     """
-    bases, lone = (root / "annotations", root), root if root.is_file() else root / ROBOFLOW_NAME
-    named = {
-        path.stem.removeprefix("instances_"): path for base in bases for path in sorted(base.glob("instances_*.json"))
-    }
-    if not named and lone.is_file():
-        split = split_of(lone.stem.removeprefix("instances_")) or split_of(lone.absolute().parent.name) or "train"
-        return {split: fence.check(lone)}
+    if root.is_file():
+        fence.check(root)
+        return {_split_of_lone(root): root} if _keys(root) & _KEYS else {}
+    bases = [*filter(None, [log.folders.find(root, ["annotations"])]), root]
+    jsons = [path for base in bases for path in files_with_suffix(base, ".json")]
+    named = _by_word(path for path in jsons if path.name.lower().startswith(_PREFIX))
+    lone = _roboflow_json(root)
+    if not named and lone is not None:
+        return {_split_of_lone(lone): fence.check(lone)}
     if not named:
-        places = (child / ROBOFLOW_NAME for child in sorted(root.iterdir()) if split_of(child.name))
-        named = {path.parent.name: path for path in places if path.is_file()}
+        found = {child.name: _roboflow_json(child) for child in sorted(root.iterdir()) if split_of(child.name)}
+        named = {name: path for name, path in found.items() if path is not None}
     for base in bases:
         jsons, broken = ([], {}) if named else loose_jsons(base, fence)
         if jsons:  # a split must not get lost because its json is cut short; other jsons may be anything
             jsons += [path for path in broken if split_of(path.stem)]
-            named = dict(sorted((path.stem, path) for path in jsons))
+            named = _by_word(sorted(jsons))
     return {split: fence.check(path) for split, path in assign_splits(named, log).items()} if named else {}
 
 
+def _word(path: Path) -> str:
+    """What a json is named beside "instances_"."""
+    return path.stem[len(_PREFIX) :] if path.name.lower().startswith(_PREFIX) else path.stem
+
+
+def _by_word(paths: Iterable[Path]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for path in paths:
+        if named.setdefault(_word(path), path) != path:
+            raise InputError(f"{path} and {named[_word(path)]} have one name; move one away, or name the one to use")
+    return named
+
+
+def _split_of_lone(path: Path) -> str:
+    return split_of(_word(path)) or split_of(path.absolute().parent.name) or "train"
+
+
+def _roboflow_json(folder: Path) -> Path | None:
+    return next((path for path in files_with_suffix(folder, ".json") if path.name.lower() == ROBOFLOW_NAME), None)
+
+
 def loose_jsons(folder: Path, fence: Fence) -> tuple[list[Path], dict[Path, InputError]]:
-    """The jsons in a folder that hold images and annotations, and what is wrong with those that cannot be read."""
+    """The jsons in a folder that hold images and annotations, and what is wrong with those that cannot be read.
+
+    Where there are hundreds, one an image, only those named by split are looked at.
+    """
     found, broken = list[Path](), dict[Path, InputError]()
-    for path in sorted(folder.glob("*.json")):
+    paths = files_with_suffix(folder, ".json")
+    for path in paths if len(paths) <= _MOST_JSONS else [path for path in paths if split_of(path.stem)]:
         try:
-            if not fence.refusal(path) and {"images", "annotations"} <= _read_content(path).keys():
+            if not fence.refusal(path) and {"images", "annotations"} <= _keys(path):
                 found.append(path)
         except InputError as error:
             broken[path] = error
@@ -108,7 +179,17 @@ def read(files: Mapping[str, Path], root: Path, log: ReadingLog, allow_outside: 
     for path in files.values():
         log.dependencies.add_file(path)
     contents = {path: _read_content(path) for path in files.values()}
-    names = _agree_on_categories({path: _read_categories(content, path) for path, content in contents.items()})
+    categories = {path: _read_categories(content, path) for path, content in contents.items()}
+    groups = _unused_groups(categories, contents)
+    for category_id, (path, name) in groups.items():
+        what = f"{shorten(name)} has no box and only groups other categories: it is no class"
+        log.adjusted("ignored-category", f"{path}: category id {_shown_id(category_id)}", what)
+    names = _agree_on_categories(
+        {
+            path: {category_id: one.name for category_id, one in here.items() if category_id not in groups}
+            for path, here in categories.items()
+        }
+    )
     class_ids = {category_id: number for number, category_id in enumerate(names)}
     splits: dict[str, RecordTable] = {}
     for split, path in files.items():
@@ -123,10 +204,16 @@ def read(files: Mapping[str, Path], root: Path, log: ReadingLog, allow_outside: 
 # alone takes it, such as NaN.
 
 
-def _read_content(path: Path) -> Content:
+def _keys(path: Path) -> set[str]:
+    """The keys of the object in a json; none where it holds a list. InputError where it cannot be read."""
+    content = _read_content(path, dict[str, msgspec.Raw] | list[msgspec.Raw])
+    return set(content) if isinstance(content, dict) else set()
+
+
+def _read_content(path: Path, kind: Any = dict[str, msgspec.Raw]) -> Any:
     data = read_limited(path, sys.maxsize).removeprefix(_BOM)
     try:
-        return msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return read_json(path)
 
@@ -161,33 +248,60 @@ def _value(item: Any, path: Path) -> Any:
         raise
 
 
-def _read_categories(content: Content, path: Path) -> dict[int, str]:
-    names: dict[int, str] = {}
+def _read_categories(content: Content, path: Path) -> dict[Id, _Category]:
+    categories: dict[Id, _Category] = {}
     for index, item in enumerate(_items(content, "categories", path)):
         category, where = _value(item, path), f"{path}: categories[{index}]"
-        if not isinstance(category, dict) or type(category.get("id")) is not int:
-            raise InputError(f"{where}: must be an object with a whole number as id; got {shorten(category)}")
-        category_id, name = category["id"], category.get("name")
+        category_id = _plain_id(category.get("id")) if isinstance(category, dict) else None
+        if category_id is None:
+            raise InputError(f"{where}: must be an object with a whole number or a text as id; got {shorten(category)}")
+        name = category.get("name")
         if not isinstance(name, str) or not is_class_name(name):
             raise InputError(f"{where}: category {shorten(category_id)} must have a text as name; got {shorten(name)}")
-        if category_id in names:
+        if category_id in categories:
             raise InputError(
                 f"{where}: the category id {shorten(category_id)} stands twice; give each category its own"
             )
-        names[category_id] = name
-    return names
+        categories[category_id] = _Category(name, category.get("supercategory"))
+    return categories
 
 
-def _agree_on_categories(lists: Mapping[Path, Mapping[int, str]]) -> dict[int, str]:
-    """The K class names of all files' categories by category id, in the order of the ids.
+def _unused_groups(
+    categories: Mapping[Path, Mapping[Id, _Category]], contents: Mapping[Path, Content]
+) -> dict[Id, tuple[Path, str]]:
+    """By id the categories that are the supercategory of others and have no annotation in any file: where they stand
+    first, and their names. Exports of Roboflow begin with such a root.
+    """
+    members: dict[object, set[Id]] = defaultdict(set)
+    listed = [(path, number, one) for path, here in categories.items() for number, one in here.items()]
+    for _, category_id, one in listed:
+        if isinstance(one.group, str):
+            members[one.group].add(category_id)
+    groups: dict[Id, tuple[Path, str]] = {}
+    for path, category_id, one in listed:
+        if members[one.name] - {category_id}:
+            groups.setdefault(category_id, (path, one.name))
+    decoder = msgspec.json.Decoder(_Use)
+    for path, content in contents.items() if groups else ():
+        content["annotations"] = items = _items(content, "annotations", path)
+        for item in items:
+            use = _parsed(item, decoder, path)
+            category_id = _plain_id(use.category_id) if isinstance(use, _Use) else None
+            if category_id is not None:
+                groups.pop(category_id, None)
+    return groups
+
+
+def _agree_on_categories(lists: Mapping[Path, Mapping[Id, str]]) -> dict[Id, str]:
+    """The K class names of all files' categories by category id, in the order of the ids, texts behind numbers.
 
     Ids alone tell categories apart: those of equal names stay two classes, "name" and "name#ID". Raises InputError when
     two files give an id different names, or a name different ids.
     """
-    names: dict[int, tuple[str, Path]] = {}
-    ids_of_names: dict[str, tuple[set[int], Path]] = {}
+    names: dict[Id, tuple[str, Path]] = {}
+    ids_of_names: dict[str, tuple[set[Id], Path]] = {}
     for path, here in lists.items():
-        ids_here: dict[str, set[int]] = defaultdict(set)
+        ids_here: dict[str, set[Id]] = defaultdict(set)
         for category_id, name in here.items():
             other_name, other = names.setdefault(category_id, (name, path))
             if other_name != name:
@@ -199,15 +313,15 @@ def _agree_on_categories(lists: Mapping[Path, Mapping[int, str]]) -> dict[int, s
         for name, ids in ids_here.items():
             other_ids, other = ids_of_names.setdefault(name, (ids, path))
             if other_ids != ids:
-                listed, others = (", ".join(map(shorten, sorted(some)[:5])) for some in (ids, other_ids))
+                listed, others = (", ".join(map(shorten, sorted(some, key=_order)[:5])) for some in (ids, other_ids))
                 raise InputError(
                     f"{path}: category {shorten(name)} has id {listed}, but in {other} id {others}; "
                     "give all splits the same categories"
                 )
     if not names:
         raise InputError(f"{next(iter(lists))}: categories is empty; a dataset needs at least one class")
-    distinct: dict[int, str] = {}
-    for category_id, (name, _) in sorted(names.items()):
+    distinct: dict[Id, str] = {}
+    for category_id, (name, _) in sorted(names.items(), key=lambda item: _order(item[0])):
         made = name
         while made in distinct.values() or (made != name and made in ids_of_names):
             made = f"{made}#{category_id}"
@@ -215,128 +329,303 @@ def _agree_on_categories(lists: Mapping[Path, Mapping[int, str]]) -> dict[int, s
     return distinct
 
 
+def _order(some_id: Id) -> tuple[bool, Id]:
+    return isinstance(some_id, str), some_id
+
+
 def _image_folders(path: Path, split: str, root: Path, log: ReadingLog) -> list[Path]:
     """The existing folders that a json's file names may be relative to, the most telling first."""
     home = path.parent
     is_apart = home.resolve().name.lower() == "annotations"
-    word = path.stem.removeprefix("instances_")
-    names = list(dict.fromkeys([word, split, *(["valid"] if split == "val" else []), f"{split}2017"]))
+    names = list(dict.fromkeys([_word(path), split, *(["valid"] if split == "val" else []), f"{split}2017"]))
+    ways = [*(("images", name) for name in names), *((name,) for name in names), ("images",)]
     folders: list[Path] = []
     for base in (home, home / ".." if home.name in ("", "..") else home.parent):
         if base != home and home == root and not is_apart:
             break  # the user named this folder, so what lies beside it is none of the dataset
-        folders += [base / folder / name for folder in ("images", "") for name in names] + [base / "images"]
-        if base == home or is_apart or root.is_dir():  # the folder above a lone json may be the whole disk
+        if base == home or is_apart or root.is_dir():
+            folders += filter(None, [log.folders.find(base, way) for way in ways])
             folders.append(base)
+        else:  # the folder above a lone json may be the whole disk, so nothing is searched there
+            folders += [base.joinpath(*way) for way in ways]
     log.dependencies.add_candidate(home)
     return log.folders.existing(folders)
 
 
 def _read_split(
-    path: Path, content: Content, class_ids: Mapping[int, int], folders: list[Path], builder: SplitBuilder
+    path: Path, content: Content, class_ids: Mapping[Id, int], folders: list[Path], builder: SplitBuilder
 ) -> RecordTable:
     """The records of a split from its json; folders: those that the images may lie in."""
     log = builder.log
-    images, known_ids = _read_images(_items(content, "images", path), path, log)
+    images = _place_images(_items(content, "images", path), path, folders, log)
     annotations = _items(content, "annotations", path)
     del content
-    usable = dict.fromkeys(known_ids, False) | {image.id: True for image in images}
-    boxes, bad = _read_annotations(annotations, path, usable, class_ids, builder)
-    for image in images:
-        for origin, fault in bad.get(image.id, ()):
-            log.bad(origin, fault)
-        origin = f"{path}: image id {_shown_id(image.id)}"
-        places = (folder / image.file_name for folder in folders)
-        place = next((place for place in places if log.folders.has(place)), None)
-        if place is None:
-            searched = ", ".join(map(str, folders))
-            log.bad(origin, f"the image does not exist ({shorten(image.file_name)}; looked in {searched})")
+    boxes, masks = _read_annotations(annotations, path, images, class_ids, builder)
+    for place, image in images.first.items():
+        file = Path(place)
+        for origin, reason in images.faults.get(place, ()):
+            log.bad(origin, reason, file)
+        if place in images.faults:
             continue
-        header = builder.header(place, (image.width, image.height), f"{origin} ({place.name})")
+        entries = [image, *images.more.get(place, ())]
+        sizes = {(one.width, one.height): f"{path}: image id {_shown_id(one.id)} ({file.name})" for one in entries}
+        header = None
+        for stated_wh, origin in (sizes | masks.get(place, {})).items():
+            header = builder.header(file, stated_wh, origin)
+            if header is None:
+                break
         if header is not None:
-            builder.add(place, header, boxes.pop(image.id, b""))
+            builder.add(file, header, boxes.pop(place, b""))
     return builder.table()
 
 
-def _read_images(items: list[Any], path: Path, log: ReadingLog) -> tuple[list[_Image], set[Id]]:
-    """The usable images in the order of their names, and the ids of all."""
-    images: dict[Id, _Image] = {}
-    ids_by_name: dict[str, Id] = {}
-    known_ids: set[Id] = set()
+def _place_images(items: list[Any], path: Path, folders: Sequence[Path], log: ReadingLog) -> _Images:
+    """The files of a json's images; the log is told of those that have none."""
+    images, placed, faulty = list[_Image](), _Images(), list[tuple[_Image, Fault]]()
     decoder = msgspec.json.Decoder(_Image)
     for index, item in enumerate(items):
-        image = _parsed(item, decoder, path)
-        if not (isinstance(image, _Image) and type(image.id) in (int, str)):
-            value = shorten(_value(item, path))
-            log.bad(f"{path}: images[{index}]", f"must be an object with a number or text as id ({value})")
-            continue
-        known_ids.add(image.id)
-        name, size = image.file_name, [image.width, image.height]
-        if not isinstance(name, str) or not is_image_name(PurePosixPath(name).name) or "\0" in name:
-            fault = f"file_name must name an image ({shorten(name)})"
-        elif image.id in images:
-            fault = f"the id stands twice, for {shorten(images[image.id].file_name)} and {shorten(name)}"
-        elif name in ids_by_name:
-            fault = f"{shorten(name)} is listed already, as image id {_shown_id(ids_by_name[name])}"
-        elif any(type(side) is not int or side < 0 for side in size):
-            fault = f"width and height must be whole numbers ({shorten(size)})"
+        image, origin = _parsed(item, decoder, path), f"{path}: images[{index}]"
+        image_id = _plain_id(image.id) if isinstance(image, _Image) else None
+        if not isinstance(image, _Image):
+            log.bad(origin, f"must be an object with a number or text as id ({shorten(image)})")
+        elif image_id is None:
+            faulty.append((image, (origin, f"must be an object with a number or text as id ({shorten(image.id)})")))
+        elif (reason := _image_fault(image)) is not None:
+            faulty.append((image, (f"{path}: image id {_shown_id(image_id)}", reason)))
+            image.id = image_id
         else:
-            images[image.id], ids_by_name[name] = image, image.id
-            continue
-        log.bad(f"{path}: image id {_shown_id(image.id)}", fault)
-    return sorted(images.values(), key=lambda image: PurePosixPath(image.file_name).parts), known_ids
+            image.id = image_id
+            images.append(image)
+    images.sort(key=lambda image: PurePosixPath(image.file_name).parts)
+    moved: set[str] = set()
+    for image in images:
+        _place_image(image, placed, moved, path, folders, log)
+    for image, (origin, reason) in faulty:
+        # Its labels are not read, so no other entry of its file or id can be complete.
+        name = image.file_name if isinstance(image.file_name, str) and "\0" not in image.file_name else ""
+        file, image_id = _find_image(name, folders, log)[0] if name else None, _plain_id(image.id)
+        spoilt = {str(file), "" if image_id is None else placed.place_of.setdefault(image_id, "")} & placed.first.keys()
+        for place in sorted(spoilt):
+            placed.faults[place].append((origin, reason))
+        if not spoilt:
+            log.bad(origin, reason, file)
+    return placed
+
+
+def _image_fault(image: _Image) -> str | None:
+    """What is wrong with an entry whose id is good, if anything is; its size becomes whole numbers."""
+    name, size = image.file_name, (_plain_count(image.width), _plain_count(image.height))
+    if not isinstance(name, str) or "\0" in name or not _names_image(name):
+        return f"file_name must name an image ({shorten(name)})"
+    if size[0] is None or size[1] is None:
+        return f"width and height must be whole numbers ({shorten([image.width, image.height])})"
+    image.width, image.height = size
+    return None
+
+
+def _names_image(name: str) -> bool:
+    return is_image_name(name.replace("\\", "/").rpartition("/")[2]) or is_image_name("".join(plain_parts(name)[-1:]))
+
+
+def _place_image(
+    image: _Image, placed: _Images, moved: set[str], path: Path, folders: Sequence[Path], log: ReadingLog
+) -> None:
+    """Add an entry; moved: the files that were found under other names than their entries have."""
+    origin = f"{path}: image id {_shown_id(image.id)}"
+    file, is_moved = _find_image(image.file_name, folders, log)
+    place = "" if file is None else str(file)
+    if file is None:
+        searched = ", ".join(map(str, folders))
+        log.bad(origin, f"the image does not exist ({shorten(image.file_name)}; looked in {searched})")
+    if is_moved:
+        moved.add(place)
+        log.counted("relocated", origin, "images were found under another path or in another letter case")
+    first = placed.first.setdefault(place, image) if place else image
+    other = placed.place_of.setdefault(image.id, place)
+    reason = None
+    if other != place:
+        before = shorten(placed.first[other].file_name) if other else "an image that cannot be used"
+        reason = f"the id stands for {before} and {shorten(image.file_name)}; give each its own, and its boxes with it"
+    elif first is not image:
+        if place in moved and plain_parts(first.file_name) != plain_parts(image.file_name):
+            reason = f"{shorten(first.file_name)} and {shorten(image.file_name)} both lead to {place}"
+        else:
+            log.counted("repeated-image", origin, "images are listed again: the boxes of all their entries are read")
+            placed.more[place].append(image)
+    for spoilt in filter(None, (other, place) if reason else ()):
+        placed.faults[spoilt].append((origin, str(reason)))
+
+
+def _find_image(name: str, folders: Sequence[Path], log: ReadingLog) -> tuple[Path | None, bool]:
+    """The file of a name, and whether that name had to be changed: to another letter case, or to the end of a path of
+    another system.
+    """
+    written = name
+    for written in (name, name.replace("\\", "/")) if "\\" in name else (name,):
+        for folder in folders:
+            if log.folders.has(place := folder / written):
+                return _without_dots(place) if ".." in written else place, False
+    parts = plain_parts(name)
+    is_of_this_folder = PurePosixPath(written).parts == parts and not parts[0].endswith(":")
+    for start in range(1 if is_of_this_folder else len(parts)):
+        for folder in folders:
+            found = log.folders.find(folder, parts[start:])
+            if found is not None:
+                return found, True
+    return None, False
+
+
+def _without_dots(path: Path) -> Path:
+    """A path without "..", where it then leads to the same file: two names of a file must not make two images."""
+    plain = Path(os.path.normpath(path))
+    return plain if exists(plain) and plain.samefile(path) else path
 
 
 def _read_annotations(
-    items: list[Any], path: Path, usable: Mapping[Id, bool], class_ids: Mapping[int, int], builder: SplitBuilder
-) -> tuple[dict[Id, bytearray], dict[Id, list[tuple[str, str]]]]:
-    """Of each usable image the good annotations, packed one behind another, and the bad ones, origin and fault.
+    items: list[Any], path: Path, images: _Images, class_ids: Mapping[Id, int], builder: SplitBuilder
+) -> tuple[dict[str, bytearray], dict[str, dict[tuple[int, int], str]]]:
+    """By path of an image its boxes, packed one behind another, and the sizes that masks state, with their origins.
 
-    usable: the ids of all images, and whether they are. What belongs to no image is only told to the log.
+    A bad annotation becomes a fault of its image; what belongs to no image is only told to the log.
     """
     log = builder.log
-    boxes: dict[Id, bytearray] = defaultdict(bytearray)
-    bad: dict[Id, list[tuple[str, str]]] = defaultdict(list)
-    decoder, usual_head_id = msgspec.json.Decoder(_Annotation), builder.head_id(f"{path}: annotation id ")
+    boxes: dict[str, bytearray] = defaultdict(bytearray)
+    masks: dict[str, dict[tuple[int, int], str]] = defaultdict(dict)
+    decoder, outlines = msgspec.json.Decoder(_Annotation), msgspec.json.Decoder(_Outline)
+    usual_head_id = builder.head_id(f"{path}: annotation id ")
     items.reverse()  # taken from the end, so that memory of the items is freed as the rows grow
     for index in range(len(items)):
-        one = _parsed(items.pop(), decoder, path)
+        item = items.pop()
+        one = _parsed(item, decoder, path)
         if not isinstance(one, _Annotation):
             log.bad(f"{path}: annotations[{index}]", f"must be an object ({shorten(one)})")
             continue
-        if type(one.image_id) not in (int, str) or one.image_id not in usable:
+        place = images.place_of.get(_plain_id(one.image_id))
+        if place is None:
             log.bad(_origin(path, one.id, index), f"no image has this image_id ({shorten(one.image_id)})")
             continue
-        if not usable[one.image_id]:
+        if not place:
             continue
-        if (fault := _fault(one, class_ids)) is not None:
-            bad[one.image_id].append((_origin(path, one.id, index), fault))
+        class_id, corners = class_ids.get(_plain_id(one.category_id)), _corners(one.bbox)
+        reason = _fault(one, class_id)
+        if reason is None and (not one.bbox or (not isinstance(corners, str) and 0 in one.bbox[2:])):
+            outline, origin = _parsed(item, outlines, path).segmentation, _origin(path, one.id, index)
+            if outline not in (None, [], {}, [[]]):
+                corners, size = _box_of_outline(outline)
+                log.counted("shape-as-box", origin, "masks without a bbox, read as the boxes around them")
+                masks[place].setdefault(size, origin)
+        if reason is not None or class_id is None or isinstance(corners, str):
+            images.faults[place].append((_origin(path, one.id, index), reason or str(corners)))
             continue
-        number, head_id = one.id, usual_head_id
-        if not (type(number) is int and 0 <= number < _LARGEST_ID):
+        number, head_id = _plain_id(one.id), usual_head_id
+        if not (isinstance(number, int) and 0 <= number < _LARGEST_ID):
             number, head_id = NO_NUMBER, builder.head_id(_origin(path, one.id, index))
-        x, y, width, height = map(float, one.bbox)
         area = math.nan if one.area is None else float(one.area)
-        corners = (x, y, x + width, y + height)
-        packed = pack_box(class_ids[one.category_id], corners, head_id, number, bool(one.iscrowd), area)
-        boxes[one.image_id] += packed
-    return boxes, bad
+        boxes[place] += pack_box(class_id, corners, head_id, number, bool(one.iscrowd), area)
+    return boxes, masks
 
 
-def _fault(one: _Annotation, class_ids: Mapping[int, int]) -> str | None:
-    """What is wrong with an annotation, if anything is."""
-    box, area = one.bbox, one.area
-    if type(one.category_id) is not int or one.category_id not in class_ids:
+def _fault(one: _Annotation, class_id: int | None) -> str | None:
+    """What is wrong with an annotation beside its box, if anything is."""
+    if class_id is None:
         return f"no category has this category_id ({shorten(one.category_id)})"
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
-        return f"bbox must be 4 finite numbers [x, y, width, height] ({shorten(box)})"
-    if box[2] < 0 or box[3] < 0:
-        return f"bbox has a negative width or height ({shorten(box)})"
-    if one.iscrowd not in (0, 1):
+    if one.iscrowd not in (0, 1, None):
         return f"iscrowd must be 0 or 1 ({shorten(one.iscrowd)})"
-    if area is not None and not (_is_finite(area) and area >= 0):
-        return f"area must be a finite number, 0 or more ({shorten(area)})"
+    if one.area is not None and not (_is_finite(one.area) and one.area >= 0):
+        return f"area must be a finite number, 0 or more ({shorten(one.area)})"
     return None
+
+
+def _corners(bbox: Any) -> Box | str:
+    """The corners of a bbox, or what is wrong with it."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_finite, bbox)):
+        return f"bbox must be 4 finite numbers [x, y, width, height] ({shorten(bbox)})"
+    x, y, width, height = map(float, bbox)
+    if width < 0 or height < 0:
+        return f"bbox has a negative width or height ({shorten(bbox)})"
+    return x, y, x + width, y + height
+
+
+def _box_of_outline(outline: Any) -> tuple[Box | str, tuple[int, int]]:
+    """The box around a segmentation, or what is wrong with it, and the size of the image that it states, 0 for none.
+
+    A segmentation is a list of polygons [x, y, x, y, ...], or a mask {"counts": run lengths, "size": [height, width]}.
+    """
+    if isinstance(outline, dict):
+        size = outline.get("size")
+        sides = [_plain_count(side) for side in size] if isinstance(size, list) else []
+        if len(sides) != 2 or not sides[0] or not sides[1]:
+            return f"the size of a mask must be [height, width] ({shorten(size)})", (0, 0)
+        height, width = sides[0], sides[1]
+        return _box_of_runs(outline.get("counts"), height, width), (width, height)
+    polygons = outline if isinstance(outline, list) and isinstance(outline[0], list) else [outline]
+    for polygon in (one for one in polygons if one != []):
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(_is_finite, polygon)):
+            return f"a polygon must be 3 or more points [x, y, x, y, ...], finite numbers ({shorten(polygon)})", (0, 0)
+    numbers = list(map(float, chain.from_iterable(polygons)))
+    if not numbers:
+        return "the segmentation is empty, and there is no bbox", (0, 0)
+    return box_around(zip(numbers[::2], numbers[1::2], strict=True)), (0, 0)
+
+
+def _box_of_runs(counts: Any, height: int, width: int) -> Box | str:
+    """The box around the pixels of a mask, or what is wrong with it: the lengths of runs of pixels outside and inside
+    in turn, down the first column, then the next.
+    """
+    runs = [_plain_count(run) for run in counts] if isinstance(counts, list) else _unpacked(counts)
+    total = -1 if runs is None or None in runs else sum(run or 0 for run in runs)
+    if runs is None or total != height * width:
+        return f"the counts of a mask must be run lengths that add up to {height} x {width} ({shorten(counts)})"
+    x1, y1, x2, y2, end = width, height, 0, 0, 0
+    for number, run in enumerate(runs):
+        start, end = end, end + (run or 0)
+        if number % 2 and end > start:
+            first, last = start // height, (end - 1) // height
+            top, bottom = (start % height, (end - 1) % height) if first == last else (0, height - 1)
+            x1, y1, x2, y2 = min(x1, first), min(y1, top), max(x2, last + 1), max(y2, bottom + 1)
+    return (x1, y1, x2, y2) if x2 else (0.0, 0.0, 0.0, 0.0)
+
+
+def _unpacked(text: Any) -> list[int | None] | None:
+    """The run lengths of a text of pycocotools: five bits a character, the lowest first, the sixth says that more
+    follow, and from the fourth run on the difference to the run before the last.
+
+    Ours, because the library's decoder reads and writes beyond its arrays where the text is damaged.
+    """
+    if not isinstance(text, str) or not all("0" <= character <= "o" for character in text):
+        return None
+    runs, value, bits = list[int | None](), 0, 0
+    for character in text:
+        code = ord(character) - ord("0")
+        value, bits = value | (code & 31) << bits, bits + 5
+        if bits > _LONGEST_RUN_BITS:
+            return None
+        if not code & 32:
+            value -= (code & 16) << (bits - 4)
+            value += (runs[-2] or 0) if len(runs) > 2 else 0
+            if value < 0:
+                return None
+            runs.append(value)
+            value = bits = 0
+    return None if bits else runs
+
+
+def _plain_id(value: Any) -> Id | None:
+    """An id as it is compared, 1, 1.0, "1" and "1.0" being one; None for what is no id."""
+    if type(value) is int:
+        return value
+    if isinstance(value, str):
+        whole = _WHOLE.fullmatch(value)
+        return value if whole is None else int(whole[1])
+    return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+def _plain_count(value: Any) -> int | None:
+    """A whole number from 0 up, in any notation; 0 for null, None for anything else."""
+    if value is None:
+        return 0
+    count = int(value) if isinstance(value, float) and value.is_integer() else value
+    return count if type(count) is int and count >= 0 else None
 
 
 def _is_finite(value: Any) -> bool:
@@ -344,8 +633,8 @@ def _is_finite(value: Any) -> bool:
 
 
 def _origin(path: Path, annotation_id: Any, index: int) -> str:
-    has_id = isinstance(annotation_id, int | str)
-    return f"{path}: annotation id {_shown_id(annotation_id)}" if has_id else f"{path}: annotations[{index}]"
+    plain = _plain_id(annotation_id)
+    return f"{path}: annotations[{index}]" if plain is None else f"{path}: annotation id {_shown_id(plain)}"
 
 
 def _shown_id(some_id: Id) -> str:

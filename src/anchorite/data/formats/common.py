@@ -183,6 +183,12 @@ def split_of(name: str) -> str | None:
     return next((split for split, words in _SPLIT_WORDS.items() if word in words), None)
 
 
+def split_in(name: str) -> str | None:
+    """The split that words of a file name speak of, as in "train_labels", or None where there is none or several."""
+    found = set(filter(None, map(split_of, re.split(r"[^A-Za-z0-9]+", name))))
+    return found.pop() if len(found) == 1 else None
+
+
 def assign_splits(paths_by_name: Mapping[str, Path], log: ReadingLog) -> dict[str, Path]:
     """Which split each of some files or folders holds, by their names.
 
@@ -192,7 +198,7 @@ def assign_splits(paths_by_name: Mapping[str, Path], log: ReadingLog) -> dict[st
     named: dict[str, Path] = {}
     unknown: dict[str, Path] = {}
     for name, path in paths_by_name.items():
-        split = split_of(name)
+        split = split_of(name) or split_in(name)
         if split in named:
             raise InputError(
                 f"{path} and {named[split]} both name the {split} split; move one away, or name the one to use"
@@ -290,6 +296,7 @@ class Folders:
         self._dependencies = dependencies
         self._names: dict[Path, frozenset[str]] = {}
         self._image_stems: dict[Path, dict[str, list[str]]] = {}
+        self._any_case: dict[Path, dict[str, list[str]]] = {}
 
     def existing(self, folders: Iterable[Path]) -> list[Path]:
         """Those of some folders that exist, each once."""
@@ -312,13 +319,28 @@ class Folders:
         """Whether a file or folder exists."""
         return path.name in self.names(path.parent)
 
-    def images_by_stem(self, folder: Path) -> dict[str, list[str]]:
-        """The image names in a folder by their stem, each list sorted."""
+    def find(self, folder: Path, parts: Iterable[str]) -> Path | None:
+        """What is at some parts of a path below a folder: as they are written, else in the only other letter case."""
+        for part in parts:
+            if part not in self.names(folder):
+                if folder not in self._any_case:
+                    spelled = self._any_case[folder] = {}
+                    for name in sorted(self.names(folder)):
+                        spelled.setdefault(name.casefold(), []).append(name)
+                others = self._any_case[folder].get(part.casefold(), [])
+                if len(others) != 1:
+                    return None
+                part = others[0]
+            folder = folder / part
+        return folder
+
+    def images_of_stem(self, folder: Path, stem: str) -> list[str]:
+        """The image names in a folder that have this stem in any letter case, sorted."""
         if folder not in self._image_stems:
             stems = self._image_stems[folder] = {}
             for name in sorted(filter(is_image_name, self.names(folder))):
-                stems.setdefault(Path(name).stem, []).append(name)
-        return self._image_stems[folder]
+                stems.setdefault(Path(name).stem.casefold(), []).append(name)
+        return self._image_stems[folder].get(stem.casefold(), [])
 
 
 def walk_images(folder: Path, fence: Fence, log: ReadingLog) -> list[Path]:

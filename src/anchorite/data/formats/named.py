@@ -6,6 +6,7 @@ joins all entries of one file, collects the classes and assigns the splits.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,8 +22,10 @@ from anchorite.data.formats.common import (
     Fence,
     ReadingLog,
     SplitBuilder,
+    files_with_suffix,
     is_class_name,
     is_image_name,
+    split_in,
     split_of,
     walk_images,
 )
@@ -79,25 +82,27 @@ def read_named(
 
     home: the folder in and below which the images lie, in any layout; root: what the user named. class_names: all
     classes in their order; by default the sorted names of all objects. The split of an image is the one its entry
-    names, else that of a folder on its path, else "train". Images without an entry are left out, for nobody looked
-    whether they are empty; the log says so, and of entries without a file that they are bad. Raises InputError where
-    there is no class.
+    names, else that of a folder on its path, else "train"; where its entries name two it is in both. Images without an
+    entry are left out, for nobody looked whether they are empty; the log says so, and of entries without a file that
+    they are bad. Raises InputError where there is no class.
     """
     fence = Fence([home], allow_outside)
     images = walk_images(home, fence, log)
     entries_of = _find_images(list(entries), home, images, log)
     names = {box.class_name for some in entries_of.values() for one in some for box in one.boxes}
-    classes = tuple(sorted(names) if class_names is None else class_names)
+    classes = tuple(sorted(filter(is_class_name, names)) if class_names is None else class_names)
     class_ids = {name: number for number, name in enumerate(classes)}
     by_split: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(entries_of, key=lambda path: path.parts):
-        stated = next((one.split for one in entries_of[path] if one.split), None)
-        by_split[stated or _split_of_path(path.relative_to(home)) or "train"].append(path)
+        stated = {one.split for one in entries_of[path] if one.split}
+        for split in stated or {_split_of_path(path, home) or split_of(home.absolute().name) or "train"}:
+            by_split[split].append(path)
     splits: dict[str, Split] = {}
     for split in filter(by_split.__contains__, SPLITS):
         builder = SplitBuilder(split, classes, fence, log)
         for path in by_split[split]:
-            _add_image(path, entries_of[path], class_ids, builder)
+            here = [one for one in entries_of[path] if one.split in (split, None)]
+            _add_image(path, here, class_ids, builder)
         splits[split] = builder.table()
     log.split = None
     log.raise_if_bad(root)
@@ -119,11 +124,15 @@ def _find_images(
 
     Exports often lose or add folders: the file of that name whose last folders agree best is taken, of several the one
     whose first folders do, if there is only one such. Of entries with different folders that find the same file, only
-    those that agree best keep it.
+    those that agree best keep it. A bare name never finds an image in the folder of another split than its entry's. A
+    name without the suffix of an image is one of a stem.
     """
+    has_stems = any(not is_image_name("".join(plain_parts(one.name)[-1:])) for one in entries)
     by_name: dict[str, list[tuple[Path, tuple[str, ...]]]] = defaultdict(list)
     for path in images:
-        by_name[path.name.casefold()].append((path, _parts(path.relative_to(home).as_posix())))
+        *folders, _ = _parts(path.relative_to(home).as_posix())
+        for name in (path.name, path.stem) if has_stems else (path.name,):
+            by_name[name.casefold()].append((path, (*folders, name)))
     found: dict[Path, dict[tuple[str, ...], list[LabelledImage]]] = defaultdict(lambda: defaultdict(list))
     for one in entries:
         parts = plain_parts(one.name)
@@ -131,7 +140,10 @@ def _find_images(
         wanted = next((wanted for wanted in names if wanted[-1].casefold() in by_name), ())
         candidates = by_name[wanted[-1].casefold()] if wanted else []
         agreed = [(_num_agreeing(wanted, there), _num_agreeing(wanted[::-1], there[::-1])) for _, there in candidates]
-        best = [path for (path, _), number in zip(candidates, agreed, strict=True) if number == max(agreed)]
+        most = max(agreed, default=None)
+        best = [path for (path, _), number in zip(candidates, agreed, strict=True) if number == most]
+        if one.split is not None and most is not None and most[0] == 1:
+            best = [path for path in best if _split_of_path(path, home) in (one.split, None)]
         exact = [path for path in best if path.name == wanted[-1]]
         if len(exact or best) == 1:
             found[(exact or best)[0]][parts].append(one)
@@ -182,8 +194,35 @@ def _num_agreeing(parts: Sequence[str], others: Sequence[str]) -> int:
     return number
 
 
-def _split_of_path(path: Path) -> str | None:
-    return next(filter(None, map(split_of, path.parent.parts)), None)
+def _split_of_path(path: Path, home: Path) -> str | None:
+    return next(filter(None, map(split_of, path.relative_to(home).parent.parts)), None)
+
+
+def label_files(root: Path, fence: Fence, *suffixes: str) -> list[Path]:
+    """The file that the user named, or those of a folder and of the folders in it, whose names end so."""
+    if root.is_file():
+        return [root] if root.name.lower().endswith(suffixes) and not fence.refusal(root) else []
+    with os.scandir(root) as listing:
+        names = sorted(entry.name for entry in listing if not entry.name.startswith(".") and entry.is_dir())
+    folders = [root, *(root / name for name in names)]
+    return [path for folder in folders for path in files_with_suffix(folder, *suffixes) if not fence.refusal(path)]
+
+
+def home_of(root: Path) -> Path:
+    """The folder that holds the images of a dataset: that which the user named, or that of the named file."""
+    home = root if root.is_dir() else root.parent
+    if home is root or home.absolute().name.lower() != "annotations":
+        return home
+    return home.parent if home.name else home / ".."
+
+
+def place_of(label_file: Path, root: Path) -> tuple[str, str | None]:
+    """The folders between a dataset and a label file, with a slash behind each, and the split that its name or they
+    speak of. Before an image's name these folders make it the image that is nearest to the label file.
+    """
+    folders = label_file.parent.relative_to(root).parts if root.is_dir() else ()
+    split = split_in(label_file.stem) or next(filter(None, map(split_of, reversed(folders))), None)
+    return "".join(f"{folder}/" for folder in folders), split
 
 
 def _add_image(path: Path, entries: Sequence[LabelledImage], class_ids: dict[str, int], builder: SplitBuilder) -> None:

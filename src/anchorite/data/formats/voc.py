@@ -2,12 +2,15 @@
 
 Corners are taken as they stand, without the historical shift by one: xmax = width is legal, and so is a box from 0.
 `difficult` marks what is ignored. Without a list of class names the classes are the sorted names of all splits.
+
+Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,6 +27,7 @@ from anchorite.data.formats.common import (
     assign_splits,
     distinct_class_names,
     exists,
+    files_with_suffix,
     is_class_name,
     is_image_name,
     plain_number,
@@ -38,7 +42,7 @@ LOOKED_FOR = (
 )
 SUFFIXES = ()
 _MAX_LIST_BYTES = 64_000_000
-_XML_FOLDERS = ("Annotations", "annotations")
+_XML_FOLDER = "Annotations"  # as the names of all folders, in any letter case
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 _CLASS_LISTS = ("classes.txt", "class_names.txt", "labels.txt")
 # What remains of a message when the path is taken off its front.
@@ -55,8 +59,8 @@ def find(folder: Path, log: ReadingLog, fence: Fence) -> Layout | None:
     A layout: the items of each split, the folders that can hold their images, and the list of class names if there is
     one. Raises InputError when a list in it is a link that leads out of the fence.
     """
-    for base in (folder, folder / "voc"):
-        if base.is_dir() and not fence.refusal(base):
+    for base in (folder, log.folders.find(folder, ["voc"])):
+        if base is not None and base.is_dir() and not fence.refusal(base):
             layout = _with_image_sets(base, log, fence) or _plain_folders(base, log, fence)
             if layout is not None:
                 return layout
@@ -64,8 +68,8 @@ def find(folder: Path, log: ReadingLog, fence: Fence) -> Layout | None:
 
 
 def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> Layout | None:
-    xml_folder = next((base / name for name in _XML_FOLDERS if (base / name).is_dir()), None)
-    lists = {path.stem: path for path in sorted((base / "ImageSets" / "Main").glob("*.txt"))}
+    xml_folder, list_folder = log.folders.find(base, [_XML_FOLDER]), log.folders.find(base, ["ImageSets", "Main"])
+    lists = {path.stem: path for path in files_with_suffix(list_folder, ".txt")} if list_folder else {}
     # VOC itself adds lists like cat_train.txt, one a class, which repeat the images of the split with a flag.
     for stem in list(lists):
         _, underscore, last_word = stem.rpartition("_")
@@ -78,44 +82,46 @@ def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> Layout | None
         log.dependencies.add_file(path)
         items = splits[split] = []
         for number, line in enumerate(read_lines(fence.check(path)), start=1):
-            name = PurePosixPath(line.strip())
+            name = PurePosixPath(line.strip().replace("\\", "/"))
             if "\0" in line:
                 raise InputError(f"{path}:{number}: the line contains NUL bytes; the file is damaged")
             if name.name:
-                stem, subfolder = name.stem if is_image_name(name.name) else name.name, str(name.parent)
-                items.append((xml_folder / subfolder / f"{stem}.xml", f"{path}:{number}", subfolder))
-    image_folders = log.folders.existing([*(base / name for name in _IMAGE_FOLDERS), xml_folder])
-    return splits, dict.fromkeys(splits, image_folders), _class_list([base], fence, log)
+                xml = f"{name.stem if is_image_name(name.name) else name.name}.xml"
+                found = log.folders.find(xml_folder, [*name.parent.parts, xml])
+                items.append((found or xml_folder / name.parent / xml, f"{path}:{number}", str(name.parent)))
+    image_folders = [*(log.folders.find(base, [name]) for name in _IMAGE_FOLDERS), xml_folder]
+    near = log.folders.existing(filter(None, image_folders))
+    return splits, dict.fromkeys(splits, near), _class_list([base], fence, log)
 
 
 def _plain_folders(base: Path, log: ReadingLog, fence: Fence) -> Layout | None:
-    for home in filter(Path.is_dir, (base, *(base / name for name in _XML_FOLDERS))):
+    for home in filter(None, (base, log.folders.find(base, [_XML_FOLDER]))):
         named: dict[str, Path] = {}
         for child in sorted(child for child in home.iterdir() if split_of(child.name) and child.is_dir()):
-            for folder in (child, *(child / name for name in _XML_FOLDERS)):
-                if any(folder.glob("*.xml")):
+            for folder in filter(None, (child, log.folders.find(child, [_XML_FOLDER]))):
+                if files_with_suffix(folder, ".xml"):
                     named.setdefault(child.name, folder)
-        if not named and not any(home.glob("*.xml")):
+        if not named and not files_with_suffix(home, ".xml"):
             continue
         folders = assign_splits(named, log) if named else {split_of(home.absolute().name) or "train": home}
         splits = {
-            split: [(path, str(path), "") for path in sorted(xmls.glob("*.xml"))] for split, xmls in folders.items()
+            split: [(path, str(path), "") for path in files_with_suffix(xmls, ".xml")]
+            for split, xmls in folders.items()
         }
-        near = {split: log.folders.existing(_near_folders(xmls, split, base)) for split, xmls in folders.items()}
+        near = {split: _near_folders(xmls, split, base, log) for split, xmls in folders.items()}
         return splits, near, _class_list([base, base / ".."], fence, log)
     return None
 
 
-def _near_folders(xml_folder: Path, split: str, base: Path) -> list[Path]:
+def _near_folders(xml_folder: Path, split: str, base: Path, log: ReadingLog) -> list[Path]:
     """Where images of a folder of xml files may be: with them, beside them, or in a tree of the same splits."""
-    folders = [xml_folder, *(xml_folder / name for name in _IMAGE_FOLDERS)]
     names = [name for name in (xml_folder.name, xml_folder.parent.name, split) if split_of(name) == split]
-    outermost = base / ".."
-    for above in [*xml_folder.parents[: len(xml_folder.relative_to(base).parts)], outermost]:
-        folders += [above / images / name for images in _IMAGE_FOLDERS for name in (*names, "")]
-        if above != outermost:
-            folders += [above / name for name in (*names, "")]
-    return folders
+    inside = [[images, name] for images in _IMAGE_FOLDERS for name in names] + [[images] for images in _IMAGE_FOLDERS]
+    folders: list[Path | None] = [xml_folder, *(log.folders.find(xml_folder, [name]) for name in _IMAGE_FOLDERS)]
+    for above in xml_folder.parents[: len(xml_folder.relative_to(base).parts)]:
+        folders += [log.folders.find(above, way) for way in (*inside, *([name] for name in names), [])]
+    # What else lies above the dataset is none of it, so nothing is searched there.
+    return log.folders.existing([*filter(None, folders), *((base / "..").joinpath(*way) for way in inside)])
 
 
 def _class_list(folders: Iterable[Path], fence: Fence, log: ReadingLog) -> Path | None:
@@ -163,6 +169,7 @@ def read(layout: Layout, root: Path, log: ReadingLog, allow_outside: bool) -> Cl
         splits[split] = replace(records, boxes=boxes)
     # Images of the folders used that have no xml are left out, for nobody looked whether they are empty.
     used = {path for records in splits.values() for path in records.paths()}
+    used |= {one.image for one in log.adjustments if one.image is not None}  # left out for a reason of their own
     for folder in sorted({path.parent for path in used}):
         names = filter(is_image_name, log.folders.names(folder))
         unlabelled = [name for name in names if folder / name not in used]
@@ -180,7 +187,7 @@ def _read_split(
     """The records of a split, whose images lie in one of some folders."""
     log = builder.log
     first_origins: dict[Path, str] = {}
-    owners: dict[Path, Path] = {}
+    found: dict[Path, list[tuple[Path, tuple[int, int], bytes | None]]] = {}  # by image: xml, stated size and boxes
     for path, listed_at, subfolder in items:
         if path in first_origins:
             log.adjusted("repeated-image", listed_at, f"{path.stem} is listed already, {first_origins[path]}")
@@ -190,42 +197,58 @@ def _read_split(
         if not exists(path):
             log.bad(listed_at, f"{path} does not exist; add it, or take the line out")
             continue
+        image: Path | None = None
+        stated_wh, boxes, places = (0, 0), None, [folder / subfolder for folder in folders]
         try:
             document = read_xml(builder.fence.check(path))
             if document.tag != "annotation":
                 line = document.get("line")
                 raise InputError(f"{path}:{line}: the root element is <{document.tag}>, not <annotation>")
+            image = _find_image(path, places, _text(document, "filename"), log)
+            stated_wh, objects = _stated_size(document, path), _read_objects(document, path, image, known_names, log)
             head_id = builder.head_id(f"{path}:")
-            objects, stated_wh = _read_objects(document, path, known_names, log), _stated_size(document, path)
-            boxes = b"".join(
-                pack_box(class_ids.setdefault(name, len(class_ids)), corners, head_id, line, is_difficult)
-                for name, corners, line, is_difficult in objects
+            boxes = (
+                None
+                if objects is None
+                else b"".join(
+                    pack_box(class_ids.setdefault(name, len(class_ids)), corners, head_id, line, is_difficult)
+                    for name, corners, line, is_difficult in objects
+                )
             )
-            image = _find_image(path, [folder / subfolder for folder in folders], document, log)
-            if owners.setdefault(image, path) != path:
-                raise InputError(f"{path}: {image} belongs to {owners[image]} already; keep one of the two")
         except InputError as error:
             located = _LINE_AND_REASON.fullmatch(str(error).removeprefix(str(path)))
             assert located is not None
-            log.bad(f"{path}{located[1] or ''}", located[2])
-            continue
-        header = builder.header(image, stated_wh, str(path))
-        if header is not None:
-            builder.add(image, header, boxes)
+            if image is None:
+                with suppress(InputError):
+                    image = _find_image(path, places, None, log)
+            log.bad(f"{path}{located[1] or ''}", located[2], image)
+        if image is not None:
+            found.setdefault(image, []).append((path, stated_wh, boxes))
+    for image, labels in found.items():
+        path, stated_wh, boxes = labels[0]
+        for other, *_ in labels[1:]:
+            for one, another in ((path, other), (other, path)):
+                log.bad(str(one), f"{image} belongs to {another}, too; keep one of the two", image)
+        if len(labels) == 1 and boxes is not None:
+            header = builder.header(image, stated_wh, str(path))
+            if header is not None:
+                builder.add(image, header, boxes)
     return builder.table()
 
 
 def _read_objects(
-    document: ElementTree.Element, path: Path, known_names: Collection[str] | None, log: ReadingLog
-) -> list[tuple[str, Box, int, bool]]:
-    """Class name, corners, line and difficulty of each good object; the log is told of the others."""
+    document: ElementTree.Element, path: Path, image: Path, known_names: Collection[str] | None, log: ReadingLog
+) -> list[tuple[str, Box, int, bool]] | None:
+    """Class name, corners, line and difficulty of each object; None where one is bad, of which the log is told."""
     objects: list[tuple[str, Box, int, bool]] = []
+    is_good = True
     for element in document.findall("object"):
         box = element.find("bndbox")
         line = int((element if box is None else box).attrib["line"])
-        name, difficult = _text(element, "name"), _text(element, "difficult") or "0"
+        name, difficult = _text(element, "name"), (_text(element, "difficult") or "0").lower()
         texts = {tag: None if box is None else _text(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax")}
         x1, y1, x2, y2 = (plain_number(text or "") for text in texts.values())
+        is_difficult = {"false": 0, "true": 1}.get(difficult, plain_number(difficult))
         if name is None or not is_class_name(name):
             fault = f"the object has no usable <name> ({shorten(name)})"
         elif known_names is not None and name not in known_names:
@@ -237,13 +260,14 @@ def _read_objects(
             fault = f"<{tag}> must be a plain finite number ({'absent' if text is None else shorten(text)})"
         elif x2 < x1 or y2 < y1:
             fault = f"xmax < xmin or ymax < ymin ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
-        elif difficult not in ("0", "1"):
+        elif is_difficult not in (0, 1):
             fault = f"<difficult> must be 0 or 1 ({shorten(difficult)})"
         else:
-            objects.append((name, (x1, y1, x2, y2), line, difficult == "1"))
+            objects.append((name, (x1, y1, x2, y2), line, is_difficult == 1))
             continue
-        log.bad(f"{path}:{line}", fault)
-    return objects
+        log.bad(f"{path}:{line}", fault, image)
+        is_good = False
+    return objects if is_good else None
 
 
 def _stated_size(document: ElementTree.Element, path: Path) -> tuple[int, int]:
@@ -251,7 +275,7 @@ def _stated_size(document: ElementTree.Element, path: Path) -> tuple[int, int]:
     size = document.find("size")
     if size is None:
         return 0, 0
-    width, height = (plain_number(_text(size, tag) or "") for tag in ("width", "height"))
+    width, height = (plain_number(_text(size, tag) or "0") for tag in ("width", "height"))
     if width is None or height is None or min(width, height) < 0 or width % 1 or height % 1:
         raise InputError(f"{path}:{size.get('line')}: <size> must hold width and height as whole numbers")
     return int(width), int(height)
@@ -263,21 +287,33 @@ def _text(element: ElementTree.Element, tag: str) -> str | None:
     return None if text is None else text.strip()
 
 
-def _find_image(path: Path, places: Sequence[Path], document: ElementTree.Element, log: ReadingLog) -> Path:
-    """The image of an xml: the one with the xml's stem, else the one of <filename> (people rename files)."""
+def _find_image(path: Path, places: Sequence[Path], filename: str | None, log: ReadingLog) -> Path:
+    """The image of an xml: the one with the xml's stem, else the one of <filename> (people rename files); what is
+    written so before what differs in letter case.
+    """
     listings = log.folders
-    named = PureWindowsPath(_text(document, "filename") or "").name  # splits at both kinds of slashes
-    for place in places:
-        candidates = listings.images_by_stem(place).get(path.stem, [])
-        if named in candidates:
-            return place / named
-        if len(candidates) > 1:
-            raise InputError(f"{path}: two images could be meant ({', '.join(candidates)}); set <filename>")
-        if candidates:
-            return place / candidates[0]
-    if is_image_name(named) and not listings.has(path.with_name(f"{PurePosixPath(named).stem}.xml")):
-        for place in places:  # an image with an xml of its own is not this one's
-            if listings.has(place / named):
+    named = PureWindowsPath(filename or "").name  # splits at both kinds of slashes
+
+    def is_free(image: str) -> bool:
+        """Whether it has no xml of its own."""
+        return not listings.has(path.with_name(f"{PurePosixPath(image).stem}.xml"))
+
+    for is_as_written in (True, False):
+        for place in places:
+            candidates = listings.images_of_stem(place, path.stem)
+            if is_as_written:
+                candidates = [name for name in candidates if PurePosixPath(name).stem == path.stem]
+            else:
+                candidates = list(filter(is_free, candidates))
+            if named in candidates:
                 return place / named
+            if len(candidates) > 1:
+                raise InputError(f"{path}: two images could be meant ({', '.join(candidates)}); set <filename>")
+            if candidates:
+                return place / candidates[0]
+        for place in places if is_image_name(named) else ():
+            found = listings.find(place, [named])
+            if found is not None and is_free(found.name) and (found.name == named or not is_as_written):
+                return found
     looked = ", ".join(map(str, places))
     raise InputError(f"{path}: no image named {path.stem} or {shorten(named)}; looked in {looked}")
