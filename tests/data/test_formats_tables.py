@@ -93,6 +93,21 @@ def test_one_table_of_all_splits_takes_those_of_the_images_folders(tmp_path: Pat
     assert (boxes(index), boxes(index, "val")) == ([[4, 6, 14, 26]], [[1, 2, 3, 4]])
 
 
+@pytest.mark.parametrize(("other", "is_kept"), [("a.png", False), ("cam2/a.png", True), ("train/a.png", True)])
+def test_names_with_other_folders_never_share_an_image(tmp_path: Path, other: str, is_kept: bool) -> None:
+    write_image(tmp_path / "train" / "a.png")
+    write_image(tmp_path / "train" / "b.png")
+    rows = f"train/a.png,64,48,cat,4,6,14,26\n{other},64,48,cat,1,2,3,4\nb.png,64,48,cat,5,6,7,8\n"
+    write_text(tmp_path / "labels.csv", HEADER + rows)
+    if other != "train/a.png":
+        assert "labels.csv:3: " in refusal(tmp_path)
+    index = open_dataset(tmp_path, skip_bad=True)
+    assert names(index) == ["a.png", "b.png"][not is_kept :]
+    assert boxes(index, record=-1) == [[5, 6, 7, 8]]
+    if is_kept:
+        assert boxes(index) == [[4, 6, 14, 26], [1, 2, 3, 4]][: 2 - (other == "cam2/a.png")]
+
+
 def test_an_image_that_two_splits_list_is_in_both(tmp_path: Path) -> None:
     table(tmp_path, "a.png,64,48,cat,4,6,14,26\n", name="train.csv")
     table(tmp_path, "a.png,64,48,cat,1,2,3,4\n", name="val.csv")

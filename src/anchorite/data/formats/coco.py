@@ -103,7 +103,7 @@ class _Images:
 
     first: dict[str, _Image] = field(default_factory=dict)
     more: dict[str, list[_Image]] = field(default_factory=lambda: defaultdict(list))
-    place_of: dict[Id, str] = field(default_factory=dict)
+    place_of: dict[Id | None, str] = field(default_factory=dict)
     faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -190,7 +190,7 @@ def read(files: Mapping[str, Path], root: Path, log: ReadingLog, allow_outside: 
             for path, here in categories.items()
         }
     )
-    class_ids = {category_id: number for number, category_id in enumerate(names)}
+    class_ids: dict[Id | None, int] = {category_id: number for number, category_id in enumerate(names)}
     splits: dict[str, RecordTable] = {}
     for split, path in files.items():
         folders, home = _image_folders(path, split, root, log), path.parent
@@ -286,9 +286,9 @@ def _unused_groups(
         content["annotations"] = items = _items(content, "annotations", path)
         for item in items:
             use = _parsed(item, decoder, path)
-            category_id = _plain_id(use.category_id) if isinstance(use, _Use) else None
-            if category_id is not None:
-                groups.pop(category_id, None)
+            used = _plain_id(use.category_id) if isinstance(use, _Use) else None
+            if used is not None:
+                groups.pop(used, None)
     return groups
 
 
@@ -353,7 +353,7 @@ def _image_folders(path: Path, split: str, root: Path, log: ReadingLog) -> list[
 
 
 def _read_split(
-    path: Path, content: Content, class_ids: Mapping[Id, int], folders: list[Path], builder: SplitBuilder
+    path: Path, content: Content, class_ids: Mapping[Id | None, int], folders: list[Path], builder: SplitBuilder
 ) -> RecordTable:
     """The records of a split from its json; folders: those that the images may lie in."""
     log = builder.log
@@ -482,7 +482,7 @@ def _without_dots(path: Path) -> Path:
 
 
 def _read_annotations(
-    items: list[Any], path: Path, images: _Images, class_ids: Mapping[Id, int], builder: SplitBuilder
+    items: list[Any], path: Path, images: _Images, class_ids: Mapping[Id | None, int], builder: SplitBuilder
 ) -> tuple[dict[str, bytearray], dict[str, dict[tuple[int, int], str]]]:
     """By path of an image its boxes, packed one behind another, and the sizes that masks state, with their origins.
 

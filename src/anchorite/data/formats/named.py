@@ -88,7 +88,7 @@ def read_named(
     """
     fence = Fence([home], allow_outside)
     images = walk_images(home, fence, log)
-    entries_of = _find_images(list(entries), home, images, log)
+    entries_of, listed = _find_images(list(entries), home, images, log)
     names = {box.class_name for some in entries_of.values() for one in some for box in one.boxes}
     classes = tuple(sorted(filter(is_class_name, names)) if class_names is None else class_names)
     class_ids = {name: number for number, name in enumerate(classes)}
@@ -110,7 +110,7 @@ def read_named(
         raise InputError(f"{root}: no object has a class, so there is nothing to learn")
     unused: dict[Path, list[str]] = defaultdict(list)
     for path in images:
-        if path not in entries_of:
+        if path not in listed:
             unused[path.parent].append(path.name)
     for folder, others in sorted(unused.items()):
         log.adjusted_files("ignored-file", folder, others, "images that no label file names")
@@ -119,13 +119,14 @@ def read_named(
 
 def _find_images(
     entries: Sequence[LabelledImage], home: Path, images: Sequence[Path], log: ReadingLog
-) -> dict[Path, list[LabelledImage]]:
-    """The entries of each image file, as the files' names and folders decide; the log is told of those without one.
+) -> tuple[dict[Path, list[LabelledImage]], set[Path]]:
+    """The entries of each image file, as the files' names and folders decide, and all files that are listed; the log is
+    told of entries without a file.
 
     Exports often lose or add folders: the file of that name whose last folders agree best is taken, of several the one
     whose first folders do, if there is only one such. Of entries with different folders that find the same file, only
-    those that agree best keep it. A bare name never finds an image in the folder of another split than its entry's. A
-    name without the suffix of an image is one of a stem.
+    those that agree best keep it, and none where others could be the same image. A bare name never finds an image in
+    the folder of another split than its entry's. A name without the suffix of an image is one of a stem.
     """
     has_stems = any(not is_image_name("".join(plain_parts(one.name)[-1:])) for one in entries)
     by_name: dict[str, list[tuple[Path, tuple[str, ...]]]] = defaultdict(list)
@@ -141,7 +142,7 @@ def _find_images(
         candidates = by_name[wanted[-1].casefold()] if wanted else []
         agreed = [(_num_agreeing(wanted, there), _num_agreeing(wanted[::-1], there[::-1])) for _, there in candidates]
         most = max(agreed, default=None)
-        best = [path for (path, _), number in zip(candidates, agreed, strict=True) if number == most]
+        best = [path for (path, _), parts_agreed in zip(candidates, agreed, strict=True) if parts_agreed == most]
         if one.split is not None and most is not None and most[0] == 1:
             best = [path for path in best if _split_of_path(path, home) in (one.split, None)]
         exact = [path for path in best if path.name == wanted[-1]]
@@ -156,17 +157,17 @@ def _find_images(
     result: dict[Path, list[LabelledImage]] = {}
     for path, by_parts in found.items():
         there = _parts(path.relative_to(home).as_posix())
-        most = max(_num_agreeing(parts, there) for parts in by_parts)
-        owners = [parts for parts in by_parts if _num_agreeing(parts, there) == most]
+        nearest = max(_num_agreeing(parts, there) for parts in by_parts)
+        owners = [parts for parts in by_parts if _num_agreeing(parts, there) == nearest]
         losers = [parts for parts in by_parts if len(owners) > 1 or parts not in owners]
         for parts in losers:
             other = next(name for name in by_parts if name != parts)
             for one in by_parts[parts]:
                 reason = f"{path} is the only image of that name, but {shorten('/'.join(other))} is listed, too"
-                log.bad(one.origin, f"the image does not exist ({shorten(one.name)}; {reason})")
-        if not losers or len(owners) == 1:
+                log.bad(one.origin, f"the image does not exist ({shorten(one.name)}; {reason})", path)
+        if not losers or (len(owners) == 1 and all(_num_agreeing(parts, there) < len(parts) for parts in losers)):
             result[path] = by_parts[owners[0]]
-    return result
+    return result, set(found)
 
 
 def plain_parts(name: str) -> tuple[str, ...]:

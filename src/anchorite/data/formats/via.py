@@ -27,7 +27,7 @@ from anchorite.reading import read_csv, read_csv_header, read_json, read_limited
 LOOKED_FOR = "VIA: a *.json with _via_img_metadata, or an export of annotations as *.json or *.csv"
 SUFFIXES = (".json", ".csv")
 _METADATA = "_via_img_metadata"
-_COLUMNS = ("filename", "file_size", "region_count", "region_shape_attributes", "region_attributes")
+_SHAPE, _ATTRIBUTES = "region_shape_attributes", "region_attributes"
 _CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category", "object")
 _NOT_OUTLINED = {"point", "polyline", "line"}
 _MOST_JSONS = 100  # in a folder with more there is one an image
@@ -52,7 +52,7 @@ def find(root: Path, log: ReadingLog, fence: Fence) -> list[Path]:
 
 def _is_via(path: Path) -> bool:
     if path.suffix.lower() == ".csv":
-        return set(_names(read_csv_header(path)[1])) >= set(_COLUMNS[3:])
+        return set(_names(read_csv_header(path)[1])) >= {"filename", _SHAPE, _ATTRIBUTES}
     try:
         data = read_limited(path, sys.maxsize)
         return (_METADATA.encode() in data or b'"regions"' in data) and _metadata(read_json(path)) is not None
@@ -135,9 +135,9 @@ def _read_table(path: Path, log: ReadingLog) -> Iterable[_File]:
             one.image.faults.append((origin, f"{len(cells)} cells, not {len(names)}"))
             continue
         try:
-            shape, attributes = (json.loads(row[column] or "{}") for column in _COLUMNS[3:])
+            shape, attributes = (json.loads(row[column] or "{}") for column in (_SHAPE, _ATTRIBUTES))
         except (ValueError, RecursionError):
-            one.image.faults.append((origin, f"the cells of a region must hold JSON ({shorten(row[_COLUMNS[3]])})"))
+            one.image.faults.append((origin, f"the cells of a region must hold JSON ({shorten(row[_SHAPE])})"))
             continue
         if shape != {} or count not in ("", "0"):
             one.regions.append((f"{path}:", line, shape, attributes))
@@ -221,7 +221,7 @@ def _box_of(kind: str, shape: Mapping[str, Any]) -> Box | None:
             return None
         return box_around(zip(xs, ys, strict=True)) if all(map(_is_finite, xs + ys)) else None
     fields = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
-    numbers = [shape.get(name) for name in fields.get(kind, ("none",))]
+    numbers: list[Any] = [shape.get(name) for name in fields.get(kind, ("none",))]
     if not all(map(_is_finite, numbers)) or min(numbers[2:]) < 0:
         return None
     if kind == "rect":
