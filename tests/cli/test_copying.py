@@ -44,7 +44,7 @@ def test_what_reading_changed_is_listed_in_the_copy(tmp_path: Path, capsys: pyte
     folder = yolo_folder(tmp_path / "data", {"train": {"a": "0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0 0.1\n"}})
     code, out, _ = called(capsys, "convert", folder, tmp_path / "out", "--to", "coco")
     assert code == 0
-    assert "dropped-empty: 1" in out
+    assert f"error: 1 box without area, dropped ({folder / 'labels/train/a.txt'}:2)" in out.splitlines()
     assert "a.txt:2" in (tmp_path / "out/changes.txt").read_text()
 
 

@@ -57,7 +57,8 @@ def test_errors_end_with_2_and_the_report_has_them_all(
     before = contents(broken)
     code, out, err = called(capsys, broken, "--out", tmp_path / "new" / "report")
     assert code == 2
-    assert f"{broken}: 26 errors (25 malformed, 1 empty-box); --fix FOLDER writes a corrected copy" in err
+    assert f"{broken}: 26 errors (25 label rows or files that cannot be read; 1 box without area)" in err
+    assert "--fix FOLDER writes a corrected copy" in err
     assert "and 22 more" in out
     assert contents(broken) == before
     text = (tmp_path / "new/report/report.txt").read_text(encoding="utf-8")

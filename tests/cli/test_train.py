@@ -34,8 +34,10 @@ def test_a_run_says_what_it_does_line_by_line(
     label.write_text(label.read_text() + "0 0.95 0.5 0.2 0.4\n")
     assert run(["train", "data", "--recipe", quick_recipe(), "--workers", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("data: data (yolo), 5 classes; train 10 images / ")
-    assert any(line.startswith(f"labels clipped: 1 ({Path('data') / 'labels' / 'train'}") for line in lines)
+    assert lines[0] == "data: data (yolo), 5 classes"
+    assert [line.partition(" images, ")[0] for line in lines[1:4]] == ["train: 10", "val: 4", "test: 2"]
+    clipped = "warning: 1 box that reaches outside its image, clipped"
+    assert lines[4].startswith(f"{clipped} ({Path('data') / 'labels' / 'train'}")
     for start in ("device cpu", "precision fp32: as requested", "anchors: ", "effective gains: ", "images in store"):
         assert any(line.startswith(start) for line in lines), start
     header = next(number for number, line in enumerate(lines) if line.split()[:2] == ["epoch", "box"])

@@ -104,11 +104,11 @@ def test_marks_line_ends_and_the_policy_through_the_command_line(
         assert run([str(word) for word in words]) == 0
     output = capsys.readouterr().out
     labels = data / "labels" / "train"
-    assert "train 6 images / 6 boxes" in output
-    assert f"labels clipped: 1 ({labels / 'outside.txt'}:1)" in output
-    assert f"labels dropped-empty: 1 ({labels / 'flat.txt'}:1)" in output
-    assert f"labels dropped-duplicate: 1 ({labels / 'twice.txt'}:2)" in output
-    assert "skipped-bad" not in output
+    assert "train: 6 images, 6 boxes to learn" in output
+    assert f"warning: 1 box that reaches outside its image, clipped ({labels / 'outside.txt'}:1)" in output
+    assert f"error: 1 box without area, dropped ({labels / 'flat.txt'}:1)" in output
+    assert f"error: 1 box written twice, dropped ({labels / 'twice.txt'}:2)" in output
+    assert "cannot be read" not in output
 
 
 BAD_JSON_VALUES = {

@@ -143,8 +143,7 @@ def test_the_commands_tell_what_was_left_out_and_count_without_it(
         assert run(["train", str(damaged), "--recipe", quick_recipe(), "--skip-bad", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     for split, total in (("train", 10), ("val", 4)):
-        told = f"labels skipped-bad: 1 of {total} {split} images cannot be decoded and are left out ({bad[split]})"
-        assert told in shown
+        assert f"{split}, {total} images: 1 image that cannot be decoded, left out ({bad[split]})" in shown
     summary = json.loads((out / "summary.json").read_text())
     assert [split["images"] for split in summary["dataset"]["splits"]][:2] == [9, 3]
     assert summary["dataset"]["adjusted_labels"]["skipped-bad"] == 2
@@ -153,5 +152,5 @@ def test_the_commands_tell_what_was_left_out_and_count_without_it(
     assert run(["validate", weights(), str(damaged), "--skip-bad", "--json"]) == 0
     output = capsys.readouterr()
     json.loads(output.out)
-    assert f"labels skipped-bad: 1\n  {bad['val']}: " in output.err
+    assert f"val: 1 image that cannot be decoded, left out\n  {bad['val']}: " in output.err
     assert bad["train"].name not in output.err or bad["train"].name == bad["val"].name

@@ -124,11 +124,24 @@ def test_data_and_environment_are_told_while_the_run_goes_on(tmp_path: Path) -> 
     (checkpoints / "epoch-0002.json").write_text("{")
     data = describe_data(files)
     assert data is not None
-    assert data["splits"] == [["train", "237", "426", "-"], ["val", "4", "5", "-"]]
+    assert data["splits"] == [["train", "237", "426", "-", "-", "-"], ["val", "4", "5", "-", "-", "-"]]
     assert files.environment() == {"torch": "2.13"}
     done = describe_data(RunFiles(make_full_run(tmp_path / "done")))
     assert done is not None
-    assert ("labels clipped", "3") in done["facts"]
+    assert ("boxes that reach outside their image", "3") in done["facts"]  # of a release that kept no more
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    facts["checks"] = {
+        "splits": [{"split": "train", "ignored": 7, "left_out": {"malformed": 2, "ignored-file": 3}}],
+        "findings": [{"severity": "error", "kind": "empty-box", "number": 1, "text": EVIL}],
+    }
+    facts["val_split"] = {"share": 0.2, "seed": 4, "images": ["a.jpg", "b.jpg"]}
+    (tmp_path / "run/run.json").write_text(json.dumps(facts))
+    data = describe_data(RunFiles(tmp_path / "run"))
+    assert data is not None
+    assert data["splits"][0] == ["train", "237", "426", "-", "7", "5"]
+    assert data["told"] == [("error", EVIL)]
+    assert any("2 images of train" in text and "0.2" in text for _, text in data["facts"])
+    assert EVIL not in write_run_report(tmp_path / "run").read_text()
     assert [(name, counts) for name, counts, _ in done["classes"]] == [("disc", [400]), (EVIL, [26])]
 
 

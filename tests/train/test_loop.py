@@ -15,6 +15,7 @@ from safetensors.torch import load
 from anchorite.errors import DivergedError, InputError, StorageError
 from anchorite.model import load_weights
 from anchorite.train import (
+    DataChecked,
     EpochDone,
     RunFinished,
     RunFolder,
@@ -74,7 +75,10 @@ def test_a_run_leaves_what_it_promises() -> None:
         for split, total in (("train", 10), ("val", 4))
         for done in range(1, total + 1)
     ]
-    assert recorder.events[: len(decoded) + 1] == [*decoded, *recorder.of(RunStarted)]
+    checked = recorder.of(DataChecked)
+    assert len(checked) == 1
+    assert checked[0].dataset is scenes()
+    assert recorder.events[: len(decoded) + 2] == [*checked, *decoded, *recorder.of(RunStarted)]
     started = recorder.of(RunStarted)
     assert len(started) == 1
     assert any("precision fp32: as requested" in text for text in started[0].decisions)

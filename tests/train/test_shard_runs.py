@@ -94,7 +94,7 @@ def test_with_skip_bad_a_damaged_sample_is_left_out_noted_and_stays_out(tmp_path
     recorder = Recorder()
     train(small_recipe(), open_dataset(folder, skip_bad=True), tmp_path / "straight", recorder)
     said = "\n".join(recorder.of(RunStarted)[0].decisions)
-    assert "labels skipped-bad: 1 of 10 train images cannot be decoded" in said
+    assert "train, 10 images: 1 image that cannot be decoded, left out" in said
     assert "train-000001-000000" in said
     facts = json.loads((tmp_path / "straight" / "run.json").read_text())
     assert [(one["split"], one["image"].partition(".tar")[0]) for one in facts["left_out"]] == [

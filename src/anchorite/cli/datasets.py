@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 from cyclopts import Parameter
 
 from anchorite.choices import ModelSize, WrittenFormat
-from anchorite.cli.display import counting, dataset_line, split_counts
+from anchorite.cli.display import counting, data_lines, split_counts
 from anchorite.cli.folders import refuse_taken
 from anchorite.cli.options import AllowOutside, Data, Format, PositiveInt, ReadingOptions
 from anchorite.errors import InputError
@@ -95,12 +94,12 @@ def split(
 
 
 def _read_for_copy(data: Path, out: Path, reading: ReadingOptions) -> DatasetIndex:
-    """The dataset; InputError when `out` is taken or inside the dataset."""
+    """The dataset, with what there is to say of it printed; InputError when `out` is taken or inside the dataset."""
+    from anchorite.inspect import look_over
+
     refuse_taken(out, "OUT")
     dataset = reading.open(data, out)
-    print(f"data: {dataset_line(dataset)}")
-    for kind, number in Counter(adjustment.kind for adjustment in dataset.adjustments).items():
-        print(f"  {kind}: {number}")
+    print("\n".join(data_lines(dataset, look_over(dataset))))
     return dataset
 
 
@@ -113,7 +112,9 @@ def _write_copy(
     dataset: DatasetIndex, out: Path, format: WrittenFormat, heading: str, shard_mb: int | None = None
 ) -> None:
     """Write the copy, with changes.txt where reading or writing changed something, and print a summary."""
-    changed = [f"{one.kind:<18} {one.origin}: {one.detail}" for one in dataset.adjustments]
+    from anchorite.inspect import KINDS, kind_of
+
+    changed = [f"{KINDS[kind_of(one)].words(1)}: {one.origin}: {one.detail}" for one in dataset.adjustments]
     extra = "\n".join([heading, *map(one_line, changed)]) if changed else ""
     notes = _write(dataset, out, format, extra, **({} if shard_mb is None else {"shard_bytes": shard_mb * 1_000_000}))
     listed = f"; {out / 'changes.txt'} lists what is not in it" if changed or notes else ""
@@ -222,14 +223,14 @@ def inspect(
         print(f"\nevery finding: {out / 'report.txt'} and {out / 'report.json'}")
     if fix is not None:
         corrected, changes = corrected_dataset(inspection)
-        changed = [f"{done:<12} {finding.kind:<16} {finding.line()}" for done, finding in changes]
+        changed = [f"{done}, {KINDS[finding.kind].words(1)}: {finding.line()}" for done, finding in changes]
         lines = "".join(f"{one_line(line)}\n" for line in changed)
         _write(corrected, fix, _written_format(corrected), _CHANGES_HEADING + lines)
         print(f"\ncorrected copy: {fix}, {len(changes)} changes, listed in {fix / 'changes.txt'}")
     errors = inspection.of_severity("error")
     if errors:
         of_kinds = inspection.counts().items()
-        counts = ", ".join(f"{count} {kind}" for kind, count in of_kinds if KINDS[kind].severity == "error")
+        counts = "; ".join(KINDS[kind].counted(count) for kind, count in of_kinds if KINDS[kind].severity == "error")
         listing = "" if out is not None else "--out FOLDER lists every one, "
         advice = "" if fix is not None else f"; {listing}--fix FOLDER writes a corrected copy"
         raise InputError(f"{data}: {len(errors)} error{'' if len(errors) == 1 else 's'} ({counts}){advice}")

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from anchorite.errors import StorageError, WorkerError
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
+    from anchorite.inspect import Overview
     from anchorite.train import EpochDone, Event, StepDone, StoreProgress
 
 _FEWEST_REPORTED = 200  # images: a pass over fewer is done before a line would be read
@@ -176,18 +177,6 @@ class Display:
             if command is not None:
                 self._console.print(f"      {command}", markup=False, style="bold")
 
-    def dataset(self, dataset: DatasetIndex) -> None:
-        """What was read, and each kind of adjustment that was made while reading."""
-        self._write("data", **dataset_facts(dataset))
-        self.say(f"data: {dataset_line(dataset)}")
-        kinds: dict[str, list[str]] = {}
-        for adjustment in dataset.adjustments:
-            kinds.setdefault(adjustment.kind, []).append(adjustment.origin)
-        for kind, origins in kinds.items():
-            more = f" and {len(origins) - 3} more" if len(origins) > 3 else ""
-            self.say(f"labels {kind}: {len(origins)} ({', '.join(origins[:3])}{more})")
-        self.say("decoding the images and choosing what the recipe leaves open ...")
-
     def finished(self, folder: Path) -> None:
         """Where the results are, when all of them are written, and what to do with them."""
         best, last, report = (folder / name for name in ("best.safetensors", "last.safetensors", "report.html"))
@@ -198,9 +187,21 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Show an event: as a JSON line, of steps and of decoded images at most one a second, or in words."""
-        from anchorite.train import EpochDone, RunStarted, StepDone, StepSkipped, StoreProgress
+        from anchorite.train import DataChecked, EpochDone, RunStarted, StepDone, StepSkipped, StoreProgress
 
         match event:
+            case DataChecked(dataset, overview):
+                self._write("data", **dataset_facts(dataset, overview))
+                is_refused = any(one.kind.startswith("no-training") for one in overview.told)  # the error says why
+                for line in data_lines(dataset, overview, without="no-training"):
+                    self.say(line)
+                if not is_refused and not dataset.split("val"):
+                    copy = f"anchorite split {shlex.quote(str(dataset.root))} NEW_FOLDER"
+                    self.say(
+                        f"val: no such split, so nothing is measured. To have one: {copy}, or train with --val 0.2"
+                    )
+                if not is_refused:
+                    self.say("decoding the images and choosing what the recipe leaves open ...")
             case StoreProgress(split, done, total):
                 self._current = event if done < total else None
                 if self._is_due(done == total):
@@ -320,25 +321,45 @@ def is_quarter(done: int, total: int) -> bool:
     return total >= _FEWEST_REPORTED and 4 * done // total > 4 * (done - 1) // total
 
 
-def dataset_line(dataset: DatasetIndex) -> str:
-    """Path, format, classes, and what is in each split."""
-    return f"{dataset.root} ({dataset.format}), {len(dataset.class_names)} classes; {split_counts(dataset)}"
+def data_lines(dataset: DatasetIndex, overview: Overview, without: str = "") -> list[str]:
+    """Path, format and number of classes; what each split holds; what was found wrong. without: how kinds of findings
+    begin that are not told."""
+    classes = f"{len(dataset.class_names)} class{'' if len(dataset.class_names) == 1 else 'es'}"
+    told = [one for one in overview.told if not (without and one.kind.startswith(without))]
+    return [f"data: {dataset.root} ({dataset.format}), {classes}", *replace(overview, told=tuple(told)).lines()]
+
+
+def dataset_facts(dataset: DatasetIndex, overview: Overview) -> dict[str, Any]:
+    """Path, format, classes, counts of splits and of adjustments, and what was found wrong."""
+    splits = {
+        one.split: {
+            "images": one.images,
+            "boxes": one.boxes + one.ignored,
+            "boxes_to_learn": one.boxes,
+            "boxes_ignored": one.ignored,
+            "images_without_labels": one.empty_images,
+            "images_left_out": dict(one.left_out),
+        }
+        for one in overview.balances
+    }
+    return {
+        "path": dataset.root,
+        "format": dataset.format,
+        "class_names": dataset.class_names,
+        "splits": splits,
+        "adjustments": count_adjustments(dataset),
+        "findings": [one._asdict() for one in overview.told],
+    }
+
+
+def count_adjustments(dataset: DatasetIndex) -> dict[str, int]:
+    """How many adjustments of each kind reading made."""
+    return dict(Counter(one.kind for one in dataset.adjustments))
 
 
 def split_counts(dataset: DatasetIndex) -> str:
     """Images and boxes of each split."""
     return ", ".join(f"{name} {len(one)} images / {one.num_boxes()} boxes" for name, one in dataset.splits.items())
-
-
-def dataset_facts(dataset: DatasetIndex) -> dict[str, Any]:
-    """Path, format, classes, counts of splits and of adjustments."""
-    return {
-        "path": dataset.root,
-        "format": dataset.format,
-        "class_names": dataset.class_names,
-        "splits": {name: {"images": len(one), "boxes": one.num_boxes()} for name, one in dataset.splits.items()},
-        "adjustments": dict(Counter(one.kind for one in dataset.adjustments)),
-    }
 
 
 def write_line(event: str, **facts: Any) -> None:

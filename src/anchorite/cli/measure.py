@@ -5,13 +5,14 @@ from __future__ import annotations
 import json as json_format
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from cyclopts import Parameter
 
-from anchorite.cli.display import counting, dataset_facts, write_line
+from anchorite.cli.display import count_adjustments, counting, write_line
 from anchorite.cli.folders import refuse_taken
 from anchorite.cli.options import (
     DEVICE,
@@ -23,7 +24,7 @@ from anchorite.cli.options import (
     ViewOptions,
     Weights,
 )
-from anchorite.errors import InputError
+from anchorite.errors import InputError, StorageError
 from anchorite.files import write_text_atomically
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def validate(
     network = _loaded(weights, running, refining)
     info = network.info
     size = require_side(running.image_size or info.image_size, info.anchors.strides[-1], str(weights))
-    dataset = reading.open(data)
+    dataset = _with_val_of_run(reading.open(data), weights, output.quiet)
     require_classes(weights, info.class_names, data, dataset.class_names)
     records = require_images(dataset, split)
     # An ensemble reads the images by itself: its windows are of the images as they are.
@@ -80,7 +81,7 @@ def validate(
         print(json_format.dumps(result.to_json()))
     elif output.json_lines:
         facts = {"weights": weights, "data": data, "split": split, "image_size": size, "plots": out}
-        write_line("validated", **facts, **result.to_json(), adjustments=dataset_facts(dataset)["adjustments"])
+        write_line("validated", **facts, **result.to_json(), adjustments=count_adjustments(dataset))
     else:
         if isinstance(network, Ensemble) and not output.quiet:
             print(network.description(running.image_size))
@@ -108,15 +109,45 @@ def _loaded(weights: Path, running: RunningOptions, refining: ViewOptions) -> Ru
     return TorchRuntime(*load_weights(weights), device, precision=None, autocast_dtype=precision.dtype)
 
 
+def _with_val_of_run(dataset: DatasetIndex, weights: Path, quiet: bool) -> DatasetIndex:
+    """The dataset with the split val that the run of these weights made of train, where it has none of its own."""
+    from anchorite.train import RunFolder
+
+    run, made = RunFolder(weights.parent), None
+    if run.run.is_file() and not dataset.split("val"):
+        with suppress(StorageError):  # any file may be called so
+            made = run.read_facts().get("val_split")
+    if not made:
+        return dataset
+    dataset = run.with_val(dataset)
+    if len(dataset.split("val")) < len(made["images"]):
+        raise InputError(
+            f"{run.path} made its split val of {len(made['images'])} images (--val {made['share']:g}, in run.json), of "
+            f"which {dataset.root} has {len(dataset.split('val'))}; name the data that it was trained on"
+        )
+    if not quiet:
+        number = len(made["images"])
+        print(
+            f"val: the {number} images of train that {run.path} did not train on (--val {made['share']:g})",
+            file=sys.stderr,
+        )
+    return dataset
+
+
 def _print_skipped(dataset: DatasetIndex, split: str) -> None:
     """What was left out, beside the output proper, which may be JSON."""
-    skipped = [one for one in dataset.adjustments if one.kind == "skipped-bad" and one.split in (split, None)]
-    if skipped:
-        print(f"labels skipped-bad: {len(skipped)}", file=sys.stderr)
-        for one in skipped[:_MOST_SKIPPED]:
-            print(f"  {one.origin}: {one.detail}", file=sys.stderr)
-        if len(skipped) > _MOST_SKIPPED:
-            print(f"  and {len(skipped) - _MOST_SKIPPED} more", file=sys.stderr)
+    from anchorite.inspect import KINDS, kind_of
+
+    by_kind: dict[str, list[str]] = {}
+    for one in dataset.adjustments:
+        if one.kind == "skipped-bad" and one.split in (split, None):
+            by_kind.setdefault(kind_of(one), []).append(f"{one.origin}: {one.detail}")
+    for kind, lines in by_kind.items():
+        print(f"{split}: {KINDS[kind].counted(len(lines))}, left out", file=sys.stderr)
+        for line in lines[:_MOST_SKIPPED]:
+            print(f"  {line}", file=sys.stderr)
+        if len(lines) > _MOST_SKIPPED:
+            print(f"  and {len(lines) - _MOST_SKIPPED} more", file=sys.stderr)
 
 
 def benchmark(

@@ -48,7 +48,7 @@ class ReadingOptions:
     """How a data set is read."""
 
     format: Format = None
-    skip_bad: Annotated[bool, Parameter(help="Leave out malformed label rows and unreadable images.")] = False
+    skip_bad: Annotated[bool, Parameter(help="Leave out images that cannot be read, or their labels.")] = False
     allow_outside: AllowOutside = False
 
     def open(self, data: Path, *outs: Path | None) -> DatasetIndex:
@@ -111,6 +111,10 @@ class RecipeOptions:
     epochs: Annotated[Whole | None, Parameter(help="Passes over the training images.")] = None
     batch: Annotated[Whole | None, Parameter(help="Images per batch.")] = None
     seed: Annotated[Whole | None, Parameter(help="Seed of weights and augmentation.")] = None
+    val_share: Annotated[float | None, Parameter(alias="--val", help="Share of train that becomes the val split.")] = (
+        None
+    )
+    background_ok: Annotated[bool | None, Parameter(help="Most training images may be without labels.")] = None
     device: Annotated[str | None, DEVICE] = None
     precision: Annotated[PrecisionName | None, Parameter(help="Number format of the convolutions.")] = None
     compile: Annotated[CompileName | None, Parameter(help="torch.compile for the step; auto: by device.")] = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from anchorite.choices import Change
-from anchorite.cli.display import Display
+from anchorite.cli.display import Display, data_lines
 from anchorite.cli.folders import data_name, free_path, refuse_taken
 from anchorite.cli.messages import RESUME_HINT
 from anchorite.cli.options import (
@@ -95,9 +95,8 @@ def train(
                 display.say(f"{resume}: this run is complete; there is nothing to go on with, and nothing was changed")
             else:
                 dataset = reading.open_again(facts, data)
-                display.dataset(dataset)
                 if resume is None:
-                    listener = training.listeners(_with_hints(display, run.path, dataset, recipe, device.type), logged)
+                    listener = training.listeners(_with_hints(display, run.path, recipe, device.type), logged)
                     training.train(recipe, dataset, run.path, listener, notes, world)
                 elif not world.broadcast(run.summary.is_file()):
                     training.resume(resume, dataset, training.listeners(display, logged), allow or (), world)
@@ -137,32 +136,21 @@ def tensorboard_logger(is_asked_for: bool, display: Display, run: Path | None = 
         yield training.listeners(say_where, training.loggers(board, tell=display.warn))
 
 
-def _with_hints(display: Display, folder: Path, dataset: DatasetIndex, recipe: Recipe, device_type: str) -> Listener:
-    """The display; for the first run (none beside it has ended) with hints on the data now, others when it starts."""
-    from anchorite.train import RunStarted
+def _with_hints(display: Display, folder: Path, recipe: Recipe, device_type: str) -> Listener:
+    """The display; for the first run (none beside it has ended) with hints on the data and on the run."""
+    from anchorite.train import DataChecked, RunStarted
 
     if any(folder.parent.glob("*/summary.json")):
         return display
-    records, data = dataset.split("train"), shlex.quote(str(dataset.root))
-    if 0 < len(records) < _FEW_IMAGES:
-        few = f"{len(records)} training images are few: more of them help more than any setting. Are these in order?"
-        display.hint(few, f"anchorite inspect {data}")
-    if not dataset.splits.get("val"):
-        unknown = "without a val split nobody knows how good the detector is. A copy that has one:"
-        display.hint(unknown, f"anchorite split {data} NEW_FOLDER")
-    sides_px = records.box_sides(recipe.image_size).min(axis=1)
-    tiny = float((sides_px < _TINY_PX).mean()) if len(sides_px) else 0.0
-    if tiny > _MANY:
-        narrow = f"{tiny:.0%} of the training boxes are narrower than {_TINY_PX:.0f} px"
-        remedy = f"at image size {recipe.image_size}, hard to find; try --image-size {recipe.image_size * 2}"
-        display.hint(f"{narrow} {remedy}")
-    smaller = [f"--image-size {_QUICK_PX}"] if recipe.image_size > _QUICK_PX else []
-    smaller += ["--model n"] if recipe.model not in ("n", "n6") and recipe.weights is None else []
 
     def listen(event: Event) -> None:
-        """Show an event, and the hints on the run after its start."""
+        """Show an event, and the hints that belong to it."""
         display(event)
-        if isinstance(event, RunStarted):
+        if isinstance(event, DataChecked):
+            _hint_on_data(display, event.dataset, recipe)
+        elif isinstance(event, RunStarted):
+            smaller = [f"--image-size {_QUICK_PX}"] if recipe.image_size > _QUICK_PX else []
+            smaller += ["--model n"] if recipe.model not in ("n", "n6") and recipe.weights is None else []
             if device_type == "cpu" and recipe.device == "auto" and smaller:
                 display.hint(f"no GPU was found; {' and '.join(smaller)} would be several times as fast")
             run = shlex.quote(str(event.folder))
@@ -171,6 +159,20 @@ def _with_hints(display: Display, folder: Path, dataset: DatasetIndex, recipe: R
             display.hint(f"a page with the curves so far, {page}, is written at any time by", f"anchorite report {run}")
 
     return listen
+
+
+def _hint_on_data(display: Display, dataset: DatasetIndex, recipe: Recipe) -> None:
+    """Hints where there are few images, or many boxes that are small for the network input."""
+    records = dataset.split("train")
+    if 0 < len(records) < _FEW_IMAGES:
+        few = f"{len(records)} training images are few: more of them help more than any setting. Are these in order?"
+        display.hint(few, f"anchorite inspect {shlex.quote(str(dataset.root))}")
+    sides_px = records.box_sides(recipe.image_size).min(axis=1)
+    tiny = float((sides_px < _TINY_PX).mean()) if len(sides_px) else 0.0
+    if tiny > _MANY:
+        narrow = f"{tiny:.0%} of the training boxes are narrower than {_TINY_PX:.0f} px"
+        remedy = f"at image size {recipe.image_size}, hard to find; try --image-size {recipe.image_size * 2}"
+        display.hint(f"{narrow} {remedy}")
 
 
 def demo(
@@ -202,7 +204,6 @@ def demo(
     with Display(OutputOptions(quiet)) as display:
         display.say(f"drawing {_NUM_TRAIN + _NUM_VAL + _NUM_TEST} synthetic scenes into {scenes}")
         dataset = open_dataset(write_scenes(scenes, _NUM_TRAIN, _NUM_VAL, _NUM_TEST, _DEMO_SEED, _DEMO_SIZE_PX))
-        display.dataset(dataset)
         training.train(recipe, dataset, run, display)
         page = conclude_run(run, dataset)
     weights, test = run / "best.safetensors", dataset.splits["test"]
@@ -233,6 +234,7 @@ def tune(
     Trial 0 is the recipe as it is. Trials that do worse than most are cut short. A study that was interrupted goes on
     by --resume, its unfinished trial from its newest checkpoint. Needs optuna: pip install 'anchorite[hpo]'.
     """
+    from anchorite.inspect import look_over
     from anchorite.tune import Study, default_space, read_space
 
     if resume is not None:
@@ -247,6 +249,7 @@ def tune(
         (chosen, notes), searched = fields.read(), default_space() if space is None else read_space(space)
         print("".join(f"{note}\n" for note in notes), end="")
         dataset = reading.open(data)
+        print("\n".join(data_lines(dataset, look_over(dataset, chosen.background_ok))))
         study = Study.create(folder, dataset, chosen, searched)
     print(f"study: {study.folder}; searched: {', '.join(study.space)}")
     try:

@@ -65,6 +65,11 @@ class Record:
     __hash__ = None  # type: ignore[assignment]
 
 
+def path_key(folder: str | Path, name: str) -> bytes:
+    """Bytes that are the same for two ways to write the path of one file, unless it is a link itself."""
+    return os.fsencode(os.path.realpath(folder)) + b"/" + name.encode("utf-8", "surrogatepass")
+
+
 class Split(Sequence[Record]):
     """The records of a split and what is asked of all of them at once, however they are stored.
 
@@ -85,6 +90,18 @@ class Split(Sequence[Record]):
     def paths(self) -> Iterator[Path]:
         """The paths of the images, in order."""
         return self.table().paths()
+
+    def paths_at(self, indices: Iterable[int]) -> list[Path]:
+        """The paths of some images."""
+        return self.table().paths_at(indices)
+
+    def folders_of_images(self) -> list[Path]:
+        """The folders that the images lie in; none where they are no files of their own."""
+        return self.table().folders_of_images()
+
+    def path_keys(self) -> Iterator[bytes]:
+        """`path_key` of each image, in order, at a fraction of what the paths cost; none for images in shards."""
+        return self.table().path_keys()
 
     def num_boxes(self) -> int:
         """Boxes of all records, crowds and difficult ones too."""
@@ -215,6 +232,20 @@ class RecordTable(Split):
     def paths(self) -> Iterator[Path]:
         """The paths of the images, in order; no record is made."""
         return map(self._path, range(len(self)))
+
+    def paths_at(self, indices: Iterable[int]) -> list[Path]:
+        """The paths of some images; no record is made."""
+        return list(map(self._path, indices))
+
+    def folders_of_images(self) -> list[Path]:
+        """The folders that the images lie in."""
+        return [Path(self.folders[number]) for number in np.unique(self.images["folder_id"]).tolist()]
+
+    def path_keys(self) -> Iterator[bytes]:
+        """`path_key` of each image, in order; neither records nor paths are made."""
+        folders = [path_key(folder, "") for folder in self.folders]
+        names = self.names.data.tobytes().split(b"\xff")
+        return (folders[number] + name for number, name in zip(self.images["folder_id"].tolist(), names, strict=False))
 
     def image_of_box(self) -> NDArray[np.int64]:
         """(N,) which image each box is of."""

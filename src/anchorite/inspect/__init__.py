@@ -11,10 +11,12 @@ from anchorite.inspect.findings import (
     Inspection,
     Severity,
     SplitBalance,
+    kind_of,
     report_text,
     summary_text,
 )
-from anchorite.inspect.resplit import resplit
+from anchorite.inspect.overview import Overview, Told, look_over, require_boxes
+from anchorite.inspect.resplit import resplit, take_val
 
 __all__ = [
     "KINDS",
@@ -24,13 +26,19 @@ __all__ = [
     "Finding",
     "FindingKind",
     "Inspection",
+    "Overview",
     "Severity",
     "SplitBalance",
+    "Told",
     "anchor_table",
     "corrected_dataset",
     "inspect_dataset",
+    "kind_of",
+    "look_over",
     "report_text",
+    "require_boxes",
     "resplit",
     "save_anchor_plot",
     "summary_text",
+    "take_val",
 ]

@@ -17,18 +17,11 @@ import torch
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import pairwise_iou_xyxy
 from anchorite.data import DatasetIndex, Record, Split, as_split, dataset_fingerprint
-from anchorite.data.formats.common import is_image_name
 from anchorite.inspect.anchors import anchor_findings, anchor_fit
 from anchorite.inspect.findings import KINDS, Finding, Inspection, SplitBalance, box_finding
+from anchorite.inspect.overview import balances_of, reading_findings, split_findings, unlisted_images
 from anchorite.inspect.similar import Progress, ScannedImage, same_pixels, scan_images, search_in_words, similar_pairs
 
-_KIND_OF_ADJUSTMENT = {
-    "clipped": "clipped-box",
-    "dropped-empty": "empty-box",
-    "dropped-duplicate": "duplicate-box",
-    "skipped-bad": "malformed",
-}
-_FILE_DETAILS = {"unused-label": "there is no image of that name", "ignored-file": "in no split, or without xml"}
 _SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}
 _DENSE = 100  # boxes of a class in an image that COCO's average precision counts
 _SAME_BOX_IOU = 0.8  # of one class: the same object drawn twice
@@ -49,11 +42,12 @@ def inspect_dataset(
     Anchors and image size are those of the planned training. progress is called with (images decoded, images in all),
     comparing, after that, with (images compared with all others, images in all). Nothing is written.
     """
-    balances = tuple(_balance(dataset, split) for split in dataset.splits)
+    balances = tuple(map(_with_most_boxes, balances_of(dataset), dataset.splits.values()))
     images = scan_images(dataset, progress)
     found = chain(
-        _reading_findings(dataset),
-        _split_findings(dataset, balances),
+        reading_findings(dataset),
+        unlisted_images(dataset),
+        split_findings(dataset, balances),
         _label_findings(dataset),
         _image_findings(images, comparing),
         anchor_findings(dataset, anchors, image_size),
@@ -72,70 +66,10 @@ def inspect_dataset(
     )
 
 
-def _balance(dataset: DatasetIndex, split: str) -> SplitBalance:
-    table = dataset.splits[split].table()
+def _with_most_boxes(balance: SplitBalance, records: Split) -> SplitBalance:
+    table = records.table()
     kept = ~table.boxes["ignored"]
-    return SplitBalance(
-        split=split,
-        images=len(table),
-        empty_images=table.num_background(),
-        boxes=int(kept.sum()),
-        ignored=int((~kept).sum()),
-        most_boxes=int(np.bincount(table.image_of_box()[kept], minlength=1).max()),
-        boxes_per_class=tuple(table.class_counts(len(dataset.class_names)).tolist()),
-    )
-
-
-def _reading_findings(dataset: DatasetIndex) -> Iterator[Finding]:
-    """What reading adjusted: a finding for each label or setting, and one a file where an adjustment names several; and
-    folders that hold images of the dataset and others that no split names."""
-    for one in dataset.adjustments:
-        kind = _KIND_OF_ADJUSTMENT.get(one.kind, one.kind)
-        image = None if one.image is None else str(one.image)
-        if kind == "malformed" and one.origin == image:
-            kind = "unreadable-image"
-        for file in one.files:
-            shown = str(file) if is_image_name(file.name) else None
-            yield Finding(kind, _FILE_DETAILS[one.kind], one.split, shown, str(file))
-        if not one.files:
-            yield Finding(kind, one.detail, one.split, image, one.origin, one.box_xyxy, one.class_name)
-    if dataset.format == "voc":  # its adjustments have them
-        return
-    known = {record.path for records in dataset.splits.values() for record in records}
-    known |= {adjustment.image for adjustment in dataset.adjustments if adjustment.image is not None}
-    for folder in sorted({path.parent for path in known if path.parent.is_dir()}):
-        names = sorted(path.name for path in folder.iterdir() if is_image_name(path.name) and path not in known)
-        if names:
-            detail = f"{len(names)} images that no split names: {', '.join(names[:5] + ['...'] * (len(names) > 5))}"
-            others = tuple(str(folder / name) for name in names)
-            yield Finding("unlisted-image", detail, origin=str(folder), others=others)
-
-
-def _split_findings(dataset: DatasetIndex, balances: Sequence[SplitBalance]) -> Iterator[Finding]:
-    """Class names that probably mean one class; splits and classes that cannot be trained or measured."""
-    first: dict[str, str] = {}
-    for name in dataset.class_names:
-        key = "".join(name.casefold().replace("-", " ").replace("_", " ").split()) or name
-        if key in first:
-            yield Finding("similar-class-names", f"{first[key]!r} and {name!r}", class_name=name, others=(first[key],))
-        first.setdefault(key, name)
-    train = next((counts for counts in balances if counts.split == "train"), None)
-    if train is None or not train.images:
-        yield Finding("no-training-images", "the split train is missing or empty", "train")
-    elif not train.boxes:
-        yield Finding("no-training-boxes", "all of train is background: nothing can be learned", "train")
-    for counts in balances:
-        if counts is not train and not counts.images:
-            yield Finding("empty-split", "no image", counts.split)
-        elif counts is not train and not counts.boxes:
-            yield Finding("split-without-boxes", "nothing to measure against", counts.split)
-        if counts.images == 1:
-            yield Finding("single-image-split", "one image", counts.split)
-    for number, name in enumerate(dataset.class_names if train and train.boxes else ()):
-        there = [f"{n} in {counts.split}" for counts in balances if (n := counts.boxes_per_class[number])]
-        if train and not train.boxes_per_class[number]:
-            detail = f"class {name!r}: {'only ' + ' and '.join(there) if there else 'no box in any split'}"
-            yield Finding("class-without-training", detail, class_name=name)
+    return replace(balance, most_boxes=int(np.bincount(table.image_of_box()[kept], minlength=1).max()))
 
 
 def _label_findings(dataset: DatasetIndex) -> Iterator[Finding]:

@@ -5,12 +5,13 @@ Legend: K classes.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from anchorite.data import DatasetIndex, Record
+from anchorite.data import Adjustment, DatasetIndex, Record
 from anchorite.inspect.similar import ScannedImage
 from anchorite.reading import filled
 
@@ -21,59 +22,94 @@ _REPORT_VERSION = 1
 
 
 class FindingKind(NamedTuple):
-    """How grave a kind of finding is, what training does about it, a heading for several of them, and what reading
-    already did about it, which a corrected copy lists as a change."""
+    """How grave a kind of finding is, what training does about it, a heading, and what reading already did about it,
+    which a corrected copy lists as a change.
+
+    heading: as a template, "box|boxes" for one and for several; without such a word it is no count of things.
+    """
 
     severity: Severity
     effect: Effect
     heading: str
     done: str = ""
 
+    def words(self, number: int) -> str:
+        """The heading for so many findings, without the number."""
+        return re.sub(r"(\w+)\|(\w+)", r"\1" if number == 1 else r"\2", self.heading)
+
+    def counted(self, number: int) -> str:
+        """The heading with the number of findings, if it counts them."""
+        return f"{number} {self.words(number)}" if "|" in self.heading else self.heading
+
 
 # Errors are what a user loses without noticing, or what training refuses: labels, images, or the worth of val and test.
 KINDS: Mapping[str, FindingKind] = {
-    "malformed": FindingKind(
-        "error", "refused", "label rows or files that cannot be read; left out by --skip-bad", "left out"
+    "malformed": FindingKind("error", "refused", "label row|rows or file|files that cannot be read", "left out"),
+    "unreadable-image": FindingKind("error", "refused", "image|images that cannot be decoded", "left out"),
+    "empty-box": FindingKind("error", "dropped", "box|boxes without area", "dropped"),
+    "duplicate-box": FindingKind("error", "dropped", "box|boxes written twice", "dropped"),
+    "unused-label": FindingKind("error", "ignored", "label file|files without an image", "left out"),
+    "ignored-file": FindingKind(
+        "error", "ignored", "file|files in no split, or without labels that can be used", "left out"
     ),
-    "unreadable-image": FindingKind(
-        "error", "refused", "images that cannot be decoded; left out by --skip-bad", "left out"
-    ),
-    "empty-box": FindingKind("error", "dropped", "boxes without area", "dropped"),
-    "duplicate-box": FindingKind("error", "dropped", "boxes written twice", "dropped"),
-    "unused-label": FindingKind("error", "ignored", "label files without an image", "left out"),
-    "ignored-file": FindingKind("error", "ignored", "files in no split, or without their labels", "left out"),
-    "shared-image": FindingKind("error", "kept", "images in two splits: the score on the second proves nothing"),
+    "shared-image": FindingKind("error", "kept", "image|images in two splits: the score on the second proves nothing"),
     "no-training-images": FindingKind("error", "refused", "no image to train on"),
-    "no-training-boxes": FindingKind("error", "kept", "no box to train on"),
-    "clipped-box": FindingKind("warning", "clipped", "boxes that reach outside their image", "clipped"),
-    "similar-shared-image": FindingKind("warning", "kept", "images of two splits that show the same view"),
-    "repeated-picture": FindingKind("warning", "kept", "images with the same pixels in one split"),
-    "repeated-image": FindingKind("warning", "dropped", "images listed twice in a split, read once", "listed once"),
-    "similar-box": FindingKind("warning", "kept", "pairs of boxes of a class that overlap as if drawn twice"),
-    "class-conflict": FindingKind("warning", "kept", "pairs of nearly equal boxes with different classes"),
-    "unmatched-box": FindingKind("warning", "ignored", "boxes that no anchor matches: never learned"),
-    "sub-pixel-box": FindingKind("warning", "kept", "boxes thinner than a pixel of the network input"),
-    "class-without-training": FindingKind("warning", "kept", "classes without a box in train"),
-    "similar-class-names": FindingKind("warning", "kept", "class names that differ only in case or spaces"),
-    "empty-split": FindingKind("warning", "kept", "splits without images"),
-    "single-image-split": FindingKind("warning", "kept", "splits of a single image"),
-    "split-without-boxes": FindingKind("warning", "kept", "splits without a box"),
-    "no-labels": FindingKind("warning", "kept", "splits without a label file: all taken as background"),
+    "no-training-boxes": FindingKind("error", "refused", "no box to train on"),
+    "clipped-box": FindingKind("warning", "clipped", "box|boxes that reaches|reach outside its|their image", "clipped"),
+    "similar-shared-image": FindingKind(
+        "warning", "kept", "image|images that shows|show the same view as one of another split"
+    ),
+    "repeated-picture": FindingKind(
+        "warning", "kept", "image|images with the same pixels as another of its|their split"
+    ),
+    "repeated-image": FindingKind(
+        "warning", "dropped", "image|images listed twice in a split, read once", "listed once"
+    ),
+    "similar-box": FindingKind("warning", "kept", "pair|pairs of boxes of a class that overlap as if drawn twice"),
+    "class-conflict": FindingKind("warning", "kept", "pair|pairs of nearly equal boxes with different classes"),
+    "unmatched-box": FindingKind("warning", "ignored", "box|boxes that no anchor matches: never learned"),
+    "sub-pixel-box": FindingKind("warning", "kept", "box|boxes thinner than a pixel of the network input"),
+    "mostly-background": FindingKind(
+        "warning", "kept", "most training images have no labels, and are learned as background"
+    ),
+    "class-without-training": FindingKind("warning", "kept", "class|classes without a box in train"),
+    "similar-class-names": FindingKind(
+        "warning", "kept", "pair|pairs of class names that differ only in case or spaces"
+    ),
+    "empty-split": FindingKind("warning", "kept", "split|splits without images"),
+    "single-image-split": FindingKind("warning", "kept", "split|splits of a single image"),
+    "split-without-boxes": FindingKind("warning", "kept", "split|splits without a box"),
+    "no-labels": FindingKind("warning", "kept", "split|splits without a label file: all taken as background"),
     "ignored-shape": FindingKind("warning", "ignored", "points, lines and tags, which outline no object", "left out"),
-    "unlisted-image": FindingKind("warning", "ignored", "folders with images that belong to no split", "left out"),
-    "similar-image": FindingKind("note", "kept", "images of one split that show the same view"),
-    "small-box": FindingKind("note", "kept", "boxes thinner than two pixels of the network input"),
-    "dense-image": FindingKind("note", "kept", "images with over 100 boxes of a class: COCO's score counts 100"),
-    "background-image": FindingKind("note", "kept", "images without a box, trained on as background"),
-    "ignored-box": FindingKind("note", "ignored", "crowd or difficult boxes: no target, and not scored"),
-    "ignored-key": FindingKind("note", "ignored", "settings that have no effect"),
+    "unlisted-image": FindingKind(
+        "warning", "ignored", "folder|folders with images that belong to no split", "left out"
+    ),
+    "similar-image": FindingKind(
+        "note", "kept", "image|images that shows|show the same view as another of its|their split"
+    ),
+    "small-box": FindingKind("note", "kept", "box|boxes thinner than two pixels of the network input"),
+    "dense-image": FindingKind("note", "kept", "image|images with over 100 boxes of a class: COCO's score counts 100"),
+    "background-image": FindingKind("note", "kept", "image|images without a box, trained on as background"),
+    "ignored-box": FindingKind("note", "ignored", "crowd or difficult box|boxes: no target, and not scored"),
+    "ignored-key": FindingKind("note", "ignored", "setting|settings without effect"),
     "ignored-score": FindingKind("note", "ignored", "scores beside boxes, as predictions have them"),
     "ignored-category": FindingKind("note", "ignored", "categories that only group others: no classes"),
-    "shape-as-box": FindingKind(
-        "note", "kept", "polygons, masks, rotated boxes or poses: the box around each is taken"
-    ),
-    "relocated": FindingKind("note", "kept", "paths that were found elsewhere in the dataset"),
+    "shape-as-box": FindingKind("note", "kept", "shapes of which the box around each is taken"),
+    "relocated": FindingKind("note", "kept", "path|paths found elsewhere in the dataset"),
 }
+KIND_OF_ADJUSTMENT = {
+    "clipped": "clipped-box",
+    "dropped-empty": "empty-box",
+    "dropped-duplicate": "duplicate-box",
+    "skipped-bad": "malformed",
+}
+
+
+def kind_of(adjustment: Adjustment) -> str:
+    """Which kind of finding an adjustment is."""
+    if adjustment.kind == "skipped-bad" and adjustment.image is not None and adjustment.origin == str(adjustment.image):
+        return "unreadable-image"
+    return KIND_OF_ADJUSTMENT.get(adjustment.kind, adjustment.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +162,17 @@ def box_finding(dataset: DatasetIndex, split: str, record: Record, index: int) -
 
 @dataclass(frozen=True, slots=True)
 class SplitBalance:
-    """What a split holds. boxes_per_class: K counts of training boxes; ignored: crowd and difficult boxes."""
+    """What a split holds. boxes_per_class: K counts of training boxes; ignored: crowd and difficult boxes; left_out:
+    images that reading left out, by the kind of finding that says why; most_boxes: of an image, 0 where not counted."""
 
     split: str
     images: int
     empty_images: int
     boxes: int
     ignored: int
-    most_boxes: int
     boxes_per_class: tuple[int, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    most_boxes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,18 +278,19 @@ def _text(inspection: Inspection, is_summary: bool) -> str:
 def _balance_lines(inspection: Inspection, num_shown: int) -> Iterator[str]:
     """A table with a column for each split: images, boxes, and boxes of each class."""
     names = inspection.dataset.class_names
-    crowd = "crowd, difficult"
-    titles = ["", "images", "without a box", "boxes", "an image, mean", "an image, most", crowd, *names[:num_shown]]
+    rare = "crowd, difficult", "images left out"
+    titles = ["", "images", "without a box", "boxes", "an image, mean", "an image, most", *rare, *names[:num_shown]]
     columns = [titles]
     for split in inspection.balances:
         mean = f"{split.boxes / split.images:.1f}" if split.images else "-"
-        column = [split.split, split.images, split.empty_images, split.boxes, mean, split.most_boxes, split.ignored]
+        column = [split.split, split.images, split.empty_images, split.boxes, mean, split.most_boxes]
+        column += [split.ignored, sum(split.left_out.values())]
         shares = [f"{n} ({n / split.boxes:.0%})" if split.boxes else n for n in split.boxes_per_class[:num_shown]]
         columns.append([str(cell) for cell in [*column, *shares]])
     first = min(32, max(map(len, titles))) + 2
     widths = [max(map(len, column)) + 3 for column in columns[1:]]
     for title, *cells in zip(*columns, strict=True):
-        if title != crowd or set(cells) != {"0"}:
+        if title not in rare or set(cells) != {"0"}:
             yield f"{title:<{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
     if len(names) > num_shown:
         yield f"and {len(names) - num_shown} classes more"

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.data import DatasetIndex, as_split
+from anchorite.data import DatasetIndex, LeftOut, as_split, without_images
 from anchorite.errors import InputError
 from anchorite.inspect.similar import Progress, same_pixels, scan_images, similar_pairs
 
@@ -29,16 +29,21 @@ def resplit(
 
     Every image is decoded once, to find those of one view; progress is called with (images decoded, images in all). An
     image in several of these splits is taken once. The order of images within a split is that of the
-    dataset. The same input and seed give the same splits. Raises InputError where an image cannot be decoded, or where
-    there are too few groups of images for every split to get one.
+    dataset. The same input and seed give the same splits. Images that cannot be decoded are left out where the dataset
+    was opened with skip_bad. Raises InputError where it was not, or where there are too few groups of images for every
+    split to get one.
     """
     pool = replace(dataset, splits={name: records for name, records in dataset.splits.items() if name not in keep})
     images = list({image.record.path: image for image in scan_images(pool, progress)}.values())
-    for image in images:
-        if image.error is not None:
-            raise InputError(
-                f"{image.record.path}: {image.error}; remove it, or correct the dataset by `anchorite inspect --fix`"
-            )
+    damaged = [image for image in images if image.error is not None]
+    if damaged and not dataset.skip_bad:
+        raise InputError(
+            f"{damaged[0].record.path}: {damaged[0].error}; remove it, leave it out by --skip-bad (skip_bad=True), or "
+            "correct the dataset by `anchorite inspect --fix`"
+        )
+    for image in damaged:
+        dataset = without_images(dataset, image.split, [LeftOut(image.record.path, str(image.error))])
+    images = [image for image in images if image.error is None]
     number_of = {image.record.path: number for number, image in enumerate(images)}
     pairs = [
         (number_of[one.record.path], number_of[two.record.path]) for one, *more in same_pixels(images) for two in more
@@ -63,6 +68,30 @@ def resplit(
             )
     kept = {name: dataset.splits[name] for name in keep}
     return replace(dataset, splits=splits | kept), [len(group) for group in groups if len(group) > 1]
+
+
+def take_val(dataset: DatasetIndex, share: float, seed: int = 0, progress: Progress | None = None) -> DatasetIndex:
+    """The dataset with a split val, which gets this share of the images of train: `resplit` of train alone.
+
+    Raises InputError as `require_no_val` and `resplit` do.
+    """
+    require_no_val(dataset)
+    splits = {name: records for name, records in dataset.splits.items() if name != "val"}
+    others = [name for name in splits if name != "train"]
+    whole = replace(dataset, splits=splits)
+    return resplit(whole, {"train": 1 - share, "val": share}, seed, others, progress)[0]
+
+
+def require_no_val(dataset: DatasetIndex) -> None:
+    """InputError where no images of train can become a split val: where there is one already, and of shards, which are
+    read in their order."""
+    says, remedy = "--val (val_share) takes images of train to validate on", "anchorite split DATA NEW_FOLDER --val 0.2"
+    if val := dataset.split("val"):
+        raise InputError(
+            f"{says}, but {dataset.root} has a split val of {len(val)} images; leave it out, or divide anew: {remedy}"
+        )
+    if dataset.split("train").is_shuffled:
+        raise InputError(f"{says}, but {dataset.root} is in shards; divide what they were made of: {remedy}")
 
 
 def connected(num_items: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
+from anchorite.inspect.findings import KIND_OF_ADJUSTMENT, KINDS
 from anchorite.report.charts import Chart, Line, decimals, format_number, make_chart
 from anchorite.report.page import MAX_PAGE_BYTES, embed_pictures, render_page
 from anchorite.report.run_data import RunFiles, flatten, none_if_absent, read_status, show
@@ -338,22 +339,35 @@ def time_split(files: RunFiles) -> list[tuple[str, str, float, float, str]]:
 
 @none_if_absent
 def describe_data(files: RunFiles) -> dict[str, Any]:
-    """Path, splits, adjustments and boxes of each class, by the summary; before it is written, what run.json tells."""
+    """Path, splits, what was found wrong and boxes of each class, by the summary and, before it is written, by run.json
+    alone.
+
+    told: sentences on what was wrong with the data when the run was started.
+    """
     dataset, started = files.summary.get("dataset"), files.facts
     if dataset is None:
         splits = [{"split": name, **one} for name, one in started["splits"].items()]
         dataset = {"path": started["data"], "format": started["format"], "splits": splits, "boxes_by_class": []}
     facts = [(key, show(dataset[key])) for key in ("path", "format")]
-    if "adjusted_labels" in dataset:
-        adjusted = [(f"labels {kind}", show(count)) for kind, count in dataset["adjusted_labels"].items()]
-        facts += adjusted or [("labels adjusted", "none")]
+    if made := started.get("val_split"):
+        share, seed = show(made["share"]), show(made["seed"])
+        facts.append(("split val", f"{len(made['images'])} images of train, taken out by --val {share}, seed {seed}"))
+    checks = started.get("checks") or {"splits": [], "findings": []}
+    if "adjusted_labels" in dataset and not started.get("checks"):  # of a run of an earlier release
+        adjusted = [(KIND_OF_ADJUSTMENT.get(kind, kind), count) for kind, count in dataset["adjusted_labels"].items()]
+        facts += [(KINDS[kind].words(count) if kind in KINDS else kind, show(count)) for kind, count in adjusted]
     names = [row["split"] for row in dataset["splits"]]
     classes = [(row["class"], [row.get(name) for name in names]) for row in dataset["boxes_by_class"][:MOST_CLASSES]]
     most = max((counts[0] for _, counts in classes if isinstance(counts[0], int)), default=0) or 1
     columns = ("split", "images", "boxes", "images_without_boxes")
+    checked = {row["split"]: (row["ignored"], sum(row["left_out"].values())) for row in checks["splits"]}
     return {
         "facts": facts,
-        "splits": [[show(row.get(column)) for column in columns] for row in dataset["splits"]],
+        "told": [(str(one["severity"]), str(one["text"])) for one in checks["findings"]],
+        "splits": [
+            [*(show(row.get(column)) for column in columns), *map(show, checked.get(row["split"], (None, None)))]
+            for row in dataset["splits"]
+        ],
         "names": names,
         "classes": [(name, counts, round(100 * (counts[0] or 0) / most)) for name, counts in classes],
         "num_left_out": len(dataset["boxes_by_class"]) - len(classes),

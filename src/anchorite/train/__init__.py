@@ -1,6 +1,7 @@
 """Training: the recipe, setting up a run, the loop and its step, the optimizer, checkpoints and the run folder."""
 
 from anchorite.train.events import (
+    DataChecked,
     EpochDone,
     Event,
     Listener,
@@ -20,6 +21,7 @@ from anchorite.train.setup import device_of_rank
 from anchorite.train.tensorboard import TensorBoard
 
 __all__ = [
+    "DataChecked",
     "EpochDone",
     "Event",
     "Listener",

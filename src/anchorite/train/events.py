@@ -1,9 +1,10 @@
 """The events of a run, and callbacks that receive them: plain values, no printing in the library.
 
-A run calls its listener with each event, in the training thread, one after the other: some `StoreProgress`, one
-`RunStarted`, then for each epoch its `StepDone` and `StepSkipped`, then `EpochDone`, and at last `RunFinished`. An
-interrupted run sends nothing more; a resumed run begins with `RunStarted` again. In distributed training only rank 0
-sends events. Epochs, batches and steps are counted from 1.
+A run calls its listener with each event, in the training thread, one after the other: one `DataChecked` (before it
+some `StoreProgress`, where images become a split val), some `StoreProgress`, one `RunStarted`, then for each epoch its
+`StepDone` and `StepSkipped`, then `EpochDone`, and at last `RunFinished`. An interrupted run sends nothing more; a
+resumed run begins with `DataChecked` again. In distributed training only rank 0 sends events. Epochs, batches and steps
+are counted from 1.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from anchorite.data import DatasetIndex
 from anchorite.evaluate import ValidationResult
+from anchorite.inspect import Overview
 from anchorite.reading import one_line, printable
 from anchorite.train.recipe import Recipe, by_dotted_name
 
@@ -27,8 +30,18 @@ ERRORS_FILE = "logger-errors.txt"  # in the folder of the run
 
 
 @dataclass(frozen=True)
+class DataChecked:
+    """Once, of a new run and again of a resumed one, before the images are stored: the dataset as it is trained on,
+    what its splits hold, and what was found wrong. Where nothing can be learned the run ends right after it.
+    """
+
+    dataset: DatasetIndex
+    overview: Overview
+
+
+@dataclass(frozen=True)
 class StoreProgress:
-    """While the image store of a split is built, after each image, before the run starts. Counts are of images."""
+    """While the images of a split are decoded, after each, before the run starts. Counts are of images."""
 
     split: str
     num_done: int
@@ -127,7 +140,7 @@ class RunFinished:
     seconds: float
 
 
-Event = StoreProgress | RunStarted | StepDone | StepSkipped | EpochDone | RunFinished
+Event = DataChecked | StoreProgress | RunStarted | StepDone | StepSkipped | EpochDone | RunFinished
 
 Listener = Callable[[Event], None]
 """Takes the events of a run, in the training thread: the run waits for it, and an exception ends it (see `loggers`).

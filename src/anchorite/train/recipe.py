@@ -62,6 +62,8 @@ class Recipe(BaseModel):
     epochs: int = Field(100, ge=1, description="passes over the training images")
     batch: int = Field(16, ge=1, description="images per batch, on all ranks together")
     seed: int = Field(0, ge=0, le=1_000_000_000, description="seed of weights and augmentation")
+    val_share: float = Field(0.0, ge=0, lt=1, description="share of the training images that become a split val")
+    background_ok: bool = Field(False, description="that most training images have no labels is intended")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: PrecisionName = Field("auto", description="auto, fp32, bf16 or fp16")
     compile: CompileName = Field("auto", description="torch.compile for the step: auto (by device), on or off")

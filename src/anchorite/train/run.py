@@ -13,18 +13,22 @@ from anchorite.choices import Change
 from anchorite.data import DatasetIndex
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
+from anchorite.inspect import look_over, require_boxes, take_val
+from anchorite.inspect.resplit import require_no_val
 from anchorite.model import default_anchors
 from anchorite.train.checkpoint import Progress, has_checkpoint, leftovers, load_latest
-from anchorite.train.events import Listener, RunFinished, ignore
+from anchorite.train.events import DataChecked, Listener, RunFinished, StoreProgress, ignore
 from anchorite.train.loop import Run
-from anchorite.train.pretrained import read_hf_backbone, read_pretrained, reread_start
+from anchorite.train.pretrained import read_hf_backbone, read_pretrained, refuse_early, reread_start
 from anchorite.train.recipe import Recipe, by_dotted_name
-from anchorite.train.run_folder import RunFolder, left_out_facts
+from anchorite.train.run_folder import RunFolder, left_out_facts, val_images, with_val
 from anchorite.train.setup import derived_settings, prepare
 
 _NUM_SHOWN = 5
 # Fields that do not change what a run computes.
-_FREE = frozenset({"name", "workers", "worker_timeout_s", "rank_timeout_s", "store", "checkpoint_minutes"})
+_FREE = frozenset(
+    {"name", "workers", "worker_timeout_s", "rank_timeout_s", "store", "checkpoint_minutes", "background_ok"}
+)
 # The tensors of a checkpoint do not fit with others of these.
 _FIXED = frozenset({"model", "backbone", "optimizer.name"})
 
@@ -40,14 +44,18 @@ def train(
     """Train a detector in a new folder `out`; events go to the listener. notes: sentences to report at the start.
 
     world: the processes that train together, from `anchorite.distributed.init_process_group`; each calls this with the
-    same arguments; rank 0 writes and sends events. Leaves best.safetensors (by mAP of the val split), last.safetensors,
+    same arguments; rank 0 writes and sends events. With `recipe.val_share`, images of train become a split val, which
+    run.json names. Leaves best.safetensors (by mAP of the val split), last.safetensors,
     metrics.csv, recipe.yaml, summary.json and checkpoints. Raises InputError (exit 2), StorageError (4) or
     DivergedError (3).
     """
     listener = listener if world.is_main else ignore
     recipe, start = read_pretrained(recipe)
     backbone = read_hf_backbone(recipe, start)
+    refuse_early(recipe.model, recipe.optimizer.freeze)  # before images may be decoded
+    dataset, val_split = _with_val(recipe, dataset, listener, world)
     opened = dataset
+    checks = _checked(recipe, dataset, listener, world)
     prepared = prepare(recipe, dataset, listener=listener, start=start, world=world, backbone=backbone)
     prepared = replace(prepared, decisions=(*notes, *prepared.decisions))
     dataset, anchors = prepared.dataset, prepared.train_state.detector.anchors
@@ -58,6 +66,8 @@ def train(
         "allow_outside": dataset.allow_outside,
         "anchors": anchors.to_rows(),
         "left_out": left_out_facts(opened, dataset),
+        "val_split": val_split,
+        "checks": checks,
         "start": start and {"weights": start.path, "sha256": start.sha256, "kept": prepared.kept},
         "notes": list(notes),
         "backbone": backbone and {"config": backbone.config.model_dump(mode="json"), "sha256": backbone.sha256},
@@ -97,12 +107,14 @@ def resume(
     listener = listener if world.is_main else ignore
     folder = RunFolder.open(out)
     recipe, facts = folder.read_recipe(), folder.read_facts()
+    dataset = folder.with_val(dataset)
     # Which images of a data set with bad ones are trained on is known only when they have been decoded.
     changes = _refuse_changes(facts, recipe, dataset, {*allow, "data"} if dataset.skip_bad else allow, world.world_size)
     with folder.held() if world.is_main else nullcontext():
         anchors = AnchorSet.from_rows(facts["anchors"], default_anchors(recipe.model).strides)
         starts_over = len(folder.read_rows()) <= 1 and not has_checkpoint(folder.checkpoints)
         start, backbone = reread_start(recipe, facts, starts_over)
+        _checked(recipe, dataset, listener, world)
         prepared = prepare(recipe, dataset, anchors, listener, start, world, backbone)
         with prepared.loader:
             if dataset.skip_bad:
@@ -119,6 +131,33 @@ def resume(
                 notes.append(f"started from {facts['start']['kept']}")
             prepared = replace(prepared, decisions=(*changes, *notes, *prepared.decisions))
             return Run(recipe, folder, prepared, listener).run(progress)
+
+
+def _with_val(
+    recipe: Recipe, dataset: DatasetIndex, listener: Listener, world: World
+) -> tuple[DatasetIndex, dict[str, Any] | None]:
+    """The dataset with the split val that the recipe asks for, and what run.json says of it; rank 0 chooses."""
+    if not recipe.val_share:
+        return dataset, None
+    require_no_val(dataset)
+    require_boxes(dataset)  # before the images are decoded, which takes long
+
+    def tell(num_done: int, num_images: int) -> None:
+        listener(StoreProgress("train", num_done, num_images))
+
+    images: list[str] = []
+    if world.is_main:
+        images = val_images(take_val(dataset, recipe.val_share, recipe.seed, tell))
+    images = world.broadcast(images)
+    return with_val(dataset, images), {"share": recipe.val_share, "seed": recipe.seed, "images": images}
+
+
+def _checked(recipe: Recipe, dataset: DatasetIndex, listener: Listener, world: World) -> dict[str, Any] | None:
+    """Tell the listener what there is to say of the dataset, on rank 0, and return it for run.json."""
+    overview = look_over(dataset, recipe.background_ok) if world.is_main else None
+    if overview is not None:
+        listener(DataChecked(dataset, overview))
+    return None if overview is None else overview.to_json()
 
 
 def _comparable_facts(recipe: Recipe, dataset: DatasetIndex, num_ranks: int) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from anchorite.data import Batch, DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
 from anchorite.evaluate import ValidationResult
 from anchorite.files import is_locked, write_bytes_atomically, write_text_atomically
+from anchorite.inspect.resplit import require_no_val
 from anchorite.reading import read_json
 from anchorite.recipe_names import RENAMED_COLUMNS, with_current_names
 from anchorite.train.checkpoint import found_checkpoints, leftovers
@@ -40,6 +42,12 @@ class _LeftOutFacts(TypedDict):
     split: str
     image: str
     reason: str
+
+
+class _ValFacts(TypedDict):
+    share: float
+    seed: int
+    images: list[str]
 
 
 class _StartFacts(TypedDict):
@@ -66,6 +74,7 @@ class _Facts(BaseModel):
     skip_bad: bool = False
     allow_outside: bool = False
     left_out: list[_LeftOutFacts] = []
+    val_split: _ValFacts | None = None
     start: _StartFacts | None = None
     notes: list[str] = []
     backbone: _BackboneFacts | None = None
@@ -171,10 +180,16 @@ class RunFolder:
             raise StorageError(f"{error}; the run cannot be resumed without it") from error
         return facts
 
+    def with_val(self, dataset: DatasetIndex) -> DatasetIndex:
+        """The data set as opened, with the split val that the run made of train, if it did; raises as `with_val`."""
+        made = self.read_facts().get("val_split")
+        return with_val(dataset, made["images"]) if made else dataset
+
     def as_trained(self, dataset: DatasetIndex) -> DatasetIndex:
-        """The data set as opened, without the images that the run left out because they could not be decoded."""
+        """The data set `with_val`, without the images that the run left out because they could not be decoded."""
+        dataset, facts = self.with_val(dataset), self.read_facts()
         by_split: dict[str, dict[str, str]] = {}
-        for one in self.read_facts().get("left_out", []):
+        for one in facts.get("left_out", []):
             by_split.setdefault(one["split"], {})[one["image"]] = one["reason"]
         for split, reasons in by_split.items():
             paths = list(dataset.split(split).paths())
@@ -248,6 +263,24 @@ def left_out_facts(opened: DatasetIndex, trained_on: DatasetIndex) -> list[dict[
         {"split": str(one.split), "image": _path_in_dataset(opened, Path(one.origin)), "reason": one.detail}
         for one in trained_on.adjustments[len(opened.adjustments) :]
     ]
+
+
+def val_images(dataset: DatasetIndex) -> list[str]:
+    """What run.json says of the split val: the paths of its images from the dataset's folder."""
+    return [_path_in_dataset(dataset, path) for path in dataset.split("val").paths()]
+
+
+def with_val(dataset: DatasetIndex, images: Collection[str]) -> DatasetIndex:
+    """The dataset with a split val of images that are in train now, named as by `val_images`; of those that are not
+    there nothing is said. InputError where it has a split val already.
+    """
+    require_no_val(dataset)
+    train, names = dataset.split("train"), set(images)
+    is_val = [_path_in_dataset(dataset, path) in names for path in train.paths()]
+    rows = [row for row, chosen in enumerate(is_val) if chosen]
+    val = train.table().select(rows)
+    made = {"train": train.without(set(train.paths_at(rows))), "val": val}
+    return replace(dataset, splits={**made, **{name: one for name, one in dataset.splits.items() if name not in made}})
 
 
 def _path_in_dataset(dataset: DatasetIndex, image: Path) -> str:

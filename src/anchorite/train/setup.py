@@ -18,6 +18,8 @@ from anchorite.devices import Precision, choose_compile, choose_device, choose_p
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
 from anchorite.evaluate import ReadConfig, Validator
+from anchorite.inspect import require_boxes
+from anchorite.inspect.overview import sentence
 from anchorite.loss import DetectionLoss
 from anchorite.model import Detector, HFBackbone, HFBackboneSource, default_anchors, to_channels_last
 from anchorite.train.checkpoint import Progress, environment
@@ -27,7 +29,6 @@ from anchorite.train.pretrained import PretrainedWeights, describe_frozen, freez
 from anchorite.train.recipe import Recipe
 from anchorite.train.step import TrainState
 
-_NUM_NAMED = 3  # images left out, in a sentence
 _LR_POINTS = 100  # of the planned learning rates, in run.json
 
 
@@ -101,14 +102,10 @@ def prepare(
     start: the weights that the network begins with; None for random ones, or for those of a checkpoint to come.
     backbone: the one of transformers that it has, None for our own. The listener hears how the decoding of the
     images goes on. Images that cannot be decoded are left out first where the data set was opened with skip_bad, so
-    that nothing is chosen by what is not trained on. Raises InputError when the data set has no training image or the
+    that nothing is chosen by what is not trained on. Raises InputError when there is nothing to learn from or the
     recipe does not fit the machine.
     """
-    if not dataset.splits.get("train", ()):
-        there = ", ".join(name for name, images in dataset.splits.items() if images) or "none"
-        raise InputError(
-            f"{dataset.root}: no training images; a data set needs a split train (splits with images: {there})"
-        )
+    require_boxes(dataset)
     refuse_early(recipe.model, recipe.optimizer.freeze)
     device = device_of_rank(recipe.device, world)
     precision = choose_precision(recipe.precision, device)
@@ -127,17 +124,16 @@ def prepare(
     loader, validator = _open_data(recipe, dataset, device, listener, world)
     for split, left_out in (("train", loader.left_out), ("val", validator.left_out if validator else ())):
         if left_out:
-            named = ", ".join(str(one.path) for one in left_out[:_NUM_NAMED])
-            more = f" and {len(left_out) - _NUM_NAMED} more" if len(left_out) > _NUM_NAMED else ""
-            what = f"of {len(dataset.splits[split])} {split} images cannot be decoded and are left out"
-            decisions.append(f"labels skipped-bad: {len(left_out)} {what} ({named}{more})")
+            what = sentence("unreadable-image", [str(one.path) for one in left_out])
+            decisions.append(f"{split}, {len(dataset.splits[split])} images: {what}")
         dataset = without_images(dataset, split, left_out)
+    require_boxes(dataset)
     torch.manual_seed(recipe.seed)
-    sentence = "anchors of the run"
+    why_anchors = "anchors of the run"
     if anchors is None:
-        anchors, sentence = choose_anchors(recipe, dataset.splits["train"], start)
+        anchors, why_anchors = choose_anchors(recipe, dataset.splits["train"], start)
     train_state, kept = _build_train_state(recipe, dataset, anchors, device, precision, start, world, backbone)
-    decisions += [text for text in (sentence, backbone and backbone.description, kept) if text]
+    decisions += [text for text in (why_anchors, backbone and backbone.description, kept) if text]
     decisions += describe_frozen(train_state.detector, recipe.optimizer, has_weights=recipe.weights is not None)
     gains = ", ".join(f"{name} {gain:.4g}" for name, gain in _gains(train_state.criterion).items())
     decisions.append(f"effective gains: {gains} (scaled by levels, image size and classes)")

@@ -65,6 +65,8 @@ class Study:
         """A new study. Raises InputError for a space that the recipe does not allow, before anything is written, and
         what `read_pretrained` raises for weights.
         """
+        if recipe.val_share and {"seed", "val_share"} & {current_name(name) for name in space}:
+            raise InputError("space: seed or val_share would give trials other images to validate on; leave them out")
         recipe, _ = read_pretrained(recipe)  # with the size of its weights, which trials then start from
         # The ends of every range, so that no trial fails on an invalid value.
         for name, value in ((name, value) for name, dimension in space.items() for value in dimension.ends()):
@@ -106,8 +108,11 @@ class Study:
         An interrupted trial is resumed from its newest checkpoint. tell receives a line on each trial, listener each
         event within. Raises InputError without a split val or without optuna, and what training raises.
         """
-        if not dataset.splits.get("val"):
-            raise InputError(f"{dataset.root}: a study compares by mAP on the split val, and there is none")
+        if not dataset.split("val") and not self.recipe.val_share:
+            raise InputError(
+                f"{dataset.root}: a study compares by mAP on the split val, and there is none; --val 0.2 takes a fifth "
+                "of train for it, the same in all trials"
+            )
         optuna = import_extra("optuna", "hpo")
         from optuna.trial import TrialState
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate, repeat
@@ -224,6 +224,22 @@ class ShardedSplit(Split):
     def paths(self) -> Iterator[Path]:
         """The paths of the images, in order; no label is read."""
         return (path for _, path, _ in self._located())
+
+    def paths_at(self, indices: Iterable[int]) -> list[Path]:
+        """The paths of some images; no label is read."""
+        paths = []
+        for index in indices:
+            shard, position = self.locate(index)
+            paths.append(sample_path(shard.path, position, int(shard.table(cached=True).rows[position, SUFFIX])))
+        return paths
+
+    def folders_of_images(self) -> list[Path]:
+        """None: the images are no files of their own."""
+        return []
+
+    def path_keys(self) -> Iterator[bytes]:
+        """None: the images are no files of their own."""
+        return iter(())
 
     def fingerprint(self) -> str:
         """SHA-256 over those of the shards and what is left out of them, in order."""
