@@ -77,8 +77,9 @@ def test_skip_bad_drops_rows_not_images_and_counts_them(capsys: pytest.CaptureFi
     with unchanged(tmp_path / "data"):
         assert run([str(word) for word in [*words, "--skip-bad"]]) == 0
     output = capsys.readouterr().out
-    assert "train 1 images / 2 boxes" in output
-    assert f"labels skipped-bad: {COUNT} ({label}:2, {label}:3, {label}:4 and {COUNT - 3} more)" in output
+    assert "train: 1 image, 2 boxes to learn" in output
+    told = f"error: {COUNT} label rows or files that cannot be read, left out"
+    assert f"{told} ({label}:2, {label}:3, {label}:4 and {COUNT - 3} more)" in output
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["dataset"]["adjusted_labels"] == {"skipped-bad": COUNT}
 
