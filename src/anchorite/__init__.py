@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import os
 
     from anchorite.choices import PrecisionName
     from anchorite.predict import Predictor
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str | Path, device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
+def load(path: str | os.PathLike[str], device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
     """A Predictor of a weight file, or of an export of one (.onnx, .xml), by the suffix.
 
     device: auto, cpu, cuda or cuda:N; precision: auto, fp32, bf16 or fp16 (auto alone for an export, which decides for
@@ -22,8 +22,6 @@ def load(path: str | Path, device: str = "auto", precision: PrecisionName = "aut
     .pt2 files would.
     """
     # torch takes seconds to import; `anchorite --help` must not wait for it.
-    from pathlib import Path
-
     from anchorite.export import load_predictor
 
-    return load_predictor(Path(path), device, precision)
+    return load_predictor(path, device, precision)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from anchorite.errors import StorageError
 
+StrPath = str | os.PathLike[str]
+"""A path as users give it; public functions take it and turn it into a `Path` at once."""
+
 # struct flock of 64-bit systems: its layout, and where l_type is in it.
 _FLOCK_LAYOUTS = {"linux": ("hhqqi", 0), "darwin": ("qqihh", 3)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import resources
@@ -29,6 +30,10 @@ RENAMED_FIELDS = {
     "validation.iou_limit": "validation.iou_threshold",
 }
 """Earlier names of fields and groups of a recipe to the current ones; files, settings and runs with them are read."""
+
+PAIR = re.compile(r"\s*([0-9]+)\s*[,x]\s*([0-9]+)\s*")
+"""Height and width as people write them."""
+SQUARE = "training is square: give one number, the longer side; height and width are for predict and validate"
 
 RENAMED_COLUMNS = {"rate": "lr"}
 """The same for the columns of metrics.csv."""

@@ -116,9 +116,12 @@ def test_a_run_that_lacks_only_its_page_gets_it_without_training(
 def test_resuming_takes_no_recipe_and_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(finished_run())
     capsys.readouterr()
+    code, message = refused(capsys, "train", "--resume", finished_run(), "--batch", "5", "--set", "patience=3")
+    assert code == 2
+    assert "--batch, --set with --resume" in message
     code, message = refused(capsys, "train", "--resume", finished_run(), "--epochs", "5", "--set", "patience=3")
     assert code == 2
-    assert "--epochs, --set with --resume" in message
+    assert "--set with --resume" in message
     code, message = refused(capsys, "train", "--resume", finished_run(), "--out", "elsewhere")
     assert code == 2
     assert "--out with --resume" in message
@@ -126,6 +129,62 @@ def test_resuming_takes_no_recipe_and_names_the_flags(capsys: pytest.CaptureFixt
     assert code == 2
     assert "not a run folder (no recipe.yaml and no run.json)" in message
     assert contents(finished_run()) == before
+
+
+def test_a_run_that_has_ended_is_trained_for_longer_in_a_new_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished_run(), tmp_path / "it's run"))
+    before = contents(folder)
+    for epochs in ("2", "1"):
+        code, message = refused(capsys, "train", "--resume", folder, "--epochs", epochs)
+        assert code == 2
+        assert f"epochs {epochs}: {folder} has trained 2 already; give a number above 2" in message
+    assert run(["train", "--resume", str(folder)]) == 0
+    words = f"anchorite train --resume {shlex.quote(str(folder))} --epochs 4"
+    assert words in capsys.readouterr().out
+    assert run(["train", "--resume", str(folder), "--epochs", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    new = tmp_path / "it's run-2"
+    (said,) = [line for line in lines if line.startswith("continues ")]
+    for part in (str(folder), "after 2 epochs", "1 more to 3 in all", "new schedule"):
+        assert part in said
+    assert f"run: {new}, epochs 1 to 1" in lines
+    assert lines[-1] == f"use it:  anchorite predict {shlex.quote(str(new / 'best.safetensors'))} IMAGES"
+    assert (new / "report.html").is_file()
+    assert run(["train", "--resume", str(folder), "--epochs", "3", "--out", str(tmp_path / "other"), "--quiet"]) == 0
+    capsys.readouterr()
+    assert RunFolder(tmp_path / "other").read_facts()["continues"]["epochs"] == 2
+    assert contents(folder) == before
+    code, message = refused(capsys, "train", "--resume", folder, "--epochs", "3", "--out", new)
+    assert code == 2
+    assert "exists already" in message
+
+
+def test_an_edited_number_of_epochs_and_a_run_under_way_lead_to_the_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished_run(), tmp_path / "run"))
+    recipe = folder / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text(text.replace("\nepochs: 2\n", "\nepochs: 3\n"), encoding="utf-8")
+    code, message = refused(capsys, "train", "--resume", folder, "--allow", "recipe")
+    assert code == 2
+    assert "epochs was 2, now it is 3, and this run has ended" in message
+    assert f"anchorite train --resume {folder} --epochs 3" in message
+    (folder / "summary.json").unlink()
+    code, message = refused(capsys, "train", "--resume", folder, "--epochs", "5")
+    assert code == 2
+    assert "has not ended" in message
+    assert message.rstrip().endswith(f"anchorite train --resume {folder}")
+
+
+def test_training_is_square(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for words in (["--image-size", "192,320"], ["--set", "image_size=192,320"], ["--set", "image_size=[192,320]"]):
+        code, message = refused(capsys, "train", data_folder(), "--out", tmp_path / "run", *words)
+        assert code == 2
+        assert "training is square" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_remembers_how_its_data_is_read_and_takes_data_that_has_moved(

@@ -39,6 +39,29 @@ def test_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str], tmp_pat
     }  # fmt: skip
 
 
+def test_height_and_width_may_be_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["validate", weights(), str(data_folder())]
+    capsys.readouterr()
+    scores = []
+    for size in ("64", "64,64", "64x64"):
+        assert run([*words, "--image-size", size, "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["metrics"]["map"])
+    # The images are 64 x 64, so all of these show the network the same pixels.
+    assert scores[1:] == pytest.approx(scores[:1] * 2)
+    assert run([*words, "--image-size", "64,96"]) == 0
+    assert "network input 64 x 96 px" in capsys.readouterr().out
+    code, message = refused(capsys, *words, "--image-size", "60,96")
+    assert code == 2
+    assert "image size 60 x 96" in message
+    assert "take 64 x 96" in message
+    code, message = refused(capsys, "suspects", data_folder(), "--weights", weights(), "--image-size", "64,96")
+    assert code == 2
+    assert "give one number, such as 96" in message
+    image = next((data_folder() / "images" / "val").iterdir())
+    assert run(["predict", weights(), str(image), "--image-size", "64,96", "--out", str(tmp_path / "found")]) == 0
+    assert (tmp_path / "found" / "detections.json").is_file()
+
+
 def test_what_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["validate", weights(), data_folder()]
     capsys.readouterr()

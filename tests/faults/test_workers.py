@@ -9,6 +9,8 @@ import random
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -225,3 +227,36 @@ def test_an_image_that_spoils_during_a_run_is_named(capsys: pytest.CaptureFixtur
     assert f".jpg: no training sample can be made of it: InputError: {image}: not a JPEG" in errors
     assert "Traceback" not in errors
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_is_told_of_it_where_workers_are_spawned(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import sys
+import anchorite.data.host_loader as host_loader
+from anchorite.data import open_dataset
+from anchorite.train import load_recipe, train
+
+class Elsewhere:
+    platform = "darwin"  # which decides that workers are spawned
+
+    def __getattr__(self, name):
+        return getattr(sys, name)
+
+host_loader.sys = Elsewhere()
+print("imported")
+recipe = load_recipe({quick_recipe()!r}, epochs=1, workers=2)
+train(recipe, open_dataset({str(data_folder())!r}), "run")
+""",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("anchorite.errors.WorkerError: a data worker (process ")
+    assert 'under `if __name__ == "__main__":`' in last
+    assert done.stderr.count("Traceback") == 1  # none of a worker
+    assert done.stdout.count("imported") <= 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "script.py"]

@@ -99,6 +99,21 @@ def test_image_size_changes_what_the_network_sees(predictor):
     assert predictor.detector.batch_shapes == [(1, 3, 640, 640)]
 
 
+def test_a_pair_is_height_and_width_of_every_input(predictor):
+    images = [
+        picture(192, 192, (40, 50, 100, 120)),
+        picture(160, 320, (51, 62, 153, 94)),
+        picture(96, 160, (8, 8, 40, 40)),
+    ]
+    found = predictor.predict(images, image_size=(192, 320))
+    assert predictor.detector.batch_shapes == [(3, 3, 192, 320)]
+    check_one(found[0], 0, (40, 50, 100, 120), 1e-3)  # neither was resized
+    check_one(found[1], 0, (51, 62, 153, 94), 1e-3)
+    check_one(found[2], 0, (8, 8, 40, 40), 0.51)  # twice as large
+    predictor.predict(images[0], image_size=192)
+    assert predictor.detector.batch_shapes[-1] == (1, 3, 192, 192)
+
+
 def test_boxes_beyond_the_image_are_clipped():
     class Generous(SquareFinder):
         def forward(self, images):

@@ -73,8 +73,8 @@ def test_looks_are_multiples_of_the_stride_each_once_and_the_plain_one_first():
     assert tta_views(320, 32, augment=False) == [TTAView(320)]
     sides = tta_views(320, 32, augment=True)
     assert sides[0] == TTAView(320)
-    assert {look.long_side for look in sides} == {256, 320, 384}
-    assert {look.long_side for look in tta_views(640, 64, augment=True)} == {512, 640, 768}
+    assert {look.image_size for look in sides} == {256, 320, 384}
+    assert {look.image_size for look in tta_views(640, 64, augment=True)} == {512, 640, 768}
     assert tta_views(32, 32, augment=True) == [TTAView(32), TTAView(32, True)]  # 26.6 and 37.4 are rounded to 32, too
     assert tta_views(333, 32, augment=True)[0] == TTAView(333)  # what was asked for stays
     assert tta_views(640, 32, augment=True, is_fixed=True) == [TTAView(640), TTAView(640, True)]
@@ -83,3 +83,17 @@ def test_looks_are_multiples_of_the_stride_each_once_and_the_plain_one_first():
 def test_a_length_of_the_input_in_pixels_of_the_image():
     assert ViewTransform.of((0, 0, 640, 320), TTAView(320), 32).to_window_px(4) == 8
     assert ViewTransform.of((0, 0, 160, 160), TTAView(320), 32).to_window_px(4) == 2
+
+
+def test_a_pair_is_the_size_of_every_input_and_is_scaled_side_by_side():
+    view = ViewTransform.of((0, 0, 192, 192), TTAView((192, 320)), 32)
+    assert view.size_hw == (192, 320)
+    # A square image keeps its size, 64 px from either end.
+    assert torch.equal(view.to_image(torch.tensor([[104.0, 50.0, 164.0, 120.0]])), torch.tensor([[40.0, 50, 100, 120]]))
+    wide = ViewTransform.of((0, 0, 640, 320), TTAView((192, 320)), 32)
+    assert (wide.size_hw, wide.transform.resized_size_hw) == ((192, 320), (160, 320))
+    # 0.83 of 192 and 320 is 4.98 and 8.3 strides of 32, 1.17 of them 7.02 and 11.7.
+    views = tta_views((192, 320), 32, augment=True)
+    assert views[:2] == [TTAView((192, 320)), TTAView((192, 320), True)]
+    assert {look.image_size for look in views[2:]} == {(160, 256), (224, 384)}
+    assert [str(look) for look in views[:2]] == ["192 x 320 px", "192 x 320 px mirrored"]

@@ -60,14 +60,15 @@ def validate(
         refuse_taken(out)
     network = _loaded(weights, running, refining)
     info = network.info
-    size = require_side(running.image_size or info.image_size, info.anchors.strides[-1], str(weights))
+    size = running.image_size or info.image_size
+    longer = max(size) if isinstance(size, tuple) else require_side(size, info.anchors.strides[-1], str(weights))
     dataset = _with_val_of_run(reading.open(data), weights, output.quiet)
     require_classes(weights, info.class_names, data, dataset.class_names)
     records = require_images(dataset, split)
     # An ensemble reads the images by itself: its windows are of the images as they are.
     reads = ReadConfig(running.batch, "none" if isinstance(network, Ensemble) else "auto", dataset.skip_bad)
     with counting("decoded", shown=not (output.quiet or output.json_lines or json), in_logs=False) as progress:
-        validator = Validator(records, dataset.class_names, size, reads, progress)
+        validator = Validator(records, dataset.class_names, longer, reads, progress)
     dataset = without_images(dataset, split, validator.left_out)
     if not output.quiet:
         _print_skipped(dataset, split)
@@ -93,7 +94,8 @@ def validate(
 
 
 def _loaded(weights: Path, running: RunningOptions, refining: ViewOptions) -> Runtime | Ensemble:
-    """What runs the weights: an ensemble for several views or weights, the engine of an export, or torch."""
+    """What runs the weights: an ensemble for several views or weights or a pair of sides, the engine of an
+    export, or torch."""
     from anchorite.devices import choose_device, choose_precision, keep_freed_memory
     from anchorite.export import is_export, load_export
     from anchorite.model import load_weights
@@ -102,7 +104,7 @@ def _loaded(weights: Path, running: RunningOptions, refining: ViewOptions) -> Ru
     device = choose_device(running.device)
     precision = choose_precision(running.precision, device)
     keep_freed_memory()
-    if refining.is_asked_for:
+    if refining.is_asked_for or isinstance(running.image_size, tuple):
         return refining.load(weights, running, cast("PrecisionName", precision.name))
     if is_export(weights):
         return load_export(weights, running.device, running.precision)

@@ -14,6 +14,8 @@ from cyclopts.validators import Number
 
 from anchorite.choices import CompileName, FormatName, ModelSize, PrecisionName
 from anchorite.errors import InputError
+from anchorite.keywords import config_of
+from anchorite.recipe_names import PAIR, SQUARE
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
@@ -30,6 +32,22 @@ def _whole(_type: Any, tokens: Sequence[Token]) -> int:
         return int(text)
     except ValueError:
         raise ValueError(f"{text!r} is no whole number; write one such as 10") from None
+
+
+def _image_size(_type: Any, tokens: Sequence[Token]) -> int | tuple[int, int]:
+    """The longer side, or the pair (height, width) of 192,320 or 192x320."""
+    pair = PAIR.fullmatch(tokens[0].value)
+    size: int | tuple[int, int] = (int(pair[1]), int(pair[2])) if pair else _whole(_type, tokens)
+    if (min(size) if isinstance(size, tuple) else size) < 1:
+        raise ValueError(f'"{tokens[0].value}" must be >= 1')
+    return size
+
+
+def _square_size(_type: Any, tokens: Sequence[Token]) -> int:
+    """The longer side alone."""
+    if PAIR.fullmatch(tokens[0].value):
+        raise ValueError(f"{tokens[0].value!r}: {SQUARE}")
+    return _whole(_type, tokens)
 
 
 Whole = Annotated[int, Parameter(converter=_whole, n_tokens=1)]
@@ -91,7 +109,12 @@ class OutputOptions:
 class RunningOptions:
     """How a detector is run over images."""
 
-    image_size: Annotated[PositiveInt | None, Parameter(help="Longer side of the input; default: as trained.")] = None
+    image_size: Annotated[
+        int | tuple[int, int] | None,
+        Parameter(
+            converter=_image_size, n_tokens=1, help="Longer side of the input, or HEIGHT,WIDTH; default: as trained."
+        ),
+    ] = None
     batch: Annotated[PositiveInt, Parameter(help="Images per batch.")] = 16
     device: Annotated[str, DEVICE] = "auto"
     precision: Annotated[PrecisionName, Parameter(help="Number format.")] = "auto"
@@ -107,7 +130,10 @@ class RecipeOptions:
     weights: Annotated[str | None, Parameter(help="Weights (or .pt of the original family) to start from.")] = None
     backbone: Annotated[str | None, Parameter(help="Of transformers: hf:FOLDER, or hf-config:FOLDER (random).")] = None
     allow_download: Annotated[bool, Parameter(help="Fetch the --backbone hf:NAME from huggingface.co.")] = False
-    image_size: Annotated[Whole | None, Parameter(help="Longer side of the input in pixels, a multiple of 32.")] = None
+    image_size: Annotated[
+        int | None,
+        Parameter(converter=_square_size, n_tokens=1, help="Longer side of the input in pixels, a multiple of 32."),
+    ] = None
     epochs: Annotated[Whole | None, Parameter(help="Passes over the training images.")] = None
     batch: Annotated[Whole | None, Parameter(help="Images per batch.")] = None
     seed: Annotated[Whole | None, Parameter(help="Seed of weights and augmentation.")] = None
@@ -175,15 +201,7 @@ class LimitOptions:
 
 def from_flags(kind: Callable[..., Config], **values: object) -> Config:
     """A config of the library, whose fields are called as flags are; InputError naming a flag that is out of range."""
-    from pydantic import ValidationError
-
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        flag = str(problem["loc"][0]).replace("_", "-")
-        reason = problem["msg"].replace("Input should be", "must be")
-        raise InputError(f"--{flag} {problem['input']}: {reason}") from None
+    return config_of(kind, values, values, lambda name: f"--{name.replace('_', '-')}")
 
 
 @Parameter(name="*")

@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,12 @@ def train(
     data: Data | None = None,
     *,
     out: Annotated[Path | None, Parameter(help="New folder for the run. Default: runs/DATA-MODEL, -2, -3, ...")] = None,
-    resume: Annotated[Path | None, Parameter(help="Folder of a run to go on with; DATA only if it has moved.")] = None,
+    resume: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder of a run to go on with; one that has ended, for longer, with --epochs. DATA if it moved."
+        ),
+    ] = None,
     allow: Annotated[list[Change] | None, Parameter(help="With --resume: what may have changed since.")] = None,
     reading: ReadingOptions = ReadingOptions(),
     fields: RecipeOptions = RecipeOptions(),
@@ -54,11 +60,14 @@ def train(
     """Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC)."""
     # Whether torchrun may start the processes again when one fails, and whether it has done so.
     restarts, restarted = (int(os.environ.get(f"TORCHELASTIC_{n}", "0")) for n in ("MAX_RESTARTS", "RESTART_COUNT"))
-    if restarts and out is None and resume is None:
+    if restarts and out is None and (resume is None or fields.epochs is not None):
         raise InputError("torchrun --max-restarts without --out: a restart has to find its run; name the run's folder")
     if restarted and out is not None and (out / "run.json").is_file():
         out, resume, fields = None, out, RecipeOptions()  # the run holds their values
-    if resume is not None:
+    epochs = fields.epochs if resume is not None else None
+    if epochs is not None:
+        replace(fields, epochs=None).refuse_on_resume("run")
+    elif resume is not None:
         fields.refuse_on_resume("run", out=out)
     elif allow:
         raise InputError("--allow is for --resume: a new run has nothing to differ from; leave it out")
@@ -75,6 +84,13 @@ def train(
     else:
         run = training.RunFolder.open(resume)
         recipe, notes, facts = run.read_recipe(), (), run.read_facts()
+        if epochs is not None:
+            training.extended_recipe(run, epochs)  # refuses before the data is read
+        elif run.summary.is_file() and recipe.epochs > (then := facts.get("recipe", {}).get("epochs", recipe.epochs)):
+            raise InputError(
+                f"{run.recipe}: epochs was {then}, now it is {recipe.epochs}, and this run has ended; to train it for "
+                f"longer, in a new folder: anchorite train --resume {shlex.quote(str(resume))} --epochs {recipe.epochs}"
+            )
     with init_process_group(recipe.rank_timeout_s) as world:
         if resume is None:
             # Refused before the data is read and decoded, which takes long.
@@ -83,21 +99,28 @@ def train(
             recipe, start = training.read_pretrained(recipe)
             training.read_hf_backbone(recipe, start)
             del start  # as large as the network
-            wanted = out or free_path(Path("runs") / f"{data_name(facts['data'])}-{recipe.model}")
-            run = training.RunFolder(Path(world.broadcast(str(wanted))))
+        if resume is None or epochs is not None:
+            wanted = out or free_path(resume or Path("runs") / f"{data_name(facts['data'])}-{recipe.model}")
+            run = training.RunFolder(world.broadcast(str(wanted)))
             if world.is_main:
                 refuse_taken(run.path)
         with (
             Display(output, world.is_main) as display,
-            tensorboard_logger(tensorboard and world.is_main, display, resume if world.is_main else None) as logged,
+            tensorboard_logger(tensorboard and world.is_main, display, run.path if world.is_main else None) as logged,
         ):
-            if resume is not None and world.broadcast(is_concluded(resume)):
+            if resume is not None and epochs is None and world.broadcast(is_concluded(resume)):
                 display.say(f"{resume}: this run is complete; there is nothing to go on with, and nothing was changed")
+                total = recipe.epochs + (facts.get("continues") or {}).get("epochs", 0)
+                longer = f"anchorite train --resume {shlex.quote(str(resume))} --epochs {2 * total}"
+                display.say(f"to train it for longer, in a new folder: {longer}")
             else:
                 dataset = reading.open_again(facts, data)
                 if resume is None:
                     listener = training.listeners(_with_hints(display, run.path, recipe, device.type), logged)
                     training.train(recipe, dataset, run.path, listener, notes, world)
+                elif epochs is not None:
+                    listener = training.listeners(display, logged)
+                    training.extend(resume, dataset, epochs, run.path, listener, allow or (), world)
                 elif not world.broadcast(run.summary.is_file()):
                     training.resume(resume, dataset, training.listeners(display, logged), allow or (), world)
                 if world.is_main:

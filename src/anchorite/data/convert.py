@@ -34,6 +34,7 @@ from anchorite.data.shards.format import MANIFEST, MAX_SIDES, leads_into_shard, 
 from anchorite.data.shards.split import ShardedSplit, label_bytes
 from anchorite.data.store import Progress
 from anchorite.errors import InputError, StorageError
+from anchorite.files import StrPath
 
 SHARD_BYTES = 128_000_000
 _SEED = 0  # of the order of shards, and of what is sampled from them
@@ -50,7 +51,7 @@ PlacedSplits = Mapping[str, Sequence[PlacedRecord]]
 
 def write_dataset(
     dataset: DatasetIndex,
-    out: Path,
+    out: StrPath,
     format: WrittenFormat,
     *,
     extra: str = "",
@@ -66,6 +67,7 @@ def write_dataset(
     InputError when `out` is taken or lies in the dataset, StorageError when it cannot be written; `out` is then as it
     was.
     """
+    out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already, and nothing is ever overwritten; name a new or an empty folder")
     refuse_dataset_folder(out, dataset.splits.values(), dataset.root)

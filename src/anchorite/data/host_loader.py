@@ -53,6 +53,7 @@ from anchorite.data.store import SharedBytes
 from anchorite.errors import WorkerError
 
 POLL_S = 0.5  # how soon a waiting thread notices `stop`
+NO_GUARD_CODE = 78  # with which a spawned worker ends that was made to import a script without a main guard
 PARENT_POLL_S = 5.0  # how soon an idle worker notices that its parent has ended
 CLOSE_S = 2.0  # how long a worker gets to leave by itself
 FIRST_PATIENCE_S = 2.0  # how long forked workers get to be ready; those that take their places get twice as long
@@ -132,6 +133,7 @@ class HostPainter:
 
     def _start(self) -> None:
         """Start the workers unless they run already; all anew while one of them does not get ready."""
+        end_unguarded_worker()
         timeout_s = self.config.worker_timeout_s
         deadline = time.monotonic() + timeout_s
         patience_s = FIRST_PATIENCE_S if self._start_method == "fork" else timeout_s
@@ -177,6 +179,14 @@ def draw_batch(samples: Samples, keys: Keys, pixels: Pixels, current: NDArray[np
         failure = WorkerError(f"{path}: no training sample can be made of it: {type(error).__name__}: {error}")
         failure.add_note(traceback.format_exc())
         raise failure from None
+
+
+def end_unguarded_worker() -> None:
+    """End this process if it is a worker that has just been spawned and imports the user's script, which, having no
+    main guard, starts training anew. The process that spawned it tells so.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds it out
+        raise SystemExit(NO_GUARD_CODE)
 
 
 class _Silence(WorkerError):
@@ -229,7 +239,8 @@ class _Worker:
                 try:
                     return self.pipe.recv()
                 except (EOFError, OSError) as error:  # BlockingIOError: it stopped in the middle of its reply
-                    raise self._failure(is_silent=isinstance(error, BlockingIOError)) from error
+                    cause = None if isinstance(error, EOFError) else error
+                    raise self._failure(is_silent=isinstance(error, BlockingIOError)) from cause
             if ready or not seconds:
                 raise self._failure(is_silent=not ready)
         return None
@@ -244,6 +255,9 @@ class _Worker:
             code = self.process.exitcode
             what = f"ended with exit code {code}" if code is None or code >= 0 else f"was killed by signal {-code}"
             remedy = "If memory ran out, use fewer workers or a smaller batch"
+            if code == NO_GUARD_CODE:
+                what = "imported the script that trains, as spawned processes do, and the script began to train again"
+                remedy = 'Put what the script does under `if __name__ == "__main__":`, or use workers 0'
         index = int(self._current[0])
         when = f"while working on {self._samples.image_path(index)}" if index >= 0 else "before its first sample"
         kind = _Silence if is_silent else WorkerError

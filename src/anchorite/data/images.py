@@ -11,6 +11,7 @@ Legend: H, W height and width of an image in pixels.
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor
 from anchorite.data.dataset import Record
 from anchorite.data.headers import MAX_PIXELS, open_image, parse_header
 from anchorite.errors import InputError, StorageError
+from anchorite.files import StrPath
 
 FILL = 114  # grey level around a letterboxed image
 Boxes = TypeVar("Boxes", NDArray[np.float64], NDArray[np.float32], Tensor)
@@ -32,7 +34,7 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _ENTROPY_LOOKAHEAD = bytes(8)  # libjpeg fills a 64-bit register before it decodes the last block
 
 
-def decode_image(source: Path | str | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(source: StrPath | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """The image as displayed: (H, W, 3) uint8 RGB, contiguous.
 
     source: a path, or the bytes of an image file (`name` then stands for it in messages). Exif orientation is applied.
@@ -43,7 +45,7 @@ def decode_image(source: Path | str | bytes, *, name: str = "", max_pixels: int 
     `max_pixels` (checked before decoding); StorageError when it cannot be read. A progressive JPEG cut inside its last
     refinement scan and closed with an end marker is the one truncation that passes: it lost only detail.
     """
-    name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
+    name = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
     try:
         if isinstance(source, bytes):
             data = source

@@ -30,7 +30,7 @@ from anchorite.data.index_cache import check_space, private_cache_folder, refuse
 from anchorite.data.shards.format import leads_into_shard
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import AnchoriteError, InputError, StorageError
-from anchorite.files import make_folder, write_atomically
+from anchorite.files import StrPath, make_folder, write_atomically
 
 StoreMode = Literal["auto", "ram", "disk", "none"]
 Progress = Callable[[int, int], None]  # called with (images done, images in all)
@@ -58,7 +58,7 @@ class ImageStore:
         records: Sequence[Record],
         long_side: int,
         mode: StoreMode = "auto",
-        cache_dir: Path | None = None,
+        cache_dir: StrPath | None = None,
         skip_bad: bool = False,
     ) -> None:
         self.records = as_split(records).table()
@@ -182,7 +182,7 @@ class ImageStore:
 
     def _open_file(self, progress: Progress | None) -> SharedBytes:
         """The cache file: the pixels, and behind them a byte an image, 0 where it could not be decoded."""
-        folder = private_cache_folder() if self._cache_dir is None else self._cache_dir
+        folder = private_cache_folder() if self._cache_dir is None else Path(self._cache_dir)
         refuse_dataset_folder(folder, [self.records])
         file, num_bytes = folder / f"images-{self.key()}.bin", max(1, self.num_bytes + len(self))
         failures: list[Failure | None] = [None]  # why images are missing; None where one can be decoded now

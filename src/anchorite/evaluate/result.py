@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from rich.cells import cell_len
 
-from anchorite.files import make_folder
+from anchorite.files import StrPath, make_folder
 from anchorite.metrics import (
     CocoMetrics,
     Predictions,
@@ -101,11 +101,12 @@ class ValidationResult:
             "speed": self.speed._asdict(),
         }
 
-    def save_plots(self, folder: Path, confidence: float = 0.25) -> list[Path]:
+    def save_plots(self, folder: StrPath, confidence: float = 0.25) -> list[Path]:
         """Write pr_curve.png, f1_curve.png and confusion_matrix.png (at `confidence`) into a folder, made if need be.
 
         Returns their paths; raises StorageError when the folder cannot be written.
         """
+        folder = Path(folder)
         make_folder(folder)
         curves = detection_curves(self.truths, self.predictions, self.class_names)
         paths = [folder / name for name in ("pr_curve.png", "f1_curve.png", "confusion_matrix.png")]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,10 +29,20 @@ from anchorite.data.batches import plan_letterboxed
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
 from anchorite.evaluate.result import Stopwatch, ValidationLosses, ValidationResult
+from anchorite.files import StrPath
 from anchorite.loss import LossTerms
 from anchorite.metrics import Predictions, Truth, coco_metrics
 from anchorite.model import Detector, WeightsInfo
-from anchorite.predict import BatchDetections, Ensemble, PredictConfig, Predictor, Runtime, TorchRuntime, require_finite
+from anchorite.predict import (
+    BatchDetections,
+    Ensemble,
+    ImageSize,
+    PredictConfig,
+    Predictor,
+    Runtime,
+    TorchRuntime,
+    require_finite,
+)
 from anchorite.predict.postprocess import IOU_THRESHOLD_NAMES
 
 Progress = Callable[[int, int], None]
@@ -97,6 +106,11 @@ class Validator:
         reading: ReadConfig | None = None,
         progress: Progress | None = None,
     ) -> None:
+        if isinstance(image_size, list | tuple):
+            raise InputError(
+                f"image size {image_size}: a Validator keeps images by their longer side; give one number, and the "
+                "pair to run_predictor"
+            )
         self.reading = reading = reading or ReadConfig()
         if not records or reading.batch_size < 1:
             raise InputError(
@@ -169,11 +183,14 @@ class Validator:
         return finish()
 
     def run_predictor(
-        self, predictor: Predictor | Ensemble, config: ValidationConfig | None = None, image_size: int | None = None
+        self,
+        predictor: Predictor | Ensemble,
+        config: ValidationConfig | None = None,
+        image_size: ImageSize | None = None,
     ) -> ValidationResult:
         """`run` for a predictor or an ensemble, which reads the image files by itself: all its time is "forward".
 
-        image_size: long side of its input, None for its own; the validator's is for the images it keeps itself, so that
+        image_size: of its input, None for its own; the validator's is for the images it keeps itself, so that
         it may be made with `store_mode` "none". Raises what predicting raises, and InputError when classes do not fit.
         """
         self._check_fit(len(predictor.info.class_names))
@@ -295,7 +312,11 @@ def batch_targets(records: Sequence[Record], batch: LetterboxedBatch) -> Targets
 
 
 def require_classes(
-    weights: Path, known: tuple[str, ...], data: Path, given: tuple[str, ...], remedy: str = "name data of its own"
+    weights: StrPath,
+    known: tuple[str, ...],
+    data: StrPath,
+    given: tuple[str, ...],
+    remedy: str = "name data of its own",
 ) -> None:
     """InputError where weights know other classes than the data has, or in another order, naming the first difference.
 
@@ -314,8 +335,15 @@ def require_classes(
     )
 
 
-def require_side(image_size: int, stride: int, of_what: str) -> int:
-    """The image size; InputError where it is no multiple of the coarsest stride of something, naming the next one."""
+def require_side(image_size: ImageSize, stride: int, of_what: str) -> int:
+    """The image size; InputError where it is no multiple of the coarsest stride of something, naming the next one, or a
+    pair.
+    """
+    if not isinstance(image_size, int):
+        shown = ",".join(map(str, image_size))
+        raise InputError(
+            f"--image-size {shown}: here it is the longer side alone; give one number, such as {max(image_size)}"
+        )
     if image_size % stride:
         raise InputError(
             f"--image-size {image_size}: must be a multiple of {stride}, the coarsest stride of {of_what}; "

@@ -30,7 +30,8 @@ from anchorite.export.onnx_format import (
 )
 from anchorite.export.parity import Parity, compare, compare_found
 from anchorite.export.torch_export import DecodedNetwork, program_bytes, program_runtime, traced
-from anchorite.files import write_bytes_atomically
+from anchorite.files import StrPath, write_bytes_atomically
+from anchorite.keywords import checks_keywords
 from anchorite.model import Detector, WeightsInfo
 from anchorite.model.hf_backbone import WINDOWED
 from anchorite.predict import PredictConfig, Predictor, load
@@ -158,24 +159,27 @@ def _made(
     return {".onnx": content}, onnx_runtime(what, content, "cpu")
 
 
-def write(path: Path, built: Built) -> list[Path]:
+def write(path: StrPath, built: Built) -> list[Path]:
     """Write the files, PATH's own last, each atomically; their paths. Raises StorageError."""
+    path = Path(path)
     for suffix, content in built.files.items():
         write_bytes_atomically(path.with_suffix(suffix), content)
     return [path.with_suffix(suffix) for suffix in built.files]
 
 
-def is_export(path: Path) -> bool:
+def is_export(path: StrPath) -> bool:
     """Whether the name is that of an exported file."""
-    return path.suffix.lower() in (*SUFFIXES.values(), ".bin")
+    return Path(path).suffix.lower() in (*SUFFIXES.values(), ".bin")
 
 
-def load_export(path: Path, device: str = "auto", precision: PrecisionName = "auto") -> ExportedRuntime:
+@checks_keywords()
+def load_export(path: StrPath, device: str = "auto", precision: PrecisionName = "auto") -> ExportedRuntime:
     """An ONNX or OpenVINO file of ours, ready to run; of an OpenVINO pair, either file may be named.
 
     precision: "auto" alone, because the file decides; InputError otherwise. Raises UnsafeFileError or
     InputError for a file that is not ours, StorageError when it cannot be read.
     """
+    path = Path(path)
     if precision != "auto":
         raise InputError(f"--precision {precision}: {path} runs in the one it was exported in; leave it out")
     suffix = path.suffix.lower()
@@ -192,7 +196,8 @@ def load_export(path: Path, device: str = "auto", precision: PrecisionName = "au
     return openvino_runtime(path, read_bounded(path, MAX_XML_BYTES), read_bounded(path.with_suffix(".bin")))
 
 
-def load_predictor(path: Path, device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
+@checks_keywords()
+def load_predictor(path: StrPath, device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
     """A Predictor of a weight file or of an export, by its suffix; raises what loading either raises."""
     if is_export(path):
         return Predictor.of(load_export(path, device, precision))

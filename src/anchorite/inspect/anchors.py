@@ -18,7 +18,7 @@ from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors, mean
 from anchorite.boxes import Targets
 from anchorite.data import DatasetIndex, Split
 from anchorite.errors import InputError
-from anchorite.files import write_atomically
+from anchorite.files import StrPath, write_atomically
 from anchorite.inspect.findings import AnchorFit, Finding, box_finding
 from anchorite.loss import assign
 
@@ -128,7 +128,7 @@ def what_would_match(width: float, height: float, anchors: AnchorSet, image_size
     return f"an image size of {' or '.join(sizes)}, or anchors fitted to the data, would match it"
 
 
-def save_anchor_plot(path: Path, wh_px: NDArray[np.float64], tables: Sequence[AnchorTable], image_size: int) -> None:
+def save_anchor_plot(path: StrPath, wh_px: NDArray[np.float64], tables: Sequence[AnchorTable], image_size: int) -> None:
     """Write a PNG, a panel a table: boxes (N, 2) by width and height, which of them none matches, anchors by level."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
@@ -154,4 +154,4 @@ def save_anchor_plot(path: Path, wh_px: NDArray[np.float64], tables: Sequence[An
         axes.set_aspect("equal", adjustable="box")
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", fontsize="small", markerscale=1.3)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    write_atomically(Path(path), lambda temporary: figure.savefig(temporary, format="png", dpi=110))

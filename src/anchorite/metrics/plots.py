@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.files import write_atomically
+from anchorite.files import StrPath, write_atomically
 from anchorite.metrics.curves import Confusion, Curves, mean_of_defined
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _LONGEST_NAME = 24
 _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "WenQuanYi Zen Hei", "Arial Unicode MS")
 
 
-def save_pr_curve(path: Path, curves: Curves) -> None:
+def save_pr_curve(path: StrPath, curves: Curves) -> None:
     """Write precision over recall of each class and their mean; the legend gives AP at the curves' IoU."""
     ap, mean = curves.average_precision(), mean_of_defined(curves.envelope)
     scored = zip([*curves.envelope, mean], [*ap, mean.mean()], strict=True)
@@ -40,7 +40,7 @@ def save_pr_curve(path: Path, curves: Curves) -> None:
     _save_curves(path, curves, ("Recall", "Precision", "AP"), curves.recalls, lines)
 
 
-def save_f1_curve(path: Path, curves: Curves) -> None:
+def save_f1_curve(path: StrPath, curves: Curves) -> None:
     """Write F1 over confidence of each class and their mean; the legend gives each best F1 and where it lies."""
     best = [*curves.best_confidences(), curves.best_confidence()]
     scored = zip([*curves.f1, curves.mean_f1()], best, strict=True)
@@ -48,7 +48,7 @@ def save_f1_curve(path: Path, curves: Curves) -> None:
     _save_curves(path, curves, ("Confidence", "F1", "Best F1, at confidence"), curves.confidences, lines, best[-1][0])
 
 
-def save_confusion_matrix(path: Path, confusion: Confusion) -> None:
+def save_confusion_matrix(path: StrPath, confusion: Confusion) -> None:
     """Write the matrix, coloured by the share of each row, right in blue and wrong in orange.
 
     Up to 30 classes the cells show counts.
@@ -103,7 +103,7 @@ def readable_names(names: Sequence[str]) -> list[str]:
 
 
 def _save_curves(
-    path: Path,
+    path: StrPath,
     curves: Curves,
     words: tuple[str, str, str],
     x: NDArray[np.float64],
@@ -167,7 +167,7 @@ def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: StrPath) -> None:
     from matplotlib import font_manager
     from matplotlib.text import Text
 
@@ -179,4 +179,4 @@ def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
         # A script that no font covers shows as boxes; that is no reason to talk on stderr.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+        write_atomically(Path(path), lambda temporary: figure.savefig(temporary, format="png", dpi=110))

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from anchorite.errors import AnchoriteError, InputError, StorageError, UnsafeFileError
+from anchorite.files import StrPath
 from anchorite.model.detector import Detector
 from anchorite.model.foreign_layout import SETTINGS, CheckpointContents, build_detector, listed, shown
 from anchorite.model.weights import MAX_IMAGE_SIZE, PICKLE_STARTS, WeightsInfo, load_weights, weight_file_bytes
@@ -96,12 +97,13 @@ class ImportedCheckpoint:
 _START = "import sys; sys.path += sys.argv[2:]; from anchorite.model.torch_checkpoint import main; main(sys.argv[1])"
 
 
-def import_checkpoint(source: Path) -> ImportedCheckpoint:
+def import_checkpoint(source: StrPath) -> ImportedCheckpoint:
     """The detector of a checkpoint (.pt) of the original family, of which nothing is executed.
 
     Raises UnsafeFileError, naming what it asks for or the excess, for a file that could run code or exhaust memory;
     InputError when it is damaged, no such checkpoint, or of another architecture; StorageError when it cannot be read.
     """
+    source = Path(source)
     try:
         if not stat.S_ISREG(source.stat().st_mode):  # not a folder, nor a pipe that would never end
             raise InputError(f"{source}: not a file; {_GIVE}")

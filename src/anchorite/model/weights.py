@@ -21,7 +21,7 @@ from torch import Tensor
 
 from anchorite.anchors import AnchorSet
 from anchorite.errors import AnchoriteError, InputError, StorageError, UnsafeFileError
-from anchorite.files import write_bytes_atomically
+from anchorite.files import StrPath, write_bytes_atomically
 from anchorite.model.detector import Detector, is_folded
 from anchorite.model.hf_backbone import BackboneConfig
 from anchorite.reading import printable, shorten, validation_faults
@@ -133,7 +133,7 @@ class _Header(DetectorHeader):
         return self
 
 
-def save_weights(path: Path, detector: Detector, info: WeightsInfo) -> None:
+def save_weights(path: StrPath, detector: Detector, info: WeightsInfo) -> None:
     """Write the detector's parameters and buffers, floating point ones as float32, atomically.
 
     Raises StorageError when the disk or a permission refuses; what stood at `path` before is then untouched.
@@ -141,7 +141,7 @@ def save_weights(path: Path, detector: Detector, info: WeightsInfo) -> None:
     if is_folded(detector):
         raise InputError(f"{path}: folded weights cannot be trained on; save the detector before fold_batch_norm")
     # Written by Python: safetensors would report a full disk by an error of its own that names neither path nor space.
-    write_bytes_atomically(path, weight_file_bytes(detector, info))
+    write_bytes_atomically(Path(path), weight_file_bytes(detector, info))
 
 
 def weight_file_bytes(detector: Detector, info: WeightsInfo) -> bytes:
@@ -158,13 +158,14 @@ def weight_file_bytes(detector: Detector, info: WeightsInfo) -> bytes:
     return save(tensors, {_METADATA_KEY: text})
 
 
-def load_weights(path: Path) -> tuple[Detector, WeightsInfo]:
+def load_weights(path: StrPath) -> tuple[Detector, WeightsInfo]:
     """The detector, float32 on the CPU and in evaluation mode, and what the file says of it.
 
     Raises UnsafeFileError for a pickle, StorageError when the file cannot be read, and InputError when it is cut off,
     no weight file of ours, of a newer format, or holds other tensors than its detector has, and when it has a backbone
     of transformers, which is not installed.
     """
+    path = Path(path)
     try:
         with path.open("rb") as opened:
             start = opened.read(512)

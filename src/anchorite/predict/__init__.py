@@ -23,7 +23,7 @@ from anchorite.predict.postprocess import (
     detections_from_logits,
 )
 from anchorite.predict.sources import SourceConfig, Sources, expand_sources, open_sources
-from anchorite.predict.views import ViewConfig
+from anchorite.predict.views import ImageSize, ViewConfig, size_in_words
 
 RefiningConfig = ViewConfig
 """The earlier name of `ViewConfig`."""
@@ -33,6 +33,7 @@ __all__ = [
     "Ensemble",
     "Frame",
     "FrameResult",
+    "ImageSize",
     "Member",
     "PredictConfig",
     "PredictionWriter",
@@ -54,4 +55,5 @@ __all__ = [
     "load",
     "open_sources",
     "require_finite",
+    "size_in_words",
 ]

@@ -18,7 +18,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, Protocol, Unpack
 
 import numpy as np
@@ -31,17 +30,22 @@ from anchorite.boxes import Detections
 from anchorite.choices import PrecisionName
 from anchorite.devices import choose_device, choose_precision
 from anchorite.errors import AnchoriteError, DivergedError, InputError
+from anchorite.files import StrPath
+from anchorite.keywords import checks_keywords, config_of
 from anchorite.model import Detector, WeightsInfo, fold_batch_norm, load_weights, to_channels_last
 from anchorite.predict.frames import FLUSH, Frame, each_source, read_frame
 from anchorite.predict.postprocess import BatchDetections, Limits, PredictConfig, RawDetections, batch_detections
 from anchorite.predict.sources import opened
 from anchorite.predict.views import (
+    ImageSize,
     TTAView,
     ViewConfig,
     ViewTransform,
+    checked_image_size,
     class_map,
     fuse_channels,
     merge_windows,
+    size_in_words,
     tta_views,
 )
 
@@ -220,25 +224,27 @@ class Predictor:
     def predict(
         self: Predictor | Ensemble,
         images: Any,
-        image_size: int | None = None,
+        image_size: ImageSize | None = None,
         batch_size: int = 8,
         **limits: Unpack[Limits],
     ) -> list[Detections]:
         """The detections of one image or of every image of an iterable, in their order.
 
         An image is an array (H, W, 3) of uint8 in RGB order (OpenCV reads BGR: turn it), a Pillow image or the path of
-        a file; sizes may differ. image_size: long side of the network input, by default that of the weights. limits:
-        the fields of PredictConfig by name, as in confidence=0.4. Raises InputError for anything that is no image, and
-        pydantic's ValidationError, a ValueError, for a limit out of range.
+        a file; sizes may differ. image_size: long side of the network input, by default that of the weights, or its
+        (height, width), in which every image is then letterboxed. limits: the fields of PredictConfig by name, as in
+        confidence=0.4. Raises InputError for anything that is no image, and for a keyword or value that does not fit.
         """
-        results = _run(self, each_source(images), PredictConfig(**limits), image_size, batch_size, None)
+        config = config_of(PredictConfig, limits, (*PredictConfig.model_fields, "image_size", "batch_size"))
+        results = _run(self, each_source(images), config, image_size, batch_size, None)
         return [result.detections for result in results]
 
+    @checks_keywords()
     def stream(
         self: Predictor | Ensemble,
         sources: Any,
         config: PredictConfig | None = None,
-        image_size: int | None = None,
+        image_size: ImageSize | None = None,
         batch_size: int = 8,
         on_unreadable: OnUnreadable | None = None,
     ) -> Generator[FrameResult, None, None]:
@@ -253,9 +259,10 @@ class Predictor:
         return _run(self, paths_opened, config or PredictConfig(), image_size, batch_size, on_unreadable)
 
 
-def load(path: str | Path, device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
+@checks_keywords()
+def load(path: StrPath, device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
     """A Predictor of a weight file; raises what `load_weights` and `Predictor` raise."""
-    detector, info = load_weights(Path(path))
+    detector, info = load_weights(path)
     return Predictor(detector, info, device, precision)
 
 
@@ -302,22 +309,22 @@ class Ensemble:
         """Of the first member: size, class names, anchors and input size."""
         return self.members[0].predictor.info
 
-    def views_by_member(self, image_size: int | None = None) -> list[list[TTAView]]:
+    def views_by_member(self, image_size: ImageSize | None = None) -> list[list[TTAView]]:
         """The views that each member gets of every window; raises InputError where it cannot take this size."""
         by_member = []
         for member in self.members:
             predictor, fixed_side = member.predictor, member.predictor.runtime.fixed_side
-            side = predictor.info.image_size if image_size is None else image_size
-            if side < predictor.stride:
-                raise InputError(
-                    f"image size {side}: must be at least {predictor.stride}, the coarsest stride of {member.name}"
-                )
-            if fixed_side not in (None, side):
-                raise InputError(f"image size {side}: {member.name} was exported for {fixed_side} px alone")
-            by_member.append(tta_views(side, predictor.stride, self.config.augment, is_fixed=fixed_side is not None))
+            wanted = predictor.info.image_size if image_size is None else image_size
+            size = checked_image_size(wanted, predictor.stride, member.name)
+            if fixed_side is not None:
+                if size not in (fixed_side, (fixed_side, fixed_side)):
+                    shown = size_in_words(size)
+                    raise InputError(f"image size {shown}: {member.name} was exported for {fixed_side} px alone")
+                size = fixed_side
+            by_member.append(tta_views(size, predictor.stride, self.config.augment, is_fixed=fixed_side is not None))
         return by_member
 
-    def description(self, image_size: int | None = None) -> str:
+    def description(self, image_size: ImageSize | None = None) -> str:
         """Windows, network inputs and number of weights, on one line; raises what `views_by_member` raises."""
         config, parts = self.config, []
         if config.tile is not None:
@@ -325,10 +332,7 @@ class Ensemble:
             parts.append(f"{whole}windows of {config.tile} px that share {config.tile_overlap:.0%} or more")
         if len(self.members) > 1:
             parts.append(f"{len(self.members)} weights")
-        inputs = [
-            ", ".join(f"{view.long_side} px{' mirrored' * view.is_mirrored}" for view in views)
-            for views in self.views_by_member(image_size)
-        ]
+        inputs = [", ".join(map(str, views)) for views in self.views_by_member(image_size)]
         parts.append(f"network input {inputs[0] if len(set(inputs)) == 1 else '; '.join(inputs)}")
         return f"views of each image: {'; '.join(parts)}"
 
@@ -355,14 +359,14 @@ def _run(
     engine: Predictor | Ensemble,
     sources: Iterable[Any],
     config: PredictConfig,
-    image_size: int | None,
+    image_size: ImageSize | None,
     batch_size: int,
     on_unreadable: OnUnreadable | None,
 ) -> Generator[FrameResult, None, None]:
     """Group by group of images: while the networks run one, threads read the next."""
     ensemble = engine if isinstance(engine, Ensemble) else Ensemble([Member(engine)])
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size}: must be at least 1")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch size {batch_size}: must be a whole number of at least 1")
     views_by_member = ensemble.views_by_member(image_size)
     channels = [(number, view) for number, views in enumerate(views_by_member) for view in views]
     shares = [ensemble.members[number].weight / len(views_by_member[number]) for number, _ in channels]

@@ -78,7 +78,7 @@ def each_source(sources: Any) -> Iterator[Any]:
     An array of four axes is a batch of images. Raises InputError when it is none of these.
     """
     is_batch = isinstance(sources, np.ndarray) and sources.ndim == 4
-    if not is_batch and (isinstance(sources, str | Path | np.ndarray | Frame) or _is_pillow(sources)):
+    if not is_batch and (isinstance(sources, str | os.PathLike | np.ndarray | Frame) or _is_pillow(sources)):
         yield sources
     elif isinstance(sources, Iterable):
         yield from sources
@@ -94,8 +94,8 @@ def read_frame(source: Any) -> Frame:
     """
     if isinstance(source, Frame):
         return source
-    if isinstance(source, str | Path):
-        return Frame(decode_image(source), str(source))
+    if isinstance(source, str | os.PathLike):
+        return Frame(decode_image(source), os.fspath(source))
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise InputError(f"an image array of shape {source.shape} and type {source.dtype} was given; {_WANTED}")

@@ -36,7 +36,14 @@ from numpy.typing import NDArray
 from anchorite.boxes import Detections, xyxy_to_cxcywh
 from anchorite.choices import OutputKind
 from anchorite.errors import AnchoriteError, InputError, StorageError
-from anchorite.files import cannot_write, make_folder, write_atomically, write_bytes_atomically, write_text_atomically
+from anchorite.files import (
+    StrPath,
+    cannot_write,
+    make_folder,
+    write_atomically,
+    write_bytes_atomically,
+    write_text_atomically,
+)
 from anchorite.interrupts import HeldInterrupts
 from anchorite.predict.drawing import draw
 from anchorite.predict.engine import FrameResult
@@ -299,8 +306,9 @@ class PredictionWriter:
     folder holds something already, StorageError when the disk or a permission refuses.
     """
 
-    def __init__(self, folder: Path, class_names: Iterable[str], save: Save | None = None) -> None:
-        self.folder, self.save = folder, save or Save.usual()
+    def __init__(self, folder: StrPath, class_names: Iterable[str], save: Save | None = None) -> None:
+        self.folder = folder = Path(folder)
+        self.save = save or Save.usual()
         names, kinds = tuple(class_names), self.save.of_images | self.save.of_frames
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(

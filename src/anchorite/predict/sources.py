@@ -21,6 +21,7 @@ from anchorite.data.images import decode_image
 from anchorite.data.prefetch import prefetch
 from anchorite.data.shards.format import leads_into_shard
 from anchorite.errors import AnchoriteError, InputError, StorageError
+from anchorite.files import StrPath
 from anchorite.predict.frames import FLUSH, VIDEO_SUFFIXES, Frame, LiveSource, address_scheme, is_live, video_frames
 
 STDIN = "-"
@@ -84,8 +85,9 @@ class Sources:
         """Frames of a camera or stream that the network had no time for; known at the end."""
         return 0 if self.live is None else self.live.num_dropped
 
-    def refuse_output(self, folder: Path) -> None:
+    def refuse_output(self, folder: StrPath) -> None:
         """InputError when what is written to `folder` would be read again."""
+        folder = Path(folder)
         for watched in self.watched:
             if watched.resolve() in (folder.resolve(), *folder.resolve().parents):
                 raise InputError(
@@ -114,13 +116,13 @@ class Sources:
         return prefetch(arriving, depth, stop, FLUSH)
 
 
-def open_sources(words: Sequence[str], config: SourceConfig | None = None) -> Sources:
-    """What the words mean: files, folders, patterns; camera:0, rtsp://...; - for a list of paths on stdin.
+def open_sources(sources: Sequence[StrPath], config: SourceConfig | None = None) -> Sources:
+    """What the words of a command mean: files, folders, patterns; camera:0, rtsp://...; - for a list of paths on stdin.
 
     With `config.watch` they are folders to watch. Raises InputError naming every word that stands for nothing, and
     mixtures that cannot be: cameras, streams and stdin are read alone. A camera is open afterwards.
     """
-    config = config or SourceConfig()
+    config, words = config or SourceConfig(), [os.fspath(word) for word in sources]
     if config.idle_s is not None and not config.watch:
         raise InputError("--idle-seconds: says how long to watch a folder; give --watch, too")
     if config.null_separated and STDIN not in words:
@@ -157,7 +159,7 @@ def opened(
     subfolders too. every: use each so-many-th frame of a video, decoded up to `depth` ahead.
     """
     for source in sources:
-        if not isinstance(source, str | Path):
+        if not isinstance(source, str | os.PathLike):
             yield source
             continue
         try:
@@ -171,7 +173,7 @@ def opened(
             yield error
 
 
-def expand_sources(sources: Iterable[str | Path], recursive: bool = False) -> list[Path]:
+def expand_sources(sources: Iterable[StrPath], recursive: bool = False) -> list[Path]:
     """The image and video files meant by `sources`, in their order, each file once.
 
     A file stands for itself, whatever its suffix; a folder for the images in it, sorted by name, with `recursive` also
@@ -223,7 +225,7 @@ def _images_in(folder: Path, recursive: bool) -> list[Path]:
     return [path for path in images if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
-def _why_nothing(source: str | Path, recursive: bool) -> str:
+def _why_nothing(source: StrPath, recursive: bool) -> str:
     """What is there instead of images, and what to do, of a source that stands for nothing."""
     path, scheme = Path(source), address_scheme(str(source))
     kinds, deeper = " ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)), ""

@@ -6,8 +6,10 @@ Window coordinates are continuous: pixel i covers i..i+1. Legend: H, W height an
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,10 @@ from anchorite.data.images import LetterboxTransform, letterbox, letterbox_trans
 from anchorite.errors import InputError
 from anchorite.predict.postprocess import PredictConfig, RawDetections
 from anchorite.reading import shorten
+
+ImageSize = int | tuple[int, int]
+"""Size of a network input in pixels: the longer side of the smallest input that holds the image, or (height, width) of
+the input of every image."""
 
 Window = tuple[int, int, int, int]
 """left, top, right, bottom in whole pixels of the image."""
@@ -77,26 +83,64 @@ def _spans(length: int, side: int, overlap: float) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class TTAView:
-    """A view of test-time augmentation: long side of the network input in pixels, and whether it is mirrored."""
+    """A view of test-time augmentation: size of the network input, and whether it is mirrored."""
 
-    long_side: int
+    image_size: ImageSize
     is_mirrored: bool = False
 
+    def __str__(self) -> str:
+        return f"{size_in_words(self.image_size)} px{' mirrored' * self.is_mirrored}"
 
-def tta_views(long_side: int, stride: int, augment: bool, is_fixed: bool = False) -> list[TTAView]:
+
+def tta_views(image_size: ImageSize, stride: int, augment: bool, is_fixed: bool = False) -> list[TTAView]:
     """The views of every window, the plain one first, each once.
 
-    augment: mirrored and at other scales, sides in multiples of `stride`; is_fixed: the network takes `long_side`
+    augment: mirrored and at other scales, sides in multiples of `stride`; is_fixed: the network takes `image_size`
     alone, so that it is mirrored at most.
     """
     if not augment:
-        return [TTAView(long_side)]
-    scaled = [
-        TTAView(max(1, round(scale * long_side / stride)) * stride, mirrored)
-        for scale, mirrored in AUGMENTED
-        if scale != 1 and not is_fixed
-    ]
-    return list(dict.fromkeys([TTAView(long_side), TTAView(long_side, True), *scaled]))
+        return [TTAView(image_size)]
+
+    def scaled(scale: float) -> ImageSize:
+        if isinstance(image_size, int):
+            return max(1, round(scale * image_size / stride)) * stride
+        height, width = (max(1, round(scale * side / stride)) * stride for side in image_size)
+        return height, width
+
+    others = [TTAView(scaled(scale), mirrored) for scale, mirrored in AUGMENTED if scale != 1 and not is_fixed]
+    return list(dict.fromkeys([TTAView(image_size), TTAView(image_size, True), *others]))
+
+
+def checked_image_size(given: Any, stride: int, of_what: str) -> ImageSize:
+    """A whole number or a pair of them as the size of a network input; InputError, with the remedy, for anything else.
+
+    A pair is taken as it is, so its sides must be multiples of the coarsest stride, `stride`; of_what: whose it is.
+    """
+    try:
+        sides = [operator.index(side) for side in (given if isinstance(given, list | tuple) else [given])]
+    except TypeError:
+        sides = []
+    if len(sides) not in (1, 2) or isinstance(given, bool):
+        raise InputError(
+            f"image size {shorten(given)}: give a whole number, the longer side, or a pair (height, width)"
+        )
+    size: ImageSize = sides[0] if len(sides) == 1 else (sides[0], sides[1])
+    if min(sides) < stride:
+        raise InputError(
+            f"image size {size_in_words(size)}: must be at least {stride}, the coarsest stride of {of_what}"
+        )
+    if len(sides) == 2 and any(side % stride for side in sides):
+        above = " x ".join(str(-(-side // stride) * stride) for side in sides)
+        raise InputError(
+            f"image size {size_in_words(size)}: height and width must be multiples of {stride}, the coarsest stride of "
+            f"{of_what}; take {above}"
+        )
+    return size
+
+
+def size_in_words(image_size: ImageSize) -> str:
+    """The longer side, or height and width."""
+    return str(image_size) if isinstance(image_size, int) else f"{image_size[0]} x {image_size[1]}"
 
 
 @dataclass(frozen=True)
@@ -109,10 +153,11 @@ class ViewTransform:
 
     @classmethod
     def of(cls, window: Window, view: TTAView, stride: int) -> ViewTransform:
-        """Of a window in the smallest input, in multiples of `stride`, that holds it."""
+        """Of a window in the input of the view's size: of a longer side, the smallest in multiples of `stride`."""
         left, top, right, bottom = window
         window_hw = (bottom - top, right - left)
-        size_hw = rectangular_size(window_hw, view.long_side, stride)
+        size = view.image_size
+        size_hw = rectangular_size(window_hw, size, stride) if isinstance(size, int) else size
         return cls(window, letterbox_transform(window_hw, size_hw), view.is_mirrored)
 
     @property

@@ -21,7 +21,7 @@ import anchorite
 from anchorite.data import DatasetIndex, Record, decode_image
 from anchorite.devices import choose_device, choose_precision, processor_facts
 from anchorite.evaluate import ReadConfig, ValidationResult, Validator
-from anchorite.files import make_folder, write_bytes_atomically, write_text_atomically
+from anchorite.files import StrPath, make_folder, write_bytes_atomically, write_text_atomically
 from anchorite.jpeg import encode_jpeg, shrunk
 from anchorite.metrics import Predictions, Truth, confusion_matrix, detection_curves
 from anchorite.model import load_weights
@@ -39,14 +39,14 @@ _MAX_PREDICTIONS, _PREDICTION_PX, _PREDICTION_QUALITY = 12, 1280, 90
 _LONGEST_STEM = 50  # letters, each of up to four bytes
 
 
-def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
+def conclude_run(run_folder: StrPath, dataset: DatasetIndex) -> Path:
     """Write what is known only at the end of a run, and return the path of its page.
 
     plots/*.png, predictions/*.jpg, examples/*.jpg and validation.json show the best weights on the val split (without
     that split none of them is written), and summary.json gets the sections best_validation, environment and dataset.
     Earlier ones are replaced.
     """
-    folder = RunFolder(run_folder)
+    folder, run_folder = RunFolder(run_folder), Path(run_folder)
     recipe = folder.read_recipe()
     device = choose_device(recipe.device)
     environment = {
@@ -83,9 +83,9 @@ def conclude_run(run_folder: Path, dataset: DatasetIndex) -> Path:
     return write_run_report(run_folder)
 
 
-def is_concluded(run_folder: Path) -> bool:
+def is_concluded(run_folder: StrPath) -> bool:
     """Whether the run came to its end and `conclude_run` did, too: it writes the page last."""
-    return "environment" in read_summary(RunFolder(run_folder).summary) and (run_folder / "report.html").is_file()
+    return "environment" in read_summary(RunFolder(run_folder).summary) and Path(run_folder, "report.html").is_file()
 
 
 def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import safe_open
 
 from anchorite.errors import InputError
-from anchorite.files import write_text_atomically
+from anchorite.files import StrPath, write_text_atomically
 from anchorite.inspect.findings import KIND_OF_ADJUSTMENT, KINDS
 from anchorite.report.charts import Chart, Line, decimals, format_number, make_chart
 from anchorite.report.page import MAX_PAGE_BYTES, embed_pictures, render_page
@@ -52,14 +52,15 @@ _EXAMPLE_NAME = re.compile(r"(worst|best)-[0-9]{2}\.jpg")
 _LETTER_HEIGHT, _LETTER_WIDTH = 4.2, 2.2  # of texts on an example, in hundredths of its longer side
 
 
-def write_run_report(run_folder: Path, path: Path | None = None) -> Path:
+def write_run_report(run_folder: StrPath, path: StrPath | None = None) -> Path:
     """Write the page of a run, by default as run_folder/report.html, and return its path.
 
     It shows the run's small files, plots/*.png, predictions/*.jpg and examples/*.jpg, each if present. Raises
     InputError when the folder is not a run's or a file in it is malformed, StorageError when the page cannot be
     written.
     """
-    path = run_folder / "report.html" if path is None else path
+    run_folder = Path(run_folder)
+    path = run_folder / "report.html" if path is None else Path(path)
     write_text_atomically(path, run_page(run_folder))
     return path
 

@@ -15,7 +15,7 @@ from anchorite.train.events import (
 )
 from anchorite.train.pretrained import PretrainedWeights, read_hf_backbone, read_pretrained
 from anchorite.train.recipe import Recipe, load_recipe, parse_setting, read_recipe, with_settings
-from anchorite.train.run import resume, train
+from anchorite.train.run import extend, extended_recipe, resume, train
 from anchorite.train.run_folder import RunFolder
 from anchorite.train.setup import device_of_rank
 from anchorite.train.tensorboard import TensorBoard
@@ -35,6 +35,8 @@ __all__ = [
     "StoreProgress",
     "TensorBoard",
     "device_of_rank",
+    "extend",
+    "extended_recipe",
     "listeners",
     "load_recipe",
     "loggers",

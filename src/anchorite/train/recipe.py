@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,15 @@ from anchorite.choices import CompileName, ModelSize, PrecisionName
 from anchorite.data import AugmentConfig, StoreMode
 from anchorite.errors import InputError
 from anchorite.evaluate import ValidationConfig
+from anchorite.files import StrPath
 from anchorite.loss import LossConfig
 from anchorite.model import MAX_IMAGE_SIZE, check_source, default_anchors
 from anchorite.plain_yaml import read_yaml_text, yaml_value
 from anchorite.reading import one_line, printable, shorten
 from anchorite.recipe_names import (
+    PAIR,
     RENAMED_FIELDS,
+    SQUARE,
     built_in_recipes,
     current_name,
     other_names,
@@ -33,6 +37,7 @@ from anchorite.recipe_names import (
 from anchorite.train.optim import EMAConfig, OptimizerConfig
 
 DEFAULT_RECIPE = "small-data"
+MAX_SEED = 1_000_000_000
 _MOST_PROBLEMS, _LONGEST_NAME = 20, 200  # in the message on one recipe
 
 
@@ -61,7 +66,7 @@ class Recipe(BaseModel):
     image_size: int = Field(640, ge=32, le=MAX_IMAGE_SIZE, description="longer side of the network input in pixels")
     epochs: int = Field(100, ge=1, description="passes over the training images")
     batch: int = Field(16, ge=1, description="images per batch, on all ranks together")
-    seed: int = Field(0, ge=0, le=1_000_000_000, description="seed of weights and augmentation")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of weights and augmentation")
     val_share: float = Field(0.0, ge=0, lt=1, description="share of the training images that become a split val")
     background_ok: bool = Field(False, description="that most training images have no labels is intended")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -93,6 +98,13 @@ class Recipe(BaseModel):
     @classmethod
     def _none_if_empty(cls, source: str | None, info: ValidationInfo) -> str | None:
         return check_source(source) if source and info.field_name == "backbone" else source or None
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _is_one_side(cls, image_size: Any) -> Any:
+        if isinstance(image_size, list | tuple) or (isinstance(image_size, str) and PAIR.fullmatch(image_size)):
+            raise ValueError(SQUARE)
+        return image_size
 
     @field_validator("image_size")
     @classmethod
@@ -131,23 +143,36 @@ class Recipe(BaseModel):
 
 
 def load_recipe(
-    source: str | Path | None = None, overrides: Mapping[str, Any] | None = None, flags: Collection[str] = ()
+    source: StrPath | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    flags: Collection[str] = (),
+    **fields: Any,
 ) -> Recipe:
     """The recipe of a built-in name or a YAML file, with overrides by dotted name ("loss.label_smoothing": 0.1).
 
-    flags: the overrides that the user gave by a flag of their own name, not by --set.
-    Raises InputError naming the file, line or flag, the value and, for an unknown key, the nearest known one.
+    flags: the overrides that the user gave by a flag of their own name, not by --set; fields: more overrides, as in
+    epochs=50. Raises InputError naming the file, line or flag, the value and, for an unknown key, the nearest known
+    one.
     """
-    return read_recipe(source, overrides, flags)[0]
+    if not isinstance(overrides, Mapping | None):
+        raise InputError(
+            f'load_recipe: overrides map a field to its value, as in {{"epochs": 50}}; got {shorten(overrides)}'
+        )
+    return read_recipe(source, {**(overrides or {}), **fields}, flags)[0]
 
 
 def read_recipe(
-    source: str | Path | None = None, overrides: Mapping[str, Any] | None = None, flags: Collection[str] = ()
+    source: StrPath | None = None, overrides: Mapping[str, Any] | None = None, flags: Collection[str] = ()
 ) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe as `load_recipe` returns it, and sentences on how it was read: one for each name of a file of the
     original family's hyperparameters, which is recognised by its names, and for each earlier name of a field.
     """
-    source, overrides, built_in = str(source or DEFAULT_RECIPE), overrides or {}, built_in_recipes()
+    if not isinstance(source, str | os.PathLike | None):
+        raise InputError(
+            f"recipe {shorten(source)}: give the name of a built-in recipe or the path of a file; fields are set by "
+            'load_recipe(NAME, {"epochs": 50})'
+        )
+    source, overrides, built_in = os.fspath(source or DEFAULT_RECIPE), overrides or {}, built_in_recipes()
     if source in built_in:
         text, where = built_in[source], f"recipe {source}"
     elif Path(source).is_file():
@@ -209,6 +234,7 @@ def _changed(
     """
     named = dict(sources)
     for name, value in overrides.items():
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
         _set_by_dotted_name(values, current_name(name), value)
         named[current_name(name)] = f"--{name.replace('_', '-')}" if name in flags else f"--set {name}"
     try:

@@ -1,28 +1,34 @@
-"""`train` and `resume`: starting a run, continuing one, and what may have changed in between."""
+"""`train`, `resume` and `extend`: starting a run, going on with one, and training one that has ended for longer."""
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from anchorite.anchors import AnchorSet
 from anchorite.choices import Change
 from anchorite.data import DatasetIndex
+from anchorite.data.host_loader import end_unguarded_worker
 from anchorite.distributed import SINGLE_PROCESS, World
-from anchorite.errors import InputError
+from anchorite.errors import InputError, StorageError
+from anchorite.files import StrPath
 from anchorite.inspect import look_over, require_boxes, take_val
 from anchorite.inspect.resplit import require_no_val
+from anchorite.keywords import checks_keywords
 from anchorite.model import default_anchors
-from anchorite.train.checkpoint import Progress, has_checkpoint, leftovers, load_latest
+from anchorite.reading import shorten
+from anchorite.recipe_names import other_names
+from anchorite.train.checkpoint import Progress, found_checkpoints, has_checkpoint, leftovers, load_latest
 from anchorite.train.events import DataChecked, Listener, RunFinished, StoreProgress, ignore
 from anchorite.train.loop import Run
 from anchorite.train.pretrained import read_hf_backbone, read_pretrained, refuse_early, reread_start
-from anchorite.train.recipe import Recipe, by_dotted_name
+from anchorite.train.recipe import MAX_SEED, Recipe, by_dotted_name, field_names, with_settings
 from anchorite.train.run_folder import RunFolder, left_out_facts, val_images, with_val
-from anchorite.train.setup import derived_settings, prepare
+from anchorite.train.setup import Prepared, derived_settings, prepare
 
 _NUM_SHOWN = 5
 # Fields that do not change what a run computes.
@@ -33,10 +39,19 @@ _FREE = frozenset(
 _FIXED = frozenset({"model", "backbone", "optimizer.name"})
 
 
+def _field(name: str) -> str:
+    """That a keyword is a field of the recipe, if it is."""
+    other = other_names().get(name)
+    fields = [other.field] if other and other.field else []
+    fields += [field for field in field_names() if field.rpartition(".")[2] == name]
+    return f'; it is a field of the recipe: load_recipe(NAME, {{"{fields[0]}": VALUE}})' if fields else ""
+
+
+@checks_keywords(_field)
 def train(
     recipe: Recipe,
     dataset: DatasetIndex,
-    out: Path,
+    out: StrPath,
     listener: Listener = ignore,
     notes: Sequence[str] = (),
     world: World = SINGLE_PROCESS,
@@ -49,14 +64,119 @@ def train(
     metrics.csv, recipe.yaml, summary.json and checkpoints. Raises InputError (exit 2), StorageError (4) or
     DivergedError (3).
     """
+    end_unguarded_worker()
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"train: recipe is what load_recipe returns; got {shorten(recipe)}")
+    _refuse_unopened(dataset)
     listener = listener if world.is_main else ignore
     recipe, start = read_pretrained(recipe)
     backbone = read_hf_backbone(recipe, start)
     refuse_early(recipe.model, recipe.optimizer.freeze)  # before images may be decoded
     dataset, val_split = _with_val(recipe, dataset, listener, world)
-    opened = dataset
     checks = _checked(recipe, dataset, listener, world)
     prepared = prepare(recipe, dataset, listener=listener, start=start, world=world, backbone=backbone)
+    begun = {
+        "val_split": val_split,
+        "checks": checks,
+        "start": start and {"weights": start.path, "sha256": start.sha256, "kept": prepared.kept},
+        "backbone": backbone and {"config": backbone.config.model_dump(mode="json"), "sha256": backbone.sha256},
+    }
+    del start, backbone  # as large as the network
+    return _begin(out, recipe, dataset, prepared, notes, begun, listener)
+
+
+@checks_keywords(_field)
+def extend(
+    run: StrPath,
+    dataset: DatasetIndex,
+    epochs: int,
+    out: StrPath,
+    listener: Listener = ignore,
+    allow: Collection[Change] = (),
+    world: World = SINGLE_PROCESS,
+) -> RunFinished:
+    """Train the run in the folder `run`, which has ended, up to `epochs` in all, as a new run in the folder `out`.
+
+    Weights, EMA and optimizer state are those of its newest valid checkpoint; for the recipe see `extended_recipe`.
+    run.json of the new run names the one that it `continues`. allow and ranks: as in `resume`. Raises what
+    `extended_recipe`, `resume` and `train` raise.
+    """
+    end_unguarded_worker()
+    _refuse_unopened(dataset)
+    listener = listener if world.is_main else ignore
+    ended = RunFolder.open(run)
+    facts, then, dataset = ended.read_facts(), ended.read_recipe(), ended.with_val(dataset)
+    recipe, continues = extended_recipe(ended, epochs)
+    then = then.model_copy(update={"epochs": facts.get("recipe", {}).get("epochs", then.epochs)})  # the others may not
+    changes = _refuse_changes(facts, then, dataset, {*allow, "data"} if dataset.skip_bad else allow, world.world_size)
+    _, backbone = reread_start(recipe, facts, starts_over=False)
+    anchors = AnchorSet.from_rows(facts["anchors"], default_anchors(recipe.model).strides)
+    checks = _checked(recipe, dataset, listener, world)
+    prepared = prepare(recipe, dataset, anchors, listener, None, world, backbone)
+    if dataset.skip_bad:
+        changes = _refuse_changes(facts, then, prepared.dataset, allow, world.world_size)
+    _, told = load_latest(ended.checkpoints, prepared.train_state, world)
+    rate = recipe.optimizer.lr
+    note = (
+        f"continues {ended.path} after {continues['epochs']} epochs, with {recipe.epochs} more to {epochs} in all; a "
+        f"new schedule, from lr {rate:g} to {rate * recipe.optimizer.lr_final:g}, and seed {recipe.seed}"
+    )
+    begun = {name: facts.get(name) for name in ("val_split", "start", "backbone")}
+    begun |= {"checks": checks, "continues": continues}
+    return _begin(out, recipe, dataset, prepared, (note, *changes, *told), begun, listener)
+
+
+def extended_recipe(ended: RunFolder, epochs: int) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with which a run that has ended is trained up to `epochs` in all, and what run.json says of that run.
+
+    It is the run's own but for the epochs, those that remain, over which the schedule is a new one; the seed, the next
+    one, because the samples of the first epochs would come again; and the rate of the biases, which are trained by now,
+    and so warm up from 0 as the rest does. Raises InputError when the run has not ended or has so many epochs already,
+    StorageError when no checkpoint is valid.
+    """
+    named = shlex.quote(str(ended.path))
+    if not isinstance(epochs, int):
+        raise InputError(f"epochs {shorten(epochs)}: give a whole number")
+    if not ended.summary.is_file():
+        raise InputError(
+            f"{ended.path}: has not ended, and more epochs are for a run that has; go on with it first: "
+            f"anchorite train --resume {named}"
+        )
+    newest = next((one for one in found_checkpoints(ended.checkpoints) if one.fault is None), None)
+    if newest is None or newest.progress is None:
+        raise StorageError(
+            f"{ended.path}: has no valid checkpoint to go on from; start a new run from its weights: "
+            f"anchorite train DATA --weights {shlex.quote(str(ended.last))}"
+        )
+    done = newest.progress.epoch + (ended.read_facts().get("continues") or {}).get("epochs", 0)
+    if epochs <= done:
+        raise InputError(f"epochs {epochs}: {ended.path} has trained {done} already; give a number above {done}")
+    recipe = ended.read_recipe()
+    settings = {"epochs": epochs - done, "seed": (recipe.seed + 1) % MAX_SEED, "optimizer.warmup_bias_lr": 0.0}
+    with newest.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return with_settings(recipe, settings), {"run": str(ended.path.resolve()), "epochs": done, "sha256": digest}
+
+
+def _refuse_unopened(dataset: object) -> None:
+    if not isinstance(dataset, DatasetIndex):
+        raise InputError(f"dataset is what open_dataset returns; got {shorten(dataset)}")
+
+
+def _begin(
+    out: StrPath,
+    recipe: Recipe,
+    opened: DatasetIndex,
+    prepared: Prepared,
+    notes: Sequence[str],
+    begun: Mapping[str, Any],
+    listener: Listener,
+) -> RunFinished:
+    """Make the folder of a new run and train in it. begun: what run.json says of where data and weights come from.
+
+    A run that continues another has a checkpoint from its start, so that it does not need the other any more.
+    """
+    world = prepared.world
     prepared = replace(prepared, decisions=(*notes, *prepared.decisions))
     dataset, anchors = prepared.dataset, prepared.train_state.detector.anchors
     facts = {
@@ -66,15 +186,11 @@ def train(
         "allow_outside": dataset.allow_outside,
         "anchors": anchors.to_rows(),
         "left_out": left_out_facts(opened, dataset),
-        "val_split": val_split,
-        "checks": checks,
-        "start": start and {"weights": start.path, "sha256": start.sha256, "kept": prepared.kept},
         "notes": list(notes),
-        "backbone": backbone and {"config": backbone.config.model_dump(mode="json"), "sha256": backbone.sha256},
+        **begun,
         "derived": derived_settings(recipe, prepared),
         **_comparable_facts(recipe, dataset, world.world_size),
     }
-    del start, backbone  # as large as the network
     splits = {split: one["fingerprint"] for split, one in facts["splits"].items()}
     everyone = world.all_gather([splits, facts["class_names"]])
     if different := [str(rank) for rank, of_rank in enumerate(everyone) if of_rank != everyone[0]]:
@@ -84,15 +200,16 @@ def train(
         )
     with prepared.loader:
         if world.is_main:
-            RunFolder.create(out, recipe, facts)
+            RunFolder.create(out, recipe, facts, prepared.train_state if "continues" in begun else None)
         world.barrier()
         folder = RunFolder(out)
         with folder.held() if world.is_main else nullcontext():
             return Run(recipe, folder, prepared, listener).run(Progress())
 
 
+@checks_keywords(_field)
 def resume(
-    out: Path,
+    out: StrPath,
     dataset: DatasetIndex,
     listener: Listener = ignore,
     allow: Collection[Change] = (),
@@ -104,6 +221,8 @@ def resume(
     ranks: as in `train`; all must see the folder. Raises InputError when the folder is no run, another process trains
     in it, or data or recipe have changed.
     """
+    end_unguarded_worker()
+    _refuse_unopened(dataset)
     listener = listener if world.is_main else ignore
     folder = RunFolder.open(out)
     recipe, facts = folder.read_recipe(), folder.read_facts()
@@ -123,7 +242,7 @@ def resume(
             if not starts_over:
                 progress, notes = load_latest(folder.checkpoints, prepared.train_state, world)
                 notes.append(f"resumed after {progress.describe(len(prepared.loader))} of {recipe.epochs}")
-            for stray in (*leftovers(folder.checkpoints), *out.glob(".*.tmp")) if world.is_main else ():
+            for stray in (*leftovers(folder.checkpoints), *folder.path.glob(".*.tmp")) if world.is_main else ():
                 stray.unlink(missing_ok=True)
                 notes.append(f"{stray}: left by a crash, removed")
             notes += facts.get("notes", ())

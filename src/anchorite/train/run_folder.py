@@ -21,13 +21,14 @@ from anchorite.choices import FormatName
 from anchorite.data import Batch, DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
 from anchorite.evaluate import ValidationResult
-from anchorite.files import is_locked, write_bytes_atomically, write_text_atomically
+from anchorite.files import StrPath, is_locked, write_bytes_atomically, write_text_atomically
 from anchorite.inspect.resplit import require_no_val
 from anchorite.reading import read_json
 from anchorite.recipe_names import RENAMED_COLUMNS, with_current_names
-from anchorite.train.checkpoint import found_checkpoints, leftovers
+from anchorite.train.checkpoint import Progress, found_checkpoints, leftovers, save_checkpoint
 from anchorite.train.events import RunFinished
 from anchorite.train.recipe import Recipe, load_recipe
+from anchorite.train.step import TrainState
 
 _MAX_FACTS_BYTES = 64_000_000
 
@@ -61,6 +62,12 @@ class _BackboneFacts(TypedDict):
     sha256: str
 
 
+class _ContinuesFacts(TypedDict):
+    run: str
+    epochs: int
+    sha256: str
+
+
 class _Facts(BaseModel):
     """The fields of run.json that a resume needs; earlier releases wrote fewer."""
 
@@ -76,6 +83,7 @@ class _Facts(BaseModel):
     left_out: list[_LeftOutFacts] = []
     val_split: _ValFacts | None = None
     start: _StartFacts | None = None
+    continues: _ContinuesFacts | None = None
     notes: list[str] = []
     backbone: _BackboneFacts | None = None
     derived: dict[str, Any] = {}
@@ -84,8 +92,8 @@ class _Facts(BaseModel):
 class RunFolder:
     """Paths of runs/NAME, and reading and writing of its small files."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: StrPath) -> None:
+        self.path = path = Path(path)
         self.recipe = path / "recipe.yaml"
         self.run = path / "run.json"
         self.metrics = path / "metrics.csv"
@@ -96,8 +104,14 @@ class RunFolder:
         self.last = path / "last.safetensors"
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe, facts: dict[str, Any]) -> RunFolder:
-        """A new run folder with its recipe and facts; InputError when it exists already."""
+    def create(
+        cls, path: StrPath, recipe: Recipe, facts: dict[str, Any], train_state: TrainState | None = None
+    ) -> RunFolder:
+        """A new run folder with its recipe and facts; InputError when it exists already.
+
+        train_state: what its first checkpoint, before any epoch, is made of; None for no such checkpoint.
+        """
+        path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(
                 f"--out {path}: exists already; choose another folder, or continue it with --resume {path}"
@@ -108,6 +122,8 @@ class RunFolder:
             draft.checkpoints.mkdir(parents=True)
             write_text_atomically(draft.recipe, recipe.to_yaml())
             _write_json(draft.run, facts)
+            if train_state is not None:
+                save_checkpoint(draft.checkpoints, train_state, Progress())
             draft.path.replace(path)
         except OSError as error:
             raise StorageError(f"--out {path}: cannot be made: {error.strerror}; choose another folder") from error
@@ -116,7 +132,7 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path, named: str = "--resume") -> RunFolder:
+    def open(cls, path: StrPath, named: str = "--resume") -> RunFolder:
         """An existing run folder; InputError when it is none. named: how the user named it, for the message."""
         folder = cls(path)
         missing = [file.name for file in (folder.recipe, folder.run) if not file.is_file()]
@@ -233,10 +249,11 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"{self.skipped}: cannot be written: {error.strerror or error}") from error
 
-    def write_post_mortem(self, path: Path, facts: dict[str, Any], batch: Batch) -> None:
+    def write_post_mortem(self, path: StrPath, facts: dict[str, Any], batch: Batch) -> None:
         """Write the facts of a divergence as JSON in `path`, and beside it, as safetensors, the batch where it ended:
         images uint8, targets as rows. With several ranks that is rank 0's part.
         """
+        path = Path(path)
         targets = batch.targets.compact().rows.cpu().contiguous()
         tensors = {"images": batch.images.cpu().contiguous(), "targets": targets, "indices": batch.indices.cpu()}
         write_bytes_atomically(path.with_suffix(".safetensors"), save(tensors))

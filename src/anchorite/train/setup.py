@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from anchorite.evaluate import ReadConfig, Validator
 from anchorite.inspect import require_boxes
 from anchorite.inspect.overview import sentence
 from anchorite.loss import DetectionLoss
-from anchorite.model import Detector, HFBackbone, HFBackboneSource, default_anchors, to_channels_last
+from anchorite.model import MAX_IMAGE_SIZE, Detector, HFBackbone, HFBackboneSource, default_anchors, to_channels_last
 from anchorite.train.checkpoint import Progress, environment
 from anchorite.train.events import Listener, RunStarted, StoreProgress, ignore
 from anchorite.train.optim import EMA, build_optimizer, decay_after, settings_at, warmup_steps
@@ -128,6 +128,7 @@ def prepare(
             decisions.append(f"{split}, {len(dataset.splits[split])} images: {what}")
         dataset = without_images(dataset, split, left_out)
     require_boxes(dataset)
+    refuse_single_values(recipe, loader, world)
     torch.manual_seed(recipe.seed)
     why_anchors = "anchors of the run"
     if anchors is None:
@@ -141,6 +142,34 @@ def prepare(
     if not has_labels:
         decisions.append(f"{lack}: every epoch replaces best.safetensors, and no mAP is known")
     return Prepared(dataset, train_state, loader, validator, device, precision, compiled, tuple(decisions), kept, world)
+
+
+def refuse_single_values(recipe: Recipe, loader: Loader, world: World) -> None:
+    """InputError where some batch would be normalised over one value a channel, of which torch makes no statistics: a
+    rank has one image of it, and its coarsest map is a single cell.
+    """
+    config, sizes = loader.batches.config, loader.batches.sizes
+    stride = default_anchors(recipe.model).strides[-1]
+
+    def has_single(batch_size: int) -> bool:
+        """Whether a rank has one image of a full or of the last batch."""
+        chosen = replace(sizes, config=config.model_copy(update={"batch_size": batch_size}))
+        batches = {0, chosen.num_batches - 1}
+        return any(chosen.part(batch, rank) == 1 for batch in batches for rank in range(world.world_size))
+
+    if config.possible_sides(recipe.image_size)[0] > stride or not has_single(recipe.batch):
+        return
+    if (recipe.sync_batch_norm and world.is_distributed) or {"backbone", "neck"} <= {*recipe.optimizer.freeze}:
+        return  # statistics are of all ranks, or stay as they are
+    sides = range(recipe.image_size + stride, MAX_IMAGE_SIZE + 1, stride)
+    side = next(side for side in sides if config.possible_sides(side)[0] > stride)
+    others = range(recipe.batch + 1, recipe.batch + sizes.num_samples + 2)
+    other = next((f", or --batch {batch}" for batch in others if not has_single(batch)), "")
+    raise InputError(
+        f"batch {recipe.batch} of {sizes.num_samples} images leaves one image "
+        f"{'on a rank ' * world.is_distributed}in a batch, and at {stride} px its coarsest map (stride {stride}) is "
+        f"one cell: batch normalisation needs more than one value; use --image-size {side} or more{other}"
+    )
 
 
 def choose_anchors(recipe: Recipe, records: Split, start: PretrainedWeights | None = None) -> tuple[AnchorSet, str]:

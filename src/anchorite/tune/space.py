@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from anchorite.errors import InputError
+from anchorite.files import StrPath
 from anchorite.plain_yaml import read_yaml_text, yaml_value
 from anchorite.recipe_names import current_name
 
@@ -98,9 +99,9 @@ def default_space() -> Space:
     }
 
 
-def read_space(path: Path) -> Space:
+def read_space(path: StrPath) -> Space:
     """A space from YAML: `name: {low: 0.01, high: 0.1, log: true}` or `name: {choices: [...]}`; InputError by name."""
-    values = yaml_value(read_yaml_text(path), str(path))
+    values = yaml_value(read_yaml_text(Path(path)), str(path))
     if not isinstance(values, dict) or not values:
         raise InputError(f"{path}: a space is a mapping of recipe fields to {{low, high}} or {{choices}}")
     try:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anchorite.data import DatasetIndex
+from anchorite.data.host_loader import end_unguarded_worker
 from anchorite.errors import DivergedError, InputError, import_extra
-from anchorite.files import make_folder, write_text_atomically
+from anchorite.files import StrPath, make_folder, write_text_atomically
 from anchorite.reading import read_json
 from anchorite.recipe_names import current_name
 from anchorite.train import (
@@ -57,11 +58,11 @@ class Study:
     Trial 0 is the unchanged recipe, the baseline.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any], recipe: Recipe, space: Space) -> None:
-        self.folder, self.facts, self.recipe, self.space = folder, facts, recipe, space
+    def __init__(self, folder: StrPath, facts: dict[str, Any], recipe: Recipe, space: Space) -> None:
+        self.folder, self.facts, self.recipe, self.space = Path(folder), facts, recipe, space
 
     @classmethod
-    def create(cls, folder: Path, dataset: DatasetIndex, recipe: Recipe, space: Space) -> Study:
+    def create(cls, folder: StrPath, dataset: DatasetIndex, recipe: Recipe, space: Space) -> Study:
         """A new study. Raises InputError for a space that the recipe does not allow, before anything is written, and
         what `read_pretrained` raises for weights.
         """
@@ -81,14 +82,16 @@ class Study:
             "allow_outside": dataset.allow_outside,
             "space": {name: dimension.model_dump(mode="json") for name, dimension in space.items()},
         }
+        folder = Path(folder)
         make_folder(folder)
         write_text_atomically(folder / _RECIPE, recipe.to_yaml())
         write_text_atomically(folder / _FACTS, json.dumps(facts, indent=1) + "\n")
         return cls(folder, facts, recipe, space)
 
     @classmethod
-    def open(cls, folder: Path) -> Study:
+    def open(cls, folder: StrPath) -> Study:
         """The study in a folder; InputError when there is none."""
+        folder = Path(folder)
         if not (folder / _FACTS).is_file():
             raise InputError(f"{folder}: no study (there is no {_FACTS}); name the folder of one")
         facts = read_json(folder / _FACTS, _MAX_FACTS_BYTES)
@@ -108,6 +111,7 @@ class Study:
         An interrupted trial is resumed from its newest checkpoint. tell receives a line on each trial, listener each
         event within. Raises InputError without a split val or without optuna, and what training raises.
         """
+        end_unguarded_worker()
         if not dataset.split("val") and not self.recipe.val_share:
             raise InputError(
                 f"{dataset.root}: a study compares by mAP on the split val, and there is none; --val 0.2 takes a fifth "

@@ -14,6 +14,8 @@ from anchorite.data.index_cache import cache_file, load_index, save_index
 from anchorite.data.shards import split as shards
 from anchorite.data.shards.format import MANIFEST
 from anchorite.errors import InputError
+from anchorite.files import StrPath
+from anchorite.keywords import checks_keywords
 
 __all__ = ["FormatName", "open_dataset"]
 
@@ -34,8 +36,9 @@ _FORMATS: dict[FormatName, ModuleType] = {
 }
 
 
+@checks_keywords()
 def open_dataset(
-    path: Path | str, format: FormatName | None = None, skip_bad: bool = False, *, allow_outside: bool = False
+    path: StrPath, format: FormatName | None = None, skip_bad: bool = False, *, allow_outside: bool = False
 ) -> DatasetIndex:
     """Read a dataset: a folder, a data.yaml or a COCO json.
 
