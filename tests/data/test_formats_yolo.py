@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ BAD_ROWS = {
     "class beyond the last": "2 0.5 0.5 0.1 0.1",
     "negative class": "-1 0.5 0.5 0.1 0.1",
     "fraction as class": "2.7 0.5 0.5 0.1 0.1",
-    "whole class with a point": "1.0 0.5 0.5 0.1 0.1",
+    "almost a whole number as class": "0.99999999999999999999 0.5 0.5 0.1 0.1",
+    "large number as class": "1e20 0.5 0.5 0.1 0.1",
     "nan": "0 nan 0.5 0.1 0.1",
     "infinite": "0 0.5 inf 0.1 0.1",
     "overflow": "0 0.5 0.5 1e400 0.1",
@@ -46,7 +48,13 @@ BAD_ROWS = {
     "full-width digits": "0 \uff10.5 0.5 0.1 0.1",
     "full-width class": "\uff11 0.5 0.5 0.1 0.1",
     "four columns": "0 0.5 0.5 0.1",
-    "six columns": "0 0.5 0.5 0.1 0.1 0.9",
+    "fraction as sixth column": "0 0.5 0.5 0.1 0.1 1.9",
+    "negative score": "0 0.5 0.5 0.1 0.1 -0.5",
+    "infinite score": "0 0.5 0.5 0.1 0.1 inf",
+    "eight columns": "0 0.5 0.5 0.1 0.1 0.5 0.5 2",
+    "polygon in pixels": "0 10 10 20 10 20 20",
+    "polygon with a word": "0 0.1 0.1 0.2 x 0.3 0.3",
+    "corner outside": "0 0.1 0.1 0.2 0.1 0.2 0.2 -0.1 0.2",
     "commas": "0,0.5,0.5,0.1,0.1",
     "NUL": "0 0.5 0.5 0.1 0.1\0",
     "no text": b"0 0.5 0.5 0.1 \xff\xfe",
@@ -60,9 +68,9 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS.keys())
-def test_a_bad_row_is_refused_by_line_and_can_be_skipped_alone(tmp_path: Path, row: str | bytes) -> None:
+def test_a_bad_row_is_refused_by_line_and_takes_its_image_out(tmp_path: Path, row: str | bytes) -> None:
     data = row.encode() if isinstance(row, str) else row
-    yolo_dataset(tmp_path, {"a": GOOD.encode() + data + b"\n1 0.5 0.5 0.5 0.5\n"})
+    yolo_dataset(tmp_path, {"a": GOOD.encode() + data + b"\n1 0.5 0.5 0.5 0.5\n", "b": GOOD})
     label = tmp_path / "labels" / "train" / "a.txt"
     with pytest.raises(InputError, match=re.escape(f"{label}:2: ")) as caught:
         open_dataset(tmp_path)
@@ -70,8 +78,9 @@ def test_a_bad_row_is_refused_by_line_and_can_be_skipped_alone(tmp_path: Path, r
     assert "--skip-bad" in str(caught.value)
     assert len(str(caught.value)) < 1000
     index = open_dataset(tmp_path, skip_bad=True)
-    assert index.splits["train"][0].class_ids.tolist() == [0, 1]
-    assert [(a.kind, a.origin) for a in index.adjustments] == [("skipped-bad", f"{label}:2")]
+    assert [record.path.stem for record in index.splits["train"]] == ["b"], "an object must not become background"
+    image = tmp_path / "images" / "train" / "a.png"
+    assert [(a.kind, a.origin, a.image) for a in index.adjustments] == [("skipped-bad", f"{label}:2", image)]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +97,101 @@ def test_byte_order_marks_line_ends_and_spacing_are_accepted(tmp_path: Path, tex
     assert boxes(open_dataset(yolo_dataset(tmp_path, {"a": text}))) == [[24, 12, 40, 36]]
 
 
+ROWS_OF_ALL_KINDS = {  # the box in 64 x 48, its class, and what is told of it
+    "box": ("0 0.5 0.5 0.25 0.5", [24, 12, 40, 36], 0, None),
+    "score": ("0 0.5 0.5 0.25 0.5 0.9312", [24, 12, 40, 36], 0, ("ignored-score", "score")),
+    "score of one": ("1 0.5 0.5 0.25 0.5 1", [24, 12, 40, 36], 1, ("ignored-score", "score")),
+    "track": ("1 0.5 0.5 0.25 0.5 7", [24, 12, 40, 36], 1, ("ignored-score", "track")),
+    "track with a point": ("1 0.5 0.5 0.25 0.5 12.0", [24, 12, 40, 36], 1, ("ignored-score", "track")),
+    "upright corners": (
+        "0 0.375 0.25 0.625 0.25 0.625 0.75 0.375 0.75",
+        [24, 12, 40, 36],
+        0,
+        ("shape-as-box", "corners"),
+    ),
+    "rotated corners": ("1 0.5 0.25 0.75 0.5 0.5 0.75 0.25 0.5", [16, 12, 48, 36], 1, ("shape-as-box", "corners")),
+    "triangle": ("0 0.25 0.5 0.5 0.25 0.75 1", [16, 12, 48, 48], 0, ("shape-as-box", "polygons")),
+    "five points": ("0 0 0 1 0 1 0.5 0.5 0.75 0 0.25", [0, 0, 64, 36], 0, ("shape-as-box", "polygons")),
+    "polygon off by rounding": (
+        "0 -0.00005 0.5 1.00005 0.5 0.5 1.00005",
+        [0, 24, 64, 48],
+        0,
+        ("shape-as-box", "polygons"),
+    ),
+    "of numpy.savetxt": ("1.000000000000000000e+00 5.0e-01 5.0e-01 2.5e-01 5.0e-01", [24, 12, 40, 36], 1, None),
+    "class with a point": ("1.0 0.5 0.5 0.25 0.5", [24, 12, 40, 36], 1, None),
+    "class with an exponent": ("10e-1 0.5 0.5 0.25 0.5", [24, 12, 40, 36], 1, None),
+    "class with noughts": ("001 0.5 0.5 0.25 0.5", [24, 12, 40, 36], 1, None),
+}
+
+
+@pytest.mark.parametrize(("row", "box", "class_id", "told"), ROWS_OF_ALL_KINDS.values(), ids=ROWS_OF_ALL_KINDS.keys())
+def test_rows_of_all_kinds_are_read_as_their_boxes(
+    tmp_path: Path, row: str, box: list[float], class_id: int, told: tuple[str, str] | None
+) -> None:
+    index = open_dataset(yolo_dataset(tmp_path, {"a": row}))
+    assert boxes(index) == [box]
+    assert index.splits["train"][0].class_ids.tolist() == [class_id]
+    assert kinds(index) == ([told[0]] if told else [])
+    if told:
+        assert index.adjustments[0].origin == str(tmp_path / "labels" / "train" / "a.txt") + ":1"
+        assert index.adjustments[0].detail.startswith("1 ")
+        assert told[1] in index.adjustments[0].detail
+
+
+def test_what_many_rows_have_in_common_is_told_once_a_split(tmp_path: Path) -> None:
+    triangle, scored = "0 0.25 0.5 0.5 0.25 0.75 1\n", "1 0.5 0.5 0.25 0.5 0.9\n"
+    rows = {"a": GOOD + triangle + scored, "b": triangle * 2 + "1 0.5 0.25 0.75 0.5 0.5 0.75 0.25 0.5\n"}
+    yolo_dataset(tmp_path, {**rows, "c": triangle + "x"}, "train: images/train\nval: images/train\nnames: [cat, dog]\n")
+    index, labels = open_dataset(tmp_path, skip_bad=True), tmp_path / "labels" / "train"
+    for split in ("train", "val"):
+        told = {(a.kind, a.origin, a.detail.split()[0]) for a in index.adjustments if a.split == split}
+        assert {one for one in told if one[0] in ("shape-as-box", "ignored-score")} == {
+            ("shape-as-box", f"{labels / 'a.txt'}:2", "3"),
+            ("ignored-score", f"{labels / 'a.txt'}:3", "1"),
+            ("shape-as-box", f"{labels / 'b.txt'}:3", "1"),
+        }, "those of an image that is left out do not count"
+
+
+POSE = "train: images/train\nnames: [cat, dog]\nkpt_shape: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("shape", "points"),
+    [
+        ("[2, 3]", "0.4 0.4 2 0 0 0"),
+        ("[2, 2]", "0 0 1 1"),  # as many columns as four corners have
+        ("[3, 2]", "0.4 0.4 -1.5 300 0 1e9"),
+        ("[1.0, 3]", ".5 .5 1"),
+        ("[0, 3]", ""),
+    ],
+)
+def test_poses_are_read_as_their_boxes_where_kpt_shape_says_so(tmp_path: Path, shape: str, points: str) -> None:
+    yolo_dataset(tmp_path, {"a": f"1 0.5 0.5 0.25 0.5 {points}\n0 0.25 0.25 0.5 0.5\n"}, POSE.format(shape))
+    index = open_dataset(tmp_path)
+    assert boxes(index) == [[24, 12, 40, 36], [0, 0, 32, 24]]
+    assert [(a.kind, a.detail.split()[0]) for a in index.adjustments] == ([("shape-as-box", "1")] if points else [])
+
+
+@pytest.mark.parametrize(
+    ("shape", "row", "reason"),
+    [
+        ("[2, 3]", "0 0.5 0.5 0.25 0.5 0.4 0.4 2 0 nan 0", "key point value 5 must be a plain finite number"),
+        ("[2, 3]", "0 0.5 0.5 0.25 0.5 0.4 0.4 2 0 0", "10 columns, not the 5 of .* or the 11 of a pose"),
+        ("[2, 3]", "0 0.25 0.5 0.5 0.25 0.75 1", "7 columns, not the 5 of .* or the 11 of a pose"),
+        ("[2, 3]", "0 1.5 0.5 0.25 0.5 0.4 0.4 2 0 0 0", "cx must lie in 0..1"),
+        ("null", "0 0.5 0.5 0.25 0.5 0.4 0.4 2 0 0 0 1", "kpt_shape: "),
+        ("null", "0 0.5 0.5 0.25 0.5 0.4 0.4 2 0 0 0", "x4 must lie in 0..1"),
+    ],
+)
+def test_a_pose_that_does_not_fit_is_refused_by_line(tmp_path: Path, shape: str, row: str, reason: str) -> None:
+    yolo_dataset(tmp_path, {"a": GOOD + row}, POSE.format(shape))
+    with pytest.raises(InputError, match=rf"a\.txt:2: .*{reason}"):
+        open_dataset(tmp_path)
+
+
 def test_a_long_line_is_refused_by_its_length_alone() -> None:
-    assert parse_row(b"0 0.5 0.5 0.5 0.5" + b" " * 1_000_000, 1) == "a line of 1000017 bytes; a row has five numbers"
+    assert "a line of 1000017 bytes" in str(parse_row(b"0 0.5 0.5 0.5 0.5" + b" " * 1_000_000, 1))
 
 
 def test_nul_bytes_are_called_by_their_name() -> None:
@@ -125,21 +227,100 @@ def test_images_without_labels_are_background(tmp_path: Path) -> None:
     assert index.splits["train"][2].boxes_xyxy.dtype == np.float64
 
 
-def test_a_split_without_any_label_file_is_pointed_out(tmp_path: Path) -> None:
+def test_a_split_without_any_label_file_says_where_they_were_looked_for(tmp_path: Path) -> None:
     yolo_dataset(tmp_path, {"a": GOOD})
+    write_image(tmp_path / "images" / "train" / "more" / "b.png")
     shutil.move(tmp_path / "labels", tmp_path / "misplaced")
     index = open_dataset(tmp_path)
     assert kinds(index) == ["no-labels"]
-    assert str(tmp_path / "labels" / "train" / "a.txt") in index.adjustments[0].detail
+    for folder in ("labels", "images"):
+        assert str(tmp_path / folder / "train" / "a.txt") in index.adjustments[0].detail
+    assert "2 images" in index.adjustments[0].detail
+    assert "1 other folder" in index.adjustments[0].detail
 
 
-def test_label_files_without_image_are_pointed_out(tmp_path: Path) -> None:
+def test_label_files_without_image_are_pointed_out_and_other_texts_are_not(tmp_path: Path) -> None:
     yolo_dataset(tmp_path, {"a": GOOD})
-    write_text(tmp_path / "labels" / "train" / "lost.txt", GOOD)
-    write_text(tmp_path / "labels" / "train" / "classes.txt", "cat\n")
+    others = ("classes.txt", "README.dataset.txt", "readme.txt", "train.txt", "val2017.TXT", "notes.json", "obj.names")
+    for name in others:
+        write_text(tmp_path / "labels" / "train" / name, "a.png\n")
+    for name in ("._a.txt", ".hidden.txt", "lost.txt", "lost too.TXT", "train_0007.txt"):
+        write_text(tmp_path / "labels" / "train" / name, GOOD)
+    write_text(tmp_path / "images" / "train" / "beside.txt", GOOD)
+    write_text(tmp_path / "images" / "train" / "licence.txt", "CC BY 4.0\n")
     index = open_dataset(tmp_path)
-    assert kinds(index) == ["unused-label"]
-    assert "1 label files without image: lost.txt" in index.adjustments[0].detail
+    assert [(a.kind, [file.name for file in a.files]) for a in index.adjustments] == [
+        ("unused-label", ["lost too.TXT", "lost.txt", "train_0007.txt"]),
+        ("unused-label", ["beside.txt"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/train/a.jpg", "labels/train/a.TXT"),
+        ("images/train/a.JPG", "labels/train/a.Txt"),
+        ("Images/train/a.png", "Labels/train/a.txt"),
+        ("IMAGES/Train/a.png", "labels/train/a.txt"),
+        ("images/a.png", "LABELS/a.txt"),
+        ("JPEGImages/a.png", "labels/a.txt"),
+        ("VOC2007/JPEGImages/2007/a.png", "VOC2007/labels/2007/a.txt"),
+        ("train/JPEGimages/a.png", "train/Labels/a.txt"),
+        ("images/a.png", "images/a.TXT"),
+        ("images/train/a.JPG", "labels/train/A.txt"),
+        ("pictures/DSC_1.PNG", "pictures/dsc_1.TXT"),
+    ],
+)
+def test_label_files_are_found_in_any_letter_case(tmp_path: Path, image: str, label: str) -> None:
+    write_image(tmp_path / image)
+    write_text(tmp_path / label, GOOD)
+    write_text((tmp_path / label).with_name(f"._{Path(label).name}"), b"\0\5\x16\7")
+    write_text(tmp_path / "data.yaml", f"train: {image.partition('/')[0]}\nnames: [cat]\n")
+    index = open_dataset(tmp_path)
+    assert boxes(index) == [[24, 12, 40, 36]]
+    assert index.splits["train"][0].origins == (f"{tmp_path / label}:1",)
+    assert index.adjustments == ()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("labels/train/a.txt", "labels/train/a.TXT"),
+        ("labels/train/a.txt", "images/train/a.txt"),
+        ("labels/train/a.txt", "Labels/train/a.txt"),
+        ("labels/train/A.txt", "images/train/A.txt"),
+    ],
+)
+def test_of_two_label_files_for_an_image_none_is_chosen(tmp_path: Path, labels: tuple[str, str]) -> None:
+    yolo_dataset(tmp_path, {"b": GOOD})
+    image = write_image(tmp_path / "images" / "train" / "a.png")
+    for label in labels:
+        write_text(tmp_path / label, GOOD)
+    with pytest.raises(InputError, match="1 error") as caught:
+        open_dataset(tmp_path)
+    assert f"{image}: " in str(caught.value)
+    assert all(str(tmp_path / label) in str(caught.value) for label in labels)
+    index = open_dataset(tmp_path, skip_bad=True)
+    assert [record.path.stem for record in index.splits["train"]] == ["b"]
+    assert [(a.kind, a.image) for a in index.adjustments] == [("skipped-bad", image)]
+
+
+def test_letter_case_gives_no_image_the_labels_of_another(tmp_path: Path) -> None:
+    yolo_dataset(tmp_path, {"A": GOOD})
+    images = tmp_path / "images" / "train"
+    write_image(images / "a.png")
+    index = open_dataset(tmp_path)
+    assert [(record.path.name, len(record.class_ids)) for record in index.splits["train"]] == [
+        ("A.png", 1),
+        ("a.png", 0),
+    ]
+    for name in ("cD.png", "Cd.png"):
+        write_image(images / name)
+    label = write_text(tmp_path / "labels" / "train" / "cd.txt", GOOD)
+    with pytest.raises(InputError, match="2 errors") as caught:
+        open_dataset(tmp_path)
+    assert f"{images / 'cD.png'}: {label} could be its label file, or that of Cd" in str(caught.value)
+    assert kinds(open_dataset(tmp_path, skip_bad=True)) == ["skipped-bad"] * 2
 
 
 def test_labels_are_found_by_the_last_images_folder_within_the_dataset_or_beside(tmp_path: Path) -> None:
@@ -181,6 +362,48 @@ def test_a_list_file_keeps_its_order_and_names_missing_images_by_line(tmp_path: 
     for line, reason in ((2, "does not exist"), (3, "not the name"), (4, "not UTF-8"), (5, "not the name")):
         assert re.search(rf"train\.txt:{line}: .*{reason}", str(caught.value))
     assert "4 errors" in str(caught.value)
+
+
+FAR = {
+    "backslashes": ("images\\train\\{}", 0),
+    "the folder of another program": ("data/images/train/{}", 2),
+    "absolute": ("/home/ann/set/images/train/{}", 2),
+    "absolute, of Windows": ("D:\\set\\images\\train\\{}", 2),
+    "another letter case": ("Images/Train/{}", 2),
+    "URL": ("https://example.org/set/images/train/{}", 2),
+}
+
+
+@pytest.mark.parametrize(("line", "number"), FAR.values(), ids=FAR.keys())
+def test_a_list_made_elsewhere_is_read_and_told_once(tmp_path: Path, line: str, number: int) -> None:
+    yolo_dataset(tmp_path, {"b": GOOD, "a": ""}, "train: lists/train.txt\nnames: [cat]\n")
+    path = write_text(
+        tmp_path / "lists" / "train.txt", "".join(line.format(name) + "\n" for name in ("b.png", "a.png"))
+    )
+    index = open_dataset(tmp_path)
+    assert [record.path for record in index.splits["train"]] == [
+        tmp_path / "images" / "train" / "b.png",
+        tmp_path / "images" / "train" / "a.png",
+    ]
+    assert boxes(index) == [[24, 12, 40, 36]]
+    told = [(a.kind, a.origin, int(a.detail.split()[0])) for a in index.adjustments]
+    assert told == ([("relocated", f"{path}:1", number)] if number else [])
+
+
+def test_a_list_made_elsewhere_is_not_guessed_from(tmp_path: Path) -> None:
+    yolo_dataset(tmp_path, {"a": GOOD}, "path: images\ntrain: ../lists/train.txt\nnames: [cat]\n")
+    lines = ["/x/train/a.png", "/x/val/train/a.png", "/x/b.png", "._a.png"]
+    path = write_text(tmp_path / "images" / ".." / "lists" / "train.txt", "\n".join(lines))
+    with pytest.raises(InputError, match="2 errors") as caught:
+        open_dataset(tmp_path)
+    assert f"{path}:2: the image does not exist ('/x/val/train/a.png'" in str(caught.value), "line 1 has it"
+    assert f"{path}:3: the image does not exist ('/x/b.png'" in str(caught.value)
+    assert len(open_dataset(tmp_path, skip_bad=True).splits["train"]) == 1
+    write_image(tmp_path / "lists" / "a.png")
+    write_image(tmp_path / "images" / "a.png")
+    write_text(path, "/x/a.png")
+    with pytest.raises(InputError, match=r"several could be meant: .*lists/a\.png, .*images/a\.png"):
+        open_dataset(tmp_path)
 
 
 def test_links_out_of_the_dataset_are_refused(tmp_path: Path) -> None:
@@ -260,13 +483,18 @@ def test_every_accepted_row_satisfies_the_format(row: bytes) -> None:
         assert parsed.isascii()
         return
     columns = row.decode("ascii").split()  # plain ASCII is part of the format
-    assert len(columns) == 5
-    assert re.fullmatch(r"[0-9]+", columns[0])
-    assert parsed[0] == int(columns[0]) in range(3)
-    assert list(parsed[1:]) == [float(column) for column in columns[1:]]
-    assert all(-RANGE_TOLERANCE <= number <= 1 + RANGE_TOLERANCE for number in parsed[1:])
-    assert parsed[3] >= 0
-    assert parsed[4] >= 0
+    assert Decimal(columns[0]) == parsed.class_id in range(3)
+    numbers = [float(column) for column in columns[1:]]
+    limits = [-RANGE_TOLERANCE <= number <= 1 + RANGE_TOLERANCE for number in numbers]
+    if len(columns) in (5, 6):
+        cx, cy, w, h = numbers[:4]
+        assert parsed.xyxy == (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+        assert min(w, h) >= 0
+        assert all(limits[:4])
+    else:
+        assert len(columns) >= 7
+        assert parsed.xyxy == (min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
+        assert all(limits)
 
 
 @pytest.fixture(scope="module")
@@ -279,17 +507,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_generated_label_file_is_read_or_refused_line_by_line(home: Path, content: bytes) -> None:
     write_text(home / "labels" / "train" / "a.txt", content)
     index = open_dataset(home, skip_bad=True)
-    record = index.splits["train"][0]
     skipped = kinds(index).count("skipped-bad")
+    if skipped:
+        assert len(index.splits["train"]) == 0
+        with pytest.raises(InputError, match=rf": {skipped} errors? in"):
+            open_dataset(home)
+        return
+    record = index.splits["train"][0]
     dropped = sum(kind.startswith("dropped") for kind in kinds(index))
     assert (record.boxes_xyxy >= 0).all()
     assert (record.boxes_xyxy <= [64, 48, 64, 48]).all()
     assert (record.boxes_xyxy[:, 2:] > record.boxes_xyxy[:, :2]).all()
     assert np.isin(record.class_ids, [0, 1, 2]).all()
     lines = [line for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip(b" \t\r")]
-    assert len(record.class_ids) + skipped + dropped == len(lines)
-    if skipped:
-        with pytest.raises(InputError, match=rf": {skipped} errors? in"):
-            open_dataset(home)
-    else:
-        assert len(open_dataset(home).splits["train"][0].class_ids) == len(record.class_ids)
+    assert len(record.class_ids) + dropped == len(lines)
+    assert len(open_dataset(home).splits["train"][0].class_ids) == len(record.class_ids)

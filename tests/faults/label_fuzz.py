@@ -9,8 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
+from decimal import Decimal
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -28,15 +31,18 @@ WIDTH, HEIGHT = 64, 48
 _GOOD_YAML = f"train: images\nnames: [{', '.join(NAMES)}]\n"
 _GOOD_ROW = "0 0.5 0.5 0.25 0.5\n"
 _PLAIN = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_LISTED = ("images/a.png", "./images/a.png", "images\\a.png", "data/images/a.png", "/x/a.png", "C:\\x\\images\\A.PNG")
+_NUMBER_TRAPS = ("1.0", "1e0", "0.0", "2.000e+00", "1.00000000000000000001", "-0", "3", "cat")
 
 
 class YoloLabels:
-    """The label file of each image."""
+    """The label file of each image. num_points: of three numbers each, that data.yaml says a row may have."""
 
-    def __init__(self, folder: Path, num_files: int = 1) -> None:
+    def __init__(self, folder: Path, num_files: int = 1, num_points: int = 0) -> None:
         (folder / "labels").mkdir()
-        (folder / "data.yaml").write_text(_GOOD_YAML)
-        self.folder, self._files = folder, [folder / "labels" / f"{number}.txt" for number in range(num_files)]
+        (folder / "data.yaml").write_text(_GOOD_YAML + f"kpt_shape: [{num_points}, 3]\n")
+        self.folder, self._num_points = folder, num_points
+        self._files = [folder / "labels" / f"{number}.txt" for number in range(num_files)]
         for file in self._files:
             write_image(folder / "images" / f"{file.stem}.png", WIDTH, HEIGHT)
 
@@ -51,43 +57,77 @@ class YoloLabels:
         return maybe_spoilt(rng, text.encode("utf-8", "surrogatepass"))
 
     def _row(self, rng: Random) -> str:
-        class_id = str(rng.randint(0, 2)) if rng.random() < 0.9 else rng.choice((*NUMBERS, "3", "-0", "cat"))
-        columns = [class_id, *(number(rng) for _ in range(4 if rng.random() < 0.9 else rng.randint(0, 8)))]
+        class_id = str(rng.randint(0, 2)) if rng.random() < 0.9 else rng.choice((*NUMBERS, *_NUMBER_TRAPS))
+        usual = rng.choice((4, 4, 4, 5, 6, 8, 10, 4 + 3 * self._num_points))
+        columns = [class_id, *(number(rng) for _ in range(usual if rng.random() < 0.95 else rng.randint(0, 12)))]
         return rng.choice((" ",) * 8 + ("\t", "  ", ",")).join(columns)
 
     def check(self, contents: dict[Path, bytes]) -> None:
-        """As for every dataset; and the rows kept are those, and only those, that an independent look approves."""
+        """As for every dataset; and an image is there if an independent look approves of all its rows, with a box for
+        each of them, and no other.
+        """
         index = check_reading(self.folder)
         assert index is not None, "nothing in a label file is a reason to refuse the dataset with skip_bad"
         records = {record.path.stem: record for record in index.splits["train"]}
         for file, content in contents.items():
-            reported = [a for a in index.adjustments if a.origin.startswith(str(file))]
-            if any(a.origin == str(file) for a in reported):
+            reported = {
+                a.origin for a in index.adjustments if a.kind == "skipped-bad" and a.origin.startswith(str(file))
+            }
+            if str(file) in reported:
+                assert file.stem not in records
                 continue  # refused as a whole
             lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-            bad = {f"{file}:{number}" for number, line in enumerate(lines, 1) if self._is_bad(line)}
-            assert {a.origin for a in reported if a.kind == "skipped-bad"} == bad
-            dropped = sum(a.kind.startswith("dropped") for a in reported)
-            kept = len(records[file.stem].class_ids)
-            assert kept + dropped + len(bad) == sum(bool(line.strip(b" \t\r")) for line in lines)
+            rows = {n: self._box(line) for n, line in enumerate(lines, 1) if line.strip(b" \t\r")}
+            assert reported == {f"{file}:{n}" for n, box in rows.items() if box is None}
+            assert (file.stem in records) == (not reported)
+            expected = {tuple(box) for box in rows.values() if box and box[3] > box[1] and box[4] > box[2]}
+            if file.stem in records:
+                record = records[file.stem]
+                found = {
+                    (k, *xyxy) for k, xyxy in zip(record.class_ids.tolist(), record.boxes_xyxy.tolist(), strict=True)
+                }
+                assert found == expected
 
-    @staticmethod
-    def _is_bad(line: bytes) -> bool:
-        if not line.strip(b" \t\r"):
-            return False
+    def _box(self, line: bytes) -> list[float] | None:
+        """Class and corners in pixels, within the image, of a row; None where it is bad."""
         columns = line.decode("utf-8", "replace").strip(" \t\r").replace("\t", " ").split(" ")
         columns = [column for column in columns if column]
-        if len(columns) != 5 or not re.fullmatch("[0-9]{1,18}", columns[0]) or int(columns[0]) >= len(NAMES):
-            return True
-        if not all(_PLAIN.fullmatch(column) for column in columns[1:] if len(column) < 400):
-            return True
-        if not set("".join(columns[1:])) <= set("0123456789.eE+-"):  # float() takes underscores, of any length
-            return True
+        if not line.isascii() or not all(self._is_number(column) for column in columns):
+            return None
+        is_pose = self._num_points > 0 and len(columns) == 5 + 3 * self._num_points
+        is_box = len(columns) in (5, 6) or is_pose
+        if not is_box and (self._num_points > 0 or len(columns) < 7 or len(columns) % 2 == 0):
+            return None
+        exact = [Decimal(column) for column in columns]
+        whole = [  # beyond 2**53 floats are no longer exact, and only digits are taken
+            column[0] not in "+-" and n == n.to_integral_value() and (n < 2**53 or re.fullmatch("[0-9]{1,18}", column))
+            for column, n in zip(columns, exact, strict=True)
+        ]
+        if not whole[0] or float(columns[0]) >= len(NAMES):
+            return None
+        values = [float(column) for column in columns[1:]]
+        parts = values[:4] if is_box else values
+        if not all(-1e-4 <= value <= 1.0001 for value in parts) or (is_box and min(values[2:4]) < 0):
+            return None
+        if len(columns) == 6 and not (-1e-4 <= values[4] <= 1.0001 or whole[5]):
+            return None
+        cx, cy, w, h = parts[:4]
+        xs, ys = ([cx - w / 2, cx + w / 2], [cy - h / 2, cy + h / 2]) if is_box else (parts[::2], parts[1::2])
+        corners = min(xs) * WIDTH, min(ys) * HEIGHT, max(xs) * WIDTH, max(ys) * HEIGHT
+        limits = zip(corners, (WIDTH, HEIGHT) * 2, strict=True)
+        return [int(float(columns[0])), *(min(max(corner, 0.0), limit) for corner, limit in limits)]
+
+    @staticmethod
+    def _is_number(column: str) -> bool:
+        """Whether this is a plain decimal number; float() takes underscores and "nan", too."""
+        if not column or not set(column) <= set("0123456789.eE+-"):
+            return False
+        if len(column) < 400 and not _PLAIN.fullmatch(column):
+            return False
         try:
-            values = [float(column) for column in columns[1:]]
+            return math.isfinite(float(column))
         except ValueError:
-            return True
-        return not all(-1e-4 <= value <= 1.0001 for value in values) or min(values[2:]) < 0 or not line.isascii()
+            return False
 
 
 class YoloConfig:
@@ -98,15 +138,17 @@ class YoloConfig:
         (folder / "labels").mkdir()
         (folder / "labels" / "a.txt").write_text(_GOOD_ROW)
         self.folder, self._yaml, self._list = folder, folder / "data.yaml", folder / "train.txt"
+        self._image = folder / "images" / "a.png"
 
     def generate(self, rng: Random) -> dict[Path, bytes]:
         """A data.yaml, or with a good data.yaml the list of images that it names."""
         self._list.write_text("images/a.png\n")
         if rng.random() >= 0.7:
             self._yaml.write_text(_GOOD_YAML.replace("images", "train.txt"))
-            lines = [rng.choice(("images/a.png", "./images/a.png", *TEXTS)) for _ in range(rng.randint(0, 4))]
+            lines = [rng.choice((*_LISTED, *TEXTS)) for _ in range(rng.randint(0, 4))]
             return {self._list: maybe_spoilt(rng, "\n".join(lines).encode("utf-8", "surrogatepass"))}
-        lines = [self._entry(rng, key) for key in rng.sample(("train", "names", "val", "nc", "path", "download"), 4)]
+        keys = ("train", "names", "val", "nc", "path", "download", "kpt_shape", "Train", "NAMES")
+        lines = [self._entry(rng, key) for key in rng.sample(keys, 4)]
         if rng.random() < 0.8:
             lines = ["train: images", "names: [cat, dog]", *lines[:1]]
         return {self._yaml: maybe_spoilt(rng, "\n".join(lines).encode("utf-8", "surrogatepass"))}
@@ -116,15 +158,65 @@ class YoloConfig:
         numbered = "{" + ", ".join(f"{rng.choice(NUMBERS)}: {name}" for name in NAMES) + "}"
         values = {
             "names": (names, names, numbered, "{0: cat, 1: dog}", "cat", '["\\x1b", b]', "&a [x, *a]"),
-            "nc": ("2", "3", rng.choice(NUMBERS)),
-            "path": (".", "images", *TEXTS),
+            "nc": ("2", "3", "2.0", rng.choice(NUMBERS)),
+            "path": (".", "images", "/x/images", "..\\y", *TEXTS),
+            "kpt_shape": ("[1, 3]", "[17, 2]", f"[{rng.choice(NUMBERS)}, 3]", f"[1, {rng.choice(NUMBERS)}]", "1", "[]"),
             "download": ("https://example.org/x.zip", "|\n  import os"),
         }
-        return f"{key}: {rng.choice(values.get(key, ('images', 'train.txt', '[images]', '..', '/', *TEXTS)))}"
+        places = ("images", "train.txt", "[images]", "..", "/", "/x/images", "Images", "..\\images", *TEXTS)
+        return f"{key}: {rng.choice(values.get(key.lower(), places))}"
 
     def check(self, _: dict[Path, bytes]) -> None:
-        """As for every dataset."""
-        check_reading(self.folder)
+        """As for every dataset; and there is no image but the one with its box."""
+        index = check_reading(self.folder)
+        for records in index.splits.values() if index else ():
+            assert len(records) < 2
+            assert all(record.path.samefile(self._image) and len(record.class_ids) == 1 for record in records)
+
+
+class Darknet:
+    """A *.data file, the list of class names or of images that it names, or a list of names without it."""
+
+    def __init__(self, folder: Path) -> None:
+        for stem in ("a", "b"):
+            self._image = write_image(folder / "obj_train_data" / f"{stem}.png", WIDTH, HEIGHT)
+            self._image.with_suffix(".txt").write_text(_GOOD_ROW)
+        self.folder, self._data = folder, folder / "obj.data"
+        self._names, self._list = folder / "obj.names", folder / "train.txt"
+
+    def generate(self, rng: Random) -> dict[Path, bytes]:
+        """One of the files; the others are as they should be, or not there."""
+        self._data.write_text("classes = 2\ntrain = data/train.txt\nnames = data/obj.names\n")
+        self._names.write_text("cat\ndog\n")
+        self._list.write_text("data/obj_train_data/a.png\n")
+        if rng.random() < 0.3:
+            self._data.unlink()
+        given = rng.choice((self._data, self._data, self._names, self._list))
+        lines = {self._names: list(NAMES[:2]), self._list: ["data/obj_train_data/a.png"], self._data: []}[given]
+        lines += [self._line(rng, given) for _ in range(rng.choice((0, 1, 2, 4)))]
+        rng.shuffle(lines)
+        return {given: maybe_spoilt(rng, rng.choice(("\n", "\r\n")).join(lines).encode("utf-8", "surrogatepass"))}
+
+    def _line(self, rng: Random, file: Path) -> str:
+        if file == self._list:
+            return rng.choice(("obj_train_data/b.png", "b.png", *(f"/x/{name}" for name in _LISTED), *TEXTS))
+        if file == self._names:
+            return rng.choice((*NAMES, "# cow", *TEXTS))
+        key, equals = (
+            rng.choice(("train", "valid", "names", "classes", "backup", *TEXTS)),
+            rng.choice((" = ", "=", " ")),
+        )
+        values = ("train.txt", "data/train.txt", "obj.names", "data/obj.names", "2", "obj_train_data", *NUMBERS, *TEXTS)
+        return f"{key}{equals}{rng.choice(values)}"
+
+    def check(self, _: dict[Path, bytes]) -> None:
+        """As for every dataset; and no image has a box but the one that it has."""
+        index = check_reading(self.folder)
+        for records in index.splits.values() if index else ():
+            for record in records:
+                assert record.path.parent.samefile(self._image.parent)
+                assert record.boxes_xyxy.tolist() == [[24.0, 12.0, 40.0, 36.0]]
+                assert record.class_ids.tolist() == [0]
 
 
 class _Written:
@@ -409,7 +501,7 @@ class ViaFile(_Written):
 
 
 FAMILIES: dict[str, tuple[Callable[[Path], Any], ...]] = {
-    "yolo": (YoloLabels, YoloConfig),
+    "yolo": (YoloLabels, partial(YoloLabels, num_points=2), YoloConfig, Darknet),
     "coco": (CocoJson,),
     "voc": (VocXml,),
     "csv": (BoxTable,),

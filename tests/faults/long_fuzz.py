@@ -42,7 +42,7 @@ def fuzz(family: str, seconds: float, seed: int, most_cases: int | None = None) 
     started, num_cases, longest_s = time.monotonic(), 0, 0.0
     with TemporaryDirectory() as home:
         check, makers = FAMILIES[family]
-        cases = [make(_new_folder(Path(home), make.__name__)) for make in makers]
+        cases = [make(_new_folder(Path(home), str(number))) for number, make in enumerate(makers)]
         while time.monotonic() - started < seconds and num_cases != most_cases:
             case_seed, case_started = seed + num_cases, time.monotonic()
             signal.alarm(LONGEST_CASE_S)

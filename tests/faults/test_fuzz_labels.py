@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from anchorite.data import open_dataset
 from anchorite.errors import InputError
-from tests.faults.label_fuzz import BoxTable, CocoJson, ViaFile, VocXml, YoloConfig, YoloLabels, check_case
+from tests.faults.label_fuzz import BoxTable, CocoJson, Darknet, ViaFile, VocXml, YoloConfig, YoloLabels, check_case
 
 
 @pytest.mark.slow
@@ -22,13 +22,15 @@ from tests.faults.label_fuzz import BoxTable, CocoJson, ViaFile, VocXml, YoloCon
     ("case_of", "num_cases"),
     [
         (partial(YoloLabels, num_files=25), 240),
+        (partial(YoloLabels, num_files=25, num_points=2), 60),
         (YoloConfig, 600),
+        (Darknet, 300),
         (CocoJson, 600),
         (partial(VocXml, num_files=30), 155),  # three cases of five are xmls
         (BoxTable, 300),
         (ViaFile, 300),
     ],
-    ids=["yolo rows", "data.yaml", "coco", "voc", "csv", "via"],
+    ids=["yolo rows", "yolo poses", "data.yaml", "darknet", "coco", "voc", "csv", "via"],
 )
 def test_generated_label_files_are_read_or_refused_by_line(
     case_of: Callable[[Path], Any], num_cases: int, tmp_path: Path
@@ -43,7 +45,7 @@ def test_generated_label_files_are_read_or_refused_by_line(
     check()
 
 
-@pytest.mark.parametrize("kind", [YoloLabels, YoloConfig, CocoJson, VocXml, BoxTable, ViaFile])
+@pytest.mark.parametrize("kind", [YoloLabels, YoloConfig, Darknet, CocoJson, VocXml, BoxTable, ViaFile])
 def test_the_generators_make_good_files_bad_ones_and_never_the_same_twice(kind: type, tmp_path: Path) -> None:
     case = kind(tmp_path)
     contents = [tuple(case.generate(Random(seed)).values()) for seed in range(300)]

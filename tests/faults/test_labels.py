@@ -70,9 +70,12 @@ def test_twenty_bad_rows_are_listed_and_all_are_counted(capsys: pytest.CaptureFi
     assert all(line.split(": ", 1)[1] for line in listed)
 
 
-def test_skip_bad_drops_rows_not_images_and_counts_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_skip_bad_leaves_out_images_with_bad_rows_and_counts_the_rows(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     rows = b"\n".join([GOOD.encode(), *ALL_BAD_ROWS.values(), b"1 0.5 0.5 0.5 0.5"])
     label = one_image(tmp_path / "data", rows)
+    yolo_dataset(tmp_path / "data", {"b": f"{GOOD}\n1 0.5 0.5 0.5 0.5\n"})
     words = ["train", tmp_path / "data", "--recipe", quick_recipe(), "--epochs", "1", "--out", tmp_path / "run"]
     with unchanged(tmp_path / "data"):
         assert run([str(word) for word in [*words, "--skip-bad"]]) == 0

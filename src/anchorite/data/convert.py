@@ -41,7 +41,7 @@ _SEED = 0  # of the order of shards, and of what is sampled from them
 # Of the image's side: YOLO's numbers are rounded, COCO's second corner is a sum.
 _TOLERANCES = {"yolo": 1e-6, "coco": 1e-14, "voc": 0.0}
 # Folders that mean something to a reader, or that readers skip.
-_SPECIAL_FOLDERS = frozenset({"images", "labels", "annotations", "..", "__MACOSX"})
+_SPECIAL_FOLDERS = frozenset({"images", "jpegimages", "labels", "annotations", "..", "__MACOSX"})
 _MAX_NAME_BYTES = 255
 _RELATIVE_TOLERANCE = 1e-10
 

@@ -8,7 +8,7 @@ from typing import get_args
 
 from anchorite.choices import FormatName
 from anchorite.data.dataset import DatasetIndex
-from anchorite.data.formats import coco, csv_table, open_images, via, voc, yolo
+from anchorite.data.formats import coco, csv_table, darknet, open_images, via, voc, yolo
 from anchorite.data.formats.common import Fence, ReadingLog, exists
 from anchorite.data.index_cache import cache_file, load_index, save_index
 from anchorite.data.shards import split as shards
@@ -22,18 +22,20 @@ __all__ = ["FormatName", "open_dataset"]
 _MOST_BROKEN = 5
 
 
-# Modules, of which the first that finds something in a folder is taken. LOOKED_FOR: in words, what `find` looks for.
-# SUFFIXES: of a file that the user may name, or its whole name. find(root, log, fence): what `read` takes, for such a
-# file or for a folder; nothing where the folder does not hold this format.
-_FORMATS: dict[FormatName, ModuleType] = {
-    "shards": shards,
-    "yolo": yolo,
-    "coco": coco,
-    "voc": voc,
-    "via": via,
-    "open-images": open_images,
-    "csv": csv_table,
-}
+# Formats and their modules, of which the first that finds something in a folder is taken. LOOKED_FOR: in words, what
+# `find` looks for. SUFFIXES: of a file that the user may name, or its whole name. find(root, log, fence): what `read`
+# takes, for such a file or for a folder; nothing where the folder does not hold this format. Last what says least of
+# itself: text files beside images, which other formats may hold, too.
+_FORMATS: tuple[tuple[FormatName, ModuleType], ...] = (
+    ("shards", shards),
+    ("yolo", yolo),
+    ("coco", coco),
+    ("voc", voc),
+    ("via", via),
+    ("open-images", open_images),
+    ("csv", csv_table),
+    ("yolo", darknet),
+)
 
 
 @checks_keywords()
@@ -60,7 +62,7 @@ def open_dataset(
     log, fence = ReadingLog(skip_bad), Fence([root], allow_outside)
     log.dependencies.add_candidate(root)
     try:
-        for name, one in _FORMATS.items():
+        for name, one in _FORMATS:
             is_possible = root.is_dir() or root.name in one.SUFFIXES or root.suffix.lower() in one.SUFFIXES
             found = one.find(root, log, fence) if is_possible and format in (None, name) else None
             if found:
@@ -95,7 +97,7 @@ def _not_recognised(root: Path, format: FormatName | None, fence: Fence) -> Inpu
             + (f"\n  and {more} more" if more > 0 else "")
             + "\nIf these are its COCO labels, export or copy them again"
         )
-    wanted = [one.LOOKED_FOR for name, one in _FORMATS.items() if format in (None, name)]
+    wanted = [one.LOOKED_FOR for name, one in _FORMATS if format in (None, name)]
     names = sorted(child.name + ("/" if child.is_dir() else "") for child in root.iterdir())
     found = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     above = [parent for parent in root.resolve().parents[:2] if (parent / "data.yaml").is_file()]
@@ -105,7 +107,11 @@ def _not_recognised(root: Path, format: FormatName | None, fence: Fence) -> Inpu
         hint = f"\nIt was read as {format} only, as requested; without that option all formats are tried"
     elif near:
         hint = f"\nThere is a data.yaml in {near[0]}: name that folder"
-    elif (root / "labels").is_dir() or any(root.glob("*/labels")):
-        hint = "\nThere is a labels folder: write a data.yaml with the lines `train: ...` and `names: [...]` beside it"
+    elif (root / "labels").is_dir() or any(root.glob("*/labels")) or darknet.holds_label_files(root, fence):
+        hint = (
+            "\nThere are label files, but no list that says what the class numbers mean, or no images of their names: "
+            "put the class names, one a line, into classes.txt and the images beside the labels or into images, or "
+            "write a data.yaml with the lines `train: ...` and `names: [...]`"
+        )
     lines = [f"{root}: no dataset recognised. Looked for:", *(f"  {line}" for line in wanted)]
     return InputError("\n".join(lines) + f"\nFound: {found or 'an empty folder'}{hint}")

@@ -21,8 +21,10 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from decimal import Decimal
 from functools import cache
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -136,6 +138,7 @@ class ReadingLog:
 
 _INTEGER = re.compile(r"[0-9]{1,18}")
 # Only one way to match each text, so that a megabyte of digits costs no more than reading it.
+_LARGEST_WHOLE = 1 << 53  # of floats
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
@@ -148,6 +151,16 @@ def plain_number(text: str) -> float | None:
     """A finite decimal number written in plain ASCII, or None."""
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
     return value if math.isfinite(value) else None
+
+
+def whole_number(text: str) -> int | None:
+    """A whole number without a sign in any plain notation, as in 7, 7.0 and 7e0, or None."""
+    number = plain_integer(text)
+    value = plain_number(text) if number is None and text[:1] not in ("+", "-") else None
+    if value is not None and value.is_integer() and value < _LARGEST_WHOLE:
+        with suppress(ArithmeticError):  # an exponent of twenty digits
+            return int(value) if Decimal(text) == int(value) else None  # 0.99999999999999999999 is 1.0 to floats
+    return number
 
 
 def is_class_name(name: object) -> bool:
@@ -235,6 +248,11 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")  # noqa: PTH122
 
 
+def is_text_name(name: str) -> bool:
+    """Whether a file name ends in .txt, in any case, and is not hidden."""
+    return name.lower().endswith(".txt") and not name.startswith(".")
+
+
 def exists(path: Path) -> bool:
     """Whether a file or folder exists; False, too, for a name that no file system can hold."""
     return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for such names
@@ -295,8 +313,8 @@ class Folders:
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
         self._names: dict[Path, frozenset[str]] = {}
-        self._image_stems: dict[Path, dict[str, list[str]]] = {}
         self._any_case: dict[Path, dict[str, list[str]]] = {}
+        self._stems: dict[tuple[Path, bool], dict[str, list[str]]] = {}
 
     def existing(self, folders: Iterable[Path]) -> list[Path]:
         """Those of some folders that exist, each once."""
@@ -321,26 +339,55 @@ class Folders:
 
     def find(self, folder: Path, parts: Iterable[str]) -> Path | None:
         """What is at some parts of a path below a folder: as they are written, else in the only other letter case."""
+        found = self.matching(folder, parts)
+        return found[0] if len(found) == 1 else None
+
+    def matching(self, folder: Path, parts: Iterable[str]) -> list[Path]:
+        """All that is at some parts of a path below a folder: each part as it is written, else in any letter case."""
+        found = [folder]
         for part in parts:
-            if part not in self.names(folder):
-                if folder not in self._any_case:
-                    spelled = self._any_case[folder] = {}
-                    for name in sorted(self.names(folder)):
-                        spelled.setdefault(name.casefold(), []).append(name)
-                others = self._any_case[folder].get(part.casefold(), [])
-                if len(others) != 1:
-                    return None
-                part = others[0]
-            folder = folder / part
-        return folder
+            found = [home / name for home in found for name in self._spelled(home, part)]
+        return found
+
+    def _spelled(self, folder: Path, name: str) -> list[str]:
+        if name in self.names(folder):
+            return [name]
+        if folder not in self._any_case:
+            self._any_case[folder] = _by_folded(self.names(folder))
+        return self._any_case[folder].get(name.casefold(), [])
+
+    def ending_like(self, homes: Iterable[Path], parts: Sequence[str], fence: Fence) -> list[Path]:
+        """What exists in some folders under the last of these names, as many of them as possible.
+
+        For paths of another computer: `/home/ann/set/images/a.jpg` is the images/a.jpg, else the a.jpg, of a dataset.
+        """
+        for start in range(len(parts)):
+            found = [path for home in homes for path in self.matching(home, parts[start:]) if not fence.refusal(path)]
+            if found:
+                return list(dict.fromkeys(found))
+        return []
 
     def images_of_stem(self, folder: Path, stem: str) -> list[str]:
         """The image names in a folder that have this stem in any letter case, sorted."""
-        if folder not in self._image_stems:
-            stems = self._image_stems[folder] = {}
-            for name in sorted(filter(is_image_name, self.names(folder))):
-                stems.setdefault(Path(name).stem.casefold(), []).append(name)
-        return self._image_stems[folder].get(stem.casefold(), [])
+        return self._of_stem(folder, stem, is_image_name)
+
+    def texts_of_stem(self, folder: Path, stem: str) -> list[str]:
+        """The same for names that end in .txt."""
+        return self._of_stem(folder, stem, is_text_name)
+
+    def _of_stem(self, folder: Path, stem: str, is_wanted: Callable[[str], bool]) -> list[str]:
+        key = folder, is_wanted is is_image_name
+        if key not in self._stems:
+            self._stems[key] = _by_folded(filter(is_wanted, self.names(folder)), lambda name: os.path.splitext(name)[0])  # noqa: PTH122
+        return self._stems[key].get(stem.casefold(), [])
+
+
+def _by_folded(names: Iterable[str], part: Callable[[str], str] = str) -> dict[str, list[str]]:
+    """Names by a part of theirs without difference of letter case, each list sorted."""
+    folded: dict[str, list[str]] = {}
+    for name in sorted(names):
+        folded.setdefault(part(name).casefold(), []).append(name)
+    return folded
 
 
 def walk_images(folder: Path, fence: Fence, log: ReadingLog) -> list[Path]:

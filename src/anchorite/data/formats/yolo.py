@@ -1,31 +1,46 @@
-"""YOLO datasets: a data.yaml, and one text file an image with rows `class cx cy w h`, normalised to 0..1.
+"""YOLO datasets: a data.yaml, and one text file an image with a row for each object, in parts of the image's size.
 
-The labels of .../images/.../a.jpg stand in .../labels/.../a.txt (the last `images` within the dataset counts), else
-beside the image; an image without a label file is background. Legend: K classes.
+    class cx cy w h                  a box; a sixth column, its score or the number of its track, is ignored
+    class x1 y1 x2 y2 x3 y3 ...      a polygon, or four corners of a rotated box: the box around the points is taken
+    class cx cy w h x1 y1 [v1] ...   a pose, only where data.yaml has kpt_shape: the box is taken
+
+as CVAT describes them (https://docs.cvat.ai/docs/dataset_management/formats/format-yolo-ultralytics/). The labels of
+.../images/.../a.jpg stand in .../labels/.../a.txt, else beside the image; the last `images` or `JPEGImages` within the
+dataset counts, all in any letter case. An image without a label file is background.
+
+Legend: K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import dropwhile
-from pathlib import Path, PurePosixPath
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Literal, NamedTuple
 
 import yaml
 
-from anchorite.data.dataset import RecordTable, pack_box
+from anchorite.data.dataset import AdjustmentKind, Box, RecordTable, pack_box
 from anchorite.data.formats.common import (
     ClassesAndSplits,
     Fence,
+    Folders,
     ReadingLog,
     SplitBuilder,
+    box_around,
     distinct_class_names,
     exists,
+    files_with_suffix,
     is_image_name,
-    plain_integer,
+    is_text_name,
     plain_number,
     split_of,
     walk_images,
+    whole_number,
 )
+from anchorite.data.formats.named import plain_parts
 from anchorite.data.headers import ImageHeader
 from anchorite.errors import InputError
 from anchorite.plain_yaml import kind_of, line_of, read_yaml_mapping
@@ -37,12 +52,44 @@ _MAX_LINE_BYTES = 1_000_000
 _MAX_LABEL_BYTES = 64_000_000
 _MAX_LIST_BYTES = 512_000_000
 _BOM = b"\xef\xbb\xbf"
+_IMAGE_FOLDERS = frozenset({"images", "jpegimages"})
+_NO_LABEL = re.compile(r"(classes|predefined_classes|class_names|obj|notes|readme.*)\.txt", re.IGNORECASE)
 
 # Numbers written with four decimals may lie this far outside 0..1 by rounding alone.
 RANGE_TOLERANCE = 1e-4
 
-YoloRow = tuple[int, float, float, float, float]
-SplitSource = tuple[Path, str]  # a folder of images or a text file that lists images, and the "file:line" that names it
+
+class SplitSource(NamedTuple):
+    """Where images of a split are: in and below a folder, or in a text file that lists them.
+
+    origin: the "FILE:LINE" that names it; images: those of the folder, where only some count.
+    """
+
+    path: Path
+    origin: str
+    images: Sequence[Path] | None = None
+
+
+class SplitEntry(NamedTuple):
+    """What a dataset's description says of a split: a key, the path behind it, and the "FILE:LINE" of both."""
+
+    split: str
+    key: str
+    text: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a dataset is laid out.
+
+    folders: those that its paths may be relative to; num_point_values: how many numbers follow the box of a pose.
+    """
+
+    class_names: tuple[str, ...]
+    folders: tuple[Path, ...]
+    sources: Mapping[str, Sequence[SplitSource]]
+    num_point_values: int = 0
 
 
 def find(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
@@ -52,13 +99,14 @@ def find(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
     """
     if root.is_file():
         return root
-    for name in ("data.yaml", "data.yml"):
-        if (root / name).is_file():
-            return fence.check(root / name)
+    configs = [path for path in files_with_suffix(root, ".yaml", ".yml") if path.is_file()]
+    named = [path for path in configs if path.stem.lower() == "data"]
+    if named:
+        return fence.check(min(named, key=lambda path: path.name != "data.yaml"))
     fitting: list[Path] = []
-    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
+    for path in configs:
         try:
-            if not fence.refusal(path) and {"names", "train"} <= read_yaml_mapping(path).keys():
+            if not fence.refusal(path) and {"names", "train"} <= {key.lower() for key in read_yaml_mapping(path)}:
                 fitting.append(path)
         except InputError:
             continue  # any yaml may lie there
@@ -75,52 +123,97 @@ def read(yaml_path: Path, _: Path, log: ReadingLog, allow_outside: bool) -> Clas
     """
     fence = Fence([yaml_path.parent], allow_outside)
     log.dependencies.add_file(yaml_path)
-    class_names, folder, sources = read_yolo_config(yaml_path, fence, log)
-    bases = (yaml_path.parent, folder)
-    splits: dict[str, RecordTable] = {}
-    for split, own in sources.items():
-        splits[split] = _read_split(own, bases, len(class_names), SplitBuilder(split, class_names, fence, log))
-    return class_names, splits
+    return read_layout(read_yolo_config(yaml_path, fence, log), fence, log)
 
 
-def read_yolo_config(
-    path: Path, fence: Fence, log: ReadingLog
-) -> tuple[tuple[str, ...], Path, dict[str, list[SplitSource]]]:
-    """The K class names of a data.yaml, the folder that it names (or lies in), and its splits; `download:` is never
-    run.
+# The data.yaml. Whatever is amiss there concerns the whole dataset, so there is nothing to skip.
 
-    Raises InputError naming file and line for anything amiss: these mistakes concern the whole dataset, so there is
-    nothing to skip.
+
+def read_yolo_config(path: Path, fence: Fence, log: ReadingLog) -> Layout:
+    """What a data.yaml says, its keys in any letter case; `download:` is never run.
+
+    Raises InputError naming file and line for anything amiss.
     """
-    nodes = read_yaml_mapping(path)
+    nodes = _keys_in_any_case(path)
     stated = {key: node for key, node in nodes.items() if kind_of(node) != "null"}
     class_names = _class_names(nodes, path)
     count = stated.get("nc")
-    if count is not None and plain_integer(str(count.value)) != len(class_names):
+    if count is not None and whole_number(str(count.value)) != len(class_names):
         given = f"nc is {shorten(count.value)}, but names has {len(class_names)}"
         raise _fault(path, count, f"{given}; correct the one that is wrong, or remove nc")
-    folder = path.parent
-    if "path" in stated:
-        shown, folder, refusal = _named("path", stated["path"], path, path.parent, fence, log)
-        if refusal:
-            raise _fault(path, stated["path"], f"path: {shown} {refusal}; without path, the yaml's own folder is taken")
-        if not exists(folder) or not folder.is_dir():
-            looked = f"looked at {printable(str(folder), 300)}"
-            raise _fault(path, stated["path"], f"path: {shown} is not a folder ({looked}); correct or remove the line")
-    splits: dict[str, list[SplitSource]] = {}
-    for key, node in stated.items():
-        split, shown = split_of(key), printable(key, 60)
-        if split in splits:
-            raise _fault(path, node, f"{shown}: names the {split} split a second time; remove one")
-        if split is not None:
-            items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-            splits[split] = [_source(shown, item, path, folder, fence, log) for item in items]
-    if not splits:
-        raise InputError(f"{path}: no split; add lines such as `train: images/train` and `val: images/val`")
+    folder, fault = _dataset_folder(stated.get("path"), path, fence, log)
+    try:
+        sources = _split_sources(stated, path, (folder, path.parent), fence, log)
+    except InputError as error:
+        raise (fault or error) from None
+    if fault:
+        shown = printable(str(stated["path"].value), 100)
+        detail = f"path: {shown} is no folder of the dataset; took {folder}"
+        log.adjusted("relocated", f"{path}:{line_of(stated['path'])}", detail)
     if "download" in nodes:
         origin = f"{path}:{line_of(nodes['download'])}"
         log.adjusted("ignored-key", origin, "download: is never run; all splits are here already")
-    return class_names, folder, splits
+    return Layout(class_names, (path.parent, folder), sources, _num_point_values(stated.get("kpt_shape"), path))
+
+
+def _keys_in_any_case(path: Path) -> dict[str, yaml.Node]:
+    nodes: dict[str, yaml.Node] = {}
+    for key, node in read_yaml_mapping(path).items():
+        if key.lower() in nodes:
+            raise _fault(path, node, f"the key {shorten(key)} stands twice, in another letter case; remove one")
+        nodes[key.lower()] = node
+    return nodes
+
+
+def _dataset_folder(
+    node: yaml.Node | None, path: Path, fence: Fence, log: ReadingLog
+) -> tuple[Path, InputError | None]:
+    """The folder that `path` names, or where the splits may be instead, and then what is wrong with `path`.
+
+    Often it names a folder of the computer where the dataset was made, and the splits lie beside the data.yaml.
+    """
+    if node is None:
+        return path.parent, None
+    text = _path_text("path", node, path)
+    target = _readable(text, path.parent, fence, log)
+    if target is not None and target.is_dir():
+        return target, None
+    missing = f"is not a folder (looked at {printable(str(path.parent / text), 300)}); correct or remove the line"
+    refusal = fence.refusal(path.parent / text)
+    reason = f"{refusal}; without path, the yaml's own folder is taken" if refusal else missing
+    inside = [found for found in log.folders.ending_like([path.parent], plain_parts(text), fence) if found.is_dir()]
+    return (inside[0] if len(inside) == 1 else path.parent), _fault(
+        path, node, f"path: {printable(text, 100)} {reason}"
+    )
+
+
+def _split_sources(
+    stated: Mapping[str, yaml.Node], path: Path, homes: Sequence[Path], fence: Fence, log: ReadingLog
+) -> dict[str, list[SplitSource]]:
+    entries: list[SplitEntry] = []
+    for key, node in stated.items():
+        split, shown = split_of(key), printable(key, 60)
+        if split is None:
+            continue
+        if split in (entry.split for entry in entries):
+            raise _fault(path, node, f"{shown}: names the {split} split a second time; remove one")
+        for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            entries.append(SplitEntry(split, shown, _path_text(shown, item, path), f"{path}:{line_of(item)}"))
+    if not entries:
+        raise InputError(f"{path}: no split; add lines such as `train: images/train` and `val: images/val`")
+    return find_sources(entries, homes, fence, log)
+
+
+def _num_point_values(node: yaml.Node | None, path: Path) -> int:
+    """How many numbers the key points of a pose take: of kpt_shape [17, 3], 51."""
+    if node is None:
+        return 0
+    items = node.value if isinstance(node, yaml.SequenceNode) else []
+    counts = [whole_number(item.value) for item in items if isinstance(item, yaml.ScalarNode)]
+    if len(items) != 2 or len(counts) != 2 or counts[0] is None or counts[1] not in (2, 3):
+        shown = [item.value for item in items] if items else node.value
+        raise _fault(path, node, f"kpt_shape must be [number of points, 2 or 3]; got {shorten(shown)}")
+    return counts[0] * counts[1]
 
 
 def _fault(path: Path, node: yaml.Node, reason: str) -> InputError:
@@ -135,7 +228,7 @@ def _class_names(nodes: Mapping[str, yaml.Node], path: Path) -> tuple[str, ...]:
     if isinstance(node, yaml.MappingNode):
         numbered: dict[int, yaml.Node] = {}
         for key, value in items:
-            number = plain_integer(key.value)
+            number = whole_number(key.value)
             if number is None:
                 raise _fault(path, key, f"names: {shorten(key.value)} is not a class number; count from 0")
             if number in numbered:  # the YAML reader refuses equal keys, but 0 and 00 are not
@@ -159,82 +252,139 @@ def _class_names(nodes: Mapping[str, yaml.Node], path: Path) -> tuple[str, ...]:
     return distinct_class_names(((line_of(item), item.value) for item in items), path)
 
 
-def _named(
-    key: str, node: yaml.Node, path: Path, base: Path, fence: Fence, log: ReadingLog
-) -> tuple[str, Path, str | None]:
-    """What an entry names below `base`: the text as shown, the path, and why it may not be read."""
+def _path_text(key: str, node: yaml.Node, path: Path) -> str:
     if not isinstance(node, yaml.ScalarNode) or not node.value.strip() or "\0" in node.value:
         raise _fault(path, node, f"{key}: must be a path; got {shorten(node.value)}")
-    target = base / node.value
-    log.dependencies.add_candidate(target)
-    return printable(node.value, 100), target, fence.refusal(target)
+    return str(node.value)
 
 
-def _source(key: str, node: yaml.Node, path: Path, folder: Path, fence: Fence, log: ReadingLog) -> SplitSource:
-    """What an entry of a split names."""
-    shown, target, refusal = _named(key, node, path, folder, fence, log)
-    origin = f"{path}:{line_of(node)}"
-    if refusal or not exists(target):
-        # A common exporter writes ../train/images for the train/images that lies beside its data.yaml.
-        inside = path.parent.joinpath(*dropwhile("..".__eq__, PurePosixPath(node.value).parts))
-        log.dependencies.add_candidate(inside)
-        if inside not in (target, path.parent) and exists(inside) and not fence.refusal(inside):
-            log.adjusted("relocated", origin, f"{key}: {shown} does not lie in the dataset; took {inside}")
-            return inside, origin
-        remedy = "correct the path or remove the line. A download: key is never run"
-        missing = f"does not exist (looked at {printable(str(target), 300)}); {remedy}"
-        raise _fault(path, node, f"{key}: {shown} {refusal or missing}")
-    if target.is_file() and target.suffix.lower() != ".txt":
-        raise _fault(path, node, f"{key}: {shown} is neither a folder of images nor a .txt list of them")
-    return target, origin
+def _readable(text: str, home: Path, fence: Fence, log: ReadingLog) -> Path | None:
+    """What a path names below a folder, written with slashes of either kind; None where nothing may be read there."""
+    for target in dict.fromkeys((home / text, home / text.replace("\\", "/"))):
+        log.dependencies.add_candidate(target)
+        if exists(target) and fence.refusal(target) is None:
+            return target
+    return None
+
+
+def find_sources(
+    entries: Sequence[SplitEntry], homes: Sequence[Path], fence: Fence, log: ReadingLog
+) -> dict[str, list[SplitSource]]:
+    """The folders and lists that some entries name below the first of some folders of the dataset.
+
+    Where there is none, it is the one in them whose path ends likewise: one common exporter writes ../train/images for
+    the train/images beside its data.yaml, and others the paths of their own computer. Raises InputError at the entry.
+    """
+    targets = [_readable(entry.text, homes[0], fence, log) for entry in entries]
+    owners = {target: plain_parts(entry.text) for target, entry in zip(targets, entries, strict=True) if target}
+    splits: dict[str, list[SplitSource]] = defaultdict(list)
+    for (split, key, text, origin), found in zip(entries, targets, strict=True):
+        target, shown = found, f"{key}: {printable(text, 100)}"
+        if target is None:
+            parts = plain_parts(text)
+            similar = log.folders.ending_like(list(dict.fromkeys(homes)), parts, fence)
+            others = [path for path, theirs in owners.items() if theirs != parts]
+            inside = [path for path in similar if not any(_overlap(path, other) for other in others)]
+            if len(inside) != 1:
+                literal, remedy = homes[0] / text, "correct the path or remove the line"
+                reason = f"does not exist (looked at {printable(str(literal), 300)}); {remedy}"
+                if inside:
+                    reason = f"does not exist, and could be {' or '.join(map(str, inside[:3]))}; {remedy}"
+                elif exists(literal):
+                    reason = fence.refusal(literal) or reason
+                raise InputError(f"{origin}: {shown} {reason}")
+            target = inside[0]
+            owners[target] = parts
+            log.adjusted("relocated", origin, f"{shown} does not lie in the dataset; took {target}")
+        if target.is_file() and target.suffix.lower() != ".txt":
+            raise InputError(f"{origin}: {shown} is neither a folder of images nor a .txt list of them")
+        splits[split].append(SplitSource(target, origin))
+    return dict(splits)
+
+
+def _overlap(path: Path, other: Path) -> bool:
+    return path == other or path in other.parents or other in path.parents
+
+
+# Splits: their images, and the label file of each.
+
+
+def read_layout(layout: Layout, fence: Fence, log: ReadingLog) -> ClassesAndSplits:
+    """The class names and splits of a layout; the log is told of bad rows and images."""
+    labels, splits = LabelFiles(layout.folders, log.folders), dict[str, RecordTable]()
+    for split, sources in layout.sources.items():
+        builder = SplitBuilder(split, layout.class_names, fence, log)
+        splits[split] = _read_split(sources, layout, labels, builder)
+    return layout.class_names, splits
 
 
 def _read_split(
-    sources: Sequence[SplitSource], bases: Sequence[Path], num_classes: int, builder: SplitBuilder
+    sources: Iterable[SplitSource], layout: Layout, labels: LabelFiles, builder: SplitBuilder
 ) -> RecordTable:
-    """The records of a split's folders and lists, in their order, each image once; bases: folders of the dataset."""
-    log = builder.log
+    """The records of a split's folders and lists, in their order, each image once."""
+    log, num_labelled = builder.log, 0
     first_origins: dict[Path, str] = {}
-    num_labelled = 0
-    for path, named_at in sources:
-        is_list = path.is_file()
-        if is_list:
-            images = _listed_images(path, bases[1], log)
-        else:
-            images = [(image, named_at) for image in walk_images(path, builder.fence, log)]
-        labels: set[Path] = set()
-        for image, origin in images:
+    searched: dict[Path, None] = {}  # folders of images that count as a whole, so that each label file has its image
+    for source in sources:
+        is_list = source.path.is_file()
+        for image, origin in _images_of(source, layout.folders, builder.fence, log):
             if image in first_origins:
                 detail = f"{image} stands in {first_origins[image]} already"
                 log.adjusted("repeated-image", origin, detail, image=image)
                 continue
             first_origins[image] = origin
-            label = _label_path(image, bases, log)
-            labels.add(label)
-            is_labelled = log.folders.has(label)
-            num_labelled += is_labelled
+            label = labels.of(image)
+            num_labelled += label is not None
+            if not is_list:
+                searched[image.parent] = None
             header = builder.header(image)
             if header is None:
                 continue
-            boxes = _read_labels(label, image, header, num_classes, builder) if is_labelled else b""
+            if isinstance(label, str):
+                log.bad(str(image), label, image)
+                continue
+            boxes = b"" if label is None else _read_labels(label, image, header, layout, builder)
             if boxes is not None:
                 builder.add(image, header, boxes)
-        for folder in sorted({label.parent for label in labels}):
-            if not is_list and not folder.is_relative_to(path):  # beside the images, any text file may lie
-                texts = [name for name in log.folders.names(folder) if name.endswith(".txt") and name != "classes.txt"]
-                unused = [name for name in texts if folder / name not in labels]
-                log.adjusted_files("unused-label", folder, unused, "label files without image")
+    _report_unused_labels(searched, labels, builder)
     if first_origins and not num_labelled:
         image, origin = next(iter(first_origins.items()))
-        looked_for = _label_path(image, bases, log)
-        detail = f"none of the {len(first_origins)} images has a label file; looked for {looked_for}"
+        looked, num_folders = labels.places(image.parent), len({one.parent for one in first_origins})
+        places = " and ".join(str(place / f"{image.stem}.txt") for place in looked)
+        detail = f"none of the {len(first_origins)} images has a label file; looked for {places}"
+        if num_folders > 1:
+            detail += f", and likewise for {num_folders - 1} other folder{'s' * (num_folders > 2)} of images"
         log.adjusted("no-labels", origin, detail)
     return builder.table()
 
 
-def _listed_images(path: Path, folder: Path, log: ReadingLog) -> list[tuple[Path, str]]:
-    """The images in a list and their origins; the log is told of lines that name none."""
+def _report_unused_labels(image_folders: Collection[Path], labels: LabelFiles, builder: SplitBuilder) -> None:
+    for folder in dict.fromkeys(place for home in image_folders for place in labels.places(home)):
+        names = labels.unclaimed(folder, builder.fence)
+        if folder in image_folders:  # any text file may lie there
+            names = [name for name in names if is_label_file(folder / name, builder.fence)]
+        builder.log.adjusted_files("unused-label", folder, names, "label files without image")
+
+
+def _images_of(
+    source: SplitSource, folders: Sequence[Path], fence: Fence, log: ReadingLog
+) -> Iterable[tuple[Path, str]]:
+    """The images of a source and their origins; the log is told of those that a list names and that are not there."""
+    if source.path.is_file():
+        return _listed_images(source.path, folders, fence, log)
+    images = walk_images(source.path, fence, log) if source.images is None else source.images
+    return ((image, source.origin) for image in images)
+
+
+def _listed_images(path: Path, folders: Sequence[Path], fence: Fence, log: ReadingLog) -> list[tuple[Path, str]]:
+    """The images in a list and their origins; the log is told of lines that name none.
+
+    A line counts from the list's folder, else from one of the dataset's. Paths of another computer, or with a folder
+    that is not there (`data/` of CVAT), name the image in these folders whose path ends likewise.
+    """
     images: list[tuple[Path, str]] = []
+    homes = list(dict.fromkeys([path.parent, *folders]))
+    relocated: dict[Path, tuple[str, ...]] = {}
     log.dependencies.add_file(path)
     lines = read_limited(path, _MAX_LIST_BYTES).removeprefix(_BOM).split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -244,38 +394,125 @@ def _listed_images(path: Path, folder: Path, log: ReadingLog) -> list[tuple[Path
         except UnicodeDecodeError:
             log.bad(origin, f"the line is not UTF-8 text ({shorten(line)})")
             continue
-        if not text:
+        name = PureWindowsPath(text).name  # splits at both kinds of slashes
+        if not text or name.startswith("._"):  # what macOS leaves beside files
             continue
-        if "\0" in text or not is_image_name(Path(text).name):
+        if "\0" in text or not is_image_name(name):
             log.bad(origin, f"not the name of an image ({shorten(text)})")
             continue
-        places = [base / text for base in (path.parent, folder)]
-        found = next((place for place in places if log.folders.has(place)), None)
+        spellings, parts = dict.fromkeys((text, text.replace("\\", "/"))), plain_parts(text)
+        places = [home / one for home in homes for one in spellings if log.folders.has(home / one)]
+        found = next((place for place in places if not fence.refusal(place)), None)
+        if found is None and (inside := log.folders.ending_like(homes, parts, fence)):
+            owner = relocated.setdefault(inside[0], parts)
+            if len(inside) > 1 or owner != parts:
+                several, other = ", ".join(map(str, inside[:3])), f"{inside[0]} is {shorten('/'.join(owner))} already"
+                reason = f"several could be meant: {several}" if len(inside) > 1 else other
+                log.bad(origin, f"the image does not exist ({shorten(text)}; {reason})")
+                continue
+            found = inside[0]
+            log.counted("relocated", origin, "listed images that are not there, found by the end of their paths")
+        found = found or next(iter(places), None)  # one outside, which is refused with its reason
         if found is None:
-            log.bad(origin, f"the image does not exist ({shorten(text)}; looked at {places[0]})")
+            log.bad(origin, f"the image does not exist ({shorten(text)}; looked at {homes[0] / text})")
         else:
             images.append((found, origin))
     return images
 
 
-def _label_path(image: Path, bases: Sequence[Path], log: ReadingLog) -> Path:
-    """Where the labels of an image are: the last `images` within the dataset as `labels`, else beside the image."""
-    beside = image.with_suffix(".txt")
-    for base in (*bases, Path(image.anchor)):
-        if image.is_relative_to(base):
-            folders = list(image.relative_to(base).parent.parts)
-            if "images" not in folders:
-                break
-            last = len(folders) - 1 - folders[::-1].index("images")
-            apart = base.joinpath(*folders[:last], "labels", *folders[last + 1 :], beside.name)
-            return beside if log.folders.has(beside) and not log.folders.has(apart) else apart
-    return beside
+class LabelFiles:
+    """Finds the label file of each image, and the files that are of none.
+
+    homes: folders of the dataset, above which the name of a folder says nothing.
+    """
+
+    def __init__(self, homes: Sequence[Path], folders: Folders) -> None:
+        self._homes, self._folders = homes, folders
+        self._places: dict[Path, list[Path]] = {}
+        self._claimed: dict[Path, set[str]] = defaultdict(set)
+
+    def places(self, folder: Path) -> list[Path]:
+        """The folders in which labels of a folder's images may lie; the first need not exist."""
+        if folder not in self._places:
+            self._places[folder] = list(dict.fromkeys([*self._apart(folder), folder]))
+        return self._places[folder]
+
+    def _apart(self, folder: Path) -> list[Path]:
+        for home in (*self._homes, Path(folder.anchor)):
+            if folder.is_relative_to(home):
+                parts = folder.relative_to(home).parts
+                if _IMAGE_FOLDERS.isdisjoint(map(str.lower, parts)):
+                    break
+                last = max(number for number, part in enumerate(parts) if part.lower() in _IMAGE_FOLDERS)
+                above, below = home.joinpath(*parts[:last]), parts[last + 1 :]
+                names = [name for name in sorted(self._folders.names(above)) if name.lower() == "labels"]
+                found = [place for name in names for place in self._folders.matching(above / name, below)]
+                return found or [above.joinpath("labels", *below)]
+        return []
+
+    def of(self, image: Path) -> Path | str | None:
+        """The label file of an image, None where it has none, or why it cannot be told which one it is."""
+        places, stem, fault = self.places(image.parent), image.stem, None
+        similar = [place / name for place in places for name in self._folders.texts_of_stem(place, stem)]
+        found = [path for path in similar if path.stem == stem]
+        if not found and similar:  # names that differ in letter case, for an image that is their only one
+            images = {Path(name).stem for name in self._folders.images_of_stem(image.parent, stem)}
+            found = [path for path in similar if path.stem not in images]
+            others = images - {stem} - {path.stem for path in similar}
+            if found and others:
+                fault = f"{found[0]} could be its label file, or that of {' or '.join(sorted(others))}; rename one"
+        if len(found) > 1:
+            fault = f"it has {len(found)} label files ({', '.join(map(str, found))}); keep one"
+        for path in found:
+            self._claimed[path.parent].add(path.name)
+        return fault or next(iter(found), None)
+
+    def unclaimed(self, folder: Path, fence: Fence) -> list[str]:
+        """The text files of a folder that could be labels and are of no image so far."""
+        return [
+            name
+            for name in filter(is_text_name, self._folders.names(folder))
+            if name not in self._claimed[folder]
+            and not _NO_LABEL.match(name)
+            and (split_of(Path(name).stem) is None or is_label_file(folder / name, fence))  # else a list of images
+        ]
+
+
+# Label files and their rows.
+
+RowKind = Literal["box", "scored", "tracked", "polygon", "corners", "pose"]
+_TOLD: Mapping[RowKind, tuple[AdjustmentKind, str]] = {
+    "scored": ("ignored-score", "rows with a score in a sixth column, which is not used"),
+    "tracked": ("ignored-score", "rows with the number of a track in a sixth column, which is not used"),
+    "polygon": ("shape-as-box", "polygons, read as the boxes around them"),
+    "corners": ("shape-as-box", "rows of four corners (rotated boxes), read as the upright boxes around them"),
+    "pose": ("shape-as-box", "poses, of which the boxes are read and the key points are not used"),
+}
+
+
+class YoloRow(NamedTuple):
+    """An object: its class, its corners as parts of the image's size, and what the row was."""
+
+    class_id: int
+    xyxy: Box
+    kind: RowKind = "box"
+
+
+def is_label_file(path: Path, fence: Fence) -> bool:
+    """Whether a text file may be read and begins with a row of a class and four numbers or more."""
+    try:
+        lines = read_limited(fence.check(path), _MAX_LABEL_BYTES).removeprefix(_BOM).splitlines()
+    except InputError:
+        return False
+    columns = next((line for line in lines if line.strip()), b"")[:_MAX_LINE_BYTES].decode("ascii", "replace").split()
+    numbers = [plain_number(column) for column in columns]
+    return len(columns) >= 5 and whole_number(columns[0]) is not None and None not in numbers
 
 
 def _read_labels(
-    path: Path, image: Path, header: ImageHeader, num_classes: int, builder: SplitBuilder
+    path: Path, image: Path, header: ImageHeader, layout: Layout, builder: SplitBuilder
 ) -> bytearray | None:
-    """The boxes in a label file; the log is told of bad rows. None when the file cannot be read at all."""
+    """The boxes in a label file; None when one of its rows cannot be read, which the log is then told."""
     log = builder.log
     log.dependencies.add_file(path)
     try:
@@ -284,23 +521,31 @@ def _read_labels(
         log.bad(str(path), str(error).removeprefix(f"{path}: "), image)
         return None
     boxes, head_id, width, height = bytearray(), builder.head_id(f"{path}:"), header.width, header.height
+    is_good, told, num_classes = True, list[tuple[RowKind, int]](), len(layout.class_names)
     for number, line in enumerate(lines, start=1):
         if not line.strip(b" \t\r"):
             continue
-        row = parse_row(line, num_classes)
+        row = parse_row(line, num_classes, layout.num_point_values)
         if isinstance(row, str):
             log.bad(f"{path}:{number}", row, image)
+            is_good = False
             continue
-        class_id, cx, cy, w, h = row
-        corners = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-        boxes += pack_box(class_id, corners, head_id, number)
+        x1, y1, x2, y2 = row.xyxy
+        boxes += pack_box(row.class_id, (x1 * width, y1 * height, x2 * width, y2 * height), head_id, number)
+        if row.kind != "box":
+            told.append((row.kind, number))
+    if not is_good:
+        return None
+    for kind, number in told:
+        adjustment, what = _TOLD[kind]
+        log.counted(adjustment, f"{path}:{number}", what)
     return boxes
 
 
-def parse_row(line: bytes, num_classes: int) -> YoloRow | str:
-    """One row of a label file as class and normalised cx, cy, w, h; or the reason why it is none."""
+def parse_row(line: bytes, num_classes: int, num_point_values: int = 0) -> YoloRow | str:
+    """One row of a label file, or the reason why it is none; num_point_values: of the key points of a pose."""
     if len(line) > _MAX_LINE_BYTES:
-        return f"a line of {len(line)} bytes; a row has five numbers"
+        return f"a line of {len(line)} bytes; a row has at most {_MAX_LINE_BYTES}"
     if b"\0" in line:
         return "the line contains NUL bytes; the file is damaged"
     try:
@@ -308,18 +553,54 @@ def parse_row(line: bytes, num_classes: int) -> YoloRow | str:
     except UnicodeDecodeError:
         return f"the line is not UTF-8 text ({shorten(line)})"
     columns = [column for column in columns if column]
-    if len(columns) != 5:
-        hint = "; polygons and key points are not read" if len(columns) > 5 else ""
-        return f"{len(columns)} columns, not the 5 of `class cx cy w h`{hint} ({shorten(' '.join(columns))})"
-    class_id = plain_integer(columns[0])
+    kind = _kind_of_row(len(columns), num_point_values)
+    if kind is None:
+        return f"{_wrong_number(columns, num_point_values)} ({shorten(' '.join(columns))})"
+    class_id = whole_number(columns[0])
     if class_id is None or class_id >= num_classes:
         return f"the class must be a whole number 0..{num_classes - 1} ({shorten(columns[0])})"
     numbers: list[float] = []
-    for name, column in zip(("cx", "cy", "w", "h"), columns[1:], strict=True):
+    is_box = kind not in ("polygon", "corners")
+    for index, column in enumerate(columns[1:]):
         number = plain_number(column)
         if number is None:
-            return f"{name} must be a plain finite number ({shorten(column)})"
-        if not -RANGE_TOLERANCE <= number <= 1 + RANGE_TOLERANCE or (number < 0 and name in "wh"):
-            return f"{name} must lie in 0..1, as a part of the image's size ({shorten(column)})"
+            return f"{_column_name(kind, index)} must be a plain finite number ({shorten(column)})"
+        if not -RANGE_TOLERANCE <= number <= 1 + RANGE_TOLERANCE or (number < 0 and is_box and index in (2, 3)):
+            if kind == "scored" and index == 4 and whole_number(column) is not None:
+                kind = "tracked"
+            elif kind != "pose" or index < 4:
+                part = "" if kind == "scored" and index == 4 else ", as a part of the image's size"
+                return f"{_column_name(kind, index)} must lie in 0..1{part} ({shorten(column)})"
         numbers.append(number)
-    return (class_id, numbers[0], numbers[1], numbers[2], numbers[3])
+    if not is_box:
+        return YoloRow(class_id, box_around(zip(numbers[::2], numbers[1::2], strict=True)), kind)
+    cx, cy, w, h = numbers[:4]
+    return YoloRow(class_id, (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), kind)
+
+
+def _kind_of_row(num_columns: int, num_point_values: int) -> RowKind | None:
+    if num_columns in (5, 6):
+        return "box" if num_columns == 5 else "scored"
+    if num_point_values:
+        return "pose" if num_columns == 5 + num_point_values else None
+    if num_columns < 7 or num_columns % 2 == 0:
+        return None
+    return "corners" if num_columns == 9 else "polygon"
+
+
+def _wrong_number(columns: Sequence[str], num_point_values: int) -> str:
+    """Why a row of so many columns is none."""
+    told = f"{len(columns)} columns, not the 5 of `class cx cy w h`"
+    if num_point_values:
+        return f"{told} or the {5 + num_point_values} of a pose with kpt_shape"
+    if len(columns) > 6:
+        return f"{told} or the odd number of a polygon; poses need a line `kpt_shape: [points, 2 or 3]` in data.yaml"
+    return told + ("; put spaces, not commas, between them" if any("," in column for column in columns) else "")
+
+
+def _column_name(kind: RowKind, index: int) -> str:
+    if kind in ("polygon", "corners"):
+        return f"{'xy'[index % 2]}{index // 2 + 1}"
+    if index < 4:
+        return ("cx", "cy", "w", "h")[index]
+    return "the score in the sixth column" if kind in ("scored", "tracked") else f"key point value {index - 3}"
