@@ -36,20 +36,19 @@ def yolo_source(folder: Path) -> None:
             continue  # YOLO calls a centre outside the image malformed
         number = ("cat", "dog").index(name)
         rows.append(f"{number} {(x1 + x2) / 256} {(y1 + y2) / 192} {(x2 - x1) / 128} {(y2 - y1) / 96}\n")
-    rows.append("0 0.5 0.5 nan 0.2\n")
-    val, bad = {"v": "0 0.5 0.5 0.2 0.2\n"}, {"cut": "0 0.5 0.5 0.2 0.2\n", "both": "1 0.5 0.5 0.5 0.5\n"}
-    yolo_folder(folder, {"train": {"a": "".join(rows), **bad}, "val": val})
+    bad = {"cut": "0 0.5 0.5 0.2 0.2\n", "both": "1 0.5 0.5 0.5 0.5\n", "bad": "0 0.5 0.5 nan 0.2\n"}
+    yolo_folder(folder, {"train": {"a": "".join(rows), **bad}, "val": {"v": "0 0.5 0.5 0.2 0.2\n"}})
 
 
 def coco_source(folder: Path) -> None:
-    splits = {"train": ("a", "cut", "both"), "val": ("v",)}
+    splits = {"train": ("a", "cut", "both", "bad"), "val": ("v",)}
     for split, stems in splits.items():
         images = [{"id": k, "file_name": f"{stem}.png", "width": 128, "height": 96} for k, stem in enumerate(stems)]
         annotations = [
             {"id": 9 - k, "image_id": 0, "category_id": 3 if name == "cat" else 7, "bbox": [x, y, x2 - x, y2 - y]}
             for k, (name, x, y, x2, y2) in enumerate(BOXES)
         ]
-        annotations.append({"id": 99, "image_id": 0, "category_id": 5, "bbox": [1, 1, 2, 2]})
+        annotations.append({"id": 99, "image_id": 3, "category_id": 5, "bbox": [1, 1, 2, 2]})
         if split == "val":
             annotations = [{"id": 1, "image_id": 0, "category_id": 3, "bbox": [51.2, 38.4, 25.6, 19.2]}]
         categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
@@ -58,17 +57,19 @@ def coco_source(folder: Path) -> None:
 
 
 def voc_source(folder: Path) -> None:
-    objects = [voc_object(*box) for box in BOXES] + [voc_object("cat", 40, 1, 20, 9)]
-    write_text(folder / "train/a.xml", voc_xml(*objects, size=(128, 96), filename="a.png"))
+    objects = {"a": [voc_object(*box) for box in BOXES], "bad": [voc_object("cat", 40, 1, 20, 9)]}
+    for stem, some in objects.items():
+        write_text(folder / f"train/{stem}.xml", voc_xml(*some, size=(128, 96), filename=f"{stem}.png"))
     for split, stem in (("train", "cut"), ("train", "both"), ("val", "v")):
         text = voc_xml(voc_object("cat", 51.2, 38.4, 76.8, 57.6), size=(128, 96), filename=f"{stem}.png")
         write_text(folder / split / f"{stem}.xml", text)
 
 
 def planted(folder: Path, format: str) -> Path:
-    """A dataset with every defect that a copy corrects: train a, cut (damaged) and both; val v, the pixels of both."""
+    """A dataset with every defect that a copy corrects: train a, cut (damaged), both, and bad, whose label is malformed;
+    val v, the pixels of both."""
     {"yolo": yolo_source, "coco": coco_source, "voc": voc_source}[format](folder)
-    for seed, stem in enumerate(("a", "cut", "both")):
+    for seed, stem in enumerate(("a", "cut", "both", "bad")):
         write_texture(folder / "images/train" / f"{stem}.png", seed)
     write_picture(folder / "images/val/v.png", texture(2))
     cut = folder / "images/train/cut.png"
