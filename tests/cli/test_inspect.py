@@ -11,7 +11,7 @@ from anchorite.cli import run
 from anchorite.data import open_dataset
 from tests.cli.commands import contents, outside_config
 from tests.data.format_samples import write_text
-from tests.inspect.samples import healthy
+from tests.inspect.samples import healthy, write_texture
 
 
 def called(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -23,10 +23,18 @@ def called(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """A dataset with 25 bad rows and a box without area."""
+    """A dataset with a box without area, and with 25 bad rows of another image."""
     folder = healthy(tmp_path / "it's data")
-    write_text(folder / "labels/train/a.txt", "0 0.5 0.5 0.2 0.2\n" + "0 0.5 0.5\n" * 25 + "1 0.5 0.5 0 0\n")
+    write_text(folder / "labels/train/a.txt", "0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0 0\n")
+    write_text(folder / "labels/train/bad.txt", "0 0.5 0.5\n" * 25)
+    write_texture(folder / "images/train/bad.png", 99)
     return folder
+
+
+def origins(folder: Path) -> list[str]:
+    """Where its errors are."""
+    labels = folder / "labels" / "train"
+    return [*(f"{labels / 'bad.txt'}:{row}" for row in range(1, 26)), f"{labels / 'a.txt'}:2"]
 
 
 def test_a_healthy_dataset_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,10 +71,8 @@ def test_errors_end_with_2_and_the_report_has_them_all(
     assert contents(broken) == before
     text = (tmp_path / "new/report/report.txt").read_text(encoding="utf-8")
     report = json.loads((tmp_path / "new/report/report.json").read_text(encoding="utf-8"))
-    label = broken / "labels/train/a.txt"
-    origins = [f"{label}:{row}" for row in range(2, 28)]
-    assert [one["origin"] for one in report["findings"]] == origins
-    assert all(f"{origin}: " in text for origin in origins)
+    assert [one["origin"] for one in report["findings"]] == origins(broken)
+    assert all(f"{origin}: " in text for origin in origins(broken))
     last = report["findings"][-1]
     assert {key: last[key] for key in ("kind", "severity", "training", "split", "class")} == {
         "kind": "empty-box",
@@ -86,8 +92,7 @@ def test_a_corrected_copy_is_clean(broken: Path, tmp_path: Path, capsys: pytest.
     assert f"corrected copy: {tmp_path / 'copy'}, 26 changes, listed in" in out
     assert contents(broken) == before
     changes = (tmp_path / "copy/changes.txt").read_text(encoding="utf-8")
-    label = broken / "labels/train/a.txt"
-    assert all(f"{label}:{row}: " in changes for row in range(2, 28))
+    assert all(f"{origin}: " in changes for origin in origins(broken))
     assert open_dataset(tmp_path / "copy").adjustments == ()
     code, out, _ = called(capsys, tmp_path / "copy")
     assert (code, "Nothing found." in out) == (0, True)

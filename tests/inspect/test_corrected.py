@@ -66,8 +66,8 @@ def voc_source(folder: Path) -> None:
 
 
 def planted(folder: Path, format: str) -> Path:
-    """A dataset with every defect that a copy corrects: train a, cut (damaged), both, and bad, whose label is malformed;
-    val v, the pixels of both."""
+    """A dataset with every defect that a copy corrects: train a, cut (damaged), both, and bad (a malformed label); val
+    v, the pixels of both."""
     {"yolo": yolo_source, "coco": coco_source, "voc": voc_source}[format](folder)
     for seed, stem in enumerate(("a", "cut", "both", "bad")):
         write_texture(folder / "images/train" / f"{stem}.png", seed)
