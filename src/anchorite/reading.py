@@ -7,7 +7,8 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 from xml.etree import ElementTree
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _MAX_XML_DEPTH = 32
 _MAX_CSV_LINE, _MAX_CSV_HEADER = 4_000_000, 65_536
+_XML_BLOCK_BYTES = 1 << 20
 
 
 def read_limited(path: Path, max_bytes: int) -> bytes:
@@ -70,16 +72,21 @@ def decode_utf8(data: bytes, path: Path) -> str:
 
 def read_json(path: Path, max_bytes: int = sys.maxsize) -> dict[str, Any]:
     """The JSON object in a file; InputError as file:line:column where it is none."""
-    text = decode_utf8(read_limited(path, max_bytes), path)
+    content = parse_json(read_limited(path, max_bytes), path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}:1:1: a JSON object {{...}} is wanted, not {type(content).__name__}")
+    return content
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """What is in a JSON file with this content; InputError as file:line:column where it is no JSON."""
+    text = decode_utf8(data, path)
     try:
-        content = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
     except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
         raise InputError(f"{path}: not readable as JSON: {shorten(str(error))}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}:1:1: a JSON object {{...}} is wanted, not {type(content).__name__}")
-    return content
 
 
 def read_csv_header(path: Path) -> tuple[str, list[str]]:
@@ -133,26 +140,59 @@ def read_xml(path: Path, max_bytes: int = 16_000_000, max_elements: int = 500_00
     Raises InputError naming file and line for malformed XML, a DOCTYPE (and with it every entity), deep nesting
     and more elements than the file may have.
     """
-    data = read_limited(path, max_bytes)
+    root, *children = _parse_xml(path, [read_limited(path, max_bytes)], max_elements, is_of_each=False)
+    root.extend(children)
+    return root
+
+
+def iterate_xml(path: Path, max_elements: int = 500_000) -> Generator[ElementTree.Element, None, None]:
+    """The root element of an XML file of any size, still empty, then its children, one by one, each whole.
+
+    Of these only the one that is being read is held in memory. max_elements: of each of them. Raises what `read_xml`
+    raises, when it comes to it.
+    """
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    with file:
+        yield from _parse_xml(path, iter(lambda: file.read(_XML_BLOCK_BYTES), b""), max_elements, is_of_each=True)
+
+
+def _parse_xml(
+    path: Path, blocks: Iterable[bytes], max_elements: int, is_of_each: bool
+) -> Iterator[ElementTree.Element]:
+    """As `iterate_xml`, from the blocks of the file; is_of_each: whether max_elements is of each child, or in all."""
     parser, builder = expat.ParserCreate(), ElementTree.TreeBuilder()
+    root: ElementTree.Element | None = None
+    ready: list[ElementTree.Element] = []
     num_elements = depth = 0
 
     def refuse(reason: str) -> NoReturn:
         raise InputError(f"{path}:{parser.CurrentLineNumber}: {reason}")
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal num_elements, depth
+        nonlocal num_elements, depth, root
         num_elements, depth = num_elements + 1, depth + 1
         if depth > _MAX_XML_DEPTH:
             refuse(f"nested deeper than {_MAX_XML_DEPTH} levels")
         if num_elements > max_elements:
             refuse(f"more than {max_elements} elements")
-        builder.start(tag, {**attributes, "line": str(parser.CurrentLineNumber)})
+        element = builder.start(tag, {**attributes, "line": str(parser.CurrentLineNumber)})
+        if root is None:
+            root = element
+            ready.append(root)
 
     def end(tag: str) -> None:
-        nonlocal depth
+        nonlocal num_elements, depth
         depth -= 1
-        builder.end(tag)
+        element = builder.end(tag)
+        if depth == 1 and root is not None:
+            ready.append(element)
+            del root[:]
+            num_elements *= not is_of_each
 
     parser.buffer_text = True
     parser.StartElementHandler = start
@@ -160,14 +200,16 @@ def read_xml(path: Path, max_bytes: int = 16_000_000, max_elements: int = 500_00
     parser.CharacterDataHandler = builder.data
     parser.StartDoctypeDeclHandler = lambda *_: refuse("a DOCTYPE is not read; remove it")
     try:
-        parser.Parse(data, True)
+        for block in chain(blocks, [None]):
+            parser.Parse(block or b"", block is None)
+            yield from ready
+            ready.clear()
     except expat.ExpatError as error:
         raise InputError(f"{path}:{error.lineno}: not valid XML: {expat.ErrorString(error.code)}") from error
     except InputError:
         raise
     except (ValueError, LookupError) as error:  # an encoding that expat lacks
         raise InputError(f"{path}: not readable as XML: {shorten(str(error))}") from error
-    return builder.close()
 
 
 def printable(words: str, max_length: int = 1000) -> str:

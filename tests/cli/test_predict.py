@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from anchorite.cli import run
 from anchorite.predict import FrameResult, PredictionWriter
@@ -50,6 +51,21 @@ def test_a_line_an_image_and_a_summary(photographs: Path, tmp_path: Path, capsys
     assert f" {sum(counts)} objects" in lines[2]
     assert len(contents(out / "images")) == len(contents(out / "labels")) == 2
     assert contents(photographs) == before
+
+
+def test_what_is_no_image_and_that_all_are_grey_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        Image.new("L", (64, 48), 40 * number).save(tmp_path / f"{number}.png")
+    (tmp_path / "phone.heic").touch()
+    words = ["predict", weights(), str(tmp_path), "--out", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert run(words) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("grey") == 1
+    (line,) = captured.err.splitlines()
+    assert line.startswith("anchorite: 1 file is no image and was passed over: phone.heic; HEIC images are not read")
 
 
 def test_subfolders_are_looked_into_when_asked(

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from anchorite.data.headers import read_header
-from anchorite.data.images import decode_image
+from anchorite.data.images import decode_image, is_grey, value_range
 from anchorite.errors import AnchoriteError, InputError
 from tests.shared import shared_path
 
@@ -220,3 +220,29 @@ def test_real_photos_decode_as_opencv_decodes_them(dataset: str) -> None:
     assert len(paths) > 300
     for path in paths[::40]:
         assert np.array_equal(decode_image(path), cv2.imread(str(path), cv2.IMREAD_COLOR_RGB))
+
+
+def test_float_samples_are_named_without_a_word_of_the_library(capfd: pytest.CaptureFixture[str]) -> None:
+    data = encoded(Image.fromarray(np.random.default_rng(0).random((6, 8), np.float32)), "TIFF")
+    with pytest.raises(InputError, match=r"grey\.tif: a TIFF of 32-bit float samples.*8-bit or 16-bit"):
+        decode_image(data, name="grey.tif")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_range_of_values_is_that_of_all_sixteen_bits(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(600, 3901, (20, 30), dtype=np.uint16)
+    deep[0, :2] = 600, 3900
+    for suffix in (".png", ".tif"):
+        path = tmp_path / f"a{suffix}"
+        cv2.imwrite(str(path), deep)
+        assert value_range(path) == (600, 3900)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    assert value_range(tmp_path / "cut.png") is None
+    assert value_range(tmp_path / "gone.png") is None
+
+
+def test_grey_is_told_by_the_pixels() -> None:
+    grey = np.repeat(np.random.default_rng(0).integers(0, 256, (20, 30, 1), dtype=np.uint8), 3, axis=2)
+    assert is_grey(grey)
+    grey[8, 16, 1] ^= 1
+    assert not is_grey(grey)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -203,3 +204,40 @@ def test_a_broken_json_hides_no_dataset_but_loses_no_split(tmp_path: Path) -> No
     write_image(tmp_path / "train" / "a.png")
     write_text(tmp_path / "train" / "a.xml", voc_xml(voc_object("dog", 1, 1, 5, 5)))
     assert open_dataset(tmp_path).format == "voc"
+
+
+def test_few_grey_levels_of_16_bit_images_are_told(tmp_path: Path) -> None:
+    """A camera of 12 bits: 3900 >> 8 is 15 and 600 >> 8 is 2, so 14 of 256 levels are left."""
+    yolo_dataset(tmp_path, dict.fromkeys("abc", "0 0.5 0.5 0.5 0.5"))
+    for number, name in enumerate("abc"):
+        deep = np.full((48, 64), 600 + number, np.uint16)
+        deep[0, 0] = 3898 + number
+        cv2.imwrite(str(tmp_path / "images" / "train" / f"{name}.png"), deep)
+    index = open_dataset(tmp_path)
+    told = {one.kind: one.detail for one in index.adjustments}
+    assert told.keys() == {"grey-images", "narrow-range"}
+    assert "3 16-bit images use 600..3900 of 0..65535" in told["narrow-range"]
+    assert "14 of 256 levels" in told["narrow-range"]
+    deep[0, 0] = 600 + 64 * 256
+    cv2.imwrite(str(tmp_path / "images" / "train" / "c.png"), deep)
+    write_image(tmp_path / "images" / "train" / "a.png")
+    assert open_dataset(tmp_path).adjustments == (), "wide enough, and not all are grey"
+
+
+def test_images_of_kinds_that_are_not_read_are_told(tmp_path: Path) -> None:
+    yolo_dataset(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"})
+    for name in ("b.HEIC", "c.heic", "d.avif", "._e.heic"):
+        write_text(tmp_path / "images" / "train" / name, "x")
+    told = [(one.files, one.detail) for one in open_dataset(tmp_path).adjustments if one.kind == "ignored-file"]
+    folder = tmp_path / "images" / "train"
+    assert [files for files, _ in told] == [(folder / "b.HEIC", folder / "c.heic"), (folder / "d.avif",)]
+    assert "2 HEIC images, which are not read; convert them" in told[0][1]
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JIF"])
+def test_other_suffixes_of_jpeg(tmp_path: Path, suffix: str) -> None:
+    yolo_dataset(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"})
+    jpeg = write_image(tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "images" / "train" / "a.png").unlink()
+    write_text(tmp_path / "images" / "train" / f"a{suffix}", jpeg)
+    assert len(open_dataset(tmp_path).splits["train"][0].class_ids) == 1

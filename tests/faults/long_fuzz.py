@@ -22,10 +22,11 @@ from typing import Any
 
 from tests.faults.label_fuzz import FAMILIES as LABEL_FAMILIES
 from tests.faults.label_fuzz import check_case
+from tests.faults.tool_fuzz import TOOL_FAMILIES
 from tests.faults.weight_fuzz import WeightFile, check_weights
 
 FAMILIES: dict[str, tuple[Callable[[Any, Random], None], tuple[Any, ...]]] = {
-    **{family: (check_case, makers) for family, makers in LABEL_FAMILIES.items()},
+    **{family: (check_case, makers) for family, makers in (LABEL_FAMILIES | TOOL_FAMILIES).items()},
     "weights": (check_weights, (WeightFile,)),
 }
 LONGEST_CASE_S = 10

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from anchorite.data import open_dataset
 from anchorite.errors import InputError
 from tests.faults.label_fuzz import BoxTable, CocoJson, Darknet, ViaFile, VocXml, YoloConfig, YoloLabels, check_case
+from tests.faults.tool_fuzz import CvatXml, LabelMeJson, LabelStudioJson
 
 
 @pytest.mark.slow
@@ -29,8 +30,14 @@ from tests.faults.label_fuzz import BoxTable, CocoJson, Darknet, ViaFile, VocXml
         (partial(VocXml, num_files=30), 155),  # three cases of five are xmls
         (BoxTable, 300),
         (ViaFile, 300),
+        (CvatXml, 200),
+        (LabelStudioJson, 200),
+        (LabelMeJson, 200),
     ],
-    ids=["yolo rows", "yolo poses", "data.yaml", "darknet", "coco", "voc", "csv", "via"],
+    ids=[
+        *("yolo rows", "yolo poses", "data.yaml", "darknet", "coco", "voc", "csv", "via"),
+        *("cvat", "label studio", "labelme"),
+    ],
 )
 def test_generated_label_files_are_read_or_refused_by_line(
     case_of: Callable[[Path], Any], num_cases: int, tmp_path: Path
@@ -45,7 +52,10 @@ def test_generated_label_files_are_read_or_refused_by_line(
     check()
 
 
-@pytest.mark.parametrize("kind", [YoloLabels, YoloConfig, Darknet, CocoJson, VocXml, BoxTable, ViaFile])
+@pytest.mark.parametrize(
+    "kind",
+    [YoloLabels, YoloConfig, Darknet, CocoJson, VocXml, BoxTable, ViaFile, CvatXml, LabelStudioJson, LabelMeJson],
+)
 def test_the_generators_make_good_files_bad_ones_and_never_the_same_twice(kind: type, tmp_path: Path) -> None:
     case = kind(tmp_path)
     contents = [tuple(case.generate(Random(seed)).values()) for seed in range(300)]

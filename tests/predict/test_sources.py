@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from anchorite.errors import InputError
-from anchorite.predict.sources import expand_sources
+from anchorite.predict.sources import expand_sources, open_sources, passed_over_text
 
 
 @pytest.fixture
@@ -76,3 +76,17 @@ def test_nothing_found_names_every_source_and_where_it_was_looked_for(tree):
 def test_no_source_at_all_is_an_error():
     with pytest.raises(InputError, match="no source given"):
         expand_sources([])
+
+
+def test_files_that_are_no_images_are_told_of_folders_only(tree):
+    (tree / "sub" / "phone.HEIC").touch()
+    (tree / "sub" / "film.mp4").touch()
+    passed_over: list[Path] = []
+    expand_sources([tree, "sub", "raw.dat", "*.jpg"], passed_over=passed_over)
+    assert names(passed_over, tree) == ["notes.txt", "raw.dat", "sub/film.mp4", "sub/phone.HEIC"]
+    text = passed_over_text(passed_over)
+    assert text.startswith("4 files are no images and were passed over: notes.txt, raw.dat, film.mp4, phone.HEIC")
+    assert "HEIC images are not read: convert them" in text
+    assert passed_over_text([Path("a.txt")]) == "1 file is no image and was passed over: a.txt"
+    assert open_sources([str(tree)]).passed_over == [tree / "notes.txt", tree / "raw.dat"]
+    assert open_sources(["b.jpg"]).passed_over == []

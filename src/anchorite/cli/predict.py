@@ -68,6 +68,7 @@ def predict(
     """Find objects in images and videos: draws them, and writes them as JSON and YOLO txt."""
     from anchorite.devices import keep_freed_memory
     from anchorite.predict import Save, SourceConfig, open_sources
+    from anchorite.predict.sources import passed_over_text
 
     words = [*sources, *["-"] * reading.stdin]
     if not words:
@@ -85,6 +86,8 @@ def predict(
     if refining.is_asked_for and not (output.quiet or output.json_lines):
         print(network.description(running.image_size))
     reporter = Reporter(output, folder)
+    if opened.passed_over:
+        print(f"anchorite: {one_line(passed_over_text(opened.passed_over))}", file=sys.stderr)
     _predict_all(opened, network, config, running, save, reporter)
     reporter.end(opened.num_dropped)
     if refused := reporter.counts["unreadable"]:
@@ -134,13 +137,16 @@ class Reporter:
     def __init__(self, output: OutputOptions, folder: Path) -> None:
         self.output, self.folder = output, folder
         self.counts = {"images": 0, "frames": 0, "objects": 0, "unreadable": 0}
-        self.started = time.perf_counter()
+        self.started, self.is_grey = time.perf_counter(), True  # all images so far
 
     def image(self, result: FrameResult) -> None:
         """One predicted image or frame, on one line whatever its name contains."""
+        from anchorite.data.images import is_grey
+
         detections = result.detections
         self.counts["images" if result.frame.video is None else "frames"] += 1
         self.counts["objects"] += len(detections)
+        self.is_grey = self.is_grey and is_grey(result.frame.image)
         if self.output.json_lines:
             write_line("image", **result.to_dict())
         elif not self.output.quiet:
@@ -165,6 +171,8 @@ class Reporter:
         predicted = " and ".join(_count(counts[name], name) for name in shown)
         dropped = f"; {_count(num_dropped, 'frames')} left out, the network being slower" if num_dropped else ""
         objects = _count(counts["objects"], "objects")
+        if self.is_grey and counts["images"] and not self.output.quiet:
+            print("all images are grey: the one channel is repeated to three, as in training")
         print(f"{predicted}, {objects} in {seconds:.1f} s{dropped}; written to {self.folder}")
 
 

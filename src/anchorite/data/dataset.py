@@ -339,9 +339,12 @@ AdjustmentKind = Literal[
     "ignored-key",
     "ignored-score",
     "ignored-shape",
+    "ignored-annotation",
     "ignored-category",
     "shape-as-box",
     "relocated",
+    "grey-images",
+    "narrow-range",
 ]
 
 
@@ -352,10 +355,13 @@ class Adjustment:
     Of labels: "clipped" (reached outside the image), "dropped-empty" (no area), "dropped-duplicate", "skipped-bad" (a
     malformed row or unreadable image; the image is left out because the user asked for it), "shape-as-box" (the box
     around a polygon, mask, rotated box or pose), "ignored-shape" (points, lines and tags, which outline no object),
+    "ignored-annotation" (of an image that has another one, which is read),
     "ignored-score" (a score beside a box), "ignored-category" (one that only groups others). Of files: "repeated-image"
     (listed twice in a split, read once), "no-labels" (no image of a split has a label file), "unused-label" (label
     files without an image), "ignored-file" (belongs to no split, or an image without the labels that its format
-    demands). Of settings: "ignored-key" (read and not obeyed), "relocated" (a path found elsewhere in the dataset).
+    demands). Of settings: "ignored-key" (read and not obeyed), "relocated" (a path found elsewhere in the dataset). Of
+    the images of a split: "grey-images" (all have one channel, which is repeated), "narrow-range" (of 16-bit images few
+    grey levels are left when they become 8-bit images).
     origin: "file:line", or the file or folder. detail: the values, readable. Where they are known: split; image;
     class_name and box_xyxy, in pixels as the label file has it; files, where there are several.
     """

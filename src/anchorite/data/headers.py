@@ -18,23 +18,54 @@ from anchorite.data.shards.format import leads_into_shard, locate_image, open_sh
 from anchorite.errors import InputError
 from anchorite.reading import open_regular
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+# Images of which a file name tells that they are of a kind that is not read, and what it is called.
+OTHER_IMAGE_KINDS = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
+    ".avif": "AVIF",
+    ".gif": "GIF",
+    ".jxl": "JPEG XL",
+    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG 2000"),
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"), "camera raw"),
+}
 
 MAX_PIXELS = 200_000_000
 MAX_FILE_BYTES = 2_000_000_000  # no image of so many pixels is larger, but a sparse file may be
 
 _TAG_WIDTH, _TAG_HEIGHT, _TAG_ORIENTATION = 256, 257, 274
+_TAG_BITS, _TAG_PHOTOMETRIC, _TAG_SAMPLE_FORMAT = 258, 262, 339
+_GREY, _UNSIGNED, _FLOAT = (0, 1), 1, 3  # values of the last two of these
 _MAX_CHUNKS = 4096
 _MAX_EXIF_BYTES = 1 << 16
+_TO_CONVERT = "is not read; convert it to JPEG or PNG"
+# Beginnings of other files that people have among their images, from the byte of that number on.
+_OTHER_BEGINNINGS = (
+    *((4, b"ftyp" + brand, f"a HEIC image, which {_TO_CONVERT}") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    (4, b"ftypavi", f"an AVIF image, which {_TO_CONVERT}, as Pillow from 11.3 on does"),
+    (0, b"GIF8", f"a GIF image, which {_TO_CONVERT}"),
+    (0, b"\0\0\0\x0cjP", f"a JPEG 2000 image, which {_TO_CONVERT}"),
+    (0, b"\0\0\0\x0cJXL", f"a JPEG XL image, which {_TO_CONVERT}"),
+    (0, b"\xff\x0a", f"a JPEG XL image, which {_TO_CONVERT}"),
+    (0, b"II+\0", "a BigTIFF, which is not read; save it as TIFF or PNG"),
+    (0, b"MM\0+", "a BigTIFF, which is not read; save it as TIFF or PNG"),
+    (0, b"<!DOCTYPE", "a web page, saved in place of an image; download the image again"),
+    (0, b"<html", "a web page, saved in place of an image; download the image again"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS, not the image; run `git lfs pull` where it comes from"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What a file's header says: stored size in pixels and EXIF orientation (1..8, 1 = upright)."""
+    """What a file's header says: stored size in pixels and EXIF orientation (1..8, 1 = upright).
+
+    is_grey: one channel, perhaps opacity besides; is_deep: 16 bits a sample, of which decoding keeps the upper 8.
+    """
 
     stored_width: int
     stored_height: int
     orientation: int = 1
+    is_grey: bool = False
+    is_deep: bool = False
 
     @property
     def is_turned(self) -> bool:
@@ -109,8 +140,9 @@ def parse_header(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> ImageHeader:
         elif start.startswith((b"II*\0", b"MM\0*")):
             header = _parse_tiff(file)
         else:
-            found = f"not a JPEG, PNG, BMP, WebP or TIFF image (it begins with {start[:8]!r}); convert or remove it"
-            raise InputError(found if start else "the file is empty; replace or remove it")
+            known = (what for place, sign, what in _OTHER_BEGINNINGS if start[place:].startswith(sign))
+            unknown = f"not a JPEG, PNG, BMP, WebP or TIFF image (it begins with {start[:8]!r}); convert or remove it"
+            raise InputError(next(known, unknown) if start else "the file is empty; replace or remove it")
     except (struct.error, IndexError) as error:
         raise InputError("the image is cut short within its header; copy it again or remove it") from error
     width, height = header.stored_width, header.stored_height
@@ -142,8 +174,10 @@ def _parse_jpeg(file: BinaryIO) -> ImageHeader:
             break
         (length,) = _unpack(file, ">H")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            _, height, width = _unpack(file, ">BHH")
-            return ImageHeader(width, height, orientation)
+            bits, height, width, channels = _unpack(file, ">BHHB")
+            if bits != 8:
+                raise InputError(f"{bits}-bit samples in a JPEG, which are not read; save it as 8-bit JPEG or as PNG")
+            return ImageHeader(width, height, orientation, is_grey=channels == 1)
         if marker == 0xE1 and orientation == 1 and length > 2:
             payload = file.read(length - 2)
             orientation = _orientation(payload[6:]) if payload.startswith(b"Exif\0\0") else 1
@@ -162,9 +196,10 @@ def _next_jpeg_marker(file: BinaryIO) -> int:
 
 
 def _parse_png(file: BinaryIO) -> ImageHeader:
-    length, kind, width, height = _unpack(file, ">I4sII", 8)
+    length, kind, width, height, bits, colours = _unpack(file, ">I4sIIBB", 8)
     if kind != b"IHDR" or length != 13:
         raise InputError("a PNG that does not begin with IHDR; replace the file")
+    orientation = 1
     file.seek(8 + 12 + length)
     for _ in range(_MAX_CHUNKS):
         chunk = file.read(8)
@@ -172,9 +207,10 @@ def _parse_png(file: BinaryIO) -> ImageHeader:
             break
         (length,) = struct.unpack_from(">I", chunk)
         if chunk[4:] == b"eXIf":
-            return ImageHeader(width, height, _orientation(file.read(min(length, _MAX_EXIF_BYTES))))
+            orientation = _orientation(file.read(min(length, _MAX_EXIF_BYTES)))
+            break
         file.seek(length + 4, 1)
-    return ImageHeader(width, height)
+    return ImageHeader(width, height, orientation, is_grey=colours in (0, 4), is_deep=bits == 16)
 
 
 def _parse_webp(file: BinaryIO) -> ImageHeader:
@@ -209,11 +245,19 @@ def _parse_webp(file: BinaryIO) -> ImageHeader:
 
 
 def _parse_tiff(file: BinaryIO) -> ImageHeader:
-    tags, repeated = _first_directory(file)
+    tags, repeated = _first_directory(file, first_of=(_TAG_BITS, _TAG_SAMPLE_FORMAT))
     # Of two widths the decoder might take the one that this program has not looked at.
     if not {_TAG_WIDTH, _TAG_HEIGHT} <= tags.keys() - repeated:
         raise InputError("a TIFF without width or height, or with two of them; replace the file")
-    return ImageHeader(tags[_TAG_WIDTH], tags[_TAG_HEIGHT], tags[_TAG_ORIENTATION])
+    bits, kind = tags.get(_TAG_BITS, 1), tags.get(_TAG_SAMPLE_FORMAT, _UNSIGNED)
+    if kind != _UNSIGNED or bits > 16:
+        named = {_FLOAT: "float", _UNSIGNED: "integer"}.get(kind, "signed or complex")
+        raise InputError(
+            f"a TIFF of {bits}-bit {named} samples, which are not read, for their range is unknown; scale them to "
+            "0..255 or 0..65535 and save them as 8-bit or 16-bit whole numbers"
+        )
+    is_grey = tags.get(_TAG_PHOTOMETRIC) in _GREY
+    return ImageHeader(tags[_TAG_WIDTH], tags[_TAG_HEIGHT], tags[_TAG_ORIENTATION], is_grey, is_deep=bits == 16)
 
 
 def _orientation(tiff: bytes) -> int:
@@ -226,8 +270,11 @@ def _orientation(tiff: bytes) -> int:
         return 1
 
 
-def _first_directory(file: BinaryIO) -> tuple[dict[int, int], set[int]]:
-    """The whole-number tags of a TIFF's first directory that hold a single value, and which tags stand there twice."""
+def _first_directory(file: BinaryIO, first_of: tuple[int, ...] = ()) -> tuple[dict[int, int], set[int]]:
+    """The whole-number tags of a TIFF's first directory that hold a single value, and which tags stand there twice.
+
+    first_of: of these the first value is taken, where there are several.
+    """
     order = "<" if _unpack(file, "2s", 0)[0] == b"II" else ">"
     (offset,) = _unpack(file, order + "I", 4)
     (num_entries,) = _unpack(file, order + "H", offset)
@@ -237,7 +284,9 @@ def _first_directory(file: BinaryIO) -> tuple[dict[int, int], set[int]]:
     for index in range(min(num_entries, _MAX_CHUNKS)):
         tag, kind, count, value = _unpack(file, order + "HHI4s", offset + 2 + 12 * index)
         (repeated if tag in seen else seen).add(tag)
-        if count == 1 and kind in (3, 4):
+        if kind == 3 and count > 2 and tag in first_of:  # so many values stand elsewhere
+            value = _unpack(file, "4s", *struct.unpack(order + "I", value))[0]
+        if kind in (3, 4) and (count == 1 or tag in first_of):
             (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), value)
     if tags.get(_TAG_ORIENTATION) not in range(1, 9):
         tags[_TAG_ORIENTATION] = 1

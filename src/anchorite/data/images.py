@@ -29,6 +29,7 @@ from anchorite.errors import InputError, StorageError
 from anchorite.files import StrPath
 
 FILL = 114  # grey level around a letterboxed image
+_GREY_STEP = 8
 Boxes = TypeVar("Boxes", NDArray[np.float64], NDArray[np.float32], Tensor)
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _ENTROPY_LOOKAHEAD = bytes(8)  # libjpeg fills a 64-bit register before it decodes the last block
@@ -74,6 +75,23 @@ def decode_image(source: StrPath | bytes, *, name: str = "", max_pixels: int = M
             f"{image.shape[0]}: the file is damaged. Export it again or remove it"
         )
     return image
+
+
+def is_grey(image: NDArray[np.uint8]) -> bool:
+    """Whether an image (H, W, 3) shows no colour at any of an even choice of its pixels."""
+    some = image[::_GREY_STEP, ::_GREY_STEP]
+    return bool((some == some[..., :1]).all())
+
+
+def value_range(path: Path) -> tuple[int, int] | None:
+    """The least and the greatest value of an image as stored, with up to 16 bits; None where it is damaged."""
+    try:
+        with open_image(path) as file:
+            data = np.frombuffer(file.read(), np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except (OSError, InputError, cv2.error):
+        return None
+    return None if image is None else (int(image.min()), int(image.max()))
 
 
 def _decode(data: bytes) -> NDArray[np.uint8] | None:

@@ -80,6 +80,8 @@ KINDS: Mapping[str, FindingKind] = {
     "single-image-split": FindingKind("warning", "kept", "split|splits of a single image"),
     "split-without-boxes": FindingKind("warning", "kept", "split|splits without a box"),
     "no-labels": FindingKind("warning", "kept", "split|splits without a label file: all taken as background"),
+    "narrow-range": FindingKind("warning", "kept", "16-bit images of which few grey levels are left in 8 bits"),
+    "ignored-annotation": FindingKind("warning", "ignored", "annotations of images that have another, which is read"),
     "ignored-shape": FindingKind("warning", "ignored", "points, lines and tags, which outline no object", "left out"),
     "unlisted-image": FindingKind(
         "warning", "ignored", "folder|folders with images that belong to no split", "left out"
@@ -95,6 +97,7 @@ KINDS: Mapping[str, FindingKind] = {
     "ignored-score": FindingKind("note", "ignored", "scores beside boxes, as predictions have them"),
     "ignored-category": FindingKind("note", "ignored", "categories that only group others: no classes"),
     "shape-as-box": FindingKind("note", "kept", "shapes of which the box around each is taken"),
+    "grey-images": FindingKind("note", "kept", "split|splits of grey images: the one channel is repeated to three"),
     "relocated": FindingKind("note", "kept", "path|paths found elsewhere in the dataset"),
 }
 KIND_OF_ADJUSTMENT = {

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anchorite.data.formats.common import is_image_name
+from anchorite.data.formats.common import is_image_name, other_image_kind
 from anchorite.data.headers import IMAGE_SUFFIXES
 from anchorite.data.images import decode_image
 from anchorite.data.prefetch import prefetch
@@ -25,6 +25,7 @@ from anchorite.files import StrPath
 from anchorite.predict.frames import FLUSH, VIDEO_SUFFIXES, Frame, LiveSource, address_scheme, is_live, video_frames
 
 STDIN = "-"
+_NUM_SHOWN = 5  # names of files that were passed over
 _NUM_KINDS = 3  # listed of what a folder holds instead of images
 _LONGEST_PATH = 65_536
 _POLL_S = 0.2
@@ -54,11 +55,13 @@ class SourceConfig:
 class Sources:
     """What was named, looked at but not read yet; `open_sources` makes it. Use `items` once.
 
-    paths: the files that are known from the beginning; watched: folders; listed: the descriptor of a list of paths.
+    paths: the files that are known from the beginning; passed_over: files of folders that are no images; watched:
+    folders; listed: the descriptor of a list of paths.
     """
 
     config: SourceConfig
     paths: list[Path] = field(default_factory=list)
+    passed_over: list[Path] = field(default_factory=list)
     watched: list[Path] = field(default_factory=list)
     live: LiveSource | None = None
     listed: int | None = None
@@ -137,7 +140,8 @@ def open_sources(sources: Sequence[StrPath], config: SourceConfig | None = None)
         return Sources(config, watched=list({Path(word).resolve(): Path(word) for word in words}.values()))
     alone = next((word for word in words if word == STDIN or is_live(word)), None)
     if alone is None:
-        return Sources(config, expand_sources(words, config.recursive))
+        passed_over: list[Path] = []
+        return Sources(config, expand_sources(words, config.recursive, passed_over), passed_over)
     if len(words) > 1:
         raise InputError(
             f"{alone}: a camera, a stream or a list on stdin is read alone; run a second command for the rest"
@@ -173,12 +177,15 @@ def opened(
             yield error
 
 
-def expand_sources(sources: Iterable[StrPath], recursive: bool = False) -> list[Path]:
+def expand_sources(
+    sources: Iterable[StrPath], recursive: bool = False, passed_over: list[Path] | None = None
+) -> list[Path]:
     """The image and video files meant by `sources`, in their order, each file once.
 
     A file stands for itself, whatever its suffix; a folder for the images in it, sorted by name, with `recursive` also
     those in its subfolders; anything else is a pattern (*, ?, [..], ** for any depth) for image files, videos and
     folders. Hidden files, and those without the suffix of an image or a video, are found only by their own name.
+    passed_over: takes the files of folders that are no images.
     Raises InputError naming every source that stands for nothing, where it was looked for, and what to do.
     """
     found: dict[Path, Path] = {}
@@ -188,11 +195,11 @@ def expand_sources(sources: Iterable[StrPath], recursive: bool = False) -> list[
         if named.is_file() or leads_into_shard(named):
             paths = [named]
         elif named.is_dir():
-            paths = _images_in(named, recursive)
+            paths = _images_in(named, recursive, passed_over)
         else:
             for path in _matches(named):
                 if path.is_dir() and "**" not in named.parts:  # which walks the tree by itself
-                    paths += _images_in(path, recursive)
+                    paths += _images_in(path, recursive, passed_over)
                 elif path.is_file() and (is_image_name(path.name) or is_video_name(path)):
                     paths.append(path)
         if not paths:
@@ -216,13 +223,25 @@ def _matches(pattern: Path) -> list[Path]:
     return [Path(match) for match in sorted(glob.glob(str(pattern.expanduser()), recursive=True))]  # noqa: PTH207
 
 
-def _images_in(folder: Path, recursive: bool) -> list[Path]:
-    entries = folder.rglob("*") if recursive else folder.iterdir()
+def _images_in(folder: Path, recursive: bool, passed_over: list[Path] | None) -> list[Path]:
     try:
-        images = sorted(path for path in entries if is_image_name(path.name) and path.is_file())
+        files = sorted(path for path in (folder.rglob("*") if recursive else folder.iterdir()) if path.is_file())
     except OSError as error:
         raise StorageError(f"{folder}: cannot be searched: {error.strerror or error}. Check its permissions") from error
-    return [path for path in images if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if passed_over is not None:
+        passed_over += [path for path in files if not is_image_name(path.name)]
+    return [path for path in files if is_image_name(path.name)]
+
+
+def passed_over_text(paths: Sequence[Path]) -> str:
+    """One line on files that are no images."""
+    names = [path.name for path in paths]
+    shown = ", ".join(names[:_NUM_SHOWN]) + (", ..." if len(names) > _NUM_SHOWN else "")
+    kinds = sorted({kind for name in names if (kind := other_image_kind(name))})
+    remedy = f"; {' and '.join(kinds)} images are not read: convert them to JPEG or PNG" if kinds else ""
+    what = "1 file is no image and was" if len(names) == 1 else f"{len(names)} files are no images and were"
+    return f"{what} passed over: {shown}{remedy}"
 
 
 def _why_nothing(source: StrPath, recursive: bool) -> str:

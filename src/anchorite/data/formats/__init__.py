@@ -8,7 +8,18 @@ from typing import get_args
 
 from anchorite.choices import FormatName
 from anchorite.data.dataset import DatasetIndex
-from anchorite.data.formats import coco, csv_table, darknet, open_images, via, voc, yolo
+from anchorite.data.formats import (
+    coco,
+    csv_table,
+    cvat,
+    darknet,
+    label_studio,
+    labelme,
+    open_images,
+    via,
+    voc,
+    yolo,
+)
 from anchorite.data.formats.common import Fence, ReadingLog, exists
 from anchorite.data.index_cache import cache_file, load_index, save_index
 from anchorite.data.shards import split as shards
@@ -24,16 +35,19 @@ _MOST_BROKEN = 5
 
 # Formats and their modules, of which the first that finds something in a folder is taken. LOOKED_FOR: in words, what
 # `find` looks for. SUFFIXES: of a file that the user may name, or its whole name. find(root, log, fence): what `read`
-# takes, for such a file or for a folder; nothing where the folder does not hold this format. Last what says least of
-# itself: text files beside images, which other formats may hold, too.
+# takes, for such a file or for a folder; nothing where the folder does not hold this format. CVAT goes before VOC,
+# which takes any xml. Last what says least of itself: files far below the folder, and text files beside images.
 _FORMATS: tuple[tuple[FormatName, ModuleType], ...] = (
     ("shards", shards),
     ("yolo", yolo),
     ("coco", coco),
+    ("cvat", cvat),
     ("voc", voc),
+    ("label-studio", label_studio),
     ("via", via),
     ("open-images", open_images),
     ("csv", csv_table),
+    ("labelme", labelme),
     ("yolo", darknet),
 )
 

@@ -21,6 +21,7 @@ import math
 import os
 import re
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -44,7 +45,8 @@ from anchorite.data.dataset import (
     Split,
     TableBuilder,
 )
-from anchorite.data.headers import IMAGE_SUFFIXES, ImageHeader, read_header
+from anchorite.data.headers import IMAGE_SUFFIXES, OTHER_IMAGE_KINDS, ImageHeader, read_header
+from anchorite.data.images import value_range
 from anchorite.data.index_cache import Dependencies
 from anchorite.errors import InputError
 from anchorite.reading import printable, shorten
@@ -55,6 +57,8 @@ _BLOCK = 4096  # images that the policy is applied to at a time
 # Clipping always happens, but is only reported beyond this: six decimals of a normalised number are worth up to
 # 0.01 px in a large image, and a list full of rounding hides the boxes that are wrong.
 REPORTED_CLIP_PX = 0.1
+_MOST_SAMPLED = 32  # 16-bit images of a split that are decoded to see what range they use
+_FEWEST_LEVELS = 64  # of 256: a camera of 14 bits leaves so many
 ClassesAndSplits = tuple[tuple[str, ...], Mapping[str, Split]]  # what the `read` of a format returns
 
 
@@ -74,6 +78,7 @@ class ReadingLog:
         self.dependencies = Dependencies()
         self.folders = Folders(self.dependencies)
         self._listed: list[str] = []
+        self._told: set[tuple[Path | str, ...]] = set()  # folders, what was done to files in them, and their names
         self._moment = 0
         self._adjustments: list[tuple[int, Adjustment]] = []
         self._counts: dict[tuple[str | None, AdjustmentKind, str], tuple[int, str, int]] = {}
@@ -107,9 +112,10 @@ class ReadingLog:
         self._counts[self.split, kind, what] = moment, printable(first, _LONGEST_ORIGIN), before + number
 
     def adjusted_files(self, kind: AdjustmentKind, folder: Path, names: Iterable[str], what: str) -> None:
-        """Record what was done to some files of a folder, if there are any."""
+        """Record, once, what was done to some files of a folder, if there are any."""
         names = sorted(names)
-        if names:
+        if names and (folder, what, *names) not in self._told:
+            self._told.add((folder, what, *names))
             listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             files = tuple(folder / name for name in names)
             self.adjusted(kind, str(folder), f"{len(names)} {what}: {listed}", files=files)
@@ -237,6 +243,17 @@ def files_with_suffix(folder: Path, *suffixes: str) -> list[Path]:
     return [folder / name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
 
 
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, but no hidden ones; none where it cannot be listed."""
+    try:
+        with os.scandir(folder) as listing:
+            shown = [entry for entry in listing if not entry.name.startswith(".")]
+    except OSError:
+        return []
+    # Only Path takes a circle of links.
+    return sorted(folder / one.name for one in shown if (Path(one).is_dir() if one.is_symlink() else one.is_dir()))
+
+
 def box_around(points_xy: Iterable[Sequence[float]]) -> Box:
     """The smallest box that holds some points, of which there is at least one."""
     xs, ys = zip(*((point[0], point[1]) for point in points_xy), strict=True)
@@ -251,6 +268,11 @@ def is_image_name(name: str) -> bool:
 def is_text_name(name: str) -> bool:
     """Whether a file name ends in .txt, in any case, and is not hidden."""
     return name.lower().endswith(".txt") and not name.startswith(".")
+
+
+def other_image_kind(name: str) -> str:
+    """What images of this suffix are called where they are of a kind that is not read, else nothing."""
+    return "" if name.startswith(".") else OTHER_IMAGE_KINDS.get(os.path.splitext(name)[1].lower(), "")  # noqa: PTH122
 
 
 def exists(path: Path) -> bool:
@@ -391,11 +413,26 @@ def _by_folded(names: Iterable[str], part: Callable[[str], str] = str) -> dict[s
 
 
 def walk_images(folder: Path, fence: Fence, log: ReadingLog) -> list[Path]:
-    """The images in a folder and below, by their paths; InputError for a linked folder that leads outside.
+    """The images in a folder and below, as `walk_files` finds them; the log is told of those of kinds not read."""
+    images, others = list[Path](), defaultdict[Path, list[str]](list)
+    for path in walk_files(folder, fence, log, lambda name: is_image_name(name) or bool(other_image_kind(name))):
+        if kind := other_image_kind(path.name):
+            others[path.parent / kind].append(path.name)
+        else:
+            images.append(path)
+    for place, names in others.items():
+        what = f"{place.name} images, which are not read; convert them to JPEG or PNG"
+        log.adjusted_files("ignored-file", place.parent, names, what)
+    return images
+
+
+def walk_files(folder: Path, fence: Fence, log: ReadingLog, is_wanted: Callable[[str], bool]) -> list[Path]:
+    """The files in a folder and below with names that are wanted, by their paths; InputError for a linked folder that
+    leads outside.
 
     Hidden names are passed over: they are thumbnails and left-overs of other programs. So are pipes and devices.
     """
-    seen, waiting, images = {_real_path(folder)}, [folder], list[Path]()
+    seen, waiting, files = {_real_path(folder)}, [folder], list[Path]()
     while waiting:
         current = waiting.pop()
         log.dependencies.add_folder(current)
@@ -413,9 +450,9 @@ def walk_images(folder: Path, fence: Fence, log: ReadingLog) -> list[Path]:
                 if real not in seen:  # a link may lead back up
                     seen.add(real)
                     waiting.append(path)
-            elif is_image_name(entry.name) and (is_link or entry.is_file()):
-                images.append(path)
-    return sorted(images, key=lambda path: path.parts)
+            elif is_wanted(entry.name) and (is_link or entry.is_file()):
+                files.append(path)
+    return sorted(files, key=lambda path: path.parts)
 
 
 class SplitBuilder:
@@ -428,6 +465,7 @@ class SplitBuilder:
         self.fence, self.log = fence, log
         self.log.split, self._class_names = split, class_names
         self._records, self._moments = TableBuilder(), array("q")
+        self._num_grey, self._deep = 0, list[Path]()
         self.head_id = self._records.head_id
 
     def header(self, path: Path, stated_wh: tuple[int, int] = (0, 0), origin: str = "") -> ImageHeader | None:
@@ -464,6 +502,9 @@ class SplitBuilder:
         """Add an image with its boxes, as `pack_box` gives them one behind another."""
         self._records.add(path, header.width, header.height, boxes)
         self._moments.append(self.log.moment())
+        self._num_grey += header.is_grey
+        if header.is_deep:
+            self._deep.append(path)
 
     def table(self) -> RecordTable:
         """The records of all images; nothing may be added afterwards."""
@@ -477,7 +518,28 @@ class SplitBuilder:
             rows_of_images = table.images.copy()
             rows_of_images["num_boxes"] = np.bincount(images[is_kept], minlength=len(table))
             table = replace(table, images=rows_of_images, boxes=boxes[is_kept])
+        self._tell_of_samples(table)
         return table
+
+    def _tell_of_samples(self, table: RecordTable) -> None:
+        """Tell the log where all images are grey, and where few grey levels of 16-bit images survive their decoding."""
+        if len(table) and self._num_grey == len(table):
+            grey = f"all {len(table)} images are grey: the one channel is repeated to three"
+            self.log.adjusted("grey-images", str(table[0].path.parent), grey)
+        some = self._deep[:: max(1, -(-len(self._deep) // _MOST_SAMPLED))]
+        ranges = [found for found in map(value_range, some) if found is not None]
+        if not ranges:
+            return
+        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+        num_levels = (high >> 8) - (low >> 8) + 1
+        if num_levels <= _FEWEST_LEVELS:
+            self.log.adjusted(
+                "narrow-range",
+                str(some[0].parent),
+                f"{len(self._deep)} 16-bit images use {low}..{high} of 0..65535 ({len(some)} were looked at): "
+                f"{num_levels} of 256 levels are left when they become 8-bit images. Spread the values over 0..65535, "
+                "in all images alike, and save them again",
+            )
 
     def _apply_policy(
         self, table: RecordTable, boxes: NDArray[np.void], images: NDArray[np.int64]

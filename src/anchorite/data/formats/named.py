@@ -6,16 +6,18 @@ joins all entries of one file, collects the classes and assigns the splits.
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from anchorite.data.dataset import NO_NUMBER, Box, Split, pack_box
+from anchorite.data.dataset import NO_NUMBER, AdjustmentKind, Box, Split, pack_box
 from anchorite.data.formats.common import (
     SPLITS,
     ClassesAndSplits,
@@ -25,6 +27,7 @@ from anchorite.data.formats.common import (
     files_with_suffix,
     is_class_name,
     is_image_name,
+    other_image_kind,
     split_in,
     split_of,
     walk_images,
@@ -55,8 +58,9 @@ class LabelledImage:
 
     name: path, URL or bare name as it stands there; other_names: of the file, where there is none of that name; origin:
     where, as "FILE:LINE"; stated_wh: its size there, 0 where none is stated; split: where the file names one; faults:
-    (origin, reason) of each object that cannot be read, for which the image is refused or left out; left_out: why the
-    image is left out where none of its entries has a box, as in "has points, but no box".
+    (origin, reason) of each object that cannot be read, for which the image is refused or left out; told: what the log
+    counts (kind, origin, words) where the image is kept; left_out: why it is not kept where none of its entries has a
+    box, as in "was skipped".
     """
 
     name: str
@@ -67,7 +71,19 @@ class LabelledImage:
     is_normalised: bool = False
     boxes: list[NamedBox] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
+    told: Counter[tuple[AdjustmentKind, str, str]] = field(default_factory=Counter)
     left_out: str = ""
+
+    def add(self, box: NamedBox, shape: str = "") -> None:
+        """Add an object; shape: what it is the box around, in the plural, where the file has no box."""
+        self.boxes.append(box)
+        if shape:
+            self.told["shape-as-box", self.origin, f"{shape}, read as the boxes around them"] += 1
+
+    def pass_over(self, shape: str) -> None:
+        """Note what outlines no object: an image that has such shapes and no box at all is left out."""
+        self.told["ignored-shape", self.origin, f"{shape}, which outline no object"] += 1
+        self.left_out = f"has {shape}, but no box"
 
 
 def read_named(
@@ -128,7 +144,8 @@ def _find_images(
     those that agree best keep it, and none where others could be the same image. A bare name never finds an image in
     the folder of another split than its entry's. A name without the suffix of an image is one of a stem.
     """
-    has_stems = any(not is_image_name("".join(plain_parts(one.name)[-1:])) for one in entries)
+    stated = chain.from_iterable((one.name, *one.other_names) for one in entries)
+    has_stems = any(not is_image_name("".join(plain_parts(name)[-1:])) for name in stated)
     by_name: dict[str, list[tuple[Path, tuple[str, ...]]]] = defaultdict(list)
     for path in images:
         *folders, _ = _parts(path.relative_to(home).as_posix())
@@ -148,11 +165,15 @@ def _find_images(
         exact = [path for path in best if path.name == wanted[-1]]
         if len(exact or best) == 1:
             found[(exact or best)[0]][parts].append(one)
+        elif one.left_out and not one.boxes:
+            continue
         elif best:
             places = ", ".join(str(path) for path in best[:3])
             log.bad(one.origin, f"several images could be meant by {shorten(one.name)} ({places}); name the folder too")
         else:
             kind = "" if parts and is_image_name(parts[-1]) else ", and this is no name of an image"
+            if parts and other_image_kind(parts[-1]):
+                kind = f", and {other_image_kind(parts[-1])} images are not read; convert them to JPEG or PNG"
             log.bad(one.origin, f"the image does not exist ({shorten(one.name)}; looked in and below {home}{kind})")
     result: dict[Path, list[LabelledImage]] = {}
     for path, by_parts in found.items():
@@ -241,10 +262,12 @@ def _add_image(path: Path, entries: Sequence[LabelledImage], class_ids: dict[str
         for box in one.boxes:
             if not is_class_name(box.class_name) or box.class_name not in class_ids:
                 what = "is not in the list of class names" if is_class_name(box.class_name) else "cannot name a class"
-                shown = box.origin if box.number == NO_NUMBER else f"{box.origin}{box.number}"
-                faults.append((shown, f"{shorten(box.class_name)} {what}"))
+                faults.append((_shown(box), f"{shorten(box.class_name)} {what}"))
                 continue
             x1, y1, x2, y2 = (value * scale for value, scale in zip(box.xyxy, scales, strict=True))
+            if not all(map(math.isfinite, (x1, y1, x2, y2))):
+                faults.append((_shown(box), f"the corners must be finite numbers ({shorten(box.xyxy)})"))
+                continue
             head_id = builder.head_id(box.origin)
             boxes += pack_box(class_ids[box.class_name], (x1, y1, x2, y2), head_id, box.number, box.is_ignored)
     for origin, reason in faults:
@@ -254,3 +277,9 @@ def _add_image(path: Path, entries: Sequence[LabelledImage], class_ids: dict[str
         log.adjusted("ignored-file", unlabelled.origin, f"{path.name} {unlabelled.left_out}", image=path)
     elif not faults:
         builder.add(path, header, boxes)
+        for (kind, origin, what), number in chain.from_iterable(one.told.items() for one in entries):
+            log.counted(kind, origin, what, number)
+
+
+def _shown(box: NamedBox) -> str:
+    return box.origin if box.number == NO_NUMBER else f"{box.origin}{box.number}"
