@@ -77,7 +77,7 @@ def test_an_id_of_two_files_is_refused_and_neither_gets_the_boxes_of_the_other(t
         [annotation(1, image_id=7), annotation(2, image_id=8, bbox=[1, 2, 3, 4]), annotation(3, image_id=9)],
         images,
     )
-    index = fails(path, "image id 7: ", "'a.png'", "'b.png'")
+    index = fails(path, "image id 7 (a.png): ", "image id 7 (b.png): ", "'a.png' and 'b.png'")
     assert names(index) == ["c.png", "d.png"]
     assert boxes(index) == [[1, 2, 4, 6]]
     left_out = {one.image.name for one in index.adjustments if one.kind == "skipped-bad" and one.image}
@@ -138,7 +138,7 @@ def test_text_ids_that_differ_stay_apart(tmp_path: Path) -> None:
     assert [boxes(index, record=number) for number in (0, 1)] == [[[0, 0, 1, 1]], [[4, 6, 14, 26]]]
     images[0]["id"] = 1.0
     coco_json(path, [], images)
-    assert names(fails(path, "image id 1: ")) == []
+    assert names(fails(path, "image id 1 (a.png): ")) == []
 
 
 @pytest.mark.parametrize(("width", "height"), [(64.0, 48.0), (None, None), (0, 0), (6.4e1, 48)])

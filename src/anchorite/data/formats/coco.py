@@ -361,6 +361,7 @@ def _read_split(
     annotations = _items(content, "annotations", path)
     del content
     boxes, masks = _read_annotations(annotations, path, images, class_ids, builder)
+    images.place_of.clear()
     for place, image in images.first.items():
         file = Path(place)
         for origin, reason in images.faults.get(place, ()):
@@ -383,8 +384,9 @@ def _place_images(items: list[Any], path: Path, folders: Sequence[Path], log: Re
     """The files of a json's images; the log is told of those that have none."""
     images, placed, faulty = list[_Image](), _Images(), list[tuple[_Image, Fault]]()
     decoder = msgspec.json.Decoder(_Image)
-    for index, item in enumerate(items):
-        image, origin = _parsed(item, decoder, path), f"{path}: images[{index}]"
+    items.reverse()  # taken from the end, so that their memory is freed
+    for index in range(len(items)):
+        image, origin = _parsed(items.pop(), decoder, path), f"{path}: images[{index}]"
         image_id = _plain_id(image.id) if isinstance(image, _Image) else None
         if not isinstance(image, _Image):
             log.bad(origin, f"must be an object with a number or text as id ({shorten(image)})")
@@ -397,7 +399,7 @@ def _place_images(items: list[Any], path: Path, folders: Sequence[Path], log: Re
             image.id = image_id
             images.append(image)
     images.sort(key=lambda image: PurePosixPath(image.file_name).parts)
-    moved: set[str] = set()
+    moved: dict[str, tuple[str, ...]] = {}
     for image in images:
         _place_image(image, placed, moved, path, folders, log)
     for image, (origin, reason) in faulty:
@@ -428,32 +430,39 @@ def _names_image(name: str) -> bool:
 
 
 def _place_image(
-    image: _Image, placed: _Images, moved: set[str], path: Path, folders: Sequence[Path], log: ReadingLog
+    image: _Image,
+    placed: _Images,
+    moved: dict[str, tuple[str, ...]],
+    path: Path,
+    folders: Sequence[Path],
+    log: ReadingLog,
 ) -> None:
-    """Add an entry; moved: the files that were found under other names than their entries have."""
-    origin = f"{path}: image id {_shown_id(image.id)}"
-    file, is_moved = _find_image(image.file_name, folders, log)
+    """Add an entry; moved: of the files that were found under another name than their first entry has, that name."""
+    origin, name = f"{path}: image id {_shown_id(image.id)}", image.file_name
+    image.file_name = None  # many of them take space, and the file's path tells more
+    file, is_moved = _find_image(name, folders, log)
     place = "" if file is None else str(file)
     if file is None:
         searched = ", ".join(map(str, folders))
-        log.bad(origin, f"the image does not exist ({shorten(image.file_name)}; looked in {searched})")
+        log.bad(origin, f"the image does not exist ({shorten(name)}; looked in {searched})")
     if is_moved:
-        moved.add(place)
         log.counted("relocated", origin, "images were found under another path or in another letter case")
     first = placed.first.setdefault(place, image) if place else image
-    other = placed.place_of.setdefault(image.id, place)
-    reason = None
+    if first is image and is_moved:
+        moved[place] = plain_parts(name)
+    other, reason = placed.place_of.setdefault(image.id, place), None
     if other != place:
-        before = shorten(placed.first[other].file_name) if other else "an image that cannot be used"
-        reason = f"the id stands for {before} and {shorten(image.file_name)}; give each its own, and its boxes with it"
+        before = shorten(Path(other).name) if other else "an image that cannot be used"
+        reason = f"the id stands for {before} and {shorten(name)}; give each its own, and its boxes with it"
     elif first is not image:
-        if place in moved and plain_parts(first.file_name) != plain_parts(image.file_name):
-            reason = f"{shorten(first.file_name)} and {shorten(image.file_name)} both lead to {place}"
+        if (is_moved or place in moved) and moved.get(place) != plain_parts(name):
+            reason = f"{shorten(name)} and another name of an image both lead to {place}"
         else:
-            log.counted("repeated-image", origin, "images are listed again: the boxes of all their entries are read")
+            what = "images stand there again, under another id or name: the boxes of all entries are read"
+            log.counted("repeated-image", origin, what)
             placed.more[place].append(image)
     for spoilt in filter(None, (other, place) if reason else ()):
-        placed.faults[spoilt].append((origin, str(reason)))
+        placed.faults[spoilt].append((f"{origin} ({Path(spoilt).name})", str(reason)))
 
 
 def _find_image(name: str, folders: Sequence[Path], log: ReadingLog) -> tuple[Path | None, bool]:
