@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from anchorite.choices import WrittenFormat
+from anchorite.data.convert import write_dataset
 from anchorite.data.dataset import DatasetIndex
 from anchorite.data.formats import open_dataset
 from anchorite.errors import InputError
@@ -66,6 +68,14 @@ def test_cvat_yolo_1_1_is_read_wherever_its_paths_were_written_for(tmp_path: Pat
     told = [(a.split, a.detail.split()[0]) for a in index.adjustments if a.origin.endswith(".txt:1")]
     assert set(kinds(index)) == ({"relocated"} if prefix else set())
     assert told == ([("train", "2"), ("val", "1")] if prefix else []), "once a list, with the number of lines"
+
+
+@pytest.mark.parametrize("format", ["yolo", "coco", "voc"])
+def test_it_is_copied_into_every_format(tmp_path: Path, format: WrittenFormat) -> None:
+    index = open_dataset(cvat(tmp_path / "data"))
+    write_dataset(index, tmp_path / "out", format)
+    copy = open_dataset(tmp_path / "out")
+    assert (copy.format, copy.class_names, contents(copy)) == (format, index.class_names, contents(index))
 
 
 def test_obj_data_may_be_named_and_may_leave_out_what_is_optional(tmp_path: Path) -> None:

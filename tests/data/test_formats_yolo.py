@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anchorite.boxes import Detections
 from anchorite.data.formats import open_dataset
 from anchorite.data.formats.yolo import RANGE_TOLERANCE, parse_row
 from anchorite.errors import InputError
+from anchorite.predict.outputs import yolo_lines
 from tests.data.format_samples import boxes, kinds, write_image, write_text, yolo_dataset
 
 GOOD = "0 0.5 0.5 0.25 0.5\n"
@@ -151,6 +154,15 @@ def test_what_many_rows_have_in_common_is_told_once_a_split(tmp_path: Path) -> N
             ("ignored-score", f"{labels / 'a.txt'}:3", "1"),
             ("shape-as-box", f"{labels / 'b.txt'}:3", "1"),
         }, "those of an image that is left out do not count"
+
+
+def test_what_predict_writes_can_be_learned_from(tmp_path: Path) -> None:
+    boxes_xyxy = torch.tensor([[3.25, 4.0, 61.0, 47.5], [0.0, 0.0, 64.0, 48.0]])
+    found = Detections(boxes_xyxy, torch.tensor([0.9, 0.0]), torch.tensor([1, 0]), ("cat", "dog"), (48, 64))
+    index = open_dataset(yolo_dataset(tmp_path, {"a": yolo_lines(found)}))
+    np.testing.assert_allclose(index.splits["train"][0].boxes_xyxy, boxes_xyxy, rtol=0, atol=1e-6 * 64)
+    assert index.splits["train"][0].class_ids.tolist() == [1, 0]
+    assert [(a.kind, a.detail.split()[0]) for a in index.adjustments] == [("ignored-score", "2")]
 
 
 POSE = "train: images/train\nnames: [cat, dog]\nkpt_shape: {}\n"

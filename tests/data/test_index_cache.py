@@ -19,6 +19,7 @@ from anchorite.data.index_cache import VARIABLE
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 from tests.data.format_samples import coco_json, voc_object, voc_xml, write_image, write_text, yolo_dataset
+from tests.data.test_formats_darknet import cvat
 from tests.processes import ForkedProcess
 
 ROWS = {"a": "0 0.5 0.5 0.2 0.2\n1 0.4 0.4 0.9 0.9\n", "b": "", "c": "1 0.5 0.5 0 0\n1 0.25 0.25 0.5 0.5\n"}
@@ -56,7 +57,12 @@ def write_voc(root: Path) -> Path:
     return root
 
 
-WRITERS: dict[str, Callable[[Path], Path]] = {"yolo": write_yolo, "coco": write_coco, "voc": write_voc}
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "yolo": write_yolo,
+    "darknet": cvat,
+    "coco": write_coco,
+    "voc": write_voc,
+}
 
 
 def opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DatasetIndex, bool]:
@@ -111,6 +117,10 @@ def edit_in_secret(path: Path, old: str, new: str) -> None:
 CHANGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a label": ("yolo", lambda root: edit_in_secret(root / "labels/train/a.txt", "0 0.5", "1 0.5")),
     "a class name": ("yolo", lambda root: edit_in_secret(root / "data.yaml", "dog", "cow")),
+    "a class name in a list": ("darknet", lambda root: edit_in_secret(root / "obj.names", "dog", "cow")),
+    "the key of a split": ("darknet", lambda root: edit_in_secret(root / "obj.data", "valid =", "other =")),
+    "a list of images": ("darknet", lambda root: edit_in_secret(root / "train.txt", "_data/b", "_data/z")),
+    "a data.yaml": ("darknet", lambda root: write_text(root / "data.yaml", "train: train.txt\nnames: [x]\n")),
     "an annotation": ("coco", lambda root: edit_in_secret(root / "annotations/instances_train.json", "30", "31")),
     "an xml": ("voc", lambda root: edit_in_secret(root / "train/b.xml", "cat", "cow")),
     "a new image": ("yolo", lambda root: write_image(root / "images/train/d.png")),
@@ -142,7 +152,7 @@ def test_a_change_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ch
     monkeypatch.setenv(VARIABLE, "off")
     fresh = open_dataset(root)
     assert_equal(after, fresh)
-    assert change not in ("a label", "a class name", "an annotation", "an xml") or (
+    assert change not in ("a label", "a class name", "a class name in a list", "an annotation", "an xml") or (
         fresh.class_names != before.class_names or fresh.splits["train"] != before.splits["train"]
     ), "the change changes nothing"
 
