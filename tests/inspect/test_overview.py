@@ -129,6 +129,21 @@ def test_what_stands_for_many_labels_is_told_by_its_own_words() -> None:
     assert any("6 more" in text for text in texts)
 
 
+def test_images_without_a_box_that_are_left_out_are_told_by_the_reason() -> None:
+    def left_out(name: str, reason: str) -> Adjustment:
+        return Adjustment("ignored-file", "all.json", f"{name} {reason}", "train", image=Path("x") / name)
+
+    told_of = [left_out("a.png", "has points, but no box"), left_out("b.png", "has points, but no box")]
+    told_of.append(left_out("c.png", "was skipped by its annotator"))
+    found = look_over(index(told_of, train=[record("t", [0, 1])]))
+    texts = [one.text for one in found.told if one.kind == "ignored-file"]
+    assert texts == [
+        "2 images left out: has points, but no box (all.json)",
+        "1 image left out: was skipped by its annotator (all.json)",
+    ]
+    assert found.balances[0].left_out == {"ignored-file": 3}
+
+
 def test_every_heading_agrees_with_its_number() -> None:
     for kind in KINDS.values():
         assert "|" not in kind.words(1) + kind.words(2)

@@ -199,3 +199,5 @@ def test_the_command_line_trains_validates_and_shows_it(tmp_path: Path, capsys: 
     capsys.readouterr()
     assert run(["validate", str(best), str(other)]) == 2
     assert "name the data that it was trained on" in capsys.readouterr().err
+    assert run(["validate", str(best), str(other), "--split", "train"]) == 0
+    assert run(["explain", str(data), "--weights", str(best), "--out", str(tmp_path / "page.html")]) == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_format
 import shlex
 import sys
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -24,7 +23,7 @@ from anchorite.cli.options import (
     ViewOptions,
     Weights,
 )
-from anchorite.errors import InputError, StorageError
+from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def validate(
     info = network.info
     size = running.image_size or info.image_size
     longer = max(size) if isinstance(size, tuple) else require_side(size, info.anchors.strides[-1], str(weights))
-    dataset = _with_val_of_run(reading.open(data), weights, output.quiet)
+    dataset = reading.open_for(weights, data, quiet=output.quiet)
     require_classes(weights, info.class_names, data, dataset.class_names)
     records = require_images(dataset, split)
     # An ensemble reads the images by itself: its windows are of the images as they are.
@@ -109,31 +108,6 @@ def _loaded(weights: Path, running: RunningOptions, refining: ViewOptions) -> Ru
     if is_export(weights):
         return load_export(weights, running.device, running.precision)
     return TorchRuntime(*load_weights(weights), device, precision=None, autocast_dtype=precision.dtype)
-
-
-def _with_val_of_run(dataset: DatasetIndex, weights: Path, quiet: bool) -> DatasetIndex:
-    """The dataset with the split val that the run of these weights made of train, where it has none of its own."""
-    from anchorite.train import RunFolder
-
-    run, made = RunFolder(weights.parent), None
-    if run.run.is_file() and not dataset.split("val"):
-        with suppress(StorageError):  # any file may be called so
-            made = run.read_facts().get("val_split")
-    if not made:
-        return dataset
-    dataset = run.with_val(dataset)
-    if len(dataset.split("val")) < len(made["images"]):
-        raise InputError(
-            f"{run.path} made its split val of {len(made['images'])} images (--val {made['share']:g}, in run.json), of "
-            f"which {dataset.root} has {len(dataset.split('val'))}; name the data that it was trained on"
-        )
-    if not quiet:
-        number = len(made["images"])
-        print(
-            f"val: the {number} images of train that {run.path} did not train on (--val {made['share']:g})",
-            file=sys.stderr,
-        )
-    return dataset
 
 
 def _print_skipped(dataset: DatasetIndex, split: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import filecmp
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +15,7 @@ from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from anchorite.choices import CompileName, FormatName, ModelSize, PrecisionName
-from anchorite.errors import InputError
+from anchorite.errors import InputError, StorageError
 from anchorite.keywords import config_of
 from anchorite.recipe_names import PAIR, SQUARE
 
@@ -78,6 +80,27 @@ class ReadingOptions:
         for out in filter(None, outs):
             refuse_dataset_folder(out, dataset.splits.values(), dataset.root)
         return dataset
+
+    def open_for(self, weights: Path | None, data: Path, *outs: Path | None, quiet: bool = False) -> DatasetIndex:
+        """`open`; where the dataset has no split val, with the one that the run of these weights made of its train, and
+        a line on that on stderr unless `quiet`."""
+        from anchorite.train import RunFolder
+
+        dataset, made = self.open(data, *outs), None
+        run = None if weights is None else RunFolder(weights.parent)
+        if run is not None and run.run.is_file() and not dataset.split("val"):
+            with suppress(StorageError):  # any file may be called so
+                made = run.read_facts().get("val_split")
+        if run is None or not made or dataset.split("train").is_shuffled:
+            return dataset
+        number, with_val = len(made["images"]), run.with_val(dataset)
+        found = len(with_val.split("val"))
+        said = f"val: the {number} images of train that {run.path} kept for it (--val {made['share']:g})"
+        if found < number:
+            said += f" are not all here, but {found}, and so not taken; name the data that it was trained on"
+        if not quiet:
+            print(said, file=sys.stderr)
+        return with_val if found == number else dataset
 
     def open_again(self, facts: Mapping[str, Any], data: Path | None) -> DatasetIndex:
         """The dataset of a run or study, read with the options in its facts; data: its path where that has changed."""

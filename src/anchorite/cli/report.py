@@ -94,7 +94,7 @@ def explain(
 
     page = out or free_path(Path("explain.html"))
     refuse_taken_page(page)
-    dataset = reading.open(data, page)
+    dataset = reading.open_for(weights, data, page)
     page.parent.mkdir(parents=True, exist_ok=True)
     records = require_images(dataset, split)
     setting = choose_setting(dataset, weights, recipe, image_size)
@@ -147,7 +147,7 @@ def suspects(
     keep_freed_memory()
     detector, info = load_weights(weights)
     size = require_side(running.image_size or info.image_size, info.anchors.strides[-1], str(weights))
-    dataset = reading.open(data, folder)
+    dataset = reading.open_for(weights, data, folder)
     require_classes(weights, info.class_names, data, dataset.class_names)
     for name in split or ():
         require_images(dataset, name)

@@ -250,20 +250,24 @@ def _is_among(values: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np
 
 def _told_of_reading(adjustments: Iterable[Adjustment]) -> Iterator[Told]:
     """A sentence on each kind of adjustment, or on each detail where that says more."""
-    groups: dict[tuple[str, str], dict[tuple[str, str], None]] = {}  # of a kind and detail the places, each once
+    groups: dict[tuple[str, str, bool], dict[tuple[str, str], None]] = {}  # the places of what is told together
     for one in adjustments:
-        kind = kind_of(one)
-        is_detail = bool(one.files) or kind in _SAID_BY_DETAIL or (kind == "repeated-image" and one.image is None)
-        place = (one.origin, "" if is_detail else one.detail)
-        groups.setdefault((kind, one.detail if is_detail else ""), {})[place] = None
+        kind, detail, of_image = kind_of(one), "", False
+        if kind == "ignored-file" and one.image is not None:  # "NAME has points, but no box"
+            detail, of_image = one.detail.removeprefix(f"{one.image.name} "), True
+        elif one.files or kind in _SAID_BY_DETAIL or (kind == "repeated-image" and one.image is None):
+            detail = one.detail
+        same = one.detail if of_image or not detail else ""
+        groups.setdefault((kind, detail, of_image), {})[one.origin, same] = None
     said: Counter[str] = Counter()
-    for (kind, detail), places in groups.items():
+    for (kind, detail, of_image), places in groups.items():
         said[kind] += 1
         number, origins = len(places), [origin for origin, _ in places]
         if not detail:
             yield Told(KINDS[kind].severity, kind, number, sentence(kind, origins))
         elif said[kind] <= _MOST_PLACES:
-            yield Told(KINDS[kind].severity, kind, number, f"{detail} ({_listed(origins)})")
+            head = f"{_number(number, 'image')} left out: " if of_image else ""
+            yield Told(KINDS[kind].severity, kind, number, f"{head}{detail} ({_listed([*dict.fromkeys(origins)])})")
     for kind, number in said.items():
         if number > _MOST_PLACES:
             more = number - _MOST_PLACES
