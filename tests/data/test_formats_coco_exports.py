@@ -349,6 +349,23 @@ def test_splits_are_found_in_words_of_file_names(tmp_path: Path) -> None:
     assert list(open_dataset(tmp_path).splits) == ["train", "val"]
 
 
+def test_a_json_of_any_name_in_the_folder_of_each_split(tmp_path: Path) -> None:
+    for split, x in (("train", 4), ("val", 5)):
+        write_images(tmp_path / split / "data", "a.png")
+        coco_json(tmp_path / split / "labels.json", [annotation(bbox=[x, 6, 10, 20])])
+        write_text(tmp_path / split / "info.json", "{}")
+    index = open_dataset(tmp_path)
+    assert (boxes(index), boxes(index, "val")) == ([[4, 6, 14, 26]], [[5, 6, 15, 26]])
+    path = tmp_path / "val" / "labels.json"
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(InputError, match=r"labels\.json:1:[0-9]+: not valid JSON"):
+        open_dataset(tmp_path)
+    coco_json(path, [])
+    coco_json(tmp_path / "val" / "more.json", [])
+    with pytest.raises(InputError, match=r"several files .*labels\.json, more\.json"):
+        open_dataset(tmp_path)
+
+
 def test_two_files_of_a_name_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path, "images/a.png")
     for folder in (tmp_path, tmp_path / "annotations"):

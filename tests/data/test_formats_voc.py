@@ -303,6 +303,19 @@ def test_images_left_out_as_bad_are_not_said_to_lack_an_xml(tmp_path: Path) -> N
     assert [(one.kind, one.image) for one in index.adjustments] == [("skipped-bad", tmp_path / "b.png")]
 
 
+def test_lists_of_a_class_are_no_splits(tmp_path: Path) -> None:
+    for name in ("a", "sub dir/b"):
+        voc_dataset(tmp_path, voc_xml(CAT), name)
+    main = tmp_path / "ImageSets" / "Main"
+    (main / "train.txt").unlink()
+    write_text(main / "default.txt", 'a\n"sub dir/b"\n')
+    for name in ("cat", "dog"):
+        write_text(main / f"{name}_default.txt", 'a  1\n"sub dir/b" -1\n')
+    index = open_dataset(tmp_path)
+    assert [record.path.stem for record in index.splits["train"]] == ["a", "b"]
+    assert list(index.splits) == ["train"]
+
+
 def test_names_of_a_list_may_have_backslashes(tmp_path: Path) -> None:
     voc_dataset(tmp_path, voc_xml(CAT), "sub/a")
     write_text(tmp_path / "ImageSets" / "Main" / "train.txt", "sub\\a\r\n")

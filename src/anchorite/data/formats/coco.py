@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,16 +36,18 @@ from anchorite.data.formats.common import (
     box_around,
     exists,
     files_with_suffix,
+    folders_in,
     is_class_name,
     is_image_name,
     split_of,
     without_links,
 )
 from anchorite.data.formats.named import plain_parts
+from anchorite.data.formats.shapes import around_runs
 from anchorite.errors import InputError
 from anchorite.reading import read_json, read_limited, shorten
 
-LOOKED_FOR = "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or one COCO *.json"
+LOOKED_FOR = "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or COCO files as *.json or <split>/*.json"
 SUFFIXES = (".json",)
 ROBOFLOW_NAME = "_annotations.coco.json"
 _PREFIX = "instances_"
@@ -124,8 +126,7 @@ def find(root: Path, log: ReadingLog, fence: Fence) -> dict[str, Path]:
     if not named and lone is not None:
         return {_split_of_lone(lone): fence.check(lone)}
     if not named:
-        found = {child.name: _roboflow_json(child) for child in sorted(root.iterdir()) if split_of(child.name)}
-        named = {name: path for name, path in found.items() if path is not None}
+        named = _jsons_of_splits([child for child in folders_in(root) if split_of(child.name)], fence)
     for base in bases:
         jsons, broken = ([], {}) if named else loose_jsons(base, fence)
         if jsons:  # a split must not get lost because its json is cut short; other jsons may be anything
@@ -153,6 +154,25 @@ def _split_of_lone(path: Path) -> str:
 
 def _roboflow_json(folder: Path) -> Path | None:
     return next((path for path in files_with_suffix(folder, ".json") if path.name.lower() == ROBOFLOW_NAME), None)
+
+
+def _jsons_of_splits(folders: Iterable[Path], fence: Fence) -> dict[str, Path]:
+    """The json in each split's folder: of Roboflow's name, else the only one that holds images and annotations."""
+    named: dict[str, Path] = {}
+    unread: list[InputError] = []
+    for folder in folders:
+        roboflow = _roboflow_json(folder)
+        found, broken = ([roboflow], {}) if roboflow is not None else loose_jsons(folder, fence)
+        if len(found) == 1:
+            named[folder.name] = found[0]
+        elif found:
+            raise InputError(
+                f"{folder}: several files hold images and annotations ({', '.join(path.name for path in found[:5])}); keep one"
+            )
+        unread += broken.values() if not found else ()
+    if named and unread:  # else a split would get lost because its json is cut short
+        raise unread[0]
+    return named
 
 
 def loose_jsons(folder: Path, fence: Fence) -> tuple[list[Path], dict[Path, InputError]]:
@@ -338,7 +358,7 @@ def _image_folders(path: Path, split: str, root: Path, log: ReadingLog) -> list[
     home = path.parent
     is_apart = home.resolve().name.lower() == "annotations"
     names = list(dict.fromkeys([_word(path), split, *(["valid"] if split == "val" else []), f"{split}2017"]))
-    ways = [*(("images", name) for name in names), *((name,) for name in names), ("images",)]
+    ways = [*(("images", name) for name in names), *((name,) for name in names), ("images",), ("data",)]
     folders: list[Path] = []
     for base in (home, home / ".." if home.name in ("", "..") else home.parent):
         if base != home and home == root and not is_apart:
@@ -585,14 +605,9 @@ def _box_of_runs(counts: Any, height: int, width: int) -> Box | str:
     total = -1 if runs is None or None in runs else sum(run or 0 for run in runs)
     if runs is None or total != height * width:
         return f"the counts of a mask must be run lengths that add up to {height} x {width} ({shorten(counts)})"
-    x1, y1, x2, y2, end = width, height, 0, 0, 0
-    for number, run in enumerate(runs):
-        start, end = end, end + (run or 0)
-        if number % 2 and end > start:
-            first, last = start // height, (end - 1) // height
-            top, bottom = (start % height, (end - 1) % height) if first == last else (0, height - 1)
-            x1, y1, x2, y2 = min(x1, first), min(y1, top), max(x2, last + 1), max(y2, bottom + 1)
-    return (x1, y1, x2, y2) if x2 else (0.0, 0.0, 0.0, 0.0)
+    ends = list(accumulate(run or 0 for run in runs))
+    top, left, bottom, right = around_runs(zip(ends[::2], ends[1::2], strict=False), height) or (0.0,) * 4
+    return left, top, right, bottom
 
 
 def _unpacked(text: Any) -> list[int | None] | None:

@@ -7,7 +7,6 @@ joins all entries of one file, collects the classes and assigns the splits.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ from anchorite.data.formats.common import (
     ReadingLog,
     SplitBuilder,
     files_with_suffix,
+    folders_in,
     is_class_name,
     is_image_name,
     other_image_kind,
@@ -224,9 +224,7 @@ def label_files(root: Path, fence: Fence, *suffixes: str) -> list[Path]:
     """The file that the user named, or those of a folder and of the folders in it, whose names end so."""
     if root.is_file():
         return [root] if root.name.lower().endswith(suffixes) and not fence.refusal(root) else []
-    with os.scandir(root) as listing:
-        names = sorted(entry.name for entry in listing if not entry.name.startswith(".") and entry.is_dir())
-    folders = [root, *(root / name for name in names)]
+    folders = [root, *folders_in(root)]
     return [path for folder in folders for path in files_with_suffix(folder, *suffixes) if not fence.refusal(path)]
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from anchorite.data.dataset import Box
 from anchorite.data.formats.common import ClassesAndSplits, Fence, ReadingLog, box_around
 from anchorite.data.formats.named import LabelledImage, NamedBox, home_of, label_files, place_of, read_named
+from anchorite.data.formats.shapes import around_ellipse
 from anchorite.errors import InputError
 from anchorite.reading import read_csv, read_csv_header, read_json, read_limited, shorten
 
@@ -86,7 +87,7 @@ def read(paths: Sequence[Path], root: Path, log: ReadingLog, allow_outside: bool
     attribute = _class_attribute(files, root)
     for one in files:
         for origin, number, shape, attributes in one.regions:
-            _read_region(one.image, origin, number, shape, attributes, attribute, log)
+            _read_region(one.image, origin, number, shape, attributes, attribute)
     return read_named([one.image for one in files], home_of(root), root, log, allow_outside)
 
 
@@ -180,15 +181,12 @@ def _class_attribute(files: Iterable[_File], root: Path) -> str:
     raise InputError(f"{root}: which attribute of a region is its class? ({listed}); name it class in VIA")
 
 
-def _read_region(
-    image: LabelledImage, origin: str, number: int, shape: Any, attributes: Any, attribute: str, log: ReadingLog
-) -> None:
+def _read_region(image: LabelledImage, origin: str, number: int, shape: Any, attributes: Any, attribute: str) -> None:
     """Add the box of a region to its image, or what is wrong with it."""
     shown, values = f"{origin}{number}", shape if isinstance(shape, dict) else {}
     kind = str(values.get("name")).lower()
     if kind in _NOT_OUTLINED:
-        log.counted("ignored-shape", shown, "points and lines, which outline no object")
-        image.left_out = "has points or lines, but no box"
+        image.pass_over("points and lines")
         return
     box, name = _box_of(kind, values), _class_name(attributes, attribute)
     if box is None:
@@ -198,9 +196,7 @@ def _read_region(
         reason = f"the region attribute {shorten(attribute)} must name one class ({shorten(value)})"
         image.faults.append((shown, reason))
     else:
-        if kind != "rect":
-            log.counted("shape-as-box", shown, "polygons, circles and ellipses, read as the boxes around them")
-        image.boxes.append(NamedBox(name, box, origin, number))
+        image.add(NamedBox(name, box, origin, number), "" if kind == "rect" else "polygons, circles and ellipses")
 
 
 def _class_name(attributes: Any, attribute: str) -> str | None:
@@ -231,9 +227,7 @@ def _box_of(kind: str, shape: Mapping[str, Any]) -> Box | None:
     angle = shape.get("theta") or 0.0
     if not _is_finite(angle):
         return None
-    half_width = math.hypot(rx * math.cos(angle), ry * math.sin(angle))
-    half_height = math.hypot(rx * math.sin(angle), ry * math.cos(angle))
-    return cx - half_width, cy - half_height, cx + half_width, cy + half_height
+    return around_ellipse((cx, cy), (rx, ry), math.degrees(angle))
 
 
 def _is_finite(value: Any) -> bool:

@@ -70,10 +70,11 @@ def find(folder: Path, log: ReadingLog, fence: Fence) -> Layout | None:
 def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> Layout | None:
     xml_folder, list_folder = log.folders.find(base, [_XML_FOLDER]), log.folders.find(base, ["ImageSets", "Main"])
     lists = {path.stem: path for path in files_with_suffix(list_folder, ".txt")} if list_folder else {}
-    # VOC itself adds lists like cat_train.txt, one a class, which repeat the images of the split with a flag.
+    # VOC itself adds lists like cat_train.txt, one a class, which repeat the images of the split with a flag; so does
+    # CVAT, whose only split may be "default".
     for stem in list(lists):
         _, underscore, last_word = stem.rpartition("_")
-        if underscore and (split_of(last_word) is not None or last_word == "trainval"):
+        if underscore and (split_of(last_word) is not None or last_word in ("trainval", *lists)):
             del lists[stem]
     if xml_folder is None or not lists:
         return None
@@ -82,7 +83,7 @@ def _with_image_sets(base: Path, log: ReadingLog, fence: Fence) -> Layout | None
         log.dependencies.add_file(path)
         items = splits[split] = []
         for number, line in enumerate(read_lines(fence.check(path)), start=1):
-            name = PurePosixPath(line.strip().replace("\\", "/"))
+            name = PurePosixPath(line.strip().strip('"').replace("\\", "/"))
             if "\0" in line:
                 raise InputError(f"{path}:{number}: the line contains NUL bytes; the file is damaged")
             if name.name:
