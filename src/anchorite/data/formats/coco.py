@@ -47,7 +47,7 @@ from anchorite.data.formats.shapes import around_runs
 from anchorite.errors import InputError
 from anchorite.reading import read_json, read_limited, shorten
 
-LOOKED_FOR = "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or COCO files as *.json or <split>/*.json"
+LOOKED_FOR = "COCO: annotations/instances_*.json, <split>/_annotations.coco.json, or other COCO *.json, <split>/*.json"
 SUFFIXES = (".json",)
 ROBOFLOW_NAME = "_annotations.coco.json"
 _PREFIX = "instances_"
