@@ -166,9 +166,8 @@ def _jsons_of_splits(folders: Iterable[Path], fence: Fence) -> dict[str, Path]:
         if len(found) == 1:
             named[folder.name] = found[0]
         elif found:
-            raise InputError(
-                f"{folder}: several files hold images and annotations ({', '.join(path.name for path in found[:5])}); keep one"
-            )
+            listed = ", ".join(path.name for path in found[:5])
+            raise InputError(f"{folder}: several files hold images and annotations ({listed}); keep one")
         unread += broken.values() if not found else ()
     if named and unread:  # else a split would get lost because its json is cut short
         raise unread[0]
