@@ -147,7 +147,7 @@ def test_a_run_that_has_ended_is_trained_for_longer_in_a_new_folder(
     lines = capsys.readouterr().out.splitlines()
     new = tmp_path / "it's run-2"
     (said,) = [line for line in lines if line.startswith("continues ")]
-    for part in (str(folder), "after 2 epochs", "1 more to 3 in all", "new schedule"):
+    for part in (str(folder), "after epoch 2", "1 more, to 3 in all", "new schedule"):
         assert part in said
     assert f"run: {new}, epochs 1 to 1" in lines
     assert lines[-1] == f"use it:  anchorite predict {shlex.quote(str(new / 'best.safetensors'))} IMAGES"

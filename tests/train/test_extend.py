@@ -55,7 +55,7 @@ def test_the_new_run_begins_where_the_old_one_ended(ended: Path, tmp_path: Path)
     assert manifest["ema_updates"] == 4 + 2
     assert manifest["progress"]["optimizer_steps"] == 2
     (said,) = [text for text in recorder.of(RunStarted)[0].decisions if text.startswith("continues ")]
-    for part in (str(ended), "after 2 epochs", "1 more", "3 in all", "lr 0.01 to 0.0001", "seed 4"):
+    for part in (str(ended), "after epoch 2", "1 more", "3 in all", "lr 0.01 to 0.0001", "seed 4"):
         assert part in said
 
 

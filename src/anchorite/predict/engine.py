@@ -366,7 +366,7 @@ def _run(
     """Group by group of images: while the networks run one, threads read the next."""
     ensemble = engine if isinstance(engine, Ensemble) else Ensemble([Member(engine)])
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch size {batch_size}: must be a whole number of at least 1")
+        raise InputError(f"batch size {batch_size}: must be at least 1, a whole number")
     views_by_member = ensemble.views_by_member(image_size)
     channels = [(number, view) for number, views in enumerate(views_by_member) for view in views]
     shares = [ensemble.members[number].weight / len(views_by_member[number]) for number, _ in channels]

@@ -118,7 +118,7 @@ def extend(
     _, told = load_latest(ended.checkpoints, prepared.train_state, world)
     rate = recipe.optimizer.lr
     note = (
-        f"continues {ended.path} after {continues['epochs']} epochs, with {recipe.epochs} more to {epochs} in all; a "
+        f"continues {ended.path} after epoch {continues['epochs']}, with {recipe.epochs} more, to {epochs} in all; a "
         f"new schedule, from lr {rate:g} to {rate * recipe.optimizer.lr_final:g}, and seed {recipe.seed}"
     )
     begun = {name: facts.get(name) for name in ("val_split", "start", "backbone")}
