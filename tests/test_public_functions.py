@@ -152,6 +152,7 @@ def call_predict(**keywords: Any) -> object:
         (lambda: call_train("small-data", scenes(), "nowhere"), ["load_recipe", "'small-data'"]),
         (lambda: call_train(small_recipe(), "photos", "nowhere"), ["open_dataset", "'photos'"]),
         (lambda: resume("nowhere", scenes(), alow=["data"]), ["resume", "did you mean allow?"]),
+        (lambda: resume("nowhere", scenes(), allow="dta"), ["allow 'dta'", "data, recipe, ranks"]),  # type: ignore[arg-type]
         (lambda: resume("nowhere", "photos"), ["open_dataset", "'photos'"]),  # type: ignore[arg-type]
         (lambda: open_dataset("nowhere", skipbad=True), ["open_dataset", "did you mean skip_bad?"]),
         (lambda: load_predictor("nowhere", devce="cpu"), ["load_predictor", "did you mean device?"]),

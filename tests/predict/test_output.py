@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from anchorite.boxes import Detections
+from anchorite.data import open_dataset
 from anchorite.errors import InputError, StorageError
 from anchorite.predict import Frame, FrameResult
 from anchorite.predict.outputs import PredictionWriter, Save, yolo_lines
@@ -138,3 +139,21 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
 
 def test_yolo_lines_of_nothing_are_nothing():
     assert yolo_lines(Detections(*empty(), ("cat",), (5, 5))) == ""
+
+
+def test_what_was_found_is_read_as_labels_without_its_scores(tmp_path):
+    data = tmp_path / "data"
+    (data / "images" / "train").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(data / "images" / "train" / name), IMAGE)
+    with PredictionWriter(tmp_path / "out", ("cat", "dog"), Save.only(["txt"])) as writer:
+        writer.add(result(IMAGE, found_in("a.png")))
+        writer.add(result(IMAGE, Detections(*empty(), ("cat", "dog"), (50, 100), "b.png")))
+    (data / "labels").mkdir()
+    (tmp_path / "out" / "labels").rename(data / "labels" / "train")
+    (data / "data.yaml").write_text("train: images/train\nnames: [cat, dog]\n")
+    dataset = open_dataset(data)
+    first, second = dataset.splits["train"]
+    assert first.boxes_xyxy == pytest.approx(np.array([[10.0, 20.0, 30.0, 40.0], [0.0, 0.0, 100.0, 50.0]]))
+    assert (first.class_ids.tolist(), second.class_ids.tolist()) == ([1, 0], [])
+    assert [(one.kind, one.detail[:2]) for one in dataset.adjustments] == [("ignored-score", "2 ")]

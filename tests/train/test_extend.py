@@ -159,6 +159,8 @@ def test_changes_are_refused_unless_allowed_but_not_of_the_epochs(own: Path, tmp
     assert not (tmp_path / "new").exists()
     recorder = Recorder()
     extend(own, fewer, 3, tmp_path / "new", recorder, allow=["data", "recipe"])
+    with pytest.raises(InputError, match="batch was 4"):
+        extend(own, fewer, 3, tmp_path / "other", allow="data")  # a word is a list of one
     facts = RunFolder(tmp_path / "new").read_facts()
     assert (facts["splits"]["train"]["images"], facts["recipe"]["batch"], facts["recipe"]["epochs"]) == (8, 5, 1)
     assert any("batch was 4" in text for text in recorder.of(RunStarted)[0].decisions)

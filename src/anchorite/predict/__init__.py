@@ -23,7 +23,7 @@ from anchorite.predict.postprocess import (
     detections_from_logits,
 )
 from anchorite.predict.sources import SourceConfig, Sources, expand_sources, open_sources
-from anchorite.predict.views import ImageSize, ViewConfig, size_in_words
+from anchorite.predict.views import ImageSize, ViewConfig
 
 RefiningConfig = ViewConfig
 """The earlier name of `ViewConfig`."""
@@ -55,5 +55,4 @@ __all__ = [
     "load",
     "open_sources",
     "require_finite",
-    "size_in_words",
 ]

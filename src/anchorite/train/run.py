@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from anchorite.anchors import AnchorSet
 from anchorite.choices import Change
@@ -103,6 +103,7 @@ def extend(
     """
     end_unguarded_worker()
     _refuse_unopened(dataset)
+    allow = _changes(allow)
     listener = listener if world.is_main else ignore
     ended = RunFolder.open(run)
     facts, then, dataset = ended.read_facts(), ended.read_recipe(), ended.with_val(dataset)
@@ -156,6 +157,15 @@ def extended_recipe(ended: RunFolder, epochs: int) -> tuple[Recipe, dict[str, An
     with newest.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return with_settings(recipe, settings), {"run": str(ended.path.resolve()), "epochs": done, "sha256": digest}
+
+
+def _changes(allow: Collection[Change]) -> Collection[Change]:
+    """What may have changed; a single word stands for itself. InputError for any other word."""
+    changes: Collection[Any] = (allow,) if isinstance(allow, str) else tuple(allow)
+    for one in changes:
+        if one not in get_args(Change):
+            raise InputError(f"allow {shorten(one)}: no such change; there are {', '.join(get_args(Change))}")
+    return changes
 
 
 def _refuse_unopened(dataset: object) -> None:
@@ -223,6 +233,7 @@ def resume(
     """
     end_unguarded_worker()
     _refuse_unopened(dataset)
+    allow = _changes(allow)
     listener = listener if world.is_main else ignore
     folder = RunFolder.open(out)
     recipe, facts = folder.read_recipe(), folder.read_facts()
