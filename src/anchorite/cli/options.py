@@ -135,7 +135,10 @@ class RunningOptions:
     image_size: Annotated[
         int | tuple[int, int] | None,
         Parameter(
-            converter=_image_size, n_tokens=1, help="Longer side of the input, or HEIGHT,WIDTH; default: as trained."
+            converter=_image_size,
+            n_tokens=1,
+            metavar="SIDE|HEIGHT,WIDTH",
+            help="Longer side of the input, or both in pixels; default: as trained.",
         ),
     ] = None
     batch: Annotated[PositiveInt, Parameter(help="Images per batch.")] = 16
