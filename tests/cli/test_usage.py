@@ -134,9 +134,9 @@ def test_data_that_is_none_is_refused_with_what_was_looked_for(
         assert (code, said in message) == (2, True), message
     code, message = refused(capsys, "train", data_folder() / "images")
     assert code == 2
-    assert f"There is a data.yaml in {data_folder()}: name that folder" in message
+    assert f"{data_folder() / 'data.yaml'}: name its folder" in message
     code, message = refused(capsys, "train", data_folder().parent)
-    assert f"There is a data.yaml in {data_folder()}: name that folder" in message
+    assert f"{data_folder() / 'data.yaml'}: name its folder" in message
     code, message = refused(capsys, "train", data_folder(), "--format", "coco")
     assert code == 2
     assert "coco only" in message

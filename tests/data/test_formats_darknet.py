@@ -248,15 +248,22 @@ def test_a_bad_list_of_names_is_refused_by_line(tmp_path: Path, text: str, line:
 
 def test_labels_without_names_and_names_without_images_say_what_is_missing(tmp_path: Path) -> None:
     labelled(tmp_path / "a.png")
-    with pytest.raises(InputError, match="no dataset recognised") as caught:
-        open_dataset(tmp_path)
-    assert "classes.txt" in str(caught.value).splitlines()[-1]
-    assert "data.yaml" in str(caught.value).splitlines()[-1]
+    for format in (None, "yolo"):
+        with pytest.raises(InputError, match="no dataset recognised") as caught:
+            open_dataset(tmp_path, format)  # type: ignore[arg-type]
+        assert "classes.txt" in str(caught.value).splitlines()[-1]
+        assert "data.yaml" in str(caught.value).splitlines()[-1]
     write_text(tmp_path / "classes.txt", "cat\n")
     (tmp_path / "a.png").unlink()
     with pytest.raises(InputError, match="no dataset recognised") as caught:
         open_dataset(tmp_path)
     assert "images" in str(caught.value).splitlines()[-1]
+
+
+def test_an_export_one_folder_further_down_is_pointed_to(tmp_path: Path) -> None:
+    cvat(tmp_path / "export")
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'export' / 'obj.data'}: name its folder")):
+        open_dataset(tmp_path)
 
 
 def test_text_files_that_are_no_labels_make_no_dataset(tmp_path: Path) -> None:

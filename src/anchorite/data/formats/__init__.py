@@ -114,18 +114,18 @@ def _not_recognised(root: Path, format: FormatName | None, fence: Fence) -> Inpu
     wanted = [one.LOOKED_FOR for name, one in _FORMATS if format in (None, name)]
     names = sorted(child.name + ("/" if child.is_dir() else "") for child in root.iterdir())
     found = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    above = [parent for parent in root.resolve().parents[:2] if (parent / "data.yaml").is_file()]
-    near = [*above, *(path.parent for path in sorted(root.glob("*/data.yaml")))]
+    near = [parent / "data.yaml" for parent in root.resolve().parents[:2] if (parent / "data.yaml").is_file()]
+    near += [path for name in ("data.yaml", "obj.data") for path in sorted(root.glob(f"*/{name}"))]
     hint = ""
-    if format is not None:
-        hint = f"\nIt was read as {format} only, as requested; without that option all formats are tried"
-    elif near:
-        hint = f"\nThere is a data.yaml in {near[0]}: name that folder"
-    elif (root / "labels").is_dir() or any(root.glob("*/labels")) or darknet.holds_label_files(root, fence):
+    if format is None and near:
+        hint = f"\nThe dataset may be that of {near[0]}: name its folder"
+    elif format in (None, "yolo") and darknet.holds_labels(root, fence):
         hint = (
-            "\nThere are label files, but no list that says what the class numbers mean, or no images of their names: "
+            "\nThere are YOLO labels, but no list that says what the class numbers mean, or no images of their names: "
             "put the class names, one a line, into classes.txt and the images beside the labels or into images, or "
             "write a data.yaml with the lines `train: ...` and `names: [...]`"
         )
+    elif format is not None:
+        hint = f"\nIt was read as {format} only, as requested; without that option all formats are tried"
     lines = [f"{root}: no dataset recognised. Looked for:", *(f"  {line}" for line in wanted)]
     return InputError("\n".join(lines) + f"\nFound: {found or 'an empty folder'}{hint}")

@@ -76,10 +76,13 @@ def find(root: Path, log: ReadingLog, fence: Fence) -> list[Path] | None:
     return None
 
 
-def holds_label_files(root: Path, fence: Fence) -> bool:
-    """Whether text files with rows of labels lie in a folder, or near."""
-    texts = (path for folder in _near_folders(root) for path in files_with_suffix(folder, ".txt"))
-    return any(is_label_file(path, fence) for path in texts)
+def holds_labels(root: Path, fence: Fence) -> bool:
+    """Whether there is a folder of labels, or a text file of them, in a folder or near."""
+    folders = _near_folders(root)
+    texts = (path for folder in folders for path in files_with_suffix(folder, ".txt"))
+    return any(folder.name.lower() == "labels" for folder in folders[1:]) or any(
+        is_label_file(path, fence) for path in texts
+    )
 
 
 def _near_folders(root: Path) -> list[Path]:
