@@ -254,7 +254,7 @@ def _parse_tiff(file: BinaryIO) -> ImageHeader:
         named = {_FLOAT: "float", _UNSIGNED: "integer"}.get(kind, "signed or complex")
         raise InputError(
             f"a TIFF of {bits}-bit {named} samples, which are not read, for their range is unknown; scale them to "
-            "0..255 or 0..65535 and save them as 8-bit or 16-bit whole numbers"
+            "8-bit or 16-bit whole numbers and save it again"
         )
     is_grey = tags.get(_TAG_PHOTOMETRIC) in _GREY
     return ImageHeader(tags[_TAG_WIDTH], tags[_TAG_HEIGHT], tags[_TAG_ORIENTATION], is_grey, is_deep=bits == 16)

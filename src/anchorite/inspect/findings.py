@@ -80,7 +80,11 @@ KINDS: Mapping[str, FindingKind] = {
     "single-image-split": FindingKind("warning", "kept", "split|splits of a single image"),
     "split-without-boxes": FindingKind("warning", "kept", "split|splits without a box"),
     "no-labels": FindingKind("warning", "kept", "split|splits without a label file: all taken as background"),
-    "narrow-range": FindingKind("warning", "kept", "16-bit images of which few grey levels are left in 8 bits"),
+    "narrow-range": FindingKind(
+        "warning",
+        "kept",
+        "16-bit images of which few grey levels are left in 8 bits",
+    ),
     "ignored-annotation": FindingKind("warning", "ignored", "annotations of images that have another, which is read"),
     "ignored-shape": FindingKind("warning", "ignored", "points, lines and tags, which outline no object", "left out"),
     "unlisted-image": FindingKind(

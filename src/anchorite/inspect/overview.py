@@ -29,7 +29,6 @@ from anchorite.errors import InputError
 from anchorite.inspect.findings import KINDS, Finding, Severity, SplitBalance, kind_of
 
 _MOST_PLACES = 3
-_FILE_DETAILS = {"unused-label": "there is no image of that name", "ignored-file": "in no split, or without its labels"}
 _LEFT_OUT = {  # kinds of findings for which an image is left out, and what is told of it
     "malformed": "with labels that cannot be read",
     "unreadable-image": "that cannot be read",
@@ -37,7 +36,10 @@ _LEFT_OUT = {  # kinds of findings for which an image is left out, and what is t
 }
 # Kinds whose details say more than their heading, as each stands for many labels or files.
 _SAID_BY_DETAIL = frozenset(
-    ("ignored-category", "ignored-key", "ignored-score", "ignored-shape", "no-labels", "relocated", "shape-as-box")
+    (
+        *("ignored-annotation", "ignored-category", "ignored-key", "ignored-score", "ignored-shape", "no-labels"),
+        *("relocated", "shape-as-box", "narrow-range", "grey-images"),
+    )
 )
 # What is compared to find images in two splits: files of a split, and bytes that are read whole in all.
 _MOST_FILES, _MOST_BYTES = 10_000, 500_000_000
@@ -178,7 +180,8 @@ def reading_findings(dataset: DatasetIndex) -> Iterator[Finding]:
         found = [Finding(kind, one.detail, one.split, image, one.origin, one.box_xyxy, one.class_name)]
         if one.files:
             shown = [(str(file), str(file) if is_image_name(file.name) else None) for file in one.files]
-            found = [Finding(kind, _FILE_DETAILS[one.kind], one.split, picture, file) for file, picture in shown]
+            what = one.detail.partition(" ")[2].partition(": ")[0]  # between their number and their names
+            found = [Finding(kind, what, one.split, picture, file) for file, picture in shown]
         for finding in found:
             key = (kind, finding.detail, finding.image, finding.origin)
             if key not in told:
