@@ -18,7 +18,6 @@ from safetensors import safe_open
 
 from anchorite.errors import InputError
 from anchorite.files import StrPath, write_text_atomically
-from anchorite.inspect.findings import KIND_OF_ADJUSTMENT, KINDS
 from anchorite.report.charts import Chart, Line, decimals, format_number, make_chart
 from anchorite.report.page import MAX_PAGE_BYTES, embed_pictures, render_page
 from anchorite.report.run_data import RunFiles, flatten, none_if_absent, read_status, show
@@ -355,6 +354,9 @@ def describe_data(files: RunFiles) -> dict[str, Any]:
         facts.append(("split val", f"{len(made['images'])} images of train, taken out by --val {share}, seed {seed}"))
     checks = started.get("checks") or {"splits": [], "findings": []}
     if "adjusted_labels" in dataset and not started.get("checks"):  # of a run of an earlier release
+        # inspect imports torch, for which `anchorite report` must not wait
+        from anchorite.inspect.findings import KIND_OF_ADJUSTMENT, KINDS
+
         adjusted = [(KIND_OF_ADJUSTMENT.get(kind, kind), count) for kind, count in dataset["adjusted_labels"].items()]
         facts += [(KINDS[kind].words(count) if kind in KINDS else kind, show(count)) for kind, count in adjusted]
     names = [row["split"] for row in dataset["splits"]]
