@@ -279,23 +279,23 @@ def find_sources(
     owners = {target: plain_parts(entry.text) for target, entry in zip(targets, entries, strict=True) if target}
     splits: dict[str, list[SplitSource]] = defaultdict(list)
     for (split, key, text, origin), found in zip(entries, targets, strict=True):
-        target, shown = found, f"{key}: {printable(text, 100)}"
+        target, shown, literal = found, f"{key}: {printable(text, 100)}", printable(str(homes[0] / text), 300)
         if target is None:
             parts = plain_parts(text)
             similar = log.folders.ending_like(list(dict.fromkeys(homes)), parts, fence)
             others = [path for path, theirs in owners.items() if theirs != parts]
             inside = [path for path in similar if not any(_overlap(path, other) for other in others)]
             if len(inside) != 1:
-                literal, remedy = homes[0] / text, "correct the path or remove the line"
-                reason = f"does not exist (looked at {printable(str(literal), 300)}); {remedy}"
+                remedy = "correct the path or remove the line"
+                reason = f"does not exist (looked at {literal}); {remedy}"
                 if inside:
                     reason = f"does not exist, and could be {' or '.join(map(str, inside[:3]))}; {remedy}"
-                elif exists(literal):
-                    reason = fence.refusal(literal) or reason
+                elif exists(homes[0] / text):
+                    reason = fence.refusal(homes[0] / text) or reason
                 raise InputError(f"{origin}: {shown} {reason}")
             target = inside[0]
             owners[target] = parts
-            log.adjusted("relocated", origin, f"{shown} does not lie in the dataset; took {target}")
+            log.adjusted("relocated", origin, f"{shown} is not in the dataset (looked at {literal}); took {target}")
         if target.is_file() and target.suffix.lower() != ".txt":
             raise InputError(f"{origin}: {shown} is neither a folder of images nor a .txt list of them")
         splits[split].append(SplitSource(target, origin))
