@@ -85,6 +85,15 @@ def test_too_few_images_and_damaged_ones_are_refused(tmp_path: Path) -> None:
         resplit(open_dataset(folder), {"train": 0.5, "val": 0.5})
 
 
+def test_damaged_images_are_left_out_where_the_user_said_so(tmp_path: Path) -> None:
+    folder = yolo_folder(tmp_path / "data", {"train": {name: "0 0.5 0.5 0.3 0.3\n" for name in "abc"}})
+    image = folder / "images/train/b.png"
+    image.write_bytes(image.read_bytes()[:-200])
+    made, _ = resplit(open_dataset(folder, skip_bad=True), {"train": 0.5, "val": 0.5})
+    assert sorted(path.name for records in made.splits.values() for path in records.paths()) == ["a.png", "c.png"]
+    assert [(one.kind, one.image, one.split) for one in made.adjustments] == [("skipped-bad", image, "train")]
+
+
 @pytest.mark.slow
 def test_bccd_is_dealt_within_a_percent() -> None:
     made, groups = resplit(open_dataset(shared_path("datasets/bccd")), {"train": 0.6, "val": 0.2, "test": 0.2})
