@@ -86,7 +86,7 @@ def test_too_few_images_and_damaged_ones_are_refused(tmp_path: Path) -> None:
 
 
 def test_damaged_images_are_left_out_where_the_user_said_so(tmp_path: Path) -> None:
-    folder = yolo_folder(tmp_path / "data", {"train": {name: "0 0.5 0.5 0.3 0.3\n" for name in "abc"}})
+    folder = yolo_folder(tmp_path / "data", {"train": dict.fromkeys("abc", "0 0.5 0.5 0.3 0.3\n")})
     image = folder / "images/train/b.png"
     image.write_bytes(image.read_bytes()[:-200])
     made, _ = resplit(open_dataset(folder, skip_bad=True), {"train": 0.5, "val": 0.5})
