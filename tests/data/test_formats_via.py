@@ -106,6 +106,7 @@ SHAPES: dict[str, tuple[dict[str, Any], list[float]]] = {
     "circle": ({"name": "circle", "cx": 20, "cy": 16, "r": 5}, [15, 11, 25, 21]),
     "ellipse": ({"name": "ellipse", "cx": 20, "cy": 16, "rx": 6, "ry": 3}, [14, 13, 26, 19]),
     "turned": ({"name": "ellipse", "cx": 20, "cy": 16, "rx": 6, "ry": 3, "theta": math.pi / 2}, [17, 10, 23, 22]),
+    "turned by far": ({"name": "ellipse", "cx": 20, "cy": 16, "rx": 3, "ry": 3, "theta": 1e308}, [17, 13, 23, 19]),
     "by 30 degrees": (
         {"name": "ellipse", "cx": 20, "cy": 16, "rx": 6, "ry": 2, "theta": math.pi / 6},
         [20 - math.sqrt(28), 16 - math.sqrt(12), 20 + math.sqrt(28), 16 + math.sqrt(12)],

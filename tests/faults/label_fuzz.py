@@ -289,7 +289,7 @@ class CocoJson(_Written):
             box[rng.randrange(4)] = self._value(rng)
         if rng.random() < 0.1:
             plain |= {"bbox": rng.choice((None, [], [0, 0, 0, 0])), "segmentation": self._outline(rng)}
-        elif all(isinstance(value, int | float) and abs(value) < 1e300 for value in box):
+        elif all(isinstance(value, int | float) and abs(value) <= 1e308 for value in box):
             self._wrote([box[0], box[1], box[0] + box[2], box[1] + box[3]])
         return self._trapped(rng, plain | {"area": rng.uniform(0, 99)}) if rng.random() < 0.1 else plain
 

@@ -227,7 +227,7 @@ def _box_of(kind: str, shape: Mapping[str, Any]) -> Box | None:
     angle = shape.get("theta") or 0.0
     if not _is_finite(angle):
         return None
-    return around_ellipse((cx, cy), (rx, ry), math.degrees(angle))
+    return around_ellipse((cx, cy), (rx, ry), math.degrees(math.fmod(angle, math.tau)))
 
 
 def _is_finite(value: Any) -> bool:
