@@ -379,4 +379,6 @@ def test_among_hundreds_of_jsons_only_those_named_by_split_are_read(tmp_path: Pa
     for number in range(101):
         write_text(tmp_path / f"{number}.json", json.dumps({"images": [], "annotations": []}))
     coco_json(tmp_path / "train.json", [annotation()])
-    assert boxes(open_dataset(tmp_path)) == [[4, 6, 14, 26]]
+    index = open_dataset(tmp_path)
+    assert boxes(index) == [[4, 6, 14, 26]]
+    assert index.adjustments == ()

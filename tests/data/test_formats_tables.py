@@ -174,7 +174,10 @@ def test_other_tables_are_none(tmp_path: Path) -> None:
     assert boxes(open_dataset(tmp_path)) == [[4, 6, 14, 26]]
     (tmp_path / "retina.csv").unlink()
     assert "no dataset recognised" in refusal(tmp_path)
-    assert "cannot be opened" in refusal(tmp_path / "results.csv")
+    message = refusal(tmp_path / "results.csv")
+    assert "cannot be opened" in message
+    assert "filename, class, xmin" in message
+    assert "data.yaml, or one" not in message
 
 
 def test_a_table_outside_the_dataset_is_not_opened(tmp_path: Path) -> None:

@@ -95,7 +95,10 @@ def _not_recognised(root: Path, format: FormatName | None, fence: Fence) -> Inpu
     """What to say of a file or folder that holds none of the formats."""
     if not root.is_dir():
         hint = f" as {format}" if format else ""
-        hint += "; a dataset is a folder, a data.yaml (yolo) or a json (coco)"
+        possible = [(name, one) for name, one in _FORMATS if format in (None, name)]
+        wanted = [one.LOOKED_FOR for _, one in possible if root.suffix.lower() in one.SUFFIXES]
+        hint += "; a dataset is a folder, a data.yaml or another label file"
+        hint += "".join(f"\n  {line}" for line in ["Of this suffix are read:", *wanted] if wanted)
         if root.suffix.lower() == ".tar" and (root.parent / MANIFEST).is_file():
             hint += f"; this is one of the shards in {root.parent}: name that folder"
         elif root.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
