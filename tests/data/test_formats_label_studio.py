@@ -157,6 +157,11 @@ def test_the_image_is_found_by_each_way_of_naming_it(tmp_path: Path, name: str) 
     ]
 
 
+def test_a_name_of_a_megabyte_costs_no_more_than_reading_it(tmp_path: Path) -> None:
+    label_studio(tmp_path, task(annotation(region(RECTANGLE)), image=f"/{'d' * 1_000_000}/?d=images/a.png"))
+    assert boxes(open_dataset(tmp_path)) == [RECTANGLE_PX]
+
+
 def test_an_upload_with_its_hash_goes_before_one_without(tmp_path: Path) -> None:
     label_studio(tmp_path, task(annotation(region(RECTANGLE))))
     write_image(tmp_path / "upload" / "1a2b3c4d-a.png")

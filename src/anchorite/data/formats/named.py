@@ -196,8 +196,8 @@ def plain_parts(name: str) -> tuple[str, ...]:
     `/data/local-files/?d=a/b.jpg`.
     """
     name = name.replace("\\", "/")
-    if _SCHEME.match(name) or "?d=" in name:
-        name = unquote(_SCHEME.sub("/", name))
+    if (scheme := _SCHEME.match(name)) or "?d=" in name:
+        name = unquote(f"/{name[scheme.end() :]}" if scheme else name)
         name = name.partition("?d=")[2] or name.partition("?")[0]
     return _parts(name)
 
