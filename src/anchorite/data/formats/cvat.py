@@ -134,6 +134,7 @@ def _read_image(
         image.stated_wh = _whole_number(element, "width", "0"), _whole_number(element, "height", "0")
     except InputError as error:
         image.faults.append((image.origin, str(error)))
+    head = f"{path}:"
     for shape in element:
         line, label = int(shape.attrib["line"]), shape.get("label", "")
         if shape.tag in _OUTLINING_NOTHING:
@@ -145,7 +146,7 @@ def _read_image(
                 image.faults.append((f"{path}:{line}", str(error)))
                 continue
             around = _IN_WORDS.get(shape.tag, "rotated boxes") if is_around else ""
-            image.add(NamedBox(interned.setdefault(label, label), box, f"{path}:", line), around)
+            image.add(NamedBox(interned.setdefault(label, label), box, interned.setdefault(head, head), line), around)
     return image
 
 
