@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -98,24 +98,29 @@ class YoloLabels:
         is_box = len(columns) in (5, 6) or is_pose
         if not is_box and (self._num_points > 0 or len(columns) < 7 or len(columns) % 2 == 0):
             return None
-        exact = [Decimal(column) for column in columns]
-        whole = [  # beyond 2**53 floats are no longer exact, and only digits are taken
-            column[0] not in "+-" and n == n.to_integral_value() and (n < 2**53 or re.fullmatch("[0-9]{1,18}", column))
-            for column, n in zip(columns, exact, strict=True)
-        ]
-        if not whole[0] or float(columns[0]) >= len(NAMES):
+        if not self._is_whole(columns[0]) or float(columns[0]) >= len(NAMES):
             return None
         values = [float(column) for column in columns[1:]]
         parts = values[:4] if is_box else values
         if not all(-1e-4 <= value <= 1.0001 for value in parts) or (is_box and min(values[2:4]) < 0):
             return None
-        if len(columns) == 6 and not (-1e-4 <= values[4] <= 1.0001 or whole[5]):
+        if len(columns) == 6 and not (-1e-4 <= values[4] <= 1.0001 or self._is_whole(columns[5])):
             return None
         cx, cy, w, h = parts[:4]
         xs, ys = ([cx - w / 2, cx + w / 2], [cy - h / 2, cy + h / 2]) if is_box else (parts[::2], parts[1::2])
         corners = min(xs) * WIDTH, min(ys) * HEIGHT, max(xs) * WIDTH, max(ys) * HEIGHT
         limits = zip(corners, (WIDTH, HEIGHT) * 2, strict=True)
         return [int(float(columns[0])), *(min(max(corner, 0.0), limit) for corner, limit in limits)]
+
+    @staticmethod
+    def _is_whole(column: str) -> bool:
+        """Whether a number is whole; beyond 2**53 floats are no longer exact, and only digits are taken."""
+        try:
+            value = Decimal(column)
+        except InvalidOperation:  # an exponent of twenty digits
+            return False
+        is_exact = value < 2**53 or re.fullmatch("[0-9]{1,18}", column) is not None
+        return column[0] not in "+-" and value == value.to_integral_value() and is_exact
 
     @staticmethod
     def _is_number(column: str) -> bool:
