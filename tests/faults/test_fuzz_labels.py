@@ -25,7 +25,7 @@ from tests.faults.tool_fuzz import CvatXml, LabelMeJson, LabelStudioJson
         (partial(YoloLabels, num_files=25), 240),
         (partial(YoloLabels, num_files=25, num_points=2), 60),
         (YoloConfig, 600),
-        (Darknet, 300),
+        (Darknet, 150),
         (CocoJson, 600),
         (partial(VocXml, num_files=30), 155),  # three cases of five are xmls
         (BoxTable, 300),
