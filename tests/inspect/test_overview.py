@@ -226,6 +226,8 @@ def test_the_same_path_in_two_splits_is_found_through_links_and_dots(tmp_path: P
     write_text(folder / "data.yaml", "train: images/train\nval: val.txt\ntest: test.txt\nnames: [cat, dog]\n")
     dataset = open_dataset(folder)
     assert shared(dataset) == {"val": ["a.png"], "test": ["b.png"]}
+    train, val, test = (list(records.path_keys()) for records in dataset.splits.values())
+    assert {*val, *test} & {*train} == {*train}  # whatever the files hold
     (one,) = (one for one in look_over(dataset).told if one.kind == "shared-image")
     assert (one.number, one.severity) == (2, "error")
     assert "a.png" in one.text
