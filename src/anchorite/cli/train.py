@@ -57,7 +57,7 @@ def train(
     tensorboard: Annotated[bool, Parameter(help="Write RUN/events for TensorBoard, also when resumed.")] = False,
     output: OutputOptions = OutputOptions(),
 ) -> None:
-    """Train a detector on a folder of labelled images (YOLO, COCO or Pascal VOC)."""
+    """Train a detector on a folder of labelled images (YOLO, COCO, Pascal VOC, or an annotation tool's export)."""
     # Whether torchrun may start the processes again when one fails, and whether it has done so.
     restarts, restarted = (int(os.environ.get(f"TORCHELASTIC_{n}", "0")) for n in ("MAX_RESTARTS", "RESTART_COUNT"))
     if restarts and out is None and (resume is None or fields.epochs is not None):

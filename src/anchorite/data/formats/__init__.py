@@ -56,11 +56,11 @@ _FORMATS: tuple[tuple[FormatName, ModuleType], ...] = (
 def open_dataset(
     path: StrPath, format: FormatName | None = None, skip_bad: bool = False, *, allow_outside: bool = False
 ) -> DatasetIndex:
-    """Read a dataset: a folder, a data.yaml or a COCO json.
+    """Read a dataset: a folder, a data.yaml or another label file, such as a COCO json or an xml of CVAT.
 
-    Of several formats in one folder shards are preferred, then YOLO, COCO, VOC; `format` overrules. skip_bad: leave out
-    malformed rows and unreadable images instead of raising (damage behind an image's header is found, and the image
-    left out, when it is decoded). allow_outside: follow paths and links out of the dataset.
+    Of several formats in one folder shards are preferred, then YOLO, COCO, CVAT, VOC; `format` overrules. skip_bad:
+    leave out images that are unreadable or have malformed labels instead of raising (damage behind an image's header is
+    found, and the image left out, when it is decoded). allow_outside: follow paths and links out of the dataset.
     Returns the index; `adjustments` says what was clipped, dropped, skipped or ignored. Nothing is written into the
     dataset; the index of a large one is kept in a cache folder, and taken from there while nothing changed.
     Raises InputError when nothing is recognised, or with the first 20 bad rows and their count.
