@@ -53,7 +53,7 @@ Lines = list[tuple[int, str]]
 def find(root: Path, log: ReadingLog, fence: Fence) -> list[Path] | None:
     """obj.data or the only *.data with names or train; else all lists of class names, if an image has a label file.
 
-    Raises InputError when one of them is a link that leads out of the fence.
+    Raises InputError where several *.data could be meant, or a folder with images is a link that leads out of the fence.
     """
     if root.is_file():
         return [root]
@@ -72,7 +72,7 @@ def find(root: Path, log: ReadingLog, fence: Fence) -> list[Path] | None:
     for image in walk_images(root, fence, log):
         label = labels.of(image)
         if isinstance(label, str) or (label is not None and is_label_file(label, fence)):
-            return [fence.check(path) for path in lists]
+            return lists
     return None
 
 
