@@ -53,7 +53,7 @@ Lines = list[tuple[int, str]]
 def find(root: Path, log: ReadingLog, fence: Fence) -> list[Path] | None:
     """obj.data or the only *.data with names or train; else all lists of class names, if an image has a label file.
 
-    Raises InputError where several *.data could be meant, or a folder with images is a link that leads out of the fence.
+    Raises InputError where several *.data could be meant, or a folder below is a link that leads out of the fence.
     """
     if root.is_file():
         return [root]
