@@ -54,6 +54,19 @@ def test_categories_go_by_id_with_gaps_and_equal_names(tmp_path: Path) -> None:
     assert index.splits["train"][0].class_ids.tolist() == [4, 2, 0]
 
 
+def test_strings_that_are_not_utf8_are_read_or_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    categories = [{"id": "\ud800", "name": "cat", "\ud800": 1}, {"id": 1, "name": "cat"}]
+    path = coco_json(tmp_path / "set.json", [annotation() | {"\ud800": 1}], categories=categories)
+    index = open_dataset(path)
+    assert index.class_names[0] == "cat"
+    assert index.class_names[1].encode().startswith(b"cat#")
+    assert boxes(index) == [[4, 6, 14, 26]]
+    write_text(path, '{"shapes": 1, "\\ud800": 1}')
+    with pytest.raises(InputError, match="no dataset recognised"):
+        open_dataset(tmp_path)
+
+
 def test_a_made_name_never_takes_that_of_another_category(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     categories = [{"id": number, "name": name} for number, name in ((3, "cat"), (5, "cat"), (9, "cat#5"))]

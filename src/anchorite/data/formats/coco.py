@@ -255,7 +255,10 @@ def _parsed(item: Any, decoder: msgspec.json.Decoder[Any], path: Path) -> Any:
             return decoder.decode(item)
     except (msgspec.MsgspecError, UnicodeDecodeError):  # the latter from strings that are not UTF-8
         item = _value(item, path)
-    return msgspec.convert(item, decoder.type) if isinstance(item, dict) else item
+    if not isinstance(item, dict):
+        return item
+    # Not by msgspec.convert, which takes no keys that are not UTF-8.
+    return decoder.type(**{name: item[name] for name in decoder.type.__struct_fields__ if name in item})
 
 
 def _value(item: Any, path: Path) -> Any:
@@ -343,7 +346,7 @@ def _agree_on_categories(lists: Mapping[Path, Mapping[Id, str]]) -> dict[Id, str
     for category_id, (name, _) in sorted(names.items(), key=lambda item: _order(item[0])):
         made = name
         while made in distinct.values() or (made != name and made in ids_of_names):
-            made = f"{made}#{category_id}"
+            made = f"{made}#{_shown_id(category_id)}"
         distinct[category_id] = made
     return distinct
 

@@ -98,7 +98,7 @@ def _read_content(path: Path) -> _File:
         content = parse_json(data, path)  # which says where it is damaged, and takes NaN
     if not isinstance(content, dict):
         raise InputError(f"{path}:1:1: a JSON object {{...}} is wanted, not {type(content).__name__}")
-    return msgspec.convert(content, _File)
+    return msgspec.convert({key: value for key, value in content.items() if key.isascii()}, _File)
 
 
 def read(place: Path, root: Path, log: ReadingLog, allow_outside: bool) -> ClassesAndSplits:
