@@ -47,9 +47,7 @@ def train(
     out: Annotated[Path | None, Parameter(help="New folder for the run. Default: runs/DATA-MODEL, -2, -3, ...")] = None,
     resume: Annotated[
         Path | None,
-        Parameter(
-            help="Folder of a run to go on with; one that has ended, for longer, with --epochs. DATA if it moved."
-        ),
+        Parameter(help="Folder of a run to go on with; an ended one for longer, with --epochs. DATA if it moved."),
     ] = None,
     allow: Annotated[list[Change] | None, Parameter(help="With --resume: what may have changed since.")] = None,
     reading: ReadingOptions = ReadingOptions(),
@@ -87,10 +85,8 @@ def train(
         if epochs is not None:
             training.extended_recipe(run, epochs)  # refuses before the data is read
         elif run.summary.is_file() and recipe.epochs > (then := facts.get("recipe", {}).get("epochs", recipe.epochs)):
-            raise InputError(
-                f"{run.recipe}: epochs was {then}, now it is {recipe.epochs}, and this run has ended; to train it for "
-                f"longer, in a new folder: anchorite train --resume {shlex.quote(str(resume))} --epochs {recipe.epochs}"
-            )
+            changed = f"{run.recipe}: epochs was {then}, now it is {recipe.epochs}, and this run has ended"
+            raise InputError(f"{changed}; {_how_to_extend(resume, recipe.epochs)}")
     with init_process_group(recipe.rank_timeout_s) as world:
         if resume is None:
             # Refused before the data is read and decoded, which takes long.
@@ -111,8 +107,7 @@ def train(
             if resume is not None and epochs is None and world.broadcast(is_concluded(resume)):
                 display.say(f"{resume}: this run is complete; there is nothing to go on with, and nothing was changed")
                 total = recipe.epochs + (facts.get("continues") or {}).get("epochs", 0)
-                longer = f"anchorite train --resume {shlex.quote(str(resume))} --epochs {2 * total}"
-                display.say(f"to train it for longer, in a new folder: {longer}")
+                display.say(_how_to_extend(resume, 2 * total))
             else:
                 dataset = reading.open_again(facts, data)
                 if resume is None:
@@ -126,6 +121,11 @@ def train(
                 if world.is_main:
                     conclude_run(run.path, run.as_trained(dataset))
         display.finished(run.path)
+
+
+def _how_to_extend(run: Path, epochs: int) -> str:
+    command = f"anchorite train --resume {shlex.quote(str(run))} --epochs {epochs}"
+    return f"to train it for longer, in a new folder: {command}"
 
 
 @contextmanager
