@@ -151,6 +151,7 @@ def test_a_bad_row_is_named_and_its_image_left_out(tmp_path: Path, row: str, rea
         ('a.png,64,48,"cat,4,6,14,26\nb.png,64,48,cat,1,2,3,4\n', ":2: "),
         ('a.png,64,48,"ca"t,4,6,14,26\n', ":2: "),
         ('a.png,64,48,"cat\nb.png,64,48,c"at,4,6,14,26\n', ":2: "),
+        ('a.png,64,48,"cat\nb.png",4,6,14,26\n', ":2: "),
         (b"a.png,64,48,b\xe4r,4,6,14,26\n", ":2: not UTF-8"),
         ("a.png,64,48,cat,4,6,14,26\n" + "x" * 4_000_001, ":3: "),
         ("a.png,64,48," + "x" * 200_000 + ",4,6,14,26\n", ":2: "),
@@ -202,7 +203,10 @@ def test_open_images(tmp_path: Path) -> None:
     assert boxes(index) == [[4, 6, 16, 24], [0, 0, 64, 48]]
     assert boxes(index, "val") == [[32, 24, 64, 48]]
     assert index.splits["train"][0].ignored.tolist() == [False, True]
+    assert index.splits["val"][0].ignored.tolist() == [False]  # -1 is unknown
     assert [(one.kind, one.split) for one in index.adjustments] == [("unused-label", None)]
+    write_text(tmp_path / "class-descriptions-boxable.csv", "LabelName,DisplayName\n/m/01yrx,Bat\n/m/0bt9lr,Bat\n")
+    assert open_dataset(tmp_path).class_names == ("Bat (/m/01yrx)", "Bat (/m/0bt9lr)")
     (tmp_path / "class-descriptions-boxable.csv").unlink()
     assert open_dataset(tmp_path).class_names == ("/m/01yrx", "/m/0bt9lr")
     assert open_dataset(tmp_path / "validation-annotations-bbox.csv").class_names == ("/m/01yrx",)
