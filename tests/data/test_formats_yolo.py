@@ -57,7 +57,7 @@ BAD_ROWS = {
     "eight columns": "0 0.5 0.5 0.1 0.1 0.5 0.5 2",
     "polygon in pixels": "0 10 10 20 10 20 20",
     "polygon with a word": "0 0.1 0.1 0.2 x 0.3 0.3",
-    "corner outside": "0 0.1 0.1 0.2 0.1 0.2 0.2 -0.1 0.2",
+    "corner far outside": "0 0.1 0.1 0.2 0.1 0.2 0.2 -0.6 0.2",
     "commas": "0,0.5,0.5,0.1,0.1",
     "NUL": "0 0.5 0.5 0.1 0.1\0",
     "no text": b"0 0.5 0.5 0.1 \xff\xfe",
@@ -140,6 +140,12 @@ def test_rows_of_all_kinds_are_read_as_their_boxes(
         assert index.adjustments[0].origin == str(tmp_path / "labels" / "train" / "a.txt") + ":1"
         assert index.adjustments[0].detail.startswith("1 ")
         assert told[1] in index.adjustments[0].detail
+
+
+def test_a_polygon_that_reaches_outside_is_cut_to_the_image(tmp_path: Path) -> None:
+    index = open_dataset(yolo_dataset(tmp_path, {"a": "1 -0.4 0.5 0.5 0.5 0.5 1.4"}))
+    assert boxes(index) == [[0, 24, 32, 48]]
+    assert kinds(index) == ["shape-as-box", "clipped"]
 
 
 def test_what_many_rows_have_in_common_is_told_once_a_split(tmp_path: Path) -> None:
@@ -497,16 +503,15 @@ def test_every_accepted_row_satisfies_the_format(row: bytes) -> None:
     columns = row.decode("ascii").split()  # plain ASCII is part of the format
     assert Decimal(columns[0]) == parsed.class_id in range(3)
     numbers = [float(column) for column in columns[1:]]
-    limits = [-RANGE_TOLERANCE <= number <= 1 + RANGE_TOLERANCE for number in numbers]
     if len(columns) in (5, 6):
         cx, cy, w, h = numbers[:4]
         assert parsed.xyxy == (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
         assert min(w, h) >= 0
-        assert all(limits[:4])
+        assert all(-RANGE_TOLERANCE <= number <= 1 + RANGE_TOLERANCE for number in numbers[:4])
     else:
         assert len(columns) >= 7
         assert parsed.xyxy == (min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
-        assert all(limits)
+        assert all(-0.5 <= number <= 1.5 for number in numbers)
 
 
 @pytest.fixture(scope="module")

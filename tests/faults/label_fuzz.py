@@ -102,7 +102,8 @@ class YoloLabels:
             return None
         values = [float(column) for column in columns[1:]]
         parts = values[:4] if is_box else values
-        if not all(-1e-4 <= value <= 1.0001 for value in parts) or (is_box and min(values[2:4]) < 0):
+        reach = 1e-4 if is_box else 0.5
+        if not all(-reach <= value <= 1 + reach for value in parts) or (is_box and min(values[2:4]) < 0):
             return None
         if len(columns) == 6 and not (-1e-4 <= values[4] <= 1.0001 or self._is_whole(columns[5])):
             return None

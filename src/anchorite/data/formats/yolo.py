@@ -57,6 +57,9 @@ _NO_LABEL = re.compile(r"(classes|predefined_classes|class_names|obj|notes|readm
 
 # Numbers written with four decimals may lie this far outside 0..1 by rounding alone.
 RANGE_TOLERANCE = 1e-4
+# Points may lie outside the image, as CVAT's do, where the object is cut by its edge; the box is clipped. Under 2, which
+# is the visibility of a key point: so a pose that is not stated to be one is hardly taken for a polygon.
+_POINT_REACH = 0.5
 
 
 class SplitSource(NamedTuple):
@@ -565,11 +568,13 @@ def parse_row(line: bytes, num_classes: int, num_point_values: int = 0) -> YoloR
         number = plain_number(column)
         if number is None:
             return f"{_column_name(kind, index)} must be a plain finite number ({shorten(column)})"
-        if not -RANGE_TOLERANCE <= number <= 1 + RANGE_TOLERANCE or (number < 0 and is_box and index in (2, 3)):
+        reach = RANGE_TOLERANCE if is_box else _POINT_REACH
+        if not -reach <= number <= 1 + reach or (number < 0 and is_box and index in (2, 3)):
             if kind == "scored" and index == 4 and whole_number(column) is not None:
                 kind = "tracked"
             elif kind != "pose" or index < 4:
                 part = "" if kind == "scored" and index == 4 else ", as a part of the image's size"
+                part += "" if is_box else f", or up to {_POINT_REACH} outside"
                 return f"{_column_name(kind, index)} must lie in 0..1{part} ({shorten(column)})"
         numbers.append(number)
     if not is_box:
