@@ -148,6 +148,13 @@ def test_the_attribute_that_names_the_class(tmp_path: Path, attributes: dict[str
     assert open_dataset(tmp_path).class_names == (class_name,)
 
 
+def test_without_any_attribute_all_regions_are_of_one_class(tmp_path: Path) -> None:
+    via_json(tmp_path, entry("a.png", region(attributes={}), region({**RECT, "x": 20}, {})))
+    index = open_dataset(tmp_path)
+    assert index.class_names == ("object",)
+    assert index.splits["train"][0].class_ids.tolist() == [0, 0]
+
+
 def test_attributes_of_which_none_is_known_to_be_the_class_are_named(tmp_path: Path) -> None:
     via_json(tmp_path, entry("a.png", region(attributes={"breed": "x", "age": "3"})))
     message = refusal(tmp_path)

@@ -2,7 +2,8 @@
 
 An image has regions, each with a shape in pixels (rect, circle, ellipse, polygon; point, polyline and line outline no
 object) and attributes that the user defined, one of which names the class: the only one, else the first of class,
-label, name, type, category and object that there is, in any letter case. An image without regions is background.
+label, name, type, category and object that there is, in any letter case. Where no region has any attribute, all are of
+one class, "object". An image without regions is background.
 
 Formats: https://gitlab.com/vgg/via/-/blob/via-2.x.y/CodeDoc.md, https://www.robots.ox.ac.uk/~vgg/software/via/
 """
@@ -30,6 +31,7 @@ SUFFIXES = (".json", ".csv")
 _METADATA = "_via_img_metadata"
 _SHAPE, _ATTRIBUTES = "region_shape_attributes", "region_attributes"
 _CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category", "object")
+_ONLY_CLASS = "object"
 _NOT_OUTLINED = {"point", "polyline", "line"}
 _MOST_JSONS = 100  # in a folder with more there is one an image
 _LARGEST = sys.float_info.max
@@ -85,6 +87,9 @@ def read(paths: Sequence[Path], root: Path, log: ReadingLog, allow_outside: bool
         _tell_apart(found)
         files += found
     attribute = _class_attribute(files, root)
+    if not any(region[-1] != {} for one in files for region in one.regions):  # as in sets of one sort of object
+        for one in files:
+            one.regions = [(*others, {attribute: _ONLY_CLASS}) for *others, _ in one.regions]
     for one in files:
         for origin, number, shape, attributes in one.regions:
             _read_region(one.image, origin, number, shape, attributes, attribute)
