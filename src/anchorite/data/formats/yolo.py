@@ -57,8 +57,8 @@ _NO_LABEL = re.compile(r"(classes|predefined_classes|class_names|obj|notes|readm
 
 # Numbers written with four decimals may lie this far outside 0..1 by rounding alone.
 RANGE_TOLERANCE = 1e-4
-# Points may lie outside the image, as CVAT's do of objects that its edge cuts; the box is clipped. Far under 2, which is
-# the visibility of a key point, so that a pose that is not stated to be one is hardly taken for a polygon.
+# Points may lie outside the image, as CVAT writes them of objects cut by its edge; the box is clipped. Far under 2, the
+# visibility of a key point, so that a pose that is not stated to be one is hardly taken for a polygon.
 _POINT_REACH = 0.5
 
 
