@@ -153,7 +153,7 @@ def test_a_download_key_starts_nothing(
         yolo_dataset(tmp_path / "set", {"a": GOOD}, text)
         with unchanged(tmp_path / "set"), watched() as deeds:
             assert run(["train", "set", "--recipe", quick_recipe(), "--epochs", "1"]) == 0
-        assert "labels ignored-key: 1" in capsys.readouterr().out
+        assert "download: is never run" in capsys.readouterr().out
         assert deeds.network == []
         assert not [event for event in deeds.spawned if "touch" in event or "sh" in event.split()]
         assert {path.name for path in tmp_path.iterdir()} == {"set", "runs"}
@@ -205,7 +205,7 @@ def test_any_file_name_trains_validates_predicts_and_reports(
     with unchanged(home):
         words = ["--recipe", quick_recipe(), "--epochs", "1", "--batch", "2", "--workers", "1"]
         assert run(["train", str(home), *words, "--out", str(out)]) == 0
-        assert f"train {len(STEMS)} images / {len(STEMS)} boxes" in capsys.readouterr().out
+        assert f"train: {len(STEMS)} images, {len(STEMS)} boxes to learn" in capsys.readouterr().out
         best = str(out / "best.safetensors")
         assert run(["validate", best, str(home)]) == 0
         # A real process, whose output spells bytes that are no text in another way.
@@ -225,27 +225,35 @@ def train_small(home: Path, out: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        ({"a": "", "b": ""}, "train 2 images / 0 boxes"),
-        ({"only": GOOD}, "train 1 images / 1 boxes"),
-        ({"only": ""}, "train 1 images / 0 boxes"),
-        ({"a": "0 0.5 0.5 0 0\n"}, "labels dropped-empty: 2"),
-    ],
-    ids=["all background", "a single image", "a single background", "only empty boxes"],
-)
-def test_small_and_empty_datasets_train(
-    rows: dict[str, str | bytes], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    text = "train: images/train\nval: images/train\nnames: [cat]\n"
-    home = yolo_dataset(tmp_path / "set", rows, text)
+def test_a_single_image_trains(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    home = yolo_dataset(tmp_path / "set", {"only": GOOD}, "train: images/train\nval: images/train\nnames: [cat]\n")
     with unchanged(home):
         assert train_small(home, tmp_path / "run") == 0
     output = capsys.readouterr().out
-    assert said in output
+    assert "train: 1 image, 1 box to learn" in output
     assert "nan" not in output.lower()
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"a": "", "b": ""}, "train: 2 images, 0 boxes to learn, 2 images without labels"),
+        ({"only": ""}, "train: 1 image, 0 boxes to learn, 1 image without labels"),
+        ({"a": "0 0.5 0.5 0 0\n"}, "box without area"),
+    ],
+    ids=["all background", "a single background", "only empty boxes"],
+)
+def test_a_dataset_without_a_box_is_not_trained_on(
+    rows: dict[str, str | bytes], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    home = yolo_dataset(tmp_path / "set", rows, "train: images/train\nval: images/train\nnames: [cat]\n")
+    with unchanged(home):
+        assert train_small(home, tmp_path / "run") == 2
+    output, errors = capsys.readouterr()
+    assert said in output
+    assert "nothing to learn from" in errors
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
