@@ -16,6 +16,7 @@ import math
 import os
 import re
 import sys
+from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +39,7 @@ from anchorite.data.formats.common import (
     files_with_suffix,
     folders_in,
     is_class_name,
+    is_finite,
     is_image_name,
     split_of,
     without_links,
@@ -54,9 +56,7 @@ _PREFIX = "instances_"
 _KEYS = {"images", "annotations", "categories"}
 _MOST_JSONS = 100  # of any name that are looked into; in a folder with more there is one an image
 _LARGEST_ID = 10**18  # of those that int64 holds
-_LARGEST = sys.float_info.max
 _LONGEST_RUN_BITS = 60
-_BOM = b"\xef\xbb\xbf"
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?")
 
 Id = int | str
@@ -230,7 +230,7 @@ def _keys(path: Path) -> set[str]:
 
 
 def _read_content(path: Path, kind: Any = dict[str, msgspec.Raw]) -> Any:
-    data = read_limited(path, sys.maxsize).removeprefix(_BOM)
+    data = read_limited(path, sys.maxsize).removeprefix(BOM_UTF8)
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -562,14 +562,14 @@ def _fault(one: _Annotation, class_id: int | None) -> str | None:
         return f"no category has this category_id ({shorten(one.category_id)})"
     if one.iscrowd not in (0, 1, None):
         return f"iscrowd must be 0 or 1 ({shorten(one.iscrowd)})"
-    if one.area is not None and not (_is_finite(one.area) and one.area >= 0):
+    if one.area is not None and not (is_finite(one.area) and one.area >= 0):
         return f"area must be a finite number, 0 or more ({shorten(one.area)})"
     return None
 
 
 def _corners(bbox: Any) -> Box | str:
     """The corners of a bbox, or what is wrong with it."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_finite, bbox)):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_finite, bbox)):
         return f"bbox must be 4 finite numbers [x, y, width, height] ({shorten(bbox)})"
     x, y, width, height = map(float, bbox)
     if width < 0 or height < 0:
@@ -591,7 +591,7 @@ def _box_of_outline(outline: Any) -> tuple[Box | str, tuple[int, int]]:
         return _box_of_runs(outline.get("counts"), height, width), (width, height)
     polygons = outline if isinstance(outline, list) and isinstance(outline[0], list) else [outline]
     for polygon in (one for one in polygons if one != []):
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(_is_finite, polygon)):
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(is_finite, polygon)):
             return f"a polygon must be 3 or more points [x, y, x, y, ...], finite numbers ({shorten(polygon)})", (0, 0)
     numbers = list(map(float, chain.from_iterable(polygons)))
     if not numbers:
@@ -652,10 +652,6 @@ def _plain_count(value: Any) -> int | None:
         return 0
     count = int(value) if isinstance(value, float) and value.is_integer() else value
     return count if type(count) is int and count >= 0 else None
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
 def _origin(path: Path, annotation_id: Any, index: int) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -252,6 +253,11 @@ def folders_in(folder: Path) -> list[Path]:
         return []
     # Only Path takes a circle of links.
     return sorted(folder / one.name for one in shown if (Path(one).is_dir() if one.is_symlink() else one.is_dir()))
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value of a JSON is a number, and neither NaN nor too large for a float."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def box_around(points_xy: Iterable[Sequence[float]]) -> Box:

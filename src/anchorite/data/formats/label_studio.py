@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ from anchorite.data.formats.common import (
     ReadingLog,
     box_around,
     files_with_suffix,
+    is_finite,
     is_image_name,
     split_of,
 )
@@ -39,7 +41,6 @@ SUFFIXES = (".json",)
 _HEAD_BYTES = 1 << 20  # of a json that tell whether it is Label Studio's
 _BEGINNING = re.compile(rb"\s*\[\s*\{")
 _KEY = re.compile(rb'"(?:annotations|completions|annotation_id|annotator|[a-z]*labels)"\s*:')
-_BOM = b"\xef\xbb\xbf"
 _HASH = re.compile(r"[0-9a-f]{8}-(?=.)")  # before the name of a file that was uploaded
 _LARGEST = 1.00001  # side of a region as a part of the image's, as rounding may leave it
 _FILE_KEYS = ("image", "img")  # of a task's data, preferred where several name an image
@@ -66,7 +67,7 @@ def _is_label_studio(path: Path, log: ReadingLog) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES).removeprefix(_BOM)
+        head = file.read(_HEAD_BYTES).removeprefix(BOM_UTF8)
     return bool(_BEGINNING.match(head) and _KEY.search(head))
 
 
@@ -109,7 +110,7 @@ def read(files: Sequence[Path], root: Path, log: ReadingLog, allow_outside: bool
 
 def _tasks(path: Path) -> Iterator[Any]:
     """The items of a json's list, one by one, so that few of them are objects at a time."""
-    data = read_limited(path, sys.maxsize).removeprefix(_BOM)
+    data = read_limited(path, sys.maxsize).removeprefix(BOM_UTF8)
     try:
         items = msgspec.json.decode(data, type=list[msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -348,25 +349,21 @@ def _points(value: Mapping[str, Any]) -> list[tuple[float, float]]:
     if not isinstance(points, list) or len(points) < 3:
         raise InputError(f"points must be 3 or more of [x, y] ({shorten(points)})")
     for point in points:
-        if not isinstance(point, list) or len(point) != 2 or not all(map(_is_finite, point)):
+        if not isinstance(point, list) or len(point) != 2 or not all(map(is_finite, point)):
             raise InputError(f"a point must be two finite numbers [x, y] ({shorten(point)})")
     return [(x / 100, y / 100) for x, y in points]
 
 
 def _number(value: Mapping[str, Any], name: str) -> float:
     number: Any = value.get(name)
-    if not _is_finite(number):
+    if not is_finite(number):
         raise InputError(f"{name} must be a finite number ({shorten(number)})")
     return float(number)
-
-
-def _is_finite(number: Any) -> bool:
-    return type(number) in (int, float) and abs(number) <= sys.float_info.max
 
 
 def _side(region: Region, name: str) -> int:
     """A side of the image, 0 where the region does not have it."""
     side = 0 if region.get(name) is None else region[name]
-    if not _is_finite(side) or side < 0 or side % 1:
+    if not is_finite(side) or side < 0 or side % 1:
         raise InputError(f"{name} must be a whole number ({shorten(side)})")
     return int(side)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import posixpath
 import re
-import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from anchorite.data.formats.common import (
     box_around,
     files_with_suffix,
     folders_in,
+    is_finite,
     walk_files,
 )
 from anchorite.data.formats.named import LabelledImage, NamedBox, home_of, place_of, read_named
@@ -39,7 +40,6 @@ _MOST_BYTES = 1_000_000_000  # an image may be within, as text
 _MOST_LOOKED_AT = 8  # jsons of a folder that tell whether it holds LabelMe's
 _MOST_FOLDERS, _DEEPEST = 1_000, 3
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
-_BOM = b"\xef\xbb\xbf"
 _OUTLINES = {
     "rectangle": "rectangles",
     "polygon": "polygons",
@@ -91,7 +91,7 @@ def _is_labelme(path: Path, log: ReadingLog) -> bool:
 
 
 def _read_content(path: Path) -> _File:
-    data = read_limited(path, _MOST_BYTES).removeprefix(_BOM)
+    data = read_limited(path, _MOST_BYTES).removeprefix(BOM_UTF8)
     try:
         return msgspec.json.decode(data, type=_File)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -143,7 +143,7 @@ def _read_file(content: _File, path: Path, root: Path, log: ReadingLog) -> Label
     name = named if _ABSOLUTE.match(named) else posixpath.normpath(folders + named)
     image = LabelledImage(name, str(path), (folders + path.stem,), split=split)
     for name, side in (("imageWidth", content.image_width), ("imageHeight", content.image_height)):
-        if side is not None and (not _is_finite(side) or side < 0 or side % 1):
+        if side is not None and (not is_finite(side) or side < 0 or side % 1):
             image.faults.append((str(path), f"{name} must be a whole number ({shorten(side)})"))
             return image
     image.stated_wh = int(content.image_width or 0), int(content.image_height or 0)
@@ -187,14 +187,10 @@ def _box_of(shape: dict[str, Any], kind: Any) -> Box:
     if not isinstance(points, list) or len(points) < (3 if kind == "polygon" else 2):
         raise InputError(f"these points outline no {kind} ({shorten(points)})")
     for point in points:
-        if not isinstance(point, list) or len(point) != 2 or not all(map(_is_finite, point)):
+        if not isinstance(point, list) or len(point) != 2 or not all(map(is_finite, point)):
             raise InputError(f"a point must be two finite numbers [x, y] ({shorten(point)})")
     if kind == "circle":
         (x, y), (edge_x, edge_y), *_ = points
         radius = math.hypot(edge_x - x, edge_y - y)
         return x - radius, y - radius, x + radius, y + radius
     return box_around(points)
-
-
-def _is_finite(number: Any) -> bool:
-    return type(number) in (int, float) and abs(number) <= sys.float_info.max

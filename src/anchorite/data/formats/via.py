@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorite.data.dataset import Box
-from anchorite.data.formats.common import ClassesAndSplits, Fence, ReadingLog, box_around
+from anchorite.data.formats.common import ClassesAndSplits, Fence, ReadingLog, box_around, is_finite
 from anchorite.data.formats.named import LabelledImage, NamedBox, home_of, label_files, place_of, read_named
 from anchorite.data.formats.shapes import around_ellipse
 from anchorite.errors import InputError
@@ -34,7 +34,6 @@ _CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category", "object")
 _ONLY_CLASS = "object"
 _NOT_OUTLINED = {"point", "polyline", "line"}
 _MOST_JSONS = 100  # in a folder with more there is one an image
-_LARGEST = sys.float_info.max
 
 
 @dataclass
@@ -220,20 +219,16 @@ def _box_of(kind: str, shape: Mapping[str, Any]) -> Box | None:
         xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
         if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys) or len(xs) < 3:
             return None
-        return box_around(zip(xs, ys, strict=True)) if all(map(_is_finite, xs + ys)) else None
+        return box_around(zip(xs, ys, strict=True)) if all(map(is_finite, xs + ys)) else None
     fields = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
     numbers: list[Any] = [shape.get(name) for name in fields.get(kind, ("none",))]
-    if not all(map(_is_finite, numbers)) or min(numbers[2:]) < 0:
+    if not all(map(is_finite, numbers)) or min(numbers[2:]) < 0:
         return None
     if kind == "rect":
         x, y, width, height = map(float, numbers)
         return x, y, x + width, y + height
     cx, cy, rx, ry = map(float, numbers if kind == "ellipse" else [*numbers, numbers[-1]])
     angle = shape.get("theta") or 0.0
-    if not _is_finite(angle):
+    if not is_finite(angle):
         return None
     return around_ellipse((cx, cy), (rx, ry), math.degrees(math.fmod(angle, math.tau)))
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST

@@ -14,6 +14,7 @@ Legend: K classes.
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,6 @@ SUFFIXES = ".yaml", ".yml"
 _MAX_LINE_BYTES = 1_000_000
 _MAX_LABEL_BYTES = 64_000_000
 _MAX_LIST_BYTES = 512_000_000
-_BOM = b"\xef\xbb\xbf"
 _IMAGE_FOLDERS = frozenset({"images", "jpegimages"})
 _NO_LABEL = re.compile(r"(classes|predefined_classes|class_names|obj|notes|readme.*)\.txt", re.IGNORECASE)
 
@@ -389,7 +389,7 @@ def _listed_images(path: Path, folders: Sequence[Path], fence: Fence, log: Readi
     homes = list(dict.fromkeys([path.parent, *folders]))
     relocated: dict[Path, tuple[str, ...]] = {}
     log.dependencies.add_file(path)
-    lines = read_limited(path, _MAX_LIST_BYTES).removeprefix(_BOM).split(b"\n")
+    lines = read_limited(path, _MAX_LIST_BYTES).removeprefix(BOM_UTF8).split(b"\n")
     for number, line in enumerate(lines, start=1):
         origin = f"{path}:{number}"
         try:
@@ -504,7 +504,7 @@ class YoloRow(NamedTuple):
 def is_label_file(path: Path, fence: Fence) -> bool:
     """Whether a text file may be read and begins with a row of a class and four numbers or more."""
     try:
-        lines = read_limited(fence.check(path), _MAX_LABEL_BYTES).removeprefix(_BOM).splitlines()
+        lines = read_limited(fence.check(path), _MAX_LABEL_BYTES).removeprefix(BOM_UTF8).splitlines()
     except InputError:
         return False
     columns = next((line for line in lines if line.strip()), b"")[:_MAX_LINE_BYTES].decode("ascii", "replace").split()
@@ -519,7 +519,7 @@ def _read_labels(
     log = builder.log
     log.dependencies.add_file(path)
     try:
-        lines = read_limited(builder.fence.check(path), _MAX_LABEL_BYTES).removeprefix(_BOM).split(b"\n")
+        lines = read_limited(builder.fence.check(path), _MAX_LABEL_BYTES).removeprefix(BOM_UTF8).split(b"\n")
     except InputError as error:
         log.bad(str(path), str(error).removeprefix(f"{path}: "), image)
         return None
