@@ -59,7 +59,7 @@ def test_every_change_of_substance_is_noticed(changed: DatasetIndex) -> None:
 def test_rows_that_run_into_each_other_are_told_apart() -> None:
     """The same numbers in another image: lengths are part of what is hashed."""
     one, none = record(), record("b.png", boxes_xyxy=np.zeros((0, 4)), class_ids=np.zeros(0, np.int64))
-    none = replace(none, ignored=np.zeros(0, bool), areas=np.zeros(0), origins=())
+    none = replace(none, ignored=np.zeros(0, bool), areas=np.zeros(0), origins=(), weights=np.zeros(0, np.float32))
     moved = (replace(none, path=one.path), replace(one, path=none.path))
     assert dataset_fingerprint(index(one, none)) != dataset_fingerprint(index(*moved))
 

@@ -132,7 +132,7 @@ def test_one_cell_takes_everything() -> None:
 
 @pytest.mark.parametrize("capacity", [None, 0, 4])
 def test_no_object_gives_no_candidate(capacity: int | None) -> None:
-    targets = Targets.from_rows(torch.zeros(0, 6), capacity)
+    targets = Targets.from_rows(torch.zeros(0, 6), capacity=capacity)
     levels = assign(targets, AnchorSet.coco_p5(), [(8, 8), (4, 4), (2, 2)])
     assert [int(level.valid.sum()) for level in levels] == [0, 0, 0]
     for level in levels:

@@ -114,7 +114,7 @@ def test_without_objects_only_objectness_has_gradients() -> None:
     case = tiny_case(2)
     for spare in (None, 0, 3):
         leaves = case.leaves()
-        targets = Targets.from_rows(torch.zeros(0, 6), spare)
+        targets = Targets.from_rows(torch.zeros(0, 6), capacity=spare)
         terms = case.criterion()(leaves, targets)
         assert terms.box.item() == terms.classification.item() == 0
         gradients = torch.autograd.grad(terms.total, leaves)

@@ -1,13 +1,14 @@
-"""The value types: `Targets`, the labelled boxes of one batch, and `Detections`, what was found in one image.
+"""The value types: `Targets`, the labelled boxes of one batch, `LabelCoverage`, what its labels do not know, and
+`Detections`, what was found in one image.
 
-Legend: T targets (rows), B images, N detections, K classes.
+Legend: T targets (rows), B images, N detections, K classes, R ignore regions, S sources of labels.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,23 +25,39 @@ class Targets:
     rows: (T, 6) floating point: image, class, cx, cy, w, h; boxes normalised to 0..1 of the network input.
     valid: (T,) bool, or None when every row counts (compact). A padded batch has a fixed T (its capacity) and masks
     the unused rows, so that no shape depends on the data.
+    weights: (T,) floating point in 0..1, how much each object counts in the loss; None: each counts 1.
+    sources: (T,) int64, which row of `LabelCoverage.covered_classes` holds for each object; None: its image's.
     """
 
     rows: Float[Tensor, "T 6"]
     valid: Bool[Tensor, " T"] | None = None
+    weights: Float[Tensor, " T"] | None = None
+    sources: Int64[Tensor, " T"] | None = None
 
     @classmethod
-    def from_rows(cls, rows: Tensor, capacity: int | None = None) -> Targets:
-        """Targets from (T, 6) rows; with `capacity`, padded to that many rows.
+    def from_rows(
+        cls,
+        rows: Tensor,
+        weights: Tensor | None = None,
+        *,
+        sources: Tensor | None = None,
+        capacity: int | None = None,
+    ) -> Targets:
+        """Targets from (T, 6) rows and what goes with each; with `capacity`, padded to that many rows.
 
-        Raises InputError when the shape is wrong or there are more rows than the capacity holds.
+        Raises InputError when a shape is wrong or there are more rows than the capacity holds.
         """
         if rows.ndim != 2 or rows.shape[1] != 6 or not rows.is_floating_point():
             raise InputError(
                 f"targets need floating point rows of shape (T, 6): image, class, cx, cy, w, h; "
                 f"got {tuple(rows.shape)} of {rows.dtype}"
             )
-        targets = cls(rows)
+        for name, column in (("weights", weights), ("sources", sources)):
+            if column is not None and column.shape != rows.shape[:1]:
+                raise InputError(f"{name} of {tuple(column.shape)} for {rows.shape[0]} targets: one number a row")
+        if weights is not None and not weights.is_floating_point():
+            raise InputError(f"weights must be floating point numbers in 0..1, got {weights.dtype}")
+        targets = cls(rows, None, weights, sources)
         return targets if capacity is None else targets.padded(capacity)
 
     @property
@@ -53,27 +70,94 @@ class Targets:
         count = compact.rows.shape[0]
         if count > capacity:
             raise InputError(f"{count} targets do not fit a capacity of {capacity} rows; raise the capacity")
-        rows = torch.cat([compact.rows, compact.rows.new_zeros((capacity - count, 6))])
-        valid = torch.arange(capacity, device=rows.device) < count
-        return Targets(rows, valid)
+        valid = torch.arange(capacity, device=compact.rows.device) < count
+        columns = (_lengthened(one, capacity) for one in (compact.rows, compact.weights, compact.sources))
+        rows, weights, sources = columns
+        assert rows is not None
+        return Targets(rows, valid, weights, sources)
 
     def compact(self) -> Targets:
         """The valid rows alone, in their order (reads the mask, so it synchronises with the device)."""
-        return self if self.valid is None else Targets(self.rows[self.valid])
+        valid = self.valid
+        return self if valid is None else replace(self._each(lambda column: column[valid]), valid=None)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         """The same targets on another device."""
-        rows = self.rows.to(device, non_blocking=non_blocking)
-        valid = None if self.valid is None else self.valid.to(device, non_blocking=non_blocking)
-        return Targets(rows, valid)
+        return self._each(lambda column: column.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Targets:
         """The same targets in page-locked memory, for asynchronous copies (the data loader calls this)."""
-        return Targets(self.rows.pin_memory(), None if self.valid is None else self.valid.pin_memory())
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        columns = (self.valid, self.weights, self.sources)
+        return Targets(change(self.rows), *(None if column is None else change(column) for column in columns))
 
     def __len__(self) -> int:
         """Number of rows: labelled boxes when compact, the capacity when padded."""
         return self.rows.shape[0]
+
+
+def _lengthened(column: Tensor | None, length: int) -> Tensor | None:
+    """A tensor (T, ...) with zeros behind it, (length, ...)."""
+    if column is None:
+        return None
+    return torch.cat([column, column.new_zeros((length - column.shape[0], *column.shape[1:]))])
+
+
+@dataclass(frozen=True)
+class LabelCoverage:
+    """What the labels of a batch do not know; whatever is None is known everywhere (docs/objective.md, section 6).
+
+    ignore_regions: (R, 5) floating point: image, cx, cy, w, h, normalised as in `Targets`: there objectness has no
+    target unless an object is responsible. A region of zero size ignores nothing, and fills up a fixed capacity.
+    covered_classes: (B, K) bool, the classes that the labels of each image cover; or (S, K), of each source of labels,
+    where `Targets.sources` names the row of each object.
+    background_weight: how much the background counts in 0..1: (B,) of each image, or (B, h, w) of each cell of a grid
+    over it, of which an anchor cell takes the one that its middle lies in.
+    """
+
+    ignore_regions: Float[Tensor, "R 5"] | None = None
+    covered_classes: Bool[Tensor, "S K"] | None = None
+    background_weight: Float[Tensor, " B *hw"] | None = None
+
+    def __post_init__(self) -> None:
+        regions, covered, background = self.ignore_regions, self.covered_classes, self.background_weight
+        if regions is not None and (regions.ndim != 2 or regions.shape[1] != 5 or not regions.is_floating_point()):
+            raise InputError(
+                f"ignore_regions need floating point rows of shape (R, 5): image, cx, cy, w, h; got "
+                f"{tuple(regions.shape)} of {regions.dtype}"
+            )
+        if covered is not None and (covered.ndim != 2 or covered.dtype != torch.bool):
+            raise InputError(
+                f"covered_classes must be (images, classes) of bool; got {tuple(covered.shape)} of {covered.dtype}"
+            )
+        if background is not None and (background.ndim not in (1, 3) or not background.is_floating_point()):
+            raise InputError(
+                "background_weight must be floating point numbers (images,) or (images, rows, columns); got "
+                f"{tuple(background.shape)} of {background.dtype}"
+            )
+
+    def padded(self, capacity: int) -> LabelCoverage:
+        """The same with exactly `capacity` regions, the rest of zero size; InputError when there are more."""
+        regions = self.ignore_regions
+        if regions is None or regions.shape[0] == capacity:
+            return self
+        if regions.shape[0] > capacity:
+            raise InputError(f"{regions.shape[0]} ignore regions do not fit a capacity of {capacity}; raise it")
+        return replace(self, ignore_regions=_lengthened(regions, capacity))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> LabelCoverage:
+        """The same on another device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> LabelCoverage:
+        """The same in page-locked memory, for asynchronous copies."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> LabelCoverage:
+        tensors = (self.ignore_regions, self.covered_classes, self.background_weight)
+        return LabelCoverage(*(None if tensor is None else change(tensor) for tensor in tensors))
 
 
 class Detection(NamedTuple):

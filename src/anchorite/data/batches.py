@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.choices import CompileName
 from anchorite.data.dataset import Record
 from anchorite.data.images import LetterboxTransform, draw_letterboxed, letterbox_transform, rectangular_size
@@ -37,23 +37,27 @@ class Batch:
     """Augmented images and their targets.
 
     images: (B, 3, H, W) uint8, RGB (divided by 255 on the device, by the step); targets: their boxes, image numbers
-    0..B-1; indices: (B,) int64, the record each image (its first tile) came from.
+    0..B-1; indices: (B,) int64, the record each image (its first tile) came from; coverage: what its labels do not
+    know, None where they know everything.
     """
 
     images: Tensor
     targets: Targets
     indices: Tensor
+    coverage: LabelCoverage | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
         images = self.images.to(device, non_blocking=non_blocking)
-        return Batch(images, self.targets.to(device, non_blocking=non_blocking), self.indices)
+        targets = self.targets.to(device, non_blocking=non_blocking)
+        coverage = None if self.coverage is None else self.coverage.to(device, non_blocking=non_blocking)
+        return Batch(images, targets, self.indices, coverage)
 
 
 def empty_batch(side: int, capacity: int | None = None) -> Batch:
     """The part of a rank for which there is no image; side: of the canvas in pixels, capacity: of the targets."""
     images = torch.empty((0, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    return Batch(images, Targets.from_rows(torch.zeros(0, 6), capacity), torch.zeros(0, dtype=torch.int64))
+    return Batch(images, Targets.from_rows(torch.zeros(0, 6), capacity=capacity), torch.zeros(0, dtype=torch.int64))
 
 
 class LoaderConfig(BaseModel):

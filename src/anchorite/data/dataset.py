@@ -2,7 +2,7 @@
 are sequences of records, an image and its labels each, however they are stored.
 
 `RecordTable` stores the records of a split as rows of two flat arrays, of which a `Record` is a view created on
-access. A box takes 64 bytes and an image 16 beside its name, where a `Record` of its own takes a kilobyte.
+access. A box takes 72 bytes and an image 24 beside its name, where a `Record` of its own takes a kilobyte.
 
 Legend: R records, N boxes of an image or of all of them, T of those that are trained on, K classes.
 """
@@ -24,13 +24,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_NUMBER = -1  # of an origin that is a text alone
-# An image of a table: its folder by number, its size as displayed, and how many boxes it has.
-IMAGE_ROW = np.dtype([(name, np.int32) for name in ("folder_id", "width", "height", "num_boxes")])
+NO_CLASS = -1  # of an ignored region that may hold objects of any class
+# An image of a table: its folder by number, its size as displayed, how many boxes it has, and its source by number.
+_IMAGE_FIELDS = "folder_id", "width", "height", "num_boxes", "source_id"
+IMAGE_ROW = np.dtype({"names": _IMAGE_FIELDS, "formats": ["i4"] * 5, "itemsize": 24})
 # A box of a table, its fields as in `Record`. Its origin is the text of number head_id and behind it its own number.
-_BOX_FIELDS = "xyxy", "class_id", "number", "area", "head_id", "ignored"
-BOX_ROW = np.dtype({"names": _BOX_FIELDS, "formats": ["4f8", "i8", "i8", "f8", "i4", "?"]}, align=True)
+_BOX_FIELDS = "xyxy", "class_id", "number", "area", "head_id", "ignored", "weight"
+BOX_ROW = np.dtype({"names": _BOX_FIELDS, "formats": ["4f8", "i8", "i8", "f8", "i4", "?", "f4"]}, align=True)
 Box = tuple[float, float, float, float]
-_pack_image, _pack_box = struct.Struct("4i").pack, struct.Struct("4dqqdi?3x").pack
+_pack_image, _pack_box = struct.Struct("5i4x").pack, struct.Struct("4dqqdi?3xf4x").pack
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSource:
+    """Where the labels of an image come from, and what they do not know (docs/objective.md, section 6).
+
+    name: readable, empty for a dataset that has one source. covered: K flags, whether objects of each class are
+    labelled; None: all are. background_weight: in 0..1, how much the places without an object count.
+    """
+
+    name: str = ""
+    covered: tuple[bool, ...] | None = None
+    background_weight: float = 1.0
+
+
+ONE_SOURCE = LabelSource()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,10 +56,12 @@ class Record:
     """One image and its labels.
 
     width, height: size in pixels as displayed (after EXIF orientation). boxes_xyxy: (N, 4) float64 corners in those
-    pixels, 0..width and 0..height, already clipped. class_ids: (N,) int64. ignored: (N,) bool, crowd regions and
-    difficult objects: no training target, and neither right nor wrong in validation. areas: (N,) float64 in pixels,
-    the annotated area where the format has one, else the box's. origins: N strings "file:line" of each label. The
-    arrays of a record that was read are read-only. Records are equal when every field is; NaN is equal to itself.
+    pixels, 0..width and 0..height, already clipped. class_ids: (N,) int64, of ignored boxes also `NO_CLASS`. ignored:
+    (N,) bool, crowd regions, difficult objects and what could not be read: neither target nor background in training,
+    and neither right nor wrong in validation. areas: (N,) float64 in pixels, the annotated area where the format has
+    one, else the box's. origins: N strings "file:line" of each label. weights: (N,) float32 in 0..1, how much each
+    object counts in training; None becomes ones. source: where the labels come from. The arrays of a record that was
+    read are read-only. Records are equal when every field is; NaN is equal to itself.
     """
 
     path: Path
@@ -52,12 +72,18 @@ class Record:
     ignored: NDArray[np.bool_]
     areas: NDArray[np.float64]
     origins: Sequence[str]
+    weights: NDArray[np.float32] = None  # type: ignore[assignment]
+    source: LabelSource = ONE_SOURCE
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            object.__setattr__(self, "weights", np.ones(len(self.origins), np.float32))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Record):
             return NotImplemented
-        facts, others = ((one.path, one.width, one.height, tuple(one.origins)) for one in (self, other))
-        arrays = ("boxes_xyxy", "class_ids", "ignored", "areas")
+        facts, others = ((one.path, one.width, one.height, tuple(one.origins), one.source) for one in (self, other))
+        arrays = ("boxes_xyxy", "class_ids", "ignored", "areas", "weights")
         return facts == others and all(
             np.array_equal(getattr(self, name), getattr(other, name), equal_nan=True) for name in arrays
         )
@@ -107,15 +133,28 @@ class Split(Sequence[Record]):
         """Boxes of all records, crowds and difficult ones too."""
         return len(self.table().boxes)
 
+    def num_ignored(self) -> int:
+        """Ignored boxes of all records: crowds, difficult objects, regions that nobody labelled."""
+        return int(self.table().boxes["ignored"].sum())
+
+    def num_weighted(self) -> int:
+        """Boxes that are trained on and count less than 1."""
+        boxes = self.table().boxes
+        return int(((boxes["weight"] < 1) & ~boxes["ignored"]).sum())
+
+    def sources(self) -> tuple[LabelSource, ...]:
+        """The sources of the labels; each record has one of these."""
+        return self.table().label_sources
+
     def num_background(self) -> int:
         """Images without a box."""
         return int((self.table().images["num_boxes"] == 0).sum())
 
     def class_counts(self, num_classes: int, with_ignored: bool = False) -> NDArray[np.int64]:
-        """(K,) number of boxes of each class that are trained on, or of all."""
+        """(K,) number of boxes of each class that are trained on, or of all that have a class."""
         boxes = self.table().boxes
-        class_ids = boxes["class_id"] if with_ignored else boxes["class_id"][~boxes["ignored"]]
-        return np.bincount(class_ids, minlength=num_classes)
+        counted = boxes["class_id"] != NO_CLASS if with_ignored else ~boxes["ignored"]
+        return np.bincount(boxes["class_id"][counted], minlength=num_classes)
 
     def box_sides(self, image_size: int) -> NDArray[np.float64]:
         """(T, 2) widths and heights of the boxes that are trained on (of shards: of up to 20 000 of them), in pixels
@@ -125,7 +164,8 @@ class Split(Sequence[Record]):
         return table.sides_px(image_size)[~table.boxes["ignored"]]
 
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, over each record's path, size, boxes, class ids and ignored flags, in order.
+        """SHA-256, in hexadecimal, over each record's path, size, boxes, class ids and ignored flags, in order; and
+        over its weights and its source where any differs from the default.
 
         A path counts from the folder that all images share. Class names do not enter, class ids do.
         """
@@ -137,10 +177,17 @@ class Split(Sequence[Record]):
         digest, last = hashlib.sha256(), 0
         boxes_xyxy = np.asarray(table.boxes["xyxy"] + 0.0, "<f8")  # -0.0 and 0.0 are the same coordinate
         class_ids, ignored = np.asarray(table.boxes["class_id"], "<i8"), table.boxes["ignored"]
-        for (folder, name), (_, *numbers) in zip(splitting, table.images.tolist(), strict=True):
+        images = table.images[["folder_id", "width", "height", "num_boxes"]]
+        for (folder, name), (_, *numbers) in zip(splitting, images.tolist(), strict=True):
             path, first, last = relative[folder] + b"/" + os.fsencode(name), last, last + numbers[-1]
             columns = (column[first:last].tobytes() for column in (boxes_xyxy, class_ids, ignored))
             digest.update(b"".join([struct.pack("<4q", len(path), *numbers), path, *columns]))
+        # As in the time when labels had neither, so that the fingerprints of such datasets stay.
+        if (table.boxes["weight"] != 1).any():
+            digest.update(np.asarray(table.boxes["weight"], "<f4").tobytes())
+        if table.label_sources != (ONE_SOURCE,):
+            facts = [(one.covered, one.background_weight) for one in table.label_sources]
+            digest.update(repr(facts).encode() + np.asarray(table.images["source_id"], "<i4").tobytes())
         return digest.hexdigest()
 
 
@@ -172,9 +219,9 @@ class RecordTable(Split):
     """Records as rows of flat arrays, which cannot be written into.
 
     images: (R,) `IMAGE_ROW`; boxes: (N,) `BOX_ROW`, those of each image behind those of the one before; folders and
-    heads: the texts that folder_id and head_id choose of; names: R file names; file: the cache file that all of these
-    are mapped from, if they are. An index gives a `Record` of read-only views, a slice another table. A table is equal
-    to any sequence of equal records.
+    heads: the texts that folder_id and head_id choose of; names: R file names; file: the cache file that all of
+    these are mapped from, if they are; label_sources: what source_id chooses of. An index gives a `Record` of
+    read-only views, a slice another table. A table is equal to any sequence of equal records.
     """
 
     images: NDArray[np.void]
@@ -183,6 +230,7 @@ class RecordTable(Split):
     names: StringArray
     heads: StringArray
     file: Path | None = None
+    label_sources: tuple[LabelSource, ...] = (ONE_SOURCE,)
 
     def __post_init__(self) -> None:
         self.ends = np.cumsum(self.images["num_boxes"], dtype=np.int64)  # where the boxes of each image end
@@ -221,7 +269,7 @@ class RecordTable(Split):
         images, names = self.images[chosen], StringArray.of(map(self.names.__getitem__, chosen.tolist()))
         counts = images["num_boxes"].astype(np.int64)
         boxes = np.arange(counts.sum()) + np.repeat(self.ends[chosen] - np.cumsum(counts), counts)
-        return RecordTable(images, self.boxes[boxes], self.folders, names, self.heads, self.file)
+        return replace(self, images=images, boxes=self.boxes[boxes], names=names)
 
     def forget_cache(self) -> None:
         """Remove the file that the table is mapped from, so that the dataset is read again the next time."""
@@ -261,7 +309,7 @@ class RecordTable(Split):
         return Path(self.folders[self.images["folder_id"][row]], self.names[row])
 
     def _record(self, row: int) -> Record:
-        _, width, height, num_boxes = self.images[row].tolist()
+        _, width, height, num_boxes, source_id = self.images[row].tolist()
         boxes = self.boxes[self.ends[row] - num_boxes : self.ends[row]]
         head_ids, numbers = boxes["head_id"].tolist(), boxes["number"].tolist()
         heads = {head_id: self.heads[head_id] for head_id in set(head_ids)}
@@ -270,18 +318,25 @@ class RecordTable(Split):
             for head_id, number in zip(head_ids, numbers, strict=True)
         )
         arrays = boxes["xyxy"], boxes["class_id"], boxes["ignored"], boxes["area"]
-        return Record(self._path(row), width, height, *arrays, tuple(origins))
+        source = self.label_sources[source_id]
+        return Record(self._path(row), width, height, *arrays, tuple(origins), boxes["weight"], source)
 
 
 def pack_box(
-    class_id: int, xyxy: Box, head_id: int, number: int, ignored: bool = False, area: float = math.nan
+    class_id: int,
+    xyxy: Box,
+    head_id: int,
+    number: int,
+    ignored: bool = False,
+    area: float = math.nan,
+    weight: float = 1.0,
 ) -> bytes:
     """The bytes of a `BOX_ROW`, which many boxes are kept in at little cost while a dataset is read.
 
     xyxy: corners in pixels as displayed. head_id: see `TableBuilder`. number: of its line, or whatever else the format
-    tells the labels of a file apart by, or `NO_NUMBER`. area: in pixels, NaN for the box's.
+    tells the labels of a file apart by, or `NO_NUMBER`. area: in pixels, NaN for the box's. weight: in 0..1.
     """
-    return _pack_box(*xyxy, class_id, number, area, head_id, ignored)
+    return _pack_box(*xyxy, class_id, number, area, head_id, ignored, weight)
 
 
 class TableBuilder:
@@ -291,6 +346,7 @@ class TableBuilder:
         self.images, self.boxes = bytearray(), bytearray()
         self._folders: dict[str, int] = {}
         self._names, self._heads = list[str](), list[str]()
+        self._sources: dict[LabelSource, int] = {}
 
     def head_id(self, head: str) -> int:
         """The number of a text that the origins of boxes begin with."""
@@ -298,19 +354,27 @@ class TableBuilder:
             self._heads.append(head)
         return len(self._heads) - 1
 
-    def add(self, path: Path, width: int, height: int, boxes: bytes | bytearray | memoryview) -> None:
+    def add(
+        self,
+        path: Path,
+        width: int,
+        height: int,
+        boxes: bytes | bytearray | memoryview,
+        source: LabelSource = ONE_SOURCE,
+    ) -> None:
         """Add a record whose boxes are rows of `pack_box`, one behind another."""
         folder, name = os.path.split(path)
         folder_id = self._folders.setdefault(folder, len(self._folders))
         self._names.append(name)
-        self.images += _pack_image(folder_id, width, height, len(boxes) // BOX_ROW.itemsize)
+        source_id = self._sources.setdefault(source, len(self._sources))
+        self.images += _pack_image(folder_id, width, height, len(boxes) // BOX_ROW.itemsize, source_id)
         self.boxes += boxes
 
     def table(self) -> RecordTable:
         """The table of all records; nothing may be added afterwards."""
         images, boxes = np.frombuffer(self.images, IMAGE_ROW), np.frombuffer(self.boxes, BOX_ROW)
         folders, names, heads = map(StringArray.of, (self._folders, self._names, self._heads))
-        return RecordTable(images, boxes, folders, names, heads)
+        return RecordTable(images, boxes, folders, names, heads, label_sources=tuple(self._sources) or (ONE_SOURCE,))
 
 
 def as_split(records: Iterable[Record]) -> Split:
@@ -321,9 +385,9 @@ def as_split(records: Iterable[Record]) -> Split:
     for record in records:
         boxes = np.zeros(len(record.origins), BOX_ROW)
         boxes["xyxy"], boxes["class_id"], boxes["number"] = record.boxes_xyxy, record.class_ids, NO_NUMBER
-        boxes["ignored"], boxes["area"] = record.ignored, record.areas
+        boxes["ignored"], boxes["area"], boxes["weight"] = record.ignored, record.areas, record.weights
         boxes["head_id"] = list(map(builder.head_id, record.origins))
-        builder.add(record.path, record.width, record.height, boxes.tobytes())
+        builder.add(record.path, record.width, record.height, boxes.tobytes(), record.source)
     return builder.table()
 
 

@@ -438,7 +438,7 @@ class DevicePainter:
         num_images = self.batches.sizes.largest_part if self._compiled is not None else None
         plan = plan_batch(plans, self.store.images.sizes_hw, num_images)
         rows = torch.from_numpy(samples.rows(plans))
-        targets = Targets.from_rows(rows, max(self._capacity, _whole_steps(len(rows))))
+        targets = Targets.from_rows(rows, capacity=max(self._capacity, _whole_steps(len(rows))))
         if self.store.device.type == "cuda":
             tensors = {name: getattr(plan, name).pin_memory() for name in ("tiles", "widths", "colours")}
             plan, targets = plan._replace(**tensors), targets.pin_memory()

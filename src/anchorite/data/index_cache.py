@@ -31,7 +31,17 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import anchorite
-from anchorite.data.dataset import BOX_ROW, IMAGE_ROW, Adjustment, DatasetIndex, RecordTable, Split, StringArray
+from anchorite.data.dataset import (
+    BOX_ROW,
+    IMAGE_ROW,
+    NO_CLASS,
+    Adjustment,
+    DatasetIndex,
+    LabelSource,
+    RecordTable,
+    Split,
+    StringArray,
+)
 from anchorite.errors import AnchoriteError, InputError, StorageError
 from anchorite.files import make_folder, write_atomically
 
@@ -122,7 +132,11 @@ def load_index(file: Path) -> DatasetIndex | None:
         for number, split in enumerate(facts["splits"]):
             images, boxes = arrays[f"{number}.images"].view(IMAGE_ROW), arrays[f"{number}.boxes"].view(BOX_ROW)
             texts = {name: StringArray(arrays[f"{number}.{name}"]) for name in _TEXTS}
-            splits[split] = table = RecordTable(images, boxes, **texts, file=file)
+            sources = tuple(
+                LabelSource(name, covered and tuple(covered), weight)
+                for name, covered, weight in facts["label_sources"][number]
+            )
+            splits[split] = table = RecordTable(images, boxes, **texts, file=file, label_sources=sources)
             if not _is_sound(table, len(facts["class_names"])):
                 return None
         adjustments = []
@@ -159,6 +173,7 @@ def save_index(file: Path, index: DatasetIndex, dependencies: Dependencies) -> D
     facts = {name: getattr(index, name) for name in ("root", "format", "class_names", "allow_outside", "skip_bad")}
     facts |= {
         "splits": list(index.splits),
+        "label_sources": [[astuple(one) for one in table.label_sources] for table in tables],
         "adjustments": [astuple(one) for one in index.adjustments],
         "states": _digest(states),
     }
@@ -211,10 +226,12 @@ def _make_room(folder: Path, num_bytes: int) -> None:
 def _is_sound(table: RecordTable, num_classes: int) -> bool:
     """Whether every number in the table that points somewhere points to something that is there."""
     images, boxes = table.images, table.boxes
+    has_class = ~boxes["ignored"] | (boxes["class_id"] != NO_CLASS)
     limits = (
         (images["folder_id"], len(table.folders)),
+        (images["source_id"], len(table.label_sources)),
         (images["num_boxes"], len(boxes) + 1),
-        (boxes["class_id"], num_classes),
+        (boxes["class_id"][has_class], num_classes),
         (boxes["head_id"], len(table.heads)),
     )
     is_inside = all(ids.min(initial=0) >= 0 and ids.max(initial=-1) < limit for ids, limit in limits)

@@ -168,7 +168,7 @@ def corrected_dataset(inspection: Inspection) -> tuple[DatasetIndex, list[tuple[
                 bad = _bad_boxes(dataset, split, record)
                 changes += [("dropped", finding) for finding in bad.values()]
                 stays = [index for index in range(len(record.class_ids)) if index not in bad]
-                names = ("boxes_xyxy", "class_ids", "ignored", "areas")
+                names = ("boxes_xyxy", "class_ids", "ignored", "areas", "weights")
                 columns = {name: getattr(record, name)[np.array(stays, np.int64)] for name in names}
                 corrected.append(replace(record, origins=tuple(record.origins[index] for index in stays), **columns))
         splits[split] = as_split(corrected)
