@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from anchorite.anchors import AnchorSet
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.loss import Assignment, DetectionLoss, LossConfig, LossTerms, assign
 from tests import oracle
 
@@ -108,7 +108,24 @@ class GoldenCase:
         return self.arrays[f"call{call}_{name}"]
 
     def targets(self, call: int, dtype: torch.dtype) -> Targets:
-        return Targets.from_rows(torch.from_numpy(self.array(call, "targets")).to(dtype).reshape(-1, 6))
+        rows = torch.from_numpy(self.array(call, "targets")).to(dtype).reshape(-1, 6)
+        return Targets.from_rows(rows, self.optional(call, "weights", dtype))
+
+    def coverage(self, call: int, dtype: torch.dtype) -> LabelCoverage | None:
+        """What the labels do not know, for a case of section 6."""
+        regions, background = self.optional(call, "ignore", dtype), self.optional(call, "background", dtype)
+        covered = self.optional(call, "covered", torch.bool)
+        if regions is None and covered is None and background is None:
+            return None
+        return LabelCoverage(None if regions is None else regions.reshape(-1, 5), covered, background)
+
+    def optional(self, call: int, name: str, dtype: torch.dtype) -> Tensor | None:
+        array = self.arrays.get(f"call{call}_{name}")
+        return None if array is None else torch.from_numpy(array).to(dtype)
+
+    @property
+    def has_float32(self) -> bool:
+        return "call0_total_float32" in self.arrays
 
     def leaves(self, call: int, dtype: torch.dtype) -> list[Tensor]:
         levels = (torch.from_numpy(self.array(call, f"logits{level}")) for level in range(self.num_levels))
@@ -154,11 +171,14 @@ def replay_float64(case: GoldenCase, spare: int | None, report: Report) -> None:
     criterion = case.criterion()
     for call in range(case.num_calls):
         targets, leaves = case.targets(call, torch.float64), case.leaves(call, torch.float64)
+        coverage = case.coverage(call, torch.float64)
         if spare is not None:
             targets = targets.padded(len(targets) + spare)
+            if coverage is not None and coverage.ignore_regions is not None:
+                coverage = coverage.padded(len(coverage.ignore_regions) + spare)
         levels = assign(targets, case.anchors(), case.grids, case.meta["ratio_limit"])
         compare_assignment(case, call, levels, label, report)
-        compare_loss(case, call, criterion(leaves, targets), leaves, report)
+        compare_loss(case, call, criterion(leaves, targets, coverage), leaves, report)
         report.note("balance", relative_error(criterion.balance, case.array(call, "balance_after")))
 
 
@@ -178,9 +198,10 @@ def replay(path: Path) -> Report:
     case, report = GoldenCase(path), Report(path.stem)
     for spare in (None, 0, 5):
         replay_float64(case, spare, report)
-    for padded in (False, True):
-        replay_float32(case, padded, report)
-    report.float32_judged = case.same_assignment_in_float32()
+    if case.has_float32:
+        for padded in (False, True):
+            replay_float32(case, padded, report)
+        report.float32_judged = case.same_assignment_in_float32()
     return report
 
 

@@ -1,6 +1,8 @@
-"""Assignment: which anchors and cells are responsible for which object (docs/objective.md, section 3). No gradient.
+"""Assignment: which anchors and cells are responsible for which object (docs/objective.md, section 3), and which are
+ignored because nobody knows what is there (section 6). No gradient.
 
-Legend: L levels, A anchors, T targets (rows), H, W grid rows and columns, P candidates of a level.
+Legend: B images, L levels, A anchors, T targets (rows), R ignore regions, H, W grid rows and columns, P candidates of a
+level.
 """
 
 from __future__ import annotations
@@ -9,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import Targets
+
+_REGIONS_AT_A_TIME = 32  # compared with all anchor boxes of a level: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,50 @@ def assign_to(
         _assign_level(rows, targets.valid, anchors_of_level, height, width, ratio_limit)
         for anchors_of_level, (height, width) in zip(anchors_cells, grid_sizes, strict=True)
     ]
+
+
+@torch.no_grad()
+def ignored_cells(
+    regions: Float[Tensor, "R 5"],
+    anchors_cells: Float64[Tensor, "A 2"],
+    shape: tuple[int, int, int, int],
+    ratio_limit: float,
+) -> Bool[Tensor, "B H W A"]:
+    """The anchor cells of a level about which the labels say nothing, whether or not an object is assigned there too.
+
+    An anchor cell is ignored when it would be a candidate of a region, were that an object; or when its anchor, centred
+    in the middle of the cell, has at least half of its area inside one region. regions: see `LabelCoverage`;
+    anchors_cells: (A, 2) of the level, in cells; shape: (B, H, W, A). No shape depends on the content of the regions.
+    Decided in float64. Source: docs/objective.md, section 6.
+    """
+    batch, height, width, num_anchors = shape
+    rows = torch.cat([regions[:, :1], regions], dim=1).double()  # the second column, a class, is not read
+    everyone = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    found = _assign_level(rows, everyone, anchors_cells, height, width, ratio_limit)
+    num_cells = batch * height * width * num_anchors
+    cells = ((found.image * height + found.row) * width + found.column) * num_anchors + found.anchor
+    times = torch.zeros(num_cells + 1, dtype=torch.int32, device=rows.device)
+    times.index_fill_(0, torch.where(found.valid, cells, num_cells), 1)
+    times = times[:num_cells].view(batch, -1)
+    for some in rows.split(_REGIONS_AT_A_TIME):
+        inside = _half_inside(some, anchors_cells, height, width)
+        times = times.index_add(0, some[:, 0].long(), inside.flatten(1).to(times.dtype))
+    return (times > 0).view(shape)
+
+
+def _half_inside(rows: Tensor, anchors_cells: Tensor, height: int, width: int) -> Tensor:
+    """(R, H, W, A) bool: whether each anchor, in the middle of each cell, has half of its area in a region or more."""
+    across = _overlap(rows[:, 2] * width, rows[:, 4] * width, anchors_cells[:, 0], width)
+    down = _overlap(rows[:, 3] * height, rows[:, 5] * height, anchors_cells[:, 1], height)
+    return down[:, :, None, :] * across[:, None, :, :] >= anchors_cells.prod(dim=1) / 2
+
+
+def _overlap(centre: Tensor, side: Tensor, anchor_side: Tensor, num_cells: int) -> Tensor:
+    """(R, cells, A) length, along one axis and in cells, that regions and anchors in the middle of cells share."""
+    middle = torch.arange(num_cells, dtype=torch.float64, device=centre.device)[:, None] + 0.5
+    low, high = (centre - side / 2)[:, None, None], (centre + side / 2)[:, None, None]
+    shared = torch.minimum(high, middle + anchor_side / 2) - torch.maximum(low, middle - anchor_side / 2)
+    return shared.clamp(min=0)
 
 
 def _assign_level(

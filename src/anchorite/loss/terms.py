@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from anchorite.errors import InputError
 from anchorite.loss.assign import Assignment
 
 _ELEMENTS_AT_A_TIME = 2**16
@@ -101,14 +102,15 @@ def class_targets(
     return targets.scatter_(1, class_index[:, None], positive)
 
 
-def objectness_targets(
-    assignment: Assignment, iou: Float[Tensor, " P"], shape: tuple[int, int, int, int], gr: float, collision: str
-) -> Float[Tensor, " cells"]:
-    """(B * H * W * A,) targets of the objectness term: (1 - gr) + gr * max(iou, 0) at matched anchor cells, else 0.
+def winning_cells(
+    assignment: Assignment, iou: Float[Tensor, " P"], shape: tuple[int, int, int, int], collision: str
+) -> Int64[Tensor, " P"]:
+    """(P,) of each candidate that decides its anchor cell's objectness the number of that cell in (B, H, W, A); of the
+    others B * H * W * A.
 
     iou: (P,) without gradient; shape: (B, H, W, A). Of several candidates of an anchor cell the last in canonical order
-    wins, or, for collision "best", the one with the highest IoU (the last of equals). The winner is found by a maximum
-    over candidate numbers, which no order of execution can change.
+    wins, or, for collision "best", the one with the highest max(IoU, 0) (the last of equals). The winner is found by a
+    maximum over candidate numbers, which no order of execution can change.
     """
     batch, height, width, num_anchors = shape
     grid_cell = (assignment.image * height + assignment.row) * width + assignment.column
@@ -118,17 +120,59 @@ def objectness_targets(
     cells = torch.where(assignment.valid, cells, num_cells)
     contends = assignment.valid
     if collision == "best":
+        iou = iou.clamp(min=0)  # as in the targets: of boxes that miss theirs none is better
         best = iou.new_full((num_cells + 1,), -torch.inf).scatter_reduce_(0, cells, iou, "amax")
         contends = contends & (iou == best[cells])
     number = torch.arange(cells.shape[0], device=cells.device)
     contender = torch.where(contends, number, -1)
     winner = torch.full((num_cells + 1,), -1, dtype=torch.int64, device=cells.device)
     winner.scatter_reduce_(0, cells, contender, "amax")
-    wins = contends & (winner[cells] == number)
-    values = (1 - gr) + gr * iou.clamp(min=0)
+    return torch.where(contends & (winner[cells] == number), cells, num_cells)
+
+
+def objectness_targets(
+    cells: Int64[Tensor, " P"], iou: Float[Tensor, " P"], num_cells: int, gr: float
+) -> Float[Tensor, " cells"]:
+    """(num_cells,) targets of the objectness term: (1 - gr) + gr * max(iou, 0) at matched anchor cells, else 0.
+
+    cells: the `winning_cells`; iou: (P,) without gradient.
+    """
     targets = iou.new_zeros(num_cells + 1)
-    targets.scatter_(0, torch.where(wins, cells, num_cells), values)
+    targets.scatter_(0, cells, (1 - gr) + gr * iou.clamp(min=0))
     return targets[:num_cells]
+
+
+def objectness_weights(
+    cells: Int64[Tensor, " P"],
+    weights: Float[Tensor, " P"],
+    background: Float[Tensor, "B H W A"],
+    ignored: Bool[Tensor, "B H W A"] | None,
+) -> Float[Tensor, " cells"]:
+    """(B * H * W * A,) weights of the elements of the objectness term (docs/objective.md, section 6).
+
+    At matched anchor cells the weight of the candidate that decides; elsewhere 0 where ignored, else that of the
+    background. cells: the `winning_cells`; weights: (P,) of the candidates.
+    """
+    free = background if ignored is None else torch.where(ignored, 0, background)
+    padded = torch.cat([free.flatten(), free.new_zeros(1)])
+    return padded.scatter(0, cells, weights)[:-1]
+
+
+def background_weights(
+    weight: Float[Tensor, " B *hw"], shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> Float[Tensor, "B H W A"]:
+    """What the background counts at each anchor cell of a level: see `LabelCoverage.background_weight`."""
+    batch, height, width, _ = shape
+    if weight.shape[0] != batch:
+        raise InputError(f"background_weight for {weight.shape[0]} images, and the batch has {batch}")
+    if weight.ndim == 3:
+        # The grid's row and column that the middle of each cell lies in.
+        row, column = (
+            (2 * torch.arange(cells, device=weight.device) + 1) * parts // (2 * cells)
+            for cells, parts in zip((height, width), weight.shape[1:], strict=True)
+        )
+        weight = weight[:, row[:, None], column]
+    return weight.to(dtype).reshape(batch, *weight.shape[1:] or (1, 1), 1).expand(shape)
 
 
 def share_of_each(

@@ -79,7 +79,7 @@ class Objective(nn.Module):
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             pixels = images.to(self.dtype or next(self.detector.parameters()).dtype) / 255
             logits = self.detector.head.matched(self.detector.features(pixels))
-            terms: LossTerms = self.criterion(logits, Targets(rows, valid), num_images)
+            terms: LossTerms = self.criterion(logits, Targets(rows, valid), num_images=num_images)
         return terms
 
 
