@@ -38,7 +38,7 @@ def test_masks_that_are_crowds_end_the_command_before_anything_is_decoded(
     words = ["train", str(tmp_path / "data"), "--recipe", quick_recipe(), "--out", str(tmp_path / "run")]
     assert run(words) == 2
     output = capsys.readouterr()
-    assert "train: 4 images, 0 boxes to learn, 4 boxes ignored" in output.out
+    assert "train: 4 images, 0 boxes to learn, 4 regions ignored" in output.out
     assert "decod" not in output.out + output.err
     assert "all 4 boxes of train are ignored as crowds" in output.err
     assert f"{path}: annotation id 0" in output.err
@@ -50,7 +50,8 @@ def test_masks_that_are_crowds_end_the_command_before_anything_is_decoded(
     (line,) = capsys.readouterr().out.splitlines()
     told = json.loads(line)
     assert told["splits"]["train"] == {
-        "images": 4, "boxes": 4, "boxes_to_learn": 0, "boxes_ignored": 4, "images_without_labels": 0,
+        "images": 4, "boxes": 4, "boxes_to_learn": 0, "boxes_ignored": 4, "boxes_weighted": 0,
+        "mean_weight": 1.0, "images_without_labels": 0,
         "images_left_out": {},
     }  # fmt: skip
 

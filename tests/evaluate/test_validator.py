@@ -2,15 +2,25 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from anchorite.boxes import Targets, clip_xyxy
+from anchorite.data.batches import LetterboxedBatch
+from anchorite.data.dataset import NO_CLASS, LabelSource
 from anchorite.data.images import letterbox_transform
 from anchorite.errors import DivergedError, InputError
-from anchorite.evaluate import ReadConfig, ValidationConfig, Validator, predictions_in_images
+from anchorite.evaluate import (
+    ReadConfig,
+    ValidationConfig,
+    Validator,
+    batch_coverage,
+    batch_targets,
+    predictions_in_images,
+)
 from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector, WeightsInfo, default_anchors
 from anchorite.model.detector import is_folded
@@ -285,3 +295,27 @@ def test_agrees_with_the_predictor(records):
     for found, detections in zip(predictions, predicted, strict=True):
         assert len(found) == len(detections)
         np.testing.assert_allclose(found.scores, detections.scores.numpy(), rtol=1e-3)
+
+
+def test_what_labels_do_not_know_reaches_the_loss_of_their_own_image(tmp_path):
+    # 64 x 32 px in 64 x 64: 16 px of padding above. The second image knows everything.
+    boxes = [(1, [8, 4, 24, 12]), (NO_CLASS, [0, 0, 32, 32]), (0, [40, 8, 56, 24])]
+    first = replace(
+        make_record(tmp_path / "a.png", (64, 32), boxes, ignored=(1,)),
+        weights=np.array([0.5, 1, 1], np.float32),
+        source=LabelSource("some", (True, True, False), 0.25),
+    )
+    second = make_record(tmp_path / "b.png", (64, 32), [(2, boxes[0][1])])
+    transforms = (letterbox_transform((32, 64), (64, 64)),) * 2
+    batch = LetterboxedBatch(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), transforms, torch.tensor([1, 0]))
+    targets, coverage = batch_targets([first, second], batch), batch_coverage([first, second], batch)
+    assert targets.rows[:, :2].tolist() == [[0, 2], [1, 1], [1, 0]]
+    assert targets.weights is not None
+    assert targets.weights.tolist() == [1, 0.5, 1]
+    assert coverage is not None
+    torch.testing.assert_close(coverage.ignore_regions, torch.tensor([[1, 0.25, 0.5, 0.5, 0.5]]))
+    assert torch.equal(coverage.covered_classes, torch.tensor([[True] * 3, [True, True, False]]))
+    torch.testing.assert_close(coverage.background_weight, torch.tensor([1, 0.25]))
+    alone = LetterboxedBatch(batch.images[:1], transforms[:1], torch.tensor([1]))
+    assert batch_targets([first, second], alone).weights is None
+    assert batch_coverage([first, second], alone) is None

@@ -12,6 +12,7 @@ import pytest
 
 from anchorite.data import Adjustment, DatasetIndex, Record, RecordTable, open_dataset
 from anchorite.data.convert import write_dataset
+from anchorite.data.dataset import NO_CLASS, LabelSource
 from anchorite.errors import InputError
 from anchorite.inspect import KINDS, look_over, overview, require_boxes
 from anchorite.inspect.overview import shared_images
@@ -55,11 +56,38 @@ def test_every_split_counts_what_is_learned_and_what_is_not() -> None:
     assert first.left_out == {"malformed": 1, "unreadable-image": 1, "ignored-file": 2}
     assert (second.images, second.boxes, second.left_out) == (1, 1, {"malformed": 1})
     line = found.lines()[0]
-    for said in ("4 images", "4 boxes to learn", "2 boxes ignored", "1 image without labels", "4 images left out"):
+    for said in ("4 images", "4 boxes to learn", "2 regions ignored", "1 image without labels", "4 images left out"):
         assert said in line
     values = json.loads(json.dumps(found.to_json()))
     assert values["splits"][0]["left_out"] == first.left_out
     assert [one["kind"] for one in values["findings"]] == [one.kind for one in found.told]
+
+
+def test_weights_and_regions_without_a_class_are_counted_of_each_split() -> None:
+    # Of five boxes one is a region of any class; of the four objects two are weighted, by .5 and .25.
+    some = record("a", [0, 1, 1, NO_CLASS], num_ignored=1)
+    weighted = replace(some, weights=np.array([0.5, 1, 0.25, 1], np.float32))
+    (first, second) = look_over(index(train=[weighted, record("b", [1])], val=[record("w", [0])])).balances
+    assert (first.boxes, first.ignored, first.weighted, first.mean_weight) == (4, 1, 2, 0.375)
+    assert (second.ignored, second.weighted, second.mean_weight) == (0, 0, 1.0)
+    assert "4 boxes to learn, 2 of them weighted (mean 0.38), 1 region ignored" in overview.balance_line(first)
+    assert "weighted" not in overview.balance_line(second)
+
+
+def test_sources_are_told_with_what_they_cover_and_their_images() -> None:
+    assert look_over(index(train=[record("a", [0])])).sources == ()
+    cats, rest = LabelSource("cats", (True, False), 0.5), LabelSource("rest")
+    train = [replace(record("a", [0]), source=cats), replace(record("b", [1]), source=rest)]
+    found = look_over(index(train=train, val=[replace(record("c", [1]), source=rest)]))
+    assert found.to_json()["sources"] == [
+        {"name": "cats", "covers": ("cat",), "background_weight": 0.5, "images": {"train": 1, "val": 0}},
+        {"name": "rest", "covers": None, "background_weight": 1.0, "images": {"train": 1, "val": 1}},
+    ]
+
+
+def test_a_set_of_regions_alone_is_refused_whatever_their_class() -> None:
+    with pytest.raises(InputError, match="the only box of train is ignored"):
+        require_boxes(index(train=[record("a", [NO_CLASS], num_ignored=1)]))
 
 
 def test_no_record_is_made_however_many_images_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -337,6 +337,8 @@ def dataset_facts(dataset: DatasetIndex, overview: Overview) -> dict[str, Any]:
             "boxes": one.boxes + one.ignored,
             "boxes_to_learn": one.boxes,
             "boxes_ignored": one.ignored,
+            "boxes_weighted": one.weighted,
+            "mean_weight": one.mean_weight,
             "images_without_labels": one.empty_images,
             "images_left_out": dict(one.left_out),
         }

@@ -142,9 +142,23 @@ class Split(Sequence[Record]):
         boxes = self.table().boxes
         return int(((boxes["weight"] < 1) & ~boxes["ignored"]).sum())
 
+    def mean_weight(self) -> float:
+        """The mean weight of the boxes that `num_weighted` counts; 1 where there is none."""
+        if not self.num_weighted():
+            return 1.0
+        boxes = self.table().boxes
+        return float(boxes["weight"][(boxes["weight"] < 1) & ~boxes["ignored"]].mean(dtype=np.float64))
+
     def sources(self) -> tuple[LabelSource, ...]:
         """The sources of the labels; each record has one of these."""
         return self.table().label_sources
+
+    def images_by_source(self) -> NDArray[np.int64]:
+        """(S,) number of images that have their labels from each of `sources`."""
+        num_sources = len(self.sources())
+        if num_sources == 1:
+            return np.array([len(self)], np.int64)
+        return np.bincount(self.table().images["source_id"], minlength=num_sources)
 
     def num_background(self) -> int:
         """Images without a box."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data import (
     DatasetIndex,
     ImageStore,
@@ -299,16 +300,43 @@ def predictions_in_images(raw: BatchDetections, transforms: Sequence[LetterboxTr
 
 
 def batch_targets(records: Sequence[Record], batch: LetterboxedBatch) -> Targets:
-    """The labelled boxes of a batch of letterboxed images, (T, 6) float32 rows, without the ignored ones."""
+    """The labelled boxes of a batch of letterboxed images, (T, 6) float32 rows, without the ignored ones; with weights
+    where any counts less than 1."""
+    rows = _letterboxed_rows(records, batch, lambda record: ~record.ignored)
+    weights = [records[index].weights[~records[index].ignored] for index in batch.indices.tolist()]
+    weight = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *weights]))
+    return Targets.from_rows(rows, weight if bool((weight != 1).any()) else None)
+
+
+def batch_coverage(records: Sequence[Record], batch: LetterboxedBatch) -> LabelCoverage | None:
+    """What the labels of a batch of letterboxed images do not know: ignored boxes as regions, (R, 5) float32, and the
+    covered classes and the background weight of each image's source; None where they know everything."""
+    regions = _letterboxed_rows(records, batch, lambda record: record.ignored)[:, [0, 2, 3, 4, 5]]
+    sources = [records[index].source for index in batch.indices.tolist()]
+    num_classes = next((len(one.covered) for one in sources if one.covered is not None), None)
+    covered = [one.covered or (True,) * (num_classes or 0) for one in sources]
+    background = torch.tensor([one.background_weight for one in sources])
+    parts = (
+        regions if len(regions) else None,
+        None if num_classes is None else torch.tensor(covered),
+        background if bool((background != 1).any()) else None,
+    )
+    return None if parts == (None, None, None) else LabelCoverage(*parts)
+
+
+def _letterboxed_rows(
+    records: Sequence[Record], batch: LetterboxedBatch, kept: Callable[[Record], NDArray[np.bool_]]
+) -> Tensor:
+    """(N, 6) float32 rows as of targets, of those boxes that are kept."""
     height, width = batch.images.shape[-2:]
     rows = [np.zeros((0, 6))]
     for number, (index, transform) in enumerate(zip(batch.indices.tolist(), batch.transforms, strict=True)):
-        kept = ~records[index].ignored
-        boxes = transform.to_network(records[index].boxes_xyxy[kept]) / (width, height, width, height)
+        chosen = kept(records[index])
+        boxes = transform.to_network(records[index].boxes_xyxy[chosen]) / (width, height, width, height)
         lows, highs = boxes[:, :2], boxes[:, 2:]
-        head = np.stack([np.full(len(boxes), number), records[index].class_ids[kept]], axis=1)
+        head = np.stack([np.full(len(boxes), number), records[index].class_ids[chosen]], axis=1)
         rows.append(np.concatenate([head, (lows + highs) / 2, highs - lows], axis=1))
-    return Targets.from_rows(torch.from_numpy(np.concatenate(rows)).float())
+    return torch.from_numpy(np.concatenate(rows)).float()
 
 
 def require_classes(

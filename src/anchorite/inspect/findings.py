@@ -169,8 +169,9 @@ def box_finding(dataset: DatasetIndex, split: str, record: Record, index: int) -
 
 @dataclass(frozen=True, slots=True)
 class SplitBalance:
-    """What a split holds. boxes_per_class: K counts of training boxes; ignored: crowd and difficult boxes; left_out:
-    images that reading left out, by the kind of finding that says why; most_boxes: of an image, 0 where not counted."""
+    """What a split holds. boxes_per_class: K counts of training boxes; ignored: regions that are neither object nor
+    background; left_out: images that reading left out, by the kind of finding that says why; most_boxes: of an image, 0
+    where not counted; weighted, mean_weight: how many training boxes count less than 1, and what these count."""
 
     split: str
     images: int
@@ -180,6 +181,8 @@ class SplitBalance:
     boxes_per_class: tuple[int, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
     most_boxes: int = 0
+    weighted: int = 0
+    mean_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

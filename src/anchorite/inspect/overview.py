@@ -11,9 +11,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.data import Adjustment, DatasetIndex, Split
-from anchorite.data.dataset import path_key
+from anchorite.data.dataset import ONE_SOURCE, LabelSource, path_key
 from anchorite.data.formats.common import is_image_name
 from anchorite.data.headers import open_image
 from anchorite.data.shards.format import leads_into_shard, locate_image
@@ -60,11 +60,26 @@ class Told(NamedTuple):
 
 
 @dataclass(frozen=True)
+class SourceBalance:
+    """What labels of one source do not know, and how many images of each split have them.
+
+    covers: names of the classes that are labelled, None for all; background_weight: see `LabelSource`.
+    """
+
+    name: str
+    covers: tuple[str, ...] | None
+    background_weight: float
+    images: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Overview:
-    """What each split holds, and all that is to be told, errors first."""
+    """What each split holds, all that is to be told, errors first, and the sources of the labels, where there are
+    several or the one does not know everything."""
 
     balances: tuple[SplitBalance, ...]
     told: tuple[Told, ...]
+    sources: tuple[SourceBalance, ...] = ()
 
     def lines(self) -> list[str]:
         """Of each split a line on what it holds; then a line for each of `told`."""
@@ -72,9 +87,10 @@ class Overview:
 
     def to_json(self) -> dict[str, Any]:
         """Both as plain values; counts of classes are left out."""
-        names = ("split", "images", "boxes", "ignored", "empty_images", "left_out")
+        names = ("split", "images", "boxes", "ignored", "empty_images", "left_out", "weighted", "mean_weight")
         splits = [{name: asdict(one)[name] for name in names} for one in self.balances]
-        return {"splits": splits, "findings": [one._asdict() for one in self.told]}
+        sources = [asdict(one) for one in self.sources]
+        return {"splits": splits, "findings": [one._asdict() for one in self.told], "sources": sources}
 
 
 def look_over(dataset: DatasetIndex, background_ok: bool = False) -> Overview:
@@ -84,7 +100,7 @@ def look_over(dataset: DatasetIndex, background_ok: bool = False) -> Overview:
     findings = [*split_findings(dataset, balances, background_ok), *unlisted_images(dataset)]
     told = [*_told_of_reading(dataset.adjustments), *_told_of_findings(findings), *_told_of_shared(dataset.splits)]
     order = {kind: number for number, kind in enumerate(KINDS)}
-    return Overview(balances, tuple(sorted(told, key=lambda one: order[one.kind])))
+    return Overview(balances, tuple(sorted(told, key=lambda one: order[one.kind])), sources_of(dataset))
 
 
 def require_boxes(dataset: DatasetIndex) -> None:
@@ -102,8 +118,7 @@ def require_boxes(dataset: DatasetIndex) -> None:
 def why_no_boxes(dataset: DatasetIndex) -> str:
     """Why no box of train is learned, as far as it is known, and what to do."""
     train = dataset.split("train")
-    num_ignored = int(train.class_counts(len(dataset.class_names), with_ignored=True).sum())
-    if num_ignored:
+    if num_ignored := train.num_boxes():
         first = next(record.origins[0] for record in train if len(record.origins))
         count = f"all {num_ignored} boxes of train are" if num_ignored > 1 else "the only box of train is"
         cause, remedy = "as crowds or difficult", "Mark them otherwise where they were labelled"
@@ -141,19 +156,44 @@ def balances_of(dataset: DatasetIndex) -> tuple[SplitBalance, ...]:
     balances, num_classes = [], len(dataset.class_names)
     for split, records in dataset.splits.items():
         counts = records.class_counts(num_classes)
-        ignored = records.class_counts(num_classes, with_ignored=True) - counts
         gone = {kind: reasons[split, kind] for kind in _LEFT_OUT if reasons[split, kind]}
-        numbers = len(records), records.num_background(), int(counts.sum()), int(ignored.sum())
-        balances.append(SplitBalance(split, *numbers, tuple(counts.tolist()), gone))
+        num_boxes = int(counts.sum())
+        numbers = len(records), records.num_background(), num_boxes, records.num_boxes() - num_boxes
+        balance = SplitBalance(split, *numbers, tuple(counts.tolist()), gone)
+        balances.append(replace(balance, weighted=records.num_weighted(), mean_weight=records.mean_weight()))
     return tuple(balances)
 
 
+def sources_of(dataset: DatasetIndex) -> tuple[SourceBalance, ...]:
+    """The sources of all splits, in order; none for a dataset that has one source, which knows everything."""
+    images: dict[LabelSource, dict[str, int]] = {}
+    for split, records in dataset.splits.items():
+        for source, count in zip(records.sources(), records.images_by_source().tolist(), strict=True):
+            images.setdefault(source, dict.fromkeys(dataset.splits, 0))[split] += count
+    if images.keys() <= {ONE_SOURCE}:
+        return ()
+    names = dataset.class_names
+    return tuple(
+        SourceBalance(
+            source.name,
+            None if source.covered is None else tuple(compress(names, source.covered)),
+            source.background_weight,
+            counts,
+        )
+        for source, counts in images.items()
+        if any(counts.values())
+    )
+
+
 def balance_line(split: SplitBalance) -> str:
-    """What a split holds, in words: train: 9 images, 20 boxes to learn, 2 images without labels (background)."""
+    """What a split holds, in words: train: 9 images, 20 boxes to learn, 5 of them weighted (mean .62), 3 regions
+    ignored (crowds, difficult, not understood), 2 images without labels (background)."""
     aim = "to learn" if split.split == "train" else "to find"
     parts = [_number(split.images, "image"), f"{_number(split.boxes, 'box')} {aim}"]
+    if split.weighted:
+        parts.append(f"{split.weighted} of them weighted (mean {split.mean_weight:.2f})")
     if split.ignored:
-        parts.append(f"{_number(split.ignored, 'box')} ignored (crowd or difficult)")
+        parts.append(f"{_number(split.ignored, 'region')} ignored (crowds, difficult, not understood)")
     if split.empty_images:
         parts.append(f"{_number(split.empty_images, 'image')} without labels (background)")
     if split.left_out:
