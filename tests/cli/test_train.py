@@ -72,7 +72,7 @@ def test_a_run_leaves_pictures_and_facts_and_shows_them() -> None:
     dataset = summary["dataset"]
     assert dataset["path"] == str(data_folder() / "data.yaml") or dataset["path"] == str(data_folder())
     assert [(row["split"], row["images"]) for row in dataset["splits"]] == [("train", 10), ("val", 4), ("test", 2)]
-    assert sum(row["train"] for row in dataset["boxes_by_class"]) == dataset["splits"][0]["boxes"] > 0
+    assert sum(row["train"] for row in dataset["boxes_by_class"]) == dataset["splits"][0]["objects"] > 0
     assert summary["best_validation"]["images"] == 4
     page = (folder / "report.html").read_text(encoding="utf-8")
     for shown in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,19 @@ def test_only_settings_that_differ_are_shown(runs: list[Path], tmp_path: Path) -
     assert "batch" not in shown
     assert "class gain" not in shown
     assert "None: the recipes are the same." in Page(comparison_page([runs[0], make_full_run(tmp_path / "c")])).texts
+
+
+def test_labels_that_differ_are_counted_and_runs_without_counts_stand(runs: list[Path]) -> None:
+    assert "Labels that differ" not in Page(comparison_page(runs)).texts
+    old = {"split": "train", "images": 9, "boxes": 20, "ignored": 0}
+    for run_folder, row in zip(runs, (old, {**old, "boxes": 13, "ignored": 7, "weighted": 4}), strict=True):
+        facts = json.loads((run_folder / "run.json").read_text())
+        (run_folder / "run.json").write_text(json.dumps({**facts, "checks": {"splits": [row], "findings": []}}))
+    texts = Page(comparison_page(runs)).texts
+    assert row_after(texts, "train: objects", 3) == ["train: objects", "20", "13"]
+    assert row_after(texts, "train: weighted", 3) == ["train: weighted", "0", "4"]
+    assert row_after(texts, "train: regions ignored", 3) == ["train: regions ignored", "0", "7"]
+    assert "train: images" not in texts
 
 
 def test_the_best_of_each_result_is_marked_unless_all_are_equal(runs: list[Path], tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from anchorite.data import DatasetIndex, Record
+from anchorite.data.dataset import NO_CLASS
 from anchorite.report import write_run_report
-from anchorite.report.conclusion import ImageVerdict, choose_examples
+from anchorite.report.conclusion import ImageVerdict, choose_examples, describe_dataset
 from anchorite.report.run_data import RunFiles
 from anchorite.report.run_page import confusion_table, describe_data, read_examples, time_split, validation_charts
 from tests.report.fake_run import EVIL, make_full_run
@@ -124,21 +127,32 @@ def test_data_and_environment_are_told_while_the_run_goes_on(tmp_path: Path) -> 
     (checkpoints / "epoch-0002.json").write_text("{")
     data = describe_data(files)
     assert data is not None
-    assert data["splits"] == [["train", "237", "426", "-", "-", "-"], ["val", "4", "5", "-", "-", "-"]]
+    assert data["splits"] == [["train", "237", "426", *"----"], ["val", "4", "5", *"----"]]
     assert files.environment() == {"torch": "2.13"}
     done = describe_data(RunFiles(make_full_run(tmp_path / "done")))
     assert done is not None
     assert ("boxes that reach outside their image", "3") in done["facts"]  # of a release that kept no more
     facts = json.loads((tmp_path / "run/run.json").read_text())
     facts["checks"] = {
-        "splits": [{"split": "train", "ignored": 7, "left_out": {"malformed": 2, "ignored-file": 3}}],
+        "splits": [
+            {"split": "train", "ignored": 7, "left_out": {"malformed": 2, "ignored-file": 3}, "empty_images": 4}
+            | {"weighted": 3, "mean_weight": 0.5}
+        ],
+        "sources": [
+            {"name": "mine", "covers": ["disc"], "background_weight": 0.5, "images": {"train": 200, "val": 4}},
+            {"name": "rest", "covers": None, "background_weight": 1, "images": {"train": 37}},
+        ],
         "findings": [{"severity": "error", "kind": "empty-box", "number": 1, "text": EVIL}],
     }
     facts["val_split"] = {"share": 0.2, "seed": 4, "images": ["a.jpg", "b.jpg"]}
     (tmp_path / "run/run.json").write_text(json.dumps(facts))
     data = describe_data(RunFiles(tmp_path / "run"))
     assert data is not None
-    assert data["splits"][0] == ["train", "237", "426", "-", "7", "5"]
+    assert data["splits"][0] == ["train", "237", "419", "3 (mean 0.50)", "7", "4", "5"]
+    assert data["sources"] == [
+        ("mine", f"disc; not {EVIL}", "0.5", ["200", "4"]),
+        ("rest", "all classes", "1", ["37", "-"]),
+    ]
     assert data["told"] == [("error", EVIL)]
     assert any("2 images of train" in text and "0.2" in text for _, text in data["facts"])
     assert EVIL not in write_run_report(tmp_path / "run").read_text()
@@ -154,3 +168,13 @@ def test_details_of_another_shape_leave_the_rest_of_the_page(files: RunFiles, co
     page = write_run_report(files.folder).read_text()
     assert "Effective settings" in page
     assert "Confusion matrix" not in page
+
+
+def test_at_the_end_of_a_run_the_summary_counts_what_was_learned() -> None:
+    sides = np.array([[0.0, 0, 8, 8]] * 3)
+    facts = np.array([0, 1, NO_CLASS]), np.array([False, False, True]), np.ones(3), ("a:1", "a:2", "a:3")
+    record = Record(Path("a.png"), 16, 16, sides, *facts, weights=np.array([0.5, 1, 1], np.float32))
+    described = describe_dataset(DatasetIndex(Path("data"), "yolo", ("cat", "dog"), {"train": [record]}))  # type: ignore[dict-item]
+    counts = {"boxes": 3, "objects": 2, "ignored": 1, "weighted": 1, "mean_weight": 0.5, "images_without_boxes": 0}
+    assert described["splits"] == [{"split": "train", "images": 1, **counts}]
+    assert described["boxes_by_class"] == [{"class": "cat", "train": 1}, {"class": "dog", "train": 1}]

@@ -10,7 +10,7 @@ from typing import Any
 from anchorite.errors import InputError
 from anchorite.report.charts import Chart, Line, decimals, line_style, make_chart
 from anchorite.report.page import render_page
-from anchorite.report.run_data import RunFiles, clock, flatten, none_if_absent, read_status
+from anchorite.report.run_data import RunFiles, clock, flatten, none_if_absent, read_status, show
 from anchorite.report.run_page import COCO_NUMBERS, MOST_CLASSES, STYLES, class_table, effective_settings
 
 MOST_RUNS = 16
@@ -47,6 +47,7 @@ def comparison_page(run_folders: Sequence[Path]) -> str:
         "classes": _classes(runs, same_data),
         "charts": _charts(runs, names),
         "settings": _differing([dict(flatten(files.recipe)) for files in runs]),
+        "labels": _differing([_data_counts(files) or {} for files in runs]),
         "effective": _differing(
             [{name: effective for name, _, effective, _ in effective_settings(files)} for files in runs]
         ),
@@ -58,6 +59,17 @@ def comparison_page(run_folders: Sequence[Path]) -> str:
 def _val_split(files: RunFiles) -> str:
     """What identifies the images and labels that a run was measured on."""
     return str(files.facts["splits"]["val"]["fingerprint"])
+
+
+@none_if_absent
+def _data_counts(files: RunFiles) -> dict[str, str]:
+    """What each split of a run held, by run.json; nothing of a release that did not count it."""
+    titles = {"images": "images", "boxes": "objects", "weighted": "weighted", "ignored": "regions ignored"}
+    return {
+        f"{row['split']}: {title}": show(row.get(key, 0))  # weights are newer than the rest
+        for row in files.facts["checks"]["splits"]
+        for key, title in titles.items()
+    }
 
 
 def _results(runs: Sequence[RunFiles], mark: bool) -> list[ComparedRow]:

@@ -89,9 +89,10 @@ def is_concluded(run_folder: StrPath) -> bool:
 
 
 def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
-    """What a run was trained on: path, format, images and boxes of each split and class, labels that were adjusted."""
+    """What a run was trained on: path, format, of each split images, boxes and those that are learned, regions that are
+    ignored, weights, of each class the boxes that are learned, labels that were adjusted."""
     splits, names = dataset.splits, dataset.class_names
-    counts = {split: one.class_counts(len(names), with_ignored=True).tolist() for split, one in splits.items()}
+    counts = {split: one.class_counts(len(names)).tolist() for split, one in splits.items()}
     return {
         "path": str(dataset.root.resolve()),
         "format": dataset.format,
@@ -100,7 +101,11 @@ def describe_dataset(dataset: DatasetIndex) -> dict[str, Any]:
             {
                 "split": name,
                 "images": len(one),
-                "boxes": sum(counts[name]),
+                "boxes": one.num_boxes(),
+                "objects": sum(counts[name]),
+                "ignored": one.num_boxes() - sum(counts[name]),
+                "weighted": one.num_weighted(),
+                "mean_weight": one.mean_weight(),
                 "images_without_boxes": one.num_background(),
             }
             for name, one in splits.items()

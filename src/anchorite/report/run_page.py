@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from statistics import median
@@ -40,6 +41,7 @@ COCO_NUMBERS = (
 MOST_CLASSES = 1000  # and rows of any other table
 _MAX_PREDICTIONS, _MAX_PLOTS, _MAX_EXAMPLES = 16, 24, 12
 _MAX_DETAILED_CURVES = 40
+_MOST_NAMED = 12  # classes of a source
 _MAX_LINES = 16  # of one chart; of more classes, the worst and the best
 _MAX_CONFUSED = 24  # rows of the confusion matrix; of more classes, those with most errors
 _SCORES = "val/map"  # how columns begin whose highest value is the best
@@ -340,9 +342,9 @@ def time_split(files: RunFiles) -> list[tuple[str, str, float, float, str]]:
 @none_if_absent
 def describe_data(files: RunFiles) -> dict[str, Any]:
     """Path, splits, what was found wrong and boxes of each class, by the summary and, before it is written, by run.json
-    alone.
+    alone; "-" for what an earlier release did not count.
 
-    told: sentences on what was wrong with the data when the run was started.
+    told: sentences on what was wrong with the data when the run was started; sources: see `source_rows`.
     """
     dataset, started = files.summary.get("dataset"), files.facts
     if dataset is None:
@@ -362,19 +364,48 @@ def describe_data(files: RunFiles) -> dict[str, Any]:
     names = [row["split"] for row in dataset["splits"]]
     classes = [(row["class"], [row.get(name) for name in names]) for row in dataset["boxes_by_class"][:MOST_CLASSES]]
     most = max((counts[0] for _, counts in classes if isinstance(counts[0], int)), default=0) or 1
-    columns = ("split", "images", "boxes", "images_without_boxes")
-    checked = {row["split"]: (row["ignored"], sum(row["left_out"].values())) for row in checks["splits"]}
+    checked = {row["split"]: row for row in checks["splits"]}
     return {
         "facts": facts,
         "told": [(str(one["severity"]), str(one["text"])) for one in checks["findings"]],
-        "splits": [
-            [*(show(row.get(column)) for column in columns), *map(show, checked.get(row["split"], (None, None)))]
-            for row in dataset["splits"]
-        ],
+        "splits": [_split_row(row, checked.get(row["split"], {})) for row in dataset["splits"]],
+        "sources": source_rows(checks.get("sources", ()), started.get("class_names", ()), names),
         "names": names,
         "classes": [(name, counts, round(100 * (counts[0] or 0) / most)) for name, counts in classes],
         "num_left_out": len(dataset["boxes_by_class"]) - len(classes),
     }
+
+
+def _split_row(row: dict[str, Any], checked: dict[str, Any]) -> list[str]:
+    """Of a split its name, images, objects, weights, regions, images without boxes and images left out; row: of the
+    summary or of run.json, checked: what training said first."""
+    ignored = row.get("ignored", checked.get("ignored"))
+    objects = row.get("objects", row["boxes"] - (ignored or 0))
+    weighted = row.get("weighted", checked.get("weighted"))
+    mean = row.get("mean_weight", checked.get("mean_weight"))
+    weights = f"{weighted} (mean {mean:.2f})" if weighted else show(weighted)
+    left_out = sum(checked["left_out"].values()) if checked else None
+    empty = row.get("images_without_boxes", checked.get("empty_images"))
+    return [row["split"], *map(show, (row["images"], objects, weights, ignored, empty, left_out))]
+
+
+def source_rows(
+    sources: Sequence[dict[str, Any]], class_names: Sequence[str], splits: Sequence[str]
+) -> list[tuple[str, str, str, list[str]]]:
+    """Of each source of labels its name, the classes it covers, the weight of its background and its images in each
+    split, as texts."""
+    rows = []
+    for one in sources:
+        covers, left_out = one["covers"], [name for name in class_names if name not in (one["covers"] or class_names)]
+        words = "all classes" if covers is None else f"{_named(covers)}; not {_named(left_out)}"
+        weight = format_number(float(one["background_weight"]))
+        rows.append((one["name"] or "-", words, weight, [show(one["images"].get(name)) for name in splits]))
+    return rows
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 @none_if_absent
