@@ -9,25 +9,26 @@ Legend: K classes, T IoU thresholds, R recall points.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.metrics.matching import Predictions, Truth, check_pairing, joined
+from anchorite.metrics.matching import ANY_CLASS, Predictions, Truth, joined, judged, overlaps
 
 # COCO's own areas in square pixels and caps on detections, by the index they have in the library's result.
 _AREA_NAMES = ("all", "small", "medium", "large")
 _MAX_DETECTIONS = (1, 10, 100)
+_LEAST_SHARE = 0.4999  # of a detection's area in a crowd: a little under COCO's least threshold of IoU
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
     """One class: its average precision (IoU .50:.95 and .50; nan without truths) and what it was measured on.
 
-    num_truths: labelled boxes that count; num_ignored: labelled boxes that do not; num_images: images with a box that
-    counts; num_found: detections.
+    num_truths: labelled boxes that count; num_ignored: those of this class that do not; num_images: images with a box
+    that counts; num_found: detections.
     """
 
     name: str
@@ -79,15 +80,16 @@ def coco_metrics(
 ) -> CocoMetrics:
     """The COCO numbers of the detections `predictions`, one for each image in `truths`.
 
-    Ignored truths count as crowds: what lies in them is neither right nor wrong. Raises InputError when the two lists
-    differ in length or a class number has no name.
+    Ignored truths count as crowds: what lies in them is neither right nor wrong; nor are detections of classes that the
+    labels of their image do not cover. Raises InputError when the two lists differ in length or a class number has no
+    name.
     """
-    check_pairing(truths, predictions, len(class_names))
     num_classes = len(class_names)
-    precision, recall = _evaluate(truths, predictions, num_classes)
+    known = judged(truths, predictions, num_classes)
+    precision, recall = _evaluate(list(map(_with_crowds, truths, known)), known, num_classes)
     counts = {
         "num_truths": joined(truth.class_ids[~truth.ignored] for truth in truths),
-        "num_ignored": joined(truth.class_ids[truth.ignored] for truth in truths),
+        "num_ignored": joined(truth.class_ids[truth.ignored & (truth.class_ids != ANY_CLASS)] for truth in truths),
         "num_images": joined(np.unique(truth.class_ids[~truth.ignored]) for truth in truths),
         "num_found": joined(found.class_ids for found in predictions),
     }
@@ -115,6 +117,29 @@ def coco_metrics(
             )
             for k, name in enumerate(class_names)
         ),
+    )
+
+
+def _with_crowds(truth: Truth, found: Predictions) -> Truth:
+    """The truth with a crowd of each class that it may matter to, for each ignored box of any class.
+
+    Those are the classes of detections that lie in it by COCO's least threshold, so that there are never more crowds
+    than such pairs, however many classes there are.
+    """
+    of_any = np.flatnonzero(truth.ignored & (truth.class_ids == ANY_CLASS))
+    if not len(of_any):
+        return truth
+    lies_inside = overlaps(found, truth)[1][:, of_any] >= _LEAST_SHARE
+    crowds = {(row, found.class_ids[number]) for number, row in np.argwhere(lies_inside).tolist()}
+    rows, class_ids = np.array(sorted(crowds), np.int64).reshape(-1, 2).T
+    kept = np.append(np.setdiff1d(np.arange(len(truth)), of_any), of_any[rows])
+    known = np.append(np.delete(truth.class_ids, of_any), class_ids)
+    return replace(
+        truth,
+        boxes_xyxy=truth.boxes_xyxy[kept],
+        class_ids=known,
+        ignored=truth.ignored[kept],
+        areas=truth.areas[kept],
     )
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from anchorite.errors import accepts_iou_limit
-from anchorite.metrics.matching import Predictions, Truth, check_pairing, joined, match, overlapping_pairs, ratio
+from anchorite.metrics.matching import Predictions, Truth, joined, judged, match, overlapping_pairs, ratio
 
 _NUM_CONFIDENCES = 1001
 _NUM_RECALLS = 101
@@ -64,9 +64,10 @@ def detection_curves(
     """Match as COCO does at one IoU, and count.
 
     Each detection, best first, takes the free box of its class that it overlaps most. Detections that match nothing and
-    lie in an ignored box of their class are left out. Raises InputError as `coco_metrics` does.
+    lie in an ignored box of their class, or of any, are left out, as are those of classes that the labels of their
+    image do not cover. Raises InputError as `coco_metrics` does.
     """
-    check_pairing(truths, predictions, len(class_names))
+    predictions = judged(truths, predictions, len(class_names))
     num_classes = len(class_names)
     scores = joined((found.scores for found in predictions), float)
     class_ids = joined(found.class_ids for found in predictions)
@@ -136,11 +137,11 @@ def confusion_matrix(
     """Match detections and labelled boxes of any class greedily, the largest overlap first, and count their classes.
 
     Ignored boxes are left out, and so are detections that match nothing and lie in an ignored box, whatever their
-    class. The result does not depend on the order of the detections, except among exact equals. Raises InputError as
-    `coco_metrics` does.
+    class. Detections of classes that the labels of their image do not cover are left out first. The result does not
+    depend on the order of the detections, except among exact equals. Raises InputError as `coco_metrics` does.
     """
-    check_pairing(truths, predictions, len(class_names))
-    confident = [found.chosen(found.scores >= confidence) for found in predictions]
+    known = judged(truths, predictions, len(class_names))
+    confident = [found.chosen(found.scores >= confidence) for found in known]
     pairs = overlapping_pairs(truths, confident, iou_threshold, same_class=False)
     found_class = joined(found.class_ids for found in confident)
     truth_class = joined(truth.class_ids for truth in truths)

@@ -1,7 +1,7 @@
 """The truth and the predictions of an image, and which detection is matched with which labelled box, over all images.
 
 Legend: N detections and T labelled boxes of the whole data set (images one after another), Q pairs of one of each; for
-`Truth` and `Predictions`, N boxes of one image.
+`Truth` and `Predictions`, N boxes of one image; K classes.
 """
 
 from __future__ import annotations
@@ -16,20 +16,25 @@ from numpy.typing import NDArray
 
 from anchorite.errors import InputError
 
+ANY_CLASS = -1  # of an ignored box in which detections of every class are neither right nor wrong
+
 
 @dataclass(frozen=True)
 class Truth:
     """The labelled boxes of one image.
 
-    boxes_xyxy: (N, 4) float64, corners in pixels; class_ids: (N,) int64; ignored: (N,) bool, crowds and difficult
-    objects, neither right nor wrong; areas: (N,) float64 in square pixels, which decide small, medium and large (the
-    annotated area where there is one, else the box's). Raises InputError when lengths differ or a value is not finite.
+    boxes_xyxy: (N, 4) float64, corners in pixels; class_ids: (N,) int64, of ignored boxes also `ANY_CLASS`; ignored:
+    (N,) bool, crowds, difficult objects and places that nobody labelled, neither right nor wrong; areas: (N,) float64
+    in square pixels, which decide small, medium and large (the annotated area where there is one, else the box's).
+    covered: (K,) bool, the classes that were labelled; detections of others are neither right nor wrong, as if the
+    whole image were a crowd of each; None: all were. Raises InputError when lengths differ or a value is not finite.
     """
 
     boxes_xyxy: Float64[NDArray[np.float64], "N 4"]
     class_ids: Int64[NDArray[np.int64], " N"]
     ignored: Bool[NDArray[np.bool_], " N"]
     areas: Float64[NDArray[np.float64], " N"]
+    covered: Bool[NDArray[np.bool_], " K"] | None = None
 
     def __post_init__(self) -> None:
         _check("truth", self.boxes_xyxy, self.class_ids, self.ignored, self.areas)
@@ -61,20 +66,31 @@ class Predictions:
         return Predictions(self.boxes_xyxy[which], self.scores[which], self.class_ids[which])
 
 
-def check_pairing(truths: Sequence[Truth], predictions: Sequence[Predictions], num_classes: int) -> None:
-    """Raise InputError unless each `Truth` has its `Predictions` and every class number is in 0..num_classes-1."""
+def judged(truths: Sequence[Truth], predictions: Sequence[Predictions], num_classes: int) -> list[Predictions]:
+    """The detections that the truth of their image can judge: those of classes that its labels cover.
+
+    Raises InputError unless each `Truth` has its `Predictions` and every class number is in 0..num_classes-1, but for
+    ignored boxes of any class.
+    """
     if len(truths) != len(predictions):
         raise InputError(
             f"{len(truths)} images with truth but {len(predictions)} with detections; give one of each an image"
         )
     for image, (truth, found) in enumerate(zip(truths, predictions, strict=True)):
-        for word, class_ids in (("truth", truth.class_ids), ("found", found.class_ids)):
+        of_truth = truth.class_ids[~truth.ignored | (truth.class_ids != ANY_CLASS)]
+        for word, class_ids in (("truth", of_truth), ("found", found.class_ids)):
             outside = class_ids[(class_ids < 0) | (class_ids >= num_classes)]
             if outside.size:
                 raise InputError(
                     f"{word} of image {image}: class {outside[0]} is not in 0..{num_classes - 1}; "
                     "name every class or drop the box"
                 )
+        if truth.covered is not None and len(truth.covered) != num_classes:
+            raise InputError(f"truth of image {image}: {len(truth.covered)} covered flags for {num_classes} classes")
+    return [
+        found if truth.covered is None or truth.covered.all() else found.chosen(truth.covered[found.class_ids])
+        for truth, found in zip(truths, predictions, strict=True)
+    ]
 
 
 def _check(word: str, boxes_xyxy: NDArray[np.floating], *columns: NDArray[Any]) -> None:
@@ -105,6 +121,17 @@ class Pairs:
     in_ignored: Bool[NDArray[np.bool_], " N"]
 
 
+def overlaps(found: Predictions, truth: Truth) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """IoU of each detection and each labelled box of an image, and the share of the detection that lies in it: (N, T)
+    each."""
+    boxes, others = found.boxes_xyxy.astype(np.float64)[:, None], truth.boxes_xyxy.astype(np.float64)
+    sides = np.minimum(boxes[..., 2:], others[:, 2:]) - np.maximum(boxes[..., :2], others[:, :2])
+    intersection = np.prod(np.maximum(sides, 0), axis=-1)
+    own_area = np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1)
+    union = own_area + np.prod(others[:, 2:] - others[:, :2], axis=-1) - intersection
+    return ratio(intersection, union), ratio(intersection, own_area)
+
+
 def overlapping_pairs(
     truths: Sequence[Truth], predictions: Sequence[Predictions], iou_threshold: float, same_class: bool = True
 ) -> Pairs:
@@ -115,21 +142,15 @@ def overlapping_pairs(
     found_parts, truth_parts, iou_parts, ignored_parts = [], [], [], []
     first_found = first_truth = 0
     for truth, found in zip(truths, predictions, strict=True):
-        boxes, others = found.boxes_xyxy.astype(np.float64)[:, None], truth.boxes_xyxy.astype(np.float64)
-        sides = np.minimum(boxes[..., 2:], others[:, 2:]) - np.maximum(boxes[..., :2], others[:, :2])
-        intersection = np.prod(np.maximum(sides, 0), axis=-1)
-        own_area = np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1)
-        union = own_area + np.prod(others[:, 2:] - others[:, :2], axis=-1) - intersection
-        comparable = np.ones_like(union, dtype=bool)
+        iou, share_inside = overlaps(found, truth)
+        comparable = np.ones_like(iou, dtype=bool)
         if same_class:
-            comparable = found.class_ids[:, None] == truth.class_ids
-        iou = ratio(intersection, union)
+            comparable = (found.class_ids[:, None] == truth.class_ids) | (truth.class_ids == ANY_CLASS)
         rows, columns = np.nonzero((iou >= iou_threshold) & comparable & ~truth.ignored)
         found_parts.append(rows + first_found)
         truth_parts.append(columns + first_truth)
         iou_parts.append(iou[rows, columns])
-        covered = ratio(intersection, own_area) >= iou_threshold
-        ignored_parts.append((covered & comparable & truth.ignored).any(axis=1))
+        ignored_parts.append(((share_inside >= iou_threshold) & comparable & truth.ignored).any(axis=1))
         first_found, first_truth = first_found + len(found), first_truth + len(truth)
     return Pairs(joined(found_parts), joined(truth_parts), joined(iou_parts, float), joined(ignored_parts, bool))
 
