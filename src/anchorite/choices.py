@@ -5,8 +5,8 @@ from typing import Literal
 ModelSize = Literal["n", "s", "m", "l", "x", "n6", "s6", "m6", "l6", "x6"]
 WrittenFormat = Literal["yolo", "coco", "voc", "shards"]
 """Label formats that a copy of a dataset can be written in."""
-FormatName = Literal[WrittenFormat, "cvat", "label-studio", "labelme", "via", "open-images", "csv"]
-"""Label formats that are read."""
+FormatName = Literal[WrittenFormat, "cvat", "label-studio", "labelme", "via", "open-images", "csv", "merged"]
+"""Label formats that are read; merged: a YAML of several data sets."""
 ExportFormat = Literal["onnx", "torch-export", "openvino"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 CompileName = Literal["auto", "on", "off"]

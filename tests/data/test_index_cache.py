@@ -98,7 +98,7 @@ def test_the_second_opening_reads_no_label_and_gives_the_same(
         assert_equal(index, plain)
         for table in index.splits.values():
             assert isinstance(table, RecordTable)
-            assert table.file is not None
+            assert table.files
             assert not table.boxes.flags.writeable
     assert not [path for path in root.rglob("*") if "index" in path.name]
 

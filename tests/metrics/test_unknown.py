@@ -71,7 +71,7 @@ def test_average_precision_by_hand() -> None:
     # Beside an image that covers both, the dogs of the first neither help nor harm.
     both = coco_metrics([partly, truth_of([A], [1])], [found, found_of([A], [0.6], [1])], NAMES)
     assert [one.ap for one in both.classes] == pytest.approx([1.0, 1.0])
-    assert coco_metrics([replace(partly, covered=None)] + [truth_of([A], [1])],
+    assert coco_metrics([replace(partly, covered=None), truth_of([A], [1])],
                         [found, found_of([A], [0.6], [1])], NAMES).classes[1].ap < 1  # fmt: skip
 
 

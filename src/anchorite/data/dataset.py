@@ -233,8 +233,8 @@ class RecordTable(Split):
     """Records as rows of flat arrays, which cannot be written into.
 
     images: (R,) `IMAGE_ROW`; boxes: (N,) `BOX_ROW`, those of each image behind those of the one before; folders and
-    heads: the texts that folder_id and head_id choose of; names: R file names; file: the cache file that all of
-    these are mapped from, if they are; label_sources: what source_id chooses of. An index gives a `Record` of
+    heads: the texts that folder_id and head_id choose of; names: R file names; files: the cache files that these are
+    mapped or joined from, if they are; label_sources: what source_id chooses of. An index gives a `Record` of
     read-only views, a slice another table. A table is equal to any sequence of equal records.
     """
 
@@ -243,7 +243,7 @@ class RecordTable(Split):
     folders: StringArray
     names: StringArray
     heads: StringArray
-    file: Path | None = None
+    files: tuple[Path, ...] = ()
     label_sources: tuple[LabelSource, ...] = (ONE_SOURCE,)
 
     def __post_init__(self) -> None:
@@ -286,10 +286,10 @@ class RecordTable(Split):
         return replace(self, images=images, boxes=self.boxes[boxes], names=names)
 
     def forget_cache(self) -> None:
-        """Remove the file that the table is mapped from, so that the dataset is read again the next time."""
-        if self.file is not None:
+        """Remove the files that the table comes from, so that the dataset is read again the next time."""
+        for file in self.files:
             with suppress(OSError):
-                self.file.unlink()
+                file.unlink()
 
     def paths(self) -> Iterator[Path]:
         """The paths of the images, in order; no record is made."""

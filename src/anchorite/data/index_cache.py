@@ -136,7 +136,7 @@ def load_index(file: Path) -> DatasetIndex | None:
                 LabelSource(name, covered and tuple(covered), weight)
                 for name, covered, weight in facts["label_sources"][number]
             )
-            splits[split] = table = RecordTable(images, boxes, **texts, file=file, label_sources=sources)
+            splits[split] = table = RecordTable(images, boxes, **texts, files=(file,), label_sources=sources)
             if not _is_sound(table, len(facts["class_names"])):
                 return None
         adjustments = []

@@ -15,6 +15,7 @@ from anchorite.data.formats import (
     darknet,
     label_studio,
     labelme,
+    merged,
     open_images,
     via,
     voc,
@@ -38,6 +39,7 @@ _MOST_BROKEN = 5
 # takes, for such a file or for a folder; nothing where the folder does not hold this format. CVAT goes before VOC,
 # which takes any xml. Last what says least of itself: files far below the folder, and text files beside images.
 _FORMATS: tuple[tuple[FormatName, ModuleType], ...] = (
+    ("merged", merged),
     ("shards", shards),
     ("yolo", yolo),
     ("coco", coco),
@@ -56,7 +58,8 @@ _FORMATS: tuple[tuple[FormatName, ModuleType], ...] = (
 def open_dataset(
     path: StrPath, format: FormatName | None = None, skip_bad: bool = False, *, allow_outside: bool = False
 ) -> DatasetIndex:
-    """Read a dataset: a folder, a data.yaml or another label file, such as a COCO json or an xml of CVAT.
+    """Read a dataset: a folder, a data.yaml or another label file, such as a COCO json or an xml of CVAT; or a YAML of
+    several datasets, which are read as one.
 
     Of several formats in one folder shards are preferred, then YOLO, COCO, CVAT, VOC; `format` overrules. skip_bad:
     leave out images that are unreadable or have malformed labels instead of raising (damage behind an image's header is
@@ -79,6 +82,8 @@ def open_dataset(
         for name, one in _FORMATS:
             is_possible = root.is_dir() or root.name in one.SUFFIXES or root.suffix.lower() in one.SUFFIXES
             found = one.find(root, log, fence) if is_possible and format in (None, name) else None
+            if found and one is merged:
+                return merged.read(found, log, open_dataset, allow_outside, skip_bad=skip_bad)
             if found:
                 class_names, splits = one.read(found, root, log, allow_outside)
                 break
