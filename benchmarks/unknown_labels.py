@@ -1,0 +1,329 @@
+"""What labels that do not know are worth: python benchmarks/unknown_labels.py WORK --cards CARDS --bccd BCCD.
+
+Three experiments, each run for every seed; `--only lost` runs one of them, `--only lost/ignore` one of its variants:
+
+    lost    a third of the training boxes taken away at random: known (nothing is), background, ignore (as regions)
+    merged  bccd and cards as one data set with partial labels, against each alone; and halves of cards that are
+            labelled for three of its six classes each: naive (one data set), partial (merged)
+    pseudo  a quarter of the labelled images: the teacher; student, on its pseudo-labels beside them; hard, the same
+            with every detection from 0.5 on as a label of weight 1 and all else as background
+
+WORK/data holds the data sets, WORK/out the runs, both made where they are missing; a run that was stopped goes on, one
+that is finished is not repeated. WORK/results.jsonl gets a line for each run: AP on the test split, of best.safetensors
+and of last.safetensors. A variant sees as many images as any other of its experiment. `--prepare` makes the data sets
+alone, `--scores` prints instead what the scores of finished teachers are worth on the images without labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from anchorite import load
+from anchorite.data import open_dataset
+from anchorite.report.suspects_evidence import iou_of
+
+NAMES = ("nine", "ten", "jack", "queen", "king", "ace")
+KEY = ("experiment", "variant", "seed", "image_size", "epochs")
+LIMITS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+STUDENT_FLAGS = {"student": (), "hard": ("--confident", "0.5", "--doubtful", "0.5", "--keep-empty")}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A run for a seed: its data, the data whose test split it is measured on, and for how many times the epochs of a
+    run on all training images. prepare: makes the data."""
+
+    experiment: str
+    name: str
+    seed: int
+    data: Path
+    test: Path
+    prepare: Callable[[], None]
+    times_epochs: int = 1
+
+    @property
+    def run(self) -> str:
+        """The name of its run."""
+        return f"{self.name}_{self.seed}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """The folder of the experiments, and the data sets that all begins with: cards as YOLO, bccd as VOC."""
+
+    folder: Path
+    cards: Path
+    bccd: Path
+
+    def variants(self, seed: int) -> Iterator[Variant]:
+        """All runs of a seed, a teacher before its students."""
+
+        def variant(
+            experiment: str, name: str, folder: str, fill: Callable[[Path], None], file: str = "", times_epochs: int = 1
+        ) -> Variant:
+            where = self.folder / "data" / folder
+            test = where / file if file == "merged.yaml" and name == "merged" else self.folder / "data" / "cards_known"
+            return Variant(experiment, name, seed, where / file, test, lambda: make(where, fill), times_epochs)
+
+        yield variant("lost", "known", "cards_known", self.copy_cards)
+        yield variant("lost", "background", f"cards_background_{seed}", lambda out: self.lose_boxes(out, seed, False))
+        yield variant("lost", "ignore", f"cards_ignore_{seed}", lambda out: self.lose_boxes(out, seed, True))
+        yield Variant("merged", "bccd", seed, self.bccd, self.bccd, lambda: None)
+        yield variant("merged", "merged", "merged", self.merge, "merged.yaml")
+        yield variant("merged", "naive", f"cards_naive_{seed}", lambda out: self.halve(out, seed))
+        yield variant(
+            "merged", "partial", f"cards_partial_{seed}", lambda out: self.halve(out, seed, True), "merged.yaml"
+        )
+        yield variant("pseudo", "quarter", f"cards_quarter_{seed}", lambda out: self.quarter(out, seed), times_epochs=4)
+        for name in STUDENT_FLAGS:
+            data, known = (self.folder / "data" / one for one in (f"{name}_{seed}.yaml", "cards_known"))
+            yield Variant("pseudo", name, seed, data, known, partial(self.label, data, name, seed))
+
+    def copy_cards(self, out: Path) -> None:
+        """The images and the YOLO labels of cards."""
+        shutil.copytree(self.cards, out, ignore=shutil.ignore_patterns("voc", "annotations", "SHA256SUMS"))
+        make_writable(out)
+
+    def lose_boxes(self, out: Path, seed: int, ignored: bool) -> None:
+        """Cards without a third of its training boxes; or with these as regions that are ignored."""
+        gone, _ = chosen(self.cards, seed)
+        self.copy_cards(out)
+        for path in sorted((out / "labels" / "train").glob("*.txt")):
+            lines = [line for line in path.read_text().splitlines() if line.strip()]
+            as_region = [f"{len(NAMES)} {line.partition(' ')[2]}" for line in lines]
+            kept = [
+                line if (path.name, number) not in gone else as_region[number]
+                for number, line in enumerate(lines)
+                if ignored or (path.name, number) not in gone
+            ]
+            path.write_text("".join(f"{line}\n" for line in kept))
+        if ignored:
+            config = yaml.safe_load((out / "data.yaml").read_text())
+            names = [*NAMES, "ignore"]
+            write_yaml(out / "data.yaml", {**config, "nc": len(names), "names": names, "ignore_classes": ["ignore"]})
+
+    def quarter(self, out: Path, seed: int) -> None:
+        """A quarter of the training images of cards with their labels; the others, without, in unlabelled."""
+        _, keep = chosen(self.cards, seed)
+        self.copy_cards(out)
+        (out / "unlabelled").mkdir()
+        for path in sorted((out / "images" / "train").iterdir()):
+            if path.stem not in keep:
+                path.rename(out / "unlabelled" / path.name)
+                (out / "labels" / "train" / f"{path.stem}.txt").unlink(missing_ok=True)
+
+    def merge(self, out: Path) -> None:
+        """Bccd and cards, each with its own classes, as one data set."""
+        self.copy_cards(out / "cards")
+        shutil.copytree(self.bccd, out / "bccd")
+        make_writable(out)
+        write_yaml(out / "merged.yaml", {"sources": [{"data": "bccd"}, {"data": "cards"}]})
+
+    def halve(self, out: Path, seed: int, merged: bool = False) -> None:
+        """Half of the training images of cards with the first three classes labelled, half with the others.
+
+        As one data set, or as two that say so, and a third with the complete labels of val and test.
+        """
+        images = sorted((self.cards / "images" / "train").iterdir())
+        first = {path.stem for path in random.Random(f"halves {seed}").sample(images, len(images) // 2)}
+        self.copy_cards(out / "complete" if merged else out)
+        whole = out / "complete" if merged else out
+        for path in sorted((whole / "labels" / "train").glob("*.txt")):
+            is_first = path.stem in first
+            labelled = [line for line in path.read_text().splitlines() if (int(line.split()[0]) < 3) == is_first]
+            path.write_text("".join(f"{line}\n" for line in labelled))
+        if not merged:
+            return
+        for half, is_first in (("low", True), ("high", False)):
+            for path in images:
+                if (path.stem in first) == is_first:
+                    for kind, name in (("images", path.name), ("labels", f"{path.stem}.txt")):
+                        (out / half / kind / "train").mkdir(parents=True, exist_ok=True)
+                        (whole / kind / "train" / name).rename(out / half / kind / "train" / name)
+            write_yaml(out / half / "data.yaml", {"train": "images/train", "names": list(NAMES)})
+        write_yaml(whole / "data.yaml", {"val": "images/val", "test": "images/test", "names": list(NAMES)})
+        covers = {"low": NAMES[:3], "high": NAMES[3:]}.items()
+        halves = [{"data": name, "covers": list(names), "background_weight": 0.25} for name, names in covers]
+        write_yaml(out / "merged.yaml", {"names": list(NAMES), "sources": [*halves, {"data": "complete"}]})
+
+    def label(self, out: Path, name: str, seed: int) -> None:
+        """The quarter and, by its teacher, the rest of cards: a YAML of both."""
+        quarter, pseudo = out.with_name(f"cards_quarter_{seed}"), out.with_name(f"{name}_{seed}")
+        teacher = self.folder / "out" / f"quarter_{seed}" / "best.safetensors"
+        second = {"data": pseudo.name} if name == "hard" else {"data": pseudo.name, "background_weight": 0.5}
+        if not pseudo.exists():
+            print(anchorite("pseudo", teacher, quarter / "unlabelled", pseudo, *STUDENT_FLAGS[name]), end="")
+        if name == "hard":
+            forget_weights(pseudo)
+        write_yaml(out, {"sources": [{"data": quarter.name}, second]})
+
+
+def chosen(cards: Path, seed: int) -> tuple[set[tuple[str, int]], set[str]]:
+    """A third of the training boxes of cards, as (label file, line), and the stems of a quarter of its images."""
+    rng = random.Random(seed)
+    files = sorted((cards / "labels" / "train").glob("*.txt"))
+    rows = [
+        (path.name, number)
+        for path in files
+        for number, line in enumerate(path.read_text().splitlines())
+        if line.strip()
+    ]
+    gone = set(rng.sample(rows, round(len(rows) / 3)))
+    images = sorted((cards / "images" / "train").iterdir())
+    return gone, {path.stem for path in rng.sample(images, round(len(images) / 4))}
+
+
+def make(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder and fill it, whole or not at all."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    fill(part)
+    part.rename(folder)
+
+
+def make_writable(folder: Path) -> None:
+    """What was copied from a place that can only be read."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def write_yaml(path: Path, content: object) -> None:
+    """A YAML file with its keys in order."""
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def forget_weights(pseudo: Path) -> None:
+    """Let every label of a data set in YOLO's format count as a whole one."""
+    for path in (pseudo / "labels").rglob("*.txt"):
+        path.write_text("".join(f"{' '.join(line.split()[:5])}\n" for line in path.read_text().splitlines()))
+    config = yaml.safe_load((pseudo / "data.yaml").read_text())
+    write_yaml(pseudo / "data.yaml", {key: value for key, value in config.items() if key != "scores"})
+
+
+def anchorite(*words: object) -> str:
+    """Run a command; what it prints."""
+    command = [sys.executable, "-m", "anchorite", *map(str, words)]
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+def result_of(work: Work, variant: Variant, image_size: int, epochs: int) -> dict[str, object]:
+    """Train a variant, or go on with that, and measure it."""
+    if not variant.data.exists():
+        variant.prepare()
+    run, started = work.folder / "out" / variant.run, time.perf_counter()
+    if not (run / "last.safetensors").exists():
+        run.parent.mkdir(exist_ok=True)
+        if any((run / "checkpoints").glob("*")):
+            anchorite("train", "--resume", run)
+        else:
+            shutil.rmtree(run, ignore_errors=True)
+            flags = ("--image-size", image_size, "--epochs", epochs * variant.times_epochs, "--seed", variant.seed)
+            anchorite("train", variant.data, *flags, "--out", run)
+    result: dict[str, object] = {"experiment": variant.experiment, "variant": variant.name, "seed": variant.seed}
+    result |= {"image_size": image_size, "epochs": epochs * variant.times_epochs}
+    for which in ("best", "last"):
+        words = (run / f"{which}.safetensors", variant.test, "--split", "test", "--image-size", image_size, "--json")
+        metrics = json.loads(anchorite("validate", *words))["metrics"]
+        result[which] = {name: round(metrics[name], 4) for name in ("map", "map50", "map75")}
+        result[f"{which}_by_class"] = {one["name"]: round(one["ap"], 4) for one in metrics["classes"]}
+    return {**result, "seconds": round(time.perf_counter() - started)}
+
+
+def score_lines(weights: Path, unlabelled: Path, cards: Path, image_size: int) -> Iterator[str]:
+    """What a teacher's scores are worth: a line for each limit, over the images without labels.
+
+    Of detections from a limit on: precision (a truth of the class at IoU .5 or more) and recall. Of those between each
+    limit and .5: how many of the truths that the latter miss lie at one (IoU .5, any class).
+    """
+    predictor = load(weights)
+    truths = {record.path.name: record for record in open_dataset(cards).split("train")}
+    rows, found, num_truths = [], [], 0
+    for image in predictor.predict(sorted(unlabelled.iterdir()), image_size, confidence=0.01):
+        record = truths[Path(image.source).name]
+        overlaps = iou_of(image.boxes_xyxy.numpy().astype(np.float64), record.boxes_xyxy)
+        is_class = image.class_ids.numpy()[:, None] == record.class_ids
+        taken, num_truths = np.zeros(len(record.class_ids), bool), num_truths + len(record.class_ids)
+        best = np.zeros(len(taken))  # score of the detection that finds a truth
+        for score, overlap, same in zip(image.scores.tolist(), overlaps, is_class, strict=True):
+            place = int(np.where(same & ~taken, overlap, -1).argmax())
+            is_right = bool(same[place] and not taken[place] and overlap[place] >= 0.5)
+            rows.append((score, is_right))
+            if is_right:
+                taken[place], best[place] = True, score
+        near = np.where(overlaps >= 0.5, image.scores.numpy()[:, None], 0).max(axis=0, initial=0)
+        found += list(zip(best.tolist(), near.tolist(), strict=True))
+    scores, right = (np.array(column) for column in zip(*rows, strict=True))
+    best, near = (np.array(column) for column in zip(*found, strict=True))
+    for limit in LIMITS:
+        kept = scores >= limit
+        between = ((scores >= limit - 0.1) & (scores < limit)).nonzero()[0]
+        yield json.dumps(
+            {
+                "limit": limit,
+                "detections": int(kept.sum()),
+                "precision": round(float(right[kept].mean()), 3),
+                "recall": round(float((best >= limit).sum()) / num_truths, 3),
+                "precision just below": round(float(right[between].mean()), 3) if len(between) else None,
+                "truths without any detection from here": int((near < limit).sum()),
+                "truths": num_truths,
+            }
+        )
+
+
+def main() -> None:
+    """Prepare, train, measure: a line for each run."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--cards", type=Path, required=True)
+    parser.add_argument("--bccd", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--only", nargs="+", default=[], help="EXPERIMENT or EXPERIMENT/VARIANT")
+    parser.add_argument("--prepare", action="store_true", help="make the data sets that need no run, and end")
+    parser.add_argument("--scores", action="store_true", help="print what the teachers' scores are worth, and end")
+    options = parser.parse_args()
+    work = Work(options.work, options.cards, options.bccd)
+    (work.folder / "data").mkdir(parents=True, exist_ok=True)
+    results = work.folder / "results.jsonl"
+    lines = results.read_text().splitlines() if results.exists() else []
+    done = {tuple(json.loads(line)[name] for name in KEY) for line in lines}
+    for seed in options.seeds:
+        if options.scores:
+            teacher, rest = work.folder / "out" / f"quarter_{seed}", work.folder / "data" / f"cards_quarter_{seed}"
+            print(f"seed {seed}")
+            lines = score_lines(teacher / "best.safetensors", rest / "unlabelled", work.cards, options.image_size)
+            print("\n".join(lines))
+            continue
+        for variant in work.variants(seed):
+            wanted = {variant.experiment, f"{variant.experiment}/{variant.name}"}
+            if options.only and wanted.isdisjoint(options.only):
+                continue
+            if options.prepare:
+                if variant.name not in STUDENT_FLAGS and not variant.data.exists():
+                    variant.prepare()
+                continue
+            epochs = options.epochs * variant.times_epochs
+            if (variant.experiment, variant.name, seed, options.image_size, epochs) in done:
+                continue
+            line = json.dumps(result_of(work, variant, options.image_size, options.epochs))
+            with results.open("a") as file:
+                file.write(f"{line}\n")
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
