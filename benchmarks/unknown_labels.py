@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -305,8 +305,8 @@ def main() -> None:
         if options.scores:
             teacher, rest = work.folder / "out" / f"quarter_{seed}", work.folder / "data" / f"cards_quarter_{seed}"
             print(f"seed {seed}")
-            lines = score_lines(teacher / "best.safetensors", rest / "unlabelled", work.cards, options.image_size)
-            print("\n".join(lines))
+            weights = teacher / "best.safetensors"
+            print("\n".join(score_lines(weights, rest / "unlabelled", work.cards, options.image_size)))
             continue
         for variant in work.variants(seed):
             wanted = {variant.experiment, f"{variant.experiment}/{variant.name}"}

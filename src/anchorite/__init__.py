@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
 
     from anchorite.choices import PrecisionName
-    from anchorite.predict import Predictor
+    from anchorite.predict import Predictor, pseudo_label
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "pseudo_label"]
 
 
 def load(path: str | os.PathLike[str], device: str = "auto", precision: PrecisionName = "auto") -> Predictor:
@@ -25,3 +25,11 @@ def load(path: str | os.PathLike[str], device: str = "auto", precision: Precisio
     from anchorite.export import load_predictor
 
     return load_predictor(path, device, precision)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "pseudo_label":
+        from anchorite.predict import pseudo_label
+
+        return pseudo_label
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

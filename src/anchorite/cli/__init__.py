@@ -41,6 +41,7 @@ def build_app() -> App:
         train.train: "DATA",
         measure.validate: "WEIGHTS DATA",
         predict.predict: "WEIGHTS SOURCE...",
+        predict.pseudo: "WEIGHTS FOLDER OUT",
         report.explain: "DATA",
         datasets.inspect: "DATA",
         report.suspects: "DATA --weights WEIGHTS",

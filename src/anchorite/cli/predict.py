@@ -1,7 +1,8 @@
-"""`anchorite predict` and `anchorite serve`."""
+"""`anchorite predict`, `anchorite pseudo` and `anchorite serve`."""
 
 from __future__ import annotations
 
+import shlex
 import socket
 import sys
 import threading
@@ -12,20 +13,31 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from anchorite.choices import OutputKind, PrecisionName
-from anchorite.cli.display import write_line
+from anchorite.cli.display import counting, write_line
 from anchorite.cli.folders import free_path, refuse_taken
-from anchorite.cli.options import DEVICE, LimitOptions, OutputOptions, PositiveInt, RunningOptions, ViewOptions, Weights
+from anchorite.cli.options import (
+    DEVICE,
+    AllowOutside,
+    LimitOptions,
+    OutputOptions,
+    PositiveInt,
+    RunningOptions,
+    ViewOptions,
+    Weights,
+    Whole,
+    from_flags,
+)
 from anchorite.errors import AnchoriteError, InputError, import_extra
 from anchorite.reading import one_line
 
 if TYPE_CHECKING:
-    from anchorite.predict import Ensemble, FrameResult, PredictConfig, Save, Sources
+    from anchorite.predict import Ensemble, FrameResult, PredictConfig, PseudoLabels, Save, Sources
 
 
 @Parameter(name="*")
@@ -178,6 +190,82 @@ class Reporter:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what.removesuffix('s') if number == 1 else what}"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PseudoOptions:
+    """Which detections become labels, and of which images."""
+
+    confident: Annotated[float, Parameter(help="Least score of an object.")] = 0.6
+    doubtful: Annotated[float, Parameter(help="Least score of an ignore region, from there up to an object.")] = 0.1
+    keep_empty: Annotated[bool, Parameter(help="Keep images without an object, as background.")] = False
+    recursive: Annotated[bool, Parameter(help="Look into the subfolders of FOLDER, too.")] = False
+    iou_threshold: Annotated[float, Parameter(help="IoU above which the weaker box goes.")] = 0.45
+    max_detections: Annotated[Whole, Parameter(help="Most detections per image, regions too.")] = 300
+    class_agnostic: Annotated[bool, Parameter(help="Boxes of all classes suppress each other.")] = False
+
+    def config(self) -> PredictConfig:
+        """How detections compete; InputError for values out of range."""
+        from anchorite.predict import PredictConfig
+
+        names = ("iou_threshold", "max_detections", "class_agnostic")
+        return from_flags(PredictConfig, **{name: getattr(self, name) for name in names})
+
+
+def pseudo(
+    weights: Weights,
+    folder: Annotated[Path, Parameter(help="Folder of images without labels.")],
+    out: Annotated[Path, Parameter(help="New folder for the data set, outside FOLDER.")],
+    *,
+    to: Annotated[Literal["yolo", "coco"], Parameter(help="Format of the labels.")] = "yolo",
+    labelled: Annotated[Path | None, Parameter(help="Data to train on besides: makes OUT.yaml of both.")] = None,
+    allow_outside: AllowOutside = False,
+    choosing: PseudoOptions = PseudoOptions(),
+    running: RunningOptions = RunningOptions(),
+    refining: ViewOptions = ViewOptions(),
+) -> None:
+    """Label images with a detector, to train another: sure detections become objects, doubtful ones ignore regions.
+
+    An object counts as much as its score. Images without one are left out, and with --labelled those that are in it.
+    FOLDER is only read, images alone; OUT appears when all is done.
+    """
+    from anchorite.devices import keep_freed_memory
+    from anchorite.predict import pseudo_label
+
+    config = choosing.config()
+    refuse_taken(out, "OUT")
+    keep_freed_memory()
+    network = refining.load(weights, running, running.precision)
+    with counting("labelled") as progress:
+        labels = pseudo_label(
+            network, folder, out, confident=choosing.confident, doubtful=choosing.doubtful, format=to,
+            labelled=labelled, allow_outside=allow_outside, keep_empty=choosing.keep_empty,
+            recursive=choosing.recursive, config=config, image_size=running.image_size, batch_size=running.batch,
+            on_unreadable=lambda error: print(f"anchorite: {error}", file=sys.stderr), progress=progress,
+        )  # fmt: skip
+    _print_pseudo(labels, labelled, choosing.keep_empty)
+    if refused := len(labels.unreadable):
+        raise InputError(f"pseudo: {refused} images could not be read; see the lines above")
+
+
+def _print_pseudo(labels: PseudoLabels, labelled: Path | None, is_empty_kept: bool) -> None:
+    """What was written, and how to go on."""
+    for name, count in labels.boxes.items():
+        print(one_line(f"{count:7} {name}"))
+    print(f"{labels.regions:7} ignore regions")
+    what = "kept as background" if is_empty_kept else "left out; --keep-empty takes them as background"
+    if labels.without_object:
+        print(f"{_count(labels.without_object, 'images')} without an object: {what}")
+    if labels.known:
+        print(f"{_count(labels.known, 'images')} left out that {labelled} has, too")
+    for note in labels.notes:
+        print(one_line(note))
+    print(f"{_count(labels.images, 'images')} written to {labels.folder}")
+    if labels.sources is not None and labelled is not None:
+        is_inside = labelled.resolve().is_relative_to(labels.sources.parent.resolve())
+        outside = "" if is_inside else " --allow-outside"
+        print(f"with {labelled}: anchorite train {shlex.quote(str(labels.sources))}{outside}")
 
 
 @Parameter(name="*")

@@ -22,6 +22,7 @@ from anchorite.predict.postprocess import (
     decoded_detections,
     detections_from_logits,
 )
+from anchorite.predict.pseudo_labels import PseudoLabels, pseudo_label
 from anchorite.predict.sources import SourceConfig, Sources, expand_sources, open_sources
 from anchorite.predict.views import ImageSize, ViewConfig
 
@@ -38,6 +39,7 @@ __all__ = [
     "PredictConfig",
     "PredictionWriter",
     "Predictor",
+    "PseudoLabels",
     "RawDetections",
     "RefiningConfig",
     "Runtime",
@@ -54,5 +56,6 @@ __all__ = [
     "images_not_finite",
     "load",
     "open_sources",
+    "pseudo_label",
     "require_finite",
 ]
