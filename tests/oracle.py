@@ -46,6 +46,69 @@ class Settings:
     box_iou: str = "ciou"
 
 
+@dataclass(frozen=True)
+class Unknown:
+    """What labels do not know (section 6): weights (T,), sources (T,), regions (R, 5), covered (B or S, K), background
+    (B,) or (B, h, w).
+    """
+
+    weights: np.ndarray | None = None
+    sources: np.ndarray | None = None
+    regions: np.ndarray | None = None
+    covered: np.ndarray | None = None
+    background: np.ndarray | None = None
+
+    def weight(self, target: int) -> float:
+        return 1.0 if self.weights is None else float(self.weights[target])
+
+    def is_covered(self, one: Candidate, class_index: int) -> bool:
+        row = one.image if self.sources is None else self.sources[one.target]
+        return self.covered is None or bool(self.covered[row][class_index])
+
+    def weight_of_background(
+        self, place: tuple[int, int, int, int], anchors: np.ndarray, grid: tuple[int, int], ratio_limit: float
+    ) -> float:
+        """What the objectness element of a place (image, anchor, row, column) weighs that is no candidate."""
+        image, _, row, column = place
+        if any(
+            region[0] == image and is_unknown(region, anchors, place, grid, ratio_limit)
+            for region in (() if self.regions is None else self.regions)
+        ):
+            return 0.0
+        if self.background is None:
+            return 1.0
+        of_image = self.background[image]
+        if of_image.ndim == 0:
+            return float(of_image)
+        parts = (
+            math.floor((index + 0.5) / cells * length)
+            for index, cells, length in zip((row, column), grid, of_image.shape, strict=True)
+        )
+        return float(of_image[tuple(parts)])
+
+
+def is_unknown(
+    region: np.ndarray,
+    anchors: np.ndarray,
+    place: tuple[int, int, int, int],
+    grid: tuple[int, int],
+    ratio_limit: float,
+) -> bool:
+    """Whether a region takes a place: as an object would, or because half of the anchor's box lies in it."""
+    _, anchor, row, column = place
+    height, width = grid
+    as_object = np.array([[region[0], 0, *region[1:]]])
+    if any(one[1:4] == (anchor, row, column) for one in candidates(as_object, anchors, height, width, ratio_limit)):
+        return True
+    shared = 1.0
+    for index, centre, side, cells, of_anchor in zip(
+        (column, row), region[1:3], region[3:5], (width, height), anchors[anchor], strict=True
+    ):
+        low, high = centre * cells - side * cells / 2, centre * cells + side * cells / 2
+        shared *= max(min(high, index + 0.5 + of_anchor / 2) - max(low, index + 0.5 - of_anchor / 2), 0.0)
+    return bool(shared >= anchors[anchor][0] * anchors[anchor][1] / 2)
+
+
 class Terms(NamedTuple):
     total: float
     box: float
@@ -174,7 +237,12 @@ def binary_cross_entropy(logit: float, target: float, pos_weight: float = 1.0, g
 
 
 def level_terms(
-    logits: np.ndarray, held: np.ndarray, found: list[Candidate], anchors: np.ndarray, settings: Settings
+    logits: np.ndarray,
+    held: np.ndarray,
+    found: list[Candidate],
+    anchors: np.ndarray,
+    settings: Settings,
+    unknown: Unknown,
 ) -> tuple[float, float, float]:
     """Box, objectness and class loss of one level, before gains and balance.
 
@@ -182,37 +250,45 @@ def level_terms(
     """
     num_images, num_anchors, channels, height, width = logits.shape
     num_classes, kind = channels - 5, settings.box_iou
-    places: dict[tuple[int, int, int, int], float] = {}
+    places: dict[tuple[int, int, int, int], tuple[float, float, float]] = {}  # IoU, target and weight
     box_sum = class_sum = 0.0
     for one in found:
         place = (one.image, one.anchor, one.row, one.column)
         here = (one.image, one.anchor, slice(None), one.row, one.column)
         box, held_box = (decoded(source[here][:4], anchors[one.anchor]) for source in (logits, held))
         alpha = aspect_weight(held_box, one.box) if kind == "ciou" else None
-        box_sum += 1 - iou(box, one.box, kind, alpha=alpha)
+        weight = unknown.weight(one.target)
+        box_sum += weight * (1 - iou(box, one.box, kind, alpha=alpha))
         ratio = settings.objectness_iou_ratio
-        wanted = (1 - ratio) + ratio * max(iou(held_box, one.box, kind), 0.0)
-        if settings.collision == "last" or wanted > places.get(place, -1.0):
-            places[place] = wanted
+        overlap = max(iou(held_box, one.box, kind), 0.0)
+        if settings.collision == "last" or overlap >= places.get(place, (-1.0,))[0]:
+            places[place] = overlap, (1 - ratio) + ratio * overlap, weight
         if num_classes > 1:
             for number in range(num_classes):
                 smooth = settings.label_smoothing
                 target = 1 - smooth / 2 if number == one.class_index else smooth / 2
-                class_sum += binary_cross_entropy(
+                element = binary_cross_entropy(
                     logits[here][5 + number], target, settings.class_pos_weight, settings.focal_gamma
                 )
+                class_sum += weight * unknown.is_covered(one, number) * element
     objectness = 0.0
     for place in np.ndindex(num_images, num_anchors, height, width):
         logit = logits[place[0], place[1], 4, place[2], place[3]]
-        objectness += binary_cross_entropy(
-            logit, places.get(place, 0.0), settings.objectness_pos_weight, settings.focal_gamma
-        )
+        if place in places:
+            _, target, weight = places[place]
+        else:
+            target = 0.0
+            weight = unknown.weight_of_background(place, anchors, (height, width), settings.ratio_limit)
+        objectness += weight * binary_cross_entropy(logit, target, settings.objectness_pos_weight, settings.focal_gamma)
     count = max(len(found), 1)
     return (
         box_sum / count,
         objectness / (num_images * num_anchors * height * width),
         class_sum / (count * num_classes),
     )
+
+
+EVERYTHING_KNOWN = Unknown()
 
 
 def loss(
@@ -223,6 +299,7 @@ def loss(
     strides: Sequence[int],
     balance: Sequence[float] | None = None,
     held: Sequence[np.ndarray] | None = None,
+    unknown: Unknown = EVERYTHING_KNOWN,
 ) -> Terms:
     """The loss of a batch: logits L of (B, A, 5 + K, H, W), rows (T, 6), anchors_cells (L, A, 2)."""
     num_levels, num_images = len(logits), logits[0].shape[0]
@@ -232,12 +309,15 @@ def loss(
         height, width = level_logits.shape[-2:]
         found = candidates(rows, anchors_cells[level], height, width, settings.ratio_limit)
         constants = level_logits if held is None else held[level]
-        box, objectness, classification = level_terms(level_logits, constants, found, anchors_cells[level], settings)
+        box, objectness, classification = level_terms(
+            level_logits, constants, found, anchors_cells[level], settings, unknown
+        )
         sums[0] += box
         sums[1] += objectness * weights[level]
         sums[2] += classification
         if settings.automatic_balance:
-            weights[level] = 0.9999 * weights[level] + 0.0001 / objectness
+            # A level without a known place has a loss of 0, and its weight gains nothing.
+            weights[level] = 0.9999 * weights[level] + (0.0001 / objectness if objectness else 0.0)
     if settings.automatic_balance:
         nearest = min(range(num_levels), key=lambda level: abs(strides[level] - 16))
         weights = [weight / weights[nearest] for weight in weights]

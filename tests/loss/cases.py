@@ -5,6 +5,7 @@ Legend: B images, L levels, A anchors, K classes, T targets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anchorite.anchors import AnchorSet
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.loss import DetectionLoss, LossConfig, LossTerms
 from tests import oracle
 
@@ -28,6 +29,7 @@ class Case:
     rows: np.ndarray
     logits: tuple[np.ndarray, ...]
     settings: oracle.Settings = field(default_factory=oracle.Settings)
+    unknown: oracle.Unknown = oracle.EVERYTHING_KNOWN
 
     @property
     def anchors_cells(self) -> np.ndarray:
@@ -39,8 +41,23 @@ class Case:
 
     def targets(self, dtype: torch.dtype = torch.float64, spare: int | None = None) -> Targets:
         """Compact targets, or padded ones with `spare` unused rows."""
-        targets = Targets.from_rows(torch.from_numpy(self.rows).to(dtype))
+        unknown = self.unknown
+        weights = None if unknown.weights is None else torch.from_numpy(unknown.weights).to(dtype)
+        sources = None if unknown.sources is None else torch.from_numpy(unknown.sources)
+        targets = Targets.from_rows(torch.from_numpy(self.rows).to(dtype), weights, sources=sources)
         return targets if spare is None else targets.padded(len(targets) + spare)
+
+    def coverage(self, dtype: torch.dtype = torch.float64, spare: int | None = None) -> LabelCoverage | None:
+        """What the labels do not know, with `spare` unused regions."""
+        unknown = self.unknown
+        arrays = unknown.regions, unknown.covered, unknown.background
+        if all(array is None for array in arrays):
+            return None
+        tensors = [None if array is None else torch.from_numpy(array) for array in arrays]
+        regions, covered, background = tensors
+        regions = None if regions is None else regions.to(dtype)
+        coverage = LabelCoverage(regions, covered, None if background is None else background.to(dtype))
+        return coverage if spare is None or regions is None else coverage.padded(len(regions) + spare)
 
     def leaves(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         return [torch.from_numpy(level).to(dtype).clone().requires_grad_() for level in self.logits]
@@ -49,10 +66,22 @@ class Case:
         return DetectionLoss(self.anchors, self.num_classes, LossConfig(**{**asdict(self.settings), **extra}))
 
     def package_terms(self, spare: int | None = None) -> LossTerms:
-        return self.criterion()(self.leaves(), self.targets(spare=spare))
+        return self.criterion()(self.leaves(), self.targets(spare=spare), self.coverage(spare=spare))
 
-    def oracle_terms(self) -> oracle.Terms:
-        return oracle.loss(self.logits, self.rows, self.anchors_cells, self.settings, self.anchors.strides)
+    def oracle_terms(
+        self, balance: Sequence[float] | None = None, logits: Sequence[np.ndarray] | None = None
+    ) -> oracle.Terms:
+        """The terms by the slow loop; logits: others than its own, at which what is constant stays."""
+        return oracle.loss(
+            self.logits if logits is None else logits,
+            self.rows,
+            self.anchors_cells,
+            self.settings,
+            self.anchors.strides,
+            balance,
+            held=self.logits,
+            unknown=self.unknown,
+        )
 
 
 def random_anchors(rng: np.random.Generator, num_levels: int, num_anchors: int) -> AnchorSet:
@@ -144,3 +173,29 @@ def random_case(seed: int) -> Case:
     logits = tuple(scale * rng.standard_normal((num_images, num_anchors, 5 + num_classes, h, w)) for h, w in grids)
     rows = random_rows(rng, anchors, grids, num_images, num_classes)
     return Case(anchors, grids, num_images, num_classes, rows, logits, settings)
+
+
+def partly_unknown_case(seed: int) -> Case:
+    """`random_case` with some, often all, of what labels may not know."""
+    case, rng = random_case(seed), np.random.default_rng([seed, 6])
+    num_objects, num_images, num_classes = len(case.rows), case.num_images, case.num_classes
+    weights = rng.choice([0.0, 0.25, 1.0, 0.7], num_objects)
+    covered = rng.random((3, num_classes)) < 0.6
+    sources = rng.integers(3, size=num_objects)
+    if rng.random() < 0.5:  # one row an image
+        covered, sources = rng.random((num_images, num_classes)) < 0.6, None
+    of_objects = case.rows[:, 0].astype(int) if sources is None else sources
+    covered[of_objects, case.rows[:, 1].astype(int)] = True
+    regions = random_rows(rng, case.anchors, case.grids, num_images, num_classes)[:, [0, 2, 3, 4, 5]]
+    if num_objects:
+        regions = np.concatenate([regions, case.rows[:1, [0, 2, 3, 4, 5]]])  # an object's own box
+    if rng.random() < 0.1:
+        regions = np.concatenate([regions, [[0, 0.5, 0.5, 1.0, 1.0]]])
+    sides = () if rng.random() < 0.5 else tuple(rng.integers(1, 9, 2).tolist())
+    background = rng.choice([0.0, 0.5, 1.0], (num_images, *sides))
+    is_given = rng.random(4) < 0.7
+    parts = {"weights": weights, "regions": regions, "covered": covered, "background": background}
+    given = {name: array for (name, array), here in zip(parts.items(), is_given, strict=True) if here}
+    if "covered" in given and sources is not None:
+        given["sources"] = sources
+    return replace(case, unknown=oracle.Unknown(**given))

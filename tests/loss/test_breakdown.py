@@ -14,7 +14,7 @@ from anchorite.anchors import AnchorSet
 from anchorite.boxes import Targets, paired_iou
 from anchorite.errors import InputError
 from anchorite.loss import DetectionLoss, LevelBreakdown, LossConfig, LossTerms, assign, break_down
-from tests.loss.cases import random_case
+from tests.loss.cases import partly_unknown_case, random_case
 from tests.unchecked import unchecked_shapes
 
 PLAIN = {"box_gain": 1.0, "objectness_gain": 1.0, "class_gain": 1.0}
@@ -49,15 +49,15 @@ def check_adds_up(levels: list[LevelBreakdown], terms: LossTerms) -> None:
 def test_contributions_add_up_to_the_criterions_terms() -> None:
     kinds, options = set(), set()
     for seed in range(100):
-        case = random_case(seed)
+        case = partly_unknown_case(seed) if seed % 3 else random_case(seed)
         weights = None if seed % 2 else tuple(np.random.default_rng(seed).uniform(0.2, 3, case.num_classes).tolist())
         criterion = case.criterion(class_weights=weights)
         # Balance as it stands after some steps: asked first, because the criterion moves it on.
         criterion.balance.mul_(torch.linspace(0.5, 1.5, case.anchors.num_levels, dtype=torch.float64))
         before = criterion.balance.clone()
-        levels = break_down(criterion, case.leaves(), case.targets(spare=None if seed % 5 else 2))
+        levels = break_down(criterion, case.leaves(), case.targets(spare=None if seed % 5 else 2), case.coverage())
         assert torch.equal(criterion.balance, before)
-        check_adds_up(levels, criterion(case.leaves(), case.targets()))
+        check_adds_up(levels, criterion(case.leaves(), case.targets(), case.coverage()))
         assert not any(tensor.requires_grad for level in levels for tensor in level[1:])
         kinds.add((case.settings.box_iou, case.settings.collision, case.settings.focal_gamma > 0))
         options.add((case.num_classes == 1, len(case.rows) == 0, weights is None))

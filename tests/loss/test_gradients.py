@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,9 +40,22 @@ def tiny_case(num_classes: int, seed: int = 0, **options: object) -> Case:
     return Case(ANCHORS, GRIDS, 2, num_classes, rows, logits, oracle.Settings(**options))
 
 
+def partly_unknown(case: Case) -> Case:
+    """The same case with weights, a region, a class that is not covered, and a weak background."""
+    covered = np.ones((2, case.num_classes), dtype=bool)
+    covered[1, case.num_classes - 1] = case.num_classes == 1
+    unknown = oracle.Unknown(
+        weights=np.array([1.0, 0.3, 0.7]),
+        regions=np.array([[0, 0.8, 0.5, 0.4, 0.9]]),
+        covered=covered,
+        background=np.array([1.0, 0.5]),
+    )
+    return replace(case, unknown=unknown)
+
+
 def package_gradients(case: Case, spare: int | None = None) -> list[np.ndarray]:
     leaves = case.leaves()
-    total = case.criterion()(leaves, case.targets(spare=spare)).total
+    total = case.criterion()(leaves, case.targets(spare=spare), case.coverage(spare=spare)).total
     return [gradient.numpy() for gradient in torch.autograd.grad(total, leaves)]
 
 
@@ -56,14 +70,17 @@ SETTINGS = [
 
 @pytest.mark.parametrize("options", SETTINGS)
 @pytest.mark.parametrize("num_classes", [1, 2])
-def test_gradients_are_finite_differences_with_the_constants_held(num_classes: int, options: dict[str, object]) -> None:
+@pytest.mark.parametrize("is_known", [True, False])
+def test_gradients_are_finite_differences_with_the_constants_held(
+    num_classes: int, options: dict[str, object], is_known: bool
+) -> None:
     """Alpha and the objectness targets are constants: the slow loop keeps them while one logit moves."""
     case, step = tiny_case(num_classes, **options), 1e-5
+    if not is_known:
+        case = partly_unknown(case)
 
     def total(logits: list[np.ndarray]) -> float:
-        return oracle.loss(
-            logits, case.rows, case.anchors_cells, case.settings, ANCHORS.strides, held=case.logits
-        ).total
+        return case.oracle_terms(logits=logits).total
 
     for spare in (None, 2):
         found = package_gradients(case, spare)
@@ -87,10 +104,10 @@ def test_gradients_are_finite_differences_with_the_constants_held(num_classes: i
 @pytest.mark.parametrize("spare", [None, 2])
 def test_gradcheck_where_nothing_is_held(kind: str, options: dict[str, object], spare: int | None) -> None:
     # With gr = 0 the objectness targets do not depend on the boxes, and only CIoU has an alpha.
-    case = tiny_case(2, box_iou=kind, objectness_iou_ratio=0.0, **options)
+    case = partly_unknown(tiny_case(2, box_iou=kind, objectness_iou_ratio=0.0, **options))
 
     def total(*logits: Tensor) -> Tensor:
-        return case.criterion()(list(logits), case.targets(spare=spare)).total
+        return case.criterion()(list(logits), case.targets(spare=spare), case.coverage(spare=spare)).total
 
     assert torch.autograd.gradcheck(total, tuple(case.leaves()))
 

@@ -10,7 +10,7 @@ import torch
 
 from anchorite.loss import Assignment, assign
 from tests import oracle
-from tests.loss.cases import Case, random_case
+from tests.loss.cases import Case, partly_unknown_case, random_case
 from tests.unchecked import unchecked_shapes
 
 FAST, SLOW = range(150), range(150, 450)
@@ -41,10 +41,10 @@ def check_assignment(case: Case, spares: tuple[int | None, ...]) -> int:
 def check_loss(case: Case, spares: tuple[int | None, ...]) -> None:
     criteria, balance = [case.criterion() for _ in spares], None
     for _ in range(2 if case.settings.automatic_balance else 1):
-        expected = oracle.loss(case.logits, case.rows, case.anchors_cells, case.settings, case.anchors.strides, balance)
+        expected = case.oracle_terms(balance)
         balance = expected.balance_after
         for criterion, spare in zip(criteria, spares, strict=True):
-            terms = criterion(case.leaves(), case.targets(spare=spare))
+            terms = criterion(case.leaves(), case.targets(spare=spare), case.coverage(spare=spare))
             found = [terms.total.item(), terms.box.item(), terms.objectness.item(), terms.classification.item()]
             np.testing.assert_allclose(found, expected[:4], rtol=1e-12, atol=1e-15, err_msg=f"spare rows {spare}")
             np.testing.assert_allclose(criterion.balance.numpy(), balance, rtol=1e-12)
@@ -53,7 +53,7 @@ def check_loss(case: Case, spares: tuple[int | None, ...]) -> None:
 def check_seeds(seeds: range) -> None:
     num_candidates = 0
     for seed in seeds:
-        case = random_case(seed)
+        case = partly_unknown_case(seed) if seed % 2 else random_case(seed)
         try:
             num_candidates += check_assignment(case, (None, seed % 3))
             check_loss(case, (None, seed % 3))
@@ -94,14 +94,14 @@ def test_padded_assignment_keeps_the_shape_whatever_the_boxes() -> None:
 def test_gradients_of_compact_and_padded_targets_agree() -> None:
     compared = 0
     for seed in range(60):
-        case = random_case(seed)
+        case = partly_unknown_case(seed) if seed % 2 else random_case(seed)
         gradients = []
         for spare in (None, 3):
             leaves = case.leaves()
             with unchecked_shapes():
-                total = case.criterion()(leaves, case.targets(spare=spare)).total
+                total = case.criterion()(leaves, case.targets(spare=spare), case.coverage(spare=spare)).total
             gradients.append(torch.autograd.grad(total, leaves))
         for compact, padded in zip(*gradients, strict=True):
             assert torch.allclose(compact, padded, rtol=0, atol=1e-13 * compact.abs().max().item())
             compared += compact.abs().max().item() > 0
-    assert compared > 60
+    assert compared > 50

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.loss import DetectionLoss, LossConfig
 from anchorite.model import Detector, MatchedCellLogits, default_anchors
 from tests.processes import ForkedProcess
@@ -42,13 +42,14 @@ class Recorder(TorchDispatchMode):
         self.names.append(name)
         leaves = torch.utils._pytree.tree_leaves((args, kwargs or {}))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        by_mask = name.startswith("index") and any(tensor.dtype == torch.bool for tensor in tensors)
+        indices = torch.utils._pytree.tree_leaves(args[1:]) if name.startswith("index") else []
+        by_mask = any(isinstance(one, Tensor) and one.dtype == torch.bool for one in indices)
         if by_mask or len({tensor.device.type for tensor in tensors}) > 1:
             self.mixed.append(name)
         return func(*args, **(kwargs or {}))
 
 
-def run_on(device: str, config: LossConfig, padded: bool = True) -> Recorder:
+def run_on(device: str, config: LossConfig, padded: bool = True, is_known: bool = True) -> Recorder:
     """Record forward and backward of head and loss."""
     detector = Detector("n", NUM_CLASSES, default_anchors("n")).to(device)
     criterion = DetectionLoss(detector.anchors, NUM_CLASSES, config).to(device)
@@ -56,15 +57,21 @@ def run_on(device: str, config: LossConfig, padded: bool = True) -> Recorder:
         torch.empty(2, channels, side, side, device=device, requires_grad=True)
         for channels, side in ((64, 8), (128, 4), (256, 2))
     ]
-    targets = Targets.from_rows(torch.rand(7, 6), capacity=CAPACITY if padded else None).to(device)
+    capacity = CAPACITY if padded else None
+    targets = Targets.from_rows(torch.rand(7, 6), torch.rand(7), sources=torch.ones(7).long(), capacity=capacity)
+    coverage = LabelCoverage(torch.rand(40, 5), torch.rand(3, NUM_CLASSES) > 0.5, torch.rand(2, 8, 8))
+    if is_known:
+        targets, coverage = Targets(targets.rows, targets.valid), LabelCoverage()
+    targets, coverage = targets.to(device), coverage.to(device)
     with Recorder() as recorder:
-        criterion(detector.head.matched(features), targets).total.backward()
+        criterion(detector.head.matched(features), targets, coverage).total.backward()
     return recorder
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_the_padded_path_asks_the_device_for_nothing(config: LossConfig) -> None:
-    recorder = run_on("meta", config)
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_padded_path_asks_the_device_for_nothing(config: LossConfig, is_known: bool) -> None:
+    recorder = run_on("meta", config, is_known=is_known)
     assert len(recorder.names) > 200
     assert not [name for name in recorder.names if name.split(".")[0] in FORBIDDEN]
     assert not recorder.mixed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.loss import DetectionLoss, LossConfig, LossTerms
 from anchorite.model import Detector, default_anchors
 
@@ -21,12 +21,17 @@ def random_targets(generator: torch.Generator, num_images: int, num_classes: int
 
 
 def loss_and_gradients(
-    detector: Detector, loss: DetectionLoss, images: torch.Tensor, targets: Targets, head: str
+    detector: Detector,
+    loss: DetectionLoss,
+    images: torch.Tensor,
+    targets: Targets,
+    head: str,
+    coverage: LabelCoverage | None = None,
 ) -> tuple[LossTerms, dict[str, torch.Tensor]]:
     detector.zero_grad()
     features = detector.features(images)
     logits = detector.head.matched(features) if head == "matched" else detector.head.dense(features)
-    terms = loss(logits, targets)
+    terms = loss(logits, targets, coverage)
     terms.total.backward()
     return terms, {name: p.grad.clone() for name, p in detector.named_parameters() if p.grad is not None}
 
@@ -47,9 +52,15 @@ def test_equal_loss_and_gradients(
     detector = Detector(size, num_classes, anchors).eval()
     loss = DetectionLoss(anchors, num_classes, LossConfig(label_smoothing=0.1, focal_gamma=1.5))
     images = torch.rand((2, 3, 128, 192), generator=generator)
-    targets = Targets.from_rows(random_targets(generator, 2, num_classes, 20), capacity=50 if padded else None)
-    dense, dense_gradients = loss_and_gradients(detector.double(), loss, images.double(), targets, "dense")
-    matched, matched_gradients = loss_and_gradients(detector.to(dtype), loss, images.to(dtype), targets, "matched")
+    weights = torch.rand(40, generator=generator, dtype=torch.float64)
+    capacity = 50 if padded else None
+    targets = Targets.from_rows(random_targets(generator, 2, num_classes, 20), weights, capacity=capacity)
+    covered = torch.ones(2, num_classes, dtype=torch.bool)
+    regions = torch.tensor([[0, 0.2, 0.2, 0.3, 0.3], [1, 0.6, 0.5, 0.5, 0.9]], dtype=torch.float64)
+    known = LabelCoverage(regions, covered, torch.tensor([1.0, 0.3], dtype=torch.float64))
+    dense, dense_gradients = loss_and_gradients(detector.double(), loss, images.double(), targets, "dense", known)
+    detector, images = detector.to(dtype), images.to(dtype)
+    matched, matched_gradients = loss_and_gradients(detector, loss, images, targets, "matched", known)
     for name in LossTerms._fields:
         torch.testing.assert_close(getattr(matched, name).double(), getattr(dense, name), rtol=tolerance, atol=0)
     assert matched_gradients.keys() == dense_gradients.keys() == dict(detector.named_parameters()).keys()
