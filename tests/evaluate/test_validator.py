@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.boxes import Targets, clip_xyxy
+from anchorite.boxes import LabelCoverage, Targets, clip_xyxy
 from anchorite.data.batches import LetterboxedBatch
 from anchorite.data.dataset import NO_CLASS, LabelSource
 from anchorite.data.images import letterbox_transform
@@ -185,7 +185,7 @@ def test_ignored_labels_are_no_targets(tmp_path):
     seen = []
 
     class Recording:
-        def __call__(self, logits, targets):
+        def __call__(self, logits, targets, coverage):
             seen.append(targets.rows)
             return LossTerms(*[torch.tensor(0.0)] * 4)
 
@@ -319,3 +319,38 @@ def test_what_labels_do_not_know_reaches_the_loss_of_their_own_image(tmp_path):
     alone = LetterboxedBatch(batch.images[:1], transforms[:1], torch.tensor([1]))
     assert batch_targets([first, second], alone).weights is None
     assert batch_coverage([first, second], alone) is None
+
+
+def test_what_labels_do_not_know_is_neither_right_nor_wrong_and_weighs_in_the_losses(tmp_path):
+    # Red and blue are found everywhere; of the second image only red was labelled, and a place may hold anything.
+    boxes = [(0, [40, 48, 150, 160]), (2, [170, 20, 300, 140])]
+    plain = make_record(tmp_path / "a.png", (320, 192), boxes)
+    partly = make_record(tmp_path / "b.png", (320, 192), boxes)
+    source = LabelSource("b", (True, False, False), 0.25)
+    region = replace(partly, class_ids=np.array([0, NO_CLASS]), ignored=np.array([False, True]))
+    red_alone = make_record(tmp_path / "c.png", (320, 192), boxes[:1])
+    uncovered = replace(red_alone, path=partly.path, source=source)
+    for unknown in (region, uncovered):
+        result = Validator([unknown, plain], CLASS_NAMES, SIZE).run(ColourDetector())
+        assert result.metrics.map == pytest.approx(1)
+        assert [one.num_truths for one in result.metrics.classes] == [2, 0, 1]
+    assert result.images_covering() == {"red": 2, "green": 1, "blue": 1}
+    assert "blue: measured on 1 of 2 images" in result.table()
+    background = replace(uncovered, source=replace(source, covered=None))
+    assert Validator([background, plain], CLASS_NAMES, SIZE).run(ColourDetector()).metrics.map < 1
+
+    shown = []
+    detector = ColourDetector(hook=lambda images: shown.append(images.clone()), shift_class=1)
+    criterion = DetectionLoss(ANCHORS, len(CLASS_NAMES))
+    weighted = replace(uncovered, weights=np.array([0.5], np.float32))
+    both = replace(region, source=replace(source, covered=None), weights=weighted.weights.repeat(2))
+    red = torch.tensor([[0, 0, 95 / 320, 104 / 192, 110 / 320, 112 / 192]])
+    place = torch.tensor([[0, 235 / 320, 80 / 192, 130 / 320, 120 / 192]])
+    for record, coverage in (
+        (weighted, LabelCoverage(None, torch.tensor([[True, False, False]]), torch.tensor([0.25]))),
+        (both, LabelCoverage(place, None, torch.tensor([0.25]))),
+    ):
+        losses = Validator([record], CLASS_NAMES, SIZE, ReadConfig(1)).run(detector, criterion=criterion).losses
+        logits = ColourDetector(shift_class=1)(shown[-1])
+        expected = criterion(logits, Targets.from_rows(red, torch.tensor([0.5])), coverage)[1:]
+        assert [*losses] == pytest.approx([float(term) for term in expected], rel=1e-5)

@@ -77,12 +77,35 @@ def test_weights_and_regions_without_a_class_are_counted_of_each_split() -> None
 def test_sources_are_told_with_what_they_cover_and_their_images() -> None:
     assert look_over(index(train=[record("a", [0])])).sources == ()
     cats, rest = LabelSource("cats", (True, False), 0.5), LabelSource("rest")
+    partly = {"covers": ("cat",), "not_covered": ("dog",)}
     train = [replace(record("a", [0]), source=cats), replace(record("b", [1]), source=rest)]
     found = look_over(index(train=train, val=[replace(record("c", [1]), source=rest)]))
+    whole = {"covers": None, "not_covered": (), "background_weight": 1.0}
     assert found.to_json()["sources"] == [
-        {"name": "cats", "covers": ("cat",), "background_weight": 0.5, "images": {"train": 1, "val": 0}},
-        {"name": "rest", "covers": None, "background_weight": 1.0, "images": {"train": 1, "val": 1}},
+        {"name": "cats", **partly, "background_weight": 0.5, "images": {"train": 1, "val": 0}},
+        {"name": "rest", **whole, "images": {"train": 1, "val": 1}},
     ]
+    first, second = (line for line in found.lines() if line.startswith("source "))
+    for said in ("cats: ", "train 1", "covers cat, not dog", "background counts 0.5"):
+        assert said in first
+    assert "train 1, val 1; covers all classes" in second
+
+
+def test_a_source_may_teach_objects_as_background() -> None:
+    def warned(source: LabelSource, split: str = "train") -> bool:
+        rest = replace(record("b", [0, 1]), source=LabelSource("rest"))
+        splits = {"train": [rest], "val": [rest]}
+        splits[split] = [*splits[split], replace(record("a", [0]), source=source)]
+        return "uncovered-background" in told(index(**splits))  # type: ignore[arg-type]
+
+    assert warned(LabelSource("cats", (True, False)))
+    assert not warned(LabelSource("cats", (True, False), 0.5))
+    assert not warned(LabelSource("cats"))
+    assert not warned(LabelSource("cats", (True, False)), "val")
+    many = tuple(number < 500 for number in range(1000))
+    source = replace(record("a", [0]), source=LabelSource("half", many))
+    lines = look_over(index(names=[f"class {number}" for number in range(1000)], train=[source])).lines()
+    assert max(map(len, lines)) < 700
 
 
 def test_a_set_of_regions_alone_is_refused_whatever_their_class() -> None:

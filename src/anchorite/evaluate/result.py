@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.cells import cell_len
 
 from anchorite.files import StrPath, make_folder
@@ -30,6 +31,7 @@ from anchorite.metrics import (
 from anchorite.reading import filled
 
 _LONGEST_CELL = 40
+_MOST_NAMED = 10  # classes that only some labels cover
 
 
 class ValidationSpeed(NamedTuple):
@@ -115,6 +117,12 @@ class ValidationResult:
         save_confusion_matrix(paths[2], confusion_matrix(self.truths, self.predictions, self.class_names, confidence))
         return paths
 
+    def images_covering(self) -> dict[str, int]:
+        """Of each class, on how many images it was measured: those whose labels cover it."""
+        flags = [truth.covered for truth in self.truths if truth.covered is not None]
+        lacks = np.sum(flags, axis=0) - len(flags) if flags else np.zeros(len(self.class_names))
+        return {name: len(self.truths) + int(lack) for name, lack in zip(self.class_names, lacks, strict=True)}
+
     def table(self) -> str:
         """A plain text table, a line for each class under one for all, with the other COCO numbers and the speed below.
 
@@ -131,6 +139,9 @@ class ValidationResult:
             decimals = ("-" if math.isnan(value) else f"{value:.4f}" for value in rest)
             lines.append((name, str(images), str(labels), *decimals))
         facts = {"table": aligned_table(lines), "metrics": metrics, "speed": self.speed, "losses": self.losses}
+        facts["num_ignored"] = sum(int(truth.ignored.sum()) for truth in self.truths)
+        partly = [(name, number) for name, number in self.images_covering().items() if number < len(self.truths)]
+        facts |= {"partly": partly[:_MOST_NAMED], "num_more": len(partly[_MOST_NAMED:]), "num_images": len(self.truths)}
         return filled("evaluate", "validation", facts).rstrip()
 
 

@@ -5,7 +5,7 @@ Legend: B images, L levels, A anchors per level, K classes, N detections of an i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ from anchorite.predict import (
 from anchorite.predict.postprocess import IOU_THRESHOLD_NAMES
 
 Progress = Callable[[int, int], None]
-Criterion = Callable[[Sequence[Tensor], Targets], LossTerms]
+Criterion = Callable[..., LossTerms]  # of logits, Targets and, where the labels do not know everything, LabelCoverage
 Finish = Callable[[], ValidationResult]
 
 
@@ -140,9 +140,7 @@ class Validator:
         self.records = tuple(records[number] for number in kept)
         position_of = {number: position for position, number in enumerate(kept)}
         self._positions = [position_of[number] for number in mine if number in position_of]  # of this rank's, in all
-        self.truths = tuple(
-            Truth(record.boxes_xyxy, record.class_ids, record.ignored, record.areas) for record in self.records
-        )
+        self.truths = tuple(_truths(self.records))
 
     def __len__(self) -> int:
         """Number of images."""
@@ -237,7 +235,9 @@ class Validator:
                 predictions |= {self._positions[index]: one for index, one in zip(indices, found, strict=True)}
             if criterion is not None:
                 with stopwatch("loss"):
-                    terms = criterion(outputs, batch_targets(records, batch).to(outputs[0].device))[1:]
+                    device, coverage = outputs[0].device, batch_coverage(records, batch)
+                    known = () if coverage is None else (coverage.to(device),)
+                    terms = criterion(outputs, batch_targets(records, batch).to(device), *known)[1:]
                     sums += torch.stack(list(terms)).double().cpu() * len(indices)
         world = self.reading.world
         losses = None if criterion is None else ValidationLosses(*(world.all_reduce(sums) / len(self)).tolist())
@@ -260,6 +260,14 @@ class Validator:
                 f"the detector knows {num_classes} classes, the dataset has {len(self.class_names)}; "
                 "validate on data with the classes it was trained for"
             )
+
+
+def _truths(records: Sequence[Record]) -> Iterator[Truth]:
+    covered: dict[int, NDArray[np.bool_]] = {}  # of each source once: there may be many classes
+    for one in records:
+        flags = one.source.covered
+        known = None if flags is None else covered.setdefault(id(flags), np.array(flags))
+        yield Truth(one.boxes_xyxy, one.class_ids, one.ignored, one.areas, known)
 
 
 def gather_predictions(world: World, predictions: dict[int, Predictions]) -> dict[int, Predictions]:

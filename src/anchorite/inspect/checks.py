@@ -19,7 +19,7 @@ from anchorite.boxes import pairwise_iou_xyxy
 from anchorite.data import DatasetIndex, Record, Split, as_split, dataset_fingerprint
 from anchorite.inspect.anchors import anchor_findings, anchor_fit
 from anchorite.inspect.findings import KINDS, Finding, Inspection, SplitBalance, box_finding
-from anchorite.inspect.overview import balances_of, reading_findings, split_findings, unlisted_images
+from anchorite.inspect.overview import balances_of, reading_findings, sources_of, split_findings, unlisted_images
 from anchorite.inspect.similar import Progress, ScannedImage, same_pixels, scan_images, search_in_words, similar_pairs
 
 _SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}
@@ -63,6 +63,7 @@ def inspect_dataset(
         split_fingerprints={split: records.fingerprint() for split, records in dataset.splits.items()},
         image_fingerprint=hashlib.sha256(b"".join(image.digest or b"unreadable" for image in images)).hexdigest(),
         search=search_in_words(len(images)),
+        sources=sources_of(dataset),
     )
 
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from anchorite.data import Adjustment, DatasetIndex, Record
 from anchorite.inspect.similar import ScannedImage
-from anchorite.reading import filled
+from anchorite.reading import filled, one_line
 
 Severity = Literal["error", "warning", "note"]
 Effect = Literal["clipped", "dropped", "kept", "refused", "ignored"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 _REPORT_VERSION = 1
+_MOST_NAMED = 8  # classes of a source
 
 
 class FindingKind(NamedTuple):
@@ -73,6 +74,12 @@ KINDS: Mapping[str, FindingKind] = {
         "warning", "kept", "most training images have no labels, and are learned as background"
     ),
     "class-without-training": FindingKind("warning", "kept", "class|classes without a box in train"),
+    "uncovered-background": FindingKind(
+        "warning",
+        "kept",
+        "source|sources with images to train on whose background counts in full though not all classes are covered: "
+        "objects of the others are learned as background; lower background_weight where there may be any",
+    ),
     "similar-class-names": FindingKind(
         "warning", "kept", "pair|pairs of class names that differ only in case or spaces"
     ),
@@ -186,6 +193,36 @@ class SplitBalance:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceBalance:
+    """What labels of one source do not know, and how many images of each split have them.
+
+    covers: names of the classes that are labelled, None for all; not_covered: of the others; background_weight: see
+    `LabelSource`.
+    """
+
+    name: str
+    covers: tuple[str, ...] | None
+    not_covered: tuple[str, ...]
+    background_weight: float
+    images: Mapping[str, int]
+
+    def line(self) -> str:
+        """The same in words: source farm: images train 9, val 2; covers cat, dog, not bird; background counts 0.5."""
+        counts = ", ".join(f"{split} {number}" for split, number in self.images.items() if number)
+        covers = "all classes"
+        if self.covers is not None:
+            covers = f"{named(self.covers) or 'no class'}, not {named(self.not_covered)}"
+        weight = f"; background counts {self.background_weight:g}" if self.background_weight != 1 else ""
+        return f"source {one_line(self.name)}: images {counts}; covers {covers}{weight}"
+
+
+def named(class_names: Sequence[str]) -> str:
+    """The first of some class names, and how many more there are."""
+    more = len(class_names) - _MOST_NAMED
+    return one_line(", ".join(class_names[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+@dataclass(frozen=True, slots=True)
 class AnchorFit:
     """How the anchors fit the training boxes at an image size.
 
@@ -207,8 +244,8 @@ class AnchorFit:
 @dataclass(frozen=True)
 class Inspection:
     """What was found. findings: errors first, then by kind, in reading order; label_fingerprint: of classes, names,
-    sizes and labels; image_fingerprint: SHA-256 over all pixels, in order; search: in
-    words, which pairs of images were compared."""
+    sizes and labels; image_fingerprint: SHA-256 over all pixels, in order; search: in words, which pairs of images were
+    compared; sources: see `sources_of`."""
 
     dataset: DatasetIndex
     balances: tuple[SplitBalance, ...]
@@ -219,6 +256,7 @@ class Inspection:
     split_fingerprints: dict[str, str]
     image_fingerprint: str
     search: str
+    sources: tuple[SourceBalance, ...] = ()
 
     def of_severity(self, severity: Severity) -> list[Finding]:
         """The findings of one severity."""
@@ -242,6 +280,7 @@ class Inspection:
             },
             "classes": list(self.dataset.class_names),
             "splits": [asdict(counts) for counts in self.balances],
+            "sources": [asdict(one) for one in self.sources],
             "anchors": asdict(self.anchor_fit),
             "similarity_search": self.search,
             "severities": {severity: len(self.of_severity(severity)) for severity in SEVERITIES},

@@ -26,7 +26,7 @@ from anchorite.data.formats.common import is_image_name
 from anchorite.data.headers import open_image
 from anchorite.data.shards.format import leads_into_shard, locate_image
 from anchorite.errors import InputError
-from anchorite.inspect.findings import KINDS, Finding, Severity, SplitBalance, kind_of
+from anchorite.inspect.findings import KINDS, Finding, Severity, SourceBalance, SplitBalance, kind_of, named
 
 _MOST_PLACES = 3
 _LEFT_OUT = {  # kinds of findings for which an image is left out, and what is told of it
@@ -60,19 +60,6 @@ class Told(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SourceBalance:
-    """What labels of one source do not know, and how many images of each split have them.
-
-    covers: names of the classes that are labelled, None for all; background_weight: see `LabelSource`.
-    """
-
-    name: str
-    covers: tuple[str, ...] | None
-    background_weight: float
-    images: Mapping[str, int]
-
-
-@dataclass(frozen=True)
 class Overview:
     """What each split holds, all that is to be told, errors first, and the sources of the labels, where there are
     several or the one does not know everything."""
@@ -82,8 +69,9 @@ class Overview:
     sources: tuple[SourceBalance, ...] = ()
 
     def lines(self) -> list[str]:
-        """Of each split a line on what it holds; then a line for each of `told`."""
-        return [*map(balance_line, self.balances), *(one.line() for one in self.told)]
+        """Of each split a line on what it holds, and of each source; then a line for each of `told`."""
+        sources, told = (one.line() for one in self.sources), (one.line() for one in self.told)
+        return [*map(balance_line, self.balances), *sources, *told]
 
     def to_json(self) -> dict[str, Any]:
         """Both as plain values; counts of classes are left out."""
@@ -177,6 +165,7 @@ def sources_of(dataset: DatasetIndex) -> tuple[SourceBalance, ...]:
         SourceBalance(
             source.name,
             None if source.covered is None else tuple(compress(names, source.covered)),
+            () if source.covered is None else tuple(compress(names, np.logical_not(source.covered))),
             source.background_weight,
             counts,
         )
@@ -232,7 +221,8 @@ def reading_findings(dataset: DatasetIndex) -> Iterator[Finding]:
 def split_findings(
     dataset: DatasetIndex, balances: Sequence[SplitBalance], background_ok: bool = False
 ) -> Iterator[Finding]:
-    """Class names that probably mean one class; splits and classes that cannot be trained or measured."""
+    """Class names that probably mean one class; splits and classes that cannot be trained or measured; sources of
+    labels that may teach objects as background."""
     first: dict[str, str] = {}
     for name in dataset.class_names:
         key = "".join(name.casefold().replace("-", " ").replace("_", " ").split()) or name
@@ -258,6 +248,10 @@ def split_findings(
         if train and not train.boxes_per_class[number]:
             detail = f"class {name!r}: {'only ' + ' and '.join(there) if there else 'no box in any split'}"
             yield Finding("class-without-training", detail, class_name=name)
+    for source in sources_of(dataset):
+        if source.not_covered and source.background_weight == 1 and source.images.get("train"):
+            detail = f"does not cover {named(source.not_covered)}"
+            yield Finding("uncovered-background", detail, "train", origin=f"source {source.name}")
 
 
 def unlisted_images(dataset: DatasetIndex) -> Iterator[Finding]:
