@@ -7,6 +7,8 @@ WrittenFormat = Literal["yolo", "coco", "voc", "shards"]
 """Label formats that a copy of a dataset can be written in."""
 FormatName = Literal[WrittenFormat, "cvat", "label-studio", "labelme", "via", "open-images", "csv", "merged"]
 """Label formats that are read; merged: a YAML of several data sets."""
+ScoresUse = Literal["ignore", "as-weights"]
+"""What the scores beside the boxes of a dataset are taken for."""
 ExportFormat = Literal["onnx", "torch-export", "openvino"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 CompileName = Literal["auto", "on", "off"]

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from anchorite.choices import ModelSize, WrittenFormat
 from anchorite.cli.display import counting, data_lines, split_counts
 from anchorite.cli.folders import refuse_taken
-from anchorite.cli.options import AllowOutside, Data, Format, PositiveInt, ReadingOptions
+from anchorite.cli.options import AllowOutside, Data, Format, IgnoreClass, PositiveInt, ReadingOptions, Scores
 from anchorite.errors import InputError
 from anchorite.files import write_text_atomically
 from anchorite.reading import filled, one_line
@@ -192,6 +192,8 @@ def inspect(
     model: Annotated[ModelSize, Parameter(help="Size of the network, whose default anchors are checked.")] = "n",
     format: Format = None,
     allow_outside: AllowOutside = False,
+    ignore_class: IgnoreClass = None,
+    scores: Scores = "ignore",
 ) -> None:
     """List what is wrong with a dataset (exit 2: labels or images get lost, or leak); correct it in a copy.
 
@@ -211,7 +213,7 @@ def inspect(
         one, other = out.resolve(), fix.resolve()
         if one.is_relative_to(other) or other.is_relative_to(one):
             raise InputError(f"--out {out} and --fix {fix}: name two folders, neither in the other")
-    dataset = ReadingOptions(format, skip_bad=True, allow_outside=allow_outside).open(data, out, fix)
+    dataset = ReadingOptions(format, True, allow_outside, ignore_class, scores).open(data, out, fix)
     with counting("decoded") as progress:
         inspection = inspect_dataset(dataset, default, image_size, progress, partial(progress, verb="compared"))
     print(summary_text(inspection), end="")

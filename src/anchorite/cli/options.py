@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
-from anchorite.choices import CompileName, FormatName, ModelSize, PrecisionName
+from anchorite.choices import CompileName, FormatName, ModelSize, PrecisionName, ScoresUse
 from anchorite.errors import InputError, StorageError
 from anchorite.keywords import config_of
 from anchorite.recipe_names import PAIR, SQUARE
@@ -61,6 +61,9 @@ Weights = Annotated[Path, Parameter(help="Weights, or an export of them (.onnx, 
 Format = Annotated[FormatName | None, Parameter(help="Label format, where recognition guesses wrong.")]
 AllowOutside = Annotated[bool, Parameter(help="Follow paths and links out of the dataset, for data you trust.")]
 
+IgnoreClass = Annotated[list[str] | None, Parameter(help="Class whose boxes are ignored: no objects, no background.")]
+Scores = Annotated[ScoresUse, Parameter(help="Scores beside boxes: none, or what each object counts in training.")]
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -70,13 +73,22 @@ class ReadingOptions:
     format: Format = None
     skip_bad: Annotated[bool, Parameter(help="Leave out images that cannot be read, or their labels.")] = False
     allow_outside: AllowOutside = False
+    ignore_class: IgnoreClass = None
+    scores: Scores = "ignore"
 
     def open(self, data: Path, *outs: Path | None) -> DatasetIndex:
         """The dataset, read as these options say; InputError where one of `outs`, which will be written, lies in it."""
         from anchorite.data import open_dataset
         from anchorite.data.index_cache import refuse_dataset_folder
 
-        dataset = open_dataset(data, self.format, self.skip_bad, allow_outside=self.allow_outside)
+        dataset = open_dataset(
+            data,
+            self.format,
+            self.skip_bad,
+            allow_outside=self.allow_outside,
+            ignore_classes=self.ignore_class or (),
+            scores=self.scores,
+        )
         for out in filter(None, outs):
             refuse_dataset_folder(out, dataset.splits.values(), dataset.root)
         return dataset
@@ -108,6 +120,8 @@ class ReadingOptions:
             self.format or facts["format"],
             self.skip_bad or facts.get("skip_bad", False),
             self.allow_outside or facts.get("allow_outside", False),
+            [*(self.ignore_class or ()), *facts.get("ignore_classes", ())],
+            facts.get("scores", "ignore") if self.scores == "ignore" else self.scores,
         )
         return again.open(data or Path(facts["data"]))
 

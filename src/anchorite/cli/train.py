@@ -78,7 +78,7 @@ def train(
 
     if resume is None:
         recipe, notes = fields.read()
-        facts: dict[str, Any] = {"data": data, "format": None}
+        facts: dict[str, Any] = {"data": data, "format": None, **_asked_for(recipe)}
     else:
         run = training.RunFolder.open(resume)
         recipe, notes, facts = run.read_recipe(), (), run.read_facts()
@@ -121,6 +121,11 @@ def train(
                 if world.is_main:
                     conclude_run(run.path, run.as_trained(dataset))
         display.finished(run.path)
+
+
+def _asked_for(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says of how a dataset is read."""
+    return {"ignore_classes": recipe.ignore_classes, "scores": recipe.scores}
 
 
 def _how_to_extend(run: Path, epochs: int) -> str:
@@ -271,7 +276,7 @@ def tune(
         refuse_taken(folder)
         (chosen, notes), searched = fields.read(), default_space() if space is None else read_space(space)
         print("".join(f"{note}\n" for note in notes), end="")
-        dataset = reading.open(data)
+        dataset = reading.open_again({"format": None, **_asked_for(chosen)}, data)
         print("\n".join(data_lines(dataset, look_over(dataset, chosen.background_ok))))
         study = Study.create(folder, dataset, chosen, searched)
     print(f"study: {study.folder}; searched: {', '.join(study.space)}")

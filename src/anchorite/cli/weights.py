@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from anchorite.choices import ExportFormat
 from anchorite.cli.folders import refuse_taken_file
-from anchorite.cli.options import AllowOutside, LimitOptions, PositiveInt
+from anchorite.cli.options import AllowOutside, IgnoreClass, LimitOptions, PositiveInt, ReadingOptions, Scores
 from anchorite.errors import InputError
 from anchorite.reading import filled
 
@@ -47,15 +47,17 @@ class ProofOptions:
     split: Annotated[str, Parameter(help="Split of --verify.")] = "val"
     skip_bad: Annotated[bool, Parameter(help="Drop malformed label rows instead of refusing.")] = False
     allow_outside: AllowOutside = False
+    ignore_class: IgnoreClass = None
+    scores: Scores = "ignore"
 
     def records(self, data: Path | None, split: str, flag: str, weights: Path, info: WeightsInfo) -> Sequence[Record]:
         """The labelled images of a split, none without data; InputError where the weights know other classes."""
-        from anchorite.data import open_dataset
         from anchorite.evaluate import require_classes, require_images
 
         if data is None:
             return ()
-        dataset = open_dataset(data, None, self.skip_bad, allow_outside=self.allow_outside)
+        reading = ReadingOptions(None, self.skip_bad, self.allow_outside, self.ignore_class, self.scores)
+        dataset = reading.open(data)
         require_classes(weights, info.class_names, data, dataset.class_names)
         return require_images(dataset, split, flag)
 

@@ -17,11 +17,14 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from anchorite.choices import ScoresUse
 
 NO_NUMBER = -1  # of an origin that is a text alone
 NO_CLASS = -1  # of an ignored region that may hold objects of any class
@@ -108,6 +111,11 @@ class Split(Sequence[Record]):
     @abstractmethod
     def table(self) -> RecordTable:
         """The same records in memory."""
+
+    def renumbered(self, class_ids: Sequence[int]) -> Split:
+        """The split with other class ids, of each class the new one; what was of a class that becomes `NO_CLASS` is an
+        ignored region."""
+        return self.table().renumbered(class_ids)
 
     def without(self, paths: Collection[Path]) -> Split:
         """The split without the records of these images."""
@@ -285,6 +293,17 @@ class RecordTable(Split):
         boxes = np.arange(counts.sum()) + np.repeat(self.ends[chosen] - np.cumsum(counts), counts)
         return replace(self, images=images, boxes=self.boxes[boxes], names=names)
 
+    def renumbered(self, class_ids: Sequence[int]) -> RecordTable:
+        """The same records with other class ids, as `Split.renumbered`; sources cover what they did."""
+        boxes, kept = self.boxes.copy(), [class_id != NO_CLASS for class_id in class_ids]
+        boxes["class_id"] = np.array([*class_ids, NO_CLASS])[boxes["class_id"]]  # the last is that of `NO_CLASS` itself
+        is_region = boxes["class_id"] == NO_CLASS
+        boxes["ignored"] |= is_region
+        boxes["weight"][is_region] = 1
+        covered = (None if one.covered is None else tuple(compress(one.covered, kept)) for one in self.label_sources)
+        sources = (replace(one, covered=some) for one, some in zip(self.label_sources, covered, strict=True))
+        return replace(self, boxes=boxes, label_sources=tuple(sources))
+
     def forget_cache(self) -> None:
         """Remove the files that the table comes from, so that the dataset is read again the next time."""
         for file in self.files:
@@ -419,6 +438,7 @@ AdjustmentKind = Literal[
     "ignored-shape",
     "ignored-annotation",
     "ignored-category",
+    "ignored-region",
     "shape-as-box",
     "relocated",
     "grey-images",
@@ -433,13 +453,14 @@ class Adjustment:
     Of labels: "clipped" (reached outside the image), "dropped-empty" (no area), "dropped-duplicate", "skipped-bad" (a
     malformed row or unreadable image; the image is left out because the user asked for it), "shape-as-box" (the box
     around a polygon, mask, rotated box or pose), "ignored-shape" (points, lines and tags, which outline no object),
-    "ignored-annotation" (of an image that has another one, which is read),
-    "ignored-score" (a score beside a box), "ignored-category" (one that only groups others). Of files: "repeated-image"
-    (listed twice in a split, read once), "no-labels" (no image of a split has a label file), "unused-label" (label
-    files without an image), "ignored-file" (belongs to no split, or an image without the labels that its format
-    demands). Of settings: "ignored-key" (read and not obeyed), "relocated" (a path found elsewhere in the dataset). Of
-    the images of a split: "grey-images" (all have one channel, which is repeated), "narrow-range" (of 16-bit images few
-    grey levels are left when they become 8-bit images).
+    "ignored-annotation" (of an image that has another one, which is read), "ignored-score" (a score beside a box),
+    "ignored-region" (a malformed label of which the place is known: it becomes an ignored region because the user asked
+    to leave out what is bad), "ignored-category" (one that only groups others). Of files: "repeated-image" (listed
+    twice in a split, read once), "no-labels" (no image of a split has a label file), "unused-label" (label files
+    without an image), "ignored-file" (belongs to no split, or an image without the labels that its format demands). Of
+    settings: "ignored-key" (read and not obeyed), "relocated" (a path found elsewhere in the dataset). Of the images of
+    a split: "grey-images" (all have one channel, which is repeated), "narrow-range" (of 16-bit images few grey levels
+    are left when they become 8-bit images).
     origin: "file:line", or the file or folder. detail: the values, readable. Where they are known: split; image;
     class_name and box_xyxy, in pixels as the label file has it; files, where there are several.
     """
@@ -461,7 +482,8 @@ class DatasetIndex:
     root: the folder (or file) the user named; format: see `anchorite.choices.FormatName`; splits: any sequence of
     records will do for each, it becomes a `Split`; adjustments: see Adjustment; allow_outside: the user permitted paths
     that lead out of the dataset; skip_bad: and to leave out what is bad, which for images that turn out damaged only
-    when they are decoded is yet to be done.
+    when they are decoded is yet to be done; ignored_classes: names of classes that are none here, and whose boxes are
+    ignored regions; scores: what those beside boxes were taken for.
     """
 
     root: Path
@@ -471,6 +493,8 @@ class DatasetIndex:
     adjustments: tuple[Adjustment, ...] = field(default=())
     allow_outside: bool = False
     skip_bad: bool = False
+    ignored_classes: tuple[str, ...] = ()
+    scores: ScoresUse = "ignore"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", {name: as_split(records) for name, records in self.splits.items()})
@@ -478,6 +502,17 @@ class DatasetIndex:
     def split(self, name: str) -> Split:
         """The records of a split; none where the dataset does not have it."""
         return self.splits[name] if name in self.splits else as_split(())
+
+    def reading_facts(self) -> dict[str, object]:
+        """What it takes to open the same dataset again, as plain values."""
+        return {
+            "data": str(self.root.resolve()),
+            "format": self.format,
+            "skip_bad": self.skip_bad,
+            "allow_outside": self.allow_outside,
+            "ignore_classes": list(self.ignored_classes),
+            "scores": self.scores,
+        }
 
 
 class LeftOut(NamedTuple):

@@ -104,8 +104,11 @@ def _states(paths: Sequence[str]) -> NDArray[np.int64]:
         return np.concatenate([np.zeros((0, 4), np.int64), *pool.map(some, range(0, len(paths), _CHUNK))])
 
 
-def cache_file(root: Path, format: str | None, skip_bad: bool, allow_outside: bool) -> Path | None:
-    """Where the index of a dataset that is opened in this way is cached; None where the user wants no cache."""
+def cache_file(root: Path, *asked: object) -> Path | None:
+    """Where the index of a dataset that is opened in this way is cached; None where the user wants no cache.
+
+    asked: all that the user said of how to read it.
+    """
     folder = os.environ.get(VARIABLE)
     if folder == "off":
         return None
@@ -113,8 +116,8 @@ def cache_file(root: Path, format: str | None, skip_bad: bool, allow_outside: bo
     for path in sorted(Path(__file__).parent.rglob("*.py")):  # another reader may read something else
         status = path.stat()
         digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\0".encode())
-    asked = os.getcwd(), str(root), str(format), str(skip_bad), str(allow_outside)  # noqa: PTH109 - as text
-    digest.update(repr(asked).encode("utf-8", "surrogatepass"))
+    how = os.getcwd(), str(root), *asked  # noqa: PTH109 - as text
+    digest.update(repr(how).encode("utf-8", "surrogatepass"))
     return (Path(folder) if folder else _default_folder()) / f"index-{digest.hexdigest()[:32]}.safetensors"
 
 
@@ -144,7 +147,8 @@ def load_index(file: Path) -> DatasetIndex | None:
             known = image and Path(image), name, box and tuple(box), tuple(map(Path, files))
             adjustments.append(Adjustment(kind, origin, detail, split, *known))
         root, format, names = Path(facts["root"]), facts["format"], tuple(facts["class_names"])
-        index = DatasetIndex(root, format, names, splits, tuple(adjustments), facts["allow_outside"], facts["skip_bad"])
+        asked = facts["allow_outside"], facts["skip_bad"], tuple(facts["ignored_classes"]), facts["scores"]
+        index = DatasetIndex(root, format, names, splits, tuple(adjustments), *asked)
     except (KeyError, TypeError, ValueError, IndexError):  # written by this program, but not by this version of it
         return None
     with suppress(OSError):
@@ -170,7 +174,8 @@ def save_index(file: Path, index: DatasetIndex, dependencies: Dependencies) -> D
     states = _states(watched)
     if states[:, 2:].max(initial=0) >= dependencies.started_ns - _SETTLED_NS:
         return index  # a change since would not show in the times
-    facts = {name: getattr(index, name) for name in ("root", "format", "class_names", "allow_outside", "skip_bad")}
+    names = "root", "format", "class_names", "allow_outside", "skip_bad", "ignored_classes", "scores"
+    facts = {name: getattr(index, name) for name in names}
     facts |= {
         "splits": list(index.splits),
         "label_sources": [[astuple(one) for one in table.label_sources] for table in tables],

@@ -46,6 +46,7 @@ class FindingKind(NamedTuple):
 # Errors are what a user loses without noticing, or what training refuses: labels, images, or the worth of val and test.
 KINDS: Mapping[str, FindingKind] = {
     "malformed": FindingKind("error", "refused", "label row|rows or file|files that cannot be read", "left out"),
+    "ignored-region": FindingKind("error", "refused", "label row|rows of which only the place can be read", "ignored"),
     "unreadable-image": FindingKind("error", "refused", "image|images that cannot be decoded", "left out"),
     "empty-box": FindingKind("error", "dropped", "box|boxes without area", "dropped"),
     "duplicate-box": FindingKind("error", "dropped", "box|boxes written twice", "dropped"),

@@ -323,7 +323,7 @@ def _told_of_findings(findings: Iterable[Finding]) -> Iterator[Told]:
 def sentence(kind: str, places: Sequence[str]) -> str:
     """How many findings of a kind there are, what reading did about it, and the first places."""
     done = KINDS[kind].done
-    did = f", {done}" if done in ("clipped", "dropped", "left out") else ""
+    did = f", {done}" if done in ("clipped", "dropped", "left out", "ignored") else ""
     return f"{KINDS[kind].counted(len(places))}{did} ({_listed(places)})"
 
 

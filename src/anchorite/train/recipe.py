@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from anchorite.anchors import AnchorSet
-from anchorite.choices import CompileName, ModelSize, PrecisionName
+from anchorite.choices import CompileName, ModelSize, PrecisionName, ScoresUse
 from anchorite.data import AugmentConfig, StoreMode
 from anchorite.errors import InputError
 from anchorite.evaluate import ValidationConfig
@@ -69,6 +69,10 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of weights and augmentation")
     val_share: float = Field(0.0, ge=0, lt=1, description="share of the training images that become a split val")
     background_ok: bool = Field(False, description="that most training images have no labels is intended")
+    ignore_classes: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="classes whose boxes are ignored regions, neither objects nor background"
+    )
+    scores: ScoresUse = Field("ignore", description="scores beside boxes: ignore, or as-weights of the objects")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: PrecisionName = Field("auto", description="auto, fp32, bf16 or fp16")
     compile: CompileName = Field("auto", description="torch.compile for the step: auto (by device), on or off")

@@ -68,6 +68,7 @@ def train(
     if not isinstance(recipe, Recipe):
         raise InputError(f"train: recipe is what load_recipe returns; got {shorten(recipe)}")
     _refuse_unopened(dataset)
+    _refuse_other_reading(recipe, dataset)
     listener = listener if world.is_main else ignore
     recipe, start = read_pretrained(recipe)
     backbone = read_hf_backbone(recipe, start)
@@ -173,6 +174,14 @@ def _refuse_unopened(dataset: object) -> None:
         raise InputError(f"dataset is what open_dataset returns; got {shorten(dataset)}")
 
 
+def _refuse_other_reading(recipe: Recipe, dataset: DatasetIndex) -> None:
+    """InputError where the dataset was opened in another way than the recipe says."""
+    missing = [name for name in recipe.ignore_classes if name not in dataset.ignored_classes]
+    if missing or recipe.scores not in ("ignore", dataset.scores):
+        wanted = f"ignore_classes={list(recipe.ignore_classes)}, scores={recipe.scores!r}"
+        raise InputError(f"{dataset.root}: the recipe wants it read otherwise; open_dataset({wanted})")
+
+
 def _begin(
     out: StrPath,
     recipe: Recipe,
@@ -190,10 +199,7 @@ def _begin(
     prepared = replace(prepared, decisions=(*notes, *prepared.decisions))
     dataset, anchors = prepared.dataset, prepared.train_state.detector.anchors
     facts = {
-        "data": str(dataset.root.resolve()),
-        "format": dataset.format,
-        "skip_bad": dataset.skip_bad,
-        "allow_outside": dataset.allow_outside,
+        **dataset.reading_facts(),
         "anchors": anchors.to_rows(),
         "left_out": left_out_facts(opened, dataset),
         "notes": list(notes),

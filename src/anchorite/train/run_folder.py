@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
 from typing_extensions import TypedDict
 
-from anchorite.choices import FormatName
+from anchorite.choices import FormatName, ScoresUse
 from anchorite.data import Batch, DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
 from anchorite.evaluate import ValidationResult
@@ -80,6 +80,8 @@ class _Facts(BaseModel):
     world_size: int = 1
     skip_bad: bool = False
     allow_outside: bool = False
+    ignore_classes: list[str] = []
+    scores: ScoresUse = "ignore"
     left_out: list[_LeftOutFacts] = []
     val_split: _ValFacts | None = None
     start: _StartFacts | None = None

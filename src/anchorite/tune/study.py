@@ -76,10 +76,7 @@ class Study:
             except InputError as error:
                 raise InputError(f"space: {name}: {str(error).removeprefix(f'--set {name}: ')}") from None
         facts = {
-            "data": str(dataset.root.resolve()),
-            "format": dataset.format,
-            "skip_bad": dataset.skip_bad,
-            "allow_outside": dataset.allow_outside,
+            **dataset.reading_facts(),
             "space": {name: dimension.model_dump(mode="json") for name, dimension in space.items()},
         }
         folder = Path(folder)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
 
-from anchorite.choices import FormatName
-from anchorite.data.dataset import DatasetIndex
+from anchorite.choices import FormatName, ScoresUse
+from anchorite.data.dataset import NO_CLASS, DatasetIndex, Split
 from anchorite.data.formats import (
     coco,
     csv_table,
@@ -21,17 +22,19 @@ from anchorite.data.formats import (
     voc,
     yolo,
 )
-from anchorite.data.formats.common import Fence, ReadingLog, exists
+from anchorite.data.formats.common import ClassesAndSplits, Fence, ReadingLog, exists
 from anchorite.data.index_cache import cache_file, load_index, save_index
 from anchorite.data.shards import split as shards
 from anchorite.data.shards.format import MANIFEST
 from anchorite.errors import InputError
 from anchorite.files import StrPath
 from anchorite.keywords import checks_keywords
+from anchorite.reading import shorten
 
 __all__ = ["FormatName", "open_dataset"]
 
 _MOST_BROKEN = 5
+_MOST_NAMES = 20
 
 
 # Formats and their modules, of which the first that finds something in a folder is taken. LOOKED_FOR: in words, what
@@ -56,7 +59,13 @@ _FORMATS: tuple[tuple[FormatName, ModuleType], ...] = (
 
 @checks_keywords()
 def open_dataset(
-    path: StrPath, format: FormatName | None = None, skip_bad: bool = False, *, allow_outside: bool = False
+    path: StrPath,
+    format: FormatName | None = None,
+    skip_bad: bool = False,
+    *,
+    allow_outside: bool = False,
+    ignore_classes: Sequence[str] = (),
+    scores: ScoresUse = "ignore",
 ) -> DatasetIndex:
     """Read a dataset: a folder, a data.yaml or another label file, such as a COCO json or an xml of CVAT; or a YAML of
     several datasets, which are read as one.
@@ -64,19 +73,27 @@ def open_dataset(
     Of several formats in one folder shards are preferred, then YOLO, COCO, CVAT, VOC; `format` overrules. skip_bad:
     leave out images that are unreadable or have malformed labels instead of raising (damage behind an image's header is
     found, and the image left out, when it is decoded). allow_outside: follow paths and links out of the dataset.
+    ignore_classes: names of classes that are to be none: their boxes become ignored regions, neither objects nor
+    background. scores: "as-weights" lets an object count as much in training as the score beside its box says, as of
+    pseudo-labels. A data.yaml or COCO json may say both itself; what is asked for here is added.
     Returns the index; `adjustments` says what was clipped, dropped, skipped or ignored. Nothing is written into the
     dataset; the index of a large one is kept in a cache folder, and taken from there while nothing changed.
     Raises InputError when nothing is recognised, or with the first 20 bad rows and their count.
     """
     if format is not None and format not in get_args(FormatName):
         raise InputError(f"format must be one of {', '.join(get_args(FormatName))}; got {format!r}")
+    if isinstance(ignore_classes, str) or not all(isinstance(name, str) for name in ignore_classes):
+        raise InputError(f'ignore_classes must be a list of class names, as in ["people"]; got {ignore_classes!r}')
+    if scores not in get_args(ScoresUse):
+        raise InputError(f"scores must be one of {', '.join(get_args(ScoresUse))}; got {scores!r}")
     root = Path(path)
     if not exists(root):
         raise InputError(f"{root}: does not exist; name a dataset's folder, its data.yaml or its COCO json")
-    file = cache_file(root, format, skip_bad, allow_outside)
+    file = cache_file(root, format, skip_bad, allow_outside, tuple(ignore_classes), scores)
     if file is not None and (cached := load_index(file)) is not None:
         return cached
-    log, fence = ReadingLog(skip_bad), Fence([root], allow_outside)
+    log = ReadingLog(skip_bad, dict.fromkeys(ignore_classes, f"{root}: ignore_classes"), scores)
+    fence = Fence([root], allow_outside)
     log.dependencies.add_candidate(root)
     try:
         for name, one in _FORMATS:
@@ -92,8 +109,28 @@ def open_dataset(
     except OSError as error:
         raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
     log.raise_if_bad(root)
-    index = DatasetIndex(root, name, class_names, splits, log.adjustments, allow_outside, skip_bad)
+    class_names, splits = _without_ignored(class_names, splits, log, root)
+    asked = allow_outside, skip_bad, tuple(log.ignored_classes), log.scores
+    index = DatasetIndex(root, name, class_names, splits, log.adjustments, *asked)
     return index if file is None else save_index(file, index, log.dependencies)
+
+
+def _without_ignored(
+    names: tuple[str, ...], splits: Mapping[str, Split], log: ReadingLog, root: Path
+) -> ClassesAndSplits:
+    """The classes that are not ignored, and the splits with ids of these; InputError where a name is none, or none is
+    left."""
+    for name, origin in log.ignored_classes.items():
+        if name not in names:
+            known = ", ".join(map(shorten, names[:_MOST_NAMES])) + ", ..." * (len(names) > _MOST_NAMES)
+            raise InputError(f"{origin}: there is no class {shorten(name)} to ignore, but {known}")
+    kept = tuple(name for name in names if name not in log.ignored_classes)
+    if not kept:
+        raise InputError(f"{root}: all of its classes are to be ignored, so there is nothing to learn; keep one")
+    if kept == names:
+        return names, splits
+    new_ids = [kept.index(name) if name in kept else NO_CLASS for name in names]
+    return kept, {split: records.renumbered(new_ids) for split, records in splits.items()}
 
 
 def _not_recognised(root: Path, format: FormatName | None, fence: Fence) -> InputError:

@@ -1,10 +1,11 @@
 """COCO datasets: one json a split, with images, annotations and categories.
 
-Boxes are [x, y, width, height] in pixels; iscrowd marks what is ignored. Where an annotation has a segmentation and no
-bbox, its box is the one around the polygons or the mask. A json has no lines worth naming, so an origin reads
-"file: annotation id N". A file is parsed by msgspec into its unparsed items and these one by one, so that what
-`segmentation` holds never becomes Python objects: on a file of 72 MB (250 000 annotations) that takes 2.7 s and 107 MB,
-the `json` module 3.4 s and 427 MB, ijson 7.3 s and 10 MB.
+Boxes are [x, y, width, height] in pixels; iscrowd marks what is ignored, and `score` may be the weight of an object.
+`info.anchorite` is our own: {"ignore_classes": [name, ...], "scores": "as-weights"}. Where an annotation has a
+segmentation and no bbox, its box is the one around the polygons or the mask. A json has no lines worth naming, so an
+origin reads "file: annotation id N". A file is parsed by msgspec into its unparsed items and these one by one, so that
+what `segmentation` holds never becomes Python objects: on a file of 72 MB (250 000 annotations) that takes 2.7 s and
+107 MB, the `json` module 3.4 s and 427 MB, ijson 7.3 s and 10 MB.
 
 Format: https://cocodataset.org/#format-data. Legend: K classes.
 """
@@ -23,13 +24,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
-from anchorite.data.dataset import NO_NUMBER, Box, RecordTable, pack_box
+from anchorite.choices import ScoresUse
+from anchorite.data.dataset import NO_CLASS, NO_NUMBER, Box, RecordTable, pack_box
 from anchorite.data.formats.common import (
+    SCORES_HINT,
     ClassesAndSplits,
+    Fault,
     Fence,
     ReadingLog,
     SplitBuilder,
@@ -42,6 +46,7 @@ from anchorite.data.formats.common import (
     is_finite,
     is_image_name,
     split_of,
+    weight_fault,
     without_links,
 )
 from anchorite.data.formats.named import plain_parts
@@ -61,7 +66,6 @@ _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0*)?")
 
 Id = int | str
 Content = dict[str, Any]  # the members of a json, unparsed (`msgspec.Raw`) or as Python's parser reads them
-Fault = tuple[str, str]  # origin and reason
 
 
 class _Image(msgspec.Struct):
@@ -78,6 +82,7 @@ class _Annotation(msgspec.Struct):
     bbox: Any = None
     iscrowd: Any = 0
     area: Any = None
+    score: Any = None
 
 
 class _Outline(msgspec.Struct):
@@ -198,6 +203,8 @@ def read(files: Mapping[str, Path], root: Path, log: ReadingLog, allow_outside: 
     for path in files.values():
         log.dependencies.add_file(path)
     contents = {path: _read_content(path) for path in files.values()}
+    for path, content in contents.items():
+        _read_own_words(content, path, log)
     categories = {path: _read_categories(content, path) for path, content in contents.items()}
     groups = _unused_groups(categories, contents)
     for category_id, (path, name) in groups.items():
@@ -268,6 +275,23 @@ def _value(item: Any, path: Path) -> Any:
     except (ValueError, RecursionError):
         read_json(path)  # raises in its own words: not UTF-8, a number of thousands of digits
         raise
+
+
+def _read_own_words(content: Content, path: Path, log: ReadingLog) -> None:
+    """Tell the log what info.anchorite says of classes and scores, if there is such a thing."""
+    info = content.pop("info", None)
+    if isinstance(info, msgspec.Raw):  # what else stands there need not even be UTF-8
+        info = _value(info, path) if b'"anchorite"' in bytes(info) else None
+    if not isinstance(info, dict) or info.get("anchorite") is None:
+        return
+    where, said = f"{path}: info.anchorite", info["anchorite"]
+    names, scores = (said.get("ignore_classes", []), said.get("scores", "ignore")) if isinstance(said, dict) else (0, 0)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f'{where}: must be an object as {{"ignore_classes": ["cat"]}}; got {shorten(said)}')
+    if not isinstance(scores, str) or scores not in get_args(ScoresUse):
+        raise InputError(f"{where}: scores must be {' or '.join(get_args(ScoresUse))}; got {shorten(scores)}")
+    log.ignored_classes |= {name: where for name in names if name not in log.ignored_classes}
+    log.scores = "as-weights" if scores == "as-weights" else log.scores
 
 
 def _read_categories(content: Content, path: Path) -> dict[Id, _Category]:
@@ -386,9 +410,7 @@ def _read_split(
     images.place_of.clear()
     for place, image in images.first.items():
         file = Path(place)
-        for origin, reason in images.faults.get(place, ()):
-            log.bad(origin, reason, file)
-        if place in images.faults:
+        if not log.bad_labels(images.faults.get(place, ()), file):
             continue
         entries = [image, *images.more.get(place, ())]
         sizes = {(one.width, one.height): f"{path}: image id {_shown_id(one.id)} ({file.name})" for one in entries}
@@ -404,7 +426,7 @@ def _read_split(
 
 def _place_images(items: list[Any], path: Path, folders: Sequence[Path], log: ReadingLog) -> _Images:
     """The files of a json's images; the log is told of those that have none."""
-    images, placed, faulty = list[_Image](), _Images(), list[tuple[_Image, Fault]]()
+    images, placed, faulty = list[_Image](), _Images(), list[tuple[_Image, tuple[str, str]]]()
     decoder = msgspec.json.Decoder(_Image)
     items.reverse()  # taken from the end, so that their memory is freed
     for index in range(len(items)):
@@ -430,7 +452,7 @@ def _place_images(items: list[Any], path: Path, folders: Sequence[Path], log: Re
         file, image_id = _find_image(name, folders, log)[0] if name else None, _plain_id(image.id)
         spoilt = {str(file), "" if image_id is None else placed.place_of.setdefault(image_id, "")} & placed.first.keys()
         for place in sorted(spoilt):
-            placed.faults[place].append((origin, reason))
+            placed.faults[place].append((origin, reason, False))
         if not spoilt:
             log.bad(origin, reason, file)
     return placed
@@ -484,7 +506,7 @@ def _place_image(
             log.counted("repeated-image", origin, what)
             placed.more[place].append(image)
     for spoilt in filter(None, (other, place) if reason else ()):
-        placed.faults[spoilt].append((f"{origin} ({Path(spoilt).name})", str(reason)))
+        placed.faults[spoilt].append((f"{origin} ({Path(spoilt).name})", str(reason), False))
 
 
 def _find_image(name: str, folders: Sequence[Path], log: ReadingLog) -> tuple[Path | None, bool]:
@@ -537,34 +559,40 @@ def _read_annotations(
             continue
         if not place:
             continue
-        class_id, corners = class_ids.get(_plain_id(one.category_id)), _corners(one.bbox)
-        reason = _fault(one, class_id)
+        class_id, corners = class_ids.get(_plain_id(one.category_id), NO_CLASS), _corners(one.bbox)
+        reason = _fault(one, log.scores == "as-weights")
         if reason is None and (not one.bbox or (not isinstance(corners, str) and 0 in one.bbox[2:])):
             outline, origin = _parsed(item, outlines, path).segmentation, _origin(path, one.id, index)
             if outline not in (None, [], {}, [[]]):
                 corners, size = _box_of_outline(outline)
                 log.counted("shape-as-box", origin, "masks without a bbox, read as the boxes around them")
                 masks[place].setdefault(size, origin)
-        if reason is not None or class_id is None or isinstance(corners, str):
-            images.faults[place].append((_origin(path, one.id, index), reason or str(corners)))
+        if reason is not None or isinstance(corners, str):
+            images.faults[place].append((_origin(path, one.id, index), reason or str(corners), False))
             continue
+        if class_id == NO_CLASS:
+            reason = f"no category has this category_id ({shorten(one.category_id)})"
+            images.faults[place].append((_origin(path, one.id, index), reason, True))
+        if one.score is not None and log.scores == "ignore":
+            what = f"annotations with a score, which is not used; {SCORES_HINT}"
+            log.counted("ignored-score", _origin(path, one.id, index), what)
         number, head_id = _plain_id(one.id), usual_head_id
         if not (isinstance(number, int) and 0 <= number < _LARGEST_ID):
             number, head_id = NO_NUMBER, builder.head_id(_origin(path, one.id, index))
         area = math.nan if one.area is None else float(one.area)
-        boxes[place] += pack_box(class_id, corners, head_id, number, bool(one.iscrowd), area)
+        weight = 1.0 if one.score is None or log.scores == "ignore" else float(one.score)
+        is_ignored = bool(one.iscrowd) or class_id == NO_CLASS
+        boxes[place] += pack_box(class_id, corners, head_id, number, is_ignored, area, weight)
     return boxes, masks
 
 
-def _fault(one: _Annotation, class_id: int | None) -> str | None:
-    """What is wrong with an annotation beside its box, if anything is."""
-    if class_id is None:
-        return f"no category has this category_id ({shorten(one.category_id)})"
+def _fault(one: _Annotation, is_weighted: bool) -> str | None:
+    """What is wrong with an annotation beside its box and category, if anything is."""
     if one.iscrowd not in (0, 1, None):
         return f"iscrowd must be 0 or 1 ({shorten(one.iscrowd)})"
     if one.area is not None and not (is_finite(one.area) and one.area >= 0):
         return f"area must be a finite number, 0 or more ({shorten(one.area)})"
-    return None
+    return None if one.score is None or not is_weighted else weight_fault(one.score)
 
 
 def _corners(bbox: Any) -> Box | str:

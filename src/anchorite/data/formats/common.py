@@ -36,6 +36,7 @@ from unicodedata import category
 import numpy as np
 from numpy.typing import NDArray
 
+from anchorite.choices import ScoresUse
 from anchorite.data.dataset import (
     BOX_ROW,
     Adjustment,
@@ -60,6 +61,8 @@ _BLOCK = 4096  # images that the policy is applied to at a time
 REPORTED_CLIP_PX = 0.1
 _MOST_SAMPLED = 32  # 16-bit images of a split that are decoded to see what range they use
 _FEWEST_LEVELS = 64  # of 256: a camera of 14 bits leaves so many
+SCORES_HINT = "--scores as-weights makes it what the object counts in training"
+Fault = tuple[str, str, bool]  # where a label is bad, why, and whether the place of the object is known all the same
 ClassesAndSplits = tuple[tuple[str, ...], Mapping[str, Split]]  # what the `read` of a format returns
 
 
@@ -67,13 +70,18 @@ class ReadingLog:
     """Collects the bad rows and the adjustments of one dataset.
 
     With `skip_bad`, whatever is bad becomes an Adjustment("skipped-bad"), and the reader leaves the whole image out: an
-    object that was not understood must not be learned as background. Otherwise it is counted, and `raise_if_bad` ends
-    the reading. `split` is the one being read, as the readers set it. `dependencies`: the
-    files and folders that were read; `folders`: the listings of folders.
+    object that was not understood must not be learned as background. Where all that is bad in an image are objects of
+    which at least the place is known, it stays, with ignored regions there: Adjustment("ignored-region"). Without
+    `skip_bad` it is counted, and `raise_if_bad` ends the reading.
+
+    `split` is the one being read, as the readers set it. `dependencies`: the files and folders that were read;
+    `folders`: the listings of folders. `ignored_classes`: by name the classes that are ignored and who says so;
+    `scores`: what these are taken for; to both a reader adds what the dataset itself says.
     """
 
-    def __init__(self, skip_bad: bool) -> None:
-        self.skip_bad = skip_bad
+    def __init__(self, skip_bad: bool, ignored_classes: Mapping[str, str], scores: ScoresUse) -> None:
+        self.skip_bad, self.scores = skip_bad, scores
+        self.ignored_classes = dict(ignored_classes)
         self.split: str | None = None
         self.num_bad = 0
         self.dependencies = Dependencies()
@@ -121,14 +129,24 @@ class ReadingLog:
             files = tuple(folder / name for name in names)
             self.adjusted(kind, str(folder), f"{len(names)} {what}: {listed}", files=files)
 
-    def bad(self, origin: str, reason: str, image: Path | None = None) -> None:
-        """Record a malformed row, annotation or image; the caller then leaves out the image that it belongs to."""
+    def bad(self, origin: str, reason: str, image: Path | None = None, is_region: bool = False) -> None:
+        """Record a malformed row, annotation or image; the caller then leaves out the image that it belongs to.
+
+        is_region: no, it has put an ignored region there.
+        """
         if self.skip_bad:
-            self.adjusted("skipped-bad", origin, reason, image=image)
+            self.adjusted("ignored-region" if is_region else "skipped-bad", origin, reason, image=image)
             return
         self.num_bad += 1
         if len(self._listed) < MAX_LISTED:
             self._listed.append(f"{printable(origin, _LONGEST_ORIGIN)}: {printable(reason)}")
+
+    def bad_labels(self, faults: Sequence[Fault], image: Path) -> bool:
+        """Record what is bad in the labels of an image, and whether the image stays nevertheless."""
+        stays = all(is_placed for *_, is_placed in faults) and self.skip_bad
+        for origin, reason, _ in faults:
+            self.bad(origin, reason, image, stays)
+        return stays or not faults
 
     def raise_if_bad(self, root: Path) -> None:
         """Raise one InputError with the first 20 bad rows and their total count, if there is any."""
@@ -258,6 +276,12 @@ def folders_in(folder: Path) -> list[Path]:
 def is_finite(value: object) -> bool:
     """Whether a value of a JSON is a number, and neither NaN nor too large for a float."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+
+
+def weight_fault(score: object) -> str | None:
+    """Why a score cannot be the weight of an object, or None where it can."""
+    is_weight = is_finite(score) and 0 <= score <= 1  # type: ignore[operator]
+    return None if is_weight else f"the score must be a number in 0..1 to be a weight ({shorten(score)})"
 
 
 def box_around(points_xy: Iterable[Sequence[float]]) -> Box:
@@ -556,6 +580,7 @@ class SplitBuilder:
         boxes_xyxy = np.where(stated_xyxy < 0.0, 0.0, stated_xyxy)
         boxes["xyxy"] = boxes_xyxy = np.where(boxes_xyxy > limits, limits, boxes_xyxy)
         sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+        boxes["weight"][boxes["ignored"]] = 1
         boxes["area"] = np.where(np.isnan(boxes["area"]), sides[:, 0] * sides[:, 1], boxes["area"])
         is_reported = (sides <= 0).any(axis=1) | _may_repeat(boxes_xyxy, images)
         is_reported |= np.abs(boxes_xyxy - stated_xyxy).max(axis=1, initial=0.0) > REPORTED_CLIP_PX
@@ -567,7 +592,7 @@ class SplitBuilder:
 
     def _report(self, record: Record, stated_xyxy: Iterable[Sequence[float]], moment: int) -> list[bool]:
         """Whether each box of an image, clipped already, stays; the log is told what the policy does to them."""
-        class_names, stays = list(self._class_names), list[bool]()
+        class_names, stays = [*self._class_names, "a region"], list[bool]()  # the last is that of `NO_CLASS`
         first_origins: dict[tuple[object, ...], str] = {}
         columns = record.class_ids.tolist(), record.ignored.tolist(), record.boxes_xyxy.tolist(), stated_xyxy
         for origin, class_id, ignored, clipped, stated in zip(record.origins, *columns, strict=True):

@@ -228,8 +228,9 @@ def _add_region(image: LabelledImage, region: Region, value: Any, number: int) -
     if shape in _OUTLINING_NOTHING:
         image.pass_over(shape)
         return
+    fault = ""
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
-        raise InputError(f"the region has no label ({shorten(labels)}); give it one")
+        fault, labels = f"the region has no label ({shorten(labels)}); give it one", [""]
     if region.get("image_rotation") not in (None, 0):
         turned = shorten(region["image_rotation"])
         raise InputError(
@@ -242,7 +243,8 @@ def _add_region(image: LabelledImage, region: Region, value: Any, number: int) -
         image.stated_wh = wh
     box, is_around = _box_of(value, shape, wh)
     for label in dict.fromkeys(labels):
-        image.add(NamedBox(label, box, f"{image.origin}, result ", number), shape if is_around else "")
+        named = NamedBox(label, box, f"{image.origin}, result ", number, score=region.get("score"), fault=fault)
+        image.add(named, shape if is_around else "")
 
 
 def _shape(value: Mapping[str, Any]) -> str:

@@ -161,15 +161,17 @@ def _read_file(content: _File, path: Path, root: Path, log: ReadingLog) -> Label
                 image.pass_over(_OUTLINING_NOTHING[kind])
                 continue
             label, box = shape.get("label"), _box_of(shape, kind)
-            if type(label) not in (str, int):
-                raise InputError(f"label must be a text ({shorten(label)})")
         except InputError as error:
             image.faults.append((f"{path}: shape {number}", str(error)))
             continue
+        fault = "" if type(label) in (str, int) else f"label must be a text ({shorten(label)})"
+        if not isinstance(kind, str) or kind not in _OUTLINES:
+            fault = f"a shape of this type is not read ({shorten(kind)}); draw a rectangle or polygon instead"
         group, is_box = shape.get("group_id"), kind == "rectangle" and len(shape["points"]) == 2
-        key = str(label), ("group", group) if type(group) in (int, str) and not is_box else number
-        groups.setdefault(key, []).append(NamedBox(str(label), box, f"{path}: shape ", number))
-        kinds[key] = "" if is_box else _OUTLINES[kind]
+        name, is_part = "" if fault else str(label), type(group) in (int, str) and not is_box and not fault
+        key = name, ("group", group) if is_part else number
+        groups.setdefault(key, []).append(NamedBox(name, box, f"{path}: shape ", number, fault=fault))
+        kinds[key] = "" if is_box or fault else _OUTLINES[kind]
     for key, parts in groups.items():
         if len(parts) == 1:
             image.add(parts[0], kinds[key])
@@ -182,10 +184,9 @@ def _read_file(content: _File, path: Path, root: Path, log: ReadingLog) -> Label
 def _box_of(shape: dict[str, Any], kind: Any) -> Box:
     """The box around a shape; InputError, which names no file, for what is none."""
     points = shape.get("points")
-    if not isinstance(kind, str) or kind not in _OUTLINES:
-        raise InputError(f"a shape of this type is not read ({shorten(kind)}); draw a rectangle or polygon instead")
     if not isinstance(points, list) or len(points) < (3 if kind == "polygon" else 2):
-        raise InputError(f"these points outline no {kind} ({shorten(points)})")
+        what = kind if isinstance(kind, str) and kind in _OUTLINES else "object"
+        raise InputError(f"these points outline no {what} ({shorten(points)})")
     for point in points:
         if not isinstance(point, list) or len(point) != 2 or not all(map(is_finite, point)):
             raise InputError(f"a point must be two finite numbers [x, y] ({shorten(point)})")

@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from anchorite.data.dataset import NO_NUMBER, AdjustmentKind, Box, Split, pack_box
+from anchorite.data.dataset import NO_CLASS, NO_NUMBER, AdjustmentKind, Box, Split, pack_box
 from anchorite.data.formats.common import (
+    SCORES_HINT,
     SPLITS,
     ClassesAndSplits,
+    Fault,
     Fence,
     ReadingLog,
     SplitBuilder,
@@ -31,6 +33,7 @@ from anchorite.data.formats.common import (
     split_in,
     split_of,
     walk_images,
+    weight_fault,
 )
 from anchorite.errors import InputError
 from anchorite.reading import shorten
@@ -43,6 +46,7 @@ class NamedBox(NamedTuple):
 
     xyxy: corners in pixels as displayed, or as parts of the image's size (`LabelledImage.is_normalised`). number: of
     the line, element or shape, `NO_NUMBER` where origin says all; origin: "FILE:" or "FILE: shape ", before the number.
+    score: as it stands there, None for none. fault: why the class is not known, as far as the reader sees.
     """
 
     class_name: str
@@ -50,6 +54,8 @@ class NamedBox(NamedTuple):
     origin: str
     number: int = NO_NUMBER
     is_ignored: bool = False
+    score: object = None
+    fault: str = ""
 
 
 @dataclass
@@ -107,7 +113,7 @@ def read_named(
     entries_of, listed = _find_images(list(entries), home, images, log)
     names = {box.class_name for some in entries_of.values() for one in some for box in one.boxes}
     classes = tuple(sorted(filter(is_class_name, names)) if class_names is None else class_names)
-    class_ids = {name: number for number, name in enumerate(classes)}
+    class_ids = {name: number for number, name in enumerate(classes) if is_class_name(name)}
     by_split: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(entries_of, key=lambda path: path.parts):
         stated = {one.split for one in entries_of[path] if one.split}
@@ -246,8 +252,9 @@ def place_of(label_file: Path, root: Path) -> tuple[str, str | None]:
 
 
 def _add_image(path: Path, entries: Sequence[LabelledImage], class_ids: dict[str, int], builder: SplitBuilder) -> None:
-    """Add an image with the boxes of all its entries, unless there is a fault in one of them."""
-    log, boxes, faults = builder.log, bytearray(), [fault for one in entries for fault in one.faults]
+    """Add an image with the boxes of all its entries, unless it is left out for what is wrong with one of them."""
+    log, boxes, scored = builder.log, bytearray(), list[NamedBox]()
+    faults: list[Fault] = [(*fault, False) for one in entries for fault in one.faults]
     sizes = {one.stated_wh: one.origin for one in entries if 0 not in one.stated_wh}
     header = None
     for stated_wh, origin in (sizes or {(0, 0): ""}).items():
@@ -258,25 +265,39 @@ def _add_image(path: Path, entries: Sequence[LabelledImage], class_ids: dict[str
     for one in entries:
         scales = (header.width, header.height) * 2 if one.is_normalised else (1.0,) * 4
         for box in one.boxes:
-            if not is_class_name(box.class_name) or box.class_name not in class_ids:
-                what = "is not in the list of class names" if is_class_name(box.class_name) else "cannot name a class"
-                faults.append((_shown(box), f"{shorten(box.class_name)} {what}"))
-                continue
-            x1, y1, x2, y2 = (value * scale for value, scale in zip(box.xyxy, scales, strict=True))
-            if not all(map(math.isfinite, (x1, y1, x2, y2))):
-                faults.append((_shown(box), f"the corners must be finite numbers ({shorten(box.xyxy)})"))
-                continue
-            head_id = builder.head_id(box.origin)
-            boxes += pack_box(class_ids[box.class_name], (x1, y1, x2, y2), head_id, box.number, box.is_ignored)
-    for origin, reason in faults:
-        log.bad(origin, reason, path)
+            x1, y1, x2, y2 = corners = [value * scale for value, scale in zip(box.xyxy, scales, strict=True)]
+            class_id, is_weighted = class_ids.get(box.class_name, NO_CLASS), log.scores == "as-weights"
+            faults += _faults_of(box, corners, class_id == NO_CLASS, is_weighted)
+            is_ignored, head_id = box.is_ignored or class_id == NO_CLASS, builder.head_id(box.origin)
+            weight = float(box.score) if is_weighted and isinstance(box.score, float | int) else 1.0
+            boxes += pack_box(class_id, (x1, y1, x2, y2), head_id, box.number, is_ignored, weight=weight)
+            scored += [box] if box.score is not None and not is_weighted else []
     unlabelled = next((one for one in entries if one.left_out), None)
-    if not faults and not boxes and unlabelled is not None:
+    if not log.bad_labels(faults, path):
+        return
+    if not boxes and unlabelled is not None:
         log.adjusted("ignored-file", unlabelled.origin, f"{path.name} {unlabelled.left_out}", image=path)
-    elif not faults:
-        builder.add(path, header, boxes)
-        for (kind, origin, what), number in chain.from_iterable(one.told.items() for one in entries):
-            log.counted(kind, origin, what, number)
+        return
+    builder.add(path, header, boxes)
+    for (kind, origin, what), number in chain.from_iterable(one.told.items() for one in entries):
+        log.counted(kind, origin, what, number)
+    if scored:
+        what = f"boxes with a score, which is not used; {SCORES_HINT}"
+        log.counted("ignored-score", _shown(scored[0]), what, len(scored))
+
+
+def _faults_of(box: NamedBox, corners: Sequence[float], has_no_class: bool, is_weighted: bool) -> Iterator[Fault]:
+    """What is wrong with an object, if anything is."""
+    fault, is_placed = box.fault, all(map(math.isfinite, corners))
+    if not is_placed:
+        fault = f"the corners must be finite numbers ({shorten(box.xyxy)})"
+    elif is_weighted and box.score is not None and (wrong := weight_fault(box.score)):
+        fault, is_placed = wrong, False
+    elif has_no_class and not fault:
+        what = "is not in the list of class names" if is_class_name(box.class_name) else "cannot name a class"
+        fault = f"{shorten(box.class_name)} {what}"
+    if fault:
+        yield _shown(box), fault, is_placed
 
 
 def _shown(box: NamedBox) -> str:

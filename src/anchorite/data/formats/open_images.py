@@ -1,8 +1,9 @@
 """Open Images: *-annotations-bbox.csv, a box a row: ImageID, LabelName, XMin, XMax, YMin, YMax, IsGroupOf and others.
 
 Coordinates are parts of the image's size; an ImageID is the image's name without suffix; IsGroupOf marks what is
-ignored, as a crowd. Labels such as /m/01yrx get their names from class-descriptions*.csv beside the tables. The
-published tables list far more images than anyone loads: rows of images that are not here are passed over and counted.
+ignored, as a crowd; Confidence is the score. Labels such as /m/01yrx get their names from class-descriptions*.csv
+beside the tables. The published tables list far more images than anyone loads: rows of images that are not here are
+passed over and counted.
 
 Format: https://storage.googleapis.com/openimages/web/download_v7.html#df-bounding-boxes
 """
@@ -110,10 +111,10 @@ def _read_table(
             reason = f"IsGroupOf must be 1, 0 or -1 ({shorten(row['isgroupof'])})"
         else:
             label = row["labelname"]
-            box = NamedBox(names.get(label, label), (x1, y1, x2, y2), f"{path}:", line, is_group == 1)
+            confidence = row.get("confidence") or "1"
+            score = None if (number := plain_number(confidence)) == 1 else confidence if number is None else number
+            box = NamedBox(names.get(label, label), (x1, y1, x2, y2), f"{path}:", line, is_group == 1, score)
             images[stem].boxes.append(box)
-            if plain_number(row.get("confidence") or "1") != 1:
-                log.counted("ignored-score", origin, "boxes with a confidence below 1, which is ignored")
             continue
         images[stem].faults.append((origin, reason))
     return list(images.values())

@@ -195,12 +195,12 @@ def _read_region(image: LabelledImage, origin: str, number: int, shape: Any, att
     box, name = _box_of(kind, values), _class_name(attributes, attribute)
     if box is None:
         image.faults.append((shown, f"not a shape that is read ({shorten(shape)})"))
-    elif name is None:
-        value = attributes.get(attribute) if isinstance(attributes, dict) else attributes
-        reason = f"the region attribute {shorten(attribute)} must name one class ({shorten(value)})"
-        image.faults.append((shown, reason))
     else:
-        image.add(NamedBox(name, box, origin, number), "" if kind == "rect" else "polygons, circles and ellipses")
+        value, fault = attributes.get(attribute) if isinstance(attributes, dict) else attributes, ""
+        if name is None:
+            fault = f"the region attribute {shorten(attribute)} must name one class ({shorten(value)})"
+        around = "" if kind == "rect" else "polygons, circles and ellipses"
+        image.add(NamedBox(name or "", box, origin, number, fault=fault), around)
 
 
 def _class_name(attributes: Any, attribute: str) -> str | None:

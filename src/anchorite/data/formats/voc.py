@@ -11,16 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from xml.etree import ElementTree
 
-import numpy as np
-
-from anchorite.data.dataset import Box, RecordTable, pack_box
+from anchorite.data.dataset import NO_CLASS, Box, RecordTable, pack_box
 from anchorite.data.formats.common import (
     ClassesAndSplits,
+    Fault,
     Fence,
     ReadingLog,
     SplitBuilder,
@@ -163,11 +161,8 @@ def read(layout: Layout, root: Path, log: ReadingLog, allow_outside: bool) -> Cl
     if not class_ids:
         raise InputError(f"{root}: no xml names an object, so there are no classes")
     class_names = known_names or tuple(sorted(class_ids))
-    numbers = np.array([class_names.index(name) for name in class_ids])
-    for split, records in splits.items():
-        boxes = records.boxes.copy()
-        boxes["class_id"] = numbers[boxes["class_id"]]
-        splits[split] = replace(records, boxes=boxes)
+    numbers = [class_names.index(name) for name in class_ids]
+    splits = {split: records.renumbered(numbers) for split, records in splits.items()}
     # Images of the folders used that have no xml are left out, for nobody looked whether they are empty.
     used = {path for records in splits.values() for path in records.paths()}
     used |= {one.image for one in log.adjustments if one.image is not None}  # left out for a reason of their own
@@ -212,8 +207,14 @@ def _read_split(
                 None
                 if objects is None
                 else b"".join(
-                    pack_box(class_ids.setdefault(name, len(class_ids)), corners, head_id, line, is_difficult)
-                    for name, corners, line, is_difficult in objects
+                    pack_box(
+                        NO_CLASS if name is None else class_ids.setdefault(name, len(class_ids)),
+                        corners,
+                        head_id,
+                        line,
+                        is_ignored,
+                    )
+                    for name, corners, line, is_ignored in objects
                 )
             )
         except InputError as error:
@@ -239,10 +240,11 @@ def _read_split(
 
 def _read_objects(
     document: ElementTree.Element, path: Path, image: Path, known_names: Collection[str] | None, log: ReadingLog
-) -> list[tuple[str, Box, int, bool]] | None:
-    """Class name, corners, line and difficulty of each object; None where one is bad, of which the log is told."""
-    objects: list[tuple[str, Box, int, bool]] = []
-    is_good = True
+) -> list[tuple[str | None, Box, int, bool]] | None:
+    """Class name, corners, line, and whether it is ignored, of each object; None where what the log is told of goes
+    with its image."""
+    objects: list[tuple[str | None, Box, int, bool]] = []
+    faults: list[Fault] = []
     for element in document.findall("object"):
         box = element.find("bndbox")
         line = int((element if box is None else box).attrib["line"])
@@ -250,25 +252,26 @@ def _read_objects(
         texts = {tag: None if box is None else _text(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax")}
         x1, y1, x2, y2 = (plain_number(text or "") for text in texts.values())
         is_difficult = {"false": 0, "true": 1}.get(difficult, plain_number(difficult))
+        fault = ""
         if name is None or not is_class_name(name):
-            fault = f"the object has no usable <name> ({shorten(name)})"
+            fault, name = f"the object has no usable <name> ({shorten(name)})", None
         elif known_names is not None and name not in known_names:
-            fault = f"the class is not in the dataset's list of class names ({shorten(name)})"
-        elif box is None:
-            fault = f"the object has no <bndbox> ({shorten(name)})"
+            fault, name = f"the class is not in the dataset's list of class names ({shorten(name)})", None
+        if box is None:
+            wrong = f"the object has no <bndbox> ({shorten(name)})"
         elif x1 is None or y1 is None or x2 is None or y2 is None:
             tag, text = next((tag, text) for tag, text in texts.items() if plain_number(text or "") is None)
-            fault = f"<{tag}> must be a plain finite number ({'absent' if text is None else shorten(text)})"
+            wrong = f"<{tag}> must be a plain finite number ({'absent' if text is None else shorten(text)})"
         elif x2 < x1 or y2 < y1:
-            fault = f"xmax < xmin or ymax < ymin ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+            wrong = f"xmax < xmin or ymax < ymin ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
         elif is_difficult not in (0, 1):
-            fault = f"<difficult> must be 0 or 1 ({shorten(difficult)})"
+            wrong = f"<difficult> must be 0 or 1 ({shorten(difficult)})"
         else:
-            objects.append((name, (x1, y1, x2, y2), line, is_difficult == 1))
-            continue
-        log.bad(f"{path}:{line}", fault, image)
-        is_good = False
-    return objects if is_good else None
+            wrong = ""
+            objects.append((name, (x1, y1, x2, y2), line, is_difficult == 1 or name is None))
+        if fault or wrong:
+            faults.append((f"{path}:{line}", fault or wrong, not wrong))
+    return objects if log.bad_labels(faults, image) else None
 
 
 def _stated_size(document: ElementTree.Element, path: Path) -> tuple[int, int]:

@@ -1,12 +1,14 @@
 """YOLO datasets: a data.yaml, and one text file an image with a row for each object, in parts of the image's size.
 
-    class cx cy w h                  a box; a sixth column, its score or the number of its track, is ignored
+    class cx cy w h                  a box; a sixth column, the number of its track or its score, is ignored, but for a
+                                     score that shall be the weight of the object
     class x1 y1 x2 y2 x3 y3 ...      a polygon, or four corners of a rotated box: the box around the points is taken
     class cx cy w h x1 y1 [v1] ...   a pose, only where data.yaml has kpt_shape: the box is taken
 
 as CVAT describes them (https://docs.cvat.ai/docs/dataset_management/formats/format-yolo-ultralytics/). The labels of
 .../images/.../a.jpg stand in .../labels/.../a.txt, else beside the image; the last `images` or `JPEGImages` within the
-dataset counts, all in any letter case. An image without a label file is background.
+dataset counts, all in any letter case. An image without a label file is background. Two keys of data.yaml are our own:
+`ignore_classes: [name, ...]`, classes whose rows are ignored regions, and `scores: as-weights`.
 
 Legend: K classes.
 """
@@ -19,13 +21,16 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import yaml
 
-from anchorite.data.dataset import AdjustmentKind, Box, RecordTable, pack_box
+from anchorite.choices import ScoresUse
+from anchorite.data.dataset import NO_CLASS, AdjustmentKind, Box, RecordTable, pack_box
 from anchorite.data.formats.common import (
+    SCORES_HINT,
     ClassesAndSplits,
+    Fault,
     Fence,
     Folders,
     ReadingLog,
@@ -39,6 +44,7 @@ from anchorite.data.formats.common import (
     plain_number,
     split_of,
     walk_images,
+    weight_fault,
     whole_number,
 )
 from anchorite.data.formats.named import plain_parts
@@ -153,6 +159,7 @@ def read_yolo_config(path: Path, fence: Fence, log: ReadingLog) -> Layout:
         shown = printable(str(stated["path"].value), 100)
         detail = f"path: {shown} is no folder of the dataset; took {folder}"
         log.adjusted("relocated", f"{path}:{line_of(stated['path'])}", detail)
+    _read_own_keys(stated, path, log)
     if "download" in nodes:
         origin = f"{path}:{line_of(nodes['download'])}"
         log.adjusted("ignored-key", origin, "download: is never run; all splits are here already")
@@ -207,6 +214,19 @@ def _split_sources(
     return find_sources(entries, homes, fence, log)
 
 
+def _read_own_keys(stated: Mapping[str, yaml.Node], path: Path, log: ReadingLog) -> None:
+    """Tell the log which classes are ignored and whether scores are weights."""
+    if (node := stated.get("ignore_classes")) is not None:
+        if not isinstance(node, yaml.SequenceNode):
+            raise _fault(path, node, f"ignore_classes must be a list such as [people]; got {shorten(node.value)}")
+        for item in node.value:
+            log.ignored_classes.setdefault(_class_name(item, path), f"{path}:{line_of(item)}")
+    if (node := stated.get("scores")) is not None:
+        if node.value not in get_args(ScoresUse):
+            raise _fault(path, node, f"scores must be {' or '.join(get_args(ScoresUse))}; got {shorten(node.value)}")
+        log.scores = "as-weights" if node.value == "as-weights" else log.scores
+
+
 def _num_point_values(node: yaml.Node | None, path: Path) -> int:
     """How many numbers the key points of a pose take: of kpt_shape [17, 3], 51."""
     if node is None:
@@ -246,13 +266,16 @@ def _class_names(nodes: Mapping[str, yaml.Node], path: Path) -> tuple[str, ...]:
         raise _fault(path, node, f"names must be a list such as [cat, dog]; got {shorten(items)}")
     if not items:
         raise _fault(path, node, "names is empty; name at least one class")
-    for item in items:
-        if not isinstance(item, yaml.ScalarNode):
-            raise _fault(path, item, "a class name must be a word; got a nested list or mapping")
-        if kind_of(item) != "str":
-            quoted = f'put it in quotes: "{printable(item.value, 60)}"'
-            raise _fault(path, item, f"YAML reads the class name {shorten(item.value)} as {kind_of(item)}; {quoted}")
-    return distinct_class_names(((line_of(item), item.value) for item in items), path)
+    return distinct_class_names(((line_of(item), _class_name(item, path)) for item in items), path)
+
+
+def _class_name(item: yaml.Node, path: Path) -> str:
+    if not isinstance(item, yaml.ScalarNode):
+        raise _fault(path, item, "a class name must be a word; got a nested list or mapping")
+    if kind_of(item) != "str":
+        quoted = f'put it in quotes: "{printable(item.value, 60)}"'
+        raise _fault(path, item, f"YAML reads the class name {shorten(item.value)} as {kind_of(item)}; {quoted}")
+    return str(item.value)
 
 
 def _path_text(key: str, node: yaml.Node, path: Path) -> str:
@@ -485,7 +508,7 @@ class LabelFiles:
 
 RowKind = Literal["box", "scored", "tracked", "polygon", "corners", "pose"]
 _TOLD: Mapping[RowKind, tuple[AdjustmentKind, str]] = {
-    "scored": ("ignored-score", "rows with a score in a sixth column, which is not used"),
+    "scored": ("ignored-score", f"rows with a score in a sixth column, which is not used; {SCORES_HINT}"),
     "tracked": ("ignored-score", "rows with the number of a track in a sixth column, which is not used"),
     "polygon": ("shape-as-box", "polygons, read as the boxes around them"),
     "corners": ("shape-as-box", "rows of four corners (rotated boxes), read as the upright boxes around them"),
@@ -494,11 +517,14 @@ _TOLD: Mapping[RowKind, tuple[AdjustmentKind, str]] = {
 
 
 class YoloRow(NamedTuple):
-    """An object: its class, its corners as parts of the image's size, and what the row was."""
+    """An object: its class, its corners as parts of the image's size, what the row was, its score if it is a number in
+    0..1, and what is wrong with its class where that is `NO_CLASS`."""
 
     class_id: int
     xyxy: Box
     kind: RowKind = "box"
+    score: float = 1.0
+    fault: str = ""
 
 
 def is_label_file(path: Path, fence: Fence) -> bool:
@@ -515,7 +541,7 @@ def is_label_file(path: Path, fence: Fence) -> bool:
 def _read_labels(
     path: Path, image: Path, header: ImageHeader, layout: Layout, builder: SplitBuilder
 ) -> bytearray | None:
-    """The boxes in a label file; None when one of its rows cannot be read, which the log is then told."""
+    """The boxes in a label file; None when one of its rows cannot be read and the log says that the image goes."""
     log = builder.log
     log.dependencies.add_file(path)
     try:
@@ -524,20 +550,25 @@ def _read_labels(
         log.bad(str(path), str(error).removeprefix(f"{path}: "), image)
         return None
     boxes, head_id, width, height = bytearray(), builder.head_id(f"{path}:"), header.width, header.height
-    is_good, told, num_classes = True, list[tuple[RowKind, int]](), len(layout.class_names)
+    faults, told, num_classes = list[Fault](), list[tuple[RowKind, int]](), len(layout.class_names)
+    has_weights = log.scores == "as-weights"
     for number, line in enumerate(lines, start=1):
         if not line.strip(b" \t\r"):
             continue
         row = parse_row(line, num_classes, layout.num_point_values)
+        fault = row if isinstance(row, str) else row.fault
+        if has_weights and isinstance(row, YoloRow) and row.kind in ("scored", "tracked"):
+            row = weight_fault(row.score) or row._replace(kind="box")
+        if isinstance(row, str) or fault:
+            faults.append((f"{path}:{number}", fault or str(row), isinstance(row, YoloRow)))
         if isinstance(row, str):
-            log.bad(f"{path}:{number}", row, image)
-            is_good = False
             continue
         x1, y1, x2, y2 = row.xyxy
-        boxes += pack_box(row.class_id, (x1 * width, y1 * height, x2 * width, y2 * height), head_id, number)
+        corners, is_region = (x1 * width, y1 * height, x2 * width, y2 * height), row.class_id == NO_CLASS
+        boxes += pack_box(row.class_id, corners, head_id, number, is_region, weight=row.score if has_weights else 1.0)
         if row.kind != "box":
             told.append((row.kind, number))
-    if not is_good:
+    if not log.bad_labels(faults, image):
         return None
     for kind, number in told:
         adjustment, what = _TOLD[kind]
@@ -560,8 +591,11 @@ def parse_row(line: bytes, num_classes: int, num_point_values: int = 0) -> YoloR
     if kind is None:
         return f"{_wrong_number(columns, num_point_values)} ({shorten(' '.join(columns))})"
     class_id = whole_number(columns[0])
-    if class_id is None or class_id >= num_classes:
-        return f"the class must be a whole number 0..{num_classes - 1} ({shorten(columns[0])})"
+    fault = f"the class must be a whole number 0..{num_classes - 1} ({shorten(columns[0])})"
+    if class_id is None:  # of such a row it is not even sure that its numbers are a box
+        return fault
+    if class_id >= num_classes:
+        class_id = NO_CLASS
     numbers: list[float] = []
     is_box = kind not in ("polygon", "corners")
     for index, column in enumerate(columns[1:]):
@@ -577,10 +611,12 @@ def parse_row(line: bytes, num_classes: int, num_point_values: int = 0) -> YoloR
                 part += "" if is_box else f", or up to {_POINT_REACH} outside"
                 return f"{_column_name(kind, index)} must lie in 0..1{part} ({shorten(column)})"
         numbers.append(number)
+    fault = fault if class_id == NO_CLASS else ""
     if not is_box:
-        return YoloRow(class_id, box_around(zip(numbers[::2], numbers[1::2], strict=True)), kind)
+        return YoloRow(class_id, box_around(zip(numbers[::2], numbers[1::2], strict=True)), kind, 1.0, fault)
     cx, cy, w, h = numbers[:4]
-    return YoloRow(class_id, (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), kind)
+    score = numbers[4] if kind in ("scored", "tracked") else 1.0
+    return YoloRow(class_id, (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), kind, score, fault)
 
 
 def _kind_of_row(num_columns: int, num_point_values: int) -> RowKind | None:

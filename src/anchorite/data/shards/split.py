@@ -248,6 +248,13 @@ class ShardedSplit(Split):
             digest.update(f"\n{shard.path.name} {shard.sha256} {sorted(shard.left_out)}".encode())
         return digest.hexdigest()
 
+    def renumbered(self, class_ids: Sequence[int]) -> ShardedSplit:
+        """Refused: labels are read one by one while training goes on, and their counts are those of all classes."""
+        raise InputError(
+            f"{self.shards[0].path.parent}: the classes of shards are fixed; ignore some where they are made: "
+            "anchorite convert DATA NEW_FOLDER --to shards --ignore-class NAME"
+        )
+
     def without(self, paths: Collection[Path]) -> ShardedSplit:
         """The split without some records, named by their paths."""
         gone: dict[Path, set[int]] = {}
