@@ -103,7 +103,7 @@ def test_an_image_is_left_out_with_a_bad_entry_of_its_file_or_id(tmp_path: Path,
     assert names(fails(path)) == ["b.png"]
 
 
-@pytest.mark.parametrize("bad", [{"bbox": [4, 6, 1]}, {"category_id": 2.5}, {"iscrowd": 3}, {"area": -1}])
+@pytest.mark.parametrize("bad", [{"bbox": [4, 6, 1]}, {"bbox": [4, 6, 1, "2"]}, {"iscrowd": 3}, {"area": -1}])
 def test_an_image_goes_with_its_bad_annotation(tmp_path: Path, bad: dict[str, Any]) -> None:
     write_images(tmp_path, "a.png", "b.png")
     annotations = [annotation(1), annotation(2, **bad), annotation(3, image_id=2, bbox=[1, 2, 3, 4])]

@@ -226,14 +226,14 @@ def test_images_that_nobody_labelled_are_left_out_by_folder_and_told(tmp_path: P
 
 
 def test_a_bad_row_is_refused_by_line_and_takes_its_image_out(tmp_path: Path) -> None:
-    label = labelled(tmp_path / "a.png", GOOD + "2 0.5 0.5 0.1 0.1\n")
+    label = labelled(tmp_path / "a.png", GOOD + "2 0.5 0.5 0.1 0.1\n-1 0.5 0.5 0.1 0.1\n")
     labelled(tmp_path / "b.png")
     write_text(tmp_path / "classes.txt", "cat\ndog\n")
     with pytest.raises(InputError, match=re.escape(f"{label}:2: the class must be a whole number 0..1 ('2')")):
         open_dataset(tmp_path)
     index = open_dataset(tmp_path, skip_bad=True)
     assert contents(index) == {"train": {"b.png": [CAT]}}
-    assert [(a.kind, a.image) for a in index.adjustments] == [("skipped-bad", tmp_path / "a.png")]
+    assert [(a.kind, a.image) for a in index.adjustments] == [("skipped-bad", tmp_path / "a.png")] * 2
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,6 @@ BAD_OBJECTS = {
     "underscore": (voc_object("cat", 4, 6, "1_4", 26), 8, "<xmax> must be"),
     "missing corner": ("<object><name>cat</name><bndbox><xmin>1</xmin></bndbox></object>", 7, "<ymin> must be"),
     "no name": ("<object><bndbox/></object>", 7, "no usable <name>"),
-    "blank name": (voc_object(" ", 4, 6, 14, 26), 8, "no usable <name>"),
     "difficult": (voc_object("cat", 4, 6, 14, 26, extra="<difficult>maybe</difficult>"), 8, "<difficult> must be"),
 }
 

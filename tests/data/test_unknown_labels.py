@@ -286,19 +286,37 @@ def shapes(folder: Path, format: str, label: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("format", "label"),
+    ("format", "label", "reason"),
     [
-        *(("yolo", 2), ("yolo", "999999999999"), ("coco", 7), ("coco", None), ("voc", ""), ("voc", " ")),
-        *(("csv", ""), ("cvat", ""), ("cvat", "bird"), ("via", ""), ("via", {"cat": True, "dog": True})),
-        *(("labelme", None), ("labelme", "cube"), ("label-studio", []), ("label-studio", [3])),
+        ("yolo", 2, "a.txt:2: the class must be a whole number 0..1 ('2')"),
+        ("yolo", "999999999999", "a.txt:2: the class must be"),
+        ("coco", 7, "annotation id 24: no category has this category_id (7)"),
+        ("coco", None, "annotation id 24: no category has this category_id"),
+        ("coco", 2.5, "annotation id 24: no category has this category_id (2.5)"),
+        ("voc", "", "a.xml:8: the object has no usable <name>"),
+        ("voc", " ", "a.xml:8: the object has no usable <name>"),
+        ("csv", "", "labels.csv:3: '' cannot name a class"),
+        ("cvat", "", "annotations.xml:1: '' cannot name a class"),
+        ("cvat", " ", "annotations.xml:1: ' ' cannot name a class"),
+        ("cvat", "bird", "annotations.xml:1: 'bird' is not in the list of class names"),
+        ("via", "", "image 'a.png1', region 1: the region attribute 'class' must name one class"),
+        ("via", None, "image 'a.png1', region 1: the region attribute 'class' must name one class"),
+        ("via", {"cat": True, "dog": True}, "image 'a.png1', region 1: the region attribute 'class' must name one"),
+        ("via", "a\0b", "image 'a.png1', region 1: 'a\\x00b' cannot name a class"),
+        ("labelme", None, "a.json: shape 2: label must be a text (None)"),
+        ("labelme", "", "a.json: shape 2: a shape of this type is not read ('cube')"),
+        ("label-studio", [], "task 1, result 2: the region has no label"),
+        ("label-studio", [3], "task 1, result 2: the region has no label"),
+        ("label-studio", [" "], "task 1, result 2: ' ' cannot name a class"),
     ],
 )
 def test_where_only_the_place_of_an_object_is_known_it_becomes_a_region(
-    format: str, label: object, tmp_path: Path
+    format: str, label: object, reason: str, tmp_path: Path
 ) -> None:
     shapes(tmp_path, format, label)
-    with pytest.raises(InputError, match="1 error"):
+    with pytest.raises(InputError, match="1 error") as error:
         open_dataset(tmp_path)
+    assert reason in str(error.value)
     index = open_dataset(tmp_path, skip_bad=True)
     assert [row[:3] for row in rows(index)] == [(0, False, 1.0), (NO_CLASS, True, 1.0)]
     assert rows(index)[1][3] == DOG
