@@ -349,3 +349,15 @@ def test_a_region_is_clipped_and_dropped_as_any_box(tmp_path: Path) -> None:
 def test_a_region_that_is_an_objects_own_box_stays(tmp_path: Path) -> None:
     index = open_dataset(yolo_dataset(tmp_path, {"a": yolo_row(0, CAT) + yolo_row(7, CAT)}), skip_bad=True)
     assert [row[:2] for row in rows(index)] == [(0, False), (NO_CLASS, True)]
+
+
+def test_sources_of_a_yaml_are_read_as_it_and_the_flags_say(tmp_path: Path) -> None:
+    scored(tmp_path / "farm", "yolo", 0.5)
+    scored(tmp_path / "street", "yolo", 0.25)
+    write_text(tmp_path / "farm" / "labels" / "train" / "a.txt", yolo_row(0, CAT, 0.5) + yolo_row(1, DOG, 0.5))
+    path = write_text(tmp_path / "both.yaml", "sources: [{data: farm, scores: as-weights}, {data: street}]\n")
+    index = open_dataset(path, ignore_classes=["dog"])
+    assert (index.class_names, index.ignored_classes) == (("cat",), ("dog",))
+    weights = [(one.class_ids.tolist(), one.weights.tolist()) for one in index.splits["train"]]
+    assert weights == [([0, NO_CLASS], [0.5, 1.0]), ([0], [1.0])]
+    assert open_dataset(path, scores="as-weights").splits["train"][1].weights.tolist() == [0.25]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -100,7 +101,9 @@ def open_dataset(
             is_possible = root.is_dir() or root.name in one.SUFFIXES or root.suffix.lower() in one.SUFFIXES
             found = one.find(root, log, fence) if is_possible and format in (None, name) else None
             if found and one is merged:
-                return merged.read(found, log, open_dataset, allow_outside, skip_bad=skip_bad)
+                options = {"skip_bad": skip_bad, "ignore_classes": ignore_classes, "scores": scores}
+                index = merged.read(found, log, open_dataset, allow_outside, **options)
+                return replace(index, ignored_classes=tuple(ignore_classes), scores=scores)
             if found:
                 class_names, splits = one.read(found, root, log, allow_outside)
                 break

@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from anchorite.choices import FormatName
+from anchorite.choices import FormatName, ScoresUse
 from anchorite.data.dataset import (
     BOX_ROW,
     IMAGE_ROW,
@@ -57,7 +57,6 @@ LOOKED_FOR = "several data sets: a *.yaml with `sources: [{data: PATH}, ...]`"
 SUFFIXES = ".yaml", ".yml"
 _KEYS = "sources", "names"
 _KEYS_OF_SOURCE = "data", "covers", "background_weight", "ignore_classes", "scores", "format"
-_SCORES = "ignore", "as-weights"
 _ALL = "all"
 _TEXTS = "folders", "names", "heads"  # of a table
 
@@ -195,7 +194,7 @@ def _source(nodes: Mapping[str, yaml.Node], item: yaml.Node, path: Path, fence: 
     options: dict[str, Any] = {}
     if "ignore_classes" in nodes:
         options["ignore_classes"] = _names("ignore_classes", nodes["ignore_classes"], path)
-    allowed = {"scores": _SCORES, "format": tuple(one for one in get_args(FormatName) if one != "merged")}
+    allowed = {"scores": get_args(ScoresUse), "format": tuple(one for one in get_args(FormatName) if one != "merged")}
     for key, choices in allowed.items():
         if key in nodes:
             value = nodes[key].value
