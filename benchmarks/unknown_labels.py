@@ -37,7 +37,8 @@ from anchorite.report.suspects_evidence import iou_of
 
 NAMES = ("nine", "ten", "jack", "queen", "king", "ace")
 KEY = ("experiment", "variant", "seed", "image_size", "epochs")
-LIMITS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+LIMITS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+GRID = 64  # cells a side, to measure areas with
 STUDENT_FLAGS = {"student": (), "hard": ("--confident", "0.5", "--doubtful", "0.5", "--keep-empty")}
 
 
@@ -243,44 +244,47 @@ def result_of(work: Work, variant: Variant, image_size: int, epochs: int) -> dic
 
 
 def score_lines(weights: Path, unlabelled: Path, cards: Path, image_size: int) -> Iterator[str]:
-    """What a teacher's scores are worth: a line for each limit, over the images without labels.
+    """What a teacher's scores are worth on the images without labels, whose truth is known: a line for each limit.
 
-    Of detections from a limit on: precision (a truth of the class at IoU .5 or more) and recall. Of those between each
-    limit and .5: how many of the truths that the latter miss lie at one (IoU .5, any class).
+    Of detections from a limit on: precision, also of those below the next higher limit alone ("band"), and recall (a
+    detection of the class, IoU .5 or more, each truth once); at how many of the truths any lies, of whichever class;
+    and the mean share of an image that they cover.
     """
     predictor = load(weights)
     truths = {record.path.name: record for record in open_dataset(cards).split("train")}
-    rows, found, num_truths = [], [], 0
-    for image in predictor.predict(sorted(unlabelled.iterdir()), image_size, confidence=0.01):
-        record = truths[Path(image.source).name]
+    rows: list[tuple[float, bool]] = []  # score of each detection, and whether it is right
+    found: list[tuple[float, float]] = []  # of each truth the score at which it is found, and anything at its place
+    covered = np.zeros(len(LIMITS))
+    images = predictor.predict(sorted(unlabelled.iterdir()), image_size, confidence=0.01)
+    for image in images:
+        record, scores = truths[Path(image.source).name], image.scores.numpy()
         overlaps = iou_of(image.boxes_xyxy.numpy().astype(np.float64), record.boxes_xyxy)
-        is_class = image.class_ids.numpy()[:, None] == record.class_ids
-        taken, num_truths = np.zeros(len(record.class_ids), bool), num_truths + len(record.class_ids)
-        best = np.zeros(len(taken))  # score of the detection that finds a truth
-        for score, overlap, same in zip(image.scores.tolist(), overlaps, is_class, strict=True):
-            place = int(np.where(same & ~taken, overlap, -1).argmax())
-            is_right = bool(same[place] and not taken[place] and overlap[place] >= 0.5)
-            rows.append((score, is_right))
-            if is_right:
-                taken[place], best[place] = True, score
-        near = np.where(overlaps >= 0.5, image.scores.numpy()[:, None], 0).max(axis=0, initial=0)
+        is_right, best = np.zeros(len(scores), bool), np.zeros(len(record.class_ids))
+        for number, (overlap, class_id) in enumerate(zip(overlaps, image.class_ids.tolist(), strict=True)):
+            place = int(np.where((record.class_ids == class_id) & (best == 0), overlap, -1).argmax())
+            if record.class_ids[place] == class_id and best[place] == 0 and overlap[place] >= 0.5:
+                is_right[number], best[place] = True, scores[number]
+        near = np.where(overlaps >= 0.5, scores[:, None], 0).max(axis=0, initial=0)
+        rows += list(zip(scores.tolist(), is_right.tolist(), strict=True))
         found += list(zip(best.tolist(), near.tolist(), strict=True))
-    scores, right = (np.array(column) for column in zip(*rows, strict=True))
-    best, near = (np.array(column) for column in zip(*found, strict=True))
-    for limit in LIMITS:
-        kept = scores >= limit
-        between = ((scores >= limit - 0.1) & (scores < limit)).nonzero()[0]
-        yield json.dumps(
-            {
-                "limit": limit,
-                "detections": int(kept.sum()),
-                "precision": round(float(right[kept].mean()), 3),
-                "recall": round(float((best >= limit).sum()) / num_truths, 3),
-                "precision just below": round(float(right[between].mean()), 3) if len(between) else None,
-                "truths without any detection from here": int((near < limit).sum()),
-                "truths": num_truths,
-            }
-        )
+        corners = (image.boxes_xyxy.numpy() / np.tile(image.image_size[::-1], 2) * GRID).round().astype(int)
+        for number, limit in enumerate(LIMITS):
+            canvas = np.zeros((GRID, GRID), bool)
+            for left, top, right, bottom in corners[scores >= limit]:
+                canvas[top:bottom, left:right] = True
+            covered[number] += canvas.mean() / len(images)
+    (scores, is_right), (best, near) = (np.array(part, dtype=float).T for part in (rows, found))
+    for limit, following, area in zip(LIMITS, (*LIMITS[1:], 2), covered, strict=True):
+        band = (scores >= limit) & (scores < following)
+        shares = {
+            "precision": is_right[scores >= limit].mean(),
+            "precision of band": is_right[band].mean() if band.any() else 0,
+            "recall": (best >= limit).mean(),
+            "truths at one": (near >= limit).mean(),
+            "area": area,
+        }
+        rounded = {name: round(float(share), 3) for name, share in shares.items()}
+        yield json.dumps({"limit": limit, "detections": int((scores >= limit).sum()), **rounded})
 
 
 def main() -> None:

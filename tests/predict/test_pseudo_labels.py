@@ -135,6 +135,8 @@ def test_images_of_the_labelled_data_are_left_out_and_both_named_in_one_file(pho
     result, dataset = labels(dict.fromkeys("abc", SURE), photos, labelled=tmp_path / "known")
     assert [path.name for path in dataset.split("train").paths()] == ["a.png", "c.png"]
     assert (result.known, result.sources) == (1, tmp_path / "out.yaml")
+    with pytest.raises(InputError, match="has all of its 1 images"):
+        anchorite.pseudo_label(Told({}), tmp_path / "mine", tmp_path / "more", labelled=tmp_path / "known")
     both = yaml.safe_load((tmp_path / "out.yaml").read_text())
     assert both == {"sources": [{"data": "known"}, {"data": "out", "background_weight": 0.5}]}
 

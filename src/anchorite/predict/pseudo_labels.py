@@ -100,15 +100,11 @@ def pseudo_label(
     paths = expand_sources([folder], recursive)
     _refuse_out(result.folder, Path(folder), paths)
     if labelled is not None:
-        dataset = open_dataset(labelled, allow_outside=allow_outside)
-        if dataset.format == "merged":
-            raise InputError(f"{labelled}: names several datasets itself; add {out} to its sources when it is written")
-        place = result.folder.resolve() if result.folder.name in ("", "..") else result.folder
-        result.sources = place.with_name(f"{place.name}.yaml")
-        if os.path.lexists(result.sources):
-            raise InputError(f"{result.sources}: exists already, and nothing is ever overwritten; name another folder")
-        fresh = list(_unknown(paths, dataset))
-        paths, result.known = fresh, len(paths) - len(fresh)
+        result.sources = _place_of_sources(result.folder)
+        paths, num_paths = list(_unknown(paths, labelled, allow_outside)), len(paths)
+        result.known = num_paths - len(paths)
+        if not paths:
+            raise InputError(f"{folder}: {labelled} has all of its {num_paths} images; name a folder of others")
     config = (config or PredictConfig()).model_copy(update={"confidence": doubtful})
 
     def unreadable(error: AnchoriteError) -> None:
@@ -121,26 +117,26 @@ def pseudo_label(
     with closing(network.stream(paths, config, image_size, batch_size, unreadable)) as found:
         for done, one in enumerate(found, start=1):
             record = _record(one, confident, config.iou_threshold)
-            best = max(best, *one.detections.scores[:1].tolist(), 0.0)
+            best = max(best, *one.detections.scores.tolist(), 0.0)
             is_empty = bool(record.ignored.all())
             result.without_object += is_empty
             if keep_empty or not is_empty:
                 records.append(record)
             if progress is not None:
                 progress(done + len(result.unreadable), len(paths))
-    split = as_split(records)
-    dataset = DatasetIndex(Path(folder), format, network.info.class_names, {"train": split})
-    counts = dict(zip(dataset.class_names, split.class_counts(len(dataset.class_names)).tolist(), strict=True))
-    if not any(counts.values()):
+    if all(record.ignored.all() for record in records):
         raise InputError(
             f"{folder}: of {len(paths)} images none has a detection of score {confident:g} (the best: {best:.2f}); "
             "lower --confident, or train the teacher for longer"
         )
+    split, names = as_split(records), network.info.class_names
+    dataset = DatasetIndex(Path(folder), format, names, {"train": split})
     said = f"Pseudo-labels: objects from score {confident:g} on, ignore regions from {doubtful:g} on."
     result.notes = write_dataset(dataset, result.folder, format, extra=said, progress=progress)
     if labelled is not None and result.sources is not None:
         _write_sources(result.sources, Path(labelled), result.folder)
-    result.images, result.boxes, result.regions = len(split), counts, split.num_ignored()
+    result.images, result.regions = len(split), split.num_ignored()
+    result.boxes = dict(zip(names, split.class_counts(len(names)).tolist(), strict=True))
     return result
 
 
@@ -150,17 +146,13 @@ def _record(result: FrameResult, confident: float, iou_threshold: float) -> Reco
     height, width = found.image_size
     boxes_xyxy, scores = found.boxes_xyxy.double(), found.scores.numpy().astype(np.float32)
     is_sure, class_ids = scores >= confident, found.class_ids.numpy()
-    overlaps, has_area = (
-        pairwise_iou_xyxy(boxes_xyxy, boxes_xyxy).numpy(),
-        (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1),
-    )
+    overlaps = pairwise_iou_xyxy(boxes_xyxy, boxes_xyxy).numpy()
     kept = np.zeros(len(found), bool)
-    for number in has_area.nonzero()[:, 0].tolist():
-        # Boxes were cut to the image since they were compared: some are alike now that were not.
+    for number in (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1).nonzero()[:, 0].tolist():
+        # Boxes of a class, too, though they have competed: cut to the image some are alike that were not.
         rivals = kept & (class_ids == class_ids[number]) if is_sure[number] else kept
-        kept[number] = overlaps[number, rivals].max(initial=0.0) < (
-            iou_threshold if is_sure[number] else _SAME_PLACE_IOU
-        )
+        limit = iou_threshold if is_sure[number] else _SAME_PLACE_IOU
+        kept[number] = overlaps[number, rivals].max(initial=0.0) < limit
     boxes = boxes_xyxy.numpy()[kept]
     sides = boxes[:, 2:] - boxes[:, :2]
     return Record(
@@ -178,10 +170,25 @@ def _refuse_out(out: Path, folder: Path, paths: Iterable[Path]) -> None:
             raise InputError(f"{out}: lies in {home}, which is never written to; name a folder elsewhere")
 
 
-def _unknown(paths: Iterable[Path], labelled: DatasetIndex) -> Iterator[Path]:
+def _place_of_sources(out: Path) -> Path:
+    """OUT.yaml; InputError where it is taken."""
+    place = out.resolve() if out.name in ("", "..") else out
+    sources = place.with_name(f"{place.name}.yaml")
+    if os.path.lexists(sources):
+        raise InputError(f"{sources}: exists already, and nothing is ever overwritten; name another folder than {out}")
+    return sources
+
+
+def _unknown(paths: Iterable[Path], labelled: StrPath, allow_outside: bool) -> Iterator[Path]:
     """The images of which a dataset has no copy, byte for byte. Only files of equal size are read."""
+    dataset = open_dataset(labelled, allow_outside=allow_outside)
+    if dataset.format in ("merged", "shards"):
+        raise InputError(
+            f"{labelled}: is of the format {dataset.format}, which this cannot compare or name as a source; leave "
+            "--labelled out, and write a YAML of both: docs/data.md"
+        )
     by_size: dict[int, list[Path]] = {}
-    for path in chain.from_iterable(split.paths() for split in labelled.splits.values()):
+    for path in chain.from_iterable(split.paths() for split in dataset.splits.values()):
         by_size.setdefault(path.stat().st_size, []).append(path)
     for path in paths:
         if not any(filecmp.cmp(path, other, shallow=False) for other in by_size.get(path.stat().st_size, ())):
