@@ -1,7 +1,10 @@
-"""A small dataset in shards for the tests: images of different sizes and kinds, background, ignored boxes."""
+"""A small dataset in shards for the tests: images of different sizes and kinds, background, ignored boxes; and the same
+with everything that labels may not know.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,6 +12,7 @@ import numpy as np
 
 from anchorite.data import DatasetIndex, Record, ShardedSplit, open_dataset
 from anchorite.data.convert import write_dataset
+from anchorite.data.dataset import NO_CLASS, LabelSource
 
 NAMES = ("cat", "dog", "a: \u00fc")
 
@@ -43,9 +47,25 @@ def _record(folder: Path, number: int, rng: np.random.Generator) -> Record:
     )
 
 
-def write_cases(folder: Path, shard_bytes: int = 20_000, num_train: int = 23) -> tuple[DatasetIndex, DatasetIndex]:
-    """The index, and the same as shards of about a handful of images each."""
+SOURCES = LabelSource("all of it"), LabelSource("b", (True, False, True), 0.25), LabelSource("c", (True, True, True))
+
+
+def with_unknown(index: DatasetIndex) -> DatasetIndex:
+    """The same images, the labels of the first split with weights, regions without a class, and three sources."""
+    records = []
+    for number, record in enumerate(index.splits["train"]):
+        ids = np.where(record.ignored, [NO_CLASS, 1][number % 2], record.class_ids // 2 * 2).astype(np.int64)
+        weights = np.linspace(0.1, 1, len(ids), dtype=np.float32)
+        records.append(replace(record, class_ids=ids, weights=weights, source=SOURCES[number % 3]))
+    return replace(index, splits={**index.splits, "train": records})
+
+
+def write_cases(
+    folder: Path, shard_bytes: int = 20_000, num_train: int = 23, unknown: bool = False
+) -> tuple[DatasetIndex, DatasetIndex]:
+    """The index, and the same as shards of about a handful of images each; unknown: see `with_unknown`."""
     index = make_index(folder / "data", num_train)
+    index = with_unknown(index) if unknown else index
     write_dataset(index, folder / "shards", "shards", shard_bytes=shard_bytes)
     return index, open_dataset(folder / "shards")
 

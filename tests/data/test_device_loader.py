@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from functools import partial
 from pathlib import Path
@@ -14,21 +13,12 @@ import torch
 
 from anchorite.data import device as device_module
 from anchorite.data.augment import AugmentConfig
-from anchorite.data.batches import Batch, EpochBatches, LoaderConfig
-from anchorite.data.device import CAPACITY_STEP, DevicePainter, choose_capacity
+from anchorite.data.batches import Batch, Capacities, EpochBatches, LoaderConfig
+from anchorite.data.device import CAPACITY_STEP, DevicePainter, choose_capacities
 from anchorite.data.loader import Loader
 from anchorite.errors import InputError
 from tests.data.device_cases import EVERYTHING, SIZE, STRAIGHT, TURNED, Case, make_case, needs_cuda
-from tests.data.test_loader import host_loader
-
-
-def sha(batches: list[Batch]) -> str:
-    state = hashlib.sha256()
-    for batch in batches:
-        for tensor in (batch.images, batch.targets.rows, batch.targets.valid, batch.indices):
-            assert tensor is not None
-            state.update(str(tensor.shape).encode() + tensor.contiguous().numpy().tobytes())
-    return state.hexdigest()
+from tests.data.test_loader import host_loader, sha
 
 
 def device_loader(case: Case, config: LoaderConfig, compiled: bool = False) -> Loader:
@@ -118,7 +108,7 @@ def test_an_epoch_can_begin_at_any_batch_and_be_left_early(tmp_path: Path) -> No
 def test_targets_are_padded_and_none_is_lost(tmp_path: Path) -> None:
     case = make_case(tmp_path, STRAIGHT, 11)
     config = LoaderConfig(batch_size=4)
-    num_rows, reason = choose_capacity(EpochBatches(case.samples, config))
+    (num_rows, _), reason = choose_capacities(EpochBatches(case.samples, config))
     counts = [len(batch.targets.rows) for batch in ordinary_batches(case, range(1))]
     assert num_rows % CAPACITY_STEP == 0
     assert num_rows >= max(counts)
@@ -132,14 +122,14 @@ def test_the_capacity_leaves_a_margin(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(device_module, "CAPACITY_STEP", 1)
     case = make_case(tmp_path, STRAIGHT, 11)
     fullest = max(len(batch.targets.rows) for batch in ordinary_batches(case, range(1)))
-    num_rows, _ = choose_capacity(EpochBatches(case.samples, LoaderConfig(batch_size=4)))
+    (num_rows, _), _ = choose_capacities(EpochBatches(case.samples, LoaderConfig(batch_size=4)))
     assert num_rows == fullest * 5 // 4
 
 
 def test_a_batch_with_more_targets_than_rows_gets_more_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "CAPACITY_STEP", 2)
     case = make_case(tmp_path, STRAIGHT, 11)
-    monkeypatch.setattr(device_module, "choose_capacity", lambda *_: (2, "given"))
+    monkeypatch.setattr(device_module, "choose_capacities", lambda *_: (Capacities(2, 2), "given"))
     with device_loader(case, LoaderConfig(batch_size=4)) as loader:
         batches = list(loader)
     expected = ordinary_batches(case, range(1))

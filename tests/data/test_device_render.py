@@ -93,7 +93,7 @@ def test_photographs_are_close(name: str) -> None:
 def test_painted_rectangles_lie_where_their_boxes_say(tmp_path: Path, config: AugmentConfig) -> None:
     case = make_case(tmp_path, config.model_copy(update={"min_side_px": 0.0}))
     plans = [case.samples.plan(key) for key in keys_of(case, 8)]
-    images, rows = painted(case, plans), case.samples.rows(plans)
+    images, rows = painted(case, plans), case.samples.labels(plans).rows
     num_targets = 0
     for place, image in enumerate(images):
         bright = image > 200

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from anchorite.boxes import LabelCoverage
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, EpochBatches, LoaderConfig
 from anchorite.data.dataset import Record
@@ -48,10 +49,14 @@ def host_loader(samples: TrainSamples, config: LoaderConfig) -> Loader:
 
 
 def sha(batches: list[Batch]) -> str:
+    """Of everything that batches hold."""
     state = hashlib.sha256()
     for batch in batches:
-        for tensor in (batch.images, batch.targets.rows, batch.indices):
-            state.update(str((tensor.shape, tensor.dtype)).encode() + tensor.contiguous().numpy().tobytes())
+        labels = vars(batch.targets) | vars(batch.coverage or LabelCoverage())
+        tensors = {"images": batch.images, "indices": batch.indices} | labels
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                state.update(str((name, tensor.shape, tensor.dtype)).encode() + tensor.contiguous().numpy().tobytes())
     return state.hexdigest()
 
 

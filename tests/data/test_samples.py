@@ -54,7 +54,7 @@ def make_samples(records: list[Record], config: AugmentConfig, seed: int = 0, **
 
 def drawn(samples: TrainSamples, epoch: int, index: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
     pixels = np.empty((1, size, size, 3), np.uint8)
-    rows = samples.draw_batch([SampleKey(epoch, index, size)], pixels)
+    rows = samples.draw_batch([SampleKey(epoch, index, size)], pixels).rows
     return pixels[0], rows[:, 1:]
 
 

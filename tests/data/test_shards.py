@@ -16,6 +16,7 @@ import webdataset
 
 from anchorite.data import DatasetIndex, Record, ShardedSplit, dataset_fingerprint, decode_image, open_dataset
 from anchorite.data.convert import write_dataset
+from anchorite.data.dataset import LabelSource
 from anchorite.data.formats import FormatName
 from anchorite.data.shards.format import member_bytes, read_table
 from anchorite.data.shards.split import label_bytes, parse_label, readable
@@ -28,7 +29,7 @@ from tests.shared import shared_path
 
 @pytest.fixture
 def cases(tmp_path: Path) -> tuple[DatasetIndex, DatasetIndex]:
-    return write_cases(tmp_path)
+    return write_cases(tmp_path, unknown=True)
 
 
 def contents(records: tuple[Record, ...] | ShardedSplit) -> list[tuple[bytes, Record]]:
@@ -95,13 +96,36 @@ def test_the_list_tells_what_the_records_do(cases: tuple[DatasetIndex, DatasetIn
     trained = np.concatenate([record.class_ids[~record.ignored] for record in records])
     assert split.num_boxes() == sum(len(record.class_ids) for record in records)
     assert split.class_counts(3).tolist() == np.bincount(trained, minlength=3).tolist()
-    assert split.class_counts(3, with_ignored=True).sum() == split.num_boxes()
+    has_class = [class_id for record in records for class_id in record.class_ids if class_id >= 0]
+    assert split.class_counts(3, with_ignored=True).tolist() == np.bincount(has_class, minlength=3).tolist()
     assert split.facts.background == sum(not len(record.class_ids) for record in records)
     sides = [
         (record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2])[~record.ignored] / max(record.width, record.height) * 640
         for record in records
     ]
     np.testing.assert_allclose(split.box_sides(640), np.concatenate(sides))
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_what_labels_do_not_know_is_listed_and_raises_the_version(unknown: bool, tmp_path: Path) -> None:
+    source, copy = write_cases(tmp_path, unknown=unknown)
+    listed = json.loads((tmp_path / "shards" / "shards.json").read_text())
+    assert listed["version"] == 1 + unknown
+    assert ("sources" in listed["splits"]["train"]) == unknown
+    assert listed["splits"]["val"].keys() == {"background", "class_counts", "ignored_counts", "sides", "shards"}
+    for split, ours in copy.splits.items():
+        table = source.splits[split].table()
+        assert ours.num_ignored() == table.num_ignored()
+        assert ours.num_weighted() == table.num_weighted()
+        assert ours.sources() == table.label_sources
+        assert ours.num_boxes() == table.num_boxes()
+        assert ours.class_counts(3, with_ignored=True).tolist() == table.class_counts(3, with_ignored=True).tolist()
+    assert (copy.splits["train"].num_weighted() > 0) == unknown
+    if unknown:
+        before = dataset_fingerprint(copy)
+        listed["splits"]["train"]["sources"][1]["background_weight"] = 0.5
+        (tmp_path / "shards" / "shards.json").write_text(json.dumps(listed))
+        assert dataset_fingerprint(open_dataset(tmp_path / "shards")) != before
 
 
 def test_the_same_dataset_gives_the_same_bytes_and_each_is_as_listed(tmp_path: Path) -> None:
@@ -132,8 +156,8 @@ def test_tar_and_webdataset_read_the_same(cases: tuple[DatasetIndex, DatasetInde
         assert starts == [pair for row in rows for pair in ((row[0], row[1]), (row[3], row[4]))]
 
 
-def test_shards_go_back_into_other_formats(cases: tuple[DatasetIndex, DatasetIndex], tmp_path: Path) -> None:
-    _, copy = cases
+def test_shards_go_back_into_other_formats(tmp_path: Path) -> None:
+    _, copy = write_cases(tmp_path)
     write_dataset(copy, tmp_path / "coco", "coco")
     back = open_dataset(tmp_path / "coco")
     for one, record in zip(contents(back.splits["train"]), contents(copy.splits["train"]), strict=True):
@@ -320,6 +344,11 @@ def test_a_label_is_read_with_its_numbers_as_they_are() -> None:
         (record_json(width=10**6, height=10**6), "limit"),
         (record_json(classes=[2]), "classes"),
         (record_json(classes=[-1]), "classes"),
+        (record_json(classes=[-2], ignored=[True]), "classes"),
+        (record_json(weights=[1.5]), "weights"),
+        (record_json(weights=[]), "weights"),
+        (record_json(source=1), "source"),
+        (record_json(source=-1), "source"),
         (record_json(classes=[1.0]), "classes"),
         (record_json(classes=[10**30]), "classes"),
         (record_json(boxes=[[0, 0, 65, 48]]), "outside of 64x48"),
@@ -345,7 +374,7 @@ def test_a_label_that_does_not_fit_is_refused(data: bytes, said: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"format": "tar"}, "not the list of a dataset in shards"),
         ({"class_names": ["a", "a", "b"]}, "'a' is no class name"),
         ({"class_names": ["a"]}, "3 numbers for 1 classes"),
@@ -353,6 +382,9 @@ def test_a_label_that_does_not_fit_is_refused(data: bytes, said: str) -> None:
         ({"name": "train-000001.tar"}, r"should be train-000000\.tar"),
         ({"samples": -1}, "samples"),
         ({"sha256": "x"}, "sha256"),
+        ({"weighted": -1}, "weighted"),
+        ({"sources": [{"name": "a", "covered": [True], "background_weight": 1}]}, "1 numbers for 3 classes"),
+        ({"sources": [{"name": "a", "covered": None, "background_weight": 2}]}, "background_weight"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(change: dict[str, object], said: str, tmp_path: Path) -> None:
@@ -360,11 +392,20 @@ def test_a_list_that_does_not_fit_is_refused(change: dict[str, object], said: st
     path = tmp_path / "shards" / "shards.json"
     content = json.loads(path.read_text())
     (name,) = change
-    target = content if name in content else content["splits"]["train"]["shards"][0]
+    of_split = content["splits"]["train"]
+    target = content if name in content else of_split if name in ("weighted", "sources") else of_split["shards"][0]
     path.write_text(json.dumps(content | change if target is content else _with(content, target, change)))
     with pytest.raises(InputError, match=said) as caught:
         open_dataset(tmp_path / "shards")
     assert str(path) in str(caught.value)
+
+
+def test_an_object_that_its_source_does_not_cover_is_refused() -> None:
+    sources = LabelSource("", (True, False)), LabelSource("", (True, True))
+    with pytest.raises(InputError, match="source 0 does not cover"):
+        parse_label(record_json(), Path("a.jpg"), 2, sources)
+    assert parse_label(record_json(source=1), Path("a.jpg"), 2, sources).source == sources[1]
+    assert parse_label(record_json(ignored=[True], classes=[-1]), Path("a.jpg"), 2, sources).class_ids[0] == -1
 
 
 def _with(content: dict[str, object], target: dict[str, object], change: dict[str, object]) -> dict[str, object]:

@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data import Batch
 from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss
@@ -19,6 +19,11 @@ from anchorite.train.optim import EMA, EMAConfig, OptimizerConfig, Settings, bui
 from anchorite.train.step import TrainingStep, TrainState
 
 CPU = torch.device("cpu")
+UNKNOWN = LabelCoverage(
+    ignore_regions=torch.tensor([[0, 0.4, 0.6, 0.3, 0.5]]),
+    covered_classes=torch.tensor([[True] * 4, [False, False, True, True]]),
+    background_weight=torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0)),
+)
 
 
 def losses_and_weights(compiled: bool) -> list[torch.Tensor]:
@@ -36,7 +41,9 @@ def losses_and_weights(compiled: bool) -> list[torch.Tensor]:
     losses = []
     for number in range(2):
         images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-        batch = Batch(images, Targets.from_rows(rows[: 3 - number]), torch.arange(2))
+        count = 3 - number
+        targets = Targets.from_rows(rows[:count], rows[:count, 3], sources=torch.tensor([0, 1, 1])[:count])
+        batch = Batch(images, targets, torch.arange(2), UNKNOWN)
         losses.append(step.accumulate(batch).total)
         step.apply(Settings(lr=0.01, bias_lr=0.01, momentum=0.9))
     return [*losses, *detector.parameters()]

@@ -8,22 +8,29 @@ import pytest
 import torch
 
 from anchorite.benchmark import targets_for, training_step, whole_step
+from anchorite.boxes import LabelCoverage
 from anchorite.data import Batch
 from anchorite.devices import Precision
 from anchorite.train.step import with_fixed_capacity
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
+UNKNOWN = LabelCoverage(
+    torch.tensor([[0, 0.5, 0.5, 0.4, 0.4], [3, 0.1, 0.2, 0.1, 0.3]]),
+    torch.ones(4, 4, dtype=torch.bool),
+    torch.ones(4) / 2,
+)
 
-@pytest.fixture
-def run() -> Iterator[Callable[[], object]]:
+
+@pytest.fixture(params=[None, UNKNOWN], ids=["plain", "unknown"])
+def run(request: pytest.FixtureRequest) -> Iterator[Callable[[], object]]:
     """A whole step of size n on a batch that lies on the device, warmed up on a stream of its own."""
     device = torch.device("cuda")
     step = training_step("n", 4, 128, device, Precision("bf16", torch.bfloat16, False, "test"))
     images = torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    targets = with_fixed_capacity(targets_for(4, 8, 4, torch.device("cpu"))).to(device)
-    do = whole_step(step, Batch(images, targets, torch.arange(4)))
+    batch = Batch(images, targets_for(4, 8, 4, torch.device("cpu")), torch.arange(4), request.param)
+    do = whole_step(step, with_fixed_capacity(batch).to(device))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

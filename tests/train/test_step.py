@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data import Batch
 from anchorite.devices import choose_compile
 from anchorite.loss import LossTerms
@@ -24,12 +25,20 @@ def terms(box: float) -> LossTerms:
 
 
 @pytest.mark.parametrize(("count", "capacity"), [(0, 64), (1, 64), (64, 64), (65, 128), (128, 128), (129, 256)])
-def test_capacity_is_a_power_of_two_that_holds_every_target(count: int, capacity: int) -> None:
-    rows = torch.rand(count, 6)
-    padded = with_fixed_capacity(Targets.from_rows(rows))
-    assert len(padded) == capacity
-    assert torch.equal(padded.compact().rows, rows)
-    assert with_fixed_capacity(padded) is padded
+def test_capacity_is_a_power_of_two_that_holds_every_target_and_region(count: int, capacity: int) -> None:
+    rows, regions = torch.rand(count, 6), torch.rand(count, 5)
+    for targets, of_regions in ((count, 0), (0, count)):
+        coverage = LabelCoverage(regions[:of_regions], torch.ones(1, 3, dtype=torch.bool))
+        batch = replace(BATCH, targets=Targets.from_rows(rows[:targets]), coverage=coverage)
+        padded = with_fixed_capacity(batch)
+        assert torch.equal(padded.targets.compact().rows, rows[:targets])
+        assert padded.coverage is not None
+        found = padded.coverage.ignore_regions
+        assert found is not None
+        assert torch.equal(found[:of_regions], regions[:of_regions])
+        assert not found[of_regions:].any()
+        assert (len(padded.targets), len(found)) == ((capacity, 64) if targets else (64, capacity))
+        assert with_fixed_capacity(padded) is padded
 
 
 def watch_with(lag: int) -> tuple[AsyncLossMeter, list[tuple[dict[str, Any], tuple[Batch, ...]]]]:

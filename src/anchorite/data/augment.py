@@ -208,6 +208,34 @@ def visible_boxes(
     return cut, (shorter > 0) & (shorter >= min_side_px) & (width * height >= min_visible * whole_area)
 
 
+def seen_extents(
+    maps: NDArray[np.float64], boxes_xyxy: NDArray[np.float64], seen_xyxy: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The upright boxes (N, 4) around what is seen of mapped boxes (N, 4); of those that are not seen, upside down.
+
+    maps: (N, 3, 3); seen_xyxy: (N, 4), what is seen of their tile. Of a turned box that reaches out of it, that is
+    less than the box around all of it. Its corners are where the sides of either shape enter and leave the other one.
+    """
+    corners = np.array([[0, 1], [2, 1], [2, 3], [0, 3]])
+    linear, shifts = maps[:, None, :2, :2], maps[:, None, :2, 2]
+    mapped = np.matmul(linear, boxes_xyxy[:, corners][..., None])[..., 0] + shifts
+    unmapped = np.matmul(np.linalg.inv(linear), (seen_xyxy[:, corners] - shifts)[..., None])[..., 0]
+    lows, highs = np.full((len(maps), 2), np.inf), np.full((len(maps), 2), -np.inf)
+    for points, tested, bounds in ((mapped, mapped, seen_xyxy), (seen_xyxy[:, corners], unmapped, boxes_xyxy)):
+        steps = np.roll(tested, -1, axis=1) - tested
+        steps[steps == 0] = np.finfo(np.float64).tiny  # along a bound: on its right side throughout, or never
+        with np.errstate(over="ignore"):
+            crossings = (bounds.reshape(-1, 1, 2, 2) - tested[:, :, None]) / steps[:, :, None]
+        enters = crossings.min(axis=2).max(axis=2, initial=0)
+        leaves = crossings.max(axis=2).min(axis=2, initial=1)
+        is_seen = (enters <= leaves)[..., None]
+        for fractions in (enters, leaves):
+            places = points + fractions.clip(0, 1)[..., None] * (np.roll(points, -1, axis=1) - points)
+            lows = np.minimum(lows, places.min(axis=1, initial=np.inf, where=is_seen))
+            highs = np.maximum(highs, places.max(axis=1, initial=-np.inf, where=is_seen))
+    return np.concatenate([np.maximum(lows, seen_xyxy[:, :2]), np.minimum(highs, seen_xyxy[:, 2:])], axis=1)
+
+
 class Jitter(NamedTuple):
     """hue: shift in turns of the colour circle; saturation, value: factors."""
 

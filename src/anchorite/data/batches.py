@@ -24,7 +24,7 @@ from anchorite.choices import CompileName
 from anchorite.data.dataset import Record
 from anchorite.data.images import LetterboxTransform, draw_letterboxed, letterbox_transform, rectangular_size
 from anchorite.data.prefetch import prefetch
-from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples, rng_of
+from anchorite.data.samples import LabelParts, SampleConfig, SampleKey, SampleLabels, TrainSamples, rng_of
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 
@@ -54,10 +54,31 @@ class Batch:
         return Batch(images, targets, self.indices, coverage)
 
 
-def empty_batch(side: int, capacity: int | None = None) -> Batch:
-    """The part of a rank for which there is no image; side: of the canvas in pixels, capacity: of the targets."""
+class Capacities(NamedTuple):
+    """How many rows targets and ignore regions of a batch are padded to."""
+
+    targets: int
+    regions: int
+
+
+def label_tensors(labels: SampleLabels, capacities: Capacities | None = None) -> tuple[Targets, LabelCoverage | None]:
+    """The labels of a batch as the loss takes them, padded to `capacities`; no coverage where they know everything."""
+    weights, sources, *unknown = (None if array is None else torch.from_numpy(array) for array in labels[1:])
+    targets = Targets.from_rows(torch.from_numpy(labels.rows), weights, sources=sources)
+    coverage = None if all(one is None for one in unknown) else LabelCoverage(*unknown)
+    if capacities is None:
+        return targets, coverage
+    return targets.padded(capacities.targets), coverage and coverage.padded(capacities.regions)
+
+
+def empty_batch(side: int, parts: LabelParts | None = None, capacities: Capacities | None = None) -> Batch:
+    """The part of a rank for which there is no image.
+
+    side: of the canvas in pixels; parts: of its labels, by default boxes alone.
+    """
     images = torch.empty((0, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    return Batch(images, Targets.from_rows(torch.zeros(0, 6), capacity=capacity), torch.zeros(0, dtype=torch.int64))
+    targets, coverage = label_tensors((parts or LabelParts()).no_labels(side), capacities)
+    return Batch(images, targets, torch.zeros(0, dtype=torch.int64), coverage)
 
 
 class LoaderConfig(BaseModel):

@@ -14,7 +14,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from anchorite.choices import WrittenFormat
-from anchorite.data.dataset import DatasetIndex, Record, RecordTable, Split
+from anchorite.data.dataset import NO_CLASS, ONE_SOURCE, DatasetIndex, Record, RecordTable, Split
 from anchorite.data.formats import open_dataset
 from anchorite.data.formats.common import is_image_name
 from anchorite.data.headers import open_image
@@ -257,8 +257,8 @@ def _write_shards(dataset: DatasetIndex, folder: Path, most_bytes: int, copied: 
 
 def _samples(table: RecordTable, root: Path, copied: Callable[[], None]) -> Iterator[tuple[bytes, bytes]]:
     """The two files of each sample: its label and its image."""
-    for record in table:
-        yield label_bytes(record, os.path.relpath(record.path, root)), _image_file(record.path)
+    for record, source in zip(table, table.images["source_id"].tolist(), strict=True):
+        yield label_bytes(record, os.path.relpath(record.path, root), source), _image_file(record.path)
         copied()
 
 
@@ -280,10 +280,15 @@ def _facts(table: RecordTable, num_classes: int, shards: Sequence[object]) -> di
     for number in range(MAX_SIDES, len(sides)):
         if (place := rng.randrange(number + 1)) < MAX_SIDES:
             chosen[place] = sides[number].tolist()
+    ignored_ids = boxes["class_id"][is_ignored]
+    sources = [{**asdict(one), "covered": one.covered and list(one.covered)} for one in table.label_sources]
     return {
         "background": table.num_background(),
         "class_counts": table.class_counts(num_classes).tolist(),
-        "ignored_counts": np.bincount(boxes["class_id"][is_ignored], minlength=num_classes).tolist(),
+        "ignored_counts": np.bincount(ignored_ids[ignored_ids != NO_CLASS], minlength=num_classes).tolist(),
+        "ignored_without_class": int((ignored_ids == NO_CLASS).sum()),
+        "weighted": table.num_weighted(),
+        "sources": [] if table.label_sources == (ONE_SOURCE,) else sources,
         "sides": chosen,
         "shards": shards,
     }

@@ -33,9 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data.augment import NO_JITTER, SamplePlan, Tile, hue_steps
-from anchorite.data.batches import Batch, EpochBatches, empty_batch
+from anchorite.data.batches import Batch, Capacities, EpochBatches, empty_batch, label_tensors
 from anchorite.data.dataset import Record
 from anchorite.data.images import FILL
 from anchorite.data.prefetch import prefetch
@@ -377,15 +377,19 @@ def in_parts(pixels: Tensor, tables: list[Tensor], plan: BatchPlan) -> Tensor:
     return images[0] if len(images) == 1 else torch.cat(images)
 
 
-def choose_capacity(batches: EpochBatches) -> tuple[int, str]:
-    """Rows to pad targets to, with a margin over the fullest of some batches of the first epoch, and why, in words."""
+def choose_capacities(batches: EpochBatches) -> tuple[Capacities, str]:
+    """Rows to pad to, with a margin over the fullest of some batches of the first epoch, and why, in words."""
     samples, probed = batches.samples, islice(batches.of_epoch(0), _PROBED_BATCHES)
-    counts = [len(samples.rows([samples.plan(key) for key in keys])) for keys in probed]
-    fullest = max(counts, default=0)
-    rows = _whole_steps(int(fullest * _CAPACITY_MARGIN))
-    return rows, (
-        f"targets padded to {rows} rows (at most {fullest} in {len(counts)} batches tried; a batch with more gets "
-        f"more, in steps of {CAPACITY_STEP})"
+    tried = [samples.labels([samples.plan(key) for key in keys]) for keys in probed]
+    fullest = [
+        max((len(rows) for rows in column if rows is not None), default=0)
+        for column in ([one.rows for one in tried], [one.ignore_regions for one in tried])
+    ]
+    chosen = Capacities(*(_whole_steps(int(count * _CAPACITY_MARGIN)) for count in fullest))
+    most = zip(("targets", "ignore regions")[: 1 + samples.parts.regions], chosen, fullest, strict=False)
+    padded = " and ".join(f"{what} padded to {rows} rows (at most {count}" for what, rows, count in most)
+    return chosen, (
+        f"{padded} in {len(tried)} batches tried; a batch with more gets more, in steps of {CAPACITY_STEP})"
     )
 
 
@@ -403,8 +407,9 @@ class DevicePainter:
 
     def __init__(self, batches: EpochBatches, store: DeviceStore, compiled: bool = False) -> None:
         self.batches, self.store = batches, store
-        self._capacity, self.capacity_reason = choose_capacity(batches)
-        self.empty = empty_batch(batches.samples.config.image_size, self._capacity).to(store.device)
+        self._capacities, self.capacity_reason = choose_capacities(batches)
+        samples = batches.samples
+        self.empty = empty_batch(samples.config.image_size, samples.parts, self._capacities).to(store.device)
         self._compiled: Callable[..., Tensor] | None = None
         self.painting = "operator by operator"
         if compiled:  # now, on the first batch, so that a compiler that is missing or fails is known before training
@@ -427,8 +432,8 @@ class DevicePainter:
     def close(self) -> None:
         """Nothing to end: the planning thread ends with its iterator."""
 
-    def planned(self, keys: Sequence[SampleKey]) -> tuple[BatchPlan, Targets, Tensor]:
-        """A batch as the thread hands it over, before any pixel is touched: its plan, targets and records' indices.
+    def planned(self, keys: Sequence[SampleKey]) -> tuple[BatchPlan, Targets, LabelCoverage | None, Tensor]:
+        """A batch as the thread hands it over, before any pixel is touched: its plan, labels and records' indices.
 
         In pinned memory for a CUDA device.
         """
@@ -437,14 +442,17 @@ class DevicePainter:
         # A compiled kernel is made for one B: the last, smaller batch is filled up, and cut off again.
         num_images = self.batches.sizes.largest_part if self._compiled is not None else None
         plan = plan_batch(plans, self.store.images.sizes_hw, num_images)
-        rows = torch.from_numpy(samples.rows(plans))
-        targets = Targets.from_rows(rows, capacity=max(self._capacity, _whole_steps(len(rows))))
+        labels = samples.labels(plans)
+        counts = len(labels.rows), 0 if labels.ignore_regions is None else len(labels.ignore_regions)
+        rooms = (max(rows, _whole_steps(count)) for rows, count in zip(self._capacities, counts, strict=True))
+        targets, coverage = label_tensors(labels, Capacities(*rooms))
         if self.store.device.type == "cuda":
             tensors = {name: getattr(plan, name).pin_memory() for name in ("tiles", "widths", "colours")}
             plan, targets = plan._replace(**tensors), targets.pin_memory()
-        return plan, targets, torch.tensor([key.record_index for key in keys])
+            coverage = coverage and coverage.pin_memory()
+        return plan, targets, coverage, torch.tensor([key.record_index for key in keys])
 
-    def _painted(self, plan: BatchPlan, targets: Targets, indices: Tensor) -> Batch:
+    def _painted(self, plan: BatchPlan, targets: Targets, coverage: LabelCoverage | None, indices: Tensor) -> Batch:
         """The batch on the device; all work is queued on the current stream."""
         device = self.store.device
         pixels, offsets = self.store.stage(plan.sources)
@@ -456,4 +464,4 @@ class DevicePainter:
             images = self._compiled(pixels, *tables, plan.size, plan.taps, plan.jitters)
         else:
             images = in_parts(pixels, tables, plan)
-        return Batch(images[: len(indices)], targets.to(device, non_blocking=True), indices)
+        return Batch(images[: len(indices)], targets, indices, coverage).to(device, non_blocking=True)

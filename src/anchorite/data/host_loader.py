@@ -15,7 +15,7 @@ fork cannot carry over are touched. A lock that another thread held at the fork 
 OpenCV takes one even in a thread that has ended but for its clean-up. So each worker tries out what it needs before it
 says that it is ready, and while one of them stays silent, all are ended and started again.
 
-Legend: B images, S side of the canvas in pixels, T targets of a batch.
+Legend: B images, S side of the canvas in pixels.
 """
 
 from __future__ import annotations
@@ -44,10 +44,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anchorite.boxes import Targets
-from anchorite.data.batches import Batch, EpochBatches, empty_batch
+from anchorite.data.batches import Batch, EpochBatches, empty_batch, label_tensors
 from anchorite.data.prefetch import prefetch
-from anchorite.data.samples import SampleKey, TrainSamples
+from anchorite.data.samples import SampleKey, SampleLabels, TrainSamples
 from anchorite.data.shards.stream import StreamBatches, StreamSamples
 from anchorite.data.store import SharedBytes
 from anchorite.errors import WorkerError
@@ -61,7 +60,6 @@ _PR_SET_PDEATHSIG = 1
 _LINE = 64  # bytes of a cache line, at whose beginning the slots lie
 
 Pixels = NDArray[np.uint8]  # (B, S, S, 3)
-Rows = NDArray[np.float32]  # (T, 6), the targets of a batch
 Keys = Sequence[SampleKey]  # of the samples of a batch
 Batches = EpochBatches | StreamBatches
 Samples = TrainSamples | StreamSamples
@@ -78,7 +76,7 @@ class HostPainter:
         self.batches, self.config = batches, batches.config
         self._samples: Samples = batches.samples
         self._start_method = self.config.start_method or ("fork" if sys.platform.startswith("linux") else "spawn")
-        self.empty = empty_batch(self._samples.config.image_size)
+        self.empty = empty_batch(self._samples.config.image_size, self._samples.parts)
         side = self.config.possible_sides(self._samples.config.image_size)[-1]
         self._slots_shape = (self.config.prefetch, batches.sizes.largest_part, side, side, 3)
         self._workers: list[_Worker] = []
@@ -111,25 +109,27 @@ class HostPainter:
                 if not self._ordered:
                     return
                 worker, slot, keys = self._ordered[0]
-                rows = worker.reply(stop)
-                if rows is not None:
+                labels = worker.reply(stop)
+                if labels is not None:
                     self._ordered.popleft()
-                    yield self._batch(keys, rows, worker.slots[slot])
+                    yield self._batch(keys, labels, worker.slots[slot])
         except WorkerError:
             self.close(patience_s=0.0)
             raise
 
-    def _batch(self, keys: Keys, rows: Rows | None = None, slot: NDArray[np.uint8] | None = None) -> Batch:
+    def _batch(self, keys: Keys, labels: SampleLabels | None = None, slot: NDArray[np.uint8] | None = None) -> Batch:
         """The batch that a worker drew into its slot, or one drawn now; images (B, 3, S, S) with channels last."""
         side, pin = keys[0].size, self.config.pin_memory
         images = torch.empty((len(keys), side, side, 3), dtype=torch.uint8, pin_memory=pin)
-        if rows is None or slot is None:
-            rows = draw_batch(self._samples, keys, images.numpy(), np.empty(1, np.int64))
+        if labels is None or slot is None:
+            labels = draw_batch(self._samples, keys, images.numpy(), np.empty(1, np.int64))
         else:
             images.numpy()[:] = _canvases(slot, keys)  # a copy: the worker will use the slot again
-        targets = Targets.from_rows(torch.from_numpy(rows))
+        targets, coverage = label_tensors(labels)
+        if pin:
+            targets, coverage = targets.pin_memory(), coverage and coverage.pin_memory()
         indices = torch.tensor([key.record_index for key in keys])
-        return Batch(images.permute(0, 3, 1, 2), targets.pin_memory() if pin else targets, indices)
+        return Batch(images.permute(0, 3, 1, 2), targets, indices, coverage)
 
     def _start(self) -> None:
         """Start the workers unless they run already; all anew while one of them does not get ready."""
@@ -166,7 +166,7 @@ class HostPainter:
             worker.process.close()
 
 
-def draw_batch(samples: Samples, keys: Keys, pixels: Pixels, current: NDArray[np.int64]) -> Rows:
+def draw_batch(samples: Samples, keys: Keys, pixels: Pixels, current: NDArray[np.int64]) -> SampleLabels:
     """`draw_batch` of the samples; a failure becomes a WorkerError that names the image, the traceback in its notes.
 
     current: (1,), where the index of the record being drawn is written.
@@ -223,12 +223,12 @@ class _Worker:
         except OSError as error:
             raise self._failure(is_silent=False) from error
 
-    def reply(self, stop: threading.Event) -> Rows | None:
-        """The rows (T, 6) of the next batch that was ordered; None when `stop` is set first."""
-        rows: Rows | WorkerError | None = self.receive(time.monotonic() + self._timeout_s, stop)
-        if isinstance(rows, WorkerError):
-            raise rows
-        return rows
+    def reply(self, stop: threading.Event) -> SampleLabels | None:
+        """The labels of the next batch that was ordered; None when `stop` is set first."""
+        labels: SampleLabels | WorkerError | None = self.receive(time.monotonic() + self._timeout_s, stop)
+        if isinstance(labels, WorkerError):
+            raise labels
+        return labels
 
     def receive(self, deadline: float, stop: threading.Event | None = None) -> Any:
         """What the worker sends next; None when `stop` is set first. Raises WorkerError when it is silent or dead."""
@@ -287,7 +287,7 @@ def _work(orders: Any, samples: Samples, memory: SharedBytes, shape: tuple[int, 
                 return
             slot, keys = order
             try:
-                reply: Rows | WorkerError = draw_batch(samples, keys, _canvases(slots[slot], keys), current)
+                reply: SampleLabels | WorkerError = draw_batch(samples, keys, _canvases(slots[slot], keys), current)
             except WorkerError as error:
                 reply = error
             orders.send(reply)

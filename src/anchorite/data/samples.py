@@ -5,7 +5,8 @@ sample can be made again alone. A mosaic never exists at double size: its four t
 virtual canvas twice as wide, the global map is composed with each tile's placement, and each tile is drawn once,
 straight onto the final canvas.
 
-Legend: B samples, N boxes of a sample, T boxes of several samples, S side of the canvas in pixels.
+Legend: B samples, N boxes of a sample, T boxes of several samples, R ignore regions of them, S side of the canvas in
+pixels, h, w cells of a grid over it, K classes.
 """
 
 from __future__ import annotations
@@ -29,14 +30,18 @@ from anchorite.data.augment import (
     paint,
     plan_warp,
     scaling,
+    seen_extents,
     turning,
     visible_boxes,
 )
-from anchorite.data.dataset import as_split
+from anchorite.data.dataset import ONE_SOURCE, LabelSource, Split, as_split
 from anchorite.data.images import letterbox_transform
 
 Report = Callable[[int], object]
 MIXUP_CONCENTRATION = 32.0  # of the Beta distribution: blends stay near half and half
+# Side of a cell of the grid of background weights, in pixels: the finest usual stride, so that its anchor cells get the
+# weight at their very middle, and those of coarser ones that of a place 4 px from it.
+CELL_PX = 8
 
 
 # A sample of a shard that a batch is made with: the index of its record, the number of its shard, its position there,
@@ -121,23 +126,86 @@ class SampleConfig(NamedTuple):
         return self.num_epochs is None or epoch < self.num_epochs - self.augment.close_mosaic_epochs
 
 
-class TrainSamples:
-    """Augmented training samples by `SampleKey`, from the images and labels of a store. Ignored boxes are no targets.
+class SampleLabels(NamedTuple):
+    """The labels of the samples of a batch: what `Targets` and `LabelCoverage` are made of, which see.
 
-    It can be pickled where workers are spawned.
+    rows: (T, 6) float32; weights: (T,) float32; sources: (T,) int64; ignore_regions: (R, 5) float32; covered: (S, K)
+    bool; background: (B, h, w) float32. All but the rows are None where `LabelParts` has none.
     """
 
-    def __init__(self, store: Images, config: SampleConfig) -> None:
+    rows: NDArray[np.float32]
+    weights: NDArray[np.float32] | None = None
+    sources: NDArray[np.int64] | None = None
+    ignore_regions: NDArray[np.float32] | None = None
+    covered: NDArray[np.bool_] | None = None
+    background: NDArray[np.float32] | None = None
+
+
+class LabelParts(NamedTuple):
+    """What the labels of a split have beside their boxes: chosen once, so that every batch of a run has the same.
+
+    weights: whether any object counts less than 1; regions: whether any box is ignored; background: whether the
+    background counts less than 1 anywhere; sources: where labels come from; covered: (S, K) bool, the classes that each
+    source covers, or None where each covers all.
+    """
+
+    weights: bool = False
+    regions: bool = False
+    background: bool = False
+    sources: tuple[LabelSource, ...] = (ONE_SOURCE,)
+    covered: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of(cls, split: Split) -> LabelParts:
+        """Those of a split, as it tells them without reading its records."""
+        sources = split.sources()
+        num_classes = max((len(one.covered) for one in sources if one.covered is not None), default=0)
+        covered = np.array([(True,) * num_classes if one.covered is None else one.covered for one in sources], bool)
+        background = any(one.background_weight != 1 for one in sources)
+        has_covered = None if covered.all() else covered
+        return cls(split.num_weighted() > 0, split.num_ignored() > 0, background, sources, has_covered)
+
+    def no_labels(self, size: int) -> SampleLabels:
+        """The labels of no sample, for canvases of `size` pixels."""
+        return SampleLabels(
+            np.zeros((0, 6), np.float32),
+            np.zeros(0, np.float32) if self.weights else None,
+            None if self.covered is None else np.zeros(0, np.int64),
+            np.zeros((0, 5), np.float32) if self.regions else None,
+            self.covered,
+            np.zeros((0, *cells_of(size)), np.float32) if self.background else None,
+        )
+
+
+def cells_of(size: int) -> tuple[int, int]:
+    """Rows and columns of the grid of background weights over a canvas of `size` pixels."""
+    return (-(-size // CELL_PX),) * 2
+
+
+class TrainSamples:
+    """Augmented training samples by `SampleKey`, from the images and labels of a store.
+
+    Ignored boxes are no targets, but regions. parts: those of the split that the records are of, None: they are all of
+    it. It can be pickled where workers are spawned.
+    """
+
+    def __init__(self, store: Images, config: SampleConfig, parts: LabelParts | None = None) -> None:
         self.store, self.config = store, config
         table = as_split(store.records).table()
-        boxes = table.boxes[~table.boxes["ignored"]]
-        owners = table.image_of_box()[~table.boxes["ignored"]]
+        self.parts = LabelParts.of(table) if parts is None else parts
+        owners, ignored = table.image_of_box(), table.boxes["ignored"]
         sizes_wh = np.array(store.sizes_hw, np.int64).reshape(-1, 2)[:, ::-1]
         scales = sizes_wh / np.stack([table.images["width"], table.images["height"]], axis=1)
+        boxes_xyxy = table.boxes["xyxy"] * np.tile(scales, 2)[owners]  # in the stored images' pixels
         # Flat arrays: workers touch no Python object a record, so forked pages stay shared.
-        self._boxes_xyxy = boxes["xyxy"] * np.tile(scales, 2)[owners]  # in the stored images' pixels
-        self._class_ids = boxes["class_id"].astype(np.float64)
-        self._starts = np.cumsum([0, *np.bincount(owners, minlength=len(self))])
+        self._boxes_xyxy, self._regions_xyxy = boxes_xyxy[~ignored], boxes_xyxy[ignored]
+        self._starts, self._region_starts = (
+            np.cumsum([0, *np.bincount(owners[chosen], minlength=len(self))]) for chosen in (~ignored, ignored)
+        )
+        self._class_ids = table.boxes["class_id"][~ignored].astype(np.float64)
+        self._weights = table.boxes["weight"][~ignored]
+        numbers = np.array([self.parts.sources.index(source) for source in table.label_sources], np.int64)
+        self._source_ids = numbers[table.images["source_id"]]  # of each record
 
     def __len__(self) -> int:
         return len(self.store.sizes_hw)
@@ -152,8 +220,8 @@ class TrainSamples:
         pixels: NDArray[np.uint8],
         report: Report = lambda index: None,
         places: Sequence[int] | None = None,
-    ) -> NDArray[np.float32]:
-        """Draw samples of one side into `pixels` (B, S, S, 3); the `rows` (T, 6) of their targets.
+    ) -> SampleLabels:
+        """Draw samples of one side into `pixels` (B, S, S, 3); their `labels`.
 
         report: called with the index of each record before work on it begins. places: as `place` of `plan`, of each.
         """
@@ -162,7 +230,7 @@ class TrainSamples:
             report(key.record_index)
             plans.append(self.plan(key, place))
             paint(plans[-1], self.store, canvas, scratch)
-        return self.rows(plans)
+        return self.labels(plans)
 
     def plan(self, key: SampleKey, place: int | None = None) -> SamplePlan:
         """What a sample will show, from its random numbers alone: no pixel is touched.
@@ -188,28 +256,69 @@ class TrainSamples:
         gains = Jitter(hue * config.hue, 1.0 + saturation * config.saturation, 1.0 + value * config.value)
         return SamplePlan(size, tuple(layers), share, gains)
 
-    def rows(self, plans: Sequence[SamplePlan]) -> NDArray[np.float32]:
-        """The targets (T, 6) of plans of one size, each cut to what is seen of its tile: its plan, class, box in 0..1.
+    def labels(self, plans: Sequence[SamplePlan]) -> SampleLabels:
+        """The labels of plans of one size, each box cut to what is seen of its tile, in 0..1 of the canvas.
 
-        Their order is that of the plans, layers, tiles and labels.
+        Their order is that of the plans, layers, tiles and boxes. An ignore region stays however little of it is seen.
         """
+        config, parts, size = self.config.augment, self.parts, plans[0].size
         shown = [(number, tile) for number, plan in enumerate(plans) for layer in plan.layers for tile in layer]
-        spans = [np.arange(*self._starts[tile.source : tile.source + 2]) for _, tile in shown]
-        counts = list(map(len, spans))
-        if not sum(counts):
-            return np.zeros((0, 6), np.float32)
-        labels = np.concatenate(spans)
-        maps = np.stack([tile.warp.map for _, tile in shown]).repeat(counts, axis=0)
-        seen_xyxy = np.array([tile.warp.seen for _, tile in shown], np.float64).repeat(counts, axis=0)
-        numbers = np.array([number for number, _ in shown]).repeat(counts)
-        boxes_xyxy = map_boxes(maps, self._boxes_xyxy[labels])
-        config, size = self.config.augment, plans[0].size
-        boxes_xyxy, keep = visible_boxes(boxes_xyxy, seen_xyxy, config.min_visible, config.min_side_px)
-        lows, highs = boxes_xyxy[keep, :2], boxes_xyxy[keep, 2:]
-        columns = (
-            numbers[keep, None],
-            self._class_ids[labels[keep], None],
-            (lows + highs) / (2 * size),
-            (highs - lows) / size,
-        )
-        return np.concatenate(columns, axis=1, dtype=np.float32)
+        numbers = np.array([number for number, _ in shown], np.int64)
+        records = np.array([tile.source for _, tile in shown], np.int64)
+        maps = np.array([tile.warp.map for _, tile in shown], np.float64).reshape(-1, 3, 3)
+        seen_xyxy = np.array([tile.warp.seen for _, tile in shown], np.float64).reshape(-1, 4)
+
+        found, tiles = _in_tiles(self._starts, records)
+        boxes_xyxy = map_boxes(maps[tiles], self._boxes_xyxy[found])
+        boxes_xyxy, keep = visible_boxes(boxes_xyxy, seen_xyxy[tiles], config.min_visible, config.min_side_px)
+        found, tiles = found[keep], tiles[keep]
+        rows = _normalised(boxes_xyxy[keep], size, numbers[tiles], self._class_ids[found])
+        weights = self._weights[found] if parts.weights else None
+        sources = None if parts.covered is None else self._source_ids[records[tiles]]
+        regions = None
+        if parts.regions:
+            found, tiles = _in_tiles(self._region_starts, records)
+            boxes_xyxy = seen_extents(maps[tiles], self._regions_xyxy[found], seen_xyxy[tiles])
+            remain = np.flatnonzero((boxes_xyxy[:, :2] < boxes_xyxy[:, 2:]).all(axis=1))
+            regions = _normalised(boxes_xyxy[remain], size, numbers[tiles[remain]])
+        background = np.stack(list(map(self._background, plans))) if parts.background else None
+        return SampleLabels(rows, weights, sources, regions, parts.covered, background)
+
+    def _background(self, plan: SamplePlan) -> NDArray[np.float32]:
+        """(h, w) how much the background counts at the middle of each cell of a grid over the canvas.
+
+        That is what the tile that is seen there says, 1 where there is none, and the smaller number of two layers.
+        """
+        grids = np.ones((len(plan.layers), *cells_of(plan.size)), np.float32)
+        middles = (np.arange(grids.shape[-1]) + 0.5) * (plan.size / grids.shape[-1])
+        for grid, layer in zip(grids, plan.layers, strict=True):
+            for record, warp in layer:
+                left, top, right, bottom = warp.seen
+                across, down = (slice(*np.searchsorted(middles, ends)) for ends in ((left, right), (top, bottom)))
+                part, weight = grid[down, across], self.parts.sources[self._source_ids[record]].background_weight
+                if warp.crop is not None:
+                    part[:] = weight
+                    continue
+                (x_of_x, x_of_y, shift_x), (y_of_x, y_of_y, shift_y), _ = np.linalg.inv(warp.map).tolist()
+                x = middles[across] * x_of_x + (middles[down, None] * x_of_y + shift_x)
+                y = middles[across] * y_of_x + (middles[down, None] * y_of_y + shift_y)
+                height, width = self.store.sizes_hw[record]
+                part[(x >= 0) & (x < width) & (y >= 0) & (y < height)] = weight
+        return grids.min(axis=0)
+
+
+def _in_tiles(starts: NDArray[np.int64], records: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The boxes (T,) of the record of each tile, one behind the other, and (T,) the tile of each.
+
+    starts: where the boxes of each record begin.
+    """
+    counts = starts[records + 1] - starts[records]
+    tiles = np.repeat(np.arange(len(records)), counts)
+    return np.arange(len(tiles)) + (starts[records + 1] - np.cumsum(counts))[tiles], tiles
+
+
+def _normalised(boxes_xyxy: NDArray[np.float64], size: int, *columns: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Rows of these columns and the boxes (N, 4) as cx, cy, w, h in 0..1 of a canvas of `size` pixels."""
+    lows, highs = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    parts = (*(column[:, None] for column in columns), (lows + highs) / (2 * size), (highs - lows) / size)
+    return np.concatenate(parts, axis=1, dtype=np.float32)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
 from typing_extensions import TypedDict
 
+from anchorite.boxes import LabelCoverage
 from anchorite.choices import FormatName, ScoresUse
 from anchorite.data import Batch, DatasetIndex, LeftOut, without_images
 from anchorite.errors import InputError, StorageError
@@ -253,11 +254,13 @@ class RunFolder:
 
     def write_post_mortem(self, path: StrPath, facts: dict[str, Any], batch: Batch) -> None:
         """Write the facts of a divergence as JSON in `path`, and beside it, as safetensors, the batch where it ended:
-        images uint8, targets as rows. With several ranks that is rank 0's part.
+        images uint8, targets as rows, and whatever else its labels have. With several ranks that is rank 0's part.
         """
         path = Path(path)
-        targets = batch.targets.compact().rows.cpu().contiguous()
-        tensors = {"images": batch.images.cpu().contiguous(), "targets": targets, "indices": batch.indices.cpu()}
+        targets, coverage = batch.targets.compact(), batch.coverage or LabelCoverage()
+        found = {"images": batch.images, "targets": targets.rows, "indices": batch.indices, **vars(coverage)}
+        found |= {"weights": targets.weights, "sources": targets.sources}
+        tensors = {name: one.cpu().contiguous() for name, one in found.items() if one is not None}
         write_bytes_atomically(path.with_suffix(".safetensors"), save(tensors))
         _write_json(path, facts)
 

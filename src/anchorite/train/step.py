@@ -1,20 +1,21 @@
 """One training step: forward, loss, backward, clipping, optimizer, EMA; non-finite values change nothing.
 
-Legend: B images, H, W height and width in pixels, T targets.
+Legend: B images, H, W height and width in pixels.
 """
 
 from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data import Batch, empty_batch
 from anchorite.devices import Precision
 from anchorite.loss import DetectionLoss, LossTerms
@@ -22,6 +23,7 @@ from anchorite.model import Detector
 from anchorite.train.optim import EMA, Settings, apply_settings, clip_gradients
 
 _MIN_CAPACITY = 64
+Tensors = tuple[Any, ...]  # those of `Targets` or of `LabelCoverage`, None for what is not given
 
 
 class BufferSnapshot:
@@ -74,12 +76,16 @@ class Objective(nn.Module):
         super().__init__()
         self.detector, self.criterion, self.dtype = detector, criterion, dtype
 
-    def forward(self, images: Tensor, rows: Tensor, valid: Tensor | None, num_images: int | None) -> LossTerms:
-        """The loss of images (B, 3, H, W) uint8 and targets (T, 6), valid (T,); num_images: over all ranks."""
+    def forward(self, images: Tensor, targets: Tensors, coverage: Tensors, num_images: int | None) -> LossTerms:
+        """The loss of images (B, 3, H, W) uint8; targets, coverage: the fields of either; num_images: over all ranks.
+
+        As tuples, which DistributedDataParallel and torch.compile look into.
+        """
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             pixels = images.to(self.dtype or next(self.detector.parameters()).dtype) / 255
             logits = self.detector.head.matched(self.detector.features(pixels))
-            terms: LossTerms = self.criterion(logits, Targets(rows, valid), num_images=num_images)
+            known = LabelCoverage(*coverage) if coverage else None
+            terms: LossTerms = self.criterion(logits, Targets(*targets), known, num_images)
         return terms
 
 
@@ -155,12 +161,12 @@ class TrainingStep:
         comes after this batch.
         """
         if self._static:
-            batch = replace(batch, targets=with_fixed_capacity(batch.targets))
+            batch = with_fixed_capacity(batch)
         batch = batch.to(self.device, non_blocking=True)
         self._snapshot.save()
         waits = self.world.is_distributed and not is_last
         with self._shared.no_sync() if waits else nullcontext():
-            terms = self._forward(batch.images, batch.targets.rows, batch.targets.valid, num_images)
+            terms = self._forward(batch.images, _fields(batch.targets), _fields(batch.coverage), num_images)
             finite = self.world.all(torch.stack(terms).isfinite().all()).detach()
             if self.on_host and not bool(finite):
                 of_terms = (
@@ -225,8 +231,21 @@ class TrainingStep:
         return torch.where(is_fine, norm, torch.nan)
 
 
-def with_fixed_capacity(targets: Targets) -> Targets:
-    """Padded targets: of compact ones, to the next power of two (64 at least), so that few shapes occur in a run."""
+def with_fixed_capacity(batch: Batch) -> Batch:
+    """The batch with padded labels: of compact ones, targets and ignore regions each to the next power of two (64 at
+    least), so that few shapes occur in a run.
+    """
+    targets, coverage = batch.targets, batch.coverage
     if targets.is_padded:
-        return targets
-    return targets.padded(max(_MIN_CAPACITY, 1 << (len(targets) - 1).bit_length()))
+        return batch
+    if coverage is not None and coverage.ignore_regions is not None:
+        coverage = coverage.padded(_capacity(len(coverage.ignore_regions)))
+    return replace(batch, targets=targets.padded(_capacity(len(targets))), coverage=coverage)
+
+
+def _capacity(count: int) -> int:
+    return max(_MIN_CAPACITY, 1 << (count - 1).bit_length())
+
+
+def _fields(labels: Targets | LabelCoverage | None) -> Tensors:
+    return () if labels is None else tuple(getattr(labels, one.name) for one in fields(labels))

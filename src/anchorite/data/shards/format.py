@@ -33,7 +33,7 @@ from anchorite.errors import InputError, StorageError
 from anchorite.reading import open_regular, read_json, shorten, validation_faults
 
 MANIFEST = "shards.json"
-VERSION = 1
+VERSION = 2  # of the list; 1 where no label has weights, sources or ignored regions without a class
 BLOCK = tarfile.BLOCKSIZE
 SAMPLE_SUFFIXES = ("jpg", "png", "bmp", "webp", "tif")
 _STARTS = (b"\xff\xd8", b"\x89PNG", b"BM", b"RIFF", b"")  # of the files that get these suffixes
@@ -207,9 +207,18 @@ class ShardFacts(BaseModel, strict=True, frozen=True):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class SourceFacts(BaseModel, strict=True, frozen=True):
+    """A `LabelSource`."""
+
+    name: str
+    covered: list[bool] | None
+    background_weight: Annotated[float, Field(ge=0, le=1)]
+
+
 class SplitFacts(BaseModel, strict=True, frozen=True):
     """A split. background: images without a box; class_counts: boxes of each class that are trained on, ignored_counts:
-    crowds and difficult ones.
+    crowds and difficult ones, ignored_without_class: ignored regions that may hold any class; weighted: boxes that are
+    trained on and count less than 1; sources: of the labels, where they are not one that knows everything.
 
     sides: width and height of boxes that are trained on, as fractions of their image's longer side: of all, or of an
     even sample of `MAX_SIDES` of them.
@@ -220,13 +229,16 @@ class SplitFacts(BaseModel, strict=True, frozen=True):
     ignored_counts: list[Count]
     sides: Annotated[list[Annotated[list[Fraction], Field(min_length=2, max_length=2)]], Field(max_length=MAX_SIDES)]
     shards: list[ShardFacts]
+    ignored_without_class: Count = 0
+    weighted: Count = 0
+    sources: list[SourceFacts] = []
 
 
 class Manifest(BaseModel, strict=True, frozen=True):
     """The whole of shards.json."""
 
     format: Literal["anchorite-shards"] = "anchorite-shards"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     class_names: Annotated[list[str], Field(min_length=1)]
     splits: dict[Literal["train", "val", "test"], SplitFacts]
 
@@ -236,9 +248,9 @@ def read_manifest(path: Path) -> Manifest:
     content = read_json(path, _MAX_MANIFEST_BYTES)
     if content.get("format") != "anchorite-shards":
         raise InputError(f"{path}: not the list of a dataset in shards (format {shorten(content.get('format'))})")
-    if content.get("version") != VERSION:
+    if content.get("version") not in range(1, VERSION + 1):
         raise InputError(
-            f"{path}: version {shorten(content.get('version'))} of the format; this release reads version {VERSION}. "
+            f"{path}: version {shorten(content.get('version'))} of the format; this release reads up to {VERSION}. "
             "Update anchorite, or write the shards again with anchorite convert"
         )
     try:
@@ -247,8 +259,13 @@ def read_manifest(path: Path) -> Manifest:
         raise InputError(f"{path}: {validation_faults(error)}") from None
     num_classes = len(manifest.class_names)
     for split, facts in manifest.splits.items():
-        for name, counts in (("class_counts", facts.class_counts), ("ignored_counts", facts.ignored_counts)):
-            if len(counts) != num_classes:
+        lists: list[tuple[str, Sequence[int] | None]] = [
+            ("class_counts", facts.class_counts),
+            ("ignored_counts", facts.ignored_counts),
+            *((f"sources.{number}.covered", one.covered) for number, one in enumerate(facts.sources)),
+        ]
+        for name, counts in lists:
+            if counts is not None and len(counts) != num_classes:
                 raise InputError(f"{path}: splits.{split}.{name}: {len(counts)} numbers for {num_classes} classes")
         for number, shard in enumerate(facts.shards):
             if shard.name != (wanted := f"{split}-{number:06d}.tar"):
@@ -259,8 +276,10 @@ def read_manifest(path: Path) -> Manifest:
 def write_manifest(path: Path, content: dict[str, object]) -> None:
     """Write a manifest of class_names and splits: JSON, a line for each shard."""
     manifest, splits = Manifest.model_validate(content), []
+    is_new = any(one.ignored_without_class or one.weighted or one.sources for one in manifest.splits.values())
+    manifest = manifest.model_copy(update={"version": VERSION if is_new else 1})
     for split, facts in manifest.splits.items():
-        head = json.dumps(facts.model_dump(exclude={"shards"}))
+        head = json.dumps(facts.model_dump(exclude={"shards"}, exclude_defaults=True))
         shards = ",\n".join(json.dumps(shard.model_dump()) for shard in facts.shards)
         splits.append(f'"{split}": {head[:-1]}, "shards": [\n{shards}\n]}}')
     head = json.dumps(manifest.model_dump(exclude={"splits"}))

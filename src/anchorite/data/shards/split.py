@@ -23,7 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
-from anchorite.data.dataset import LeftOut, Record, RecordTable, Split, as_split
+from anchorite.data.dataset import (
+    NO_CLASS,
+    ONE_SOURCE,
+    LabelSource,
+    LeftOut,
+    Record,
+    RecordTable,
+    Split,
+    as_split,
+)
 from anchorite.data.formats.common import SPLITS, ClassesAndSplits, Fence, ReadingLog, is_class_name
 from anchorite.data.headers import MAX_PIXELS
 from anchorite.data.images import decode_resized
@@ -54,7 +63,10 @@ _LONGEST_ORIGIN = 5000  # a path has up to 4096 letters
 
 
 class _Label(BaseModel, strict=True, allow_inf_nan=False):
-    """The JSON of a label, but for the name of its image. origins: strings that pydantic need not be able to encode."""
+    """The JSON of a label, but for the name of its image. origins: strings that pydantic need not be able to encode.
+
+    weights: None where all are 1; source: the number of one that shards.json lists for the split.
+    """
 
     width: Annotated[int, Field(ge=1)]
     height: Annotated[int, Field(ge=1)]
@@ -63,18 +75,25 @@ class _Label(BaseModel, strict=True, allow_inf_nan=False):
     ignored: list[bool]
     areas: list[Annotated[float, Field(ge=0)]]
     origins: list[Any]
+    weights: list[Annotated[float, Field(ge=0, le=1)]] | None = None
+    source: Annotated[int, Field(ge=0)] = 0
 
 
-def label_bytes(record: Record, name: str) -> bytes:
-    """The JSON of a record, plain ASCII. name: what its image was called."""
+def label_bytes(record: Record, name: str, source: int = 0) -> bytes:
+    """The JSON of a record, plain ASCII. name: what its image was called; source: the number of the record's."""
     arrays = {"boxes": record.boxes_xyxy, "classes": record.class_ids, "ignored": record.ignored, "areas": record.areas}
     lists = {key: array.tolist() for key, array in arrays.items()}
     content = {"name": name, "width": record.width, "height": record.height, **lists, "origins": list(record.origins)}
+    content |= {"weights": record.weights.tolist()} if (record.weights != 1).any() else {}
+    content |= {"source": source} if source else {}
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def parse_label(data: bytes, path: Path, num_classes: int) -> Record:
-    """The record of an image at `path` from the JSON beside it; InputError naming the path."""
+def parse_label(data: bytes, path: Path, num_classes: int, sources: Sequence[LabelSource] = (ONE_SOURCE,)) -> Record:
+    """The record of an image at `path` from the JSON beside it; InputError naming the path.
+
+    sources: which its number chooses of.
+    """
     try:
         label = _Label.model_validate(json.loads(data))
     except ValidationError as error:
@@ -86,11 +105,21 @@ def parse_label(data: bytes, path: Path, num_classes: int) -> Record:
         raise InputError(
             f"{path}: its label says {width}x{height} pixels, more than the limit of {MAX_PIXELS // 1_000_000} million"
         )
-    if not all(len(values) == num_boxes for values in (label.boxes, label.ignored, label.areas, label.origins)):
-        raise InputError(f"{path}: its label has {num_boxes} classes, but not as many boxes, ignored, areas or origins")
-    wrong = next((class_id for class_id in label.classes if not 0 <= class_id < num_classes), None)
+    weights = [1.0] * num_boxes if label.weights is None else label.weights
+    if not all(len(one) == num_boxes for one in (label.boxes, label.ignored, label.areas, label.origins, weights)):
+        raise InputError(
+            f"{path}: its label has {num_boxes} classes, but not as many boxes, ignored, areas, origins or weights"
+        )
+    if label.source >= len(sources):
+        raise InputError(f"{path}: its label: source: {label.source} is not one of the {len(sources)} of {MANIFEST}")
+    classes = zip(label.classes, label.ignored, strict=True)
+    known = [(one, ignored) for one, ignored in classes if not (ignored and one == NO_CLASS)]
+    wrong = next((one for one, _ in known if not 0 <= one < num_classes), None)
     if wrong is not None:
         raise InputError(f"{path}: its label: classes: {shorten(wrong)} is not one of 0 to {num_classes - 1}")
+    covered = sources[label.source].covered
+    if covered is not None and not all(ignored or covered[one] for one, ignored in known):
+        raise InputError(f"{path}: its label has an object of a class that its source {label.source} does not cover")
     if not all(isinstance(text, str) and len(text) <= _LONGEST_ORIGIN for text in label.origins):
         raise InputError(f"{path}: its label: origins: must say where each box came from, as texts")
     boxes_xyxy = np.array(label.boxes, np.float64).reshape(-1, 4)
@@ -100,7 +129,8 @@ def parse_label(data: bytes, path: Path, num_classes: int) -> Record:
         box = label.boxes[bad[0]]
         raise InputError(f"{path}: its label has a box without area or outside of {width}x{height}: {shorten(box)}")
     columns = np.array(label.classes, np.int64), np.array(label.ignored, np.bool_), np.array(label.areas, np.float64)
-    return Record(path, width, height, boxes_xyxy, *columns, tuple(label.origins))
+    counts, source = np.array(weights, np.float32), sources[label.source]
+    return Record(path, width, height, boxes_xyxy, *columns, tuple(label.origins), counts, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +173,9 @@ def read_part(file: BinaryIO, path: Path, span: Sequence[int]) -> bytes:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def read_record(file: BinaryIO, path: Path, row: Sequence[int], num_classes: int) -> Record:
-    """The record of a sample by its row of the table; raises as `read_part` and `parse_label`."""
-    return parse_label(read_part(file, path, row[LABEL]), path, num_classes)
+def read_record(file: BinaryIO, path: Path, row: Sequence[int], split: ShardedSplit) -> Record:
+    """The record of a sample of a split by its row of the table; raises as `read_part` and `parse_label`."""
+    return parse_label(read_part(file, path, row[LABEL]), path, split.num_classes, split.sources())
 
 
 class ShardedSplit(Split):
@@ -160,6 +190,11 @@ class ShardedSplit(Split):
     def __init__(self, shards: Sequence[Shard], num_classes: int, facts: SplitFacts) -> None:
         self.shards, self.num_classes, self.facts = tuple(shards), num_classes, facts
         self.starts = list(accumulate(map(len, self.shards), initial=0))
+        sources = [
+            LabelSource(one.name, None if one.covered is None else tuple(one.covered), one.background_weight)
+            for one in facts.sources
+        ]
+        self._sources = tuple(sources) or (ONE_SOURCE,)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -174,15 +209,15 @@ class ShardedSplit(Split):
         shard, position = self.locate(range(len(self))[index])
         row = shard.table(cached=True).rows[position].tolist()
         with open_shard(shard.path) as file:
-            return read_record(file, sample_path(shard.path, position, row[SUFFIX]), row, self.num_classes)
+            return read_record(file, sample_path(shard.path, position, row[SUFFIX]), row, self)
 
     def __iter__(self) -> Iterator[Record]:
-        return (read_record(file, path, row, self.num_classes) for file, path, row in self._located())
+        return (read_record(file, path, row, self) for file, path, row in self._located())
 
     def samples(self) -> Iterator[tuple[Record, bytes]]:
         """Each record with its image's file, in order; InputError and StorageError naming one that is damaged."""
         for file, path, row in self._located():
-            yield read_record(file, path, row, self.num_classes), read_part(file, path, row[IMAGE])
+            yield read_record(file, path, row, self), read_part(file, path, row[IMAGE])
 
     def _located(self) -> Iterator[tuple[BinaryIO, Path, list[int]]]:
         """Each sample's open shard, its image's path, and its row of the table, in order."""
@@ -201,14 +236,26 @@ class ShardedSplit(Split):
 
     def num_boxes(self) -> int:
         """Boxes of the split, crowds and difficult ones too."""
-        return sum(self.facts.class_counts) + sum(self.facts.ignored_counts)
+        return sum(self.facts.class_counts) + self.num_ignored()
+
+    def num_ignored(self) -> int:
+        """Ignored boxes of the split, of a class or none."""
+        return sum(self.facts.ignored_counts) + self.facts.ignored_without_class
+
+    def num_weighted(self) -> int:
+        """Boxes that are trained on and count less than 1."""
+        return self.facts.weighted
+
+    def sources(self) -> tuple[LabelSource, ...]:
+        """The sources of the labels; each record has one of these."""
+        return self._sources
 
     def num_background(self) -> int:
         """Images without a box."""
         return self.facts.background
 
     def class_counts(self, num_classes: int, with_ignored: bool = False) -> NDArray[np.int64]:
-        """(K,) number of boxes of each class that are trained on, or of all."""
+        """(K,) number of boxes of each class that are trained on, or of all that have a class."""
         assert num_classes == self.num_classes
         counts = np.array(self.facts.class_counts, np.int64)
         return counts + self.facts.ignored_counts if with_ignored else counts
@@ -242,10 +289,12 @@ class ShardedSplit(Split):
         return iter(())
 
     def fingerprint(self) -> str:
-        """SHA-256 over those of the shards and what is left out of them, in order."""
+        """SHA-256 over those of the shards and what is left out of them, in order, and what sources do not know."""
         digest = hashlib.sha256(str(self.num_classes).encode())
         for shard in self.shards:
             digest.update(f"\n{shard.path.name} {shard.sha256} {sorted(shard.left_out)}".encode())
+        if self._sources != (ONE_SOURCE,):
+            digest.update(repr([(one.covered, one.background_weight) for one in self._sources]).encode())
         return digest.hexdigest()
 
     def renumbered(self, class_ids: Sequence[int]) -> ShardedSplit:
@@ -322,7 +371,7 @@ def readable(split: ShardedSplit, progress: Progress | None = None) -> tuple[Sha
             if len(shard):
                 table = read_table(shard.path, shard.num_samples)
                 positions = shard.positions().tolist()
-                tried = pool.map(_try_decoding, repeat(shard), repeat(table), positions, repeat(split.num_classes))
+                tried = pool.map(_try_decoding, repeat(shard), repeat(table), positions, repeat(split))
                 for number, found in enumerate(tried, done + 1):
                     left_out += [] if found is None else [found]
                     if progress is not None:
@@ -332,7 +381,7 @@ def readable(split: ShardedSplit, progress: Progress | None = None) -> tuple[Sha
     return split.without([one.path for one in left_out]), tuple(left_out)
 
 
-def _try_decoding(shard: Shard, table: ShardTable, position: int, num_classes: int) -> LeftOut | None:
+def _try_decoding(shard: Shard, table: ShardTable, position: int, split: ShardedSplit) -> LeftOut | None:
     """Why a sample cannot be read and decoded, if so."""
     row = table.rows[position].tolist() if position < len(table.rows) else None
     path = sample_path(shard.path, position, row[SUFFIX] if row else 0)
@@ -340,7 +389,7 @@ def _try_decoding(shard: Shard, table: ShardTable, position: int, num_classes: i
         if row is None:
             raise InputError(table.damage)
         with open_shard(shard.path) as file:
-            record = read_record(file, path, row, num_classes)
+            record = read_record(file, path, row, split)
             data = read_part(file, path, row[IMAGE])
         decode_resized(record, (record.height, record.width), data)
     except InputError as error:

@@ -11,7 +11,7 @@ Each batch is drawn from a pool of images that is read for it alone: the tiles o
 and as many others of the same window, each decoded once. So nothing stays in memory from batch to batch, and a batch is
 the same whichever process draws it.
 
-Legend: N samples of a window, B of a batch, T targets, S side of the canvas in pixels.
+Legend: N samples of a window, B of a batch, S side of the canvas in pixels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ from numpy.typing import NDArray
 
 from anchorite.data.batches import BatchSizes, LoaderConfig
 from anchorite.data.images import decode_resized, fitted_size
-from anchorite.data.samples import PoolMember, SampleConfig, SampleKey, TrainSamples, rng_of
+from anchorite.data.samples import (
+    LabelParts,
+    PoolMember,
+    SampleConfig,
+    SampleKey,
+    SampleLabels,
+    TrainSamples,
+    rng_of,
+)
 from anchorite.data.shards.format import IMAGE, SUFFIX, open_shard, sample_path
 from anchorite.data.shards.split import ShardedSplit, read_part, read_record
 
@@ -147,7 +155,7 @@ class BatchPool:
             if number not in self._files:
                 self._files[number] = files.enter_context(open_shard(path))
             name = sample_path(path, position, row[SUFFIX])
-            self.records.append(read_record(self._files[number], name, row, samples.split.num_classes))
+            self.records.append(read_record(self._files[number], name, row, samples.split))
         self.sizes_hw = [
             fitted_size((record.height, record.width), samples.config.image_size) for record in self.records
         ]
@@ -166,7 +174,7 @@ class StreamSamples:
     """Augmented training samples by `SampleKey`, each of the images of its batch's pool; else as `TrainSamples`."""
 
     def __init__(self, split: ShardedSplit, config: SampleConfig) -> None:
-        self.split, self.config = split, config
+        self.split, self.config, self.parts = split, config, LabelParts.of(split)
 
     def image_path(self, index: int) -> Path:
         """The image of a record, for messages; its suffix is not known without reading."""
@@ -175,8 +183,8 @@ class StreamSamples:
 
     def draw_batch(
         self, keys: Sequence[SampleKey], pixels: NDArray[np.uint8], report: Callable[[int], object]
-    ) -> NDArray[np.float32]:
-        """Draw a whole batch into `pixels` (B, S, S, 3); the rows (T, 6) of its targets, as `TrainSamples.rows`."""
+    ) -> SampleLabels:
+        """Draw a whole batch into `pixels` (B, S, S, 3); its labels, as `TrainSamples.labels`."""
         with ExitStack() as files:
             images = BatchPool(self, keys[0].pool, report, files)
-            return TrainSamples(images, self.config).draw_batch(keys, pixels, report, range(len(keys)))
+            return TrainSamples(images, self.config, self.parts).draw_batch(keys, pixels, report, range(len(keys)))
