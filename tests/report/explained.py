@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import Targets
 from anchorite.data import DatasetIndex, open_dataset
+from anchorite.data.dataset import NO_CLASS, LabelSource
 from anchorite.loss import DetectionLoss, LossConfig
 from anchorite.model import Detector
 from anchorite.report.explain import ExplainSettings, explain
@@ -33,6 +36,21 @@ SAMPLES = {
 def dataset_in(folder: Path, names: str = "[cat, dog]") -> DatasetIndex:
     """Images of 128 x 96 px: one without boxes, one with five, one with an unmatched box, one with a collision."""
     return open_dataset(yolo_folder(folder, SAMPLES, names))
+
+
+def partly_known(dataset: DatasetIndex) -> DatasetIndex:
+    """The same with what labels do not know in image `many`: of its five boxes the first counts a quarter, the last two
+    are regions, one of any class; its source does not cover the class dog, and its background counts half."""
+    record = next(record for record in dataset.splits["val"] if record.path.stem == "many")
+    changed = replace(
+        record,
+        ignored=np.array([False, False, False, True, True]),
+        class_ids=np.array([0, 0, 0, 0, NO_CLASS]),
+        weights=np.array([0.25, 1, 1, 1, 1], np.float32),
+        source=LabelSource("cats", (True, False), 0.5),
+    )
+    val = [changed if one.path == record.path else one for one in dataset.splits["val"]]
+    return replace(dataset, splits={**dataset.splits, "val": val})
 
 
 def setting_of(dataset: DatasetIndex, *, costs: bool = False, image_size: int = 128) -> ExplainSettings:

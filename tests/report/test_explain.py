@@ -8,6 +8,7 @@ import html
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from anchorite.anchors import AnchorSet
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data import open_dataset
 from anchorite.errors import DivergedError, InputError
 from anchorite.loss import DetectionLoss, LossConfig, assign
@@ -26,7 +27,7 @@ from anchorite.model import WeightsInfo, save_weights
 from anchorite.report.explain import choose_images, choose_setting, explain, find_images, image_costs
 from anchorite.report.page import script_json
 from tests.inspect.samples import write_picture, yolo_folder
-from tests.report.explained import EVIL, MIDDLE, dataset_in, explained_val, setting_of, targets_of
+from tests.report.explained import EVIL, MIDDLE, dataset_in, explained_val, partly_known, setting_of, targets_of
 
 
 def test_the_most_instructive_images_are_chosen_in_turn(tmp_path: Path) -> None:
@@ -96,6 +97,50 @@ def test_costs_of_a_small_case_worked_by_hand() -> None:
     beside = next(cell for cell in costs["background"] if (cell["row"], cell["column"]) == (1, 0))
     assert beside["box"] == [4, 12, 16, 16]
     assert (beside["near"], beside["near_iou"]) == (0, pytest.approx(1 / 3, rel=1e-5))
+
+
+def test_costs_of_labels_that_do_not_know_everything_worked_by_hand() -> None:
+    # As above, but the object counts half, of two classes only its own is covered, and a region of 8 x 16 px on the
+    # left would have the lower left cell as a candidate. No anchor of 16 x 16 px has half of its area in it.
+    anchors = AnchorSet.from_rows([[16, 16]], (8,))
+    criterion = DetectionLoss(anchors, 2, LossConfig(box_gain=1, objectness_gain=1, class_gain=1))
+    logits = torch.zeros(1, 1, 7, 2, 2)
+    logits[:, :, 4] = math.log(3)
+    targets = Targets.from_rows(torch.tensor([[0, 1, 0.75, 0.75, 1.0, 1.0]]), torch.tensor([0.5]))
+    regions = torch.tensor([[0, 0.25, 0.5, 0.5, 1.0]])
+    coverage = LabelCoverage(regions, torch.tensor([[False, True]]), torch.tensor([0.25]))
+    image = torch.zeros((1, 3, 16, 16), dtype=torch.uint8)
+    network = constant_detector(logits)
+    costs = image_costs(network, criterion, image, targets, "a.png", coverage)  # type: ignore[arg-type]
+    (place,), (level,) = costs["anchor_cells"], costs["levels"]
+    assert place[9:12] == pytest.approx([0, math.log(4 / 3) / 2, math.log(2) / 4], abs=1e-5)
+    assert {(cell["row"], cell["column"]) for cell in costs["background"]} == {(0, 0), (0, 1)}
+    assert level["background"] == pytest.approx(2 * math.log(4) / 4, rel=1e-5)
+    assert level["background"] + level["spared"] == pytest.approx(3 * math.log(4), rel=1e-5)
+    assert level["not_counted"] == 1
+    assert costs["terms"]["total"] == pytest.approx(sum(place[9:12]) + level["background"], rel=1e-5)
+
+
+def test_what_labels_do_not_know_is_told_of_each_image(tmp_path: Path) -> None:
+    dataset = partly_known(dataset_in(tmp_path))
+    images = {image["name"]: image for image in explained_val(dataset, setting_of(dataset))[1]["images"]}
+    many = images.pop("many.png")
+    assert [(one["class"], one["why"], one["origin"]) for one in many["regions"]] == [
+        (0, "crowd or difficult", "many.txt:4"),
+        (None, "ignored class", "many.txt:5"),
+    ]
+    assert many["regions"][0]["box"] == pytest.approx([0.7, 0.8, 0.12, 0.15])
+    assert [one["weight"] for one in many["targets"]] == [0.25, 1, 1]
+    assert many["labels"] == {"source": "cats", "uncovered": [1], "background": 0.5}
+    assert all(not one["regions"] for one in images.values())
+    assert images["lost.png"]["labels"] == {"source": "", "uncovered": [], "background": 1}
+    record = next(one for one in dataset.splits["val"] if one.path.stem == "many")
+    reasons = {record.origins[4]: "class 7 of 2"}
+    setting = replace(setting_of(dataset), format="coco", not_understood=reasons)
+    (image,) = explained_val(dataset, setting, "many")[1]["images"]
+    assert [one["why"] for one in image["regions"]] == ["crowd", "not understood: class 7 of 2"]
+    crowded = replace(record, path=record.path.with_stem("crowd"), ignored=np.ones(5, bool))
+    assert choose_images([crowded, record], setting) == {1: "3 boxes", 0: "5 ignored regions"}
 
 
 def test_costs_of_an_image_without_boxes_and_a_single_class() -> None:

@@ -15,9 +15,10 @@ from playwright.sync_api import Browser, Page, expect
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import Targets
 from anchorite.loss import assign
+from anchorite.loss.assign import ignored_cells
 from tests.loss.cases import random_case
 from tests.pages import opened
-from tests.report.explained import EVIL, dataset_in, explained_val, setting_of, targets_of
+from tests.report.explained import EVIL, dataset_in, explained_val, partly_known, setting_of, targets_of
 from tests.unchecked import unchecked_shapes
 
 pytestmark = pytest.mark.browser
@@ -94,6 +95,52 @@ def test_the_rule_in_the_page_agrees_with_pythons(page: Page) -> None:
     assert sum(len(task["boxes"]) for task in tasks) > 1500
     assert sum(len(task["wanted"]) for task in tasks) > 1500
     assert any(task["rows"] != task["columns"] for task in tasks)
+
+
+_IGNORED = """tasks => tasks.map((one) => ignoredLevel(one.boxes, anchorsInCells(one.anchors, one.stride), one.rows,
+  one.columns, one.limit).map((cell) => [cell.row, cell.column, cell.anchor]))"""
+
+
+def test_the_rule_of_ignored_places_agrees_with_pythons(page: Page) -> None:
+    with unchecked_shapes():
+        tasks = random_tasks()[::2]
+    found = page.evaluate(_IGNORED, [{**task, "wanted": None} for task in tasks])
+    sizes = set()
+    for task, cells in zip(tasks, found, strict=True):
+        regions = torch.tensor([[0, *box] for box in task["boxes"]], dtype=torch.float64).view(-1, 5)
+        anchors = torch.tensor(task["anchors"], dtype=torch.float64) / task["stride"]
+        shape = (1, task["rows"], task["columns"], len(anchors))
+        wanted = ignored_cells(regions, anchors, shape, task["limit"])[0].nonzero().tolist()
+        assert sorted(map(list, {tuple(cell) for cell in cells})) == wanted, task
+        sizes.add(len(wanted))
+    assert len(sizes) > 30
+
+
+def test_a_region_says_what_it_ignores_and_why(browser: Browser, tmp_path: Path) -> None:
+    dataset = partly_known(dataset_in(tmp_path / "data"))
+    html, facts = explained_val(dataset, setting_of(dataset, costs=True), "many", "empty")
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
+    image = facts["images"][0]
+    with opened(browser, tmp_path / "page.html") as page:
+        assert value(page, "Ignored regions") == 2
+        assert value(page, "Weighted") == 1
+        expect(page.locator("#image-note")).to_contain_text("(cats) do not cover dog")
+        expect(page.locator("#image-note")).to_contain_text("counts 0.5")
+        expect(page.locator("#boxes thead")).to_contain_text("Weight")
+        for number in range(3):
+            cells = page.evaluate(f"new Set(ignoredNow()[{number}].map(cellKey)).size")
+            assert cells == image["costs"]["levels"][number]["not_counted"]
+        page.get_by_role("button", name="R2 of any class").click()
+        expect(page.locator("#object")).to_contain_text("ignored class")
+        expect(page.locator("#object table")).to_contain_text("P3")
+        page.get_by_role("button", name="P3").click()
+        assert page.locator("#stage .ignored path").first.get_attribute("d")
+        page.locator("#boxes button").first.click()  # an object takes the region's place
+        expect(page.locator("#object")).not_to_contain_text("ignored class")
+        assert page.evaluate("state.region") is None
+        page.locator("#stage").press("ArrowRight")
+        expect(page.locator("#regions")).to_be_hidden()
+        assert page.locator("#stage .ignored path").count() == 0
 
 
 def test_what_the_page_shows_first_is_pythons_assignment(page: Page, plain: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -104,7 +104,7 @@ def explain(
         chosen = choose_images(records, setting)
         how = (
             f"images: {len(chosen)} of the {len(records)} of split {split}, in turn those with most boxes that no "
-            "anchor matches, most cells claimed by several boxes, and most boxes; --image names others"
+            "anchor matches, cells claimed by several boxes, boxes, and ignored regions; --image names others"
         )
     root = dataset.root.resolve()
     title = f"{root.name if root.is_dir() else root.parent.name}, {split}"

@@ -1,4 +1,5 @@
-"""One page that shows what the loss sees in some images: which anchor cells are assigned to each box, and its costs.
+"""One page that shows what the loss sees in some images: which anchor cells are assigned to each box, and its costs;
+which are ignored, and why.
 
 Legend: N images, H, W image height and width in pixels, of a level's grid its rows and columns, A anchors of a level,
 K classes, P matched anchor cells of a level.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from anchorite import __version__
 from anchorite.anchors import AnchorSet, decode_level
-from anchorite.boxes import Targets, cxcywh_to_xyxy, pairwise_iou_xyxy
+from anchorite.boxes import LabelCoverage, Targets, cxcywh_to_xyxy, pairwise_iou_xyxy
 from anchorite.data import (
     DatasetIndex,
     LetterboxedBatch,
@@ -31,8 +32,9 @@ from anchorite.data import (
     rectangular_size,
 )
 from anchorite.data.batches import plan_letterboxed
+from anchorite.data.dataset import NO_CLASS
 from anchorite.errors import InputError
-from anchorite.evaluate import batch_targets, require_classes, require_side
+from anchorite.evaluate import batch_coverage, batch_targets, require_classes, require_side
 from anchorite.loss import DetectionLoss, LevelBreakdown, assign, break_down
 from anchorite.model import Detector, default_anchors, load_weights
 from anchorite.predict import require_finite
@@ -57,7 +59,8 @@ _SCRIPTS = tuple(f"explain_{name}.js" for name in ("assign", "state", "picture",
 class ExplainSettings:
     """image_size: longer side of the network input in pixels; ratio_limit: of the assignment.
 
-    detector and criterion: both or neither. sentences: where each of these came from, to be shown.
+    detector and criterion: both or neither. sentences: where each of these came from, to be shown. format: of the
+    labels; not_understood: why reading made a region of a label, by the label's origin.
     """
 
     class_names: tuple[str, ...]
@@ -67,6 +70,8 @@ class ExplainSettings:
     detector: Detector | None
     criterion: DetectionLoss | None
     sentences: tuple[str, ...]
+    format: str = ""
+    not_understood: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose_setting(
@@ -78,6 +83,8 @@ def choose_setting(
     Raises InputError when the classes of weights and data differ or the image size is no multiple of the coarsest
     stride, and what reading weights and recipe raises.
     """
+    reasons = {one.origin: one.detail for one in dataset.adjustments if one.kind == "ignored-region"}
+    labels = dataset.format, reasons
     if weights is None:
         chosen = load_recipe(recipe)
         strides = default_anchors(chosen.model).strides
@@ -85,7 +92,8 @@ def choose_setting(
         sized = chosen.model_copy(update={"image_size": size})
         anchors, sentence = choose_anchors(sized, dataset.split("train"))
         sentences = (sentence, f"ratio limit {chosen.loss.ratio_limit:g}: recipe {chosen.name}")
-        return ExplainSettings(dataset.class_names, anchors, size, chosen.loss.ratio_limit, None, None, sentences)
+        limit = chosen.loss.ratio_limit
+        return ExplainSettings(dataset.class_names, anchors, size, limit, None, None, sentences, *labels)
     detector, info = load_weights(weights)
     remedy = "leave --weights out to see the assignment alone, or explain them on data of their own"
     require_classes(weights, info.class_names, dataset.root, dataset.class_names, remedy)
@@ -109,7 +117,8 @@ def choose_setting(
         f"class {config.class_gain:.4g}; balance of the levels {balance}"
         + (" (as at the start of training)" if config.automatic_balance else ""),
     )
-    return ExplainSettings(info.class_names, info.anchors, size, config.ratio_limit, detector, criterion, sentences)
+    limit = config.ratio_limit
+    return ExplainSettings(info.class_names, info.anchors, size, limit, detector, criterion, sentences, *labels)
 
 
 def find_images(dataset: DatasetIndex, split: str, names: Sequence[str]) -> dict[int, str]:
@@ -140,16 +149,17 @@ def find_images(dataset: DatasetIndex, split: str, names: Sequence[str]) -> dict
 
 
 def choose_images(records: Sequence[Record], setting: ExplainSettings, most: int = MOST_CHOSEN) -> dict[int, str]:
-    """Why they are chosen, by index, of up to `most` images of N: in turn those with most unmatched boxes, collisions
-    and boxes.
+    """Why they are chosen, by index, of up to `most` images of N: in turn those with most unmatched boxes, collisions,
+    boxes and ignored regions.
 
     Only labels and sizes are read, no pixel. The same split gives the same choice.
     """
-    boxes, unmatched, collisions = _counts(records, setting)
+    boxes, unmatched, collisions, regions = _counts(records, setting)
     rankings = [
         (unmatched, "box that no anchor matches", "boxes that no anchor matches"),
         (collisions, "anchor cell assigned to several boxes", "anchor cells assigned to several boxes"),
         (boxes, "box", "boxes"),
+        (regions, "ignored region", "ignored regions"),
     ]
     orders = [iter(np.argsort(-counts, kind="stable").tolist()) for counts, _, _ in rankings]
     chosen: dict[int, str] = {}
@@ -162,8 +172,10 @@ def choose_images(records: Sequence[Record], setting: ExplainSettings, most: int
 
 
 def _counts(records: Sequence[Record], setting: ExplainSettings) -> NDArray[np.int64]:
-    """(3, N) numbers of boxes, of those that no anchor matches, and of anchor cells assigned to more than one box."""
-    counts = np.zeros((3, len(records)), np.int64)
+    """(4, N) numbers of boxes, of those that no anchor matches, of anchor cells assigned to more than one box, and of
+    ignored regions."""
+    counts = np.zeros((4, len(records)), np.int64)
+    counts[3] = [record.ignored.sum() for record in records]
     strides = setting.anchors.strides
     for plan in plan_letterboxed(records, setting.image_size, _PLANNED_TOGETHER, strides[-1]):
         height, width = plan.size_hw
@@ -250,8 +262,9 @@ def explain(
 
 
 def _explain_image(record: Record, reason: str, setting: ExplainSettings) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """The facts of one image, and its letterboxed picture (H, W, 3). Targets are (cx, cy, w, h) of 0..1 in float64,
-    each with class and origin; ignored boxes are in pixels."""
+    """The facts of one image, and its letterboxed picture (H, W, 3). Targets and ignored regions are (cx, cy, w, h) of
+    0..1 in float64, each with class (of a region None where any) and origin, targets with their weight, regions with
+    the reason."""
     image = decode_image(record.path)
     if image.shape[:2] != (record.height, record.width):
         raise InputError(
@@ -262,10 +275,15 @@ def _explain_image(record: Record, reason: str, setting: ExplainSettings) -> tup
     canvas, transform = letterbox(image, size_hw)
     network_input = torch.from_numpy(canvas).permute(2, 0, 1)[None]
     # The same rows that validation passes to the loss, rounded to float32 as there.
-    targets = batch_targets([record], LetterboxedBatch(network_input, (transform,), torch.tensor([0])))
+    batch = LetterboxedBatch(network_input, (transform,), torch.tensor([0]))
+    targets, coverage = batch_targets([record], batch), batch_coverage([record], batch)
     # Of an origin, file and line without the folders, which the page need not reveal.
     origins = [origin.replace("\\", "/").rsplit("/", 1)[-1] for origin in record.origins]
     labels = zip(np.flatnonzero(~record.ignored).tolist(), targets.rows[:, 2:].double().tolist(), strict=True)
+    rows = None if coverage is None else coverage.ignore_regions
+    regions = [] if rows is None else rows[:, 1:].double().tolist()
+    ignored = zip(np.flatnonzero(record.ignored).tolist(), regions, strict=True)
+    source = record.source
     facts: dict[str, Any] = {
         "name": record.path.name,
         "reason": reason,
@@ -273,35 +291,63 @@ def _explain_image(record: Record, reason: str, setting: ExplainSettings) -> tup
         "width": size_hw[1],
         "height": size_hw[0],
         "targets": [
-            {"class": int(record.class_ids[index]), "box": box, "origin": origins[index]} for index, box in labels
+            {"class": int(record.class_ids[index]), "box": box, "origin": origins[index]}
+            | {"weight": _rounded(record.weights[index])}
+            for index, box in labels
         ],
-        "ignored": transform.to_network(record.boxes_xyxy[record.ignored]).round(1).tolist(),
+        "regions": [
+            {"class": None if record.class_ids[index] == NO_CLASS else int(record.class_ids[index]), "box": box}
+            | {"origin": origins[index], "why": _why_ignored(record, index, setting)}
+            for index, box in ignored
+        ],
+        "labels": {
+            "source": source.name,
+            "uncovered": [] if source.covered is None else [k for k, flag in enumerate(source.covered) if not flag],
+            "background": source.background_weight,
+        },
     }
     if setting.detector is not None and setting.criterion is not None:
-        facts["costs"] = image_costs(setting.detector, setting.criterion, network_input, targets, str(record.path))
+        name = str(record.path)
+        facts["costs"] = image_costs(setting.detector, setting.criterion, network_input, targets, name, coverage)
     # Where the file is larger, the picture has twice the network input's pixels.
     is_larger = max(image.shape[:2]) >= 1.5 * max(size_hw)
     return facts, letterbox(image, (2 * size_hw[0], 2 * size_hw[1]))[0] if is_larger else canvas
 
 
+def _why_ignored(record: Record, index: int, setting: ExplainSettings) -> str:
+    """What an ignored region is, as far as the labels tell."""
+    if (detail := setting.not_understood.get(record.origins[index])) is not None:
+        return f"not understood: {detail}"
+    if record.class_ids[index] == NO_CLASS:
+        return "ignored class"
+    return {"coco": "crowd", "voc": "difficult"}.get(setting.format, "crowd or difficult")
+
+
 def image_costs(
-    detector: Detector, criterion: DetectionLoss, image: Tensor, targets: Targets, name: str
+    detector: Detector,
+    criterion: DetectionLoss,
+    image: Tensor,
+    targets: Targets,
+    name: str,
+    coverage: LabelCoverage | None = None,
 ) -> dict[str, Any]:
     """Plain numbers for the page: terms, levels, anchor cells, background of one image (1, 3, H, W) uint8.
 
-    The loss is that of a batch of this image alone, in float64 from the network's float32 logits. Raises DivergedError
-    naming the image when the network's output is not finite.
+    The loss is that of a batch of this image alone, in float64 from the network's float32 logits. Of a level, spared is
+    what its background would cost besides if the labels knew everything. Raises DivergedError naming the image when the
+    network's output is not finite.
     """
     with torch.no_grad():
         outputs = detector(image.float() / 255)
     require_finite(outputs, [name])
     logits = [level.double().requires_grad_() for level in outputs]
-    terms = criterion(logits, targets)
+    terms = criterion(logits, targets, coverage)
     gradients = torch.autograd.grad(terms.total, logits)
     logits = [level.detach() for level in logits]
-    breakdowns = break_down(criterion, logits, targets)
+    breakdowns = break_down(criterion, logits, targets, coverage)
+    known = breakdowns if coverage is None else break_down(criterion, logits, targets)
     levels, anchor_cells, unmatched_costs = [], [], []
-    for number, (level, gradient) in enumerate(zip(breakdowns, gradients, strict=True)):
+    for number, (level, of_known, gradient) in enumerate(zip(breakdowns, known, gradients, strict=True)):
         found = level.assignment
         unmatched = torch.ones_like(level.objectness, dtype=torch.bool)
         unmatched[found.image, found.anchor, found.row, found.column] = False
@@ -310,6 +356,8 @@ def image_costs(
             "box": level.box.sum(),
             "objectness": level.objectness.sum(),
             "background": level.objectness[unmatched].sum(),
+            "spared": (of_known.objectness - level.objectness)[unmatched].sum(),
+            "not_counted": (level.objectness_weight[unmatched] == 0).sum(),
             "classification": level.classification.sum(),
             "gradient": gradient.norm(),
             **{f"gradient_{part}": gradient[:, :, channels].norm() for part, channels in _PARTS.items()},
@@ -345,7 +393,7 @@ def _anchor_cells(number: int, level: LevelBreakdown, logits: Tensor, criterion:
     whole = torch.stack([torch.full_like(found.row, number), found.anchor, found.row, found.column, found.target], 1)
     # The last object of a cell, or by its collision rule the one with the highest IoU.
     is_best = criterion.config.collision == "best"
-    order = level.iou.argsort(stable=True) if is_best else torch.arange(len(whole))
+    order = level.iou.clamp(min=0).argsort(stable=True) if is_best else torch.arange(len(whole))
     winner = {tuple(whole[p, 1:4].tolist()): p for p in order.tolist()}
     wins = torch.zeros(len(whole))
     wins[list(winner.values())] = 1

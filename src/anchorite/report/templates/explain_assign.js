@@ -1,6 +1,6 @@
 "use strict";
-// The rule of docs/objective.md, section 3, as src/anchorite/loss/assign.py has it: numbers are float64 in both, and
-// tests hold the two against each other. Nothing here knows of the page.
+// The rules of docs/objective.md, sections 3 and 6, as src/anchorite/loss/assign.py has them: numbers are float64 in
+// both, and tests hold the two against each other. Nothing here knows of the page.
 
 const SHIFTS = ["own", "left", "up", "right", "down"];
 
@@ -54,6 +54,36 @@ function assignLevel(boxes, anchors, rows, columns, ratioLimit) {
     }
   }
   return found;
+}
+
+// The anchor cells of one level that regions ignore, those of objects among them: for each region and each of these
+// {region, anchor, row, column, shape, half}: it would be a candidate of the region, were that an object; its anchor, in
+// the middle of the cell, has half of its area in the region.
+function ignoredLevel(regions, anchors, rows, columns, ratioLimit) {
+  const found = new Map();
+  const note = (rule, region, anchor, row, column) => {
+    const key = `${region},${anchor},${row},${column}`;
+    if (!found.has(key)) found.set(key, { region, anchor, row, column, shape: false, half: false });
+    found.get(key)[rule] = true;
+  };
+  for (const { target, anchor, row, column } of assignLevel(regions, anchors, rows, columns, ratioLimit)) {
+    note("shape", target, anchor, row, column);
+  }
+  // Of each cell along an axis, the length that the anchor in its middle shares with a region, where there is any.
+  const shared = (centre, side, anchorSide, cells) => Array.from({ length: cells }, (_, cell) => {
+    const middle = cell + 0.5;
+    const length = Math.min(centre + side / 2, middle + anchorSide / 2) - Math.max(centre - side / 2, middle - anchorSide / 2);
+    return { cell, length };
+  }).filter(({ length }) => length > 0);
+  regions.forEach(([cx, cy, w, h], region) => anchors.forEach(([width, height], anchor) => {
+    const across = shared(cx * columns, w * columns, width, columns);
+    for (const down of shared(cy * rows, h * rows, height, rows)) {
+      for (const one of across) {
+        if (down.length * one.length >= width * height / 2) note("half", region, anchor, down.cell, one.cell);
+      }
+    }
+  }));
+  return [...found.values()];
 }
 
 // The anchor nearest to a box of any level, and what would make it match.

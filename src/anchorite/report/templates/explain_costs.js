@@ -105,9 +105,17 @@ function drawBackground({ background, terms, levels }) {
       make("td", {}, targets.length ? near : "no box in this image"));
   });
   backgroundCosts.replaceChildren(
-    make("p", { class: "note" }, `Anchor cells that are assigned to no box cost ${percent(all / terms.total)} of this image's loss together. ` +
+    make("p", { class: "note" }, sparedWords(levels, terms) + `Anchor cells that are assigned to no box cost ${percent(all / terms.total)} of this image's loss together. ` +
       "The most expensive are those where the network is most certain of an object: a second detection of a box, or a missing label."),
     table("Most expensive background cells", ["Anchor cell", "Cost", "Share", "Objectness", "Class", "What is there"], rows));
+}
+
+// What is not counted because the labels do not know it.
+function sparedWords(levels, terms) {
+  const spared = levels.reduce((sum, level) => sum + level.spared, 0), cells = levels.reduce((sum, level) => sum + level.not_counted, 0);
+  if (spared === 0) return "";
+  return `If the labels knew everything, the background would add ${short(spared, 4)} to the objectness of ${short(terms.objectness, 4)}; ` +
+    `${counted(cells, "anchor cell counts", "anchor cells count")} nothing. `;
 }
 
 // The anchor cells of the shown box as they were trained: what was predicted, and what each costs.

@@ -1,9 +1,14 @@
-// The panel of the shown box: the shape test in numbers, the neighbour rule in a drawing, and what would change it.
+// The panel of the shown box: the shape test in numbers, the neighbour rule in a drawing, and what would change it; or
+// that of the selected region: which anchor cells it ignores, and why.
 
 const objectPanel = document.getElementById("object");
 
 function drawObject() {
   const shown = boxShown();
+  if (shown === null && state.region !== null) {
+    objectPanel.replaceChildren(...regionFacts(state.region));
+    return;
+  }
   if (shown === null) {
     objectPanel.replaceChildren(
       make("h2", {}, "No box selected"),
@@ -18,10 +23,32 @@ function drawObject() {
     make("h2", {}, objectName(shown)),
     make("p", { class: "note" }, `${px(w)} x ${px(h)} px of the network input; label: ${target.origin}`),
     verdict(anchorCells, w, h),
+    target.weight === 1 ? null : make("p", {}, "It counts ", make("strong", {}, short(target.weight)), ": box, class and objectness " +
+      "loss of its anchor cells are multiplied by that."),
     shapeTable(w, h, anchorCells),
     ...neighbourDrawings(target, image, anchorCells),
   ];
-  objectPanel.replaceChildren(...parts);
+  objectPanel.replaceChildren(...parts.filter((part) => part !== null));
+}
+
+// What a region ignores of each level, by the two rules.
+function regionFacts(number) {
+  const image = imageNow(), region = image.regions[number], { w, h } = inPixels(region, image);
+  const rows = ignoredNow().map((cells, level) => {
+    const own = cells.filter((one) => one.region === number), count = (test) => String(own.filter(test).length || "-");
+    return make("tr", {}, make("td", {}, levelName(level)),
+      make("td", { class: "number" }, count((one) => one.half)),
+      make("td", { class: "number" }, count((one) => one.shape && !one.half)),
+      make("td", { class: "number" }, count(() => true)));
+  });
+  return [
+    make("h2", {}, regionName(number)),
+    make("p", { class: "note" }, `${px(w)} x ${px(h)} px of the network input; label: ${region.origin}`),
+    make("p", {}, "Why it is ignored: ", make("strong", {}, region.why), "."),
+    make("p", { class: "note" }, "Neither object nor background: the objectness loss of these anchor cells counts nothing. Cells that " +
+      "are assigned to a box are not among them."),
+    table("Ignored anchor cells", ["Level", "Half of the anchor inside", "As if it were an object", "All"], rows, "wrap"),
+  ];
 }
 
 // The boxes of the image that no anchor matches, each with the limit that it would need.

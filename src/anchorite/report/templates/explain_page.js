@@ -19,6 +19,7 @@ function drawImageList() {
     const badges = [make("span", {}, counted(image.targets.length, "box", "boxes"))];
     if (unmatched.length) badges.push(make("span", { class: "bad" }, `${unmatched.length} unmatched`));
     if (collisions.length) badges.push(make("span", {}, counted(collisions.length, "collision")));
+    if (image.regions.length) badges.push(make("span", {}, `${image.regions.length} ignored`));
     if (image.costs) badges.push(make("span", {}, `loss ${short(image.costs.terms.total)}`));
     button.lastChild.replaceChildren(...badges);
   });
@@ -28,7 +29,18 @@ function drawHeading() {
   const image = imageNow(), [width, height] = image.source;
   byId("image-name").textContent = image.name;
   byId("image-note").textContent = `Image ${state.image + 1} of ${facts.images.length}, chosen for: ${image.reason}. ${width} x ${height} px, ` +
-    `letterboxed to ${image.width} x ${image.height}.`;
+    `letterboxed to ${image.width} x ${image.height}.${labelWords(image.labels)}`;
+}
+
+// What the labels of an image do not know besides its regions.
+function labelWords({ source, uncovered, background }) {
+  const words = [];
+  if (uncovered.length) {
+    const names = uncovered.slice(0, 5).map((id) => facts.classes[id]), more = uncovered.length - names.length;
+    words.push(`do not cover ${names.join(", ")}${more ? ` and ${more} more` : ""}: no class loss for ${uncovered.length === 1 ? "it" : "them"} here`);
+  }
+  if (background !== 1) words.push(`may lack objects: what is no box counts ${short(background)}`);
+  return words.length ? ` Its labels${source ? ` (${source})` : ""} ${words.join(", and ")}.` : "";
 }
 
 // Summary of all images ---------------------------------------------------------------------------------------------
@@ -37,6 +49,12 @@ function drawSummary() {
   const boxes = facts.images.reduce((sum, image) => sum + image.targets.length, 0);
   const sum = (count) => found.reduce((total, one) => total + count(one), 0);
   const unmatched = sum((one) => one.unmatched.length);
+  const regions = facts.images.reduce((sum, image) => sum + image.regions.length, 0);
+  const weights = facts.images.flatMap((image) => image.targets.map((target) => target.weight)).filter((weight) => weight !== 1);
+  const unknown = [
+    ["Weighted", weights.length, `mean ${(weights.reduce((sum, weight) => sum + weight, 0) / weights.length).toFixed(2)}`],
+    ["Ignored regions", regions, "no background"],
+  ].filter(([, count]) => count).map(([label, count, note]) => [label, String(count), note]);
   const tiles = [
     ["Boxes", String(boxes), counted(facts.images.length, "image")],
     ["Matched", String(boxes - unmatched), boxes ? percent((boxes - unmatched) / boxes) : ""],
@@ -44,6 +62,7 @@ function drawSummary() {
     ...facts.levels.map((level, number) => [`Anchor cells on ${level.name}`, String(sum((one) => one.levels[number].length)),
       `${sum((one) => new Set(one.levels[number].map((one) => one.target)).size)} boxes`]),
     ["Collisions", String(sum((one) => one.collisions.length)), "anchor cells of several boxes"],
+    ...unknown,
   ];
   byId("summary").replaceChildren(...tiles.map(([label, value, note]) => make("li", { "data-label": label },
     make("span", { class: "label" }, label), make("span", { class: "value" }, value), make("span", { class: "note" }, note))));
@@ -54,7 +73,7 @@ function drawSummary() {
 
 function drawBoxes() {
   const image = imageNow(), now = foundNow();
-  const costs = image.costs ? costsOfBoxes(image) : null;
+  const costs = image.costs ? costsOfBoxes(image) : null, weighted = isWeighted(image);
   const order = image.targets.map((_, number) => number);
   if (costs) order.sort((a, b) => costs[b].total - costs[a].total || a - b);
   const most = costs ? Math.max(...costs.map((one) => one.total), 0) : 0;
@@ -64,6 +83,7 @@ function drawBoxes() {
       make("td", {}, make("button", { type: "button", class: "link", "data-number": number, "aria-pressed": "false",
         click: () => change({ object: state.object === number ? null : number, hovered: null, predicted: null }) }, objectName(number))),
       make("td", { class: "number" }, `${px(w)} x ${px(h)}`),
+      weighted ? make("td", { class: "number" }, short(target.weight)) : null,
       ...facts.levels.map((_, level) => make("td", { class: "number" }, String(anchorCells.filter((one) => one.level === level).length || "-"))),
     ];
     if (costs) {
@@ -75,11 +95,32 @@ function drawBoxes() {
       pointerenter: (event) => { if (event.pointerType === "mouse") change({ hovered: number }); },
       pointerleave: (event) => { if (event.pointerType === "mouse") change({ hovered: null }); } }, cells);
   });
-  const heads = ["Box", "Size, px", ...facts.levels.map((level) => level.name)];
+  const heads = ["Box", "Size, px", ...(weighted ? ["Weight"] : []), ...facts.levels.map((level) => level.name)];
   if (costs) heads.push(`Mean ${iouName}`, "Share of loss");
   byId("boxes").replaceChildren(rows.length ? table("Boxes of this image", heads, rows) : make("p", { class: "note" }, "This image has no boxes."));
   byId("collisions").replaceChildren(...collisionLines(now.collisions));
+  drawRegions();
   markShown();
+}
+
+// The ignored regions of the image: why, and how many anchor cells of each level.
+function drawRegions() {
+  const image = imageNow();
+  byId("regions").hidden = image.regions.length === 0;
+  if (image.regions.length === 0) return;
+  const ignored = ignoredNow();
+  const rows = image.regions.map((region, number) => {
+    const { w, h } = inPixels(region, image);
+    return make("tr", { "data-number": number },
+      make("td", {}, make("button", { type: "button", class: "link", "aria-pressed": "false",
+        click: () => change({ region: state.region === number ? null : number }) }, regionName(number))),
+      make("td", {}, region.why),
+      make("td", { class: "number" }, `${px(w)} x ${px(h)}`),
+      ...ignored.map((cells) => make("td", { class: "number" }, String(cells.filter((one) => one.region === number).length || "-"))));
+  });
+  byId("region-list").replaceChildren(
+    make("p", { class: "note" }, "What lies there is neither object nor background. Of each level: anchor cells whose objectness loss is left out."),
+    table("Ignored regions", ["Region", "Why", "Size, px", ...facts.levels.map((level) => level.name)], rows, "wrap"));
 }
 
 // One line for boxes that share anchor cells, with these cells.
@@ -107,6 +148,11 @@ function markShown() {
   for (const row of byId("boxes").querySelectorAll("tbody tr")) row.classList.toggle("shown", Number(row.dataset.number) === shown);
   for (const button of byId("boxes").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(Number(button.dataset.number) === state.object));
+  }
+  for (const row of byId("region-list").querySelectorAll("tbody tr")) {
+    const isShown = Number(row.dataset.number) === state.region;
+    row.classList.toggle("shown", isShown);
+    row.querySelector("button").setAttribute("aria-pressed", String(isShown));
   }
 }
 
@@ -168,7 +214,7 @@ function drawControls() {
 function onKey(event) {
   if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, .scroll:focus")) return;
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key];
-  if (event.key === "Escape") change({ object: null, hovered: null, predicted: null });
+  if (event.key === "Escape") change({ object: null, hovered: null, region: null, predicted: null });
   else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
     change({ image: (state.image + step + facts.images.length) % facts.images.length });
     byId("images").children[state.image].scrollIntoView({ block: "nearest", inline: "nearest" });
@@ -195,7 +241,7 @@ listeners.push((keys, rule) => {
     drawHeading();
     drawPicture();
   } else drawOverlays();
-  if (image || rule || ["object", "hovered", "level"].some((key) => keys.has(key))) drawObject();
+  if (image || rule || ["object", "hovered", "region", "level"].some((key) => keys.has(key))) drawObject();
   if (image) drawCosts();
   else if ((keys.has("object") || keys.has("hovered")) && imageNow().costs) drawCellCosts(imageNow().costs);
   markShown();
@@ -205,7 +251,7 @@ listeners.push((keys, rule) => {
 assignAll();
 makeImageList();
 makeControls();
-stage.addEventListener("click", () => change({ object: null, predicted: null }));
+stage.addEventListener("click", () => change({ object: null, region: null, predicted: null }));
 document.addEventListener("keydown", onKey);
 document.getElementById("page").hidden = false;
 drawImageList();

@@ -1,4 +1,5 @@
-// The picture of the chosen image: boxes, the grid of a level, the assigned cells, and where the centre falls.
+// The picture of the chosen image: boxes, the grid of a level, the assigned and the ignored cells, and where the centre
+// falls.
 
 const stage = document.getElementById("stage");
 const legend = document.getElementById("legend");
@@ -7,18 +8,25 @@ let layers = {};
 function drawPicture() {
   const image = imageNow();
   layers = {};
-  for (const name of ["grid", "cells", "centre", "predicted", "boxes"]) layers[name] = makeSvg("g", { class: name });
+  for (const name of ["grid", "ignored", "cells", "regions", "centre", "predicted", "boxes"]) layers[name] = makeSvg("g", { class: name });
   const photo = makeSvg("image", { href: image.uri, width: image.width, height: image.height, preserveAspectRatio: "none" });
   stage.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
   stage.setAttribute("aria-label", `${image.name}, ${counted(image.targets.length, "box", "boxes")}. ` +
     "Arrow up and down select a box, left and right an image, Escape selects nothing.");
-  stage.replaceChildren(photo, ...Object.values(layers));
+  stage.replaceChildren(hatches(image), photo, ...Object.values(layers));
   // Large boxes first, so that a small one inside a large one can be reached.
   const order = image.targets.map((target, number) => ({ number, ...inPixels(target, image) }))
     .sort((a, b) => b.w * b.h - a.w * a.h);
-  for (const [left, top, right, bottom] of image.ignored) {
-    layers.boxes.append(makeSvg("rect", { class: "ignored", x: left, y: top, width: right - left, height: bottom - top }));
-  }
+  image.regions.forEach((region, number) => {
+    const { cx, cy, w, h } = inPixels(region, image);
+    const select = (event) => {
+      event.stopPropagation();
+      change({ region: state.region === number ? null : number });
+    };
+    layers.regions.append(makeSvg("g", { class: "region", "data-number": number, click: select },
+      makeSvg("title", {}, `${regionName(number)}: ${region.why}`),
+      makeSvg("rect", { x: cx - w / 2, y: cy - h / 2, width: w, height: h })));
+  });
   for (const { number, cx, cy, w, h } of order) {
     const corners = { x: cx - w / 2, y: cy - h / 2, width: w, height: h };
     const enter = (event) => { if (event.pointerType === "mouse") change({ hovered: number }); };
@@ -41,11 +49,16 @@ function drawOverlays() {
     group.classList.toggle("shown", number === shown);
     group.classList.toggle("faded", shown !== null && number !== shown);
   }
+  for (const region of layers.regions.children) {
+    region.classList.toggle("shown", Number(region.dataset.number) === state.region);
+    region.classList.toggle("whole", state.level === null);
+  }
   drawGrid();
+  drawIgnored();
   drawCells(shown);
   drawCentre(shown);
   drawPredicted();
-  drawLegend(shown);
+  drawLegend();
 }
 
 function drawGrid() {
@@ -56,6 +69,29 @@ function drawGrid() {
   for (let x = stride; x < width; x += stride) path += `M${x} 0V${height}`;
   for (let y = stride; y < height; y += stride) path += `M0 ${y}H${width}`;
   layers.grid.append(makeSvg("path", { d: path }));
+}
+
+// Two ways of hatching, a thin dark line beside each light one, so that they are seen on any picture.
+function hatches(image) {
+  const side = Math.max(image.width, image.height) / 70;
+  return makeSvg("defs", {}, [["half", 45], ["shape", -45]].map(([rule, angle]) => makeSvg("pattern",
+    { id: `hatch-${rule}`, patternUnits: "userSpaceOnUse", width: side, height: side, patternTransform: `rotate(${angle})` },
+    makeSvg("path", { class: "dark", d: `M${side / 2} 0V${side}`, "stroke-width": side / 3 }),
+    makeSvg("path", { class: "light", d: `M${side / 2} 0V${side}`, "stroke-width": side / 6 }))));
+}
+
+// On a chosen level the ignored anchor cells, of all regions or of the selected one: a stripe an anchor in each cell.
+function drawIgnored() {
+  layers.ignored.replaceChildren();
+  if (state.level === null || imageNow().regions.length === 0) return;
+  const { stride, anchors } = facts.levels[state.level], width = stride / anchors.length;
+  const shown = ignoredNow()[state.level].filter((one) => state.region === null || one.region === state.region);
+  const stripe = ({ anchor, row, column }) => `M${column * stride + anchor * width} ${row * stride}h${width}v${stride}h${-width}z`;
+  const halves = new Map(shown.filter((one) => one.half).map((one) => [cellKey(one), one]));
+  const others = new Map(shown.map((one) => [cellKey(one), one]).filter(([key]) => !halves.has(key)));
+  for (const [rule, cells] of [["half", halves], ["shape", others]]) {
+    layers.ignored.append(makeSvg("path", { class: rule, d: [...cells.values()].map(stripe).join("") }));
+  }
 }
 
 // Of all boxes, or of the shown one: on one level a stripe an anchor in each cell, on all levels whole cells.
@@ -109,7 +145,8 @@ function drawPredicted() {
     makeSvg("rect", { class: "edge", x: cx - w / 2, y: cy - h / 2, width: w, height: h }));
 }
 
-function drawLegend(shown) {
+// Whatever is under the pointer: a legend that grew then would move the lists below it away from there.
+function drawLegend() {
   const key = (kind, text) => make("span", { class: "key" }, make("i", { class: `swatch ${kind}` }), text);
   const parts = [];
   if (state.level === null) {
@@ -118,9 +155,14 @@ function drawLegend(shown) {
     state.anchors[state.level].forEach(([w, h], number) =>
       parts.push(key(`anchor-${number % 6}`, `anchor ${number + 1} (${px(w)} x ${px(h)} px)`)));
   }
-  if (state.level !== null && shown !== null) parts.push(key("halves", "half-cell lines of the cell with the centre"));
+  if (state.level !== null && imageNow().targets.length) parts.push(key("halves", "half-cell lines of the cell with the centre"));
   if (foundNow().unmatched.length) parts.push(key("unmatched", "box that no anchor matches"));
-  if (imageNow().ignored.length) parts.push(key("ignored", "ignored by training (crowd, difficult)"));
-  if (state.predicted !== null) parts.push(key("predicted", "predicted box and its cell"));
+  if (imageNow().regions.length) {
+    parts.push(key("region", "ignored region"));
+    if (state.level !== null) {
+      parts.push(key("half", "ignored: half of the anchor is inside"), key("shape", "ignored: as if it were an object"));
+    }
+  }
+  if (imageNow().costs) parts.push(key("predicted", "predicted box and its cell"));
   legend.replaceChildren(...parts);
 }

@@ -7,6 +7,7 @@ const state = {
   image: 0,
   object: null,        // number of the selected box of the image
   hovered: null,       // number of the box under the pointer
+  region: null,        // number of the selected ignored region of the image
   level: null,         // number of the level shown, null for all
   predicted: null,         // a predicted box under the pointer or tapped: {box: [cx, cy, w, h] in px, level, row, column, anchor}
   limit: original.limit,
@@ -14,6 +15,8 @@ const state = {
 };
 let found = [];        // for each image: the result of `assignedTo`
 const listeners = [];
+
+const cellKey = (one) => `${one.anchor},${one.row},${one.column}`;
 
 function isOriginal() {
   return state.limit === original.limit && JSON.stringify(state.anchors) === JSON.stringify(original.anchors);
@@ -31,7 +34,7 @@ function assignedTo(image) {
     for (const one of candidates) {
       one.level = number;
       ofBox[one.target].push(one);
-      const key = `${one.anchor},${one.row},${one.column}`;
+      const key = cellKey(one);
       if (!claims.has(key)) claims.set(key, { level: number, anchor: one.anchor, row: one.row, column: one.column, targets: [] });
       const claim = claims.get(key);
       if (!claim.targets.includes(one.target)) claim.targets.push(one.target);
@@ -46,10 +49,25 @@ function assignAll() {
   found = facts.images.map(assignedTo);
 }
 
+// The anchor cells of the shown image that are ignored, of each level a list as of `ignoredLevel` without those of
+// boxes; worked out when first asked for, since a region may cover everything.
+function ignoredNow() {
+  const image = imageNow(), now = foundNow();
+  now.ignored ??= facts.levels.map((level, number) => {
+    const ofBoxes = new Set(now.levels[number].map(cellKey));
+    const anchors = anchorsInCells(state.anchors[number], level.stride);
+    return ignoredLevel(image.regions.map((region) => region.box), anchors, image.height / level.stride,
+      image.width / level.stride, state.limit).filter((one) => !ofBoxes.has(cellKey(one)));
+  });
+  return now.ignored;
+}
+
 // Take some values of the state, work out what follows, and tell who draws what changed.
 function change(values) {
   const rule = "limit" in values || "anchors" in values;
-  if ("image" in values && values.image !== state.image) values = { object: null, hovered: null, predicted: null, ...values };
+  if ("image" in values && values.image !== state.image) values = { object: null, hovered: null, region: null, predicted: null, ...values };
+  if (values.object != null) values = { region: null, ...values };
+  if (values.region != null) values = { object: null, hovered: null, predicted: null, ...values };
   if (Object.keys(values).every((key) => state[key] === values[key])) return;
   Object.assign(state, values);
   if (rule) assignAll();
@@ -61,7 +79,7 @@ const imageNow = () => facts.images[state.image];
 const foundNow = () => found[state.image];
 const boxShown = () => state.hovered ?? state.object;
 
-// Centre and sides of a target in pixels of the network input.
+// Centre and sides of a target or region in pixels of the network input.
 function inPixels(target, image) {
   const [cx, cy, w, h] = target.box;
   return { cx: cx * image.width, cy: cy * image.height, w: w * image.width, h: h * image.height };
@@ -70,6 +88,11 @@ function inPixels(target, image) {
 // Words and numbers -------------------------------------------------------------------------------------------------
 
 const className = (target) => facts.classes[target.class];
+const regionName = (number) => {
+  const { class: id } = imageNow().regions[number];
+  return `R${number + 1} ${id === null ? "of any class" : facts.classes[id]}`;
+};
+const isWeighted = (image) => image.targets.some((target) => target.weight !== 1);
 const objectName = (number) => `#${number + 1} ${className(imageNow().targets[number])}`;
 const levelName = (number) => facts.levels[number].name;
 const counted = (count, one, many) => `${count} ${count === 1 ? one : many ?? one + "s"}`;
