@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anchorite.benchmark import Figure, Sample, detector_of, interleaved, targets_for
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data.store import spendable_memory
 from anchorite.loss import DetectionLoss, LossConfig
 from benchmarks.measure import (
@@ -57,6 +58,7 @@ def benchmark_loss(settings: Settings) -> Outcome:
         for objects, at_least in ((8, FASTER_WITH_8), (100, FASTER_WITH_100)):
             found = _against_dense(settings, (batch, image_size), precision, objects, at_least)
             comparisons += found
+        comparisons.append(_partly_unknown(settings, (batch, image_size), precision))
         of_classes, more = _over_classes(settings, (batch, image_size), precision)
         comparisons.append(of_classes)
         figures += more
@@ -126,6 +128,32 @@ def make_works(
         return loss, *torch.autograd.grad(loss, wanted)
 
     return ours, dense, features
+
+
+def _partly_unknown(settings: Settings, sizes: tuple[int, int], precision: str) -> Comparison:
+    """What weights, 8 ignore regions an image, covered classes and a grid of background weights cost, 8 objects."""
+    (batch, image_size), device, dtype = sizes, settings.device, PRECISIONS[precision]
+    detector = detector_of("n", _CLASSES, device)
+    features = features_for(detector, batch, image_size, dtype or torch.float32, device)
+    targets = targets_for(batch, 8, _CLASSES, device)
+    criterion = DetectionLoss(detector.anchors, _CLASSES, LossConfig()).to(device)
+    regions = targets_for(batch, 8, _CLASSES, device, seed=4).rows[:, [0, 2, 3, 4, 5]]
+    covered = torch.ones(batch, _CLASSES, dtype=torch.bool, device=device)
+    grid = torch.full((batch, image_size // 8, image_size // 8), 0.5, device=device)
+    weighted = Targets.from_rows(targets.rows, torch.full((len(targets),), 0.5, device=device))
+    given = {"everything known": (targets, None), "partly": (weighted, LabelCoverage(regions, covered, grid))}
+
+    def work(of_batch: tuple[Targets, LabelCoverage | None]) -> Work:
+        def run() -> tuple[Tensor, ...]:
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                loss = criterion(detector.head.matched(features), *of_batch).total
+            return torch.autograd.grad(loss, [*features, *detector.head.parameters()])
+
+        return run
+
+    works = {name: work(one) for name, one in given.items()}
+    samples = interleaved(works, settings.rounds_or(_ROUNDS), device=device)
+    return cost("partly", "everything known", samples, f"weights, regions, coverage, {precision}", None)
 
 
 def _floor(features: list[Tensor], settings: Settings) -> Floor:
