@@ -17,7 +17,7 @@ from torch import Tensor
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import Targets
 
-_REGIONS_AT_A_TIME = 32  # compared with all anchor boxes of a level: bounds the memory
+_REGIONS_AT_A_TIME = 32  # compared with all anchors of a level: bounds the memory, and fewer than a byte can count
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,14 @@ def ignored_cells(
     found = _assign_level(rows, everyone, anchors_cells, height, width, ratio_limit)
     num_cells = batch * height * width * num_anchors
     cells = ((found.image * height + found.row) * width + found.column) * num_anchors + found.anchor
-    times = torch.zeros(num_cells + 1, dtype=torch.int32, device=rows.device)
-    times.index_fill_(0, torch.where(found.valid, cells, num_cells), 1)
-    times = times[:num_cells].view(batch, -1)
+    matched = torch.zeros(num_cells + 1, dtype=torch.bool, device=rows.device)
+    matched.index_fill_(0, torch.where(found.valid, cells, num_cells), True)
+    ignored = matched[:num_cells].view(batch, -1)
     for some in rows.split(_REGIONS_AT_A_TIME):
-        inside = _half_inside(some, anchors_cells, height, width)
-        times = times.index_add(0, some[:, 0].long(), inside.flatten(1).to(times.dtype))
-    return (times > 0).view(shape)
+        inside = _half_inside(some, anchors_cells, height, width).flatten(1)
+        times = torch.zeros(ignored.shape, dtype=torch.uint8, device=rows.device)
+        ignored = ignored | (times.index_add_(0, some[:, 0].long(), inside.view(torch.uint8)) > 0)
+    return ignored.view(shape)
 
 
 def _half_inside(rows: Tensor, anchors_cells: Tensor, height: int, width: int) -> Tensor:
