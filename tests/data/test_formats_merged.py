@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from anchorite.choices import WrittenFormat
 from anchorite.data import DatasetIndex, open_dataset
-from anchorite.data.dataset import LabelSource
+from anchorite.data.convert import write_dataset
+from anchorite.data.dataset import NO_CLASS, LabelSource
 from anchorite.errors import InputError
 from tests.data.format_samples import coco_json, voc_object, voc_xml, write_image, write_text, yolo_dataset
 
@@ -184,3 +188,76 @@ def test_voc_and_a_single_source(tmp_path: Path) -> None:
     write_text(tmp_path / "v" / "train" / "a.xml", voc_xml(voc_object("dog", 1, 1, 5, 5)))
     index = open_dataset(write_text(tmp_path / "all.yml", "sources: [{data: v}]\n"))
     assert seen(index) == [("train", "a.png", ["dog"], LabelSource("v"))]
+
+
+def three_kinds(root: Path) -> Path:
+    """Sources that know all classes, some, and some whose background counts less, one with a crowd."""
+    two_sources(root, "sources: [{data: farm}, {data: street, background_weight: 0.5}, {data: all, covers: all}]\n")
+    yolo_dataset(root / "all", {"c": "0 0.5 0.5 0.25 0.25\n"}, names="[cat]")
+    box = COCO_BOX | {"iscrowd": 1, "category_id": 9}
+    categories = [{"id": 7, "name": "dog"}, {"id": 9, "name": "bird"}]
+    image = {"id": 1, "file_name": "s.png", "width": 64, "height": 48}
+    coco_json(root / "street" / "train" / "_annotations.coco.json", [box, COCO_BOX | {"id": 2}], [image], categories)
+    return root / "merged.yaml"
+
+
+@pytest.mark.parametrize("format", ["yolo", "coco", "voc"])
+def test_a_copy_keeps_the_sources(tmp_path: Path, format: WrittenFormat) -> None:
+    index = open_dataset(three_kinds(tmp_path / "data"))
+    write_dataset(index, tmp_path / "copy", format)
+    names = sorted(path.name for path in (tmp_path / "copy").iterdir() if path.name != "changes.txt")
+    assert names == ["all", "farm", "merged.yaml", "street"]
+    copy = open_dataset(tmp_path / "copy")
+    assert copy.class_names == index.class_names
+    assert copy.splits["train"].sources() == index.splits["train"].sources()
+    for split, records in index.splits.items():
+        for one, other in zip(records, copy.splits[split], strict=True):
+            kept, there = (~some.ignored if format == "yolo" else slice(None) for some in (one, other))
+            np.testing.assert_allclose(one.boxes_xyxy[kept], other.boxes_xyxy[there], atol=1e-4)
+            assert one.class_ids[kept].tolist() == other.class_ids[there].tolist()
+            assert one.ignored[kept].tolist() == other.ignored[there].tolist()
+            assert one.source == other.source
+    # Each folder is a data set of the classes that it knows of.
+    assert open_dataset(tmp_path / "copy" / "farm").class_names == ("cat", "dog")
+
+
+def test_a_copy_of_one_source_that_knows_everything_is_plain(tmp_path: Path) -> None:
+    yolo_dataset(tmp_path / "data" / "farm", {"a": "1 0.5 0.5 0.5 0.5\n"})
+    yaml = write_text(tmp_path / "data" / "all.yaml", "sources: [{data: farm}]\n")
+    write_dataset(open_dataset(yaml), tmp_path / "copy", "coco")
+    assert open_dataset(tmp_path / "copy").format == "coco"
+
+
+def test_sources_whose_names_end_alike_get_folders_of_their_own(tmp_path: Path) -> None:
+    yolo_dataset(tmp_path / "data" / "a b", {"a": "0 0.5 0.5 0.5 0.5\n"})
+    yolo_dataset(tmp_path / "data" / "a-b", {"a": "1 0.5 0.5 0.5 0.5\n"})
+    yaml = write_text(tmp_path / "data" / "m.yaml", "sources: [{data: ./a b, background_weight: 0}, {data: a-b}]\n")
+    write_dataset(open_dataset(yaml), tmp_path / "copy", "yolo")
+    copy = open_dataset(tmp_path / "copy" / "merged.yaml")
+    assert copy.splits["train"].sources() == (LabelSource("a-b", None, 0.0), LabelSource("a-b_2"))
+
+
+def test_splits_made_anew_keep_the_source_of_each_image(tmp_path: Path) -> None:
+    index = open_dataset(three_kinds(tmp_path / "data"))
+    train, val = index.splits["train"], index.splits["val"]
+    turned = replace(index, splits={"train": [*val, train[3], train[0]], "val": [train[2], train[1]]})
+    write_dataset(turned, tmp_path / "copy", "coco")
+    copy = open_dataset(tmp_path / "copy")
+    for split, records in turned.splits.items():
+        assert Counter(one.source for one in records) == Counter(one.source for one in copy.splits[split])
+
+
+def test_ignored_classes_of_the_command_hold_for_all_sources_and_those_of_a_source_for_it_alone(tmp_path: Path) -> None:
+    yaml = two_sources(tmp_path, "sources:\n- data: farm\n  ignore_classes: [dog]\n- data: street\n  covers: [dog]\n")
+    with pytest.raises(InputError, match=r"street labels objects of classes.*bird"):
+        open_dataset(yaml)
+    index = open_dataset(yaml, ignore_classes=["bird"])
+    assert index.class_names == ("cat", "dog")
+    assert index.splits["train"].sources() == (LabelSource("farm", (True, False)), LabelSource("street", (False, True)))
+    ids = [(one.class_ids.tolist(), one.ignored.tolist()) for one in index.splits["train"]]
+    assert ids == [([NO_CLASS, 0], [True, False]), ([], []), ([1], [False])]
+    assert index.splits["val"][0].class_ids.tolist() == [NO_CLASS]
+    with pytest.raises(InputError, match=r"merged.yaml: ignore class 'brid'.*did you mean bird"):
+        open_dataset(yaml, ignore_classes=["brid"])
+    with pytest.raises(InputError, match=r"merged.yaml:2: source farm: .*'cow'"):
+        open_dataset(write_text(yaml, "sources:\n- data: farm\n  ignore_classes: [cow]\n"))

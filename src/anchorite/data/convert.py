@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from itertools import chain, count
+from itertools import chain, compress, count
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from anchorite.choices import WrittenFormat
-from anchorite.data.dataset import NO_CLASS, ONE_SOURCE, DatasetIndex, Record, RecordTable, Split
+from anchorite.data.dataset import NO_CLASS, ONE_SOURCE, DatasetIndex, LabelSource, Record, RecordTable, Split
 from anchorite.data.formats import open_dataset
 from anchorite.data.formats.common import is_image_name
 from anchorite.data.headers import open_image
@@ -37,6 +37,8 @@ from anchorite.errors import InputError, StorageError
 from anchorite.files import StrPath
 
 SHARD_BYTES = 128_000_000
+SOURCES_FILE = "merged.yaml"
+_LONGEST_FOLDER = 100
 _SEED = 0  # of the order of shards, and of what is sampled from them
 # Of the image's side: YOLO's numbers are rounded, COCO's second corner is a sum.
 _TOLERANCES = {"yolo": 1e-6, "coco": 1e-14, "voc": 0.0}
@@ -60,12 +62,13 @@ def write_dataset(
 ) -> list[str]:
     """Write a dataset into `out`, a new or empty folder: labels from the index, images as byte copies.
 
-    Only what the index holds is written: classes, boxes, crowd or difficult flags, and areas in COCO and shards. extra:
-    text for a file changes.txt beside the data. progress is called with (images done, images in all). shard_bytes: how
-    large a shard may be. Returns, in words, what the format cannot hold and which images got other names. The result is
-    read back before it appears: it opens without an adjustment and has the same splits, classes and boxes. Raises
-    InputError when `out` is taken or lies in the dataset, StorageError when it cannot be written; `out` is then as it
-    was.
+    Labels of several sources (a merged dataset) are written as a folder for each and a merged.yaml; in shards, each
+    image keeps its source. Only what the index holds is written: classes, boxes, crowd or difficult flags, and areas in
+    COCO and shards. extra: text for a file changes.txt beside the data. progress is called with (images done, images in
+    all). shard_bytes: how large a shard may be. Returns, in words, what the format cannot hold and which images got
+    other names. The result is read back before it appears: it opens without an adjustment and has the same splits,
+    classes and boxes. Raises InputError when `out` is taken or lies in the dataset, StorageError when it cannot be
+    written; `out` is then as it was.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -86,12 +89,10 @@ def write_dataset(
             stage, notes = Path(folder), list[str]()
             if format == "shards":
                 difference = _write_shards(dataset, stage, shard_bytes, copied)
+            elif parts := _by_source(dataset):
+                notes, difference = _write_sources(dataset, parts, stage, format, copied)
             else:
-                splits = place_records(dataset.splits)
-                renamed = _copy_images(splits, stage, format, copied)
-                write_labels = {"yolo": _write_yolo, "coco": _write_coco, "voc": _write_voc}[format]
-                notes = [*write_labels(stage, splits, dataset.class_names), *renamed]
-                difference = _difference(dataset, splits, stage, format)
+                notes, difference = _write_one(dataset, stage, format, copied)
             if difference is not None:
                 raise StorageError(
                     f"{out}: the copy reads back otherwise than it was written ({difference}); it was removed"
@@ -109,6 +110,79 @@ def write_dataset(
             with suppress(OSError):  # it is not empty, as it should be
                 out.rmdir()
     return notes
+
+
+def _write_one(
+    dataset: DatasetIndex, stage: Path, format: WrittenFormat, copied: Callable[[], None]
+) -> tuple[list[str], str | None]:
+    """Write images and labels; what is to be told, and what differs when they are read back, if anything does."""
+    splits = place_records(dataset.splits)
+    renamed = _copy_images(splits, stage, format, copied)
+    write_labels = {"yolo": _write_yolo, "coco": _write_coco, "voc": _write_voc}[format]
+    notes = [*write_labels(stage, splits, dataset.class_names), *renamed]
+    return notes, _difference(dataset, splits, stage, format)
+
+
+def _by_source(dataset: DatasetIndex) -> dict[LabelSource, DatasetIndex]:
+    """Of each source of labels its images, and the classes that it covers or has regions of; nothing where there is
+    one source, which knows everything."""
+    sources = list(dict.fromkeys(chain.from_iterable(split.sources() for split in dataset.splits.values())))
+    if len(sources) == 1 and sources[0].covered is None and sources[0].background_weight == 1:
+        return {}
+    names, tables = dataset.class_names, {name: split.table() for name, split in dataset.splits.items()}
+    parts = {}
+    for source in sources:
+        splits: dict[str, RecordTable] = {}
+        kept = np.array(source.covered or (True,) * len(names))
+        for split, table in tables.items():
+            source_ids = [number for number, one in enumerate(table.label_sources) if one == source]
+            rows = np.flatnonzero(np.isin(table.images["source_id"], source_ids))
+            if len(rows):
+                splits[split] = table.select(rows)
+                kept[np.unique(splits[split].boxes["class_id"][splits[split].boxes["class_id"] != NO_CLASS])] = True
+        kept |= not kept.any()  # of background alone: a data set has a class
+        new_ids = np.where(kept, np.cumsum(kept) - 1, NO_CLASS).tolist()
+        if splits:
+            renumbered = {split: table.renumbered(new_ids) for split, table in splits.items()}
+            parts[source] = replace(dataset, class_names=tuple(compress(names, kept)), splits=renumbered)
+    return parts
+
+
+def _write_sources(
+    dataset: DatasetIndex,
+    parts: Mapping[LabelSource, DatasetIndex],
+    stage: Path,
+    format: WrittenFormat,
+    copied: Callable[[], None],
+) -> tuple[list[str], str | None]:
+    """A folder for each source, and a YAML of them beside these; returns as `_write_one`."""
+    notes, entries, names = list[str](), list[dict[str, Any]](), dataset.class_names
+    written: dict[str, tuple[LabelSource, DatasetIndex]] = {}
+    for source, part in parts.items():
+        plain = re.sub(r"[^\w.-]+", "-", source.name)[:_LONGEST_FOLDER].strip(".-") or "source"
+        taken, folders = set(map(str.casefold, written)), chain([plain], (f"{plain}_{n}" for n in count(2)))
+        folder = next(name for name in folders if name.casefold() not in taken)
+        written[folder] = source, part
+        told, difference = _write_one(part, stage / folder, format, copied)
+        notes += [f"{folder}: {note}" for note in told]
+        if difference is not None:
+            return notes, difference
+        covers = "all" if source.covered is None else list(compress(names, source.covered))
+        entries.append({"data": folder, "covers": covers, "background_weight": source.background_weight})
+    config = {"sources": entries, "names": list(names)}
+    _write_text(stage / SOURCES_FILE, yaml.safe_dump(config, allow_unicode=True, sort_keys=False, width=1 << 30))
+    copy = open_dataset(stage, "merged")
+    found = {source.name: (source, part) for source, part in _by_source(copy).items()}
+    if copy.class_names != names or found.keys() != written.keys():
+        return notes, f"{SOURCES_FILE}: classes {copy.class_names} of {list(found)}"
+    for folder, pair in written.items():
+        facts, others = (
+            (source.covered, source.background_weight, {name: len(split) for name, split in part.splits.items()})
+            for source, part in (pair, found[folder])
+        )
+        if facts != others:
+            return notes, f"{SOURCES_FILE}: {folder}: {others}"
+    return notes, None
 
 
 def _image_folder(out: Path, format: WrittenFormat, split: str) -> Path:

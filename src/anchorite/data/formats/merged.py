@@ -114,7 +114,7 @@ def read(path: Path, log: ReadingLog, opened: Opener, allow_outside: bool, **opt
     for source in sources:
         own = source.options.get("ignore_classes", ())
         index = _opened(source, opened, {**options, **source.options, "allow_outside": allow_outside})
-        known.update(index.class_names, own)
+        known.update(index.class_names, index.ignored_classes)
         if here := [name for name in extra if name in index.class_names]:  # which of them it has is only known now
             again = {**options, **source.options, "ignore_classes": [*own, *here]}
             index = _opened(source, opened, {**again, "allow_outside": allow_outside})
