@@ -180,13 +180,20 @@ def test_without_mosaics_samples_are_those_of_the_ordinary_loader(dataset: Datas
     records = tuple(train_split(dataset))
     store = ImageStore(records, SIZE, "none")
     ordinary = TrainSamples(store, SampleConfig(config, SIZE, 7))
+    batch: Any  # all parts of the labels are there
     for batch in drawn(stream(dataset, config), epoch=3):
         rows = batch.targets.rows
         for place, index in enumerate(batch.indices.tolist()):
             image = np.empty((1, SIZE, SIZE, 3), np.uint8)
-            wanted = ordinary.draw_batch([SampleKey(3, index, SIZE)], image).rows
+            wanted: Any = ordinary.draw_batch([SampleKey(3, index, SIZE)], image)
             assert np.array_equal(batch.images[place].permute(1, 2, 0).numpy(), image[0])
-            assert np.array_equal(rows[rows[:, 0] == place][:, 1:].numpy(), wanted[:, 1:])
+            assert np.array_equal(rows[rows[:, 0] == place][:, 1:].numpy(), wanted.rows[:, 1:])
+            assert np.array_equal(batch.targets.weights[rows[:, 0] == place].numpy(), wanted.weights)
+            regions = batch.coverage.ignore_regions
+            assert np.array_equal(regions[regions[:, 0] == place][:, 1:].numpy(), wanted.ignore_regions[:, 1:])
+            assert np.array_equal(batch.coverage.background_weight[place].numpy(), wanted.background[0])
+            covered = batch.coverage.covered_classes[batch.targets.sources[rows[:, 0] == place]]
+            assert np.array_equal(covered.numpy(), wanted.covered[wanted.sources])
 
 
 def test_a_mosaic_is_made_of_the_pool_as_of_any_records(dataset: DatasetIndex) -> None:

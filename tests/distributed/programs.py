@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data import Batch, ImageStore, empty_batch, open_dataset
 from anchorite.devices import Precision
 from anchorite.distributed import World
@@ -25,15 +25,27 @@ SIDE, CLASSES = 32, 3
 CPU = torch.device("cpu")
 
 
-def whole_batch(number: int, num_images: int, empty_from: int) -> Batch:
-    """A batch as a single process has it; images from `empty_from` on have no target."""
+def whole_batch(number: int, num_images: int, empty_from: int, unknown: bool) -> Batch:
+    """A batch as a single process has it; images from `empty_from` on have no target.
+
+    unknown: with weights, two sources, an ignore region in each image, and a grid of background weights.
+    """
     rng = torch.Generator().manual_seed(number)
     images = torch.randint(0, 256, (num_images, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
     rows = torch.rand(4 * num_images, 6, generator=rng)
     rows[:, 0] = torch.arange(4 * num_images) // 4
     rows[:, 1] = torch.randint(0, CLASSES, (len(rows),), generator=rng)
     rows[:, 4:] = rows[:, 4:] * 0.5 + 0.05
-    return Batch(images, Targets.from_rows(rows[rows[:, 0] < empty_from]), torch.arange(num_images))
+    rows, indices = rows[rows[:, 0] < empty_from], torch.arange(num_images)
+    if not unknown:
+        return Batch(images, Targets.from_rows(rows), indices)
+    regions = torch.rand(num_images, 5, generator=rng) * 0.5
+    regions[:, 0] = indices
+    covered = torch.tensor([[True] * CLASSES, [True, False, True]])
+    sources = (rows[:, 1] != 1) * torch.randint(0, 2, (len(rows),), generator=rng)
+    targets = Targets.from_rows(rows, torch.rand(len(rows), generator=rng), sources=sources)
+    background = torch.rand(num_images, 4, 4, generator=rng)
+    return Batch(images, targets, indices, LabelCoverage(regions, covered, background))
 
 
 def part(batch: Batch, world: World) -> Batch:
@@ -41,9 +53,21 @@ def part(batch: Batch, world: World) -> Batch:
     chosen = np.array_split(batch.indices.numpy(), world.world_size)[world.rank].tolist()
     if not chosen:
         return empty_batch(SIDE)
-    rows = batch.targets.rows[(batch.targets.rows[:, 0] >= chosen[0]) & (batch.targets.rows[:, 0] <= chosen[-1])]
-    rows = rows - torch.tensor([chosen[0], 0, 0, 0, 0, 0])
-    return Batch(batch.images[chosen], Targets.from_rows(rows), batch.indices[chosen])
+
+    def mine(rows: Tensor) -> Tensor:
+        return (rows[:, 0] >= chosen[0]) & (rows[:, 0] <= chosen[-1])
+
+    def moved(rows: Tensor) -> Tensor:
+        return rows[mine(rows)] - torch.tensor([chosen[0], *[0] * (rows.shape[1] - 1)])
+
+    targets, known = batch.targets, batch.coverage
+    columns = (None if one is None else one[mine(targets.rows)] for one in (targets.weights, targets.sources))
+    if known is not None:
+        assert known.ignore_regions is not None
+        assert known.background_weight is not None
+        regions, background = moved(known.ignore_regions), known.background_weight[chosen]
+        known = LabelCoverage(regions, known.covered_classes, background)
+    return Batch(batch.images[chosen], Targets(moved(targets.rows), None, *columns), batch.indices[chosen], known)
 
 
 def make_step(world: World, **settings: object) -> tuple[TrainingStep, TrainState]:
@@ -62,16 +86,20 @@ def make_step(world: World, **settings: object) -> tuple[TrainingStep, TrainStat
 
 
 def gradients(
-    world: World, batches: list[tuple[int, int]], bad: tuple[int, ...] = (), **settings: object
+    world: World,
+    batches: list[tuple[int, int]],
+    bad: tuple[int, ...] = (),
+    unknown: bool = False,
+    **settings: object,
 ) -> dict[str, Tensor]:
     """Gradients, buffers and losses after batches of (images, those with targets), gathered for one optimizer step.
 
-    bad: numbers of batches that are not finite for the first rank.
+    bad: numbers of batches that are not finite for the first rank; unknown: see `whole_batch`.
     """
     step, train_state = make_step(world, **settings)
     found: dict[str, Tensor] = {}
     for number, (num_images, empty_from) in enumerate(batches):
-        whole = whole_batch(number, num_images, empty_from)
+        whole = whole_batch(number, num_images, empty_from, unknown)
         if number in bad and world.is_main:
             weight = train_state.detector.head.predictors["p3"].bias
             kept, weight.data = weight.data, torch.full_like(weight, torch.nan)

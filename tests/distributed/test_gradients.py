@@ -18,7 +18,10 @@ FEW_TARGETS = [(8, 2)]  # most ranks have none
 FEW_IMAGES = [(2, 2)]  # some ranks have nothing at all
 IN_TWO = [(8, 8), (5, 3)]  # gathered for one step
 SETTINGS = {"automatic_balance": True, "label_smoothing": 0.1}
-CASES: list[dict[str, Any]] = [{"batches": batches, **SETTINGS} for batches in (FULL, FEW_TARGETS, FEW_IMAGES, IN_TWO)]
+CASES: list[dict[str, Any]] = [
+    *({"batches": batches, **SETTINGS} for batches in (FULL, FEW_TARGETS, FEW_IMAGES)),
+    {"batches": IN_TWO, "unknown": True, **SETTINGS},
+]
 BAD_CASES: list[dict[str, Any]] = [{"batches": IN_TWO, "bad": bad, "focal_gamma": 1.5} for bad in ([0], [1])]
 
 

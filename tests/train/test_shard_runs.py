@@ -1,18 +1,24 @@
-"""Runs from shards: the same bits whoever draws the batches and wherever they stop; damage is left out and told."""
+"""Runs from shards, and with labels that do not know everything: the same bits whoever draws the batches and wherever
+they stop; damage is left out and told.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from anchorite.data import DatasetIndex, open_dataset
 from anchorite.data.convert import write_dataset
+from anchorite.data.dataset import NO_CLASS, LabelSource
 from anchorite.data.shards.format import read_table
 from anchorite.errors import InputError
 from anchorite.train import RunFolder, RunStarted, StepDone, listeners, resume, train
@@ -22,10 +28,25 @@ pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 @cache
+def unknown() -> DatasetIndex:
+    """The scenes, those of train with weights, regions without a class, and two sources of which one covers less."""
+    dataset, records = scenes(), []
+    num_classes = len(dataset.class_names)
+    sources = LabelSource("a"), LabelSource("b", (*[True] * (num_classes - 1), False), 0.5)
+    for number, record in enumerate(dataset.splits["train"]):
+        source, ids = sources[number % 2], record.class_ids
+        ignored = (np.arange(len(ids)) % 3 == 1) | (ids == num_classes - 1) * number % 2
+        weights = np.linspace(0.2, 1, len(ids), dtype=np.float32)
+        ids = np.where(ignored, NO_CLASS, ids)
+        records.append(replace(record, ignored=ignored.astype(bool), class_ids=ids, weights=weights, source=source))
+    return replace(dataset, splits={**dataset.splits, "train": records})
+
+
+@cache
 def shards_folder() -> Path:
-    """The scenes as shards, of about two images each."""
+    """The same as shards, of about two images each."""
     out = Path(mkdtemp()) / "shards"
-    write_dataset(scenes(), out, "shards", shard_bytes=12_000)
+    write_dataset(unknown(), out, "shards", shard_bytes=12_000)
     return out
 
 
@@ -49,20 +70,23 @@ def interrupt_at_start(event: object) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_bit_for_bit_and_workers_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opened", [sharded, unknown])
+def test_a_run_goes_on_bit_for_bit_and_workers_change_nothing(
+    opened: Callable[[], DatasetIndex], tmp_path: Path
+) -> None:
     recorder = Recorder()
-    train(small_recipe(), sharded(), tmp_path / "straight", recorder)
+    train(small_recipe(), opened(), tmp_path / "straight", recorder)
     (started,) = recorder.of(RunStarted)
-    assert any("shards as a stream; 0 loader processes" in line for line in started.decisions)
+    assert opened is unknown or any("shards as a stream; 0 loader processes" in line for line in started.decisions)
     with pytest.raises(KeyboardInterrupt):
-        train(small_recipe(workers=2), sharded(), tmp_path / "broken", interrupt)
-    resume(tmp_path / "broken", sharded(), Recorder())
+        train(small_recipe(workers=2), opened(), tmp_path / "broken", interrupt)
+    resume(tmp_path / "broken", opened(), Recorder())
     assert bits(tmp_path / "broken") == bits(tmp_path / "straight")
 
 
 def test_anchors_and_facts_are_those_of_the_files(tmp_path: Path) -> None:
     recorders = [Recorder(), Recorder()]
-    for recorder, dataset, name in zip(recorders, (scenes(), sharded()), ("files", "shards"), strict=True):
+    for recorder, dataset, name in zip(recorders, (unknown(), sharded()), ("files", "shards"), strict=True):
         with pytest.raises(KeyboardInterrupt):
             train(small_recipe(), dataset, tmp_path / name, listeners(recorder, interrupt_at_start))
     chosen = [
@@ -78,7 +102,7 @@ def test_anchors_and_facts_are_those_of_the_files(tmp_path: Path) -> None:
 def test_other_shards_than_a_run_was_started_with_are_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(small_recipe(), sharded(), tmp_path / "run", interrupt_at_start)
-    write_dataset(scenes(), tmp_path / "others", "shards", shard_bytes=20_000)
+    write_dataset(unknown(), tmp_path / "others", "shards", shard_bytes=20_000)
     with pytest.raises(InputError, match="data: train: other labels or names"):
         resume(tmp_path / "run", open_dataset(tmp_path / "others"), Recorder())
 
