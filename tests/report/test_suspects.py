@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from anchorite.data import DatasetIndex, Record
+from anchorite.data.dataset import NO_CLASS, LabelSource
 from anchorite.errors import DivergedError, InputError
 from anchorite.report.suspects import Ranking, as_csv, crop_box, make_crops, rank_suspects
 from anchorite.report.suspects_evidence import observe
@@ -31,12 +32,13 @@ def with_label(record: Record, box: tuple[float, ...], class_id: int) -> Record:
         ignored=np.append(record.ignored, False),
         areas=np.append(record.areas, 1.0),
         origins=(*record.origins, f"{record.path.stem}.txt:4"),
+        weights=None,
     )
 
 
 def without_label(record: Record, label: int) -> Record:
     kept = np.arange(len(record.class_ids)) != label
-    arrays = {name: getattr(record, name)[kept] for name in ("boxes_xyxy", "class_ids", "ignored", "areas")}
+    arrays = {name: getattr(record, name)[kept] for name in ("boxes_xyxy", "class_ids", "ignored", "areas", "weights")}
     return replace(record, origins=tuple(np.array(record.origins)[kept].tolist()), **arrays)
 
 
@@ -89,6 +91,35 @@ def test_what_was_planted_is_all_that_is_found(right: DatasetIndex) -> None:
     np.testing.assert_allclose(missing.seen_xyxy, right.splits["train"][3].boxes_xyxy[2], atol=0.5)
     np.testing.assert_allclose(by_kind["box"].seen_xyxy, right.splits["train"][5].boxes_xyxy[1], atol=0.5)
     assert by_kind["spurious"].split == "val"
+
+
+def test_what_labels_do_not_know_is_said_and_not_suspected(right: DatasetIndex) -> None:
+    """Without labels everything that is found is missing one; but not where they are not known to be complete."""
+    splits = {name: [without_labels(record) for record in records] for name, records in right.splits.items()}
+    bare = replace(right, splits=splits)
+    found = ranked(right, bare)
+    assert (found.counts()["missing"], found.unknown) == (36, ())
+    region = {
+        "boxes_xyxy": np.array([[0.0, 0, SIDE, SIDE]]),
+        "class_ids": np.array([NO_CLASS]),
+        "ignored": np.ones(1, bool),
+    }
+    region |= {"areas": np.ones(1), "origins": ("a.txt:1",), "weights": None}
+    first, second, third, *rest = bare.splits["train"]
+    plain = LabelSource("plain", (True, True, False))
+    found_alone = LabelSource("found", None, 0.5)
+    train = [replace(first, **region), replace(second, source=found_alone), replace(third, source=plain), *rest]
+    found = ranked(right, replace(bare, splits={**bare.splits, "train": train}))
+    covered = int((right.splits["train"][2].class_ids < 2).sum())
+    assert found.counts()["missing"] == 36 - 3 - 3 - (3 - covered)
+    assert len(found.unknown) == 3
+    assert any("plain" in one and "1 image of plain" in one for one in found.unknown)
+
+
+def without_labels(record: Record) -> Record:
+    for label in (2, 1, 0):
+        record = without_label(record, label)
+    return record
 
 
 def test_neither_batches_nor_the_number_of_views_change_the_order(right: DatasetIndex) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from anchorite.data import Record
+from anchorite.data.dataset import NO_CLASS, LabelSource
 from anchorite.report.suspects_evidence import Observation, Rows, evidence, iou_of
 from tests.report.suspects_samples import make_record
 
@@ -127,3 +130,33 @@ def test_images_without_labels_or_detections_say_what_they_can() -> None:
     assert (labels["given"][0], labels["found"][0], labels["other"][0]) == (0, 0, 0)
     labels, missing = told(make_record([], []), [view(losses=0)], 1)
     assert (len(labels), len(missing)) == (0, 0)
+
+
+def region(record: Record, *class_ids: int) -> Record:
+    """The record with its last box as a region, and classes anew."""
+    is_last = np.arange(len(record.origins)) == len(record.origins) - 1
+    return replace(record, ignored=is_last, class_ids=np.array(class_ids, np.int64))
+
+
+def test_a_region_of_any_class_is_no_label_and_explains_every_class_in_it() -> None:
+    record = region(make_record([BOX, (60, 60, 128, 128)], [0, 0]), 0, NO_CLASS)
+    found = view((BOX, 0.9, 0), (BOX, 0.2, 1), (FAR, 0.9, 0), (FAR, 0.9, 1), losses=2)
+    labels, missing = told(record, [found], 2)
+    assert (labels["label"].tolist(), labels["class_id"].tolist(), labels["given"].tolist()) == ([0], [0], [0.9])
+    assert len(missing) == 0
+    half_out = (40, 70, 80, 110)  # half of it lies beside the region
+    assert len(told(record, [view(((39, 70, 80, 110), 0.9, 1), losses=2)], 2)[1]) == 1
+    assert len(told(record, [view((half_out, 0.9, 1), losses=2)], 2)[1]) == 0
+
+
+def test_no_label_of_a_class_that_is_not_covered_is_missing() -> None:
+    views = [view((FAR, 0.9, 0), (BOX, 0.9, 1))]
+    assert len(told(make_record([], []), views, 2)[1]) == 2
+    _, missing = told(make_record([], [], source=LabelSource("cats", (True, False))), views, 2)
+    assert missing["class_id"].tolist() == [0]
+
+
+def test_no_label_is_missing_where_the_background_counts_less() -> None:
+    record = make_record([BOX], [0], source=LabelSource("found", None, 0.5), weights=np.array([0.25], np.float32))
+    labels, missing = told(record, [view((FAR, 0.9, 0))], 1)
+    assert (len(missing), labels["weight"].tolist()) == (0, [0.25])

@@ -31,7 +31,7 @@ def usual_labels(count: int = 100) -> Rows:
     rows["iou"] = random.uniform(0.82, 0.95, count)
     rows["found_xyxy"] = BOX
     rows["loss"] = random.uniform(0.1, 0.4, count)
-    rows["twin"] = -1
+    rows["twin"], rows["weight"] = -1, 1.0
     return rows
 
 
@@ -56,6 +56,19 @@ def test_each_error_has_its_kind_and_stands_above_every_usual_label() -> None:
     usual = np.delete(best, list(PLANTED))
     assert usual.max() < 0.25 < best[list(PLANTED)].min()
     assert all(((scores >= 0) & (scores <= 1)).all() for scores in by_kind.values())
+
+
+def test_a_label_is_suspected_as_much_as_it_counts() -> None:
+    rows = with_errors()
+    before, _ = score_evidence(rows)
+    rows["weight"][[10, 20]] = 0.5, 0.0
+    after, _ = score_evidence(rows)
+    assert after["class"][10] == before["class"][10] / 2 > 0.1
+    assert all(scores[20] == 0 for scores in after.values())
+    assert after["box"][30] == before["box"][30]
+    images = [("train", make_record([BOX], [0])) for _ in rows]
+    first = next(one for one in suspects_of(rows, images, NAMES) if one.kind == "class")
+    assert "counts 0.50" in first.reason
 
 
 def test_what_is_usual_is_not_moved_by_what_is_wrong() -> None:
@@ -130,7 +143,7 @@ def with_unlabelled(labels: Rows, *detections: tuple[int, int, float]) -> Rows:
     """Labels, and detections without one: image, class and score."""
     made = np.zeros(len(detections), EVIDENCE)
     made["label"] = made["twin"] = -1
-    made["found_xyxy"] = BOX
+    made["found_xyxy"], made["weight"] = BOX, 1.0
     for number, detection in enumerate(detections):
         made["image"][number], made["class_id"][number], made["found"][number] = detection
     return np.concatenate([labels, made])

@@ -164,6 +164,8 @@ def suspects(
     write_text_atomically(folder / "suspects.csv", as_csv(ranking.suspects, dataset.class_names, dataset.root))
     counts = ", ".join(f"{count} {kind}" for kind, count in ranking.counts().items() if count)
     among = f"among {ranking.num_labels} labels in {ranking.num_images} images"
+    for sentence in ranking.unknown:
+        print(one_line(sentence))
     print(f"{len(ranking.suspects)} suspects ({counts or 'none'}) {among}" + ("; the first:" if counts else ""))
     for one in ranking.suspects[:10]:
         where = f"{one.split}/{one.image.name}"

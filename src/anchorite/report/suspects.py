@@ -34,6 +34,7 @@ _LEAST_SECOND = 0.25  # from this score another kind of suspicion is reported, t
 _CROP_SIZES = ((320, 82), (256, 75), (192, 68), (128, 60))
 _MARGIN = 0.45  # around the boxes, of their longer side: the surroundings decide many a case
 _LEAST_CROP_PX = 32
+_MOST_NAMED = 5  # classes that a source does not cover
 # A spreadsheet takes a cell that begins so for a formula, and runs it.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _EDGES = ("left", "top", "right", "bottom")
@@ -72,11 +73,15 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Suspects in order, the worst first, out of so many images and labels (ignored ones not counted)."""
+    """Suspects in order, the worst first, out of so many images and labels (ignored ones not counted).
+
+    unknown: sentences on what labels do not know, so that nothing there is suspect.
+    """
 
     suspects: tuple[Suspect, ...]
     num_images: int
     num_labels: int
+    unknown: tuple[str, ...] = ()
 
     def counts(self) -> dict[SuspectKind, int]:
         """How many there are of each kind, in the order of KINDS."""
@@ -107,7 +112,33 @@ def rank_suspects(
         by_image[index] = evidence(records[index], observations, len(dataset.class_names), index)
     rows = np.concatenate([np.zeros(0, EVIDENCE), *by_image])
     num_labels = int((rows["label"] >= 0).sum())
-    return Ranking(suspects_of(rows, images, dataset.class_names), len(records), num_labels)
+    suspects = suspects_of(rows, images, dataset.class_names)
+    return Ranking(suspects, len(records), num_labels, _unknown(records, dataset.class_names))
+
+
+def _unknown(records: Sequence[Record], class_names: Sequence[str]) -> tuple[str, ...]:
+    """What labels of these images do not know, and what is not suspected therefore, a sentence each."""
+    regions = sum(int(record.ignored.sum()) for record in records)
+    weights = np.concatenate([np.ones(0), *(record.weights[~record.ignored] for record in records)])
+    sources = Counter(record.source for record in records)
+    sentences = []
+    if regions:
+        sentences.append(f"ignored regions: {regions}; what is seen in one is no missing label")
+    if num_weighted := int((weights < 1).sum()):
+        mean = weights[weights < 1].mean()
+        sentences.append(
+            f"labels that count less than 1: {num_weighted} (mean {mean:.2f}); scores are multiplied by what they count"
+        )
+    for source, count in sources.items():
+        where = f"{count} image{'' if count == 1 else 's'}{f' of {source.name}' if source.name else ''}"
+        if source.background_weight < 1:
+            weight = f"{source.background_weight:g}"
+            sentences.append(f"background that counts {weight}: {where}; labels may be missing there, none is reported")
+        elif source.covered is not None and not all(source.covered):
+            others = [name for name, flag in zip(class_names, source.covered, strict=True) if not flag]
+            shown = ", ".join(others[:_MOST_NAMED]) + (", ..." if len(others) > _MOST_NAMED else "")
+            sentences.append(f"classes not covered: {shown} in {where}; none of these is reported as missing")
+    return tuple(sentences)
 
 
 def suspects_of(rows: Rows, images: Sequence[tuple[str, Record]], class_names: Sequence[str]) -> tuple[Suspect, ...]:
@@ -130,6 +161,7 @@ def suspects_of(rows: Rows, images: Sequence[tuple[str, Record]], class_names: S
         is_other = kind == "class" or row["other"] > row["given"]
         # A high loss is no news where something else is.
         others = [one for one in KINDS if one not in (kind, "loss") and by_kind[one][number] >= _LEAST_SECOND]
+        count = "" if row["weight"] == 1 else f" (it counts {row['weight']:.2f})"
         reasons = _reasons(row, {name: values[number] for name, values in usual.items()}, record, class_names)
         suspects.append(
             Suspect(
@@ -144,7 +176,7 @@ def suspects_of(rows: Rows, images: Sequence[tuple[str, Record]], class_names: S
                 iou=float(row["iou"]),
                 label_xyxy=None if is_missing else tuple(record.boxes_xyxy[label].tolist()),
                 seen_xyxy=tuple(row["found_xyxy"].tolist()) if row["found"] > 0 else None,
-                reason="; ".join([reasons[kind], *(f"also {reasons[one]}" for one in others)]),
+                reason="; ".join([reasons[kind], *(f"also {reasons[one]}" for one in others)]) + count,
                 rank=len(suspects) + 1,
                 kind_rank=counted[kind],
             )

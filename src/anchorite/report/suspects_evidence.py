@@ -2,7 +2,9 @@
 
 Each image is predicted as it is and mirrored. A label is compared with what is usual for labels of the same class and
 similar size, as the same detector sees them. A contradiction that is common in its class counts less: it indicates a
-weakness of the detector, or a habit of labelling, rather than a mistake.
+weakness of the detector, or a habit of labelling, rather than a mistake. Where labels do not know, nothing contradicts
+them: no label is missing in an ignored region, of a class that the image's source does not cover, or in an image whose
+background counts less than 1; and a label is suspected only as much as it counts.
 
 Legend: N labels of an image, D detections of an image, K classes, V views of an image, R rows of evidence.
 """
@@ -17,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anchorite.boxes import Targets, nms
+from anchorite.boxes import LabelCoverage, Targets, nms
 from anchorite.boxes.iou import pairwise_iou_xyxy, pairwise_overlap_xyxy
 from anchorite.data import LetterboxedBatch, Record, letterboxed_batches
-from anchorite.evaluate import batch_targets, predictions_in_images
+from anchorite.evaluate import batch_coverage, batch_targets, predictions_in_images
 from anchorite.loss import DetectionLoss, LossConfig, break_down
 from anchorite.predict import PredictConfig, TorchRuntime, batch_detections, require_finite
 
@@ -53,10 +55,11 @@ _COMMON = 5.0  # where a fifth of a class is contradicted in the same way, each 
 # iou, found, found_xyxy: of the most likely detection of this label, whatever its class, zeros where nothing is near;
 # of a detection its IoU with the nearest label, its mean score and its box.
 # loss: mean over the views, NaN for none. twin: an earlier label with almost the same box, -1 for none, and twin_iou.
+# weight: how much the label counts, 1 of a detection.
 EVIDENCE = np.dtype(
     [
         *((name, np.int64) for name in ("image", "label", "class_id", "other_class", "twin")),
-        *((name, np.float64) for name in ("side", "given", "other", "iou", "found", "loss", "twin_iou")),
+        *((name, np.float64) for name in ("side", "given", "other", "iou", "found", "loss", "twin_iou", "weight")),
         ("found_xyxy", np.float64, 4),
     ]
 )
@@ -115,7 +118,10 @@ def _observe_batch(
     require_finite(logits, [record.path for record in of_batch])
     # Of each label, the sum of its anchor cells' box and class losses over all levels, and their number.
     sums, counts = torch.zeros(2, len(rows), dtype=torch.float64, device=runtime.device)
-    for level in break_down(criterion, logits, Targets(rows).to(runtime.device)):
+    # Each label as if it counted 1, but without the classes that its source does not cover.
+    unknown = batch_coverage(records, batch)
+    coverage = LabelCoverage(covered_classes=unknown.covered_classes).to(runtime.device) if unknown else None
+    for level in break_down(criterion, logits, Targets(rows).to(runtime.device), coverage):
         # Undo the division by the level's number of cells, so that a box costs the same in any batch.
         cost = (level.box + level.classification * criterion.num_classes).double() * len(level.iou)
         sums.index_add_(0, level.assignment.target, cost)
@@ -145,12 +151,14 @@ def evidence(record: Record, observations: Sequence[Observation], num_classes: i
     pairs = list(zip(observations, overlaps, strict=True))
     labels = np.zeros(len(record.class_ids), EVIDENCE)
     rows = np.arange(len(labels))
-    labels["image"], labels["label"], labels["class_id"], labels["twin"] = image, rows, record.class_ids, -1
+    class_ids = np.where(record.ignored, 0, record.class_ids)  # of a region, which is no label, there may be none
+    labels["image"], labels["label"], labels["class_id"], labels["twin"] = image, rows, class_ids, -1
+    labels["weight"] = record.weights
     sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
     labels["side"] = np.sqrt(sides.prod(axis=1) / (record.width * record.height))
     seen = np.mean([_seen(record, one, iou, num_classes) for one, iou in pairs], axis=0)
-    labels["given"] = seen[rows, record.class_ids]
-    seen[rows, record.class_ids] = -1.0
+    labels["given"] = seen[rows, class_ids]
+    seen[rows, class_ids] = -1.0
     labels["other_class"] = seen.argmax(axis=1)
     labels["other"] = seen.max(axis=1, initial=0.0)
     # Of the likeliest detections: the score over all views, the IoU over those that found something, the best box.
@@ -197,7 +205,10 @@ def _likeliest(one: Observation, iou: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _unlabelled(record: Record, observations: Sequence[Observation], labels: Rows, image: int) -> Rows:
-    """Confident detections of any view, each object once, that no label of the image explains."""
+    """Confident detections of any view, each object once, that no label of the image explains; none where labels may
+    be missing."""
+    if record.source.background_weight < 1:
+        return np.zeros(0, EVIDENCE)
     strong = np.concatenate([one.scores for one in observations]) >= _LEAST_MISSING_SCORE
     boxes = np.concatenate([one.boxes_xyxy for one in observations])[strong]
     class_ids = np.concatenate([one.class_ids for one in observations])[strong]
@@ -216,20 +227,23 @@ def _unlabelled(record: Record, observations: Sequence[Observation], labels: Row
     in_ignored = record.ignored & (common > 0) & (common >= _IN_IGNORED * own[:, None])
     explained = ((with_labels >= _EXPLAINED_IOU) | (part & same_class) | in_ignored).any(axis=1)
     explained |= scores < _LEAST_MISSING_SCORE
+    if record.source.covered is not None:
+        explained |= ~np.array(record.source.covered)[class_ids]
     # What belongs to a badly placed label is reported there, and not again as a missing label.
     placed = labels["found_xyxy"][(labels["found"] > 0) & (labels["given"] + labels["other"] < _NEAR_SCORE)]
     explained |= iou_of(boxes, placed).max(axis=1, initial=0.0) >= _SAME_BOX
     distinct = nms(torch.tensor(boxes), torch.tensor(scores), None, _EXPLAINED_IOU, len(boxes)).tolist()
     chosen = [index for index in distinct if not explained[index]]
     rows = np.zeros(len(chosen), EVIDENCE)
-    rows["image"], rows["label"], rows["twin"] = image, -1, -1
+    rows["image"], rows["label"], rows["twin"], rows["weight"] = image, -1, -1, 1
     rows["class_id"], rows["found"], rows["found_xyxy"] = class_ids[chosen], scores[chosen], boxes[chosen]
     rows["iou"] = with_labels[chosen].max(axis=1, initial=0.0)
     return rows
 
 
 def score_evidence(rows: Rows) -> tuple[dict[SuspectKind, Floats], dict[str, Floats]]:
-    """(R,) scores of each kind, already weighted by how common that contradiction is in its class; what was usual.
+    """(R,) scores of each kind, already weighted by how common that contradiction is in its class, and by how much the
+    label counts; what was usual.
 
     class: the best other class is seen, and the label's own is not: other * (1 - given).
     missing: the score of a detection without a label.
@@ -263,6 +277,7 @@ def score_evidence(rows: Rows) -> tuple[dict[SuspectKind, Floats], dict[str, Flo
     for kind in ("class", "spurious", "box"):
         both = 1 - (1 - scores[kind]) * (1 - scores["loss"])
         scores[kind] = np.where(scores[kind] >= scores["loss"], both, scores[kind])  # a weaker one says nothing more
+    scores = {kind: of_kind * rows["weight"] for kind, of_kind in scores.items()}
     return scores, {"found": usual_seen, "iou": usual_iou, "loss": usual_loss}
 
 
