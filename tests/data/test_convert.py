@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from anchorite.data import DatasetIndex, Record, as_split, open_dataset
 from anchorite.data.convert import exact, place_records, shortest_close, side_between, write_dataset
+from anchorite.data.dataset import NO_CLASS
 from anchorite.data.formats import FormatName
 from anchorite.errors import InputError, StorageError
 from tests.data.format_samples import coco_json, write_image, yolo_dataset
@@ -89,13 +90,68 @@ def test_crowds_areas_and_difficult_boxes(tmp_path: Path) -> None:
     index = DatasetIndex(tmp_path / "data", "coco", ("cat", "dog"), {"train": (one,)})
     notes = {format: write_dataset(index, tmp_path / format, format) for format in FORMATS}
     coco, voc, yolo = (open_dataset(tmp_path / format).splits["train"][0] for format in ("coco", "voc", "yolo"))
-    assert coco.ignored.tolist() == voc.ignored.tolist() == [False, True]
+    assert coco.ignored.tolist() == voc.ignored.tolist() == yolo.ignored.tolist() == [False, True]
     assert coco.areas.tolist() == [77.0, 200.0]
-    assert yolo.class_ids.tolist() == [0]
+    assert coco.class_ids.tolist() == voc.class_ids.tolist() == [0, 1]
+    assert yolo.class_ids.tolist() == [0, NO_CLASS]
     assert notes["coco"] == []
-    assert notes["yolo"] == ["1 crowd or difficult boxes left out: YOLO cannot mark them"]
+    assert len(notes["yolo"]) == 1
+    assert "1 crowd or difficult boxes are regions for any class" in notes["yolo"][0]
     assert notes["voc"] == ["1 annotated areas left out: VOC has boxes alone"]
-    assert "left out" in (tmp_path / "yolo/changes.txt").read_text()
+    assert "regions for any class" in (tmp_path / "yolo/changes.txt").read_text()
+
+
+def unknowing(path: Path) -> Record:
+    """Two objects with weights, a crowd, a region on the first object's box, and one twice; of three classes."""
+    boxes = [[1, 2, 11, 12], [20, 20, 30, 40], [30, 4, 60, 12], [1, 2, 11, 12], [40, 20, 50, 44], [40, 20, 50, 44]]
+    one = record(path, boxes, [0, 2, 1, NO_CLASS, NO_CLASS, NO_CLASS], ignored=(2, 3, 4, 5))
+    return replace(one, weights=np.array([0.62, 0, 1, 1, 1, 1], np.float32))
+
+
+def held(folder: Path) -> list[tuple[object, ...]]:
+    (one,) = open_dataset(folder).splits["train"]
+    columns = one.class_ids.tolist(), one.ignored.tolist(), one.weights.tolist(), one.boxes_xyxy.round(4).tolist()
+    return sorted(zip(*columns, strict=True))
+
+
+def test_weights_and_regions_without_a_class_come_back(tmp_path: Path) -> None:
+    one = unknowing(write_image(tmp_path / "data" / "a.png"))
+    index = DatasetIndex(tmp_path / "data", "coco", ("cat", "dog", "ignored"), {"train": (one,), "val": ()})
+    notes = {format: write_dataset(index, tmp_path / format, format) for format in FORMATS}
+    assert {open_dataset(tmp_path / format).class_names for format in FORMATS} == {("cat", "dog", "ignored")}
+    weight = float(np.float32(0.62))
+    objects = [(0, False, weight, [1, 2, 11, 12]), (2, False, 0.0, [20, 20, 30, 40])]
+    regions = [(NO_CLASS, True, 1.0, [1, 2, 11, 12]), (NO_CLASS, True, 1.0, [40, 20, 50, 44])]
+    crowd = [30, 4, 60, 12]
+    assert held(tmp_path / "coco") == sorted([*objects, *regions, (1, True, 1.0, crowd)])
+    assert held(tmp_path / "yolo") == sorted([*objects, *regions, (NO_CLASS, True, 1.0, crowd)])
+    once_a_class = [(k, True, 1.0, box) for k in range(3) for *_, box in regions]
+    unweighted = [(k, False, 1.0, box) for k, _, _, box in objects]
+    assert held(tmp_path / "voc") == sorted([*unweighted, *once_a_class, (1, True, 1.0, crowd)])
+    assert notes["coco"] == []
+    assert ["regions for any class" in note for note in notes["yolo"]] == [True]
+    assert ["weights left out" in note for note in notes["voc"]] == [True]
+
+
+def test_a_copy_without_weights_or_regions_says_nothing_of_them(tmp_path: Path) -> None:
+    one = record(write_image(tmp_path / "data/a.png"), [[1, 2, 11, 12]], [0])
+    index = DatasetIndex(tmp_path / "data", "coco", ("cat",), {"train": (one,)})
+    for format in ("yolo", "coco"):
+        write_dataset(index, tmp_path / format, format)
+    assert (tmp_path / "yolo/data.yaml").read_text() == "train: images/train\nnames:\n- cat\n"
+    assert "anchorite" not in (tmp_path / "coco/annotations/instances_train.json").read_text()
+
+
+def test_what_an_ignored_class_had_is_written_as_regions(tmp_path: Path) -> None:
+    """Two classes that are ignored and share a box leave one region, not a label that stands twice."""
+    folder = yolo_dataset(
+        tmp_path / "data", {"a": "".join(f"{k} 0.5 0.5 0.25 0.5\n" for k in range(3))}, names="[a, b, c]"
+    )
+    index = open_dataset(folder, ignore_classes=["a", "b"])
+    for format in FORMATS:
+        write_dataset(index, tmp_path / format, format)
+        class_id = 0 if format == "voc" else NO_CLASS
+        assert [row[:2] for row in held(tmp_path / format)] == sorted([(class_id, True), (0, False)])
 
 
 @pytest.mark.parametrize("format", FORMATS)

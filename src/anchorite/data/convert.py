@@ -12,7 +12,7 @@ import math
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import chain, compress, count
@@ -63,12 +63,12 @@ def write_dataset(
     """Write a dataset into `out`, a new or empty folder: labels from the index, images as byte copies.
 
     Labels of several sources (a merged dataset) are written as a folder for each and a merged.yaml; in shards, each
-    image keeps its source. Only what the index holds is written: classes, boxes, crowd or difficult flags, and areas in
-    COCO and shards. extra: text for a file changes.txt beside the data. progress is called with (images done, images in
-    all). shard_bytes: how large a shard may be. Returns, in words, what the format cannot hold and which images got
-    other names. The result is read back before it appears: it opens without an adjustment and has the same splits,
-    classes and boxes. Raises InputError when `out` is taken or lies in the dataset, StorageError when it cannot be
-    written; `out` is then as it was.
+    image keeps its source. Only what the index holds is written: classes, boxes, ignored regions, weights but for VOC,
+    and areas in COCO and shards. extra: text for a file changes.txt beside the data. progress is called with (images
+    done, images in all). shard_bytes: how large a shard may be. Returns, in words, what the format cannot hold and
+    which images got other names. The result is read back before it appears: it opens without an adjustment and has the
+    same splits, classes, boxes, regions and weights. Raises InputError when `out` is taken or lies in the dataset,
+    StorageError when it cannot be written; `out` is then as it was.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -116,11 +116,13 @@ def _write_one(
     dataset: DatasetIndex, stage: Path, format: WrittenFormat, copied: Callable[[], None]
 ) -> tuple[list[str], str | None]:
     """Write images and labels; what is to be told, and what differs when they are read back, if anything does."""
-    splits = place_records(dataset.splits)
+    splits = {
+        split: [(as_held(record, format, len(dataset.class_names)), file) for record, file in records]
+        for split, records in place_records(dataset.splits).items()
+    }
     renamed = _copy_images(splits, stage, format, copied)
-    write_labels = {"yolo": _write_yolo, "coco": _write_coco, "voc": _write_voc}[format]
-    notes = [*write_labels(stage, splits, dataset.class_names), *renamed]
-    return notes, _difference(dataset, splits, stage, format)
+    {"yolo": _write_yolo, "coco": _write_coco, "voc": _write_voc}[format](stage, splits, dataset.class_names)
+    return [*_losses(dataset, format), *renamed], _difference(dataset, splits, stage, format)
 
 
 def _by_source(dataset: DatasetIndex) -> dict[LabelSource, DatasetIndex]:
@@ -216,60 +218,138 @@ def _difference(dataset: DatasetIndex, splits: PlacedSplits, stage: Path, format
         if len(found) != len(records):
             return f"{len(found)} images in {split}"
         for record, file in records:
-            written = ~record.ignored if format == "yolo" else np.ones_like(record.ignored)
-            boxes, tolerance = record.boxes_xyxy[written], _TOLERANCES[format] * max(record.width, record.height)
+            boxes, tolerance = record.boxes_xyxy, _TOLERANCES[format] * max(record.width, record.height)
             if (
                 (back := found.get(folder / file)) is None
                 or boxes.shape != back.boxes_xyxy.shape
-                or not np.array_equal(record.class_ids[written], back.class_ids)
-                or not np.array_equal(record.ignored[written], back.ignored)
+                or not all(
+                    np.array_equal(getattr(record, name), getattr(back, name))
+                    for name in ("class_ids", "ignored", "weights")
+                )
                 or not (np.abs(boxes - back.boxes_xyxy) <= tolerance).all()  # so that NaN differs
             ):
                 return os.fspath(record.path)
     return None
 
 
-# Labels. Each writer returns, in words, what its format cannot hold.
+# Labels, of records as a format can hold them.
 
 
-def _write_yolo(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> list[str]:
+def as_held(record: Record, format: WrittenFormat, num_classes: int) -> Record:
+    """A record as a format can hold it: in YOLO no ignored region has a class, in VOC each has one and no box has a
+    weight. A region without a class stands once for each class in VOC. No ignored region is there twice.
+    """
+    if not record.ignored.any() and (record.weights == 1).all():
+        return record
+    rows = np.arange(len(record.class_ids))
+    if format == "voc":
+        rows = np.repeat(rows, np.where(record.class_ids == NO_CLASS, num_classes, 1))
+    numbers, class_ids, ignored = np.arange(len(rows)), record.class_ids[rows], record.ignored[rows]
+    if format == "voc":
+        class_ids = np.where(class_ids == NO_CLASS, numbers - np.searchsorted(rows, rows), class_ids)
+    elif format == "yolo":
+        class_ids = np.where(ignored, NO_CLASS, class_ids)
+    keys = np.column_stack([class_ids, ignored, record.boxes_xyxy[rows]])
+    stays = ~ignored | np.isin(numbers, np.unique(keys, axis=0, return_index=True)[1])
+    rows = rows[stays]
+    return replace(
+        record,
+        boxes_xyxy=record.boxes_xyxy[rows],
+        class_ids=class_ids[stays],
+        ignored=record.ignored[rows],
+        areas=record.areas[rows],
+        origins=tuple(record.origins[row] for row in rows.tolist()),
+        weights=np.ones(len(rows), np.float32) if format == "voc" else record.weights[rows],
+    )
+
+
+def _losses(dataset: DatasetIndex, format: WrittenFormat) -> list[str]:
+    """In words, what a format cannot hold."""
+    tables = [split.table() for split in dataset.splits.values()]
+    notes = []
+    if format == "yolo":
+        ignored = chain.from_iterable(table.boxes["class_id"][table.boxes["ignored"]].tolist() for table in tables)
+        if number := sum(class_id != NO_CLASS for class_id in ignored):
+            notes.append(
+                f"{number} crowd or difficult boxes are regions for any class here: YOLO has none of one class"
+            )
+    if format == "voc":
+        sides = [table.boxes["xyxy"][:, 2:] - table.boxes["xyxy"][:, :2] for table in tables]
+        areas = [np.isclose(t.boxes["area"], s[:, 0] * s[:, 1], rtol=1e-6) for t, s in zip(tables, sides, strict=True)]
+        if number := sum(int((~one).sum()) for one in areas):
+            notes.append(f"{number} annotated areas left out: VOC has boxes alone")
+        if number := sum(split.num_weighted() for split in dataset.splits.values()):
+            notes.append(f"{number} weights left out: VOC has none, so these objects count like all others")
+    return notes
+
+
+def _ignored_name(class_names: Collection[str]) -> str:
+    """A name for the class of ignored regions that no other class has."""
+    names = chain(["ignored"], (f"ignored_{number}" for number in count(2)))
+    return next(name for name in names if name not in class_names)
+
+
+def _own_words(splits: PlacedSplits, class_names: Sequence[str]) -> dict[str, Any]:
+    """What a copy says of itself: the class whose boxes are regions, and that scores are weights, if there are any."""
+    records = [record for some in splits.values() for record, _ in some]
+    words: dict[str, Any] = {}
+    if any((record.class_ids == NO_CLASS).any() for record in records):
+        words["ignore_classes"] = [_ignored_name(class_names)]
+    if any((record.weights != 1).any() for record in records):
+        words["scores"] = "as-weights"
+    return words
+
+
+def _write_yolo(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> None:
     """A txt file an image, empty for background, and data.yaml, which is written last."""
-    num_ignored = 0
+    words = _own_words(splits, class_names)
     for split, records in splits.items():
         for record, file in records:
-            x1, y1, x2, y2 = record.boxes_xyxy[~record.ignored].T
+            x1, y1, x2, y2 = record.boxes_xyxy.T
             sides = [(x1 + x2) / 2 / record.width, (y1 + y2) / 2 / record.height]
             sides += [(x2 - x1) / record.width, (y2 - y1) / record.height]
-            rows = zip(record.class_ids[~record.ignored], np.stack(sides, axis=1).tolist(), strict=True)
-            lines = [f"{class_id} {' '.join(map(shortest_close, numbers))}\n" for class_id, numbers in rows]
+            numbers = np.where(record.class_ids == NO_CLASS, len(class_names), record.class_ids).tolist()
+            lines = [
+                " ".join([str(number), *map(shortest_close, row), *([] if weight == 1 else [exact(weight)])]) + "\n"
+                for number, row, weight in zip(numbers, np.stack(sides, axis=1).tolist(), record.weights, strict=True)
+            ]
             _write_text(out / "labels" / split / file.with_suffix(".txt"), "".join(lines))
-            num_ignored += int(record.ignored.sum())
-    config = {split: f"images/{split}" for split in splits} | {"names": list(class_names)}
+    names = {"names": [*class_names, *words.get("ignore_classes", ())]}
+    config = {split: f"images/{split}" for split in splits} | names | words
     _write_text(out / "data.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False, width=1 << 30))
-    return [f"{num_ignored} crowd or difficult boxes left out: YOLO cannot mark them"] if num_ignored else []
 
 
-def _write_coco(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> list[str]:
+def _write_coco(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> None:
     """annotations/instances_SPLIT.json. Categories get the ids 1 to K in class order."""
-    categories = [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)]
+    words = _own_words(splits, class_names)
+    names = [*class_names, *words.get("ignore_classes", ())]
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
     for split, records in splits.items():
         images: list[dict[str, Any]] = []
         boxes: list[dict[str, Any]] = []
         for number, (record, file) in enumerate(records, start=1):
             images.append({"id": number, "file_name": str(file), "width": record.width, "height": record.height})
-            columns = record.class_ids.tolist(), record.boxes_xyxy.tolist(), record.areas.tolist(), record.ignored
-            for class_id, (x1, y1, x2, y2), area, ignored in zip(*columns, strict=True):
+            numbers = np.where(record.class_ids == NO_CLASS, len(class_names), record.class_ids)
+            columns = (
+                numbers.tolist(),
+                record.boxes_xyxy.tolist(),
+                record.areas.tolist(),
+                record.ignored,
+                record.weights,
+            )
+            for class_id, (x1, y1, x2, y2), area, ignored, weight in zip(*columns, strict=True):
                 sides = x1, y1, side_between(x1, x2), side_between(y1, y2), area
                 *bbox, area = (int(side) if side.is_integer() else side for side in sides)
                 box = {"id": len(boxes) + 1, "image_id": number, "category_id": class_id + 1, "bbox": bbox}
-                boxes.append({**box, "area": area, "iscrowd": int(ignored)})
+                score = {} if weight == 1 else {"score": float(exact(weight))}
+                boxes.append({**box, "area": area, "iscrowd": int(ignored), **score})
         lists = {"images": images, "annotations": boxes, "categories": categories}
         parts = [f'"{key}": [\n' + ",\n".join(map(json.dumps, items)) + "\n]" for key, items in lists.items()]
+        parts[:0] = [f'"info": {json.dumps({"anchorite": words})}'] if words else []
         _write_text(out / "annotations" / f"instances_{split}.json", "{" + ",\n".join(parts) + "}\n")
-    return []
 
 
-def _write_voc(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> list[str]:
+def _write_voc(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> None:
     """Annotations, classes.txt and ImageSets/Main/SPLIT.txt.
 
     Raises InputError for a class name that a list of lines cannot hold.
@@ -279,7 +359,6 @@ def _write_voc(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> l
             raise InputError(f"the class name {name!r} cannot stand in a VOC dataset; take off its outer spaces")
     (out / "Annotations").mkdir()
     _write_text(out / "classes.txt", "".join(f"{name}\n" for name in class_names))
-    num_areas = 0
     for split, records in splits.items():
         listed = []
         for record, file in records:
@@ -296,12 +375,9 @@ def _write_voc(out: Path, splits: PlacedSplits, class_names: Sequence[str]) -> l
                 ]
             text = "\n".join([*lines, "</annotation>"]) + "\n"
             _write_text(out / "Annotations" / file.with_suffix(".xml"), text)
-            sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
-            num_areas += int((~np.isclose(record.areas, sides[:, 0] * sides[:, 1], rtol=1e-6)).sum())
             stem = file.with_suffix("")  # the "a.jpg" of a.jpg.png would be taken for an image
             listed.append(f"{file if is_image_name(stem.name) else stem}\n")
         _write_text(out / "ImageSets" / "Main" / f"{split}.txt", "".join(listed))
-    return [f"{num_areas} annotated areas left out: VOC has boxes alone"] if num_areas else []
 
 
 def _write_shards(dataset: DatasetIndex, folder: Path, most_bytes: int, copied: Callable[[], None]) -> str | None:
