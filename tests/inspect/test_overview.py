@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from anchorite.data import Adjustment, DatasetIndex, Record, RecordTable, open_d
 from anchorite.data.convert import write_dataset
 from anchorite.data.dataset import NO_CLASS, LabelSource
 from anchorite.errors import InputError
-from anchorite.inspect import KINDS, look_over, overview, require_boxes
+from anchorite.inspect import KINDS, corrected_dataset, look_over, overview, require_boxes, summary_text
 from anchorite.inspect.overview import shared_images
 from tests.data.format_samples import coco_json, write_image, write_text
 from tests.inspect.samples import healthy, inspected, yolo_folder
@@ -337,3 +338,75 @@ def test_images_that_no_split_names_are_told_by_folder(tmp_path: Path) -> None:
     assert "b.png" in found.text
     assert str(folder / "images/train") in found.text
     assert inspected(folder).counts()["unlisted-image"] == 1
+
+
+def with_regions(*boxes: list[float]) -> DatasetIndex:
+    """An image of 64 x 48 with a box to learn and these ignored regions for any class."""
+    rows = np.array([[0, 0, 4, 4], *boxes], np.float64)
+    ids = np.array([0] + [NO_CLASS] * len(boxes))
+    one = Record(Path("a.png"), 64, 48, rows, ids, ids == NO_CLASS, np.ones(len(rows)), ("a.txt",) * len(rows))
+    return index(train=[one], names=["cat"])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "share"),
+    [
+        ([[0, 0, 64, 24]], 0.5),
+        ([[0, 0, 64, 25]], 25 / 48),
+        ([[0, 0, 64, 24], [0, 0, 64, 24]], 0.5),  # together the area of the image, but of one half
+        ([[0, 0, 40, 40], [20, 10, 60, 48]], (1600 + 40 * 38 - 20 * 30) / (64 * 48)),
+        ([[0, 0, 40, 40], [20, 10, 60, 48], [1, 1, 9, 9], [2, 2, 30, 30]], (1600 + 40 * 38 - 20 * 30) / (64 * 48)),
+    ],
+)
+def test_regions_over_more_than_half_of_the_area_are_told(boxes: list[list[float]], share: float) -> None:
+    dataset = with_regions(*boxes)
+    assert overview.ignored_share(dataset.splits["train"]) == pytest.approx(share)
+    assert told(dataset).get("mostly-ignored", 0) == (share > 0.5)
+
+
+def test_the_area_of_regions_is_that_of_their_pixels() -> None:
+    """Whole corners, so that every pixel is in a region or not: counting them is an oracle."""
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        corners = np.sort(rng.integers(0, 20, (rng.integers(1, 8), 2, 2)), axis=1).reshape(-1, 4)
+        canvas = np.zeros((20, 20), bool)
+        for x1, y1, x2, y2 in corners.tolist():
+            canvas[y1:y2, x1:x2] = True
+        assert overview._area_of_union(corners.astype(float)) == canvas.sum()
+
+
+def test_weights_that_are_all_0_leave_nothing_to_learn() -> None:
+    weightless = replace(record("a", [0, 1]), weights=np.zeros(2, np.float32))
+    dataset = index(train=[weightless])
+    assert told(dataset)["no-training-boxes"] == 1
+    with pytest.raises(InputError, match=r"weight 0 \(the first: a.txt:1\)"):
+        require_boxes(dataset)
+    require_boxes(index(train=[weightless, record("b", [0])]))
+
+
+def test_that_all_classes_with_boxes_were_ignored_is_said(tmp_path: Path) -> None:
+    yolo_folder(tmp_path, {"train": {"a": "0 0.5 0.5 0.2 0.2\n"}})
+    with pytest.raises(InputError, match=r"of ignored classes \(cat\).*Leave one of these"):
+        require_boxes(open_dataset(tmp_path, ignore_classes=["cat"]))
+
+
+def test_an_inspection_stands_regions_and_weights(tmp_path: Path) -> None:
+    rows = {"a": "0 0.5 0.5 0.2 0.2 0.5\n1 0.5 0.2 0.1 0.1\n7 0.2 0.2 0.1 0.1\n", "b": "0 0.5 0.5 0.3 0.4\n"}
+    folder = yolo_folder(tmp_path / "data", {"train": rows})
+    with (folder / "data.yaml").open("a") as file:
+        file.write("scores: as-weights\nignore_classes: [dog]\n")
+    inspection = inspected(folder)
+    (balance,) = inspection.balances
+    assert (balance.boxes, balance.ignored, balance.weighted, balance.boxes_per_class) == (2, 2, 1, (2,))
+    counts = inspection.counts()
+    assert (counts["ignored-region"], counts["ignored-box"]) == (1, 2)
+    text = summary_text(inspection)
+    assert re.search(r"ignored regions +2\n", text)
+    assert re.search(r"boxes of weight under 1 +1\n", text)
+    assert "a.txt:3: the class must be a whole number 0..1 ('7')" in text
+    fixed, changes = corrected_dataset(inspection)
+    write_dataset(fixed, tmp_path / "fixed", "yolo")
+    ours, theirs = (open_dataset(tmp_path / "fixed").splits["train"][k] for k in (0, 1))
+    assert [what for what, _ in changes] == ["ignored"]
+    assert (ours.class_ids.tolist(), ours.weights.tolist()) == ([0, NO_CLASS, NO_CLASS], [0.5, 1.0, 1.0])
+    assert theirs.class_ids.tolist() == [0]

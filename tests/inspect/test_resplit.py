@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorite.data import open_dataset
+from anchorite.data.dataset import NO_CLASS
 from anchorite.errors import InputError
 from anchorite.inspect import resplit
 from anchorite.inspect.resplit import connected, stratified
@@ -92,6 +93,12 @@ def test_damaged_images_are_left_out_where_the_user_said_so(tmp_path: Path) -> N
     made, _ = resplit(open_dataset(folder, skip_bad=True), {"train": 0.5, "val": 0.5})
     assert sorted(path.name for records in made.splits.values() for path in records.paths()) == ["a.png", "c.png"]
     assert [(one.kind, one.image, one.split) for one in made.adjustments] == [("skipped-bad", image, "train")]
+
+
+def test_regions_for_any_class_go_with_their_images(tmp_path: Path) -> None:
+    folder = yolo_folder(tmp_path / "data", {"train": dict.fromkeys("abc", "0 0.5 0.5 0.3 0.3\n1 0.2 0.2 0.1 0.1\n")})
+    made, _ = resplit(open_dataset(folder, ignore_classes=["cat"]), {"train": 0.5, "val": 0.5})
+    assert {tuple(one.class_ids.tolist()) for records in made.splits.values() for one in records} == {(NO_CLASS, 0)}
 
 
 @pytest.mark.slow

@@ -87,7 +87,8 @@ def _label_findings(dataset: DatasetIndex) -> Iterator[Finding]:
                 yield Finding("dense-image", f"{counts.max()} boxes of {name}", split, image, class_name=name)
             for index in np.flatnonzero(record.ignored).tolist():
                 box = box_finding(dataset, split, record, index)
-                yield replace(box, kind="ignored-box", detail=f"{box.class_name}, crowd or difficult")
+                what = "for any class" if box.class_name is None else f"of {box.class_name}, crowd or difficult"
+                yield replace(box, kind="ignored-box", detail=f"a region {what}")
             for kind, first, second, iou in overlaps(record):
                 box, other = (box_finding(dataset, split, record, index) for index in (second, first))
                 detail = f"{_shown(box)} overlaps {_shown(other)} by an IoU of {iou:.3f}, in {record.path.name}"

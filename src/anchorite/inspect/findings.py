@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from anchorite.data import Adjustment, DatasetIndex, Record
+from anchorite.data.dataset import NO_CLASS
 from anchorite.inspect.similar import ScannedImage
 from anchorite.reading import filled, one_line
 
@@ -74,6 +75,7 @@ KINDS: Mapping[str, FindingKind] = {
     "mostly-background": FindingKind(
         "warning", "kept", "most training images have no labels, and are learned as background"
     ),
+    "mostly-ignored": FindingKind("warning", "ignored", "split|splits of whose area ignored regions cover over half"),
     "class-without-training": FindingKind("warning", "kept", "class|classes without a box in train"),
     "uncovered-background": FindingKind(
         "warning",
@@ -104,7 +106,7 @@ KINDS: Mapping[str, FindingKind] = {
     "small-box": FindingKind("note", "kept", "box|boxes thinner than two pixels of the network input"),
     "dense-image": FindingKind("note", "kept", "image|images with over 100 boxes of a class: COCO's score counts 100"),
     "background-image": FindingKind("note", "kept", "image|images without a box, trained on as background"),
-    "ignored-box": FindingKind("note", "ignored", "crowd or difficult box|boxes: no target, and not scored"),
+    "ignored-box": FindingKind("note", "ignored", "ignored region|regions: no object, no background, and not scored"),
     "ignored-key": FindingKind("note", "ignored", "setting|settings without effect"),
     "ignored-score": FindingKind("note", "ignored", "scores beside boxes, as predictions have them"),
     "ignored-category": FindingKind("note", "ignored", "categories that only group others: no classes"),
@@ -171,7 +173,7 @@ def box_finding(dataset: DatasetIndex, split: str, record: Record, index: int) -
         image=str(record.path),
         origin=record.origins[index],
         box_xyxy=tuple(record.boxes_xyxy[index].tolist()),
-        class_name=dataset.class_names[record.class_ids[index]],
+        class_name=None if (class_id := record.class_ids[index]) == NO_CLASS else dataset.class_names[class_id],
     )
 
 
@@ -328,13 +330,13 @@ def _text(inspection: Inspection, is_summary: bool) -> str:
 def _balance_lines(inspection: Inspection, num_shown: int) -> Iterator[str]:
     """A table with a column for each split: images, boxes, and boxes of each class."""
     names = inspection.dataset.class_names
-    rare = "crowd, difficult", "images left out"
+    rare = "ignored regions", "boxes of weight under 1", "images left out"
     titles = ["", "images", "without a box", "boxes", "an image, mean", "an image, most", *rare, *names[:num_shown]]
     columns = [titles]
     for split in inspection.balances:
         mean = f"{split.boxes / split.images:.1f}" if split.images else "-"
         column = [split.split, split.images, split.empty_images, split.boxes, mean, split.most_boxes]
-        column += [split.ignored, sum(split.left_out.values())]
+        column += [split.ignored, split.weighted, sum(split.left_out.values())]
         shares = [f"{n} ({n / split.boxes:.0%})" if split.boxes else n for n in split.boxes_per_class[:num_shown]]
         columns.append([str(cell) for cell in [*column, *shares]])
     first = min(32, max(map(len, titles))) + 2

@@ -29,6 +29,7 @@ from anchorite.errors import InputError
 from anchorite.inspect.findings import KINDS, Finding, Severity, SourceBalance, SplitBalance, kind_of, named
 
 _MOST_PLACES = 3
+_MOSTLY, _MOST_REGIONS = 0.5, 1000  # share of the area; regions of an image whose common area is looked at
 _LEFT_OUT = {  # kinds of findings for which an image is left out, and what is told of it
     "malformed": "with labels that cannot be read",
     "unreadable-image": "that cannot be read",
@@ -99,18 +100,26 @@ def require_boxes(dataset: DatasetIndex) -> None:
         raise InputError(
             f"{dataset.root}: no training images; a data set needs a split train (splits with images: {there})"
         )
-    if not train.class_counts(len(dataset.class_names)).any():
-        raise InputError(f"{dataset.root}: nothing to learn from: {why_no_boxes(dataset)}")
+    if why := why_no_boxes(dataset):
+        raise InputError(f"{dataset.root}: nothing to learn from: {why}")
 
 
 def why_no_boxes(dataset: DatasetIndex) -> str:
-    """Why no box of train is learned, as far as it is known, and what to do."""
+    """Why no box of train is learned, as far as it is known, and what to do; nothing where one is."""
     train = dataset.split("train")
+    num_learned = int(train.class_counts(len(dataset.class_names)).sum())
+    if num_learned and (train.num_weighted() < num_learned or train.mean_weight() > 0):
+        return ""
+    first = next((record.origins[0] for record in train if len(record.origins)), "")
+    if num_learned:
+        return f"all boxes of train have the weight 0 (the first: {first}). Give them scores above 0, or none"
     if num_ignored := train.num_boxes():
-        first = next(record.origins[0] for record in train if len(record.origins))
         count = f"all {num_ignored} boxes of train are" if num_ignored > 1 else "the only box of train is"
         cause, remedy = "as crowds or difficult", "Mark them otherwise where they were labelled"
-        if dataset.format == "coco":
+        if dataset.ignored_classes:
+            names = named(dataset.ignored_classes)
+            cause, remedy = f"as crowds, difficult or of ignored classes ({names})", "Leave one of these classes in"
+        elif dataset.format == "coco":
             cause = "as crowds, regions in which objects are not told apart"
             remedy = (
                 "If each is one object, set iscrowd to 0 in the json; CVAT exports masks as crowds: convert them to "
@@ -232,8 +241,8 @@ def split_findings(
     train = next((counts for counts in balances if counts.split == "train"), None)
     if train is None or not train.images:
         yield Finding("no-training-images", "the split train is missing or empty", "train")
-    elif not train.boxes:
-        yield Finding("no-training-boxes", why_no_boxes(dataset), "train")
+    elif why := why_no_boxes(dataset):
+        yield Finding("no-training-boxes", why, "train")
     elif 2 * train.empty_images > train.images and not background_ok:
         yield Finding("mostly-background", f"{train.empty_images} of {train.images} images", "train")
     for counts in balances:
@@ -241,6 +250,9 @@ def split_findings(
             yield Finding("empty-split", "no image", counts.split)
         elif counts is not train and not counts.boxes:
             yield Finding("split-without-boxes", "nothing to measure against", counts.split)
+        share = 0.0 if not counts.ignored else ignored_share(dataset.splits[counts.split])
+        if share > _MOSTLY:
+            yield Finding("mostly-ignored", f"{share:.0%} of the images' area", counts.split)
         if counts.images == 1:
             yield Finding("single-image-split", "one image", counts.split)
     for number, name in enumerate(dataset.class_names if train and train.boxes else ()):
@@ -252,6 +264,33 @@ def split_findings(
         if source.not_covered and source.background_weight == 1 and source.images.get("train"):
             detail = f"does not cover {named(source.not_covered)}"
             yield Finding("uncovered-background", detail, "train", origin=f"source {source.name}")
+
+
+def ignored_share(records: Split) -> float:
+    """The share of the images' area that ignored regions cover. Up to a half places in several regions count several
+    times, which takes no time. 0 for shards, whose labels are not in memory."""
+    if records.is_shuffled:
+        return 0.0
+    table = records.table()
+    sizes = table.images["width"].astype(np.float64) * table.images["height"]
+    regions, owners = (column[table.boxes["ignored"]] for column in (table.boxes["xyxy"], table.image_of_box()))
+    sides = regions[:, 2:] - regions[:, :2]
+    areas = np.minimum(np.bincount(owners, sides[:, 0] * sides[:, 1], minlength=len(sizes)), sizes)
+    if areas.sum() > _MOSTLY * sizes.sum():
+        counts = np.bincount(owners, minlength=len(sizes))
+        for image in np.flatnonzero((counts > 1) & (counts <= _MOST_REGIONS)).tolist():
+            areas[image] = _area_of_union(regions[slice(*np.searchsorted(owners, [image, image + 1]))])
+    return float(areas.sum() / sizes.sum())
+
+
+def _area_of_union(boxes_xyxy: NDArray[np.float64]) -> float:
+    """The area of boxes (N, 4), what several cover once."""
+    xs, ys = np.unique(boxes_xyxy[:, ::2]), np.unique(boxes_xyxy[:, 1::2])
+    is_covered = np.zeros((len(ys) - 1, len(xs) - 1), np.bool_)
+    columns, rows = np.searchsorted(xs, boxes_xyxy[:, ::2]), np.searchsorted(ys, boxes_xyxy[:, 1::2])
+    for (left, right), (top, bottom) in zip(columns, rows, strict=True):
+        is_covered[top:bottom, left:right] = True
+    return float(np.diff(ys) @ is_covered @ np.diff(xs))
 
 
 def unlisted_images(dataset: DatasetIndex) -> Iterator[Finding]:

@@ -53,7 +53,9 @@ def resplit(
         pairs += [pair[:2] for pair in similar_pairs(thumbnails, np.zeros(len(images), np.int64))]
     groups = connected(len(images), pairs)
     num_classes = len(dataset.class_names)
-    counts = np.array([np.bincount(one.record.class_ids, minlength=num_classes) for one in images], np.float64)
+    # Regions without a class, NO_CLASS = -1, are counted first, and not used.
+    counted = [np.bincount(one.record.class_ids + 1, minlength=num_classes + 1)[1:] for one in images]
+    counts = np.array(counted, np.float64)
     owner = stratified(groups, counts.reshape(len(images), num_classes), list(shares.values()), seed)
     splits = {
         name: as_split([image.record for image, split in zip(images, owner, strict=True) if split == number])
