@@ -48,7 +48,7 @@ def coco_source(folder: Path) -> None:
             {"id": 9 - k, "image_id": 0, "category_id": 3 if name == "cat" else 7, "bbox": [x, y, x2 - x, y2 - y]}
             for k, (name, x, y, x2, y2) in enumerate(BOXES)
         ]
-        annotations.append({"id": 99, "image_id": 3, "category_id": 5, "bbox": [1, 1, 2, 2]})
+        annotations.append({"id": 99, "image_id": 3, "category_id": 3, "bbox": [1, 1, 2]})
         if split == "val":
             annotations = [{"id": 1, "image_id": 0, "category_id": 3, "bbox": [51.2, 38.4, 25.6, 19.2]}]
         categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]

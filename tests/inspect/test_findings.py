@@ -20,7 +20,7 @@ def test_a_healthy_dataset_has_no_finding(tmp_path: Path) -> None:
 
 def test_bad_rows_are_all_listed_not_the_first_twenty(tmp_path: Path) -> None:
     healthy(tmp_path)
-    write_text(tmp_path / "labels/train/a.txt", "0 0.5 0.5 0.2 0.2\n" + "7 0.5 0.5 0.2 0.2\n" * 30)
+    write_text(tmp_path / "labels/train/a.txt", "0 0.5 0.5 0.2 0.2\n" + "0 0.5 0.5 0.2\n" * 30)
     inspection = inspected(tmp_path)
     bad = [finding for finding in inspection.findings if finding.kind == "malformed"]
     label = tmp_path / "labels/train/a.txt"

@@ -74,7 +74,6 @@ def labels(found: dict[str, Found], photos: Path, **options: Any) -> tuple[Pseud
     return anchorite.pseudo_label(Told(found), photos, out, **options), open_dataset(out)
 
 
-@pytest.mark.xfail(reason="until the formats hold weights and regions")
 @pytest.mark.parametrize("format", ["yolo", "coco"])
 def test_sure_detections_are_objects_and_doubtful_ones_regions_where_nothing_better_is(
     photos: Path, format: str
@@ -117,7 +116,6 @@ def test_boxes_that_are_one_once_they_are_cut_to_the_image_are_written_once(phot
     assert record.class_ids.tolist() == [0, 1]
 
 
-@pytest.mark.xfail(reason="until the formats hold weights and regions")
 def test_images_without_an_object_are_kept_when_asked(photos: Path) -> None:
     found = {"a": SURE, "b": [(0.3, 0, (10.0, 10.0, 50.0, 50.0))]}
     result, dataset = labels(found, photos, keep_empty=True)

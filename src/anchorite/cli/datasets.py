@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _MOST_NOTES = 10
 _CHANGES_HEADING = """Made by `anchorite inspect --fix`. Images are byte copies. Of the labels this copy has what
-anchorite reads: classes, boxes, crowd or difficult flags, and areas in COCO. Masks, poses, licences
-and comments are not in it.
+anchorite reads: classes, boxes, ignored regions, weights (but in VOC), and areas in COCO. Masks, poses,
+licences and comments are not in it.
 
 """
 
