@@ -75,7 +75,16 @@ def opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DatasetIndex, b
 
 
 def assert_equal(one: DatasetIndex, other: DatasetIndex) -> None:
-    for name in ("root", "format", "class_names", "adjustments", "allow_outside", "skip_bad"):
+    for name in (
+        "root",
+        "format",
+        "class_names",
+        "adjustments",
+        "allow_outside",
+        "skip_bad",
+        "ignored_classes",
+        "scores",
+    ):
         assert getattr(one, name) == getattr(other, name), name
     assert list(one.splits) == list(other.splits)
     assert all(one.splits[split] == other.splits[split] for split in one.splits)
@@ -165,6 +174,12 @@ def test_every_way_of_opening_has_an_index_of_its_own(tmp_path: Path, monkeypatc
     with pytest.raises(InputError, match="the class must be"):
         open_dataset(root)
     assert_equal(open_dataset(root, skip_bad=True), skipped)
+    asked = {"ignore_classes": ["cat"], "scores": "as-weights", "skip_bad": True}
+    ignoring = [open_dataset(root, **asked) for _ in range(2)]  # type: ignore[arg-type]
+    assert [one.class_names for one in (*ignoring, open_dataset(root, skip_bad=True))] == [("dog",)] * 2 + [
+        skipped.class_names
+    ]
+    assert_equal(*ignoring)
     monkeypatch.chdir(tmp_path)
     assert open_dataset("data", skip_bad=True).splits["train"][0].path == Path("data/images/train/a.png")
 

@@ -23,6 +23,7 @@ from rich.text import Text
 from anchorite.cli.messages import RESUME_HINT
 from anchorite.cli.options import OutputOptions
 from anchorite.errors import StorageError, WorkerError
+from anchorite.reading import one_line
 
 if TYPE_CHECKING:
     from anchorite.data import DatasetIndex
@@ -325,6 +326,10 @@ def data_lines(dataset: DatasetIndex, overview: Overview, without: str = "") -> 
     """Path, format and number of classes; what each split holds; what was found wrong. without: how kinds of findings
     begin that are not told."""
     classes = f"{len(dataset.class_names)} class{'' if len(dataset.class_names) == 1 else 'es'}"
+    if dataset.ignored_classes:
+        classes += f"; ignored: {one_line(', '.join(dataset.ignored_classes))}"
+    if dataset.scores != "ignore":
+        classes += "; scores are weights"
     told = [one for one in overview.told if not (without and one.kind.startswith(without))]
     return [f"data: {dataset.root} ({dataset.format}), {classes}", *replace(overview, told=tuple(told)).lines()]
 

@@ -5,6 +5,7 @@ Legend: B images, L levels, A anchors per level, K classes, N detections of an i
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -361,6 +362,9 @@ def require_classes(
     if known == given:
         return
     if len(known) != len(given):
+        if set(known) < set(given):
+            missing = " ".join(f"--ignore-class {shlex.quote(name)}" for name in given if name not in known)
+            remedy = f"leave out what the weights were not trained on ({missing}), or {remedy}"
         shown = [repr(list(names[:5])) + " and more" * (len(names) > 5) for names in (known, given)]
         difference = f"{len(known)} and {len(given)} of them, {' and '.join(shown)}"
     else:
