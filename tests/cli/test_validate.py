@@ -92,3 +92,22 @@ def test_data_that_leads_outside_needs_leave(capsys: pytest.CaptureFixture[str],
     assert "--allow-outside" in message
     assert run(["validate", weights(), str(config), "--allow-outside"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["all", "4"]
+
+
+def test_sources_are_told_and_alone_are_measured_as_they_are(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    yaml = tmp_path / "merged.yaml"
+    yaml.write_text(f"sources: [{{data: {data_folder()}, background_weight: 0.5}}]\n")
+    words = ["validate", weights(), str(yaml), "--allow-outside"]
+    capsys.readouterr()
+    assert run(words) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("source ")
+    assert first.endswith("val 4, test 2; covers all classes; background counts 0.5")
+    scores = []
+    for data in (yaml, data_folder()):
+        assert run(["validate", weights(), str(data), "--allow-outside", "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0]["metrics"] == scores[1]["metrics"]
+    assert scores[0]["images_covering"] is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from anchorite.choices import WrittenFormat
-from anchorite.data import DatasetIndex, open_dataset
+from anchorite.data import DatasetIndex, decode_image, open_dataset
 from anchorite.data.convert import write_dataset
 from anchorite.data.dataset import NO_CLASS, LabelSource
 from anchorite.errors import InputError
@@ -261,3 +261,23 @@ def test_ignored_classes_of_the_command_hold_for_all_sources_and_those_of_a_sour
         open_dataset(yaml, ignore_classes=["brid"])
     with pytest.raises(InputError, match=r"merged.yaml:2: source farm: .*'cow'"):
         open_dataset(write_text(yaml, "sources:\n- data: farm\n  ignore_classes: [cow]\n"))
+
+
+def test_shards_keep_the_sources_and_can_be_one(tmp_path: Path) -> None:
+    index = open_dataset(three_kinds(tmp_path / "data"))
+    write_dataset(index, tmp_path / "all" / "shards", "shards")
+    copy = open_dataset(tmp_path / "all" / "shards")
+    for split, records in index.splits.items():
+        assert Counter(one.source for one in copy.splits[split]) == Counter(one.source for one in records)
+        assert set(copy.splits[split].sources()) == set(records.sources())
+    yaml = write_text(tmp_path / "all" / "m.yaml", "sources: [{data: shards}]\n")
+    with pytest.raises(InputError, match=r"m.yaml:1: source shards was made of several sources.*name these"):
+        open_dataset(yaml)
+    # Shards of one source are read as any other, images and all.
+    write_dataset(open_dataset(tmp_path / "data" / "farm"), tmp_path / "all" / "farm", "shards")
+    index = open_dataset(write_text(yaml, "sources: [{data: farm, covers: [dog, cat], background_weight: .5}]\n"))
+    assert Counter(len(one.class_ids) for one in index.splits["train"]) == {2: 1, 0: 1}
+    assert index.splits["train"].sources() == (LabelSource("farm", None, 0.5),)
+    assert all(decode_image(one.path).shape == (48, 64, 3) for one in index.splits["train"])
+    write_dataset(index, tmp_path / "copy", "coco")
+    assert open_dataset(tmp_path / "copy").splits["train"].sources() == (LabelSource("farm", None, 0.5),)

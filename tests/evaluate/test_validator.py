@@ -334,6 +334,9 @@ def test_what_labels_do_not_know_is_neither_right_nor_wrong_and_weighs_in_the_lo
         result = Validator([unknown, plain], CLASS_NAMES, SIZE).run(ColourDetector())
         assert result.metrics.map == pytest.approx(1)
         assert [one.num_truths for one in result.metrics.classes] == [2, 0, 1]
+    info = WeightsInfo("n", CLASS_NAMES, ANCHORS, SIZE)
+    predictor = Predictor(ColourDetector(), info, device="cpu", precision="fp32")
+    assert Validator([unknown, plain], CLASS_NAMES, SIZE).run_predictor(predictor).metrics.map == pytest.approx(1)
     assert result.images_covering() == {"red": 2, "green": 1, "blue": 1}
     assert "blue: measured on 1 of 2 images" in result.table()
     background = replace(uncovered, source=replace(source, covered=None))

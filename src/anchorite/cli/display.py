@@ -354,6 +354,7 @@ def dataset_facts(dataset: DatasetIndex, overview: Overview) -> dict[str, Any]:
         "format": dataset.format,
         "class_names": dataset.class_names,
         "splits": splits,
+        "sources": [asdict(one) for one in overview.sources],
         "adjustments": count_adjustments(dataset),
         "findings": [one._asdict() for one in overview.told],
     }

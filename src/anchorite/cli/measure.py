@@ -49,6 +49,7 @@ def validate(
     """Measure weights on a labelled split: COCO mAP in all, by size and by class."""
     from anchorite.data import without_images
     from anchorite.evaluate import ReadConfig, Validator, require_classes, require_images, require_side
+    from anchorite.inspect import sources_of
     from anchorite.predict import Ensemble
 
     if json and output.json_lines:
@@ -83,6 +84,8 @@ def validate(
         facts = {"weights": weights, "data": data, "split": split, "image_size": size, "plots": out}
         write_line("validated", **facts, **result.to_json(), adjustments=count_adjustments(dataset))
     else:
+        if not output.quiet:
+            print("".join(f"{source.line()}\n" for source in sources_of(dataset)), end="")
         if isinstance(network, Ensemble) and not output.quiet:
             print(network.description(running.image_size))
         print(result.table())

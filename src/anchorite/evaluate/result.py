@@ -92,11 +92,15 @@ class ValidationResult:
             yield f"val/{name}", value
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the boxes in plain types, None for nan."""
+        """Everything but the boxes in plain types, None for nan; images_covering: None where all labels cover all."""
+        covering = self.images_covering()
         best = detection_curves(self.truths, self.predictions, self.class_names).best_confidence()
         confidence, f1 = (None if math.isnan(value) else value for value in best)
         return {
             "images": len(self.truths),
+            "images_covering": covering
+            if min(covering.values(), default=len(self.truths)) < len(self.truths)
+            else None,
             "metrics": self.metrics.to_dict(),
             "best_f1": {"f1": f1, "confidence": confidence},
             "losses": None if self.losses is None else self.losses._asdict(),

@@ -10,12 +10,13 @@ from anchorite.inspect.findings import (
     FindingKind,
     Inspection,
     Severity,
+    SourceBalance,
     SplitBalance,
     kind_of,
     report_text,
     summary_text,
 )
-from anchorite.inspect.overview import Overview, Told, look_over, require_boxes
+from anchorite.inspect.overview import Overview, Told, look_over, require_boxes, sources_of
 from anchorite.inspect.resplit import resplit, take_val
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Inspection",
     "Overview",
     "Severity",
+    "SourceBalance",
     "SplitBalance",
     "Told",
     "anchor_table",
@@ -39,6 +41,7 @@ __all__ = [
     "require_boxes",
     "resplit",
     "save_anchor_plot",
+    "sources_of",
     "summary_text",
     "take_val",
 ]

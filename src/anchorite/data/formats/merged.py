@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from pathlib import Path
@@ -304,16 +304,23 @@ def _refuse_uncovered(source: _Source, index: DatasetIndex, label: LabelSource, 
 
 def _refuse_shared_images(sources: Sequence[_Source], indexes: Sequence[DatasetIndex]) -> None:
     """InputError where an image is in two sources: the labels of one would say that the objects of the other are not
-    there."""
-    owners: dict[bytes, int] = {}
-    for number, index in enumerate(indexes):
-        for key in chain.from_iterable(split.path_keys() for split in index.splits.values()):
-            other = owners.setdefault(key, number)
-            if other != number:
-                raise InputError(
-                    f"{sources[number].where}: the image {printable(os.fsdecode(key))} is in "
-                    f"source {sources[other].name}, too; take it out of one"
-                )
+    there. Compared as numbers, which take a tenth of the memory of paths."""
+
+    def keys(number: int) -> Iterator[bytes]:
+        return chain.from_iterable(split.path_keys() for split in indexes[number].splits.values())
+
+    hashes = [np.fromiter(map(hash, keys(number)), np.int64) for number in range(len(indexes))]
+    owners = np.repeat(np.arange(len(hashes)), list(map(len, hashes)))
+    every = np.concatenate(hashes)
+    order = np.argsort(every, kind="stable")
+    is_shared = (np.diff(every[order]) == 0) & (np.diff(owners[order]) != 0)
+    for place in np.flatnonzero(is_shared).tolist():
+        first, second = owners[order[[place, place + 1]]].tolist()
+        if shared := set(keys(first)).intersection(keys(second)):
+            raise InputError(
+                f"{sources[second].where}: the image {printable(os.fsdecode(min(shared)))} is in source "
+                f"{sources[first].name}, too; take it out of one"
+            )
 
 
 def _joined(
