@@ -257,6 +257,8 @@ def test_ignored_classes_of_the_command_hold_for_all_sources_and_those_of_a_sour
     ids = [(one.class_ids.tolist(), one.ignored.tolist()) for one in index.splits["train"]]
     assert ids == [([NO_CLASS, 0], [True, False]), ([], []), ([1], [False])]
     assert index.splits["val"][0].class_ids.tolist() == [NO_CLASS]
+    ordered = write_text(yaml, yaml.read_text() + "names: [dog, bird, cat]\n")
+    assert open_dataset(ordered, ignore_classes=["bird"]).class_names == ("dog", "cat")
     with pytest.raises(InputError, match=r"merged.yaml: ignore class 'brid'.*did you mean bird"):
         open_dataset(yaml, ignore_classes=["brid"])
     with pytest.raises(InputError, match=r"merged.yaml:2: source farm: .*'cow'"):
@@ -281,3 +283,12 @@ def test_shards_keep_the_sources_and_can_be_one(tmp_path: Path) -> None:
     assert all(decode_image(one.path).shape == (48, 64, 3) for one in index.splits["train"])
     write_dataset(index, tmp_path / "copy", "coco")
     assert open_dataset(tmp_path / "copy").splits["train"].sources() == (LabelSource("farm", None, 0.5),)
+
+
+def test_a_source_of_background_alone_may_cover_no_class_and_is_written_so(tmp_path: Path) -> None:
+    two_sources(tmp_path / "data", "sources: [{data: none, covers: []}, {data: farm}]\n")
+    yolo_dataset(tmp_path / "data" / "none", {"n": ""})
+    index = open_dataset(tmp_path / "data" / "merged.yaml")
+    assert index.splits["train"].sources()[0].covered == (False, False)
+    write_dataset(index, tmp_path / "copy", "yolo")
+    assert open_dataset(tmp_path / "copy").splits["train"].sources() == index.splits["train"].sources()

@@ -79,7 +79,7 @@ class _Source:
 def find(root: Path, log: ReadingLog, fence: Fence) -> Path | None:
     """The YAML of sources: the file that is named, or in a folder without a data.yaml of its own the only one.
 
-    Raises InputError when it is a link that leads out of the fence, or there are several.
+    InputError when there are several.
     """
     candidates = [root] if root.is_file() else files_with_suffix(root, *SUFFIXES)
     if others := [path for path in candidates if path.stem.lower() == "data"]:
@@ -124,7 +124,7 @@ def read(path: Path, log: ReadingLog, opened: Opener, allow_outside: bool, **opt
             f"{path}: ignore class {shorten(unknown[0])}: no source has such a class"
             f"{suggestion(unknown[0], sorted(known)) or _there_are(sorted(known))}"
         )
-    class_names = _class_names(nodes.get("names"), indexes, path)
+    class_names = _class_names(nodes.get("names"), indexes, path, extra)
     labels = [
         LabelSource(source.name, _covered(source, index, class_names, extra), source.background_weight)
         for source, index in zip(sources, indexes, strict=True)
@@ -217,7 +217,7 @@ def _source(nodes: Mapping[str, yaml.Node], item: yaml.Node, path: Path, fence: 
 def _names(key: str, node: yaml.Node, path: Path) -> tuple[str, ...]:
     """A list of class names."""
     is_list = isinstance(node, yaml.SequenceNode)
-    if not is_list or not node.value:
+    if not is_list or not (node.value or key == "covers"):  # images of background alone need cover no class
         also = " or `all`" if key == "covers" else ""
         raise _fault(path, node, f"{key} must be a list of class names, such as [cat, dog]{also}; got {_shown(node)}")
     for item in node.value:
@@ -245,12 +245,15 @@ def _opened(source: _Source, opened: Opener, options: Mapping[str, Any]) -> Data
     return replace(index, splits=splits)
 
 
-def _class_names(node: yaml.Node | None, indexes: Sequence[DatasetIndex], path: Path) -> tuple[str, ...]:
-    """The classes of all sources, in the order that the YAML gives, or of their first appearance."""
+def _class_names(
+    node: yaml.Node | None, indexes: Sequence[DatasetIndex], path: Path, ignored: Sequence[str]
+) -> tuple[str, ...]:
+    """The classes of all sources, in the order that the YAML gives, or of their first appearance. ignored, here and
+    below: classes that are ignored in all sources, which the YAML need not know of."""
     appearing = tuple(dict.fromkeys(name for index in indexes for name in index.class_names))
     if node is None:
         return appearing
-    names = _names("names", node, path)
+    names = tuple(name for name in _names("names", node, path) if name not in ignored)
     for name in names:
         if name not in appearing:
             raise _fault(path, node, f"names: no source has the class {shorten(name)}{_there_are(appearing)}")
@@ -264,8 +267,7 @@ def _class_names(node: yaml.Node | None, indexes: Sequence[DatasetIndex], path: 
 def _covered(
     source: _Source, index: DatasetIndex, class_names: Sequence[str], ignored: Sequence[str]
 ) -> tuple[bool, ...] | None:
-    """Whether the labels of a source cover each class; None where they cover all. ignored: classes that are ignored in
-    all sources, which the YAML need not know of."""
+    """Whether the labels of a source cover each class; None where they cover all."""
     names = index.class_names if source.covers is None else class_names if source.covers == _ALL else source.covers
     for name in names:
         if name not in class_names and name not in ignored:
