@@ -1,4 +1,4 @@
-"""Pictures of boxes and cells: the anchors, the decode ranges, the neighbour rule."""
+"""Pictures of boxes and cells: the anchors, the decode ranges, the neighbour rule, what labels do not know."""
 
 from __future__ import annotations
 
@@ -114,4 +114,39 @@ def draw_cells(numbers: dict[str, Any]) -> Figure:
     grid(axes[3], size, size)
     axes[3].set_title("how many cells, by centre")
     figure.colorbar(image, ax=axes[3], ticks=[1, 2, 3], shrink=0.7)
+    return figure
+
+
+def draw_unknown(numbers: dict[str, Any]) -> Figure:
+    """An object and two regions: what is ignored by which rule, what every cell counts, and what a cell costs."""
+    figure, (ignored, counts, losses) = panels(3, height=3.5, width_ratios=[1, 1, 1.1])
+    size, half = numbers["grid"], numbers["grid"] / 2
+    of_object = {tuple(cell) for cell in numbers["candidates"]}
+    by_half = {tuple(cell) for cell in numbers["by_half"]} - of_object
+    by_shape = {tuple(cell) for cell in numbers["by_shape"]} - of_object - by_half
+    grid(ignored, size, size)
+    for cells, hatch, colour in ((by_half, "////", "none"), (by_shape, "\\\\\\\\", "none"), (of_object, "", ACCENT)):
+        for cell in cells:
+            ignored.add_patch(
+                Rectangle(cell, 1, 1, facecolor=colour, edgecolor=INK, hatch=hatch, alpha=0.6, linewidth=0)
+            )
+    grid(counts, size, size)
+    for row, of_row in enumerate(numbers["weights"]):
+        for column, weight in enumerate(of_row):
+            colour = ACCENT if (column, row) in of_object else THIRD
+            counts.add_patch(Rectangle((column, row), 1, 1, facecolor=colour, alpha=0.45 * weight, linewidth=0))
+            counts.text(column + 0.5, row + 0.5, f"{weight:.1g}", ha="center", va="center", fontsize=8)
+    for panel in (ignored, counts):
+        for name, (x, y, width, height) in {"object": numbers["object"], **numbers["regions"]}.items():
+            line = {"edgecolor": SECOND, "linewidth": 1.8, "linestyle": "-" if name == "object" else ":"}
+            panel.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, fill=False, **line))
+    ignored.set_title("ignored: / by half, \\ by shape")
+    counts.plot([half, half], [0, size], color=INK, linewidth=1.2)
+    counts.set_title("what a cell counts")
+    for (weight, values), colour in zip(numbers["losses"].items(), (THIRD, SECOND, INK), strict=True):
+        losses.plot(numbers["answer"], values, color=colour, label=f"counts {float(weight):g}")
+    losses.set_xlabel("predicted objectness of a cell without an object")
+    losses.set_title("what a false detection costs")
+    losses.grid(linewidth=0.5)
+    losses.legend(loc="upper left")
     return figure

@@ -15,9 +15,10 @@ from precision_numbers import precision_numbers
 from torch import Tensor
 
 from anchorite.anchors import AnchorSet, decode_boxes
-from anchorite.boxes import Targets
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.loss import Assignment, DetectionLoss, LossConfig, assign, break_down
-from anchorite.loss.terms import bce_with_focus, class_targets, objectness_targets, smoothed_targets
+from anchorite.loss.assign import ignored_cells
+from anchorite.loss.terms import bce_with_focus, class_targets, objectness_targets, smoothed_targets, winning_cells
 
 # The cells picture: a grid of its own, and objects (centre, sides) in cells of it, each with an anchor that matches.
 GRID = 4
@@ -26,6 +27,9 @@ OBJECTS = {
     "lower right of its cell": ((1.7, 2.8), (1.6, 1.2)),
     "at the border": ((0.4, 2.2), (0.7, 1.2)),
 }
+# The picture of what labels do not know: cx, cy, w, h in cells of a grid with one anchor of 2.5 x 2.5 cells.
+UNKNOWN_GRID, OBJECT_OF_HALF = 8, (5.3, 2.7, 2.0, 2.4)
+REGIONS = {"crowd": (2.8, 5.0, 5.0, 5.0), "difficult": (6.7, 6.6, 1.2, 1.4)}
 SMOOTHINGS, GRS = (0.0, 0.1, 0.2), (0.0, 0.5, 1.0)
 
 
@@ -107,7 +111,8 @@ def gr_numbers() -> dict[str, Any]:
     found = Assignment(
         zero, zero, zero, index, index, zero, torch.zeros(places, 4).double(), torch.ones(places, dtype=torch.bool)
     )
-    targets = {str(gr): objectness_targets(found, iou, (1, 1, places, 1), gr, "last").tolist() for gr in GRS}
+    cells = winning_cells(found, iou, (1, 1, places, 1), "last")
+    targets = {str(gr): objectness_targets(cells, iou, places, gr).tolist() for gr in GRS}
     goals = (0.3, 0.7, 1.0)
     answer = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
     losses = {str(goal): _bce(torch.logit(answer), torch.full_like(answer, goal)).tolist() for goal in goals}
@@ -128,6 +133,36 @@ def smoothing_numbers() -> dict[str, Any]:
     return {"targets": targets, "logit": logit.tolist(), "losses": losses, "lowest": lowest}
 
 
+def unknown_numbers() -> dict[str, Any]:
+    """Which cells of a small grid two regions ignore, and by which rule; what every cell counts there beside an object
+    of weight .6, in a mosaic of two tiles, in the right one of which labels may be missing; and what a cell costs."""
+    anchors = AnchorSet.from_rows([[20, 20]], (8,))
+    rows, side = [[0, 0, *(value / UNKNOWN_GRID for value in OBJECT_OF_HALF)]], UNKNOWN_GRID
+    regions = torch.tensor([[0, *(value / side for value in box)] for box in REGIONS.values()], dtype=torch.float64)
+    shape, cells = (1, side, side, 1), anchors.cells(torch.float64)[0]
+    as_objects = torch.cat([regions[:, :1], torch.zeros(len(regions), 1), regions[:, 1:]], dim=1)
+    by_shape = assign(Targets.from_rows(as_objects), anchors, [(side, side)])[0]
+    by_half = ignored_cells(regions, cells, shape, ratio_limit=1.0)  # which no shape passes
+    targets = Targets.from_rows(torch.tensor(rows, dtype=torch.float64), torch.tensor([0.6], dtype=torch.float64))
+    coverage = LabelCoverage(regions, None, torch.tensor([[[1, 0.5]]], dtype=torch.float64))
+    config = LossConfig(box_gain=1, objectness_gain=1, class_gain=1)
+    logits = [torch.zeros(1, 1, 6, side, side, dtype=torch.float64)]
+    (level,) = break_down(DetectionLoss(anchors, 1, config), logits, targets, coverage)
+    answer = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
+    return {
+        "grid": side,
+        "anchor": cells[0].tolist(),
+        "object": list(OBJECT_OF_HALF),
+        "regions": {name: list(box) for name, box in REGIONS.items()},
+        "by_shape": torch.stack([by_shape.column, by_shape.row], dim=1).tolist(),
+        "by_half": by_half[0, :, :, 0].nonzero().flip(1).tolist(),
+        "candidates": torch.stack([level.assignment.column, level.assignment.row], dim=1).tolist(),
+        "weights": level.objectness_weight[0, 0].tolist(),
+        "answer": answer.tolist(),
+        "losses": {str(u): (u * _bce(torch.logit(answer), torch.zeros_like(answer))).tolist() for u in (1.0, 0.5, 0.0)},
+    }
+
+
 def _bce(logits: Tensor, targets: Tensor) -> Tensor:
     return bce_with_focus(logits, targets, pos_weight=1, focal_gamma=0)
 
@@ -140,6 +175,7 @@ PICTURES: dict[str, Callable[[], dict[str, Any]]] = {
     "balance": balance_numbers,
     "gr": gr_numbers,
     "smoothing": smoothing_numbers,
+    "unknown": unknown_numbers,
     "precision": precision_numbers,
 }
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from draw_boxes import draw_anchors, draw_cells, draw_decode
+from draw_boxes import draw_anchors, draw_cells, draw_decode, draw_unknown
 from draw_curves import draw_balance, draw_gr, draw_precision, draw_smoothing, draw_three_cells
 from drawn_numbers import PICTURES, rounded
 from style import save
@@ -22,6 +22,7 @@ DRAWINGS = {
     "gr": draw_gr,
     "smoothing": draw_smoothing,
     "precision": draw_precision,
+    "unknown": draw_unknown,
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from anchorite.anchors import AnchorSet, decode_boxes
 from anchorite.boxes import Targets, paired_iou
 from anchorite.loss import DetectionLoss, LossConfig, assign
-from anchorite.loss.terms import bce_with_focus, class_targets, objectness_targets
+from anchorite.loss.terms import bce_with_focus, class_targets, objectness_targets, winning_cells
 
 NUM_CLASSES, NUM_IMAGES = 5, 4
 
@@ -99,6 +99,7 @@ def _bf16_loss(levels: list[Tensor], targets: Targets, term: str) -> Tensor:
             answers = logits[:, :, 4].permute(0, 2, 3, 1)
             batch, height, width, num_anchors = answers.shape
             shape = (batch, height, width, num_anchors)
-            goals = objectness_targets(found, iou.detach(), shape, 1.0, "last").view(shape)
+            cells = winning_cells(found, iou.detach(), shape, "last")
+            goals = objectness_targets(cells, iou.detach(), answers.numel(), 1.0).view(shape)
             total = total + balance * bce_with_focus(answers, goals, 1, 0).mean()
     return total
