@@ -239,7 +239,9 @@ def result_of(work: Work, variant: Variant, image_size: int, epochs: int) -> dic
         words = (run / f"{which}.safetensors", variant.test, "--split", "test", "--image-size", image_size, "--json")
         metrics = json.loads(anchorite("validate", *words))["metrics"]
         result[which] = {name: round(metrics[name], 4) for name in ("map", "map50", "map75")}
-        result[f"{which}_by_class"] = {one["name"]: round(one["ap"], 4) for one in metrics["classes"] if one["num_truths"]}
+        result[f"{which}_by_class"] = {
+            one["name"]: round(one["ap"], 4) for one in metrics["classes"] if one["num_truths"]
+        }
     return {**result, "seconds": round(time.perf_counter() - started)}
 
 
