@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 
 from anchorite.data import DatasetIndex, open_dataset
+from anchorite.data.dataset import NO_CLASS
 from anchorite.errors import AnchoriteError, InputError
 from tests.data.format_samples import voc_object, voc_xml, write_image
 from tests.faults.mutators import NUMBERS, TEXTS, maybe_spoilt, number, spoilt
 
 NAMES = ("cat", "dog", "cow")
 WIDTH, HEIGHT = 64, 48
+BAD = ("skipped-bad", "ignored-region")  # adjustments by --skip-bad
 _GOOD_YAML = f"train: images\nnames: [{', '.join(NAMES)}]\n"
 _GOOD_ROW = "0 0.5 0.5 0.25 0.5\n"
 _PLAIN = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -40,14 +42,18 @@ class YoloLabels:
 
     def __init__(self, folder: Path, num_files: int = 1, num_points: int = 0) -> None:
         (folder / "labels").mkdir()
-        (folder / "data.yaml").write_text(_GOOD_YAML + f"kpt_shape: [{num_points}, 3]\n")
         self.folder, self._num_points = folder, num_points
+        self._has_weights, self._ignored = False, list[int]()
         self._files = [folder / "labels" / f"{number}.txt" for number in range(num_files)]
         for file in self._files:
             write_image(folder / "images" / f"{file.stem}.png", WIDTH, HEIGHT)
 
     def generate(self, rng: Random) -> dict[Path, bytes]:
-        """The content of each label file."""
+        """The content of each label file; data.yaml is good, and may say that scores are weights, or ignore a class."""
+        self._has_weights, self._ignored = rng.random() < 0.3, rng.choice(([], [], [2]))
+        words = "scores: as-weights\n" if self._has_weights else ""
+        words += f"ignore_classes: [{NAMES[2]}]\n" if self._ignored else ""
+        (self.folder / "data.yaml").write_text(_GOOD_YAML + f"kpt_shape: [{self._num_points}, 3]\n" + words)
         return {file: self._content(rng) for file in self._files}
 
     def _content(self, rng: Random) -> bytes:
@@ -70,26 +76,30 @@ class YoloLabels:
         assert index is not None, "nothing in a label file is a reason to refuse the dataset with skip_bad"
         records = {record.path.stem: record for record in index.splits["train"]}
         for file, content in contents.items():
-            reported = {
-                a.origin for a in index.adjustments if a.kind == "skipped-bad" and a.origin.startswith(str(file))
-            }
+            bad = [a for a in index.adjustments if a.kind in BAD and a.origin.startswith(str(file))]
+            reported = {a.origin for a in bad}
             if str(file) in reported:
                 assert file.stem not in records
                 continue  # refused as a whole
             lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
             rows = {n: self._box(line) for n, line in enumerate(lines, 1) if line.strip(b" \t\r")}
-            assert reported == {f"{file}:{n}" for n, box in rows.items() if box is None}
-            assert (file.stem in records) == (not reported)
-            expected = {tuple(box) for box in rows.values() if box and box[3] > box[1] and box[4] > box[2]}
+            lost = {f"{file}:{n}" for n, box in rows.items() if box is None}
+            assert reported == lost | {f"{file}:{n}" for n, box in rows.items() if box and box[0] >= len(NAMES)}
+            assert (file.stem in records) == (not lost)
+            assert all((a.kind == "ignored-region") == (not lost) for a in bad)
+            expected = set()
+            for class_id, weight, *box in filter(None, rows.values()):
+                is_region = class_id >= len(NAMES) or class_id in self._ignored
+                if box[2] > box[0] and box[3] > box[1]:
+                    expected.add((NO_CLASS, 1.0, *box) if is_region else (class_id, float(np.float32(weight)), *box))
             if file.stem in records:
                 record = records[file.stem]
-                found = {
-                    (k, *xyxy) for k, xyxy in zip(record.class_ids.tolist(), record.boxes_xyxy.tolist(), strict=True)
-                }
-                assert found == expected
+                columns = record.class_ids.tolist(), record.weights.tolist(), record.boxes_xyxy.tolist()
+                assert {(k, weight, *xyxy) for k, weight, xyxy in zip(*columns, strict=True)} == expected
 
     def _box(self, line: bytes) -> list[float] | None:
-        """Class and corners in pixels, within the image, of a row; None where it is bad."""
+        """Class, which may be beyond the last, weight and corners in pixels, within the image, of a row; None where it
+        is bad."""
         columns = line.decode("utf-8", "replace").strip(" \t\r").replace("\t", " ").split(" ")
         columns = [column for column in columns if column]
         if not line.isascii() or not all(self._is_number(column) for column in columns):
@@ -98,12 +108,15 @@ class YoloLabels:
         is_box = len(columns) in (5, 6) or is_pose
         if not is_box and (self._num_points > 0 or len(columns) < 7 or len(columns) % 2 == 0):
             return None
-        if not self._is_whole(columns[0]) or float(columns[0]) >= len(NAMES):
+        if not self._is_whole(columns[0]):
             return None
         values = [float(column) for column in columns[1:]]
         parts = values[:4] if is_box else values
         reach = 1e-4 if is_box else 0.5
         if not all(-reach <= value <= 1 + reach for value in parts) or (is_box and min(values[2:4]) < 0):
+            return None
+        weight = values[4] if len(columns) == 6 and self._has_weights else 1.0
+        if not 0 <= weight <= 1:
             return None
         if len(columns) == 6 and not (-1e-4 <= values[4] <= 1.0001 or self._is_whole(columns[5])):
             return None
@@ -111,7 +124,7 @@ class YoloLabels:
         xs, ys = ([cx - w / 2, cx + w / 2], [cy - h / 2, cy + h / 2]) if is_box else (parts[::2], parts[1::2])
         corners = min(xs) * WIDTH, min(ys) * HEIGHT, max(xs) * WIDTH, max(ys) * HEIGHT
         limits = zip(corners, (WIDTH, HEIGHT) * 2, strict=True)
-        return [int(float(columns[0])), *(min(max(corner, 0.0), limit) for corner, limit in limits)]
+        return [int(float(columns[0])), weight, *(min(max(corner, 0.0), limit) for corner, limit in limits)]
 
     @staticmethod
     def _is_whole(column: str) -> bool:
@@ -153,7 +166,8 @@ class YoloConfig:
             self._yaml.write_text(_GOOD_YAML.replace("images", "train.txt"))
             lines = [rng.choice((*_LISTED, *TEXTS)) for _ in range(rng.randint(0, 4))]
             return {self._list: maybe_spoilt(rng, "\n".join(lines).encode("utf-8", "surrogatepass"))}
-        keys = ("train", "names", "val", "nc", "path", "download", "kpt_shape", "Train", "NAMES")
+        keys = ("train", "names", "val", "nc", "path", "download", "kpt_shape", "Train", "NAMES", "scores")
+        keys = (*keys, "ignore_classes")
         lines = [self._entry(rng, key) for key in rng.sample(keys, 4)]
         if rng.random() < 0.8:
             lines = ["train: images", "names: [cat, dog]", *lines[:1]]
@@ -167,6 +181,8 @@ class YoloConfig:
             "nc": ("2", "3", "2.0", rng.choice(NUMBERS)),
             "path": (".", "images", "/x/images", "..\\y", *TEXTS),
             "kpt_shape": ("[1, 3]", "[17, 2]", f"[{rng.choice(NUMBERS)}, 3]", f"[1, {rng.choice(NUMBERS)}]", "1", "[]"),
+            "scores": ("as-weights", "ignore", "yes", "[as-weights]", rng.choice(NUMBERS)),
+            "ignore_classes": ("[dog]", names, "dog", "[[dog]]", "{0: dog}"),
             "download": ("https://example.org/x.zip", "|\n  import os"),
         }
         places = ("images", "train.txt", "[images]", "..", "/", "/x/images", "Images", "..\\images", *TEXTS)
@@ -281,6 +297,9 @@ class CocoJson(_Written):
             images.append(self._trapped(rng, images[0] | other) if rng.random() < 0.3 else images[0] | other)
         annotations = [self._annotation(rng, k) for k in range(rng.randint(0, 5))]
         content: Any = {"images": images, "annotations": annotations, "categories": categories}
+        if rng.random() < 0.2:
+            words = {"ignore_classes": [rng.choice(NAMES)], "scores": "as-weights"}
+            content["info"] = {"anchorite": self._trapped(rng, words) if rng.random() < 0.5 else words}
         if rng.random() < 0.1:
             content = self._trapped(rng, content)
         # Not by `indent`, which takes seconds for what is nested deeply.
@@ -291,6 +310,8 @@ class CocoJson(_Written):
         box: list[Any] = [rng.uniform(-20, 60), rng.uniform(-20, 40), rng.uniform(0, 80), rng.uniform(0, 80)]
         image_id = rng.choice((1, 1, 1, 2, "1", 2.0))
         plain: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": 0, "bbox": box, "iscrowd": 0}
+        if rng.random() < 0.2:
+            plain["score"] = rng.choice((0, 0.25, 1, 1.5, self._value(rng)))
         if rng.random() < 0.05:
             box[rng.randrange(4)] = self._value(rng)
         if rng.random() < 0.1:
@@ -435,7 +456,7 @@ class BoxTable(_Written):
             "width": str(WIDTH),
             "height": str(HEIGHT),
             "isgroupof": rng.choice(("0", "1")),
-            "confidence": "1",
+            "confidence": rng.choice(("1", "0.5")),
             **dict.fromkeys(("class", "labelname"), rng.choice(NAMES)),
             "imageid": name,
             "filename": f"{name}.png",
@@ -543,7 +564,7 @@ def check_reading(folder: Path) -> DatasetIndex | None:
             return None
         raise AssertionError("refused with skip_bad only") from error
     check_index(index)
-    skipped = [adjustment for adjustment in index.adjustments if adjustment.kind == "skipped-bad"]
+    skipped = [adjustment for adjustment in index.adjustments if adjustment.kind in BAD]
     for adjustment in skipped:
         check_origin(f"{adjustment.origin}: {adjustment.detail}", folder)
     try:
@@ -590,7 +611,10 @@ def check_index(index: DatasetIndex) -> None:
             assert (boxes_xyxy >= 0).all()
             assert (boxes_xyxy <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
             assert (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all()
-            assert ((record.class_ids >= 0) & (record.class_ids < num_classes)).all()
+            has_class = (record.class_ids >= 0) & (record.class_ids < num_classes)
+            assert (has_class | (record.ignored & (record.class_ids == NO_CLASS))).all()
+            assert ((record.weights >= 0) & (record.weights <= 1)).all()
+            assert (record.weights[record.ignored] == 1).all()
             assert np.isfinite(record.areas).all()
             assert (record.areas >= 0).all()
             assert len(record.origins) == len(record.areas) == len(record.ignored) == count

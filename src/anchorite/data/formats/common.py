@@ -142,11 +142,12 @@ class ReadingLog:
             self._listed.append(f"{printable(origin, _LONGEST_ORIGIN)}: {printable(reason)}")
 
     def bad_labels(self, faults: Sequence[Fault], image: Path) -> bool:
-        """Record what is bad in the labels of an image, and whether the image stays nevertheless."""
-        stays = all(is_placed for *_, is_placed in faults) and self.skip_bad
+        """Record what is bad in the labels of an image, and whether the image stays nevertheless (as far as it goes:
+        without skip_bad the dataset is refused later)."""
+        stays = all(is_placed for *_, is_placed in faults)
         for origin, reason, _ in faults:
             self.bad(origin, reason, image, stays)
-        return stays or not faults
+        return stays
 
     def raise_if_bad(self, root: Path) -> None:
         """Raise one InputError with the first 20 bad rows and their total count, if there is any."""
