@@ -11,10 +11,12 @@ pixels, h, w cells of a grid over it, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -206,6 +208,8 @@ class TrainSamples:
         self._weights = table.boxes["weight"][~ignored]
         numbers = np.array([self.parts.sources.index(source) for source in table.label_sources], np.int64)
         self._source_ids = numbers[table.images["source_id"]]  # of each record
+        counts = np.array([source.background_weight for source in table.label_sources], np.float32)
+        self._background_weights = counts[table.images["source_id"]]
 
     def __len__(self) -> int:
         return len(self.store.sizes_hw)
@@ -290,20 +294,22 @@ class TrainSamples:
         That is what the tile that is seen there says, 1 where there is none, and the smaller number of two layers.
         """
         grids = np.ones((len(plan.layers), *cells_of(plan.size)), np.float32)
-        middles = (np.arange(grids.shape[-1]) + 0.5) * (plan.size / grids.shape[-1])
+        pitch = plan.size / grids.shape[-1]
+        middles = (np.arange(grids.shape[-1]) + 0.5) * pitch
         for grid, layer in zip(grids, plan.layers, strict=True):
             for record, warp in layer:
-                left, top, right, bottom = warp.seen
-                across, down = (slice(*np.searchsorted(middles, ends)) for ends in ((left, right), (top, bottom)))
-                part, weight = grid[down, across], self.parts.sources[self._source_ids[record]].background_weight
+                left, top, right, bottom = (math.ceil(edge / pitch - 0.5) for edge in warp.seen)
+                part, weight = grid[top:bottom, left:right], self._background_weights[record]
                 if warp.crop is not None:
                     part[:] = weight
                     continue
-                (x_of_x, x_of_y, shift_x), (y_of_x, y_of_y, shift_y), _ = np.linalg.inv(warp.map).tolist()
-                x = middles[across] * x_of_x + (middles[down, None] * x_of_y + shift_x)
-                y = middles[across] * y_of_x + (middles[down, None] * y_of_y + shift_y)
-                height, width = self.store.sizes_hw[record]
-                part[(x >= 0) & (x < width) & (y >= 0) & (y < height)] = weight
+                # The middle of a cell is on the image where it lies within half of its sides from the middle of it.
+                (x_of_x, x_of_y, shift_x), (y_of_x, y_of_y, shift_y) = cv2.invertAffineTransform(warp.map[:2]).tolist()
+                half_height, half_width = (side / 2 for side in self.store.sizes_hw[record])
+                across, down = middles[left:right], middles[top:bottom, None]
+                is_over = np.abs(across * x_of_x + (down * x_of_y + (shift_x - half_width))) < half_width
+                is_over &= np.abs(across * y_of_x + (down * y_of_y + (shift_y - half_height))) < half_height
+                part[is_over] = weight
         return grids.min(axis=0)
 
 
