@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from anchorite.data import (
     StreamBatches,
     StreamSamples,
     TrainSamples,
+    open_dataset,
 )
 from anchorite.data.batches import Batch
+from anchorite.data.convert import write_dataset
 from anchorite.data.samples import SampleConfig, SampleKey
 from anchorite.data.shards import stream as stream_module
 from anchorite.data.shards.stream import FEWEST_PARTNERS, cut_windows
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError, WorkerError
-from tests.data.shard_cases import train_split, write_cases
+from tests.data.shard_cases import SOURCES, make_index, train_split, with_unknown, write_cases
 from tests.data.test_loader import sha
 from tests.data.test_samples import EVERYTHING
 
@@ -42,8 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def dataset(folder: Path) -> DatasetIndex:
-    from anchorite.data import open_dataset
-
     return open_dataset(folder / "shards")
 
 
@@ -194,6 +195,21 @@ def test_without_mosaics_samples_are_those_of_the_ordinary_loader(dataset: Datas
             assert np.array_equal(batch.coverage.background_weight[place].numpy(), wanted.background[0])
             covered = batch.coverage.covered_classes[batch.targets.sources[rows[:, 0] == place]]
             assert np.array_equal(covered.numpy(), wanted.covered[wanted.sources])
+
+
+def test_what_one_image_does_not_know_is_a_part_of_every_batch(tmp_path: Path) -> None:
+    index = make_index(tmp_path / "data")
+    unlike = next(record for record in with_unknown(index).splits["train"] if record.source == SOURCES[1])
+    records = [unlike if one.path == unlike.path else one for one in index.splits["train"]]
+    write_dataset(replace(index, splits={"train": records}), tmp_path / "shards", "shards", shard_bytes=20_000)
+    found = drawn(stream(open_dataset(tmp_path / "shards"), AugmentConfig.none()))
+    assert len(found) == 3
+    for batch in found:
+        parts = vars(batch.targets) | vars(batch.coverage)
+        assert [name for name, one in parts.items() if one is None] == ["valid"]
+        assert batch.coverage is not None
+        assert batch.coverage.covered_classes is not None
+        assert sorted(batch.coverage.covered_classes.tolist()) == [[True, False, True], [True] * 3]
 
 
 def test_a_mosaic_is_made_of_the_pool_as_of_any_records(dataset: DatasetIndex) -> None:

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import LabelCoverage, Targets
+from anchorite.data import device as device_module
 from anchorite.data.augment import AugmentConfig, SamplePlan, Scratch, draw_warped, paint, seen_extents
-from anchorite.data.batches import Batch, EpochBatches, LoaderConfig
+from anchorite.data.batches import Batch, Capacities, EpochBatches, LoaderConfig, label_tensors
 from anchorite.data.dataset import NO_CLASS, LabelSource, Record
 from anchorite.data.device import DevicePainter, DeviceStore
 from anchorite.data.host_loader import HostPainter
 from anchorite.data.loader import Loader
-from anchorite.data.samples import CELL_PX, SampleConfig, SampleKey, SampleLabels, TrainSamples
+from anchorite.data.samples import CELL_PX, SampleConfig, SampleKey, TrainSamples
 from anchorite.data.store import ImageStore
 from anchorite.loss import DetectionLoss
 from tests.data.test_samples import EVERYTHING, make_records
@@ -298,12 +299,24 @@ def test_workers_and_the_device_make_the_same_labels(tmp_path: Path) -> None:
     assert len(shapes) == 1
 
 
+def test_a_batch_with_more_regions_than_rows_gets_more_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "CAPACITY_STEP", 2)
+    monkeypatch.setattr(device_module, "choose_capacities", lambda *_: (Capacities(2, 2), "given"))
+    records = records_of(tmp_path)
+    samples, store = samples_of(records, MOSAIC), DeviceStore(records, SIZE, "cpu")
+    store.build()
+    with Loader(DevicePainter(EpochBatches(samples, LoaderConfig(batch_size=4)), store)) as loader:
+        loader.set_epoch(1)
+        for batch, other in zip(loader, batches_of(samples), strict=True):
+            assert same(replace(batch, images=other.images), other)
+
+
 def test_the_loss_of_a_batch_is_that_of_labels_made_by_hand(tmp_path: Path) -> None:
     config = AugmentConfig.none()
     samples = samples_of(records_of(tmp_path, 3), config, 64)
     keys = [SampleKey(0, index, 64) for index in range(3)]
     labels = samples.labels([samples.plan(key) for key in keys])
-    batch = Batch(torch.zeros(3, 3, 64, 64, dtype=torch.uint8), *_by_loader(labels))
+    from_loader, coverage = label_tensors(labels)
     rows, weights, sources, regions = [], [], [], []
     background = torch.ones(3, 8, 8)
     for number, record in enumerate(samples.store.records):
@@ -331,15 +344,8 @@ def test_the_loss_of_a_batch_is_that_of_labels_made_by_hand(tmp_path: Path) -> N
     anchors = AnchorSet.from_rows([[10, 13, 30, 23], [40, 30, 50, 60]], [8, 16])
     logits = [torch.randn(3, 2, 5 + CLASSES, side, side, generator=torch.Generator().manual_seed(1)) for side in (8, 4)]
     criterion = DetectionLoss(anchors, CLASSES)
-    found, wanted = criterion(logits, batch.targets, batch.coverage), criterion(logits, targets, by_hand)
+    found, wanted = criterion(logits, from_loader, coverage), criterion(logits, targets, by_hand)
     for name, one, other in zip(found._fields, found, wanted, strict=True):
         assert one.item() == pytest.approx(other.item(), rel=1e-4), name
-    plain = criterion(logits, Targets.from_rows(batch.targets.rows))
+    plain = criterion(logits, Targets.from_rows(from_loader.rows))
     assert all(abs(one - other) > 1e-3 for one, other in zip(plain, found, strict=True))
-
-
-def _by_loader(labels: SampleLabels) -> tuple[Targets, torch.Tensor, LabelCoverage | None]:
-    from anchorite.data.batches import label_tensors
-
-    targets, coverage = label_tensors(labels)
-    return targets, torch.arange(3), coverage

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from anchorite.boxes import LabelCoverage, Targets
+from anchorite.data import Batch
 from anchorite.errors import StorageError
 from anchorite.train import RunFolder
 
@@ -39,3 +43,15 @@ def test_the_facts_of_an_earlier_release_are_read(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.run.write_text(json.dumps(WHOLE))
     assert folder.read_facts() == WHOLE
+
+
+def test_a_post_mortem_keeps_all_that_the_labels_of_the_batch_say(tmp_path: Path) -> None:
+    targets = Targets.from_rows(torch.rand(2, 6), torch.rand(2), sources=torch.arange(2), capacity=4)
+    known = LabelCoverage(torch.rand(3, 5), torch.ones(2, 3, dtype=torch.bool), torch.rand(1, 4, 4))
+    batch = Batch(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), targets, torch.tensor([5]), known)
+    RunFolder(tmp_path).write_post_mortem(tmp_path / "a.json", {}, batch)
+    kept, compact = load_file(tmp_path / "a.safetensors"), targets.compact()
+    wanted = {"images": batch.images, "indices": batch.indices, "targets": compact.rows} | vars(known)
+    wanted |= {"weights": compact.weights, "sources": compact.sources}
+    assert kept.keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in kept.items())
