@@ -115,8 +115,8 @@ def _write_real_metrics(folder: Path, num_epochs: int) -> None:
 
 
 def _conclude(folder: Path, num_epochs: int) -> None:
-    """Two images: on the first nothing is found of its box, on the second all is right."""
-    truths = (_truth([[10, 10, 50, 40]], [1]), _truth([[20, 20, 60, 60]], [0]))
+    """Two images: on the first nothing is found of its box, on the second all is right, and a region is ignored."""
+    truths = (_truth([[10, 10, 50, 40]], [1]), _truth([[20, 20, 60, 60], [0, 0, 15, 10]], [0, -1]))
     predictions = (
         Predictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)),
         _found([[20, 20, 60, 60]], [0.9], [0]),
@@ -128,7 +128,9 @@ def _conclude(folder: Path, num_epochs: int) -> None:
     for number, truth in enumerate(truths):
         path = folder / f"image-{number}.png"
         cv2.imwrite(str(path), np.full((80, 100, 3), 90, np.uint8))
-        records.append(Record(path, 100, 80, truth.boxes_xyxy, truth.class_ids, truth.ignored, truth.areas, ("",)))
+        records.append(
+            Record(path, 100, 80, truth.boxes_xyxy, truth.class_ids, truth.ignored, truth.areas, ("",) * len(truth))
+        )
     save_details(folder, result, records)
     summary = {
         "reason": "complete",
@@ -149,7 +151,7 @@ def _conclude(folder: Path, num_epochs: int) -> None:
 def _truth(boxes: list[list[float]], class_ids: list[int]) -> Truth:
     boxes_xyxy = np.array(boxes, np.float64)
     areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
-    return Truth(boxes_xyxy, np.array(class_ids, np.int64), np.zeros(len(boxes), np.bool_), areas)
+    return Truth(boxes_xyxy, np.array(class_ids, np.int64), np.array(class_ids) < 0, areas)
 
 
 def _found(boxes: list[list[float]], scores: list[float], class_ids: list[int]) -> Predictions:

@@ -46,7 +46,13 @@ def test_examples_show_labels_and_what_was_found(files: RunFiles) -> None:
     (box,) = best["found"]
     assert (best["kind"], best["words"], box["words"]) == ("best", "1 right", "disc 0.90")
     assert (box["x"], box["y"], box["width"], box["height"]) == (20, 20, 40, 40)
+    assert (worst["ignored"], best["ignored"]) == ([], [{"x": 0, "y": 0, "width": 15, "height": 10}])
     assert read_examples(files, 10) is None
+    details = json.loads((files.folder / "validation.json").read_text())
+    for one in details["examples"]["images"]:
+        del one["ignored"]  # of an earlier release
+    (files.folder / "validation.json").write_text(json.dumps(details))
+    assert read_examples(RunFiles(files.folder), 1_000_000) is not None
 
 
 def test_only_pictures_of_the_folder_are_shown(files: RunFiles, tmp_path: Path) -> None:
@@ -139,8 +145,9 @@ def test_data_and_environment_are_told_while_the_run_goes_on(tmp_path: Path) -> 
             | {"weighted": 3, "mean_weight": 0.5}
         ],
         "sources": [
-            {"name": "mine", "covers": ["disc"], "background_weight": 0.5, "images": {"train": 200, "val": 4}},
-            {"name": "rest", "covers": None, "background_weight": 1, "images": {"train": 37}},
+            {"name": "mine", "covers": ["disc"], "not_covered": [EVIL], "background_weight": 0.5}
+            | {"images": {"train": 200, "val": 4}},
+            {"name": "rest", "covers": None, "not_covered": [], "background_weight": 1, "images": {"train": 37}},
         ],
         "findings": [{"severity": "error", "kind": "empty-box", "number": 1, "text": EVIL}],
     }

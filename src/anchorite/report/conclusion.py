@@ -187,8 +187,7 @@ def _examples(
             truth, found = result.truths[index], result.predictions[index]
             picture = shrunk(decode_image(record.path), _EXAMPLE_PX)
             write_bytes_atomically(folder / file, encode_jpeg(picture, _EXAMPLE_QUALITY))
-            # Ignored labels, which count neither as right nor as wrong, are left out.
-            labelled = np.flatnonzero(~truth.ignored)[:_MOST_BOXES]
+            labelled, ignored = (np.flatnonzero(flags)[:_MOST_BOXES] for flags in (~truth.ignored, truth.ignored))
             best_first = np.argsort(-found.scores, kind="stable")
             detected = best_first[found.scores[best_first] >= confidence][:_MOST_BOXES]
             examples.append(
@@ -201,6 +200,7 @@ def _examples(
                     "f1": round(verdicts[index].f1, 4),
                     **verdicts[index]._asdict(),
                     "labels": [_box(truth, i) for i in labelled],
+                    "ignored": [_rounded(truth.boxes_xyxy[i], 1) for i in ignored],
                     "found": [{**_box(found, i), "score": float(found.scores[i])} for i in detected],
                 }
             )

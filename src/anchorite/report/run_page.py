@@ -88,7 +88,10 @@ def run_page(run_folder: Path, live_stamp: str | None = None) -> str:
     room = MAX_PAGE_BYTES - len(render(None, {}).encode("utf-8"))
     examples = read_examples(files, room // 2)
     if examples:
-        room -= sum(len(one["uri"]) + 600 * (1 + len(one["labels"] + one["found"])) for one in examples["images"])
+        room -= sum(
+            len(one["uri"]) + 600 * (1 + len(one["labels"] + one["found"] + one["ignored"]))
+            for one in examples["images"]
+        )
     # Plots only where no charts show the same.
     plots = () if context["charts"] else sorted((run_folder / "plots").glob("*.png"))
     predictions = sorted((run_folder / "predictions").glob("*.jpg"))
@@ -369,7 +372,7 @@ def describe_data(files: RunFiles) -> dict[str, Any]:
         "facts": facts,
         "told": [(str(one["severity"]), str(one["text"])) for one in checks["findings"]],
         "splits": [_split_row(row, checked.get(row["split"], {})) for row in dataset["splits"]],
-        "sources": source_rows(checks.get("sources", ()), started.get("class_names", ()), names),
+        "sources": source_rows(checks.get("sources", ()), names),
         "names": names,
         "classes": [(name, counts, round(100 * (counts[0] or 0) / most)) for name, counts in classes],
         "num_left_out": len(dataset["boxes_by_class"]) - len(classes),
@@ -389,15 +392,12 @@ def _split_row(row: dict[str, Any], checked: dict[str, Any]) -> list[str]:
     return [row["split"], *map(show, (row["images"], objects, weights, ignored, empty, left_out))]
 
 
-def source_rows(
-    sources: Sequence[dict[str, Any]], class_names: Sequence[str], splits: Sequence[str]
-) -> list[tuple[str, str, str, list[str]]]:
+def source_rows(sources: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[tuple[str, str, str, list[str]]]:
     """Of each source of labels its name, the classes it covers, the weight of its background and its images in each
     split, as texts."""
     rows = []
     for one in sources:
-        covers, left_out = one["covers"], [name for name in class_names if name not in (one["covers"] or class_names)]
-        words = "all classes" if covers is None else f"{_named(covers)}; not {_named(left_out)}"
+        words = "all classes" if one["covers"] is None else f"{_named(one['covers'])}; not {_named(one['not_covered'])}"
         weight = format_number(float(one["background_weight"]))
         rows.append((one["name"] or "-", words, weight, [show(one["images"].get(name)) for name in splits]))
     return rows
@@ -405,7 +405,7 @@ def source_rows(
 
 def _named(names: Sequence[str]) -> str:
     more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return (", ".join(names[:_MOST_NAMED]) or "none") + (f" and {more} more" if more > 0 else "")
 
 
 @none_if_absent
@@ -426,6 +426,7 @@ def read_examples(files: RunFiles, max_bytes: int) -> dict[str, Any] | None:
         outcomes = [f"{int(one[key])} {title}" for key, title in titles.items() if one[key]]
         labels = [(box["box"], names[box["class"]]) for box in one["labels"]]
         found = [(box["box"], f"{names[box['class']]} {float(box['score']):.2f}") for box in one["found"]]
+        ignored = [tuple(map(float, box)) for box in one.get("ignored", ())]
         images.append(
             {
                 "kind": str(one["kind"]),
@@ -435,6 +436,7 @@ def read_examples(files: RunFiles, max_bytes: int) -> dict[str, Any] | None:
                 "height": height,
                 "unit": unit,
                 "words": ", ".join(outcomes) or "nothing labelled, nothing found",
+                "ignored": [{"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0} for x0, y0, x1, y1 in ignored],
                 "labels": _drawn_boxes(labels, unit, height, below=True),
                 "found": _drawn_boxes(found, unit, height, below=False),
             }
