@@ -196,6 +196,53 @@ class YoloConfig:
             assert all(record.path.samefile(self._image) and len(record.class_ids) == 1 for record in records)
 
 
+class SourcesYaml:
+    """A YAML that merges two data sets."""
+
+    def __init__(self, folder: Path) -> None:
+        for name, names in (("farm", NAMES[:2]), ("street", NAMES[1:])):
+            write_image(folder / name / "images" / "a.png", WIDTH, HEIGHT)
+            (folder / name / "labels").mkdir()
+            (folder / name / "labels" / "a.txt").write_text(_GOOD_ROW)
+            (folder / name / "data.yaml").write_text(f"train: images\nnames: [{', '.join(names)}]\n")
+        self.folder = folder
+
+    def generate(self, rng: Random) -> dict[Path, bytes]:
+        """Up to three sources, most of them there and different, with some of the keys of a source."""
+        places = ["farm", "street", "./street", "farm/data.yaml", ".", "..", "barn", "merged.yaml", *TEXTS, *NUMBERS]
+        chosen = (
+            [*rng.sample(places[:2], 2), *rng.choices(places, k=2)] if rng.random() < 0.9 else rng.choices(places, k=3)
+        )
+        lines = ["sources:"]
+        for place in chosen[: rng.choice((2, 2, 2, 2, 3))]:
+            lines.append(f"- data: {place}")
+            keys = rng.sample(("covers", "background_weight", "ignore_classes", "scores", "format", "names"), 2)
+            lines += [f"  {key}: {self._value(rng, key)}" for key in keys if rng.random() < 0.2]
+        lines += [f"names: {self._value(rng, 'names')}"] if rng.random() < 0.2 else []
+        return {self.folder / "merged.yaml": maybe_spoilt(rng, "\n".join(lines).encode("utf-8", "surrogatepass"))}
+
+    def _value(self, rng: Random, key: str) -> str:
+        names = "[" + ", ".join(rng.sample(NAMES, rng.randint(0, 3))) + "]"
+        odd = "[" + ", ".join(rng.choice((*NAMES, *NUMBERS, *TEXTS)) for _ in range(rng.randint(0, 4))) + "]"
+        values = {
+            "covers": ("all", "[cat, dog, cow]", names, odd, "cat"),
+            "background_weight": ("0", "0.5", "1", rng.choice(NUMBERS), odd),
+            "scores": ("ignore", "as-weights", rng.choice(TEXTS)),
+            "format": ("yolo", "coco", "merged", rng.choice(TEXTS)),
+        }
+        return rng.choice(values.get(key, (names, names, names, odd, "{a: b}")))
+
+    def check(self, _: dict[Path, bytes]) -> None:
+        """As for every dataset; each image is there once, and its source covers the classes of its objects."""
+        index = check_reading(self.folder)
+        records = [record for split in index.splits.values() for record in split] if index else []
+        assert len({record.path.resolve() for record in records}) == len(records)
+        for record in records:
+            covered = record.source.covered or (True,) * len(index.class_names if index else ())
+            assert 0 <= record.source.background_weight <= 1
+            assert all(covered[class_id] for class_id in record.class_ids[~record.ignored])
+
+
 class Darknet:
     """A *.data file, the list of class names or of images that it names, or a list of names without it."""
 

@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 
 from anchorite.data import open_dataset
 from anchorite.errors import InputError
-from tests.faults.label_fuzz import BoxTable, CocoJson, Darknet, ViaFile, VocXml, YoloConfig, YoloLabels, check_case
+from tests.faults.label_fuzz import (
+    BoxTable,
+    CocoJson,
+    Darknet,
+    SourcesYaml,
+    ViaFile,
+    VocXml,
+    YoloConfig,
+    YoloLabels,
+    check_case,
+)
 from tests.faults.tool_fuzz import CvatXml, LabelMeJson, LabelStudioJson
 
 
@@ -28,6 +38,7 @@ from tests.faults.tool_fuzz import CvatXml, LabelMeJson, LabelStudioJson
         (partial(YoloLabels, num_files=25), 100),
         (partial(YoloLabels, num_files=25, num_points=2), 30),
         (YoloConfig, 300),
+        (SourcesYaml, 300),
         (Darknet, 80),
         (CocoJson, 300),
         (partial(VocXml, num_files=30), 80),  # three cases of five are xmls
@@ -38,7 +49,7 @@ from tests.faults.tool_fuzz import CvatXml, LabelMeJson, LabelStudioJson
         (LabelMeJson, 100),
     ],
     ids=[
-        *("yolo rows", "yolo poses", "data.yaml", "darknet", "coco", "voc", "csv", "via"),
+        *("yolo rows", "yolo poses", "data.yaml", "sources", "darknet", "coco", "voc", "csv", "via"),
         *("cvat", "label studio", "labelme"),
     ],
 )
@@ -57,7 +68,19 @@ def test_generated_label_files_are_read_or_refused_by_line(
 
 @pytest.mark.parametrize(
     "kind",
-    [YoloLabels, YoloConfig, Darknet, CocoJson, VocXml, BoxTable, ViaFile, CvatXml, LabelStudioJson, LabelMeJson],
+    [
+        YoloLabels,
+        YoloConfig,
+        SourcesYaml,
+        Darknet,
+        CocoJson,
+        VocXml,
+        BoxTable,
+        ViaFile,
+        CvatXml,
+        LabelStudioJson,
+        LabelMeJson,
+    ],
 )
 def test_the_generators_make_good_files_bad_ones_and_never_the_same_twice(kind: type, tmp_path: Path) -> None:
     case = kind(tmp_path)

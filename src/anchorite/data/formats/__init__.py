@@ -103,7 +103,7 @@ def open_dataset(
             if found and one is merged:
                 options = {"skip_bad": skip_bad, "ignore_classes": ignore_classes, "scores": scores}
                 index = merged.read(found, log, open_dataset, allow_outside, **options)
-                return replace(index, ignored_classes=tuple(ignore_classes), scores=scores)
+                return replace(index, root=root, ignored_classes=tuple(ignore_classes), scores=scores)
             if found:
                 class_names, splits = one.read(found, root, log, allow_outside)
                 break
