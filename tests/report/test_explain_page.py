@@ -127,6 +127,7 @@ def test_a_region_says_what_it_ignores_and_why(browser: Browser, tmp_path: Path)
         expect(page.locator("#image-note")).to_contain_text("(cats) do not cover dog")
         expect(page.locator("#image-note")).to_contain_text("counts 0.5")
         expect(page.locator("#boxes thead")).to_contain_text("Weight")
+        expect(page.locator("#background-costs")).not_to_contain_text("missing label?")
         for number in range(3):
             cells = page.evaluate(f"new Set(ignoredNow()[{number}].map(cellKey)).size")
             assert cells == image["costs"]["levels"][number]["not_counted"]

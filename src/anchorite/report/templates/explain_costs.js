@@ -92,17 +92,19 @@ const samePredicted = (one, other) => one !== null && JSON.stringify(one) === JS
 const anchorCellName = (predicted) => `${levelName(predicted.level)}, anchor ${predicted.anchor + 1}, cell (${predicted.column}, ${predicted.row})`;
 
 function drawBackground({ background, terms, levels }) {
-  const all = levels.reduce((sum, level) => sum + level.background, 0), { targets } = imageNow();
+  const all = levels.reduce((sum, level) => sum + level.background, 0), { targets, labels } = imageNow();
+  const unlabelled = (cell) => (labels.uncovered.includes(cell.class) ? "no box there: its class is not covered here"
+    : labels.background < 1 ? "no box there: labels may be missing here" : "no box there: missing label?");
   const rows = background.map((cell) => {
     const predicted = { level: cell.level, anchor: cell.anchor, row: cell.row, column: cell.column, box: cell.box };
-    const near = cell.near === null || cell.near_iou < 0.1 ? "no box there: missing label?"
+    const near = cell.near === null || cell.near_iou < 0.1 ? unlabelled(cell)
       : `${cell.near_iou >= 0.5 ? "over" : "beside"} ${objectName(cell.near)}, IoU ${cell.near_iou.toFixed(2)}`;
     return make("tr", predictedEvents(predicted),
       make("td", {}, predictedButton(predicted, anchorCellName(predicted))),
       make("td", { class: "number" }, short(cell.cost)), make("td", { class: "number" }, percent(cell.cost / terms.total)),
       make("td", { class: "number" }, cell.predicted.toFixed(2)),
       make("td", {}, facts.classes.length > 1 ? `${facts.classes[cell.class]} (${cell.class_predicted.toFixed(2)})` : facts.classes[0]),
-      make("td", {}, targets.length ? near : "no box in this image"));
+      make("td", {}, targets.length || labels.background < 1 ? near : "no box in this image"));
   });
   backgroundCosts.replaceChildren(
     make("p", { class: "note" }, sparedWords(levels, terms) + `Anchor cells that are assigned to no box cost ${percent(all / terms.total)} of this image's loss together. ` +
