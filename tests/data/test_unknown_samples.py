@@ -286,7 +286,7 @@ def test_workers_and_the_device_make_the_same_labels(tmp_path: Path) -> None:
     store = DeviceStore(records, SIZE, "cpu")
     store.build()
     with Loader(DevicePainter(EpochBatches(samples, LoaderConfig(batch_size=4)), store)) as loader:
-        assert "ignore regions padded to 64" in loader.painter.capacity_reason  # type: ignore[union-attr]
+        assert "ignore regions to 64" in loader.painter.capacity_reason  # type: ignore[union-attr]
         loader.set_epoch(1)
         shapes = set()
         for batch, other in zip([*loader, loader.painter.empty], [*alone, batches_of(samples)[0]], strict=True):

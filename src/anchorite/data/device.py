@@ -381,15 +381,15 @@ def choose_capacities(batches: EpochBatches) -> tuple[Capacities, str]:
     """Rows to pad to, with a margin over the fullest of some batches of the first epoch, and why, in words."""
     samples, probed = batches.samples, islice(batches.of_epoch(0), _PROBED_BATCHES)
     tried = [samples.labels([samples.plan(key) for key in keys]) for keys in probed]
-    fullest = [
-        max((len(rows) for rows in column if rows is not None), default=0)
-        for column in ([one.rows for one in tried], [one.ignore_regions for one in tried])
-    ]
+    of_regions = [one.ignore_regions for one in tried if one.ignore_regions is not None]
+    fullest = [max(map(len, rows), default=0) for rows in ([one.rows for one in tried], of_regions)]
     chosen = Capacities(*(_whole_steps(int(count * _CAPACITY_MARGIN)) for count in fullest))
-    most = zip(("targets", "ignore regions")[: 1 + samples.parts.regions], chosen, fullest, strict=False)
-    padded = " and ".join(f"{what} padded to {rows} rows (at most {count}" for what, rows, count in most)
+    padded, most = f"targets padded to {chosen.targets} rows", str(fullest[0])
+    if samples.parts.regions:
+        padded, most = f"{padded}, ignore regions to {chosen.regions}", f"{most} and {fullest[1]}"
     return chosen, (
-        f"{padded} in {len(tried)} batches tried; a batch with more gets more, in steps of {CAPACITY_STEP})"
+        f"{padded} (at most {most} in {len(tried)} batches tried; a batch with more gets more, in steps of "
+        f"{CAPACITY_STEP})"
     )
 
 
