@@ -168,7 +168,7 @@ def test_small_sums_are_those_of_the_loss_and_the_step(size: str, monkeypatch: p
     logits = [torch.zeros(1, 3, 128 // stride, 128 // stride, 85) for stride in anchors.strides]
     maps = [level.permute(0, 1, 4, 2, 3) for level in logits]
     targets = Targets.from_rows(torch.tensor([[0, 1, 0.5, 0.5, 0.4, 0.4]]))
-    DetectionLoss(anchors, 80, world=two)(maps, targets, 2)
+    DetectionLoss(anchors, 80, world=two)(maps, targets, num_images=2)
     two.all(torch.tensor(True))  # the batch
     two.any(False)  # the step, and whether to go on
     two.any(False)
@@ -188,7 +188,7 @@ def test_a_detection_takes_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 def test_a_checkpoint_takes_what_is_counted(tmp_path: Path) -> None:
     step, train_state = make_step(SINGLE_PROCESS)
-    step.accumulate(whole_batch(0, 2, 2))
+    step.accumulate(whole_batch(0, 2, 2, unknown=False))
     step.apply(Settings(0.01, 0.01, 0.9))
     size = save_checkpoint(tmp_path, train_state, Progress()).stat().st_size
     counted = 2 * scaling.CHECKPOINT_BYTES * scaling.parameters("n", 3)  # in float64
