@@ -118,6 +118,8 @@ def test_what_labels_do_not_know_is_listed_and_raises_the_version(unknown: bool,
         assert ours.num_ignored() == table.num_ignored()
         assert ours.num_weighted() == table.num_weighted()
         assert ours.sources() == table.label_sources
+        assert ours.mean_weight() == table.mean_weight()
+        assert ours.images_by_source().tolist() == table.images_by_source().tolist()
         assert ours.num_boxes() == table.num_boxes()
         assert ours.class_counts(3, with_ignored=True).tolist() == table.class_counts(3, with_ignored=True).tolist()
     assert (copy.splits["train"].num_weighted() > 0) == unknown

@@ -431,13 +431,17 @@ def _facts(table: RecordTable, num_classes: int, shards: Sequence[object]) -> di
         if (place := rng.randrange(number + 1)) < MAX_SIDES:
             chosen[place] = sides[number].tolist()
     ignored_ids = boxes["class_id"][is_ignored]
-    sources = [{**asdict(one), "covered": one.covered and list(one.covered)} for one in table.label_sources]
+    sources = [
+        {**asdict(one), "covered": one.covered and list(one.covered), "images": images}
+        for one, images in zip(table.label_sources, table.images_by_source().tolist(), strict=True)
+    ]
     return {
         "background": table.num_background(),
         "class_counts": table.class_counts(num_classes).tolist(),
         "ignored_counts": np.bincount(ignored_ids[ignored_ids != NO_CLASS], minlength=num_classes).tolist(),
         "ignored_without_class": int((ignored_ids == NO_CLASS).sum()),
         "weighted": table.num_weighted(),
+        "mean_weight": table.mean_weight(),
         "sources": [] if table.label_sources == (ONE_SOURCE,) else sources,
         "sides": chosen,
         "shards": shards,

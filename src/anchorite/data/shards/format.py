@@ -208,17 +208,19 @@ class ShardFacts(BaseModel, strict=True, frozen=True):
 
 
 class SourceFacts(BaseModel, strict=True, frozen=True):
-    """A `LabelSource`."""
+    """A `LabelSource`, and how many images have their labels from it."""
 
     name: str
     covered: list[bool] | None
     background_weight: Annotated[float, Field(ge=0, le=1)]
+    images: Count = 0
 
 
 class SplitFacts(BaseModel, strict=True, frozen=True):
     """A split. background: images without a box; class_counts: boxes of each class that are trained on, ignored_counts:
     crowds and difficult ones, ignored_without_class: ignored regions that may hold any class; weighted: boxes that are
-    trained on and count less than 1; sources: of the labels, where they are not one that knows everything.
+    trained on and count less than 1, mean_weight: what these count; sources: of the labels, where they are not one that
+    knows everything.
 
     sides: width and height of boxes that are trained on, as fractions of their image's longer side: of all, or of an
     even sample of `MAX_SIDES` of them.
@@ -231,6 +233,7 @@ class SplitFacts(BaseModel, strict=True, frozen=True):
     shards: list[ShardFacts]
     ignored_without_class: Count = 0
     weighted: Count = 0
+    mean_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
     sources: list[SourceFacts] = []
 
 

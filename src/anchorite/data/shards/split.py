@@ -246,9 +246,17 @@ class ShardedSplit(Split):
         """Boxes that are trained on and count less than 1."""
         return self.facts.weighted
 
+    def mean_weight(self) -> float:
+        """The mean weight of the boxes that `num_weighted` counts; 1 where there is none."""
+        return self.facts.mean_weight
+
     def sources(self) -> tuple[LabelSource, ...]:
         """The sources of the labels; each record has one of these."""
         return self._sources
+
+    def images_by_source(self) -> NDArray[np.int64]:
+        """(S,) number of images that have their labels from each of `sources`."""
+        return np.array([one.images for one in self.facts.sources] or [len(self)], np.int64)
 
     def num_background(self) -> int:
         """Images without a box."""
