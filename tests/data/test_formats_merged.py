@@ -221,11 +221,13 @@ def test_a_copy_keeps_the_sources(tmp_path: Path, format: WrittenFormat) -> None
     assert open_dataset(tmp_path / "copy" / "farm").class_names == ("cat", "dog")
 
 
-def test_a_copy_of_one_source_that_knows_everything_is_plain(tmp_path: Path) -> None:
-    yolo_dataset(tmp_path / "data" / "farm", {"a": "1 0.5 0.5 0.5 0.5\n"})
-    yaml = write_text(tmp_path / "data" / "all.yaml", "sources: [{data: farm}]\n")
+def test_a_copy_of_sources_that_know_everything_is_plain(tmp_path: Path) -> None:
+    for name in ("farm", "street"):
+        yolo_dataset(tmp_path / "data" / name, {"a": "1 0.5 0.5 0.5 0.5\n"})
+    yaml = write_text(tmp_path / "data" / "all.yaml", "sources: [{data: farm}, {data: street}]\n")
     write_dataset(open_dataset(yaml), tmp_path / "copy", "coco")
-    assert open_dataset(tmp_path / "copy").format == "coco"
+    copy = open_dataset(tmp_path / "copy")
+    assert (copy.format, copy.splits["train"].num_boxes()) == ("coco", 2)
 
 
 def test_sources_whose_names_end_alike_get_folders_of_their_own(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from anchorite.files import StrPath
 
 SHARD_BYTES = 128_000_000
 SOURCES_FILE = "merged.yaml"
+_CHANGES_FILE = "changes.txt"
 _LONGEST_FOLDER = 100
 _SEED = 0  # of the order of shards, and of what is sampled from them
 # Of the image's side: YOLO's numbers are rounded, COCO's second corner is a sum.
@@ -62,13 +63,13 @@ def write_dataset(
 ) -> list[str]:
     """Write a dataset into `out`, a new or empty folder: labels from the index, images as byte copies.
 
-    Labels of several sources (a merged dataset) are written as a folder for each and a merged.yaml; in shards, each
-    image keeps its source. Only what the index holds is written: classes, boxes, ignored regions, weights but for VOC,
-    and areas in COCO and shards. extra: text for a file changes.txt beside the data. progress is called with (images
-    done, images in all). shard_bytes: how large a shard may be. Returns, in words, what the format cannot hold and
-    which images got other names. The result is read back before it appears: it opens without an adjustment and has the
-    same splits, classes, boxes, regions and weights. Raises InputError when `out` is taken or lies in the dataset,
-    StorageError when it cannot be written; `out` is then as it was.
+    Labels of several sources (a merged dataset), of which one does not know everything, become a folder for each and a
+    merged.yaml; in shards, each image keeps its source. Only what the index holds is written: classes, boxes, ignored
+    regions, weights but for VOC, and areas in COCO and shards. extra: text for a file changes.txt beside the data.
+    progress is called with (images done, images in all). shard_bytes: how large a shard may be. Returns, in words, what
+    the format cannot hold and which images got other names. The result is read back before it appears: it opens without
+    an adjustment and has the same splits, classes, boxes, regions and weights. Raises InputError when `out` is taken or
+    lies in the dataset, StorageError when it cannot be written; `out` is then as it was.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -99,7 +100,7 @@ def write_dataset(
                 )
             if extra or notes:
                 text = "\n".join([extra.rstrip("\n"), *notes]).lstrip("\n") + "\n"
-                (stage / "changes.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+                (stage / _CHANGES_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
             for path in sorted(stage.iterdir(), key=lambda path: (path.name == MANIFEST, path.name)):  # the list last
                 path.rename(out / path.name)
     except OSError as error:
@@ -126,10 +127,10 @@ def _write_one(
 
 
 def _by_source(dataset: DatasetIndex) -> dict[LabelSource, DatasetIndex]:
-    """Of each source of labels its images, and the classes that it covers or has regions of; nothing where there is
-    one source, which knows everything."""
+    """Of each source of labels its images, and the classes that it covers or has regions of; nothing where all know
+    everything, so that they are as good as one."""
     sources = list(dict.fromkeys(chain.from_iterable(split.sources() for split in dataset.splits.values())))
-    if len(sources) == 1 and sources[0].covered is None and sources[0].background_weight == 1:
+    if all(one.covered is None and one.background_weight == 1 for one in sources):
         return {}
     names, tables = dataset.class_names, {name: split.table() for name, split in dataset.splits.items()}
     parts = {}
@@ -141,7 +142,8 @@ def _by_source(dataset: DatasetIndex) -> dict[LabelSource, DatasetIndex]:
             rows = np.flatnonzero(np.isin(table.images["source_id"], source_ids))
             if len(rows):
                 splits[split] = table.select(rows)
-                kept[np.unique(splits[split].boxes["class_id"][splits[split].boxes["class_id"] != NO_CLASS])] = True
+                class_ids = splits[split].boxes["class_id"]
+                kept[class_ids[class_ids != NO_CLASS]] = True
         kept |= not kept.any()  # of background alone: a data set has a class
         new_ids = np.where(kept, np.cumsum(kept) - 1, NO_CLASS).tolist()
         if splits:
@@ -162,7 +164,8 @@ def _write_sources(
     written: dict[str, tuple[LabelSource, DatasetIndex]] = {}
     for source, part in parts.items():
         plain = re.sub(r"[^\w.-]+", "-", source.name)[:_LONGEST_FOLDER].strip(".-") or "source"
-        taken, folders = set(map(str.casefold, written)), chain([plain], (f"{plain}_{n}" for n in count(2)))
+        taken = {SOURCES_FILE, _CHANGES_FILE, *map(str.casefold, written)}
+        folders = chain([plain], (f"{plain}_{n}" for n in count(2)))
         folder = next(name for name in folders if name.casefold() not in taken)
         written[folder] = source, part
         told, difference = _write_one(part, stage / folder, format, copied)
