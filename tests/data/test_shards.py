@@ -18,10 +18,12 @@ from anchorite.data import DatasetIndex, Record, ShardedSplit, dataset_fingerpri
 from anchorite.data.convert import write_dataset
 from anchorite.data.dataset import LabelSource
 from anchorite.data.formats import FormatName
+from anchorite.data.samples import LabelParts
 from anchorite.data.shards.format import member_bytes, read_table
 from anchorite.data.shards.split import label_bytes, parse_label, readable
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
+from anchorite.inspect.overview import balances_of, sources_of
 from tests.data.format_samples import write_image
 from tests.data.shard_cases import train_split, write_cases
 from tests.shared import shared_path
@@ -117,8 +119,8 @@ def test_what_labels_do_not_know_is_listed_and_raises_the_version(unknown: bool,
         table = source.splits[split].table()
         assert ours.num_ignored() == table.num_ignored()
         assert ours.num_weighted() == table.num_weighted()
-        assert ours.sources() == table.label_sources
         assert ours.mean_weight() == table.mean_weight()
+        assert ours.sources() == table.label_sources
         assert ours.images_by_source().tolist() == table.images_by_source().tolist()
         assert ours.num_boxes() == table.num_boxes()
         assert ours.class_counts(3, with_ignored=True).tolist() == table.class_counts(3, with_ignored=True).tolist()
@@ -183,11 +185,13 @@ def test_exif_stays_in_the_image_and_boxes_are_as_displayed(tmp_path: Path) -> N
 
 
 def test_opening_touches_no_shard(tmp_path: Path) -> None:
-    write_cases(tmp_path)
+    _, whole = write_cases(tmp_path, unknown=True)
+    told = balances_of(whole), sources_of(whole), LabelParts.of(whole.splits["train"])[:4]
     for shard in (tmp_path / "shards").glob("*.tar"):
         shard.write_bytes(bytes(shard.stat().st_size))
     copy = open_dataset(tmp_path / "shards")
     assert len(copy.splits["train"]) == 23
+    assert (balances_of(copy), sources_of(copy), LabelParts.of(copy.splits["train"])[:4]) == told
     with pytest.raises(InputError, match=r"train-000000\.tar: .*0 of \d+ samples are whole"):
         copy.splits["train"][0]
 
@@ -385,8 +389,11 @@ def test_a_label_that_does_not_fit_is_refused(data: bytes, said: str) -> None:
         ({"samples": -1}, "samples"),
         ({"sha256": "x"}, "sha256"),
         ({"weighted": -1}, "weighted"),
-        ({"sources": [{"name": "a", "covered": [True], "background_weight": 1}]}, "1 numbers for 3 classes"),
-        ({"sources": [{"name": "a", "covered": None, "background_weight": 2}]}, "background_weight"),
+        (
+            {"sources": [{"name": "a", "covered": [True], "background_weight": 1, "images": 1}]},
+            "1 numbers for 3 classes",
+        ),
+        ({"sources": [{"name": "a", "covered": None, "background_weight": 2, "images": 1}]}, "background_weight"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(change: dict[str, object], said: str, tmp_path: Path) -> None:

@@ -195,6 +195,7 @@ def cached_table(shard: Path) -> ShardTable:
 
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -212,8 +213,8 @@ class SourceFacts(BaseModel, strict=True, frozen=True):
 
     name: str
     covered: list[bool] | None
-    background_weight: Annotated[float, Field(ge=0, le=1)]
-    images: Count = 0
+    background_weight: Share
+    images: Count
 
 
 class SplitFacts(BaseModel, strict=True, frozen=True):
@@ -233,7 +234,7 @@ class SplitFacts(BaseModel, strict=True, frozen=True):
     shards: list[ShardFacts]
     ignored_without_class: Count = 0
     weighted: Count = 0
-    mean_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    mean_weight: Share = 1.0
     sources: list[SourceFacts] = []
 
 
