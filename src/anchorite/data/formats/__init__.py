@@ -83,14 +83,15 @@ def open_dataset(
     """
     if format is not None and format not in get_args(FormatName):
         raise InputError(f"format must be one of {', '.join(get_args(FormatName))}; got {format!r}")
-    if isinstance(ignore_classes, str) or not all(isinstance(name, str) for name in ignore_classes):
+    is_list = isinstance(ignore_classes, list | tuple)
+    if not is_list or not all(isinstance(name, str) for name in ignore_classes):
         raise InputError(f'ignore_classes must be a list of class names, as in ["people"]; got {ignore_classes!r}')
     if scores not in get_args(ScoresUse):
         raise InputError(f"scores must be one of {', '.join(get_args(ScoresUse))}; got {scores!r}")
-    root = Path(path)
+    root, ignore_classes = Path(path), tuple(ignore_classes)
     if not exists(root):
         raise InputError(f"{root}: does not exist; name a dataset's folder, its data.yaml or its COCO json")
-    file = cache_file(root, format, skip_bad, allow_outside, tuple(ignore_classes), scores)
+    file = cache_file(root, format, skip_bad, allow_outside, ignore_classes, scores)
     if file is not None and (cached := load_index(file)) is not None:
         return cached
     log = ReadingLog(skip_bad, dict.fromkeys(ignore_classes, f"{root}: ignore_classes"), scores)
@@ -103,7 +104,7 @@ def open_dataset(
             if found and one is merged:
                 options = {"skip_bad": skip_bad, "ignore_classes": ignore_classes, "scores": scores}
                 index = merged.read(found, log, open_dataset, allow_outside, **options)
-                return replace(index, root=root, ignored_classes=tuple(ignore_classes), scores=scores)
+                return replace(index, root=root, ignored_classes=ignore_classes, scores=scores)
             if found:
                 class_names, splits = one.read(found, root, log, allow_outside)
                 break

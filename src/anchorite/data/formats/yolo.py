@@ -556,13 +556,13 @@ def _read_labels(
         if not line.strip(b" \t\r"):
             continue
         row = parse_row(line, num_classes, layout.num_point_values)
-        fault = row if isinstance(row, str) else row.fault
-        if has_weights and isinstance(row, YoloRow) and row.kind in ("scored", "tracked"):
+        if isinstance(row, YoloRow) and has_weights and row.kind in ("scored", "tracked"):
             row = weight_fault(row.score) or row._replace(kind="box")
-        if isinstance(row, str) or fault:
-            faults.append((f"{path}:{number}", fault or str(row), isinstance(row, YoloRow)))
         if isinstance(row, str):
+            faults.append((f"{path}:{number}", row, False))
             continue
+        if row.fault:
+            faults.append((f"{path}:{number}", row.fault, True))
         x1, y1, x2, y2 = row.xyxy
         corners, is_region = (x1 * width, y1 * height, x2 * width, y2 * height), row.class_id == NO_CLASS
         boxes += pack_box(row.class_id, corners, head_id, number, is_region, weight=row.score if has_weights else 1.0)
@@ -590,11 +590,11 @@ def parse_row(line: bytes, num_classes: int, num_point_values: int = 0) -> YoloR
     kind = _kind_of_row(len(columns), num_point_values)
     if kind is None:
         return f"{_wrong_number(columns, num_point_values)} ({shorten(' '.join(columns))})"
-    class_id = whole_number(columns[0])
-    fault = f"the class must be a whole number 0..{num_classes - 1} ({shorten(columns[0])})"
-    if class_id is None:  # of such a row it is not even sure that its numbers are a box
-        return fault
-    if class_id >= num_classes:
+    class_id, fault = whole_number(columns[0]), ""
+    if class_id is None or class_id >= num_classes:
+        fault = f"the class must be a whole number 0..{num_classes - 1} ({shorten(columns[0])})"
+        if class_id is None:  # of such a row it is not even sure that its numbers are a box
+            return fault
         class_id = NO_CLASS
     numbers: list[float] = []
     is_box = kind not in ("polygon", "corners")
@@ -611,7 +611,6 @@ def parse_row(line: bytes, num_classes: int, num_point_values: int = 0) -> YoloR
                 part += "" if is_box else f", or up to {_POINT_REACH} outside"
                 return f"{_column_name(kind, index)} must lie in 0..1{part} ({shorten(column)})"
         numbers.append(number)
-    fault = fault if class_id == NO_CLASS else ""
     if not is_box:
         return YoloRow(class_id, box_around(zip(numbers[::2], numbers[1::2], strict=True)), kind, 1.0, fault)
     cx, cy, w, h = numbers[:4]
