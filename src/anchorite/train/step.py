@@ -148,7 +148,8 @@ class TrainingStep:
                     objective, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
             # A backward pass, after which DistributedDataParallel chooses its order of reduction for good: that decides
-            # how sums over three ranks or more round, and a resumed run would round its first step otherwise.
+            # how sums over three ranks or more round, and a resumed run would round its first step otherwise. Labels of
+            # boxes alone will do: other parts of them change values, not which parameters have gradients.
             self.accumulate(empty_batch(train_state.detector.strides[-1]), num_images=1)
             self._snapshot.restore()
             train_state.optimizer.zero_grad(set_to_none=True)
