@@ -80,7 +80,7 @@ def test_a_run_leaves_pictures_and_facts_and_shows_them() -> None:
         "Confusion matrix",
         pictures[0].name,
         torch.__version__,
-        "Boxes of each class",
+        "Objects of each class",
     ):
         assert shown in page
     assert sorted(path.name for path in (folder / "examples").iterdir()) == [
