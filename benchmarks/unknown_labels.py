@@ -248,9 +248,9 @@ def result_of(work: Work, variant: Variant, image_size: int, epochs: int) -> dic
 def score_lines(weights: Path, unlabelled: Path, cards: Path, image_size: int) -> Iterator[str]:
     """What a teacher's scores are worth on the images without labels, whose truth is known: a line for each limit.
 
-    Of detections from a limit on: precision, also of those below the next higher limit alone ("band"), and recall (a
-    detection of the class, IoU .5 or more, each truth once); at how many of the truths any lies, of whichever class;
-    and the mean share of an image that they cover.
+    Of detections from a limit on: precision and recall (a detection of the class, IoU .5 or more, each truth once); at
+    which share of the truths one lies, of whichever class; how many of those below the next higher limit alone, the
+    band, lie at a truth where no better one does; and the mean share of an image that all cover.
     """
     predictor = load(weights)
     truths = {record.path.name: record for record in open_dataset(cards).split("train")}
@@ -276,17 +276,18 @@ def score_lines(weights: Path, unlabelled: Path, cards: Path, image_size: int) -
                 canvas[top:bottom, left:right] = True
             covered[number] += canvas.mean() / len(images)
     (scores, is_right), (best, near) = (np.array(part, dtype=float).T for part in (rows, found))
-    for limit, following, area in zip(LIMITS, (*LIMITS[1:], 2), covered, strict=True):
-        band = (scores >= limit) & (scores < following)
+    from_limit, at_one = ((part >= np.array([*LIMITS, 2])[:, None]).sum(axis=1) for part in (scores, near))
+    for number, limit in enumerate(LIMITS):
+        chosen, in_band = scores >= limit, from_limit[number] - from_limit[number + 1]
         shares = {
-            "precision": is_right[scores >= limit].mean(),
-            "precision of band": is_right[band].mean() if band.any() else 0,
+            "precision": is_right[chosen].sum() / max(chosen.sum(), 1),
             "recall": (best >= limit).mean(),
-            "truths at one": (near >= limit).mean(),
-            "area": area,
+            "of band at a truth": (at_one[number] - at_one[number + 1]) / max(in_band, 1),
+            "truths at one": at_one[number] / len(near),
+            "area": covered[number],
         }
         rounded = {name: round(float(share), 3) for name, share in shares.items()}
-        yield json.dumps({"limit": limit, "detections": int((scores >= limit).sum()), **rounded})
+        yield json.dumps({"limit": limit, "detections": int(from_limit[number]), **rounded})
 
 
 def main() -> None:
