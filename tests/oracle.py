@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+Place = tuple[int, int, int, int]  # image, anchor, row, column
 OFFSETS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))  # centre, left, up, right, down
 
 
@@ -65,18 +66,11 @@ class Unknown:
         row = one.image if self.sources is None else self.sources[one.target]
         return self.covered is None or bool(self.covered[row][class_index])
 
-    def weight_of_background(
-        self, place: tuple[int, int, int, int], anchors: np.ndarray, grid: tuple[int, int], ratio_limit: float
-    ) -> float:
-        """What the objectness element of a place (image, anchor, row, column) weighs that is no candidate."""
-        image, _, row, column = place
-        if any(
-            region[0] == image and is_unknown(region, anchors, place, grid, ratio_limit)
-            for region in (() if self.regions is None else self.regions)
-        ):
-            return 0.0
+    def weight_of_background(self, place: Place, grid: tuple[int, int]) -> float:
+        """What the objectness element weighs of a place that is neither a candidate nor ignored."""
         if self.background is None:
             return 1.0
+        image, _, row, column = place
         of_image = self.background[image]
         if of_image.ndim == 0:
             return float(of_image)
@@ -86,27 +80,23 @@ class Unknown:
         )
         return float(of_image[tuple(parts)])
 
-
-def is_unknown(
-    region: np.ndarray,
-    anchors: np.ndarray,
-    place: tuple[int, int, int, int],
-    grid: tuple[int, int],
-    ratio_limit: float,
-) -> bool:
-    """Whether a region takes a place: as an object would, or because half of the anchor's box lies in it."""
-    _, anchor, row, column = place
-    height, width = grid
-    as_object = np.array([[region[0], 0, *region[1:]]])
-    if any(one[1:4] == (anchor, row, column) for one in candidates(as_object, anchors, height, width, ratio_limit)):
-        return True
-    shared = 1.0
-    for index, centre, side, cells, of_anchor in zip(
-        (column, row), region[1:3], region[3:5], (width, height), anchors[anchor], strict=True
-    ):
-        low, high = centre * cells - side * cells / 2, centre * cells + side * cells / 2
-        shared *= max(min(high, index + 0.5 + of_anchor / 2) - max(low, index + 0.5 - of_anchor / 2), 0.0)
-    return bool(shared >= anchors[anchor][0] * anchors[anchor][1] / 2)
+    def ignored_places(self, anchors: np.ndarray, grid: tuple[int, int], ratio_limit: float) -> set[Place]:
+        """The places of a level that some region takes: as an object would, or by half of the anchor's box."""
+        height, width = grid
+        ignored = set[Place]()
+        for region in () if self.regions is None else self.regions:
+            as_object = np.array([[region[0], 0, *region[1:]]])
+            ignored |= {one[:4] for one in candidates(as_object, anchors, height, width, ratio_limit)}
+            for anchor, row, column in np.ndindex(len(anchors), height, width):
+                shared = 1.0
+                for index, centre, side, cells, of_anchor in zip(
+                    (column, row), region[1:3], region[3:5], (width, height), anchors[anchor], strict=True
+                ):
+                    low, high = centre * cells - side * cells / 2, centre * cells + side * cells / 2
+                    shared *= max(min(high, index + 0.5 + of_anchor / 2) - max(low, index + 0.5 - of_anchor / 2), 0.0)
+                if shared >= anchors[anchor][0] * anchors[anchor][1] / 2:
+                    ignored.add((int(region[0]), anchor, row, column))
+        return ignored
 
 
 class Terms(NamedTuple):
@@ -250,7 +240,7 @@ def level_terms(
     """
     num_images, num_anchors, channels, height, width = logits.shape
     num_classes, kind = channels - 5, settings.box_iou
-    places: dict[tuple[int, int, int, int], tuple[float, float, float]] = {}  # IoU, target and weight
+    places: dict[Place, tuple[float, float, float]] = {}  # IoU, target and weight
     box_sum = class_sum = 0.0
     for one in found:
         place = (one.image, one.anchor, one.row, one.column)
@@ -272,13 +262,14 @@ def level_terms(
                 )
                 class_sum += weight * unknown.is_covered(one, number) * element
     objectness = 0.0
+    ignored = unknown.ignored_places(anchors, (height, width), settings.ratio_limit)
     for place in np.ndindex(num_images, num_anchors, height, width):
         logit = logits[place[0], place[1], 4, place[2], place[3]]
+        target, weight = 0.0, 0.0
         if place in places:
             _, target, weight = places[place]
-        else:
-            target = 0.0
-            weight = unknown.weight_of_background(place, anchors, (height, width), settings.ratio_limit)
+        elif place not in ignored:
+            weight = unknown.weight_of_background(place, (height, width))
         objectness += weight * binary_cross_entropy(logit, target, settings.objectness_pos_weight, settings.focal_gamma)
     count = max(len(found), 1)
     return (

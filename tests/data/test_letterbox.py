@@ -84,6 +84,7 @@ def test_the_rectangular_size_is_the_smallest_that_holds_the_image() -> None:
     assert rectangular_size((480, 640), 640, 32) == (480, 640)
     assert rectangular_size((960, 540), 640, 32) == (640, 384)
     assert rectangular_size((1, 5000), 640, 64) == (64, 640)
+    assert rectangular_size((65, 768), 384, 32) == (64, 384)  # 32.5 x 384
     assert rectangular_size((100, 100), 320, 32) == (320, 320)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anchorite.anchors import AnchorSet
-from anchorite.boxes import LabelCoverage, Targets
+from anchorite.boxes import Targets
 from anchorite.loss import DetectionLoss, LossConfig
 from anchorite.model.head import Head
 
@@ -27,30 +27,20 @@ def compare(backend: str) -> None:
     start = criterion.balance.clone()
     values = [torch.randn(2, channels, side, side) for channels, side in ((64, 8), (128, 4))]
     rows = torch.tensor([[0, 1, 0.5, 0.5, 0.3, 0.4], [1, 2, 0.3, 0.6, 0.1, 0.2], [1, 4, 0.7, 0.2, 0.6, 0.5]])
-    weights, sources = torch.tensor([0.5, 1.0, 0.0]), torch.tensor([0, 2, 1])
-    targets = Targets.from_rows(rows, weights, sources=sources, capacity=CAPACITY)
-    regions = torch.tensor([[0, 0.2, 0.2, 0.3, 0.3], [1, 0.6, 0.5, 0.5, 0.9]])
-    covered = torch.ones(3, NUM_CLASSES, dtype=torch.bool)
-    covered[:, 0] = False
-    coverage = LabelCoverage(regions, covered, torch.rand(2, 4, 4)).padded(CAPACITY)
+    targets = Targets.from_rows(rows, capacity=CAPACITY)
 
-    def loss_of(features: list[Tensor], is_known: bool, *parts: Tensor) -> Tensor:
-        rows, valid, weights, sources, *unknown = parts
-        if is_known:
-            return criterion(head.matched(features), Targets(rows, valid)).total
-        return criterion(head.matched(features), Targets(rows, valid, weights, sources), LabelCoverage(*unknown)).total
+    def loss_of(features: list[Tensor], rows: Tensor, valid: Tensor | None) -> Tensor:
+        return criterion(head.matched(features), Targets(rows, valid)).total
 
-    parts = *(targets.rows, targets.valid, targets.weights, targets.sources), *vars(coverage).values()
-    for is_known in (True, False):
-        answers = []
-        for way in (loss_of, torch.compile(loss_of, fullgraph=True, backend=backend)):
-            criterion.balance.copy_(start)
-            features = [value.clone().requires_grad_() for value in values]
-            loss = way(features, is_known, *parts)
-            gradients = torch.autograd.grad(loss, [*features, *head.parameters()])
-            answers.append([loss.detach(), criterion.balance.float(), *gradients])
-        for eager, compiled in zip(*answers, strict=True):
-            torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+    answers = []
+    for way in (loss_of, torch.compile(loss_of, fullgraph=True, backend=backend)):
+        criterion.balance.copy_(start)
+        features = [value.clone().requires_grad_() for value in values]
+        loss = way(features, targets.rows, targets.valid)
+        gradients = torch.autograd.grad(loss, [*features, *head.parameters()])
+        answers.append([loss.detach(), criterion.balance.float(), *gradients])
+    for eager, compiled in zip(*answers, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def without_labels(record: Record) -> Record:
         ignored=np.zeros(0, bool),
         areas=np.zeros(0),
         origins=(),
+        weights=np.zeros(0, np.float32),
     )
 
 

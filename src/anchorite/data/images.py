@@ -250,8 +250,11 @@ def resized(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.ui
 
 def rectangular_size(source_size_hw: tuple[int, int], long_side: int, stride: int) -> tuple[int, int]:
     """The smallest (height, width), multiples of `stride`, that hold an image scaled to a long side of `long_side`."""
-    height, width = fitted_size(source_size_hw, long_side)
-    return -(-height // stride) * stride, -(-width // stride) * stride
+    # Of the sides as they are, not as they are rounded: into one rounded down to a multiple of the stride the image
+    # would only fit at a smaller scale.
+    longest = max(source_size_hw)
+    height, width = (-(-side * long_side // (longest * stride)) * stride for side in source_size_hw)
+    return height, width
 
 
 def fitted_size(source_size_hw: tuple[int, int], long_side: int) -> tuple[int, int]:
