@@ -142,7 +142,7 @@ class DetectionLoss(nn.Module):
         balance = (identity @ self.balance[:, None])[:, 0].to(per_level.dtype)
         objectness = config.objectness_gain * (balance * per_level).sum()
         class_index = torch.cat([level.class_index for level in found])
-        elements = known.class_weights(shares[:, None] / self.num_classes, found)
+        elements = known.of_class_elements(shares[:, None] / self.num_classes, found)
         classification = config.class_gain * self._class_term(class_logits, class_index, elements)
         total = (box + objectness + classification) * (num_images * world.world_size)
         box, classification, per_level = box.detach(), classification.detach(), per_level.detach()
@@ -230,7 +230,7 @@ class _Knowledge:
             return None
         return self.weights[torch.cat([level.target for level in found])].to(dtype)
 
-    def class_weights(self, shares: Tensor, found: list[Assignment]) -> Tensor:
+    def of_class_elements(self, shares: Tensor, found: list[Assignment]) -> Tensor:
         """(P, K) or (P, 1) weights of the elements of the class term, of the shares (P, 1) of the candidates."""
         covered = self.coverage.covered_classes
         if covered is None:
@@ -340,7 +340,7 @@ def _level(
         class_cost = torch.zeros_like(class_cost)
     elif config.class_weights is not None:
         class_cost = class_cost * class_cost.new_tensor(config.class_weights)
-    class_cost = class_cost * known.class_weights(shares[:, None] / criterion.num_classes, [found])
+    class_cost = class_cost * known.of_class_elements(shares[:, None] / criterion.num_classes, [found])
     weight = config.objectness_gain * criterion.balance[number].to(cost.dtype) / goals.numel()
     return LevelBreakdown(
         assignment=found,
