@@ -185,13 +185,13 @@ def sources_of(dataset: DatasetIndex) -> tuple[SourceBalance, ...]:
 
 def balance_line(split: SplitBalance) -> str:
     """What a split holds, in words: train: 9 images, 20 boxes to learn, 5 of them weighted (mean .62), 3 regions
-    ignored (crowds, difficult, not understood), 2 images without labels (background)."""
+    ignored, 2 images without labels (background)."""
     aim = "to learn" if split.split == "train" else "to find"
     parts = [_number(split.images, "image"), f"{_number(split.boxes, 'box')} {aim}"]
     if split.weighted:
         parts.append(f"{split.weighted} of them weighted (mean {split.mean_weight:.2f})")
     if split.ignored:
-        parts.append(f"{_number(split.ignored, 'region')} ignored (crowds, difficult, not understood)")
+        parts.append(f"{_number(split.ignored, 'region')} ignored (crowd, difficult, not known)")
     if split.empty_images:
         parts.append(f"{_number(split.empty_images, 'image')} without labels (background)")
     if split.left_out:
