@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -79,23 +79,30 @@ class Targets:
     def compact(self) -> Targets:
         """The valid rows alone, in their order (reads the mask, so it synchronises with the device)."""
         valid = self.valid
-        return self if valid is None else replace(self._each(lambda column: column[valid]), valid=None)
+        return self if valid is None else replace(_each(self, lambda column: column[valid]), valid=None)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         """The same targets on another device."""
-        return self._each(lambda column: column.to(device, non_blocking=non_blocking))
+        return _each(self, lambda column: column.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Targets:
         """The same targets in page-locked memory, for asynchronous copies (the data loader calls this)."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Targets:
-        columns = (self.valid, self.weights, self.sources)
-        return Targets(change(self.rows), *(None if column is None else change(column) for column in columns))
+        return _each(self, Tensor.pin_memory)
 
     def __len__(self) -> int:
         """Number of rows: labelled boxes when compact, the capacity when padded."""
         return self.rows.shape[0]
+
+
+_Tensors = TypeVar("_Tensors", "Targets", "LabelCoverage")
+
+
+def _each(labels: _Tensors, change: Callable[[Tensor], Tensor]) -> _Tensors:
+    """The same labels with each of their tensors changed; what is not given stays so."""
+    changed: dict[str, Any] = {
+        name: None if tensor is None else change(tensor) for name, tensor in vars(labels).items()
+    }
+    return replace(labels, **changed)
 
 
 def _lengthened(column: Tensor | None, length: int) -> Tensor | None:
@@ -149,15 +156,11 @@ class LabelCoverage:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> LabelCoverage:
         """The same on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> LabelCoverage:
         """The same in page-locked memory, for asynchronous copies."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> LabelCoverage:
-        tensors = (self.ignore_regions, self.covered_classes, self.background_weight)
-        return LabelCoverage(*(None if tensor is None else change(tensor) for tensor in tensors))
+        return _each(self, Tensor.pin_memory)
 
 
 class Detection(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -249,4 +249,4 @@ def _capacity(count: int) -> int:
 
 
 def _fields(labels: Targets | LabelCoverage | None) -> Tensors:
-    return () if labels is None else tuple(getattr(labels, one.name) for one in fields(labels))
+    return () if labels is None else tuple(vars(labels).values())
