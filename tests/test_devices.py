@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
+from contextlib import suppress
 
 import pytest
 import torch
 
 from anchorite import devices
-from anchorite.devices import choose_device, choose_precision, keep_freed_memory
+from anchorite.devices import (
+    choose_device,
+    choose_precision,
+    deterministic_algorithms,
+    keep_freed_memory,
+    use_full_float32,
+)
 from anchorite.errors import InputError
 from tests.processes import ForkedProcess
 
@@ -49,6 +57,34 @@ def test_what_was_asked_for_is_given() -> None:
     assert choose_precision("bf16", CPU).dtype == torch.bfloat16
     assert choose_precision("fp32", CPU).dtype is None
     assert choose_precision("fp16", CUDA) == devices.Precision("fp16", torch.float16, True, "as requested")
+
+
+def test_float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    use_full_float32()
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("workspace", [None, ":16:8"])
+def test_deterministic_algorithms_are_on_for_a_block_alone(
+    monkeypatch: pytest.MonkeyPatch, workspace: str | None
+) -> None:
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.delenv(name, raising=False)
+    if workspace is not None:
+        monkeypatch.setenv(name, workspace)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with deterministic_algorithms(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with suppress(KeyError), deterministic_algorithms(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+        assert os.environ[name] == (workspace or ":4096:8")
+        raise KeyError
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert os.environ.get(name) == workspace
 
 
 def test_what_is_not_there_is_refused() -> None:

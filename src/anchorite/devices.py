@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from anchorite.errors import InputError
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER_TRIM = 2**31 - 1
 
+_CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,8 +77,15 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
     return Precision("fp32", None, False, "this CPU has neither AVX512-BF16 nor AMX")
 
 
-def choose_compile(name: CompileName, device: torch.device, one_size: bool) -> tuple[bool, str]:
-    """Whether torch.compile is to fuse the step, and why. one_size: all batches have the same height and width."""
+def choose_compile(
+    name: CompileName, device: torch.device, one_size: bool, synchronised_norm: bool = False
+) -> tuple[bool, str]:
+    """Whether torch.compile is to fuse the step, and why.
+
+    one_size: all batches have the same height and width; synchronised_norm: batch normalisation is over all ranks.
+    """
+    if synchronised_norm and name != "off":
+        return False, "SyncBatchNorm (sync_batch_norm) cannot be compiled as part of a whole (pytorch issue 156680)"
     if name != "auto":
         return name == "on", "as requested"
     if device.type == "cpu":
@@ -83,6 +93,35 @@ def choose_compile(name: CompileName, device: torch.device, one_size: bool) -> t
     if not one_size:
         return False, "each size of multi-scale training would be compiled anew"
     return True, "on a GPU it fuses normalisation and activation, and the terms of the loss"
+
+
+def use_full_float32() -> None:
+    """Let convolutions of float32 on CUDA devices be of float32: torch's default there, TF32, keeps 10 bits of 23."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Within the block, where wanted, torch takes algorithms that give the same bits every time, and warns where it has
+    none. Slower on CUDA; a CPU needs none of it.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, fill = torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory
+    workspace = os.environ.get(_CUBLAS_WORKSPACE)
+    os.environ[_CUBLAS_WORKSPACE] = workspace or ":4096:8"  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False  # which takes the fastest of a trial, another one every time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a help in debugging: nothing here reads such memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = benchmark, fill
+        if workspace is None:
+            del os.environ[_CUBLAS_WORKSPACE]
 
 
 def keep_freed_memory() -> bool:

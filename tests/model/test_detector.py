@@ -6,9 +6,10 @@ from torch import nn
 from torch.nn import functional
 
 from anchorite.anchors import AnchorSet
+from anchorite.devices import deterministic_algorithms
 from anchorite.errors import InputError
 from anchorite.model import Detector, default_anchors, fold_batch_norm
-from anchorite.model.blocks import doubled
+from anchorite.model.blocks import BatchNorm, doubled, largest_around
 from tests.model.oracle import randomise_norms
 from tests.small import short_networks
 
@@ -33,6 +34,33 @@ def test_running_statistics_keep_97_percent(detector: Detector) -> None:
     mean = block.convolution(images).mean((0, 2, 3))
     assert isinstance(block.norm, nn.BatchNorm2d)
     torch.testing.assert_close(block.norm.running_mean, 0.03 * mean)
+
+
+def test_normalisation_is_torchs_but_for_the_count_of_batches() -> None:
+    norm, theirs = BatchNorm(5, momentum=0.03), nn.BatchNorm2d(5, momentum=0.03)
+    theirs(torch.rand(2, 5, 3, 3))
+    norm.load_state_dict(theirs.state_dict())  # strictly: all names are the same
+    images = torch.rand(2, 5, 3, 3)
+    for mode in (True, False):
+        assert torch.equal(norm.train(mode)(images), theirs.train(mode)(images))
+    assert torch.equal(norm.running_mean, theirs.running_mean)
+    assert torch.equal(norm.running_var, theirs.running_var)
+    assert (int(norm.num_batches_tracked), int(theirs.num_batches_tracked)) == (1, 2)
+
+
+def test_the_deterministic_maximum_has_torchs_gradient() -> None:
+    # Whole numbers: many equal ones, and sums that are exact in any order.
+    x, weights = torch.randint(0, 4, (2, 3, 6, 9)).double(), torch.randint(1, 9, (2, 3, 6, 9))
+    found = []
+    for wanted in (False, True):
+        one = x.clone().requires_grad_()
+        with deterministic_algorithms(wanted):
+            y = largest_around(one)
+            (y * weights).sum().backward()
+            found += [y.detach(), one.grad]
+    assert "_LargestAround" in type(y.grad_fn).__name__
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
 
 
 def test_attributes_tell_what_it_was_made_of(detector: Detector) -> None:

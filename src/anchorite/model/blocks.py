@@ -7,6 +7,8 @@ convolution and takes their scale out, so the choice only sets how fast they tur
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,6 +20,20 @@ NORM_MOMENTUM = 0.03
 """Share of the newest batch in the running statistics: running = 0.97 * running + 0.03 * batch."""
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that does not count the batches it has seen.
+
+    With a fixed momentum nothing reads that count, and on a GPU raising it is a kernel for each layer and step.
+    `num_batches_tracked` stays in the state, as weight files and checkpoints have it.
+    """
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """(B, C, H, W), normalised by the statistics of the batch in training, else by the running ones."""
+        assert self.momentum is not None
+        running = self.running_mean, self.running_var
+        return functional.batch_norm(x, *running, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
 class ConvBlock(nn.Module):
     """Convolution, batch normalisation, SiLU; after folding, a convolution with bias and SiLU."""
 
@@ -27,7 +43,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         padding = kernel // 2 if padding is None else padding
         self.convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(out_channels, eps=NORM_EPSILON, momentum=NORM_MOMENTUM)
+        self.norm: nn.Module = BatchNorm(out_channels, eps=NORM_EPSILON, momentum=NORM_MOMENTUM)
 
     def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out _ _"]:
         """(B, C_out, H / stride, W / stride) activations."""
@@ -84,8 +100,39 @@ class PyramidPool(nn.Module):
         """(B, C_out, H, W)."""
         largest = [self.narrow(x)]  # within 1, 5, 9 and 13 cells
         for _ in range(3):
-            largest.append(functional.max_pool2d(largest[-1], kernel_size=5, stride=1, padding=2))
+            largest.append(largest_around(largest[-1]))
         return self.combine(torch.cat(largest, dim=1))
+
+
+def largest_around(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """(B, C, H, W) the maximum of the 5 x 5 cells around each; with a gradient that adds up in a fixed order where
+    `torch.use_deterministic_algorithms` asks for that."""
+    if torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled() and x.requires_grad:
+        return _LargestAround.apply(x)
+    return functional.max_pool2d(x, kernel_size=5, stride=1, padding=2)
+
+
+class _LargestAround(torch.autograd.Function):
+    """torch's own backward adds by atomics on CUDA. This one takes a map of products for each of the 25 neighbours."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        found, index = functional.max_pool2d_with_indices(x, kernel_size=5, stride=1, padding=2)
+        ctx.save_for_backward(index)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (index,) = ctx.saved_tensors
+        height, width = index.shape[2:]
+        cell = torch.arange(height * width, device=index.device).view(height, width)
+        framed, owners = functional.pad(gradient, (2, 2, 2, 2)), functional.pad(index, (2, 2, 2, 2), value=-1)
+        total = torch.zeros_like(gradient)
+        for row in range(5):
+            for column in range(5):
+                part = (..., slice(row, row + height), slice(column, column + width))
+                total += torch.where(owners[part] == cell, framed[part], 0)
+        return total
 
 
 class _Doubled(torch.autograd.Function):

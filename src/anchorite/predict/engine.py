@@ -28,7 +28,7 @@ from torch import Tensor
 
 from anchorite.boxes import Detections
 from anchorite.choices import PrecisionName
-from anchorite.devices import choose_device, choose_precision
+from anchorite.devices import choose_device, choose_precision, use_full_float32
 from anchorite.errors import AnchoriteError, DivergedError, InputError
 from anchorite.files import StrPath
 from anchorite.keywords import checks_keywords, config_of
@@ -101,6 +101,7 @@ class TorchRuntime:
     ) -> None:
         self.info = info
         self.device = choose_device(str(device))
+        use_full_float32()
         self.dtype = torch.float32
         if precision == "auto":  # exact on a CPU
             self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32

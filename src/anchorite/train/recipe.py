@@ -76,6 +76,7 @@ class Recipe(BaseModel):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: PrecisionName = Field("auto", description="auto, fp32, bf16 or fp16")
     compile: CompileName = Field("auto", description="torch.compile for the step: auto (by device), on or off")
+    deterministic: bool = Field(False, description="the same bits every time on a GPU, too; slower there")
     workers: int | None = Field(None, ge=0, description="loader processes; empty: chosen by the machine")
     worker_timeout_s: float = Field(
         120.0, gt=0, le=86_400, description="seconds for a batch, after which a loader process counts as hung"

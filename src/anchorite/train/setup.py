@@ -14,7 +14,14 @@ from torch import nn
 import anchorite
 from anchorite.anchors import AnchorSet, best_possible_recall, fit_anchors
 from anchorite.data import DatasetIndex, Loader, LoaderConfig, SampleConfig, Split, open_loader, without_images
-from anchorite.devices import Precision, choose_compile, choose_device, choose_precision, keep_freed_memory
+from anchorite.devices import (
+    Precision,
+    choose_compile,
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    use_full_float32,
+)
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import InputError
 from anchorite.evaluate import ReadConfig, Validator
@@ -109,13 +116,19 @@ def prepare(
     refuse_early(recipe.model, recipe.optimizer.freeze)
     device = device_of_rank(recipe.device, world)
     precision = choose_precision(recipe.precision, device)
-    compiled, why = choose_compile(recipe.compile, device, one_size=recipe.multi_scale == 0)
+    use_full_float32()
+    synchronised = recipe.sync_batch_norm and world.is_distributed
+    compiled, why = choose_compile(recipe.compile, device, recipe.multi_scale == 0, synchronised)
     decisions = [
         f"device {device}",
         f"precision {precision.name}: {precision.reason}",
         f"torch.compile {'on' if compiled else 'off'}: {why}",
         *_describe_ranks(recipe, device, world),
     ]
+    if recipe.deterministic:
+        decisions.append(
+            "deterministic on: torch takes algorithms that add in a fixed order, and warns where it has none"
+        )
     if device.type == "cpu" and keep_freed_memory():
         decisions.append("memory: freed blocks stay with the process, for the next step")
     val = dataset.split("val")
