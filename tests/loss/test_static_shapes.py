@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorite.boxes import LabelCoverage, Targets
-from anchorite.loss import DetectionLoss, LossConfig
+from anchorite.loss import DetectionLoss, LossConfig, assign
+from anchorite.loss.terms import bce_sum, winning_cells
 from anchorite.model import Detector, MatchedCellLogits, default_anchors
 from tests.processes import ForkedProcess
 
@@ -84,6 +85,44 @@ def test_the_recorder_sees_what_is_forbidden() -> None:
         torch.tensor([1.0, 2.0])[torch.tensor([True, False])]
     assert "lift_fresh" in recorder.names
     assert "index" in recorder.mixed
+
+
+@pytest.mark.parametrize("is_dense", [False, True], ids=["matched", "dense"])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_an_empty_part_of_a_batch_has_a_loss_of_0_and_gradients_of_0(
+    is_known: bool, is_dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MatchedCellLogits, "_by_hand", False)
+    detector = Detector("n", NUM_CLASSES, default_anchors("n"))
+    criterion = DetectionLoss(detector.anchors, NUM_CLASSES)
+    features = [torch.zeros(0, channels, 2, 2, requires_grad=True) for channels in (64, 128, 256)]
+    coverage = LabelCoverage(torch.zeros(0, 5), torch.ones(0, NUM_CLASSES, dtype=torch.bool), torch.ones(0, 8, 8))
+    coverage = LabelCoverage() if is_known else coverage.padded(CAPACITY)
+    targets = Targets.from_rows(torch.zeros(0, 6), None if is_known else torch.zeros(0), capacity=CAPACITY)
+    logits = detector.head.dense(features) if is_dense else detector.head.matched(features)
+    terms = criterion(logits, targets, coverage, num_images=4)
+    assert [float(term.detach()) for term in terms] == [0.0] * 4
+    terms.total.backward()
+    # All of them get one, which those ranks wait for that have images.
+    assert all(one.grad is not None and not one.grad.any() for one in detector.head.parameters())
+
+
+def test_every_candidate_that_decides_nothing_writes_to_an_address_of_its_own() -> None:
+    anchors = default_anchors("n")
+    rows = torch.tensor([[0, 1, 0.5, 0.5, 0.1, 0.1], [0, 2, 0.5, 0.5, 0.1, 0.1]])
+    found = assign(Targets.from_rows(rows, capacity=40), anchors, [(8, 8), (4, 4), (2, 2)])[0]
+    cells = winning_cells(found, torch.rand(len(found.valid)), (1, 8, 8, 3), "last")
+    decides = cells < 1 * 8 * 8 * 3
+    assert 0 < int(decides.sum()) < int(found.valid.sum()) < len(cells)
+    assert len(cells.unique()) == len(cells)
+
+
+@pytest.mark.parametrize(("device", "num_parts"), [("meta", 1), ("cpu", 2)])
+def test_the_loss_is_cut_into_parts_for_a_processors_cache_alone(device: str, num_parts: int) -> None:
+    logits = torch.zeros(2**17, device=device)
+    with Recorder() as recorder:
+        bce_sum(logits, logits, 1.0)
+    assert recorder.names.count("binary_cross_entropy_with_logits") == num_parts
 
 
 @pytest.mark.slow

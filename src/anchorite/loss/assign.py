@@ -80,6 +80,8 @@ def ignored_cells(
     Decided in float64. Source: docs/objective.md, section 6.
     """
     batch, height, width, num_anchors = shape
+    if batch == 0:  # to whose images padded regions would belong
+        return torch.zeros(shape, dtype=torch.bool, device=regions.device)
     rows = torch.cat([regions[:, :1], regions], dim=1).double()  # the second column, a class, is not read
     everyone = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     found = _assign_level(rows, everyone, anchors_cells, height, width, ratio_limit)

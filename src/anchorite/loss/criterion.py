@@ -237,6 +237,7 @@ class _Knowledge:
             return shares
         if self.sources is None:
             rows = torch.cat([level.image for level in found])
+            covered = covered if len(covered) else covered.new_zeros((1, covered.shape[1]))  # for masked candidates
         else:
             rows = self.sources[torch.cat([level.target for level in found])]
         return shares * covered[rows]

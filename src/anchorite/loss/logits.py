@@ -44,6 +44,8 @@ class DenseLogits:
         batch, num_anchors, channels, height, width = self.logits.shape
         by_cell = self.logits.permute(0, 1, 3, 4, 2).reshape(batch * num_anchors * height * width, channels)
         index = ((image * num_anchors + anchor) * height + row) * width + column
+        if batch == 0:  # padded targets, all of them masked, look up cells of a first image
+            by_cell = by_cell.new_zeros((num_anchors * height * width, channels))
         # index_select: its backward adds in a fixed order; that of indexing races on several threads.
         return by_cell.index_select(0, index)
 

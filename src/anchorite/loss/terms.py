@@ -55,7 +55,12 @@ def bce_sum(
 
 
 def _parts(logits: Tensor) -> list[slice]:
-    """Slices of the first dimension, each of about `_ELEMENTS_AT_A_TIME` elements; one slice if it is empty."""
+    """On a CPU slices of the first dimension, each of about `_ELEMENTS_AT_A_TIME` elements; one slice if it is empty.
+
+    Elsewhere one slice of all: there is no such cache, and every slice would be four more kernels.
+    """
+    if logits.device.type != "cpu":
+        return [slice(None)]
     rows = max(1, _ELEMENTS_AT_A_TIME * logits.shape[0] // max(1, logits.numel()))
     return [slice(start, start + rows) for start in range(0, max(1, logits.shape[0]), rows)]
 
@@ -106,7 +111,7 @@ def winning_cells(
     assignment: Assignment, iou: Float[Tensor, " P"], shape: tuple[int, int, int, int], collision: str
 ) -> Int64[Tensor, " P"]:
     """(P,) of each candidate that decides its anchor cell's objectness the number of that cell in (B, H, W, A); of the
-    others B * H * W * A.
+    others B * H * W * A and more, a number that no other candidate has.
 
     iou: (P,) without gradient; shape: (B, H, W, A). Of several candidates of an anchor cell the last in canonical order
     wins, or, for collision "best", the one with the highest max(IoU, 0) (the last of equals). The winner is found by a
@@ -116,18 +121,21 @@ def winning_cells(
     grid_cell = (assignment.image * height + assignment.row) * width + assignment.column
     cells = grid_cell * num_anchors + assignment.anchor
     num_cells = batch * height * width * num_anchors
-    # Masked candidates write to one extra element after the map, which is dropped.
-    cells = torch.where(assignment.valid, cells, num_cells)
+    number = torch.arange(cells.shape[0], device=cells.device)
+    # Masked candidates write behind the map, which is dropped, each to an element of its own: most are masked where
+    # targets are padded, and atomic maxima of one element wait for each other.
+    spare = num_cells + number
+    cells = torch.where(assignment.valid, cells, spare)
+    length = num_cells + cells.shape[0]
     contends = assignment.valid
     if collision == "best":
         iou = iou.clamp(min=0)  # as in the targets: of boxes that miss theirs none is better
-        best = iou.new_full((num_cells + 1,), -torch.inf).scatter_reduce_(0, cells, iou, "amax")
+        best = iou.new_full((length,), -torch.inf).scatter_reduce_(0, cells, iou, "amax")
         contends = contends & (iou == best[cells])
-    number = torch.arange(cells.shape[0], device=cells.device)
     contender = torch.where(contends, number, -1)
-    winner = torch.full((num_cells + 1,), -1, dtype=torch.int64, device=cells.device)
+    winner = torch.full((length,), -1, dtype=torch.int64, device=cells.device)
     winner.scatter_reduce_(0, cells, contender, "amax")
-    return torch.where(contends & (winner[cells] == number), cells, num_cells)
+    return torch.where(contends & (winner[cells] == number), cells, spare)
 
 
 def objectness_targets(
@@ -137,7 +145,7 @@ def objectness_targets(
 
     cells: the `winning_cells`; iou: (P,) without gradient.
     """
-    targets = iou.new_zeros(num_cells + 1)
+    targets = iou.new_zeros(num_cells + cells.shape[0])
     targets.scatter_(0, cells, (1 - gr) + gr * iou.clamp(min=0))
     return targets[:num_cells]
 
@@ -154,8 +162,8 @@ def objectness_weights(
     background. cells: the `winning_cells`; weights: (P,) of the candidates.
     """
     free = background if ignored is None else torch.where(ignored, 0, background)
-    padded = torch.cat([free.flatten(), free.new_zeros(1)])
-    return padded.scatter(0, cells, weights)[:-1]
+    padded = torch.cat([free.flatten(), free.new_zeros(cells.shape[0])])
+    return padded.scatter_(0, cells, weights)[: free.numel()]
 
 
 def background_weights(

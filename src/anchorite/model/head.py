@@ -121,8 +121,11 @@ class MatchedCellLogits:
             _, weight, bias = self._in_one_type
             return _MatchedCells.apply(self._objectness_and_cells[1], weight, bias, cell, anchor)
         cells = self.feature.permute(0, 2, 3, 1).reshape(-1, channels)
-        # An embedding look-up, because several candidates share a cell and its backward adds them up in a fixed order
-        # on every device; those of index_select (on CUDA) and of plain indexing (on the CPU, too) do not.
+        if len(cells) == 0:  # an empty part of a batch: padded targets, all of them masked, look up the first cell
+            cells = cells.new_zeros((1, channels))
+        # An embedding look-up, because several candidates share a cell and its backward, run eagerly, adds them up in a
+        # fixed order on every device; those of index_select (on CUDA) and of plain indexing (on the CPU, too) do not.
+        # Compiled by Inductor it becomes atomic additions, unless `torch.use_deterministic_algorithms` forbids them.
         found = functional.embedding(cell, cells)
         # All A anchors of each cell in one product, then the one asked for: it needs neither a sort nor a shape that
         # depends on the data.
