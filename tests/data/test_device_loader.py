@@ -27,7 +27,7 @@ def device_loader(case: Case, config: LoaderConfig, compiled: bool = False) -> L
 
 def batches_of(case: Case, epochs: range = range(2), **options: Any) -> list[Batch]:
     batches = []
-    with device_loader(case, LoaderConfig(batch_size=4, **options)) as loader:
+    with device_loader(case, LoaderConfig(**{"batch_size": 4, **options})) as loader:
         for epoch in epochs:
             loader.set_epoch(epoch)
             batches += list(loader)
@@ -180,7 +180,7 @@ def test_one_compiled_kernel_paints_the_same_and_cuts_off_the_last_batch(
 def test_a_kernel_for_one_batch_size_serves_the_last_batch_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def only_watch(function: Any) -> Any:
+    def only_watch(function: Any, **_: object) -> Any:
         def call(pixels: torch.Tensor, starts: torch.Tensor, *others: Any) -> torch.Tensor:
             seen.append(len(starts))
             return function(pixels, starts, *others)
@@ -198,7 +198,7 @@ def test_a_kernel_for_one_batch_size_serves_the_last_batch_too(tmp_path: Path, m
 
 
 def test_a_compiler_that_fails_is_told_and_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(_function: object) -> Any:
+    def no_compiler(_function: object, **_: object) -> Any:
         def fail(*_: object) -> None:
             raise RuntimeError("no C++ compiler\nand a long story")
 
@@ -210,6 +210,53 @@ def test_a_compiler_that_fails_is_told_and_done_without(tmp_path: Path, monkeypa
         assert isinstance(loader.painter, DevicePainter)
         assert loader.painter.painting == "operator by operator, as compiling failed: RuntimeError: no C++ compiler"
         assert sha(list(loader)) == sha(batches_of(case, range(1)))
+
+
+class Watched:
+    """In place of torch.compile: a function that runs as it is and notes what a compiler would compile it for."""
+
+    def __init__(self, num_calls: int = 1000) -> None:
+        self.kinds: list[tuple[object, ...]] = []
+        self.num_calls = num_calls
+
+    def __call__(self, function: Any, **_: object) -> Any:
+        def call(*given: Any) -> torch.Tensor:
+            self.kinds.append((given[2].shape, *given[5:]))
+            if len(self.kinds) > self.num_calls:
+                raise RuntimeError("no memory to compile\nand a long story")
+            return function(*given)
+
+        return call
+
+
+def test_every_kind_of_batch_is_compiled_before_the_first_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_module.torch, "compile", watched := Watched())
+    config = STRAIGHT.model_copy(update={"mosaic": 0.5, "mixup": 0.3, "close_mosaic_epochs": 1})
+    case = make_case(tmp_path, config, 11, num_epochs=4)
+    with device_loader(case, LoaderConfig(batch_size=2), compiled=True) as loader:
+        known, counts = {*watched.kinds}, [len(watched.kinds)]
+        batches = []
+        for epoch in range(4):
+            loader.set_epoch(epoch)
+            batches += list(loader)
+            counts.append(len(watched.kinds))
+    assert 2 < len(known) == counts[0] <= 8
+    assert {*watched.kinds} == known
+    assert counts[-1] - counts[0] > len(batches) / 2
+    assert sha(batches) == sha(batches_of(case, range(4), batch_size=2))
+
+
+def test_a_compiler_that_fails_later_is_told_and_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(tmp_path, STRAIGHT, 11)
+    expected = sha(batches_of(case, range(1)))
+    monkeypatch.setattr(device_module.torch, "compile", Watched(num_calls=2))
+    with device_loader(case, LoaderConfig(batch_size=4), compiled=True) as loader:
+        with pytest.warns(UserWarning, match="operator by operator, as compiling failed: RuntimeError: no memory"):
+            assert sha(list(loader)) == expected
+        assert isinstance(loader.painter, DevicePainter)
+        assert loader.painter.painting.startswith("operator by operator")
 
 
 def test_on_cuda_batches_lie_there_with_equal_targets(tmp_path: Path) -> None:

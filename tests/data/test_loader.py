@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.boxes import LabelCoverage
+from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data.augment import AugmentConfig
 from anchorite.data.batches import Batch, EpochBatches, LoaderConfig
 from anchorite.data.dataset import Record
@@ -170,6 +170,22 @@ def test_a_batch_holds_its_samples(samples: TrainSamples) -> None:
             assert np.array_equal(batch.images[place].permute(1, 2, 0).numpy(), image)
             mine = batch.targets.rows[batch.targets.rows[:, 0] == place]
             assert np.array_equal(mine[:, 1:].numpy(), rows)
+
+
+def test_labels_are_padded_before_they_are_pinned(samples: TrainSamples, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **more: empty(*shape, **more))
+    monkeypatch.setattr(Targets, "pin_memory", lambda self: pinned.append(self.is_padded) or self)
+    config = LoaderConfig(batch_size=4)
+    with host_loader(samples, config.model_copy(update={"pin_memory": True})) as loader:
+        batches = list(loader)
+    assert pinned == [True] * 3
+    with host_loader(samples, config) as loader:
+        for batch, compact in zip(batches, loader, strict=True):
+            assert len(batch.targets) == 64
+            assert torch.equal(batch.targets.compact().rows, compact.targets.rows)
+            assert not compact.targets.is_padded
 
 
 @pytest.mark.parametrize("options", [{}, {"multi_scale": 0.5}, {"drop_last": True, "prefetch": 1}])

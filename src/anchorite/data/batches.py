@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 
 StorageName = Literal["auto", "device", "ram", "disk", "none"]
+_MIN_CAPACITY = 64
 _ORDER, _SIZES = 1, 2  # separate streams of random numbers under one seed
 
 
@@ -52,6 +53,21 @@ class Batch:
         targets = self.targets.to(device, non_blocking=non_blocking)
         coverage = None if self.coverage is None else self.coverage.to(device, non_blocking=non_blocking)
         return Batch(images, targets, self.indices, coverage)
+
+    def with_fixed_capacity(self) -> Batch:
+        """The batch with padded labels: of compact ones, targets and ignore regions each to the next power of two (64
+        at least), so that few shapes occur in a run.
+        """
+        targets, coverage = self.targets, self.coverage
+        if targets.is_padded:
+            return self
+        if coverage is not None and coverage.ignore_regions is not None:
+            coverage = coverage.padded(_capacity(len(coverage.ignore_regions)))
+        return replace(self, targets=targets.padded(_capacity(len(targets))), coverage=coverage)
+
+
+def _capacity(count: int) -> int:
+    return max(_MIN_CAPACITY, 1 << (count - 1).bit_length())
 
 
 class Capacities(NamedTuple):

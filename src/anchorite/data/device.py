@@ -23,6 +23,7 @@ in pixels, M pixels of all images.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -49,6 +50,7 @@ _BYTES_A_PIXEL = 4
 CAPACITY_STEP = 64
 _CAPACITY_MARGIN = 1.25
 _PROBED_BATCHES = 32
+_MAX_KINDS = 8  # kernels compiled: torch refuses more of one function
 _MAX_COMPILED_TAPS = 4  # beyond, the unrolled sum takes longer to compile than to run
 # Pixels painted by one call of the operators: bounds the memory of their intermediate results, a few dozen numbers a
 # pixel, and on a processor keeps them in its cache.
@@ -377,6 +379,11 @@ def in_parts(pixels: Tensor, tables: list[Tensor], plan: BatchPlan) -> Tensor:
     return images[0] if len(images) == 1 else torch.cat(images)
 
 
+def _kind_of(plan: BatchPlan) -> tuple[object, ...]:
+    """What the kernel that paints a plan is compiled for, apart from the side of the canvas."""
+    return plan.tiles.shape, plan.taps, plan.jitters
+
+
 def choose_capacities(batches: EpochBatches) -> tuple[Capacities, str]:
     """Rows to pad to, with a margin over the fullest of some batches of the first epoch, and why, in words."""
     samples, probed = batches.samples, islice(batches.of_epoch(0), _PROBED_BATCHES)
@@ -401,8 +408,9 @@ class DevicePainter:
     """Paints batches on the device of a store, where images and targets then lie; a thread plans them.
 
     The batches' samples are of the same records at the same size. compiled: paint by one compiled kernel in place of an
-    operator at a time; where the compiler fails, `painting` says so and operators do the work. empty: a batch of no
-    image. Of the batches' config, what concerns worker processes has no meaning here.
+    operator at a time; there is one for each kind of batch that the first and the last epoch show, and operators paint
+    what is of another kind. Where the compiler fails, now or later, `painting` says so and operators do all the work.
+    empty: a batch of no image. Of the batches' config, what concerns worker processes has no meaning here.
     """
 
     def __init__(self, batches: EpochBatches, store: DeviceStore, compiled: bool = False) -> None:
@@ -412,22 +420,43 @@ class DevicePainter:
         self.empty = empty_batch(samples.config.image_size, samples.parts, self._capacities).to(store.device)
         self._compiled: Callable[..., Tensor] | None = None
         self.painting = "operator by operator"
-        if compiled:  # now, on the first batch, so that a compiler that is missing or fails is known before training
-            try:
-                self._compiled = torch.compile(render)
-                self._painted(*self.planned(next(batches.of_epoch(0))))
+        self._kinds: set[tuple[object, ...]] = set()
+        if compiled:  # now, so that a compiler that is missing or fails is known, and no epoch waits for it
+            try:  # canvases of several sides are one kind, whose kernel is for any side
+                self._compiled = torch.compile(render, dynamic=batches.config.multi_scale > 0)
                 self.painting = "by a compiled kernel"
-            except Exception as error:  # compilers fail in many ways, and none of them may stop a run
-                self._compiled = None
-                first_line = str(error).strip().partition("\n")[0]
-                self.painting += f", as compiling failed: {type(error).__name__}: {first_line}"
+            except Exception as error:
+                self._give_up_compiling(error)
+            for planned in self._one_of_each_kind() if self._compiled else ():
+                self._kinds.add(_kind_of(planned[0]))
+                self._painted(*planned)
+
+    def _one_of_each_kind(self) -> Iterator[Any]:
+        """A planned batch of each kind that some batches of the first and of the last epoch show."""
+        num_epochs, seen = self.batches.samples.config.num_epochs or 1, set()
+        for epoch in sorted({0, num_epochs - 1}):
+            for keys in islice(filter(None, self.batches.of_epoch(epoch)), _PROBED_BATCHES):
+                planned = self.planned(keys)
+                kind = _kind_of(planned[0])
+                if kind not in seen and planned[0].taps <= _MAX_COMPILED_TAPS and len(seen) < _MAX_KINDS:
+                    seen.add(kind)
+                    yield planned
+
+    def _give_up_compiling(self, error: Exception) -> None:
+        """Compilers fail in many ways, and none of them may stop a run."""
+        self._compiled = None
+        first_line = str(error).strip().partition("\n")[0]
+        self.painting = f"operator by operator, as compiling failed: {type(error).__name__}: {first_line}"
 
     def paint(self, batches: Iterator[Any]) -> Generator[Batch, None, None]:
         """The batches of these keys, in order."""
         plans = prefetch(lambda _: (self.planned(keys) for keys in batches), self.batches.config.prefetch)
         with closing(plans):
             for planned in plans:
-                yield self._painted(*planned)
+                painting, batch = self.painting, self._painted(*planned)
+                if self.painting != painting:
+                    warnings.warn(f"batches are painted {self.painting}", stacklevel=1)
+                yield batch
 
     def close(self) -> None:
         """Nothing to end: the planning thread ends with its iterator."""
@@ -460,8 +489,12 @@ class DevicePainter:
         if device.type == "cuda":
             starts = starts.pin_memory()
         tables = [table.to(device, non_blocking=True) for table in (starts, plan.tiles, plan.widths, plan.colours)]
-        if self._compiled is not None and plan.taps <= _MAX_COMPILED_TAPS:
-            images = self._compiled(pixels, *tables, plan.size, plan.taps, plan.jitters)
-        else:
+        images = None
+        if self._compiled is not None and _kind_of(plan) in self._kinds:
+            try:
+                images = self._compiled(pixels, *tables, plan.size, plan.taps, plan.jitters)
+            except Exception as error:
+                self._give_up_compiling(error)
+        if images is None:
             images = in_parts(pixels, tables, plan)
         return Batch(images[: len(indices)], targets, indices, coverage).to(device, non_blocking=True)

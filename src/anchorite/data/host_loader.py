@@ -35,6 +35,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from multiprocessing import connection
 from typing import Any
@@ -66,9 +67,10 @@ Samples = TrainSamples | StreamSamples
 
 
 class HostPainter:
-    """Draws batches on the host, with compact targets; its workers, started when first needed, stay until `close`.
+    """Draws batches on the host, with compact targets, or padded ones in pinned memory.
 
-    Each worker has `prefetch` batches to draw at a time. empty: a batch of no image.
+    Its workers, started when first needed, stay until `close`; each has `prefetch` batches to draw at a time. empty: a
+    batch of no image.
     """
 
     def __init__(self, batches: Batches) -> None:
@@ -126,10 +128,14 @@ class HostPainter:
         else:
             images.numpy()[:] = _canvases(slot, keys)  # a copy: the worker will use the slot again
         targets, coverage = label_tensors(labels)
-        if pin:
-            targets, coverage = targets.pin_memory(), coverage and coverage.pin_memory()
         indices = torch.tensor([key.record_index for key in keys])
-        return Batch(images.permute(0, 3, 1, 2), targets, indices, coverage)
+        batch = Batch(images.permute(0, 3, 1, 2), targets, indices, coverage)
+        if not pin:
+            return batch
+        # Padded before they are pinned: what is padded later lies in memory that is copied while the host waits.
+        batch = batch.with_fixed_capacity()
+        coverage = batch.coverage and batch.coverage.pin_memory()
+        return replace(batch, targets=batch.targets.pin_memory(), coverage=coverage)
 
     def _start(self) -> None:
         """Start the workers unless they run already; all anew while one of them does not get ready."""
