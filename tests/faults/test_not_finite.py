@@ -14,6 +14,7 @@ from torch import nn
 from anchorite.errors import DivergedError
 from anchorite.model import load_weights
 from anchorite.train import RunFolder, StepSkipped, train
+from anchorite.train.checkpoint import Progress, load_latest, save_checkpoint
 from anchorite.train.optim import Settings
 from anchorite.train.setup import prepare
 from anchorite.train.step import TrainingStep
@@ -85,10 +86,12 @@ def test_what_is_not_finite_changes_nothing_that_lasts(
     step.accumulate(first)
     assert bool(step.apply(SETTINGS).isfinite())
     before = lasting(step)
+    assert step.train_state.ema.updates == 1
     handle = poison(step)
     step.accumulate(second)
     assert not bool(step.apply(SETTINGS).isfinite())
     ours = lasting(step)
+    assert step.train_state.ema.updates == 1
     counted = [name for name in differing(before, ours) if not name.endswith(".step")]
     assert counted == []
     if on_host:
@@ -99,6 +102,59 @@ def test_what_is_not_finite_changes_nothing_that_lasts(
     assert bool(step.apply(SETTINGS).isfinite())
     assert all(bool(tensor.isfinite().all()) for tensor in lasting(step).values())
     assert "model.backbone.stem.convolution.weight" in differing(ours, lasting(step))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_first_step_that_is_skipped_leaves_the_next_as_the_first(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What memory nobody has written holds, at its worst: torch's optimizers begin with such.
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *given, **more: empty_like(*given, **more).fill_(torch.nan))
+    ended = []
+    for is_bad in (True, False):
+        prepared = prepare(small_recipe(optimizer__name=optimizer), scenes())
+        step = TrainingStep(prepared.train_state, prepared.precision, 10.0, prepared.device, on_host=False)
+        prepared.train_state.detector.train()
+        first, second, *_ = list(prepared.loader)
+        if is_bad:
+            handle = poisoned_loss(step)
+            step.accumulate(first)
+            assert not bool(step.apply(SETTINGS).isfinite())
+            handle.remove()  # type: ignore[attr-defined]
+        step.accumulate(second)
+        assert bool(step.apply(SETTINGS).isfinite())
+        ended.append(lasting(step) | {"updates": torch.tensor(step.train_state.ema.updates)})
+    assert [name for name in differing(*ended) if not name.endswith(".step")] == []
+
+
+def test_a_checkpoint_from_before_the_first_step_brings_no_momentum_that_nobody_wrote(tmp_path: Path) -> None:
+    prepared = prepare(small_recipe(optimizer__name="sgd"), scenes())
+    prepared.train_state.optimizer.state.clear()  # as earlier releases wrote it
+    save_checkpoint(tmp_path, prepared.train_state, Progress())
+    load_latest(tmp_path, prepared.train_state)
+    states = prepared.train_state.optimizer.state.values()
+    assert len(states) == len(list(prepared.train_state.detector.parameters()))
+    assert not any(state["momentum_buffer"].any() for state in states)
+
+
+def test_with_a_gradient_scaler_a_bad_statistic_keeps_the_weights_too() -> None:
+    prepared = prepare(small_recipe(optimizer__name="sgd"), scenes())
+    prepared.train_state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    step = TrainingStep(prepared.train_state, prepared.precision, 10.0, prepared.device, on_host=False)
+    prepared.train_state.detector.train()
+    first, second, *_ = list(prepared.loader)
+    step.accumulate(first)
+    assert bool(step.apply(SETTINGS).isfinite())
+    before = lasting(step)
+    handle = poisoned_statistic(step)
+    step.accumulate(second)
+    assert not bool(step.apply(SETTINGS).isfinite())
+    assert differing(before, lasting(step)) == []
+    handle.remove()  # type: ignore[attr-defined]
+    step.accumulate(second)
+    assert bool(step.apply(SETTINGS).isfinite())
+    assert "model.backbone.stem.convolution.weight" in differing(before, lasting(step))
 
 
 def test_with_and_without_looking_good_steps_are_alike() -> None:

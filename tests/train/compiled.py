@@ -1,14 +1,17 @@
 """A training step compiled whole, against the same in eager mode: python -m tests.train.compiled BACKEND
 
-Exits with an error where the compiler has to break the graph or a number differs. In float32.
+Exits with an error where the compiler has to break the graph, makes more than one of batches of one size with a smaller
+one between, or a number differs. In float32.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+from dataclasses import replace
 
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data import Batch
@@ -27,7 +30,7 @@ UNKNOWN = LabelCoverage(
 
 
 def losses_and_weights(compiled: bool) -> list[torch.Tensor]:
-    """The losses of two steps, then the weights."""
+    """The losses of three steps, the second with a smaller batch, then the weights."""
     torch.manual_seed(0)
     detector = Detector("n", 4, default_anchors("n")).train()
     for name in ("stage2", "stage3", "stage4"):  # stage 5 and the neck have as many sorts of layer in half the time
@@ -36,14 +39,15 @@ def losses_and_weights(compiled: bool) -> list[torch.Tensor]:
     optimizer = build_optimizer(detector, OptimizerConfig())
     average = EMA(detector, EMAConfig())
     train_state = TrainState(detector, criterion, optimizer, average, torch.amp.GradScaler("cpu", enabled=False))
-    step = TrainingStep(train_state, Precision("fp32", None, False, "test"), 10.0, CPU, compiled)
+    step = TrainingStep(train_state, Precision("fp32", None, False, "test"), 10.0, CPU, 2 if compiled else None)
     rows = torch.tensor([[0, 1, 0.5, 0.5, 0.3, 0.4], [1, 2, 0.3, 0.6, 0.1, 0.2], [1, 3, 0.7, 0.2, 0.6, 0.5]])
     losses = []
-    for number in range(2):
-        images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-        count = 3 - number
+    for num_images, count in ((2, 3), (1, 1), (2, 2)):
+        images = torch.randint(0, 256, (num_images, 3, 64, 64), dtype=torch.uint8)
         targets = Targets.from_rows(rows[:count], rows[:count, 3], sources=torch.tensor([0, 1, 1])[:count])
-        batch = Batch(images, targets, torch.arange(2), UNKNOWN)
+        assert UNKNOWN.background_weight is not None
+        coverage = replace(UNKNOWN, background_weight=UNKNOWN.background_weight[:num_images])
+        batch = Batch(images, targets, torch.arange(num_images), coverage)
         losses.append(step.accumulate(batch).total)
         step.apply(Settings(lr=0.01, bias_lr=0.01, momentum=0.9))
     return [*losses, *detector.parameters()]
@@ -51,9 +55,11 @@ def losses_and_weights(compiled: bool) -> list[torch.Tensor]:
 
 def compare(backend: str) -> None:
     """Raise AssertionError unless losses and weights are equal to rounding; torch keeps the backend."""
-    torch.compile = functools.partial(torch.compile, backend=backend)  # type: ignore[assignment]
+    counter = CompileCounterWithBackend(backend)
+    torch.compile = functools.partial(torch.compile, backend=counter)  # type: ignore[assignment]
     for expected, found in zip(losses_and_weights(False), losses_and_weights(True), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert counter.frame_count == 1
 
 
 if __name__ == "__main__":

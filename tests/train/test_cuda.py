@@ -11,7 +11,6 @@ from anchorite.benchmark import targets_for, training_step, whole_step
 from anchorite.boxes import LabelCoverage
 from anchorite.data import Batch
 from anchorite.devices import Precision
-from anchorite.train.step import with_fixed_capacity
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -30,7 +29,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[], object]]:
     images = torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     batch = Batch(images, targets_for(4, 8, 4, torch.device("cpu")), torch.arange(4), request.param)
-    do = whole_step(step, with_fixed_capacity(batch).to(device))
+    do = whole_step(step, batch.with_fixed_capacity().to(device))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

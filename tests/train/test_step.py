@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,16 @@ from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data import Batch
 from anchorite.devices import choose_compile
 from anchorite.loss import LossTerms
+from anchorite.train import Event, RunFolder, RunStarted, train
 from anchorite.train.checkpoint import PartialEpoch
-from anchorite.train.loop import AsyncLossMeter
-from anchorite.train.step import with_fixed_capacity
+from anchorite.train.events import ignore
+from anchorite.train.loop import AsyncLossMeter, Run
+from anchorite.train.setup import prepare
+from anchorite.train.step import Objective
 from tests.processes import ForkedProcess
+from tests.train.runs import scenes, small_recipe
+
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -30,7 +38,7 @@ def test_capacity_is_a_power_of_two_that_holds_every_target_and_region(count: in
     for targets, of_regions in ((count, 0), (0, count)):
         coverage = LabelCoverage(regions[:of_regions], torch.ones(1, 3, dtype=torch.bool))
         batch = replace(BATCH, targets=Targets.from_rows(rows[:targets]), coverage=coverage)
-        padded = with_fixed_capacity(batch)
+        padded = batch.with_fixed_capacity()
         assert torch.equal(padded.targets.compact().rows, rows[:targets])
         assert padded.coverage is not None
         found = padded.coverage.ignore_regions
@@ -38,7 +46,7 @@ def test_capacity_is_a_power_of_two_that_holds_every_target_and_region(count: in
         assert torch.equal(found[:of_regions], regions[:of_regions])
         assert not found[of_regions:].any()
         assert (len(padded.targets), len(found)) == ((capacity, 64) if targets else (64, capacity))
-        assert with_fixed_capacity(padded) is padded
+        assert padded.with_fixed_capacity() is padded
 
 
 def watch_with(lag: int) -> tuple[AsyncLossMeter, list[tuple[dict[str, Any], tuple[Batch, ...]]]]:
@@ -115,6 +123,58 @@ def test_compiling_is_for_gpus_with_one_size() -> None:
     assert not choose_compile("auto", CUDA, one_size=False)[0]
     assert choose_compile("on", CPU, one_size=False) == (True, "as requested")
     assert choose_compile("off", CUDA, one_size=True) == (False, "as requested")
+    for name in ("auto", "on"):
+        compiled, why = choose_compile(name, CUDA, one_size=True, synchronised_norm=True)  # type: ignore[arg-type]
+        assert not compiled
+        assert "SyncBatchNorm" in why
+
+
+def test_only_full_batches_go_through_the_compiled_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+
+    def only_watch(function: Callable[..., LossTerms], **options: object) -> Callable[..., LossTerms]:
+        assert options == {"fullgraph": True, "dynamic": False}
+
+        def call(images: torch.Tensor, *others: Any) -> LossTerms:
+            shapes.append(len(images))
+            return function(images, *others)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", only_watch)
+    recipe = small_recipe(compile="on")
+    run = Run(recipe, RunFolder(tmp_path), prepare(recipe, scenes()), ignore)
+    run.first_batch = 0
+    run.train_epoch()
+    assert run.progress.partial.batches == 3
+    assert shapes == [4, 4], "of 10 images, 4 a batch"
+
+
+def test_a_deterministic_run_says_so_and_ends_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(_run: Run) -> None:
+        assert torch.are_deterministic_algorithms_enabled()
+        raise KeyError
+
+    monkeypatch.setattr(Run, "train_epoch", look)
+    events: list[Event] = []
+    with pytest.raises(KeyError):
+        train(small_recipe(deterministic=True), scenes(), tmp_path / "run", events.append)
+    assert not torch.are_deterministic_algorithms_enabled()
+    decisions = [line for event in events if isinstance(event, RunStarted) for line in event.decisions]
+    assert any(line.startswith("deterministic on") for line in decisions)
+
+
+def test_of_many_shapes_only_the_first_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = prepare(small_recipe(), scenes()).train_state
+    monkeypatch.setattr(torch, "compile", lambda _function, **_: lambda *given: compiled.append(given[1][0]))
+    monkeypatch.setattr(Objective, "_compute", lambda self, *given: eager.append(given[1][0]))
+    compiled: list[torch.Tensor] = []
+    eager: list[torch.Tensor] = []
+    objective = Objective(state.detector, state.criterion, None, compiled_for=2)
+    for capacity in (*range(1, 12), 1, 11):
+        objective(torch.zeros(2, 3, 32, 32), (torch.zeros(capacity, 6), None), (), None)
+    assert [len(rows) for rows in compiled] == [*range(1, 9), 1]
+    assert [len(rows) for rows in eager] == [9, 10, 11, 11]
 
 
 @pytest.mark.slow

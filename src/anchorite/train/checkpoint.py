@@ -24,6 +24,7 @@ from torch import Tensor
 from anchorite.distributed import SINGLE_PROCESS, World
 from anchorite.errors import StorageError
 from anchorite.files import write_atomically, write_text_atomically
+from anchorite.train.optim import start_momentum
 from anchorite.train.step import TrainState
 
 FORMAT_VERSION = 2
@@ -263,6 +264,7 @@ def _restore(train_state: TrainState, tensors: dict[str, Tensor], manifest: dict
         for name, tensor in state.items():
             if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+    start_momentum(optimizer)  # of a checkpoint from before the first step
     for name, parameter in train_state.detector.named_parameters():
         gathered = parts["gradient"].get(name)
         parameter.grad = None if gathered is None else torch.empty_like(parameter).copy_(gathered)

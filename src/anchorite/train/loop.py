@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from anchorite.data import Batch
+from anchorite.devices import deterministic_algorithms
 from anchorite.errors import DivergedError
 from anchorite.evaluate import ValidationResult
 from anchorite.interrupts import HeldInterrupts
@@ -131,7 +132,11 @@ class Run:
         self.recipe, self.folder, self.prepared, self.listener = recipe, folder, prepared, listener
         self.world, self.loader, train_state = prepared.world, prepared.loader, prepared.train_state
         self.step = TrainingStep(
-            train_state, prepared.precision, recipe.optimizer.clip_norm, prepared.device, prepared.compiled
+            train_state,
+            prepared.precision,
+            recipe.optimizer.clip_norm,
+            prepared.device,
+            compiled_for=self.loader.num_in(0) if prepared.compiled else None,
         )
         self.losses = AsyncLossMeter(prepared.device, self._handle_skipped)
         detector, names = train_state.detector, prepared.dataset.class_names
@@ -150,7 +155,7 @@ class Run:
 
     def run(self, progress: Progress) -> RunFinished:
         """Train, validate and save, epoch by epoch, to the last one or until patience runs out."""
-        with self.interrupts:
+        with self.interrupts, deterministic_algorithms(self.recipe.deterministic):
             self.progress = progress
             self.losses.in_a_row = progress.skipped_in_a_row
             if self.world.is_main:

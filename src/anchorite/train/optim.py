@@ -82,7 +82,22 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
         groups += [{"params": run, "lr_factor": factor, **common} for factor, run in runs or [(1.0, [])]]
     if config.name == "adamw":
         return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
-    return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    start_momentum(optimizer)
+    return optimizer
+
+
+def start_momentum(optimizer: Optimizer) -> None:
+    """Begin every momentum of an SGD that there is not yet with zeros, which gives the same first step.
+
+    torch makes it in the first step, of memory as it comes; where the device skips that step (`found_inf`), the next
+    one would take what lies there for the momentum.
+    """
+    parameters = (one for group in optimizer.param_groups for one in group["params"] if one.requires_grad)
+    for parameter in parameters if isinstance(optimizer, SGD) else ():
+        state = optimizer.state[parameter]
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def parts_by_depth(model: nn.Module, config: OptimizerConfig) -> list[tuple[str, nn.Module, float]]:
@@ -187,28 +202,39 @@ class EMAConfig(BaseModel):
 class EMA(Generic[Network]):
     """Exponential moving average of a model's parameters and floating-point buffers.
 
-    `model` is the averaged copy, in evaluation mode and without gradients; `updates` counts the steps seen.
+    `model` is the averaged copy, in evaluation mode and without gradients. `updates` counts the steps that were taken,
+    without the skipped ones, on the model's device: reading it waits for that.
     """
 
     def __init__(self, model: Network, config: EMAConfig) -> None:
         self.config = config
-        self.updates = 0
+        self._updates = torch.zeros((), dtype=torch.int64, device=next(model.parameters()).device)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         ours, theirs = self.model.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
         names = [name for name, tensor in ours.items() if tensor.is_floating_point()]
         self._pairs = [ours[name].detach() for name in names], [theirs[name].detach() for name in names]
 
+    @property
+    def updates(self) -> int:
+        return int(self._updates)
+
+    @updates.setter
+    def updates(self, count: int) -> None:
+        self._updates.fill_(count)
+
     @torch.no_grad()
     def update(self, is_fine: Tensor | None = None) -> None:
         """Update with the model's current weights, unless is_fine, a scalar bool on their device, is false."""
-        self.updates += 1
-        keep = decay_after(self.updates, self.config)
         averaged, current = self._pairs
         if is_fine is None:
-            torch._foreach_lerp_(averaged, current, 1 - keep)
+            self._updates += 1
+            torch._foreach_lerp_(averaged, current, 1 - decay_after(self.updates, self.config))
             return
+        self._updates += is_fine
+        decay = self.config.decay
+        weight = (1 - decay) + decay * torch.exp(self._updates * (-1 / self.config.ramp_steps))  # 1 - decay_after
         steps = torch._foreach_sub(current, averaged)
-        torch._foreach_mul_(steps, is_fine * (1 - keep))
+        torch._foreach_mul_(steps, weight * is_fine)
         torch._foreach_add_(averaged, steps)
 
 

@@ -6,8 +6,9 @@ Legend: B images, H, W height and width in pixels.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,45 +23,53 @@ from anchorite.loss import DetectionLoss, LossTerms
 from anchorite.model import Detector
 from anchorite.train.optim import EMA, Settings, apply_settings, clip_gradients
 
-_MIN_CAPACITY = 64
+_MAX_COMPILED_SHAPES = 8  # as many as torch compiles of one function before it refuses
 Tensors = tuple[Any, ...]  # those of `Targets` or of `LabelCoverage`, None for what is not given
 
 
 class BufferSnapshot:
-    """The buffers that a forward pass changes (running statistics, the loss's balance), with a copy to restore."""
+    """The buffers that a forward pass changes (running statistics, the loss's balance), with a copy to restore.
+
+    Those are the floating point ones in the modules' state; constants are not in it. Copies are flat tensors, one for
+    each type, whose parts torch._foreach functions fill all at once: a few kernels for hundreds of buffers.
+    """
 
     def __init__(self, *modules: nn.Module) -> None:
-        named = [(name, buffer) for module in modules for name, buffer in module.named_buffers()]
-        # torch._foreach functions take tensors of one type: that of the statistics; the other buffers are apart.
-        dtype = next((buffer.dtype for _, buffer in named if buffer.is_floating_point()), torch.float32)
-        self._statistics = [(name, buffer) for name, buffer in named if buffer.dtype == dtype]
-        self._floats = [buffer for _, buffer in self._statistics]
-        others = [buffer for _, buffer in named if buffer.dtype != dtype]
-        self._copies = [(group, [one.clone() for one in group]) for group in (self._floats, others) if group]
+        self._statistics = []
+        for module in modules:
+            state = module.state_dict()
+            named = module.named_buffers()
+            self._statistics += [(name, one) for name, one in named if name in state and one.is_floating_point()]
+        self._of_types = []
+        for dtype in dict.fromkeys(buffer.dtype for _, buffer in self._statistics):
+            buffers = [buffer for _, buffer in self._statistics if buffer.dtype == dtype]
+            self._of_types.append((buffers, _FlatCopy(buffers), _FlatCopy(buffers)))
 
     @torch.no_grad()
     def save(self) -> None:
         """Copy the buffers as they are now."""
-        for buffers, saved in self._copies:
-            torch._foreach_copy_(saved, buffers)
+        for buffers, saved, _ in self._of_types:
+            torch._foreach_copy_(saved.parts, buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Set the buffers to the saved values."""
-        for buffers, saved in self._copies:
-            torch._foreach_copy_(buffers, saved)
+        for buffers, saved, _ in self._of_types:
+            torch._foreach_copy_(buffers, saved.parts)
 
     @torch.no_grad()
     def restore_unless(self, is_finite: Tensor) -> None:
         """`restore` where is_finite (a scalar bool on the device) is false, without synchronisation."""
-        for buffers, saved in self._copies:
-            for buffer, before in zip(buffers, saved, strict=True):
-                buffer.copy_(torch.where(is_finite, buffer, before))
+        for buffers, saved, chosen in self._of_types:
+            torch._foreach_copy_(chosen.parts, buffers)
+            torch.where(is_finite, chosen.flat, saved.flat, out=chosen.flat)
+            torch._foreach_copy_(buffers, chosen.parts)
 
     @torch.no_grad()
     def are_finite(self) -> Tensor:
         """Whether every statistic is finite, a scalar bool on their device."""
-        return torch.stack(torch._foreach_norm(self._floats, float("inf"))).isfinite().all()
+        of_types = [torch._foreach_norm(buffers, float("inf")) for buffers, *_ in self._of_types]
+        return torch.stack([norm.float() for norms in of_types for norm in norms]).isfinite().all()
 
     def first_not_finite(self) -> str | None:
         """The name of the first statistic that is not finite."""
@@ -69,19 +78,52 @@ class BufferSnapshot:
         return next(f"the statistic {name}" for name, buffer in self._statistics if not buffer.isfinite().all())
 
 
-class Objective(nn.Module):
-    """A detector and its loss. dtype: what the convolutions compute in by autocast, None for the weights' own type."""
+class _FlatCopy:
+    """One flat tensor with room for tensors of one type, and the part of each, in its shape."""
 
-    def __init__(self, detector: Detector, criterion: DetectionLoss, dtype: torch.dtype | None) -> None:
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.flat = torch.cat([tensor.flatten() for tensor in tensors])
+        parts = self.flat.split([tensor.numel() for tensor in tensors])
+        self.parts = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+class Objective(nn.Module):
+    """A detector and its loss. dtype: what the convolutions compute in by autocast, None for the weights' own type.
+
+    compiled_for: a compiled graph computes the batches of so many images over all ranks; None: no batch. Other batches,
+    such as the last of an epoch, are computed by operators: left to itself, torch.compile would compile them anew, and
+    that for shapes that vary, so that all batches to follow would be slower.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        criterion: DetectionLoss,
+        dtype: torch.dtype | None,
+        compiled_for: int | None = None,
+    ) -> None:
         super().__init__()
         self.detector, self.criterion, self.dtype = detector, criterion, dtype
+        self.compiled_for, self._shapes = compiled_for, set[tuple[Any, ...]]()
+        self._compiled: Callable[..., LossTerms] | None = None
+        if compiled_for is not None:
+            self._compiled = torch.compile(self._compute, fullgraph=True, dynamic=False)
 
     def forward(self, images: Tensor, targets: Tensors, coverage: Tensors, num_images: int | None) -> LossTerms:
         """The loss of images (B, 3, H, W) uint8; targets, coverage: the fields of either; num_images: over all ranks.
 
         As tuples, which DistributedDataParallel and torch.compile look into.
         """
-        with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        if self._compiled is not None and self.compiled_for == (len(images) if num_images is None else num_images):
+            shapes = tuple(None if one is None else one.shape for one in (images, *targets, *coverage))
+            if len(self._shapes) < _MAX_COMPILED_SHAPES:
+                self._shapes.add(shapes)
+            if shapes in self._shapes:
+                return self._compiled(images, targets, coverage, num_images)
+        return self._compute(images, targets, coverage, num_images)
+
+    def _compute(self, images: Tensor, targets: Tensors, coverage: Tensors, num_images: int | None) -> LossTerms:
+        with torch.autocast(images.device.type, dtype=self.dtype) if self.dtype else nullcontext():
             pixels = images.to(self.dtype or next(self.detector.parameters()).dtype) / 255
             logits = self.detector.head.matched(self.detector.features(pixels))
             known = LabelCoverage(*coverage) if coverage else None
@@ -103,8 +145,8 @@ class TrainState:
 class TrainingStep:
     """Runs batches through a train_state; gradients add up until `apply`.
 
-    The convolutions run in `precision`, the loss in float32; images are normalised on the device. compiled: fuse
-    forward pass and loss, and the backward pass, by torch.compile.
+    The convolutions run in `precision`, the loss in float32; images are normalised on the device. compiled_for: fuse
+    forward pass and loss, and the backward pass, by torch.compile, for batches of so many images over all ranks.
 
     A batch or step that is not finite changes neither weights, EMA, running statistics nor balance. on_host: the host
     decides that, which waits for the device (the default on a CPU); else the device decides, without synchronisation.
@@ -120,7 +162,7 @@ class TrainingStep:
         precision: Precision,
         clip_norm: float,
         device: torch.device,
-        compiled: bool = False,
+        compiled_for: int | None = None,
         on_host: bool | None = None,
     ) -> None:
         self.train_state = train_state
@@ -131,10 +173,8 @@ class TrainingStep:
         self.world = train_state.criterion.world
         self._parameters = [one for one in train_state.detector.parameters() if one.requires_grad]
         self._snapshot = BufferSnapshot(train_state.detector, train_state.criterion)
-        self._static = compiled or device.type == "cuda"
-        objective: nn.Module = Objective(train_state.detector, train_state.criterion, precision.dtype)
-        if compiled:
-            objective = torch.compile(objective, fullgraph=True)  # type: ignore[assignment]
+        self._static = compiled_for is not None or device.type != "cpu"
+        objective = Objective(train_state.detector, train_state.criterion, precision.dtype, compiled_for)
         self._forward: nn.Module = objective
         self._is_finite: Tensor | None = None  # of all losses since the last apply, on the device
         if self.world.is_distributed:
@@ -162,7 +202,7 @@ class TrainingStep:
         comes after this batch.
         """
         if self._static:
-            batch = with_fixed_capacity(batch)
+            batch = batch.with_fixed_capacity()
         batch = batch.to(self.device, non_blocking=True)
         self._snapshot.save()
         waits = self.world.is_distributed and not is_last
@@ -223,29 +263,13 @@ class TrainingStep:
         assert self._is_finite is not None, "accumulate a batch before applying"
         is_fine = self.world.all(norm.isfinite() & self._is_finite & self._snapshot.are_finite())
         self._is_finite = None
-        if not train_state.scaler.is_enabled():  # which does the same
-            train_state.optimizer.found_inf = (~is_fine).float()  # type: ignore[attr-defined]
-        train_state.scaler.step(train_state.optimizer)
+        # Not by scaler.step, which would look at the gradients alone.
+        train_state.optimizer.found_inf = (~is_fine).float()  # type: ignore[attr-defined]
+        train_state.optimizer.step()
         train_state.scaler.update()
         self._snapshot.restore_unless(is_fine)
         train_state.ema.update(is_fine)
         return torch.where(is_fine, norm, torch.nan)
-
-
-def with_fixed_capacity(batch: Batch) -> Batch:
-    """The batch with padded labels: of compact ones, targets and ignore regions each to the next power of two (64 at
-    least), so that few shapes occur in a run.
-    """
-    targets, coverage = batch.targets, batch.coverage
-    if targets.is_padded:
-        return batch
-    if coverage is not None and coverage.ignore_regions is not None:
-        coverage = coverage.padded(_capacity(len(coverage.ignore_regions)))
-    return replace(batch, targets=targets.padded(_capacity(len(targets))), coverage=coverage)
-
-
-def _capacity(count: int) -> int:
-    return max(_MIN_CAPACITY, 1 << (count - 1).bit_length())
 
 
 def _fields(labels: Targets | LabelCoverage | None) -> Tensors:
