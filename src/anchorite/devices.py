@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -109,17 +110,18 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, fill = torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    benchmark, fill = torch.backends.cudnn.benchmark, memory.fill_uninitialized_memory
     workspace = os.environ.get(_CUBLAS_WORKSPACE)
     os.environ[_CUBLAS_WORKSPACE] = workspace or ":4096:8"  # cuBLAS reads it when it is first used
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False  # which takes the fastest of a trial, another one every time
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a help in debugging: nothing here reads such memory
+    memory.fill_uninitialized_memory = False  # a help in debugging: nothing here reads such memory
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = benchmark, fill
+        torch.backends.cudnn.benchmark, memory.fill_uninitialized_memory = benchmark, fill
         if workspace is None:
             del os.environ[_CUBLAS_WORKSPACE]
 

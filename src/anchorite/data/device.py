@@ -433,7 +433,7 @@ class DevicePainter:
 
     def _one_of_each_kind(self) -> Iterator[Any]:
         """A planned batch of each kind that some batches of the first and of the last epoch show."""
-        num_epochs, seen = self.batches.samples.config.num_epochs or 1, set()
+        num_epochs, seen = self.batches.samples.config.num_epochs or 1, set[tuple[object, ...]]()
         for epoch in sorted({0, num_epochs - 1}):
             for keys in islice(filter(None, self.batches.of_epoch(epoch)), _PROBED_BATCHES):
                 planned = self.planned(keys)

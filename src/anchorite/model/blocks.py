@@ -117,7 +117,7 @@ class _LargestAround(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        found, index = functional.max_pool2d_with_indices(x, kernel_size=5, stride=1, padding=2)
+        found, index = functional.max_pool2d(x, kernel_size=5, stride=1, padding=2, return_indices=True)
         ctx.save_for_backward(index)
         return found
 
