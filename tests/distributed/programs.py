@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from anchorite.data import Batch, ImageStore, empty_batch, open_dataset
 from anchorite.devices import Precision
 from anchorite.distributed import World
 from anchorite.loss import DetectionLoss, LossConfig
-from anchorite.model import Detector, default_anchors
+from anchorite.model import Detector, MatchedCellLogits, default_anchors
+from anchorite.train import step as step_module
 from anchorite.train.optim import EMA, EMAConfig, OptimizerConfig, build_optimizer
 from anchorite.train.step import TrainingStep, TrainState
 
@@ -90,11 +92,12 @@ def gradients(
     batches: list[tuple[int, int]],
     bad: tuple[int, ...] = (),
     unknown: bool = False,
+    padded: bool = False,
     **settings: object,
 ) -> dict[str, Tensor]:
     """Gradients, buffers and losses after batches of (images, those with targets), gathered for one optimizer step.
 
-    bad: numbers of batches that are not finite for the first rank; unknown: see `whole_batch`.
+    bad: numbers of batches that are not finite for the first rank; unknown: see `whole_batch`; padded: labels are.
     """
     step, train_state = make_step(world, **settings)
     found: dict[str, Tensor] = {}
@@ -103,7 +106,8 @@ def gradients(
         if number in bad and world.is_main:
             weight = train_state.detector.head.predictors["p3"].bias
             kept, weight.data = weight.data, torch.full_like(weight, torch.nan)
-        terms = step.accumulate(part(whole, world), num_images, is_last=number == len(batches) - 1)
+        mine = part(whole, world).with_fixed_capacity() if padded else part(whole, world)
+        terms = step.accumulate(mine, num_images, is_last=number == len(batches) - 1)
         if number in bad and world.is_main:
             weight.data = kept
         found |= {f"terms.{number}.{name}": getattr(terms, name) for name in terms._fields[1:]}
@@ -112,9 +116,17 @@ def gradients(
     return found | {"balance": train_state.criterion.balance}
 
 
+def on_gpus(world: World, **case: Any) -> dict[str, Tensor]:
+    """`gradients` with padded labels, by the operators that a GPU runs, also of the empty batch at the start."""
+    padded = empty_batch(SIDE).with_fixed_capacity()
+    empty = patch.object(step_module, "empty_batch", lambda _side: padded)
+    with patch.object(MatchedCellLogits, "_by_hand", False), empty:
+        return gradients(world, **case)
+
+
 def all_gradients(world: World, cases: list[dict[str, Any]]) -> dict[str, Tensor]:
     """`gradients` of each case, which cost less than starting the ranks; names begin with the case's number."""
-    found = [gradients(world, **case) for case in cases]
+    found = [on_gpus(world, **case) if case.get("padded") else gradients(world, **case) for case in cases]
     return {f"{number}/{name}": one for number, of_case in enumerate(found) for name, one in of_case.items()}
 
 

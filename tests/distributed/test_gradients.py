@@ -21,11 +21,12 @@ SETTINGS = {"automatic_balance": True, "label_smoothing": 0.1}
 CASES: list[dict[str, Any]] = [
     *({"batches": batches, **SETTINGS} for batches in (FULL, FEW_TARGETS, FEW_IMAGES)),
     {"batches": IN_TWO, "unknown": True, **SETTINGS},
+    {"batches": FEW_IMAGES, "padded": True, **SETTINGS},
 ]
 BAD_CASES: list[dict[str, Any]] = [{"batches": IN_TWO, "bad": bad, "focal_gamma": 1.5} for bad in ([0], [1])]
 
 
-OF_FOUR = (0, 2, 3)  # of the cases, which four ranks take too
+OF_FOUR = (0, 2, 3, 4)  # of the cases, which four ranks take too
 
 
 @cache
