@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from anchorite.errors import InputError
-from anchorite.metrics import Predictions, Truth, coco_metrics
-from tests.metrics.scenes import pycocotools_evaluation, random_set
+from anchorite.metrics import Predictions, Truth, coco, coco_metrics
+from tests.metrics.scenes import pycocotools_evaluation, random_found, random_set, random_truth
 
 NAMES = ["map", "map50", "map75", "map_small", "map_medium", "map_large"]
 NAMES += ["ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"]
@@ -46,9 +46,33 @@ def check_against_pycocotools(seed: int) -> None:
 
 
 @pytest.mark.parametrize("start", range(0, 60, 12))
-def test_twelve_numbers_and_class_aps_equal_pycocotools(start):
+def test_twelve_numbers_and_class_aps_equal_pycocotools(start, monkeypatch):
     for seed in range(start, start + 12):
+        monkeypatch.setattr(coco, "_MOST_AT_ONCE", (1, 30, 100_000)[seed % 3])  # a class at a time, a few, all
         check_against_pycocotools(seed)
+
+
+def test_the_library_gets_no_more_at_once_than_the_limit(monkeypatch):
+    from faster_coco_eval.core import faster_eval_api
+
+    sizes, evaluator = [], faster_eval_api.COCOeval_faster
+
+    def spy(labels, found, **options):
+        pairs = len(labels.dataset["images"]) * len(labels.dataset["categories"])
+        sizes.append(pairs + len(labels.anns) + len(found.anns))
+        return evaluator(labels, found, **options)
+
+    rng = np.random.default_rng(0)
+    truths = [random_truth(rng, 30, 50) for _ in range(20)]
+    predictions = [random_found(rng, truth, 40, 50) for truth in truths]
+    names = [f"class {k}" for k in range(50)]
+    whole, calls = coco_metrics(truths, predictions, names), []
+    monkeypatch.setattr(faster_eval_api, "COCOeval_faster", spy)
+    monkeypatch.setattr(coco, "_MOST_AT_ONCE", 400)
+    assert coco_metrics(truths, predictions, names, lambda: calls.append(len(sizes))) == whole
+    assert max(sizes) <= 400
+    assert calls == list(range(len(sizes)))
+    assert len(sizes) >= 5
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from anchorite.metrics import Predictions, confusion_matrix
+from anchorite.metrics import Predictions, confusion_matrix, matching, most_confused, outcomes
 from tests.metrics.scenes import random_set
 from tests.metrics.test_coco import found_of, truth_of
 
@@ -94,3 +94,22 @@ def test_nothing_at_all():
     confusion = confusion_matrix([truth_of([])], [found_of([], [])], ["a"])
     assert confusion.counts.sum() == 0
     assert np.isnan(confusion.shares()).all()
+
+
+def test_outcomes_are_the_matrix_of_each_image(monkeypatch):
+    for seed in range(12):
+        monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", (1, 7, 1 << 20)[seed % 3])  # parts of an image, too
+        truths, predictions, names = random_set(seed)
+        rows = outcomes(truths, predictions, names, confidence=0.3)
+        for image, (truth, found) in enumerate(zip(truths, predictions, strict=True)):
+            counts = np.zeros((len(names) + 1, len(names) + 1), np.int64)
+            for _, of_label, found_as in rows[rows[:, 0] == image].tolist():
+                counts[of_label, found_as] += 1
+            assert np.array_equal(counts, greedy_oracle([truth], [found], len(names), 0.3, 0.5))
+
+
+def test_the_most_confused_classes():
+    counts = np.diag([9, 9, 9, 9, 0])
+    counts[1, 3] = counts[4, 2] = counts[4, 3] = 1  # errors of classes: 0, 1, 1, 2
+    assert most_confused(counts, 2) == [1, 3, 4]
+    assert most_confused(counts, 4) == [0, 1, 2, 3, 4]

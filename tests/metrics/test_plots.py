@@ -9,6 +9,7 @@ import pytest
 
 from anchorite.errors import StorageError
 from anchorite.metrics import (
+    Confusion,
     confusion_matrix,
     detection_curves,
     save_confusion_matrix,
@@ -57,6 +58,19 @@ def test_every_plot_is_a_png_with_something_in_it_and_leaves_matplotlib_as_it_wa
         image = pixels(path)
         assert min(image.shape[:2]) > 300
         assert (image[..., :3].std(axis=-1) > 0.05).any(), f"{path.name} has no colour"
+
+
+def test_the_matrix_of_a_thousand_classes_is_no_larger_than_that_of_sixty(tmp_path):
+    counts = np.zeros((1001, 1001), np.int64)
+    counts[2, 900] = counts[1000, 7] = 3
+    names = tuple(f"class {k}" for k in range(1000))
+    save_confusion_matrix(tmp_path / "some.png", Confusion(counts, names, 0.25, 0.5))
+    small = Confusion(np.zeros((61, 61), np.int64), names[:60], 0.25, 0.5)
+    save_confusion_matrix(tmp_path / "sixty.png", small)
+    some, sixty = (pixels(tmp_path / name) for name in ("some.png", "sixty.png"))
+    assert some.shape == sixty.shape
+    is_coloured = [(np.ptp(image[:, : image.shape[1] // 2, :3], axis=-1) > 0.3).any() for image in (some, sixty)]
+    assert is_coloured == [True, False]  # those with errors are among the sixty
 
 
 def test_nothing_to_draw_still_draws(tmp_path):

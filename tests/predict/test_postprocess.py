@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from anchorite.anchors import AnchorSet, decode_level
 from anchorite.boxes import nms
 from anchorite.evaluate import ValidationConfig
-from anchorite.predict import PredictConfig
+from anchorite.predict import PredictConfig, postprocess
 from anchorite.predict.postprocess import _least_logit, batch_detections, detections_from_logits
 from tests.boxes.slow_nms import slow_nms
 from tests.predict.fakes import plant, silent_logits
@@ -198,6 +198,17 @@ def test_extreme_logits_stay_finite():
 def test_logits_that_are_not_numbers_find_nothing():
     logits = [torch.full_like(level, torch.nan) for level in random_logits(4, 2)]
     assert [len(raw) for raw in detections_from_logits(logits, P5, PredictConfig(confidence=0.0))] == [0, 0]
+
+
+def test_of_many_classes_some_images_at_a_time_are_the_same(monkeypatch):
+    logits, config = random_logits(4, 3, num_images=5), PredictConfig(confidence=0.05, multi_label=True)
+    whole = batch_detections(logits, P5, config)
+    sizes, likely = [], postprocess._likely_cells
+    monkeypatch.setattr(postprocess, "_NUMBERS_CPU", sum(level[:2].numel() for level in logits))
+    monkeypatch.setattr(postprocess, "_likely_cells", lambda *args: sizes.append(len(args[0][0])) or likely(*args))
+    parts = batch_detections(logits, P5, config)
+    assert sizes == [2, 1, 2]
+    assert all(torch.equal(one, other) for one, other in zip(vars(whole).values(), vars(parts).values(), strict=True))
 
 
 def test_no_graph_is_kept():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from anchorite.data import DatasetIndex, Record
 from anchorite.data.dataset import NO_CLASS
+from anchorite.evaluate import ValidationResult, ValidationSpeed
+from anchorite.metrics import Predictions, Truth, coco_metrics
 from anchorite.report import write_run_report
-from anchorite.report.conclusion import ImageVerdict, choose_examples, describe_dataset
+from anchorite.report.conclusion import ImageVerdict, choose_examples, describe_dataset, save_details
 from anchorite.report.run_data import RunFiles
 from anchorite.report.run_page import confusion_table, describe_data, read_examples, time_split, validation_charts
 from tests.report.fake_run import EVIL, make_full_run
@@ -88,6 +91,26 @@ def test_of_many_classes_those_with_most_errors_are_in_the_matrix(files: RunFile
     assert len(matrix["names"]) == len(matrix["counts"]) == 25
     assert {"c70", "c3", "background"} <= set(matrix["names"])
     assert "24 of 80 classes" in matrix["note"]
+
+
+def test_of_too_many_classes_the_details_hold_what_the_page_shows(tmp_path: Path) -> None:
+    found = []
+    for num_classes in (100, 101):  # whole, and in part
+        names = tuple(f"c{k}" for k in range(num_classes))
+        truth = Truth(np.tile([0.0, 0, 9, 9], (30, 1)), np.arange(30), np.zeros(30, bool), np.full(30, 81.0))
+        seen = Predictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
+        metrics, speed = coco_metrics([truth], [seen], names), ValidationSpeed(*(0.0 for _ in ValidationSpeed._fields))
+        image = tmp_path / "image.png"
+        cv2.imwrite(str(image), np.zeros((9, 9, 3), np.uint8))
+        record = Record(image, 9, 9, truth.boxes_xyxy, truth.class_ids, truth.ignored, truth.areas, ("",) * 30)
+        folder = tmp_path / f"{num_classes}"
+        folder.mkdir()
+        save_details(folder, ValidationResult(metrics, None, (truth,), (seen,), names, speed), [record])
+        found.append(confusion_table(RunFiles(folder)))
+    whole, part = found
+    assert whole is not None
+    assert part == whole | {"note": whole["note"].replace("100", "101")}
+    assert (len(part["names"]), part["totals"], part["counts"][0][-1]) == (25, [1] * 24 + [0], 1)
 
 
 def test_curves_have_a_line_a_labelled_class_and_their_mean(files: RunFiles) -> None:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from rich.cells import cell_len
 from anchorite.files import StrPath, make_folder
 from anchorite.metrics import (
     CocoMetrics,
+    Curves,
     Predictions,
     Truth,
     confusion_matrix,
@@ -85,6 +87,11 @@ class ValidationResult:
     class_names: tuple[str, ...]
     speed: ValidationSpeed
 
+    @cached_property
+    def curves(self) -> Curves:
+        """Precision, recall and F1 of each class, at IoU .5."""
+        return detection_curves(self.truths, self.predictions, self.class_names)
+
     def rows(self) -> Iterator[tuple[str, float]]:
         """Every number as (name, value), always the same names in the same order; nan where nothing is to measure."""
         losses = {} if self.losses is None else self.losses._asdict()
@@ -94,7 +101,7 @@ class ValidationResult:
     def to_json(self) -> dict[str, Any]:
         """Everything but the boxes in plain types, None for nan; images_covering: None where all labels cover all."""
         covering = self.images_covering()
-        best = detection_curves(self.truths, self.predictions, self.class_names).best_confidence()
+        best = self.curves.best_confidence()
         confidence, f1 = (None if math.isnan(value) else value for value in best)
         return {
             "images": len(self.truths),
@@ -114,10 +121,9 @@ class ValidationResult:
         """
         folder = Path(folder)
         make_folder(folder)
-        curves = detection_curves(self.truths, self.predictions, self.class_names)
         paths = [folder / name for name in ("pr_curve.png", "f1_curve.png", "confusion_matrix.png")]
-        save_pr_curve(paths[0], curves)
-        save_f1_curve(paths[1], curves)
+        save_pr_curve(paths[0], self.curves)
+        save_f1_curve(paths[1], self.curves)
         save_confusion_matrix(paths[2], confusion_matrix(self.truths, self.predictions, self.class_names, confidence))
         return paths
 
@@ -132,7 +138,7 @@ class ValidationResult:
 
         F1 is the best at IoU .5, `at` the confidence where it is reached.
         """
-        metrics, curves = self.metrics, detection_curves(self.truths, self.predictions, self.class_names)
+        metrics, curves = self.metrics, self.curves
         num_labels = sum(one.num_truths for one in metrics.classes)
         confidence, f1 = curves.best_confidence()
         rows = [("all", len(self.truths), num_labels, metrics.map, metrics.map50, f1, confidence)]

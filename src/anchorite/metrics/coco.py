@@ -8,19 +8,21 @@ Legend: K classes, T IoU thresholds, R recall points.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anchorite.metrics.matching import ANY_CLASS, Predictions, Truth, joined, judged, overlaps
+from anchorite.metrics.matching import ANY_CLASS, Predictions, Truth, image_of_each, joined, judged, overlaps
 
 # COCO's own areas in square pixels and caps on detections, by the index they have in the library's result.
 _AREA_NAMES = ("all", "small", "medium", "large")
 _MAX_DETECTIONS = (1, 10, 100)
 _LEAST_SHARE = 0.4999  # of a detection's area in a crowd: a little under COCO's least threshold of IoU
+# Boxes, and classes times images, that the library gets at once: it makes some 2 kB of objects of each.
+_MOST_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,21 @@ class CocoMetrics:
 
 
 def coco_metrics(
-    truths: Sequence[Truth], predictions: Sequence[Predictions], class_names: Sequence[str]
+    truths: Sequence[Truth],
+    predictions: Sequence[Predictions],
+    class_names: Sequence[str],
+    progress: Callable[[], None] = lambda: None,
 ) -> CocoMetrics:
     """The COCO numbers of the detections `predictions`, one for each image in `truths`.
 
     Ignored truths count as crowds: what lies in them is neither right nor wrong; nor are detections of classes that the
-    labels of their image do not cover. Raises InputError when the two lists differ in length or a class number has no
-    name.
+    labels of their image do not cover. Classes are independent of each other, so that many, or many images, are done
+    some at a time, with `progress` called before each; memory is bounded but for the boxes of one class. Raises
+    InputError when the two lists differ in length or a class number has no name.
     """
     num_classes = len(class_names)
     known = judged(truths, predictions, num_classes)
-    precision, recall = _evaluate(list(map(_with_crowds, truths, known)), known, num_classes)
+    precision, recall = _evaluate(list(map(_with_crowds, truths, known)), known, num_classes, progress)
     counts = {
         "num_truths": joined(truth.class_ids[~truth.ignored] for truth in truths),
         "num_ignored": joined(truth.class_ids[truth.ignored & (truth.class_ids != ANY_CLASS)] for truth in truths),
@@ -94,14 +100,14 @@ def coco_metrics(
         "num_found": joined(found.class_ids for found in predictions),
     }
     counts = {name: np.bincount(class_ids, minlength=num_classes) for name, class_ids in counts.items()}
-    of_classes = precision[:, :, :, 0, 2]
+    of_classes = precision[..., 0]
     return CocoMetrics(
         map=_mean(of_classes),
         map50=_mean(of_classes[0]),
         map75=_mean(of_classes[5]),
-        map_small=_mean(precision[:, :, :, 1, 2]),
-        map_medium=_mean(precision[:, :, :, 2, 2]),
-        map_large=_mean(precision[:, :, :, 3, 2]),
+        map_small=_mean(precision[..., 1]),
+        map_medium=_mean(precision[..., 2]),
+        map_large=_mean(precision[..., 3]),
         ar_1=_mean(recall[:, :, 0, 0]),
         ar_10=_mean(recall[:, :, 0, 1]),
         ar_100=_mean(recall[:, :, 0, 2]),
@@ -129,7 +135,8 @@ def _with_crowds(truth: Truth, found: Predictions) -> Truth:
     of_any = np.flatnonzero(truth.ignored & (truth.class_ids == ANY_CLASS))
     if not len(of_any):
         return truth
-    lies_inside = overlaps(found, truth)[1][:, of_any] >= _LEAST_SHARE
+    regions = Truth(truth.boxes_xyxy[of_any], truth.class_ids[of_any], truth.ignored[of_any], truth.areas[of_any])
+    lies_inside = overlaps(found, regions)[1] >= _LEAST_SHARE
     crowds = {(row, found.class_ids[number]) for number, row in np.argwhere(lies_inside).tolist()}
     rows, class_ids = np.array(sorted(crowds), np.int64).reshape(-1, 2).T
     kept = np.append(np.setdiff1d(np.arange(len(truth)), of_any), of_any[rows])
@@ -143,73 +150,81 @@ def _with_crowds(truth: Truth, found: Predictions) -> Truth:
     )
 
 
+class _Boxes(NamedTuple):
+    """Boxes of all images by class, and of a class by image: columns (N,) of COCO's fields; iscrowd or score last."""
+
+    image_id: NDArray[np.int64]
+    category_id: NDArray[np.int64]
+    bbox: NDArray[np.float64]
+    area: NDArray[np.float64]
+    last: NDArray[Any]
+
+    @classmethod
+    def of(cls, images: Sequence[Truth | Predictions], boxes_xywh: NDArray[np.float64], *last: NDArray[Any]) -> _Boxes:
+        """The boxes of each image; boxes_xywh and the last columns are those of all images, one after the other."""
+        class_ids = joined(one.class_ids for one in images)
+        order = np.argsort(class_ids, kind="stable")
+        return cls(*(column[order] for column in (image_of_each(images), class_ids, boxes_xywh, *last)))
+
+    def rows(self, chosen: slice, last: str) -> list[dict[str, Any]]:
+        """Some of them as the library takes them; last: the name of that column."""
+        names, columns = (*self._fields[:-1], last), [column[chosen].tolist() for column in self]
+        # Numbers from 1: the library takes 0 for "not matched".
+        numbered = enumerate(zip(*columns, strict=True), 1)
+        return [{"id": number, "iscrowd": 0} | dict(zip(names, row, strict=True)) for number, row in numbered]
+
+
 def _evaluate(
-    truths: Sequence[Truth], predictions: Sequence[Predictions], num_classes: int
+    truths: Sequence[Truth], predictions: Sequence[Predictions], num_classes: int, progress: Callable[[], None]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The library's precision (T, R, K, 4 areas, 3 caps) and recall (T, K, 4 areas, 3 caps); -1 where undefined."""
+    """The library's precision (T, R, K, 4 areas) at the last cap, and recall (T, K, 4 areas, 3 caps); -1 for nan."""
     from faster_coco_eval.core.coco import COCO
     from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
-    if not truths or not num_classes:
-        # The library takes an empty list of images or classes for "all of them" and fails later.
-        return np.full((10, 101, num_classes, 4, 3), -1.0), np.full((10, num_classes, 4, 3), -1.0)
-
-    def dataset(columns_by_image: Iterable[dict[str, list[Any]]]) -> Any:
-        """The library's data set of each image's boxes, given as columns of COCO's fields."""
-        boxes = (
-            {"image_id": image, **dict(zip(columns, values, strict=True))}
-            for image, columns in enumerate(columns_by_image)
-            for values in zip(*columns.values(), strict=True)
+    counted = list(map(_counted, predictions))
+    areas, crowds = joined((one.areas for one in truths), float), joined((one.ignored for one in truths), bool)
+    labels = _Boxes.of(truths, _boxes_xywh(truths), areas, crowds.astype(int))
+    boxes_xywh, scores = _boxes_xywh(counted), joined((one.scores for one in counted), float)
+    found = _Boxes.of(counted, boxes_xywh, boxes_xywh[:, 2] * boxes_xywh[:, 3], scores)
+    starts = [np.searchsorted(boxes.category_id, np.arange(num_classes + 1)) for boxes in (labels, found)]
+    ends = np.cumsum([0, *(len(truths) + np.diff(starts[0]) + np.diff(starts[1]))])
+    precision, recall = np.full((10, 101, num_classes, 4), -1.0), np.full((10, num_classes, 4, 3), -1.0)
+    first = stop = 0
+    while (first := stop) < num_classes:
+        progress()
+        stop = max(first + 1, int(np.searchsorted(ends, ends[first] + _MOST_AT_ONCE, side="right")) - 1)
+        of_labels, of_found = (slice(start[first], start[stop]) for start in starts)
+        images = np.union1d(labels.image_id[of_labels], found.image_id[of_found]).tolist()
+        if not images:  # the library would take none for "all of them"
+            continue
+        categories = [{"id": class_id, "name": str(class_id)} for class_id in range(first, stop)]
+        common = {"images": [{"id": image} for image in images], "categories": categories}
+        evaluation = COCOeval_faster(
+            COCO(common | {"annotations": labels.rows(of_labels, "iscrowd")}),
+            COCO(common | {"annotations": found.rows(of_found, "score")}),
+            iouType="bbox",
+            print_function=lambda *_: None,  # the library would report its progress on stdout
+            separate_eval=True,
         )
-        return COCO(
-            {
-                "images": [{"id": image} for image in range(len(truths))],
-                "categories": [{"id": class_id, "name": str(class_id)} for class_id in range(num_classes)],
-                # Numbers from 1: the library takes 0 for "not matched".
-                "annotations": [{"id": number, **box} for number, box in enumerate(boxes, 1)],
-            }
-        )
-
-    evaluation = COCOeval_faster(
-        dataset(
-            {
-                "category_id": truth.class_ids.tolist(),
-                "bbox": _boxes_xywh(truth).tolist(),
-                "area": truth.areas.tolist(),
-                "iscrowd": truth.ignored.astype(int).tolist(),
-            }
-            for truth in truths
-        ),
-        dataset(map(_columns_of_found, predictions)),
-        iouType="bbox",
-        print_function=lambda *_: None,  # the library would report its progress on stdout
-        separate_eval=True,
-    )
-    assert tuple(evaluation.params.areaRngLbl) == _AREA_NAMES
-    assert tuple(evaluation.params.maxDets) == _MAX_DETECTIONS
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+        assert tuple(evaluation.params.areaRngLbl) == _AREA_NAMES
+        assert tuple(evaluation.params.maxDets) == _MAX_DETECTIONS
+        evaluation.evaluate()
+        evaluation.accumulate()
+        precision[:, :, first:stop] = np.asarray(evaluation.eval["precision"])[..., -1]
+        recall[:, first:stop] = evaluation.eval["recall"]
+    return precision, recall
 
 
-def _columns_of_found(found: Predictions) -> dict[str, list[Any]]:
-    """COCO's fields of the best 100 detections of each class, which are all that its numbers look at."""
+def _counted(found: Predictions) -> Predictions:
+    """The best 100 detections of each class, which are all that COCO's numbers look at, in the order given."""
     order = np.lexsort((-found.scores, found.class_ids))
     class_ids = found.class_ids[order]
     rank = np.arange(len(order)) - np.searchsorted(class_ids, class_ids)
-    counted = found.chosen(np.sort(order[rank < _MAX_DETECTIONS[-1]]))  # in the order given
-    boxes_xywh = _boxes_xywh(counted)
-    return {
-        "category_id": counted.class_ids.tolist(),
-        "bbox": boxes_xywh.tolist(),
-        "area": (boxes_xywh[:, 2] * boxes_xywh[:, 3]).tolist(),
-        "score": counted.scores.tolist(),
-        "iscrowd": [0] * len(counted),
-    }
+    return found.chosen(np.sort(order[rank < _MAX_DETECTIONS[-1]]))
 
 
-def _boxes_xywh(boxes: Truth | Predictions) -> NDArray[np.float64]:
-    boxes_xywh = boxes.boxes_xyxy.astype(np.float64)
+def _boxes_xywh(images: Sequence[Truth | Predictions]) -> NDArray[np.float64]:
+    boxes_xywh = np.concatenate([np.zeros((0, 4)), *(one.boxes_xyxy for one in images)])
     boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
     return boxes_xywh
 

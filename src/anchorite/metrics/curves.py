@@ -13,7 +13,16 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from anchorite.errors import accepts_iou_limit
-from anchorite.metrics.matching import Predictions, Truth, joined, judged, match, overlapping_pairs, ratio
+from anchorite.metrics.matching import (
+    Predictions,
+    Truth,
+    image_of_each,
+    joined,
+    judged,
+    match,
+    overlapping_pairs,
+    ratio,
+)
 
 _NUM_CONFIDENCES = 1001
 _NUM_RECALLS = 101
@@ -75,13 +84,14 @@ def detection_curves(
     pairs = overlapping_pairs(truths, predictions, iou_threshold)
     is_right = match(pairs, scores, sum(map(len, truths)), by_score=True) >= 0
     counted = np.flatnonzero(is_right | ~pairs.in_ignored)
-    best_first = counted[np.argsort(-scores[counted], kind="stable")]
+    by_class = counted[np.lexsort((-scores[counted], class_ids[counted]))]  # of each class the best first
+    starts = np.searchsorted(class_ids[by_class], np.arange(num_classes + 1))
 
     confidences, recalls = np.linspace(0, 1, _NUM_CONFIDENCES), np.linspace(0, 1, _NUM_RECALLS)
     precision, recall, f1 = np.full((3, num_classes, _NUM_CONFIDENCES), np.nan)
     envelope = np.full((num_classes, _NUM_RECALLS), np.nan)
     for k in range(num_classes):
-        of_class = best_first[class_ids[best_first] == k]
+        of_class = by_class[starts[k] : starts[k + 1]]
         right = np.concatenate([[0], np.cumsum(is_right[of_class])])
         kept = np.searchsorted(-scores[of_class], -confidences, side="right")
         precision[k] = ratio(right[kept], kept, np.nan)
@@ -126,6 +136,13 @@ class Confusion:
         return ratio(self.counts, self.counts.sum(axis=1, keepdims=True), np.nan)
 
 
+def most_confused(counts: Int64[NDArray[np.int64], "K1 K1"], most: int) -> list[int]:
+    """The rows, in their order, of the `most` classes with the most errors, and the background: all where K <= most."""
+    background = len(counts) - 1
+    errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+    return [*sorted(np.argsort(-errors[:-1], kind="stable")[:most].tolist()), background]
+
+
 @accepts_iou_limit
 def confusion_matrix(
     truths: Sequence[Truth],
@@ -134,26 +151,45 @@ def confusion_matrix(
     confidence: float = 0.25,
     iou_threshold: float = 0.5,
 ) -> Confusion:
-    """Match detections and labelled boxes of any class greedily, the largest overlap first, and count their classes.
+    """The `outcomes`, counted by the two classes."""
+    pairs = outcomes(truths, predictions, class_names, confidence, iou_threshold)[:, 1:]
+    counts = np.zeros((len(class_names) + 1, len(class_names) + 1), dtype=np.int64)
+    np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
+    return Confusion(counts, tuple(class_names), confidence, iou_threshold)
 
-    Ignored boxes are left out, and so are detections that match nothing and lie in an ignored box, whatever their
-    class. Detections of classes that the labels of their image do not cover are left out first. The result does not
-    depend on the order of the detections, except among exact equals. Raises InputError as `coco_metrics` does.
+
+@accepts_iou_limit
+def outcomes(
+    truths: Sequence[Truth],
+    predictions: Sequence[Predictions],
+    class_names: Sequence[str],
+    confidence: float = 0.25,
+    iou_threshold: float = 0.5,
+) -> Int64[NDArray[np.int64], "N 3"]:
+    """What became of each labelled box and each detection, a row (N, 3) int64 for each pair of them and for each alone:
+    image, class of the labelled box, class found; K, the background, for none.
+
+    Detections and labelled boxes of any class match greedily, the largest overlap first. Ignored boxes are left out,
+    and so are detections that match nothing and lie in an ignored box, whatever their class. Detections of classes that
+    the labels of their image do not cover are left out first. The result does not depend on the order of the
+    detections, except among exact equals. Raises InputError as `coco_metrics` does.
     """
     known = judged(truths, predictions, len(class_names))
     confident = [found.chosen(found.scores >= confidence) for found in known]
     pairs = overlapping_pairs(truths, confident, iou_threshold, same_class=False)
-    found_class = joined(found.class_ids for found in confident)
-    truth_class = joined(truth.class_ids for truth in truths)
+    of_found, of_truths = (
+        np.stack([image_of_each(images), joined(one.class_ids for one in images)])
+        for images in (confident, truths)
+    )
     scores = joined((found.scores for found in confident), float)
-    truth_of_found = match(pairs, scores, len(truth_class), by_score=False)
-    background = len(class_names)
-    counts = np.zeros((background + 1, background + 1), dtype=np.int64)
+    truth_of_found = match(pairs, scores, of_truths.shape[1], by_score=False)
     matched = truth_of_found >= 0
-    np.add.at(counts, (truth_class[truth_of_found[matched]], found_class[matched]), 1)
-    false_alarms = found_class[~matched & ~pairs.in_ignored]
-    counts[background] += np.bincount(false_alarms, minlength=background + 1)
     is_missed = ~joined((truth.ignored for truth in truths), bool)
     is_missed[truth_of_found[matched]] = False
-    counts[:, background] += np.bincount(truth_class[is_missed], minlength=background + 1)
-    return Confusion(counts, tuple(class_names), confidence, iou_threshold)
+    is_alarm, background = ~matched & ~pairs.in_ignored, len(class_names)
+    parts = [
+        (*of_truths[:, truth_of_found[matched]], of_found[1, matched]),
+        (*of_truths[:, is_missed], background),
+        (of_found[0, is_alarm], background, of_found[1, is_alarm]),
+    ]
+    return np.concatenate([np.stack(np.broadcast_arrays(*part), axis=1) for part in parts])

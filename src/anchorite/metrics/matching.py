@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from anchorite.errors import InputError
 
+_PAIRS_AT_ONCE = 1 << 20  # of an image with thousands of boxes
 ANY_CLASS = -1  # of an ignored box in which detections of every class are neither right nor wrong
 
 
@@ -107,6 +108,11 @@ def joined(parts: Iterable[NDArray[Any]], dtype: type = np.int64) -> NDArray[Any
     return np.concatenate([np.zeros(0, dtype), *parts])
 
 
+def image_of_each(images: Sequence[Truth | Predictions]) -> Int64[NDArray[np.int64], " N"]:
+    """The number of the image (N,) of each of their boxes, one image after the other."""
+    return np.repeat(np.arange(len(images)), np.fromiter(map(len, images), np.int64))
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Detections and labelled boxes of one image each that overlap by the limit or more, in any order.
@@ -142,15 +148,18 @@ def overlapping_pairs(
     found_parts, truth_parts, iou_parts, ignored_parts = [], [], [], []
     first_found = first_truth = 0
     for truth, found in zip(truths, predictions, strict=True):
-        iou, share_inside = overlaps(found, truth)
-        comparable = np.ones_like(iou, dtype=bool)
-        if same_class:
-            comparable = (found.class_ids[:, None] == truth.class_ids) | (truth.class_ids == ANY_CLASS)
-        rows, columns = np.nonzero((iou >= iou_threshold) & comparable & ~truth.ignored)
-        found_parts.append(rows + first_found)
-        truth_parts.append(columns + first_truth)
-        iou_parts.append(iou[rows, columns])
-        ignored_parts.append(((share_inside >= iou_threshold) & comparable & truth.ignored).any(axis=1))
+        step = max(1, _PAIRS_AT_ONCE // max(1, len(truth)))
+        for start in range(0, len(found), step):
+            part = found if step >= len(found) else found.chosen(np.arange(start, min(start + step, len(found))))
+            iou, share_inside = overlaps(part, truth)
+            comparable = np.ones_like(iou, dtype=bool)
+            if same_class:
+                comparable = (part.class_ids[:, None] == truth.class_ids) | (truth.class_ids == ANY_CLASS)
+            rows, columns = np.nonzero((iou >= iou_threshold) & comparable & ~truth.ignored)
+            found_parts.append(rows + (first_found + start))
+            truth_parts.append(columns + first_truth)
+            iou_parts.append(iou[rows, columns])
+            ignored_parts.append(((share_inside >= iou_threshold) & comparable & truth.ignored).any(axis=1))
         first_found, first_truth = first_found + len(found), first_truth + len(truth)
     return Pairs(joined(found_parts), joined(truth_parts), joined(iou_parts, float), joined(ignored_parts, bool))
 

@@ -1,4 +1,4 @@
-"""Plots of curves and of the confusion matrix as PNG files, readable from 1 to 80 classes.
+"""Plots of curves and of the confusion matrix as PNG files, readable with any number of classes.
 
 Drawn on `Figure` objects of their own, so no state of matplotlib is shared or changed. Class names are shown as they
 are: never read as mathematical notation, cut when long.
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchorite.files import StrPath, write_atomically
-from anchorite.metrics.curves import Confusion, Curves, mean_of_defined
+from anchorite.metrics.curves import Confusion, Curves, mean_of_defined, most_confused
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _MOST_NAMED_LINES = 10
 # Up to so many rows the matrix has room for counts.
 _MOST_NUMBERED_ROWS = 31
+# With more classes than the first, the matrix shows so many of them: a cell of its own for each pair of a thousand would
+# be a picture of 400 megapixels.
+_MOST_CLASSES, _CHOSEN_CLASSES = 100, 60
 _LONGEST_NAME = 24
 # DejaVu Sans comes with matplotlib; the others fill in scripts that it lacks, where the machine has them.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "WenQuanYi Zen Hei", "Arial Unicode MS")
@@ -51,13 +54,16 @@ def save_f1_curve(path: StrPath, curves: Curves) -> None:
 def save_confusion_matrix(path: StrPath, confusion: Confusion) -> None:
     """Write the matrix, coloured by the share of each row, right in blue and wrong in orange.
 
-    Up to 30 classes the cells show counts.
+    Up to 30 classes the cells show counts; of more than 100, the 60 with the most errors are drawn.
     """
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    size, shares = len(confusion.counts), confusion.shares()
+    num_classes = len(confusion.class_names)
+    chosen = most_confused(confusion.counts, num_classes if num_classes <= _MOST_CLASSES else _CHOSEN_CLASSES)
+    counts, shares = (matrix[np.ix_(chosen, chosen)] for matrix in (confusion.counts, confusion.shares()))
+    size = len(chosen)
     is_numbered = size <= _MOST_NUMBERED_ROWS
     inches = 4.0 + (0.5 if is_numbered else 0.19) * size
     figure = Figure(figsize=(inches, inches * (0.9 if size > 5 else 0.8)), layout="constrained")
@@ -69,6 +75,7 @@ def save_confusion_matrix(path: StrPath, confusion: Confusion) -> None:
         picture = axes.imshow(shown, cmap=colormaps[colours], norm=PowerNorm(0.5, vmin=0, vmax=1))
         figure.colorbar(picture, ax=axes, shrink=0.6, aspect=30, pad=0.02, label=f"share of the row, {word}")
     names = [*readable_names(confusion.class_names), "(background)"]
+    names = [names[row] for row in chosen]
     turned = {"rotation": 90} if size > 4 else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(size), names, **turned)
     axes.set_yticks(range(size), names)
@@ -80,9 +87,11 @@ def save_confusion_matrix(path: StrPath, confusion: Confusion) -> None:
     axes.grid(which="minor", color="#dddddd", linewidth=0.5)
     axes.tick_params(which="minor", length=0)
     title = f"Confusion at confidence {confusion.confidence:g}, IoU {confusion.iou_threshold:g}"
+    if size <= num_classes:
+        title += f": the {size - 1} of {num_classes} classes with the most errors"
     axes.set_title(title, fontsize=12 if size < 10 else 16)
-    for row, column in np.argwhere(confusion.counts > 0) if is_numbered else []:
-        count = int(confusion.counts[row, column])
+    for row, column in np.argwhere(counts > 0) if is_numbered else []:
+        count = int(counts[row, column])
         short = f"{count}" if count < 10_000 else f"{count / 1000:.0f}k"
         colour = "white" if shares[row, column] > 0.4 else "#222222"
         axes.text(column, row, short, ha="center", va="center", fontsize=9, color=colour)
@@ -117,6 +126,7 @@ def _save_curves(
     of few classes.
     """
     from matplotlib import colormaps
+    from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 6), layout="constrained")
@@ -134,8 +144,10 @@ def _save_curves(
     half = _MOST_NAMED_LINES // 2
     unnamed = ranking[half:-half] if len(ranking) > _MOST_NAMED_LINES else []
     listed = []
-    for k in unnamed:
-        axes.plot(x, rows[k], color="#b8b8b8", linewidth=0.7)
+    if unnamed:  # as one object: a thousand would take seconds
+        axes.add_collection(
+            LineCollection([np.stack([x, rows[k]], 1) for k in unnamed], colors="#b8b8b8", linewidths=0.7)
+        )
     for place, k in enumerate(k for k in ranking if k not in unnamed):
         if unnamed and place == half:
             between = axes.plot([], [], color="#b8b8b8", linewidth=0.7)

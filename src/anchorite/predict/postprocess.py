@@ -24,6 +24,8 @@ from anchorite.anchors import AnchorSet, decode_boxes
 from anchorite.boxes import cxcywh_to_xyxy
 from anchorite.boxes.nms import nms_of_sorted
 
+# Of the logits; 31 images of 640 px and 80 classes have as many as the first.
+_NUMBERS_CPU, _NUMBERS_ACCELERATOR = 1 << 26, 1 << 28
 IOU_THRESHOLD_NAMES = AliasChoices("iou_threshold", "iou_limit")  # today's, and that of earlier releases
 
 
@@ -111,7 +113,16 @@ def detections_from_logits(
 def batch_detections(
     logits: Sequence[Float[Tensor, "B A C _ _"]], anchors: AnchorSet, config: PredictConfig
 ) -> BatchDetections:
-    """`detections_from_logits` with all images in one."""
+    """`detections_from_logits` with all images in one.
+
+    Of many classes some images at a time: scores of every class at every likely cell take several times the logits.
+    """
+    num_images = len(logits[0])
+    most = _NUMBERS_CPU if logits[0].device.type == "cpu" else _NUMBERS_ACCELERATOR
+    if num_images > 1 and sum(level.numel() for level in logits) > most:
+        halves = slice(None, num_images // 2), slice(num_images // 2, None)
+        parts = [vars(batch_detections([level[half] for level in logits], anchors, config)) for half in halves]
+        return BatchDetections(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     image, cell_logits, grid = _likely_cells(logits, anchors, config.confidence)
     objectness, classes = cell_logits[:, 4:5].sigmoid(), cell_logits[:, 5:]
     if config.multi_label:
@@ -130,7 +141,7 @@ def batch_detections(
         boxes_cells = decode_boxes(cell_logits[:, :4][cell[chosen]], anchor_cells)
         return cxcywh_to_xyxy(torch.cat([boxes_cells[..., :2] + place, boxes_cells[..., 2:]], dim=-1) * stride)
 
-    return _suppressed(image[cell], scores, class_ids, boxes_of, len(logits[0]), config)
+    return _suppressed(image[cell], scores, class_ids, boxes_of, num_images, config)
 
 
 @torch.no_grad()

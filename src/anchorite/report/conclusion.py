@@ -23,17 +23,18 @@ from anchorite.devices import choose_device, choose_precision, processor_facts
 from anchorite.evaluate import ReadConfig, ValidationResult, Validator
 from anchorite.files import StrPath, make_folder, write_bytes_atomically, write_text_atomically
 from anchorite.jpeg import encode_jpeg, shrunk
-from anchorite.metrics import Predictions, Truth, confusion_matrix, detection_curves
+from anchorite.metrics import Predictions, Truth, confusion_matrix, most_confused, outcomes
 from anchorite.model import load_weights
 from anchorite.predict import Predictor, draw
 from anchorite.report.run_data import read_summary
-from anchorite.report.run_page import write_run_report
+from anchorite.report.run_page import MAX_CONFUSED, write_run_report
 from anchorite.train import RunFolder
 
 _MOST_OF_A_KIND = 6
 _MOST_BOXES = 100  # of an image, of each kind; more cannot be distinguished in a small picture
 _EXAMPLE_PX, _EXAMPLE_QUALITY = 640, 80
 _CONFUSION_CONFIDENCE = 0.25
+_MOST_PAIRED = 100  # classes whose confusion is written whole; of more, the part that the page shows
 _NUM_CONFIDENCES = 101
 _MAX_PREDICTIONS, _PREDICTION_PX, _PREDICTION_QUALITY = 12, 1280, 90
 _LONGEST_STEM = 50  # letters, each of up to four bytes
@@ -122,10 +123,15 @@ def save_details(run_folder: Path, result: ValidationResult, records: Sequence[R
 
     records: of the validated split, in the result's order. Raises InputError when an image can no longer be decoded.
     """
-    curves = detection_curves(result.truths, result.predictions, result.class_names)
+    curves = result.curves
     at, _ = curves.best_confidence()
     confidence = _CONFUSION_CONFIDENCE if np.isnan(at) else at
     confusion = confusion_matrix(result.truths, result.predictions, result.class_names, _CONFUSION_CONFIDENCE)
+    counts, of_part = confusion.counts, {}
+    if len(result.class_names) > _MOST_PAIRED:
+        chosen = most_confused(counts, MAX_CONFUSED)
+        of_part = {"classes": chosen[:-1], "totals": counts.sum(axis=1)[chosen].tolist()}
+        counts = counts[np.ix_(chosen, chosen)]
     every = (len(curves.confidences) - 1) // (_NUM_CONFIDENCES - 1)
     details = {
         "class_names": list(result.class_names),
@@ -134,7 +140,7 @@ def save_details(run_folder: Path, result: ValidationResult, records: Sequence[R
         "envelope": [_rounded(row) for row in curves.envelope],
         "confidences": _rounded(curves.confidences[::every]),
         "f1": [_rounded(row) for row in curves.f1[:, ::every]],
-        "confusion": {"counts": confusion.counts.tolist(), "confidence": confusion.confidence},
+        "confusion": {"counts": counts.tolist(), "confidence": confusion.confidence, **of_part},
         "examples": {"confidence": round(confidence, 3), "images": _examples(run_folder, result, records, confidence)},
     }
     text = json.dumps(details, ensure_ascii=False, allow_nan=False)
@@ -171,11 +177,12 @@ def _examples(
     run_folder: Path, result: ValidationResult, records: Sequence[Record], confidence: float
 ) -> list[dict[str, Any]]:
     """The worst and the best images, written to examples/, and what validation.json says of each."""
-    verdicts = []
-    for truth, found in zip(result.truths, result.predictions, strict=True):
-        counts = confusion_matrix([truth], [found], result.class_names, confidence).counts
-        right, missed, false_alarms = np.trace(counts), counts[:-1, -1].sum(), counts[-1, :-1].sum()
-        verdicts.append(ImageVerdict(*map(int, (right, missed, false_alarms, counts[:-1, :-1].sum() - right))))
+    image, of_label, found_as = outcomes(result.truths, result.predictions, result.class_names, confidence).T
+    none = len(result.class_names)
+    kinds = np.select([of_label == found_as, found_as == none, of_label == none], [0, 1, 2], 3)
+    counts = np.zeros((len(records), len(ImageVerdict._fields)), np.int64)
+    np.add.at(counts, (image, kinds), 1)
+    verdicts = [ImageVerdict(*row) for row in counts.tolist()]
     folder = run_folder / "examples"
     make_folder(folder)
     for old in folder.glob("*.jpg"):

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from anchorite.errors import InputError
 from anchorite.files import StrPath, write_text_atomically
+from anchorite.metrics import most_confused
 from anchorite.report.charts import Chart, Line, decimals, format_number, make_chart
 from anchorite.report.page import MAX_PAGE_BYTES, embed_pictures, render_page
 from anchorite.report.run_data import RunFiles, flatten, none_if_absent, read_status, show
@@ -43,7 +44,7 @@ _MAX_PREDICTIONS, _MAX_PLOTS, _MAX_EXAMPLES = 16, 24, 12
 _MAX_DETAILED_CURVES = 40
 _MOST_NAMED = 12  # classes of a source
 _MAX_LINES = 16  # of one chart; of more classes, the worst and the best
-_MAX_CONFUSED = 24  # rows of the confusion matrix; of more classes, those with most errors
+MAX_CONFUSED = 24  # rows of the confusion matrix; of more classes, those with most errors
 _SCORES = "val/map"  # how columns begin whose highest value is the best
 _GROUP_TITLES = {"train": "Training losses", "val": "Validation scores", "seconds": "Seconds", "": "Pace"}
 _VALIDATION_TIME = "Validation time"
@@ -302,22 +303,20 @@ def confusion_table(files: RunFiles) -> dict[str, Any]:
 
     names: of rows and columns, the last one the background; counts: rows of the part; totals: of the whole rows.
     """
-    details = files.validation
+    details, confusion = files.validation, files.validation["confusion"]
     names = [*map(str, details["class_names"]), "background"]
-    counts = np.array(details["confusion"]["counts"], dtype=np.int64).reshape(len(names), len(names))
-    note = f"Detections of confidence {float(details['confusion']['confidence']):g} or more, at IoU .5."
-    background = len(names) - 1
-    chosen = list(range(len(names)))
-    if background > _MAX_CONFUSED:
-        errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
-        chosen = [*sorted(np.argsort(-errors[:-1], kind="stable")[:_MAX_CONFUSED].tolist()), background]
-        note += f" Shown are the {_MAX_CONFUSED} of {background} classes with the most errors."
-    return {
-        "names": [names[k] for k in chosen],
-        "counts": counts[np.ix_(chosen, chosen)].tolist(),
-        "totals": counts.sum(axis=1)[chosen].tolist(),
-        "note": note,
-    }
+    counts = np.array(confusion["counts"], dtype=np.int64)
+    note = f"Detections of confidence {float(confusion['confidence']):g} or more, at IoU .5."
+    if "classes" in confusion:  # of more classes than a file should hold pairs of, the part alone
+        chosen, totals = [*map(int, confusion["classes"]), len(names) - 1], [*map(int, confusion["totals"])]
+        counts = counts.reshape(len(chosen), len(totals))
+    else:
+        counts = counts.reshape(len(names), len(names))
+        chosen = most_confused(counts, MAX_CONFUSED)
+        totals, counts = counts.sum(axis=1)[chosen].tolist(), counts[np.ix_(chosen, chosen)]
+    if len(chosen) < len(names):
+        note += f" Shown are the {len(chosen) - 1} of {len(names) - 1} classes with the most errors."
+    return {"names": [names[k] for k in chosen], "counts": counts.tolist(), "totals": totals, "note": note}
 
 
 def time_split(files: RunFiles) -> list[tuple[str, str, float, float, str]]:
