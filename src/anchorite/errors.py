@@ -6,6 +6,7 @@ They are `ValueError`s, so that library users can catch them as usual; the comma
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import os
@@ -53,6 +54,12 @@ class StorageError(AnchoriteError):
     exit_code = 4
 
 
+class NoMemoryError(AnchoriteError):
+    """Memory ran out, or would; what is on disk is unchanged, and a run can be resumed."""
+
+    exit_code = 4
+
+
 class UnsafeFileError(AnchoriteError):
     """A file was refused because reading it could run code or exhaust memory."""
 
@@ -63,6 +70,14 @@ class WorkerError(AnchoriteError):
     """A data worker or a rank died, hung or raised."""
 
     exit_code = 6
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's and NumPy's error, CUDA's, the system's, or that of torch's CPU allocator."""
+    if isinstance(error, RuntimeError):  # torch.OutOfMemoryError is one
+        told = str(error)
+        return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in told or "_ALLOC_FAILED" in told
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 class ReportedByPeer(WorkerError):

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,15 @@ from rich.console import Console
 
 from anchorite.cli.display import Display, EpochTable, counting
 from anchorite.cli.options import OutputOptions
-from anchorite.train import EpochDone, RunFinished, RunStarted, StepDone, StoreProgress
+from anchorite.train import (
+    EpochDone,
+    Event,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    StoreProgress,
+    ValidationProgress,
+)
 
 ROW = {"train/box": 0.1, "train/objectness": 0.02, "train/classification": 0.3, "images_per_second": 46.0}
 STARTED = RunStarted(Path("run"), ("device cpu",), 0, 40, 10)
@@ -116,31 +125,37 @@ def test_the_best_epoch_is_marked_by_a_word() -> None:
     assert rows[0].isascii()
 
 
-def test_every_json_line_parses_and_nothing_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_json_line_parses_and_nothing_is_not_finite(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     display = Display(OutputOptions(json_lines=True))
     display(StoreProgress("train", 1, 1))
     display(RunStarted(Path("run"), ("device cpu",), 0, 2, 2))
     for batch in (1, 2):
         display(StepDone(1, batch, 0.1, math.inf, 0.3, 46.0, 9.0))
+    monkeypatch.setattr(time, "monotonic", lambda: 1e9)  # at most one a second
+    display(ValidationProgress(1, 3, 8))
+    display(ValidationProgress(1, 8, 8))
     display(EpochDone(1, ROW | {"val/map": math.nan}, None, True))
     display(RunFinished(Path("run"), "complete", None, math.nan, 61.0))
     display.finished(Path("run"))
     display.say("for people")
     events = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     assert [one["event"] for one in events] == [
-        "decoding", "run_started", "step", "epoch", "run_finished", "finished"
+        "decoding", "run_started", "step", "validating", "epoch", "run_finished", "finished"
     ]  # fmt: skip
     assert events[1] == {
         "event": "run_started", "folder": "run", "first_epoch": 1, "num_epochs": 2, "num_batches": 2,
         "decisions": ["device cpu"],
     }  # fmt: skip
     assert (events[2]["batch"], events[2]["objectness"]) == (2, None)
-    assert events[3]["metrics"] == ROW | {"val/map": None}
-    assert events[4] == {
+    assert events[3] == {"event": "validating", "epoch": 1, "done": 3, "images": 8}
+    assert events[4]["metrics"] == ROW | {"val/map": None}
+    assert events[5] == {
         "event": "run_finished", "folder": "run", "reason": "complete", "best_epoch": None, "best_map": None,
         "seconds": 61.0,
     }  # fmt: skip
-    assert events[5]["best_weights"] == str(Path("run") / "best.safetensors")
+    assert events[6]["best_weights"] == str(Path("run") / "best.safetensors")
 
 
 def test_a_log_gets_a_line_at_each_quarter_of_a_long_pass(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +171,56 @@ def test_a_log_gets_a_line_at_each_quarter_of_a_long_pass(capsys: pytest.Capture
     assert len(lines) == 12
     for done, *_ in (line.split()[1:] for line in lines):
         assert int(done) in (51, 101, 102, 152, 153, 202)
+
+
+def test_a_log_is_never_silent_for_more_than_thirty_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now, said_at = 1000.0, [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    display = Display()
+
+    def passed(seconds: float, event: Event | None) -> str:
+        """What is printed on an event so many seconds after the last one."""
+        nonlocal now
+        now += seconds
+        display.concluding("measured", 5, 9) if event is None else display(event)
+        if text := capsys.readouterr().out:
+            said_at.append(now)
+        return text
+
+    lines = [passed(7, StoreProgress("train", done, 100)) for done in range(1, 11)]
+    assert [done for done, line in enumerate(lines, 1) if line] == [4, 8]
+    assert lines[3] == "decoded 4 of 100 train images\n"
+    passed(1, RunStarted(Path("run"), ("device cpu",), 0, 2, 10))
+    step = StepDone(1, 3, 0.1, 0.02, 0.3, 46.25, 61.0, images=120, num_images=400)
+    lines = [passed(12, step) for _ in range(4)]
+    assert lines[0] == lines[2] == ""
+    for word in ("1/2", "120 of 400", "46.2 img/s", "0.1000", "0.0200", "0.3000", "1:01 left"):
+        assert word in lines[1]
+    assert "12 of 20" in passed(25, ValidationProgress(1, 12, 20))
+    assert passed(3, ValidationProgress(1, 20, 20)) == ""
+    assert "metrics of 20" in passed(26, ValidationProgress(1, 20, 20))
+    passed(1, epoch(1, 0.5, improved=True))
+    assert "5 of 9" in passed(29, None)
+    assert max(later - earlier for earlier, later in pairwise(said_at)) <= 30
+
+
+def test_short_epochs_have_no_line_but_their_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    display = Display()
+    display(STARTED)
+    for number in range(1, 41):
+        for batch in range(1, 11):
+            now += 1.5
+            display(StepDone(number, batch, 0.1, 0.02, 0.3, 46.0, 61.0))
+        now += 5
+        display(ValidationProgress(number, 20, 20))
+        display(epoch(number, 0.25, improved=False))
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 1 + 40
 
 
 def test_a_pass_over_images_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

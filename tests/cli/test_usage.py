@@ -216,7 +216,7 @@ def test_memory_that_runs_out_is_no_traceback(
 
         monkeypatch.setattr("anchorite.recipe_names.built_in_recipes", starve)
         code, message = refused(capsys, "recipes")
-        assert code == 2
+        assert code == 4
         assert "smaller --batch or --image-size" in message
 
 

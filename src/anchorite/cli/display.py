@@ -22,7 +22,7 @@ from rich.text import Text
 
 from anchorite.cli.messages import RESUME_HINT
 from anchorite.cli.options import OutputOptions
-from anchorite.errors import StorageError, WorkerError
+from anchorite.errors import NoMemoryError, StorageError, WorkerError
 from anchorite.reading import one_line
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from anchorite.train import EpochDone, Event, StepDone, StoreProgress
 
 _FEWEST_REPORTED = 200  # images: a pass over fewer is done before a line would be read
-_SECONDS_BETWEEN = 1.0  # JSON lines on steps and on decoded images
+_SECONDS_BETWEEN = 1.0  # JSON lines on steps and on images that were decoded or validated
+_SECONDS_SILENT = 30.0  # at most, of a log
 _LOG_WIDTH = 80
 _MOST_ROWS = 25  # of a table before its header is shown again, fewer where the terminal is lower
 _REDRAWS_PER_SECOND = 4
@@ -116,6 +117,23 @@ class EpochTable:
         return min(_CHART_WIDTHS[1], spare) if spare >= _CHART_WIDTHS[0] else 0
 
 
+class Pace:
+    """When the next line of a log is due, so that it is never silent for more than 30 seconds."""
+
+    def __init__(self) -> None:
+        self._said_at = self._asked_at = time.monotonic()
+
+    def said(self) -> None:
+        """Note that there was a line."""
+        self._said_at = self._asked_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it would be too late the next time one asks, if that takes as long as it took this time."""
+        now = time.monotonic()
+        next_time, self._asked_at = now + (now - self._asked_at), now
+        return next_time - self._said_at > _SECONDS_SILENT
+
+
 class Display:
     """A training run as it goes on: in words and a table, or as the JSON lines that docs/command-line.md lists.
 
@@ -140,6 +158,7 @@ class Display:
         self._rows_since_header = 0
         self._current: StepDone | StoreProgress | None = None  # what the bottom of a terminal shows
         self._json_written_at = -math.inf
+        self._pace = Pace()
         self._live = None if console is None else Live(
             console=console, get_renderable=self.bottom, refresh_per_second=_REDRAWS_PER_SECOND, transient=True,
             redirect_stdout=False, redirect_stderr=False,
@@ -155,7 +174,14 @@ class Display:
         self._current = None
         if self._live is not None:
             self._live.stop()
-        from_outside = (KeyboardInterrupt, StorageError, WorkerError, OSError, RuntimeError)  # the last: lost ranks
+        from_outside = (
+            KeyboardInterrupt,
+            StorageError,
+            NoMemoryError,
+            WorkerError,
+            OSError,
+            RuntimeError,
+        )  # the last: lost ranks
         if isinstance(error, from_outside) and self._folder is not None:
             error.add_note(f"{RESUME_HINT} anchorite train --resume {shlex.quote(str(self._folder))}")
 
@@ -188,7 +214,15 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Show an event: as a JSON line, of steps and of decoded images at most one a second, or in words."""
-        from anchorite.train import DataChecked, EpochDone, RunStarted, StepDone, StepSkipped, StoreProgress
+        from anchorite.train import (
+            DataChecked,
+            EpochDone,
+            RunStarted,
+            StepDone,
+            StepSkipped,
+            StoreProgress,
+            ValidationProgress,
+        )
 
         match event:
             case DataChecked(dataset, overview):
@@ -207,8 +241,7 @@ class Display:
                 self._current = event if done < total else None
                 if self._is_due(done == total):
                     self._write("decoding", split=split, done=done, images=total)
-                if self._console is None and is_quarter(done, total):
-                    self.say(f"decoded {done} of {total} {split} images")
+                self._say_if_due(f"decoded {done} of {total} {split} images", is_quarter(done, total))
             case RunStarted(folder, decisions, first, num_epochs, num_batches):
                 self._folder, self._num_batches, self._num_epochs = folder, num_batches, num_epochs
                 self._table, self._header = EpochTable(self._console, num_epochs), []
@@ -224,6 +257,16 @@ class Display:
                     self._write("step", epoch=epoch, batch=batch, num_batches=self._num_batches, **values)
                 if self._console is not None:
                     self._print_header_if_due()
+                losses = f"box {event.box:.4f}, object {event.objectness:.4f}, class {event.classification:.4f}"
+                self._say_if_due(
+                    f"epoch {epoch}/{self._num_epochs}: {event.images} of {event.num_images} images, "
+                    f"{event.images_per_second:.1f} img/s, {losses}, {clock(event.seconds_left)} left"
+                )
+            case ValidationProgress(epoch, done, total):
+                if self._is_due(is_last=False):
+                    self._write("validating", epoch=epoch, done=done, images=total)
+                what = f"validated {done} of {total} images" if done < total else f"computing metrics of {total} images"
+                self._say_if_due(f"epoch {epoch}/{self._num_epochs}: {what}")
             case StepSkipped(facts):
                 self._write("step_skipped", **facts)
                 images = [Path(image).name for image in facts["images"]]
@@ -249,6 +292,10 @@ class Display:
                 self._print(f"done ({event.reason}) in {clock(event.seconds)}: {best}")
                 self.say("writing plots, pictures and the report ...")
 
+    def concluding(self, verb: str, done: int, total: int) -> None:
+        """How far a pass over the images of val is, after the last epoch; verb: "measured"."""
+        self._say_if_due(f"{verb} {done} of {total} val images")
+
     def bottom(self) -> Text:
         """The lines that are redrawn at the bottom of a terminal: images being decoded, or the unfinished epoch."""
         from anchorite.train import StepDone, StoreProgress
@@ -268,12 +315,18 @@ class Display:
                     text.append(f"\n{self._best}", style="dim")
         return text
 
+    def _say_if_due(self, text: str, is_due: bool = False) -> None:
+        """Print a line on progress into a log that was silent for long, or where one is due anyway."""
+        if (self._pace.is_due() or is_due) and self._console is None:
+            self.say(text)
+
     def _print(self, text: str | Text) -> None:
         # A log is not printed by rich, which ends the process where its output is no longer read.
         if self._console is not None:
             self._console.print(text, markup=False)
         elif self._prints_text:
             print(text)
+            self._pace.said()
 
     def _print_header_if_due(self) -> None:
         """At first, where columns have changed, and on a terminal before the header scrolls out of sight."""
@@ -299,20 +352,22 @@ class Display:
 def counting(verb: str, shown: bool = True, in_logs: bool = True) -> Iterator[Callable[..., None]]:
     """What to call with (images done, images in all) during a pass over images; verb: "decoded".
 
-    A bar on a terminal, a line at each quarter elsewhere. A second pass is shown by calling with its verb as third
-    argument. shown: False for nothing at all; in_logs: False for nothing where stdout is no terminal.
+    A bar on a terminal; elsewhere a line at each quarter, and at least every 30 seconds. A second pass is shown by
+    calling with its verb as third argument. shown: False for nothing at all; in_logs: False for nothing where stdout is
+    no terminal.
     """
     is_bar = shown and sys.stdout.isatty()
     are_lines = shown and in_logs and not is_bar
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} images"))
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     with Progress(*columns, console=console, transient=True, disable=not is_bar) as bar:
-        task = bar.add_task(verb, total=0)
+        task, pace = bar.add_task(verb, total=0), Pace()
 
         def count(done: int, total: int, verb: str = verb) -> None:
             bar.update(task, description=verb, completed=done, total=total)
-            if are_lines and is_quarter(done, total):
+            if (pace.is_due() or is_quarter(done, total)) and are_lines:
                 print(f"{verb} {done} of {total} images")
+                pace.said()
 
         yield count
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import os
 import sys
 
 import cyclopts
 
-from anchorite.errors import FROM_RANK, AnchoriteError, InputError, ReportedByPeer, StorageError
+from anchorite.errors import (
+    FROM_RANK,
+    AnchoriteError,
+    InputError,
+    NoMemoryError,
+    ReportedByPeer,
+    StorageError,
+    is_out_of_memory,
+)
 
 RESUME_HINT = "to go on with the run:"  # begins the note on an error that ended a run which can be resumed
 _OUTPUT_CLOSED = 128 + 13  # as the shell reports a program that wrote into a pipe which `head` had left
@@ -63,12 +70,9 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
         return ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
     if isinstance(error, BrokenPipeError | SystemExit):  # the second is how rich reports the first
         return "", _OUTPUT_CLOSED
-    # Python's and NumPy's error, CUDA's, the system's, or that of torch's CPU allocator.
-    is_memory_error = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    is_memory_error |= isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if is_memory_error or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+    if is_out_of_memory(error):
         first_line = (str(error) or type(error).__name__).splitlines()[0]
-        return f"memory ran out: {first_line}\nuse a smaller --batch or --image-size", InputError.exit_code
+        return f"memory ran out: {first_line}\nuse a smaller --batch or --image-size", NoMemoryError.exit_code
     if isinstance(error, OSError):
         return f"{error.filename or 'input/output'}: {error.strerror or error}", StorageError.exit_code
     return None

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
@@ -50,6 +50,10 @@ def _square_size(_type: Any, tokens: Sequence[Token]) -> int:
     if PAIR.fullmatch(tokens[0].value):
         raise ValueError(f"{tokens[0].value!r}: {SQUARE}")
     return _whole(_type, tokens)
+
+
+def _number_or_auto(_type: Any, tokens: Sequence[Token]) -> int | Literal["auto"]:
+    return "auto" if tokens[0].value == "auto" else _whole(_type, tokens)
 
 
 Whole = Annotated[int, Parameter(converter=_whole, n_tokens=1)]
@@ -175,7 +179,10 @@ class RecipeOptions:
         Parameter(converter=_square_size, n_tokens=1, help="Longer side of the input in pixels, a multiple of 32."),
     ] = None
     epochs: Annotated[Whole | None, Parameter(help="Passes over the training images.")] = None
-    batch: Annotated[Whole | None, Parameter(help="Images per batch.")] = None
+    batch: Annotated[
+        int | Literal["auto"] | None,
+        Parameter(converter=_number_or_auto, n_tokens=1, help="Images per batch; auto: as many as fit."),
+    ] = None
     seed: Annotated[Whole | None, Parameter(help="Seed of weights and augmentation.")] = None
     val_share: Annotated[float | None, Parameter(alias="--val", help="Share of train that becomes the val split.")] = (
         None

@@ -119,7 +119,7 @@ def train(
                 elif not world.broadcast(run.summary.is_file()):
                     training.resume(resume, dataset, training.listeners(display, logged), allow or (), world)
                 if world.is_main:
-                    conclude_run(run.path, run.as_trained(dataset))
+                    conclude_run(run.path, run.as_trained(dataset), display.concluding)
         display.finished(run.path)
 
 
@@ -233,7 +233,7 @@ def demo(
         display.say(f"drawing {_NUM_TRAIN + _NUM_VAL + _NUM_TEST} synthetic scenes into {scenes}")
         dataset = open_dataset(write_scenes(scenes, _NUM_TRAIN, _NUM_VAL, _NUM_TEST, _DEMO_SEED, _DEMO_SIZE_PX))
         training.train(recipe, dataset, run, display)
-        page = conclude_run(run, dataset)
+        page = conclude_run(run, dataset, display.concluding)
     weights, test = run / "best.safetensors", dataset.splits["test"]
     detector, info = load_weights(weights)
     result = Validator(test, dataset.class_names, info.image_size).run(detector, device=chosen_device)

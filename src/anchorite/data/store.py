@@ -267,10 +267,18 @@ class SharedBytes:
 
 
 def spendable_memory() -> int | None:
-    """Bytes that may be allocated with a margin left for the rest of the program; None where it cannot be known.
+    """`available_memory` less 512 MB or a tenth of it, the larger of the two, for the rest of the program."""
+    available = available_memory()
+    if available is None:
+        return None
+    return max(0, available - max(_MARGIN_BYTES, int(available * _MARGIN_FRACTION)))
+
+
+def available_memory() -> int | None:
+    """Bytes that may still be allocated; None where it cannot be known.
 
     The smaller of what the kernel calls available and what the control groups of this process still allow (version 2:
-    its own and those above; or version 1), less 512 MB or a tenth, the larger of the two.
+    its own and those above; or version 1).
     """
     available = re.search(r"^MemAvailable: +([0-9]+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
     limits = [int(available[1]) * 1024 if available else None]
@@ -280,10 +288,7 @@ def spendable_memory() -> int | None:
             root = _CGROUP_ROOT / controllers
             group = root / path.lstrip("/")
             limits += [cgroup_headroom(folder) for folder in (group, *group.parents) if folder.is_relative_to(root)]
-    known = [limit for limit in limits if limit is not None]
-    if not known:
-        return None
-    return max(0, min(known) - max(_MARGIN_BYTES, int(min(known) * _MARGIN_FRACTION)))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def cgroup_headroom(folder: Path) -> int | None:

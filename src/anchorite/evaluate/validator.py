@@ -164,13 +164,15 @@ class Validator:
         device: torch.device | str | None = None,
         autocast_dtype: torch.dtype | None = None,
         criterion: Criterion | None = None,
+        progress: Progress | None = None,
     ) -> ValidationResult:
         """Measure a detector, or a network that is ready to run, boxes in pixels of the original images.
 
         What runs of a detector is a copy in evaluation mode with its batch normalisation folded. device: where it runs,
         by default where it is. autocast_dtype: None for none. With `criterion`, the losses are measured too, each image
-        with the same weight. Raises InputError when the classes do not fit or the image size is no multiple of the
-        coarsest stride, DivergedError naming an image when an output is not finite, and what the network raises.
+        with the same weight. progress: called with (images done, images in all) after each batch, and with all done
+        before each part of the metrics. Raises InputError when the classes do not fit or the image size is no multiple
+        of the coarsest stride, DivergedError naming an image when an output is not finite, and what the network raises.
         """
         runtime = self.runtime(network, device, autocast_dtype) if isinstance(network, nn.Module) else network
         with ExitStack() as stack:
@@ -178,7 +180,7 @@ class Validator:
                 assert isinstance(runtime, TorchRuntime), "a loss needs logits, which exports do not give"
                 stack.callback(criterion.train, criterion.training)
                 criterion.to(runtime.device).eval()
-            finish = self.run_shared(runtime, config, criterion)
+            finish = self.run_shared(runtime, config, criterion, progress)
         assert finish is not None, "of several ranks only the first has a result; call run_shared"
         return finish()
 
@@ -205,16 +207,22 @@ class Validator:
 
     @torch.inference_mode()
     def run_shared(
-        self, runtime: Runtime, config: ValidationConfig | None = None, criterion: Criterion | None = None
+        self,
+        runtime: Runtime,
+        config: ValidationConfig | None = None,
+        criterion: Criterion | None = None,
+        progress: Progress | None = None,
     ) -> Finish | None:
         """`run` for several ranks, which all call it with the same weights, but for computing the metrics.
 
-        What is left of it on the first rank, which may be done in a thread; None on others. Raises what `run` raises.
+        What is left of it on the first rank, which may be done in a thread, and so does not report progress where there
+        are several; None on others. Raises what `run` raises.
         """
         self._check_fit(len(runtime.info.class_names))
         if runtime.fixed_side not in (None, self.image_size):
             raise InputError(f"image size {self.image_size}: the export takes {runtime.fixed_side} px alone")
         config, records, stopwatch = config or ValidationConfig(), self._store.records, Stopwatch()
+        progress = progress or (lambda *_: None)
         limits, rectangular = config.predict_config(), config.rectangular and runtime.fixed_side is None
         predictions: dict[int, Predictions] = {}
         sums = torch.zeros(3, dtype=torch.float64)
@@ -240,19 +248,25 @@ class Validator:
                     known = () if coverage is None else (coverage.to(device),)
                     terms = criterion(outputs, batch_targets(records, batch).to(device), *known)[1:]
                     sums += torch.stack(list(terms)).double().cpu() * len(indices)
+            progress(len(predictions) * len(self) // len(records), len(self))  # other ranks are about as far
         world = self.reading.world
         losses = None if criterion is None else ValidationLosses(*(world.all_reduce(sums) / len(self)).tolist())
         predictions = gather_predictions(world, predictions)
         if not world.is_main:
             return None
-        return lambda: self._result([predictions[position] for position in range(len(self))], losses, stopwatch)
+        say = (lambda: None) if world.is_distributed else (lambda: progress(len(self), len(self)))
+        return lambda: self._result([predictions[position] for position in range(len(self))], losses, stopwatch, say)
 
     def _result(
-        self, predictions: Sequence[Predictions], losses: ValidationLosses | None, stopwatch: Stopwatch
+        self,
+        predictions: Sequence[Predictions],
+        losses: ValidationLosses | None,
+        stopwatch: Stopwatch,
+        say: Callable[[], None] = lambda: None,
     ) -> ValidationResult:
         predictions = tuple(predictions)
         with stopwatch("metrics"):
-            metrics = coco_metrics(self.truths, predictions, self.class_names)
+            metrics = coco_metrics(self.truths, predictions, self.class_names, say)
         return ValidationResult(metrics, losses, self.truths, predictions, self.class_names, stopwatch.speed(len(self)))
 
     def _check_fit(self, num_classes: int) -> None:

@@ -178,8 +178,7 @@ def outcomes(
     confident = [found.chosen(found.scores >= confidence) for found in known]
     pairs = overlapping_pairs(truths, confident, iou_threshold, same_class=False)
     of_found, of_truths = (
-        np.stack([image_of_each(images), joined(one.class_ids for one in images)])
-        for images in (confident, truths)
+        np.stack([image_of_each(images), joined(one.class_ids for one in images)]) for images in (confident, truths)
     )
     scores = joined((found.scores for found in confident), float)
     truth_of_found = match(pairs, scores, of_truths.shape[1], by_score=False)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _MOST_NAMED_LINES = 10
 # Up to so many rows the matrix has room for counts.
 _MOST_NUMBERED_ROWS = 31
-# With more classes than the first, the matrix shows so many of them: a cell of its own for each pair of a thousand would
-# be a picture of 400 megapixels.
+# With more classes than the first, the matrix shows so many of them: a cell of its own for each pair of a thousand
+# would be a picture of 400 megapixels.
 _MOST_CLASSES, _CHOSEN_CLASSES = 100, 60
 _LONGEST_NAME = 24
 # DejaVu Sans comes with matplotlib; the others fill in scripts that it lacks, where the machine has them.

@@ -9,7 +9,8 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,12 +41,14 @@ _MAX_PREDICTIONS, _PREDICTION_PX, _PREDICTION_QUALITY = 12, 1280, 90
 _LONGEST_STEM = 50  # letters, each of up to four bytes
 
 
-def conclude_run(run_folder: StrPath, dataset: DatasetIndex) -> Path:
+def conclude_run(
+    run_folder: StrPath, dataset: DatasetIndex, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> Path:
     """Write what is known only at the end of a run, and return the path of its page.
 
     plots/*.png, predictions/*.jpg, examples/*.jpg and validation.json show the best weights on the val split (without
     that split none of them is written), and summary.json gets the sections best_validation, environment and dataset.
-    Earlier ones are replaced.
+    Earlier ones are replaced. progress: called with ("decoded" or "measured", images done, images in all).
     """
     folder, run_folder = RunFolder(run_folder), Path(run_folder)
     recipe = folder.read_recipe()
@@ -64,10 +67,15 @@ def conclude_run(run_folder: StrPath, dataset: DatasetIndex) -> Path:
     if records:
         detector, info = load_weights(folder.best)
         validator = Validator(
-            records, info.class_names, recipe.image_size, ReadConfig(recipe.batch, recipe.image_store)
+            records,
+            info.class_names,
+            recipe.image_size,
+            ReadConfig(recipe.batch_size, recipe.image_store),
+            partial(progress, "decoded"),
         )
         precision = choose_precision(recipe.precision, device)
-        result = validator.run(detector, recipe.validation, device, precision.dtype)
+        measured = partial(progress, "measured")
+        result = validator.run(detector, recipe.validation, device, precision.dtype, progress=measured)
         result.save_plots(run_folder / "plots")
         save_details(run_folder, result, records)
         # What is found in up to 12 of the images, evenly spread over them; drawn at full size, then made smaller.

@@ -10,6 +10,7 @@ from anchorite.train.events import (
     StepDone,
     StepSkipped,
     StoreProgress,
+    ValidationProgress,
     listeners,
     loggers,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "StepSkipped",
     "StoreProgress",
     "TensorBoard",
+    "ValidationProgress",
     "device_of_rank",
     "extend",
     "extended_recipe",

@@ -12,7 +12,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,18 @@ class Progress:
         if {*values} != {one.name for one in fields(cls)} or {*partial} != {one.name for one in fields(PartialEpoch)}:
             raise ValueError("its progress has other fields than this release writes")
         return cls(**{**values, "partial": PartialEpoch(**partial)})
+
+    def in_batches_of(self, size: int, num_samples: int, accumulation: int) -> Progress:
+        """The same point of a run whose batches have become another size, in batches of `size` images of an epoch of
+        num_samples, so many accumulated for an optimizer step. What is no whole batch of that size is done again.
+        """
+        partial, num_batches = self.partial, -(-num_samples // size)
+        if partial.batches != -(-partial.images // size):  # not of that size already
+            batches = num_batches if partial.images >= num_samples else partial.images // size
+            partial = replace(partial, batches=batches, images=min(num_samples, batches * size))
+        steps_per_epoch = -(-num_batches // accumulation)
+        of_epoch = steps_per_epoch if partial.batches == num_batches else partial.batches // accumulation
+        return replace(self, partial=partial, optimizer_steps=self.epoch * steps_per_epoch + of_epoch)
 
     @property
     def stem(self) -> str:

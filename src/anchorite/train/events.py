@@ -2,9 +2,9 @@
 
 A run calls its listener with each event, in the training thread, one after the other: one `DataChecked` (before it
 some `StoreProgress`, where images become a split val), some `StoreProgress`, one `RunStarted`, then for each epoch its
-`StepDone` and `StepSkipped`, then `EpochDone`, and at last `RunFinished`. An interrupted run sends nothing more; a
-resumed run begins with `DataChecked` again. In distributed training only rank 0 sends events. Epochs, batches and steps
-are counted from 1.
+`StepDone` and `StepSkipped`, some `ValidationProgress`, then `EpochDone`, and at last `RunFinished`. An interrupted run
+sends nothing more; a resumed run begins with `DataChecked` again. In distributed training only rank 0 sends events.
+Epochs, batches and steps are counted from 1.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class StepDone:
     """After each batch. Losses, with their gains, are means over the epoch so far; seconds_left is for the whole run.
 
     step: which batch of the whole run this was. lr, bias_lr: of the last optimizer step, for weights and biases.
+    images: done of the epoch's `num_images`.
     """
 
     epoch: int
@@ -103,6 +104,8 @@ class StepDone:
     step: int = 0
     lr: float = math.nan
     bias_lr: float = math.nan
+    images: int = 0
+    num_images: int = 0
 
     rate = property(attrgetter("lr"), doc="The earlier name of `lr`.")
     bias_rate = property(attrgetter("bias_lr"), doc="The earlier name of `bias_lr`.")
@@ -113,6 +116,17 @@ class StepSkipped:
     """A step was skipped. facts: epoch, batch, what was non-finite, images, how many in a row; plain types."""
 
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ValidationProgress:
+    """While an epoch is validated, after each batch. Counts are of images; once all are done, again before each part of
+    the metrics, which take their time with many classes or images.
+    """
+
+    epoch: int
+    num_done: int
+    num_images: int
 
 
 @dataclass(frozen=True)
@@ -140,7 +154,7 @@ class RunFinished:
     seconds: float
 
 
-Event = DataChecked | StoreProgress | RunStarted | StepDone | StepSkipped | EpochDone | RunFinished
+Event = DataChecked | StoreProgress | RunStarted | StepDone | StepSkipped | ValidationProgress | EpochDone | RunFinished
 
 Listener = Callable[[Event], None]
 """Takes the events of a run, in the training thread: the run waits for it, and an exception ends it (see `loggers`).

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch import Tensor
 
 from anchorite.data import Batch
 from anchorite.devices import deterministic_algorithms
-from anchorite.errors import DivergedError
+from anchorite.errors import DivergedError, NoMemoryError, is_out_of_memory
 from anchorite.evaluate import ValidationResult
 from anchorite.interrupts import HeldInterrupts
 from anchorite.loss import LossTerms
 from anchorite.model import Detector, WeightsInfo, save_weights
 from anchorite.train.checkpoint import PartialEpoch, Progress, save_checkpoint
-from anchorite.train.events import EpochDone, Listener, RunFinished, StepDone, StepSkipped
+from anchorite.train.events import EpochDone, Listener, RunFinished, StepDone, StepSkipped, ValidationProgress
+from anchorite.train.memory import memory_facts
 from anchorite.train.optim import Settings, settings_at
 from anchorite.train.recipe import Recipe
 from anchorite.train.run_folder import RunFolder
@@ -141,9 +143,10 @@ class Run:
         self.losses = AsyncLossMeter(prepared.device, self._handle_skipped)
         detector, names = train_state.detector, prepared.dataset.class_names
         self.info = WeightsInfo(recipe.model, names, detector.anchors, recipe.image_size, detector.backbone_config)
-        self.accumulation = recipe.optimizer.accumulation(recipe.batch)
+        self.accumulation = recipe.optimizer.accumulation(recipe.batch_size)
         self.steps_per_epoch = math.ceil(len(self.loader) / self.accumulation)
         self.progress = Progress()
+        self.is_between_batches = True  # the train state is that of `progress`
         self.started = self.saved_at = time.perf_counter()
         # torchrun may pass on a Ctrl-C that has reached this process already: within a second it is the same one.
         self.interrupts = HeldInterrupts(off=not self.world.is_distributed, repeat_s=1.0)
@@ -155,6 +158,7 @@ class Run:
 
     def run(self, progress: Progress) -> RunFinished:
         """Train, validate and save, epoch by epoch, to the last one or until patience runs out."""
+        ran_out: str | None = None
         with self.interrupts, deterministic_algorithms(self.recipe.deterministic):
             self.progress = progress
             self.losses.in_a_row = progress.skipped_in_a_row
@@ -162,10 +166,17 @@ class Run:
                 self.folder.remove_rows_after(progress.epoch)
             self.listener(run_started(self.folder.path, self.recipe, self.prepared, progress))
             self.first_batch = progress.epoch * len(self.loader) + progress.partial.batches
-            while self.progress.epoch < self.recipe.epochs and not self._should_stop():
-                row = self.train_epoch()
-                if not self._should_stop():  # the overlapped metrics of the epoch before may have ended the run
-                    self._end_epoch(row)
+            try:
+                while self.progress.epoch < self.recipe.epochs and not self._should_stop():
+                    row = self.train_epoch()
+                    if not self._should_stop():  # the overlapped metrics of the epoch before may have ended the run
+                        self._end_epoch(row)
+            except (MemoryError, RuntimeError, OSError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                ran_out = memory_facts(error, self.prepared.device)
+            if ran_out is not None:  # here, where the error does not hold what took the memory any more
+                raise self._without_memory(ran_out)
             stopped_early = self.progress.epoch < self.recipe.epochs or self._should_stop()
             reason = f"no better mAP for {self.recipe.patience} epochs" if stopped_early else "complete"
             seconds = time.perf_counter() - self.started
@@ -226,12 +237,20 @@ class Run:
 
     def _train_batch(self, batch: Batch, number: int) -> None:
         """Add the gradients of batch `number` (from 1) of the epoch; an optimizer step after the last of a step."""
-        ends_step = self._ends_step(number)
-        self.losses.update(self.step.accumulate(batch, self.loader.num_in(number - 1), ends_step), batch)
+        ends_step, self.is_between_batches = self._ends_step(number), False
+        try:
+            terms = self.step.accumulate(batch, self.loader.num_in(number - 1), ends_step)
+        except (MemoryError, RuntimeError, OSError) as error:
+            if is_out_of_memory(error) and (number == 1 or self._ends_step(number - 1)):
+                self.step.undo()
+                self.is_between_batches = True
+            raise
+        self.losses.update(terms, batch)
         if ends_step:
             norm = self.step.apply(self._optimizer_settings(self.progress.optimizer_steps))
             self.progress = replace(self.progress, optimizer_steps=self.progress.optimizer_steps + 1)
             self.losses.update_step(norm, self.step.fault)
+        self.is_between_batches = True
 
     def _ends_step(self, number: int) -> bool:
         """Whether an optimizer step follows batch `number` (from 1)."""
@@ -297,6 +316,26 @@ class Run:
                 f"a row were skipped. The batch is in {path.with_suffix('')}.*"
             )
 
+    def _without_memory(self, facts: str) -> NoMemoryError:
+        """The error to raise, after a checkpoint where this is possible. facts: what was asked for, and what was free.
+
+        Of several ranks none may wait for another here, which still computes.
+        """
+        recipe, done = self.recipe, self.progress.describe(len(self.loader))
+        if self.is_between_batches and self.overlapped is None:
+            with suppress(MemoryError, RuntimeError):
+                self._save_checkpoint()
+        smaller = max(1, recipe.batch_size // 2)
+        remedy = (
+            f"set a smaller batch ({smaller}) in {self.folder.recipe} and resume with --allow recipe, or free memory"
+            if recipe.batch_size > 1
+            else "free memory, or start a new run with a smaller --image-size or --model"
+        )
+        return NoMemoryError(
+            f"memory ran out after {done}: batch {recipe.batch_size}, {recipe.image_size} px; {facts}\n"
+            f"nothing in {self.folder.path} is lost: a resume goes on from its newest checkpoint; {remedy}"
+        )
+
     def _diverged(self, what: str) -> DivergedError:
         unchanged = f"what was saved before in {self.folder.path} is unchanged"
         advice = "Start a new run with a lower optimizer.lr or a longer optimizer.warmup_epochs"
@@ -312,6 +351,7 @@ class Run:
             StepDone(
                 self.progress.epoch + 1, number, box, objectness, classification, images_per_second, left,
                 step=step, lr=settings.lr, bias_lr=settings.bias_lr,
+                images=self.progress.partial.images, num_images=self.loader.batches.sizes.num_samples,
             )
         )  # fmt: skip
 
@@ -350,7 +390,12 @@ class Run:
                 buffer.copy_(of_rank_0[name])
         try:
             runtime = validator.runtime(ema_model, self.prepared.device, self.prepared.precision.dtype)
-            return validator.run_shared(runtime, self.recipe.validation)
+            epoch = self.progress.epoch + 1
+            return validator.run_shared(
+                runtime,
+                self.recipe.validation,
+                progress=lambda done, total: self.listener(ValidationProgress(epoch, done, total)),
+            )
         except DivergedError as error:
             raise self._diverged(f"epoch {self.progress.epoch + 1}, in validation: {error}") from error
         except KeyboardInterrupt:  # of a single process; several ranks only record it

@@ -65,7 +65,7 @@ class Recipe(BaseModel):
     backbone: str | None = Field(None, description="of transformers: hf:NAME, or hf-config:NAME with random weights")
     image_size: int = Field(640, ge=32, le=MAX_IMAGE_SIZE, description="longer side of the network input in pixels")
     epochs: int = Field(100, ge=1, description="passes over the training images")
-    batch: int = Field(16, ge=1, description="images per batch, on all ranks together")
+    batch: int | Literal["auto"] = Field(16, description="images per batch, on all ranks together; auto: what fits")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of weights and augmentation")
     val_share: float = Field(0.0, ge=0, lt=1, description="share of the training images that become a split val")
     background_ok: bool = Field(False, description="that most training images have no labels is intended")
@@ -111,6 +111,15 @@ class Recipe(BaseModel):
             raise ValueError(SQUARE)
         return image_size
 
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _is_a_number_or_auto(cls, batch: Any) -> Any:
+        if batch != "auto" and not (isinstance(batch, int) and not isinstance(batch, bool)):
+            raise ValueError("must be a whole number, or auto for what fits into memory")
+        if batch != "auto" and batch < 1:
+            raise ValueError("must be greater than or equal to 1")
+        return batch
+
     @field_validator("image_size")
     @classmethod
     def _fits_the_strides(cls, image_size: int, info: ValidationInfo) -> int:
@@ -132,6 +141,12 @@ class Recipe(BaseModel):
         if "model" in info.data and anchors.rows is not None:
             AnchorSet.from_rows(anchors.rows, default_anchors(info.data["model"]).strides)
         return anchors
+
+    @property
+    def batch_size(self) -> int:
+        """`batch` as a number, which it is in every run: "auto" is replaced when one starts."""
+        assert self.batch != "auto", "with_fitting_batch chooses it"
+        return self.batch
 
     @property
     def image_store(self) -> StoreMode:

@@ -25,6 +25,7 @@ from anchorite.recipe_names import other_names
 from anchorite.train.checkpoint import Progress, found_checkpoints, has_checkpoint, leftovers, load_latest
 from anchorite.train.events import DataChecked, Listener, RunFinished, StoreProgress, ignore
 from anchorite.train.loop import Run
+from anchorite.train.memory import with_fitting_batch
 from anchorite.train.pretrained import read_hf_backbone, read_pretrained, refuse_early, reread_start
 from anchorite.train.recipe import MAX_SEED, Recipe, by_dotted_name, field_names, with_settings
 from anchorite.train.run_folder import RunFolder, left_out_facts, val_images, with_val
@@ -75,7 +76,9 @@ def train(
     refuse_early(recipe.model, recipe.optimizer.freeze)  # before images may be decoded
     dataset, val_split = _with_val(recipe, dataset, listener, world)
     checks = _checked(recipe, dataset, listener, world)
+    recipe, told = with_fitting_batch(recipe, dataset, world, backbone)
     prepared = prepare(recipe, dataset, listener=listener, start=start, world=world, backbone=backbone)
+    prepared = replace(prepared, decisions=(*told, *prepared.decisions))
     begun = {
         "val_split": val_split,
         "checks": checks,
@@ -243,6 +246,9 @@ def resume(
     listener = listener if world.is_main else ignore
     folder = RunFolder.open(out)
     recipe, facts = folder.read_recipe(), folder.read_facts()
+    if recipe.batch == "auto":
+        then = facts.get("recipe", {}).get("batch", "a number")
+        raise InputError(f"{folder.recipe}: batch auto: it is chosen when a run starts, here {then}; give a number")
     dataset = folder.with_val(dataset)
     # Which images of a data set with bad ones are trained on is known only when they have been decoded.
     changes = _refuse_changes(facts, recipe, dataset, {*allow, "data"} if dataset.skip_bad else allow, world.world_size)
@@ -258,6 +264,12 @@ def resume(
             progress, notes = Progress(), ["stopped before its first checkpoint: starts over"]
             if not starts_over:
                 progress, notes = load_latest(folder.checkpoints, prepared.train_state, world)
+                if facts.get("recipe", {}).get("batch", recipe.batch) != recipe.batch:
+                    sizes, accumulation = (
+                        prepared.loader.batches.sizes,
+                        recipe.optimizer.accumulation(recipe.batch_size),
+                    )
+                    progress = progress.in_batches_of(recipe.batch_size, sizes.num_samples, accumulation)
                 notes.append(f"resumed after {progress.describe(len(prepared.loader))} of {recipe.epochs}")
             for stray in (*leftovers(folder.checkpoints), *folder.path.glob(".*.tmp")) if world.is_main else ():
                 stray.unlink(missing_ok=True)

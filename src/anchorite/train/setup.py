@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import anchorite
@@ -61,20 +64,20 @@ def _describe_ranks(recipe: Recipe, device: torch.device, world: World) -> list[
     """A sentence on how ranks share the batches; none for a single process. InputError when some would get nothing."""
     if not world.is_distributed:
         return []
-    if recipe.batch < world.world_size:
+    if recipe.batch_size < world.world_size:
         raise InputError(
-            f"batch {recipe.batch} for {world.world_size} ranks: it is the batch of all together, and each needs an "
-            f"image; raise --batch to {world.world_size} or more, or start fewer ranks"
+            f"batch {recipe.batch_size} for {world.world_size} ranks: it is the batch of all together, and each needs "
+            f"an image; raise --batch to {world.world_size} or more, or start fewer ranks"
         )
     if recipe.sync_batch_norm and device.type != "cuda":
         raise InputError(
             f"sync_batch_norm on {device}: PyTorch synchronises batch normalisation on CUDA devices only; leave it "
             "out, and each process normalises its own part of the batch"
         )
-    least, more = divmod(recipe.batch, world.world_size)
+    least, more = divmod(recipe.batch_size, world.world_size)
     part = f"{least} images each" if not more else f"{least} or {least + 1} images each, some ranks wait for others"
     norm = "of the whole batch" if recipe.sync_batch_norm else "of each rank's part (sync_batch_norm: of the whole)"
-    return [f"ranks {world.world_size}: batch {recipe.batch}, {part}; statistics of batch normalisation {norm}"]
+    return [f"ranks {world.world_size}: batch {recipe.batch_size}, {part}; statistics of batch normalisation {norm}"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,9 @@ def prepare(
     why_anchors = "anchors of the run"
     if anchors is None:
         anchors, why_anchors = choose_anchors(recipe, dataset.splits["train"], start)
-    train_state, kept = _build_train_state(recipe, dataset, anchors, device, precision, start, world, backbone)
+    names, train = dataset.class_names, dataset.splits["train"]
+    counts = train.class_counts(len(names)) if recipe.class_bias_from_data else None
+    train_state, kept = build_train_state(recipe, names, counts, anchors, device, precision, start, world, backbone)
     decisions += [text for text in (why_anchors, backbone and backbone.description, kept) if text]
     decisions += describe_frozen(train_state.detector, recipe.optimizer, has_weights=recipe.weights is not None)
     gains = ", ".join(f"{name} {gain:.4g}" for name, gain in _gains(train_state.criterion).items())
@@ -170,16 +175,16 @@ def refuse_single_values(recipe: Recipe, loader: Loader, world: World) -> None:
         batches = {0, chosen.num_batches - 1}
         return any(chosen.part(batch, rank) == 1 for batch in batches for rank in range(world.world_size))
 
-    if config.possible_sides(recipe.image_size)[0] > stride or not has_single(recipe.batch):
+    if config.possible_sides(recipe.image_size)[0] > stride or not has_single(recipe.batch_size):
         return
     if (recipe.sync_batch_norm and world.is_distributed) or {"backbone", "neck"} <= {*recipe.optimizer.freeze}:
         return  # statistics are of all ranks, or stay as they are
     sides = range(recipe.image_size + stride, MAX_IMAGE_SIZE + 1, stride)
     side = next(side for side in sides if config.possible_sides(side)[0] > stride)
-    others = range(recipe.batch + 1, recipe.batch + sizes.num_samples + 2)
+    others = range(recipe.batch_size + 1, recipe.batch_size + sizes.num_samples + 2)
     other = next((f", or --batch {batch}" for batch in others if not has_single(batch)), "")
     raise InputError(
-        f"batch {recipe.batch} of {sizes.num_samples} images leaves one image "
+        f"batch {recipe.batch_size} of {sizes.num_samples} images leaves one image "
         f"{'on a rank ' * world.is_distributed}in a batch, and at {stride} px its coarsest map (stride {stride}) is "
         f"one cell: batch normalisation needs more than one value; use --image-size {side} or more{other}"
     )
@@ -219,7 +224,7 @@ def _open_data(
         dataset.splits["train"],
         SampleConfig(recipe.augment, recipe.image_size, recipe.seed, recipe.epochs),
         LoaderConfig(
-            batch_size=recipe.batch,
+            batch_size=recipe.batch_size,
             workers=recipe.workers,
             multi_scale=recipe.multi_scale,
             size_step=stride,
@@ -238,14 +243,17 @@ def _open_data(
         dataset.split("val"),
         dataset.class_names,
         recipe.image_size,
-        ReadConfig(recipe.batch, recipe.image_store, dataset.skip_bad, world, stride, recipe.validation.rectangular),
+        ReadConfig(
+            recipe.batch_size, recipe.image_store, dataset.skip_bad, world, stride, recipe.validation.rectangular
+        ),
         progress=lambda num_done, num_images: listener(StoreProgress("val", num_done, num_images)),
     )
 
 
-def _build_train_state(
+def build_train_state(
     recipe: Recipe,
-    dataset: DatasetIndex,
+    class_names: Sequence[str],
+    class_counts: NDArray[np.int64] | None,
     anchors: AnchorSet,
     device: torch.device,
     precision: Precision,
@@ -253,17 +261,16 @@ def _build_train_state(
     world: World,
     backbone: HFBackboneSource | None,
 ) -> tuple[TrainState, str]:
-    """The train state, and a sentence on the pre-trained weights that were loaded."""
-    num_classes = len(dataset.class_names)
+    """The train state, and a sentence on the pre-trained weights that were loaded. class_counts: (K,) boxes of each
+    class, from which its bias starts; None for the same bias everywhere."""
+    num_classes = len(class_names)
     detector = Detector(recipe.model, num_classes, anchors, backbone.config if backbone else None)
     if backbone is not None:
         assert isinstance(detector.backbone, HFBackbone)
         detector.backbone.start_from(backbone)
-    if recipe.class_bias_from_data:
-        counts = dataset.splits["train"].class_counts(num_classes)
-        if counts.any() and num_classes > 1:
-            detector.head.start_biases(counts.tolist())
-    kept = "" if start is None else load_matching(detector, start, dataset.class_names)
+    if class_counts is not None and class_counts.any() and num_classes > 1:
+        detector.head.start_biases(class_counts.tolist())
+    kept = "" if start is None else load_matching(detector, start, class_names)
     freeze(detector, recipe.optimizer.freeze)
     detector = detector.to(device)
     to_channels_last(detector)
@@ -289,7 +296,7 @@ def _gains(criterion: DetectionLoss) -> dict[str, float]:
 def derived_settings(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What a new run computed from its recipe, its data and the machine, as JSON values for run.json."""
     optimizer, batches = recipe.optimizer, len(prepared.loader)
-    accumulation = optimizer.accumulation(recipe.batch)
+    accumulation = optimizer.accumulation(recipe.batch_size)
     steps_per_epoch = math.ceil(batches / accumulation)
     num_steps = steps_per_epoch * recipe.epochs
     points = sorted({round(i * (num_steps - 1) / (_LR_POINTS - 1)) for i in range(_LR_POINTS)})
@@ -305,7 +312,8 @@ def derived_settings(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "balance": prepared.train_state.criterion.balance.tolist(),
         "batches_per_epoch": batches,
         "accumulation": accumulation,
-        "images_per_step": recipe.batch * accumulation,
+        "batch": recipe.batch_size,
+        "images_per_step": recipe.batch_size * accumulation,
         "steps_per_epoch": steps_per_epoch,
         "num_steps": num_steps,
         "warmup_steps": warmup_steps(num_steps, steps_per_epoch, optimizer),

@@ -226,6 +226,12 @@ class TrainingStep:
                     parameter.grad.copy_(self.world.all_reduce(parameter.grad) / self.world.world_size)
         return LossTerms(*(term.detach() for term in terms))
 
+    def undo(self) -> None:
+        """Back to what was before the last batch, the first since `apply`, where `accumulate` has raised."""
+        self._snapshot.restore()
+        self.train_state.optimizer.zero_grad(set_to_none=True)
+        self._is_finite = None
+
     def apply(self, settings: Settings) -> Tensor:
         """Update the weights by the accumulated gradients, with the given settings; the gradient norm (scalar).
 
