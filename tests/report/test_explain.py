@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import anchorite.report.explain as explain_module
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data import open_dataset
@@ -213,6 +214,18 @@ def test_a_page_of_twenty_images_stays_under_3_mb(tmp_path: Path) -> None:
     page = explain(dataset.splits["val"], dict.fromkeys(range(20), ""), setting, "noise")[0]
     assert 1_000_000 < len(page.encode()) <= 3_000_000
     assert page.count("data:image/jpeg;base64,") == 20
+
+
+def test_images_whose_facts_would_overfill_the_page_are_left_out_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = dataset_in(tmp_path)
+    records, setting = dataset.splits["val"], setting_of(dataset)
+    _, whole, _ = explain(records, dict.fromkeys(range(4), "x"), setting, "x")
+    monkeypatch.setattr(explain_module, "MAX_PAGE_BYTES", len(script_json(whole["images"][0])) + 10)
+    _, facts, left_out = explain(records, dict.fromkeys(range(4), "x"), setting, "x")
+    assert facts["images"] == whole["images"][:1]  # one in any case
+    assert all(records[index].path.name in left_out[0] for index in (1, 2, 3))
 
 
 def test_unreadable_images_are_refused_or_left_out_by_name(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from anchorite.evaluate import batch_coverage, batch_targets, require_classes, r
 from anchorite.loss import DetectionLoss, LevelBreakdown, assign, break_down
 from anchorite.model import Detector, default_anchors, load_weights
 from anchorite.predict import require_finite
-from anchorite.report.page import MAX_PAGE_BYTES, jpeg_uri, render_page
+from anchorite.report.page import MAX_PAGE_BYTES, jpeg_uri, render_page, script_json
 from anchorite.train import load_recipe
 from anchorite.train.setup import choose_anchors
 
@@ -217,9 +217,16 @@ def explain(
     """
     explained: list[tuple[dict[str, Any], NDArray[np.uint8]]] = []
     left_out: list[str] = []
+    num_bytes = 0
     for number, (index, reason) in enumerate(chosen.items(), 1):
         try:
-            explained.append(_explain_image(records[index], reason, setting))
+            image, picture = _explain_image(records[index], reason, setting)
+            num_bytes += len(script_json(image))
+            if explained and num_bytes > MAX_PAGE_BYTES:  # thousands of boxes an image
+                names = ", ".join(records[index].path.name for index in list(chosen)[number - 1 :])
+                left_out.append(f"{names}: the page would grow too large; name them alone by --image")
+                break
+            explained.append((image, picture))
         except InputError as error:
             if not skip_unreadable:
                 raise InputError(f"{error}\n--skip-bad leaves such images out") from error
