@@ -135,6 +135,7 @@ def test_on_cuda_steps_are_tried_beside_the_images_there(monkeypatch: pytest.Mon
     free, images = 10_000_000, 1 + 10 * 64 * 64
     monkeypatch.setattr(train_memory, "device_of_rank", lambda *_: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2 * free))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     spare = int(0.9 * free) - 4 * images
 
     def trials_on(_: object, __: torch.device) -> Callable[[int], int]:
@@ -145,6 +146,27 @@ def test_on_cuda_steps_are_tried_beside_the_images_there(monkeypatch: pytest.Mon
     chosen, (sentence,) = with_fitting_batch(recipe, scenes())
     assert chosen.batch == 4
     assert "by trial steps" in sentence
+
+
+def test_a_trial_is_a_whole_step_of_the_largest_part_and_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, steps = [], []
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 1000 * len(shapes))
+    for name in ("empty_cache", "reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    accumulate, apply = TrainingStep.accumulate, TrainingStep.apply
+    monkeypatch.setattr(
+        TrainingStep,
+        "accumulate",
+        lambda step, one: (
+            shapes.append((one.images.shape[0], one.images.shape[2], len(one.targets))) or accumulate(step, one)
+        ),
+    )
+    monkeypatch.setattr(TrainingStep, "apply", lambda step, settings: steps.append(1) or apply(step, settings))
+    recipe, world = small_recipe(multi_scale=0.5), World(0, 2, 0, 2)
+    need = train_memory.Work(recipe, 3, np.array([9, 5, 1]), world, None).trials_on(torch.device("cpu"))
+    assert [need(4), need(3)] == [1000, 2000]
+    assert shapes == [(2, 96, 14), (2, 96, 14)]
+    assert len(steps) == 2
 
 
 def test_ranks_agree_on_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:

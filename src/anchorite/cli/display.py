@@ -180,6 +180,7 @@ class Display:
             NoMemoryError,
             WorkerError,
             OSError,
+            MemoryError,
             RuntimeError,
         )  # the last: lost ranks
         if isinstance(error, from_outside) and self._folder is not None:

@@ -11,6 +11,7 @@ images in a batch more batches are accumulated for a step, so that what is learn
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anchorite.anchors import AnchorSet
 from anchorite.boxes import Targets
 from anchorite.data import Batch, DatasetIndex, ImageStore, LoaderConfig, Split
 from anchorite.data.device import DEVICE_SHARE, DeviceStore
@@ -71,6 +73,8 @@ def with_fitting_batch(
         images = sum(DeviceStore(one, recipe.image_size, device).num_bytes for one in stored)
         free -= images if images <= DEVICE_SHARE * free else 0
         found = largest_fitting(candidates, work.trials_on(device), free)
+        gc.collect()
+        torch.cuda.empty_cache()  # what comes next looks at what is free
     everywhere = world.all_gather(found)
     limit = "what is free (not known here)" if free is None else f"{_size(free)} to spare"
     if None in everywhere:
@@ -142,7 +146,7 @@ class Work:
     @cached_property
     def bytes_each(self) -> tuple[float, float, int]:
         """Bytes that a step keeps for its backward pass, a pixel and a box, by two small ones; those of all weights."""
-        recipe, anchors = self.recipe, default_anchors(self.recipe.model)
+        recipe, anchors = self.recipe, self.anchors
         detector = Detector(recipe.model, self.num_classes, anchors, self.backbone.config if self.backbone else None)
         to_channels_last(detector)
         config = recipe.loss.scaled(anchors.num_levels, self.num_classes, recipe.image_size)
@@ -156,7 +160,7 @@ class Work:
     def trials_on(self, device: torch.device) -> Callable[[int], int]:
         """What tells the bytes that a CUDA device takes for a step, by making it; weights and all are thrown away."""
         recipe, names = self.recipe, tuple(map(str, range(self.num_classes)))
-        anchors, precision = default_anchors(recipe.model), choose_precision(recipe.precision, device)
+        anchors, precision = self.anchors, choose_precision(recipe.precision, device)
         state, _ = build_train_state(
             recipe, names, None, anchors, device, precision, None, SINGLE_PROCESS, self.backbone
         )
@@ -173,9 +177,16 @@ class Work:
 
         return need
 
+    @property
+    def anchors(self) -> AnchorSet:
+        """The recipe's own, else the usual ones: which of them are fitted to the data does not matter here."""
+        usual = default_anchors(self.recipe.model)
+        own = self.recipe.anchor_table(usual.strides)
+        return usual if own is None else own
+
     def sides(self) -> range:
         """The canvas sides, in pixels, that a batch may have."""
-        step = default_anchors(self.recipe.model).strides[-1]
+        step = self.anchors.strides[-1]
         return LoaderConfig(multi_scale=self.recipe.multi_scale, size_step=step).possible_sides(self.recipe.image_size)
 
 
