@@ -201,10 +201,10 @@ class TrainingStep:
         num_images: of the batch over all ranks, None: this rank's are all; is_last: the optimizer step
         comes after this batch.
         """
+        self._snapshot.save()  # first of all: `undo` goes back to it, whatever runs out of memory
         if self._static:
             batch = batch.with_fixed_capacity()
         batch = batch.to(self.device, non_blocking=True)
-        self._snapshot.save()
         waits = self.world.is_distributed and not is_last
         with self._shared.no_sync() if waits else nullcontext():
             terms = self._forward(batch.images, _fields(batch.targets), _fields(batch.coverage), num_images)
