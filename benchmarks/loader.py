@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -42,6 +43,7 @@ from benchmarks.measure import Comparison, Floor, Outcome, Settings, dataset_for
 FASTER_THAN_DECODING, FASTER_THAN_STORED = 4.0, 1.7
 _ROUNDS, _EPOCHS = 40, 3
 _BATCH, _QUICK_BATCH = 16, 2
+_PLANNED = (16, 64)
 _WORKERS = (0, 1, 2)
 _PLACES: tuple[Storage, ...] = ("device", "host")
 Image = NDArray[np.uint8]
@@ -65,6 +67,7 @@ def benchmark_loader(settings: Settings) -> Outcome:
             comparisons += more
             figures += speeds
             figures += [_delivered(settings, samples, workers) for workers in _WORKERS]
+            figures += planning_figures(records, config, size, settings.rounds_or(_ROUNDS))
             if settings.device.type == "cuda":
                 epochs = settings.rounds_or(_EPOCHS)
                 figures += device_loader_figures(records, config, size, _batch(settings), settings.device, epochs)
@@ -171,7 +174,7 @@ def device_loader_figures(
     """What a `DevicePainter` delivers on the clock with nobody training beside it, for images in each place.
 
     size: of images and canvases in pixels; compiled: the ways of painting to measure. Each epoch is timed, one before
-    them is not; the device has finished when the clock is read. The last figure is of one thread that plans alone.
+    them is not; the device has finished when the clock is read.
     """
     figures: list[Figure] = []
     for place in _PLACES:
@@ -183,8 +186,22 @@ def device_loader_figures(
             painter = DevicePainter(batches, store, is_compiled)
             name = f"{size} px, images on the {place}, painted {painter.painting}"
             figures.append(Figure.per_second(name, _epochs(painter, epochs), len(records), f"{device}, on the clock"))
-    taken = interleaved({"planning": lambda: _plan_all(painter)}, epochs, clock=time.thread_time)["planning"]
-    return [*figures, Figure.per_second(f"{size} px, planning", taken, len(records), "one core")]
+    return figures
+
+
+def planning_figures(records: Sequence[Record], config: AugmentConfig, size: int, rounds: int) -> list[Figure]:
+    """Images a second that one thread plans for a `DevicePainter`, in batches of each size, with and without turns."""
+    store = DeviceStore(records, size, "cpu")
+    works, num_images = {}, {}
+    for turns, augment in {"": config, ", turned": config.model_copy(update={"rotation": 10.0, "shear": 2.0})}.items():
+        samples = TrainSamples(store.images, SampleConfig(augment, size, 0))
+        for batch in _PLANNED:
+            painter = DevicePainter(EpochBatches(samples, LoaderConfig(batch_size=batch)), store)
+            name = f"{size} px, planning batches of {batch}{turns}"
+            keys = [SampleKey(0, number % len(samples), size) for number in range(batch)]
+            works[name], num_images[name] = partial(painter.planned, keys), batch
+    taken = interleaved(works, rounds, clock=time.thread_time)
+    return [Figure.per_second(name, sample, num_images[name], "one core") for name, sample in taken.items()]
 
 
 def _epochs(painter: DevicePainter, epochs: int) -> Sample:
@@ -198,11 +215,6 @@ def _epochs(painter: DevicePainter, epochs: int) -> Sample:
         synchronise(painter.store.device)
         seconds.append(time.perf_counter() - start)
     return Sample(tuple(seconds[1:]))
-
-
-def _plan_all(painter: DevicePainter) -> None:
-    for keys in painter.batches.of_epoch(0):
-        painter.planned(keys)
 
 
 def paste_tiles(tiles: Sequence[Tile], centre_xy: tuple[int, int], size: int) -> tuple[Image, Boxes]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from anchorite.data.augment import AugmentConfig, SamplePlan
+from anchorite.data.augment import AugmentConfig, SamplePlans
 from anchorite.data.dataset import Record
 from anchorite.data.device import DeviceStore, Storage, in_parts, plan_batch
 from anchorite.data.samples import SampleConfig, SampleKey, TrainSamples
@@ -47,9 +47,9 @@ def keys_of(case: Case, epochs: int, size: int = SIZE) -> list[SampleKey]:
     return [SampleKey(epoch, index, size) for epoch in range(epochs) for index in range(len(case.samples))]
 
 
-def painted(case: Case, plans: Sequence[SamplePlan]) -> np.ndarray:
+def painted(case: Case, plans: SamplePlans) -> np.ndarray:
     """(B, S, S, 3) as the device paints them."""
-    plan = plan_batch(plans, case.store.images.sizes_hw)
+    plan = plan_batch(plans)
     pixels, starts = case.store.stage(plan.sources)
     places = torch.from_numpy(starts).view(plan.widths.shape)
     return in_parts(pixels, [places, plan.tiles, plan.widths, plan.colours], plan).permute(0, 2, 3, 1).numpy()

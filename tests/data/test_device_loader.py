@@ -126,6 +126,12 @@ def test_the_capacity_leaves_a_margin(tmp_path: Path, monkeypatch: pytest.Monkey
     assert num_rows == fullest * 5 // 4
 
 
+def test_a_rank_that_has_no_part_of_the_last_batch_has_a_capacity(tmp_path: Path) -> None:
+    case = make_case(tmp_path, STRAIGHT, 11)
+    with device_loader(case, LoaderConfig(batch_size=8, rank=4, world_size=5)) as loader:
+        assert [len(batch.indices) for batch in loader] == [1, 0]
+
+
 def test_a_batch_with_more_targets_than_rows_gets_more_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "CAPACITY_STEP", 2)
     case = make_case(tmp_path, STRAIGHT, 11)

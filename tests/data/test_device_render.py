@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorite.data import device as device_module
-from anchorite.data.augment import AugmentConfig, Jitter, SamplePlan, Tile, Warp, jitter_colours, plan_warp, scaling
+from anchorite.data.augment import AugmentConfig, Jitter, SamplePlan, Tile, jitter_colours, scaling
 from anchorite.data.device import blended, jittered, plan_batch, render
 from anchorite.data.images import FILL
 from tests.data.colour_cases import JITTERS
@@ -28,6 +28,7 @@ from tests.data.device_cases import (
     needs_cuda,
     painted,
 )
+from tests.data.plan_cases import gathered, one_warp
 from tests.shared import shared_path
 
 NEUTRAL = Jitter(0.0, 1.0, 1.0)
@@ -35,7 +36,7 @@ NEUTRAL = Jitter(0.0, 1.0, 1.0)
 
 def differences(case: Case, epochs: int = 4, size: int = SIZE) -> np.ndarray:
     keys = keys_of(case, epochs, size)
-    ours = painted(case, [case.samples.plan(key) for key in keys])
+    ours = painted(case, case.samples.plan(keys))
     return np.abs(ours.astype(int) - drawn(case, keys))
 
 
@@ -54,10 +55,10 @@ def test_shrinking_much_averages_areas_as_opencv_does(tmp_path: Path) -> None:
     config = AugmentConfig(**COLOURLESS, scale=0.9)
     case = make_case(tmp_path, config)
     keys = keys_of(case, 12, size=64)
-    plans = [case.samples.plan(key) for key in keys]
+    plans = case.samples.plan(keys)
     averaged = [plan for plan in plans if any(tile.warp.averages for tile in plan.layers[0])]
     assert len(averaged) > 20
-    assert plan_batch(plans, case.store.images.sizes_hw).taps > 6
+    assert plan_batch(plans).taps > 6
     difference = np.abs(painted(case, plans).astype(int) - drawn(case, keys))
     assert difference.max() <= 1
     assert difference.mean() < 0.15
@@ -92,7 +93,7 @@ def test_photographs_are_close(name: str) -> None:
 @pytest.mark.parametrize("config", [STRAIGHT, TURNED], ids=["straight", "turned"])
 def test_painted_rectangles_lie_where_their_boxes_say(tmp_path: Path, config: AugmentConfig) -> None:
     case = make_case(tmp_path, config.model_copy(update={"min_side_px": 0.0}))
-    plans = [case.samples.plan(key) for key in keys_of(case, 8)]
+    plans = case.samples.plan(keys_of(case, 8))
     images, rows = painted(case, plans), case.samples.labels(plans).rows
     num_targets = 0
     for place, image in enumerate(images):
@@ -145,18 +146,17 @@ def test_blends_are_opencvs() -> None:
 
 def test_a_later_tile_covers_an_earlier_one_and_nothing_else_is_touched(tmp_path: Path) -> None:
     case = make_case(tmp_path, STRAIGHT)
-    under, over = (plan_warp(scaling(0.5, 0.5, x, 20.0), (96, 160), SIZE) for x in (10.0, 50.0))
-    assert isinstance(under, Warp)
-    assert isinstance(over, Warp)
+    under, over = (one_warp(scaling(0.5, 0.5, x, 20.0), (96, 160), SIZE) for x in (10.0, 50.0))
+    assert under is not None
+    assert over is not None
     sizes_hw = case.store.images.sizes_hw
     tiles = (Tile(1, under), Tile(2, over))
-    both, first, second, nothing = painted(
-        case, [SamplePlan(SIZE, (layer,), 1.0, NEUTRAL) for layer in (tiles, tiles[:1], tiles[1:], ())]
-    )
+    plans = [SamplePlan(SIZE, (layer,), 1.0, NEUTRAL) for layer in (tiles, tiles[:1], tiles[1:], ())]
+    both, first, second, nothing = painted(case, gathered(plans, sizes_hw))
     assert sizes_hw[1] != sizes_hw[2]
     assert (nothing == FILL).all()
     covered = np.zeros((SIZE, SIZE), bool)
-    left, top, right, bottom = over.seen
+    left, top, right, bottom = over.seen.tolist()
     covered[top:bottom, left:right] = True
     assert np.array_equal(both[covered], second[covered])
     assert np.array_equal(both[~covered], first[~covered])
@@ -165,7 +165,7 @@ def test_a_later_tile_covers_an_earlier_one_and_nothing_else_is_touched(tmp_path
 
 def test_the_number_of_images_painted_at_once_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(tmp_path, EVERYTHING)
-    plans = [case.samples.plan(key) for key in keys_of(case, 1)]
+    plans = case.samples.plan(keys_of(case, 1))
     whole = painted(case, plans)
     for pixels in (1, 4 * SIZE**2):
         monkeypatch.setattr(device_module, "_PIXELS_AT_ONCE", {"cpu": pixels})
@@ -191,7 +191,7 @@ ASKING |= {"_to_cpu", "scalar_tensor", "tensor", "repeat_interleave", "nonzero_s
 @pytest.mark.parametrize("config", [EVERYTHING, AugmentConfig(scale=0.4)], ids=["everything", "averaging"])
 def test_painting_asks_the_device_for_nothing(tmp_path: Path, config: AugmentConfig) -> None:
     case = make_case(tmp_path, config)
-    plan = plan_batch([case.samples.plan(key) for key in keys_of(case, 2, 64)], case.store.images.sizes_hw)
+    plan = plan_batch(case.samples.plan(keys_of(case, 2, 64)))
     assert (plan.taps > 2) == (config is not EVERYTHING)
     pixels, starts = case.store.stage(plan.sources)
     tables = [torch.from_numpy(starts).view(plan.widths.shape), plan.tiles, plan.widths, plan.colours]
@@ -208,8 +208,8 @@ def test_painting_asks_the_device_for_nothing(tmp_path: Path, config: AugmentCon
 def test_cuda_paints_the_same_and_never_waits(tmp_path: Path) -> None:
     needs_cuda()
     case = make_case(tmp_path, EVERYTHING)
-    plans = [case.samples.plan(key) for key in keys_of(case, 2)]
-    plan = plan_batch(plans, case.store.images.sizes_hw)
+    plans = case.samples.plan(keys_of(case, 2))
+    plan = plan_batch(plans)
     pixels, starts = case.store.stage(plan.sources)
     tables = [torch.from_numpy(starts).view(plan.widths.shape), plan.tiles, plan.widths, plan.colours]
     there = [table.cuda() for table in (pixels, *tables)]
@@ -224,10 +224,10 @@ def test_cuda_paints_the_same_and_never_waits(tmp_path: Path) -> None:
 
 def test_few_shapes_occur_however_many_tiles_are_seen(tmp_path: Path) -> None:
     case = make_case(tmp_path, STRAIGHT.model_copy(update={"translation": 0.6}))
-    plans = [case.samples.plan(key) for key in keys_of(case, 10)]
-    assert {len(plan.layers[0]) for plan in plans} >= {1, 2, 4}, "some tiles lie outside of the canvas"
-    shapes = {plan_batch([plan], case.store.images.sizes_hw).tiles.shape for plan in plans}
+    plans = [case.samples.plan([key]) for key in keys_of(case, 10)]
+    assert {len(plan[0].layers[0]) for plan in plans} >= {1, 2, 4}, "some tiles lie outside of the canvas"
+    shapes = {plan_batch(plan).tiles.shape for plan in plans}
     assert shapes == {(1, 1, 1, 20), (1, 1, 4, 20)}
     single = make_case(tmp_path, AugmentConfig.none())
-    plan = plan_batch([single.samples.plan(key) for key in keys_of(single, 1)], single.store.images.sizes_hw)
+    plan = plan_batch(single.samples.plan(keys_of(single, 1)))
     assert plan.tiles.shape == (6, 1, 1, 20)

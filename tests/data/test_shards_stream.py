@@ -223,10 +223,10 @@ def test_a_mosaic_is_made_of_the_pool_as_of_any_records(dataset: DatasetIndex) -
 
     canvas = np.empty((SIZE, SIZE, 3), np.uint8)
     for place, key in enumerate(keys):
-        plan = ordinary.plan(SampleKey(0, key.record_index, SIZE), place)
-        paint(plan, ordinary.store, canvas, Scratch())
+        plan = ordinary.plan([SampleKey(0, key.record_index, SIZE)], [place])
+        paint(plan[0], ordinary.store, canvas, Scratch())
         assert np.array_equal(canvas, pixels[place])
-        assert np.array_equal(ordinary.labels([plan]).rows[:, 1:], rows[rows[:, 0] == place][:, 1:])
+        assert np.array_equal(ordinary.labels(plan).rows[:, 1:], rows[rows[:, 0] == place][:, 1:])
     assert len(rows)
 
 

@@ -19,7 +19,16 @@ from hypothesis import strategies as st
 from anchorite.anchors import AnchorSet
 from anchorite.boxes import LabelCoverage, Targets
 from anchorite.data import device as device_module
-from anchorite.data.augment import AugmentConfig, SamplePlan, Scratch, draw_warped, paint, seen_extents
+from anchorite.data.augment import (
+    NO_JITTER,
+    AugmentConfig,
+    SamplePlan,
+    SamplePlans,
+    Scratch,
+    draw_warped,
+    paint,
+    seen_extents,
+)
 from anchorite.data.batches import Batch, Capacities, EpochBatches, LoaderConfig, label_tensors
 from anchorite.data.dataset import NO_CLASS, LabelSource, Record
 from anchorite.data.device import DevicePainter, DeviceStore
@@ -28,6 +37,7 @@ from anchorite.data.loader import Loader
 from anchorite.data.samples import CELL_PX, SampleConfig, SampleKey, TrainSamples
 from anchorite.data.store import ImageStore
 from anchorite.loss import DetectionLoss
+from tests.data.plan_cases import gathered
 from tests.data.test_samples import EVERYTHING, make_records
 
 SIZE, CLASSES = 160, 3
@@ -87,13 +97,13 @@ def samples_of(records: Sequence[Record], config: AugmentConfig, size: int = SIZ
     return TrainSamples(store, SampleConfig(config, size, 5))
 
 
-def plans_of(samples: TrainSamples, epochs: int = 4, size: int = SIZE) -> list[SamplePlan]:
-    return [samples.plan(SampleKey(epoch, index, size)) for epoch in range(epochs) for index in range(len(samples))]
+def plans_of(samples: TrainSamples, epochs: int = 4, size: int = SIZE) -> SamplePlans:
+    return samples.plan([SampleKey(epoch, index, size) for epoch in range(epochs) for index in range(len(samples))])
 
 
 def painted(samples: TrainSamples, plan: SamplePlan, shown: dict[int, np.ndarray]) -> np.ndarray:
     """(S, S) of each layer alone, how white it is."""
-    bare = plan._replace(jitter=samples.plan(SampleKey(0, 0, SIZE)).jitter._replace(hue=0.0, saturation=1.0, value=1.0))
+    bare = plan._replace(jitter=NO_JITTER)
     canvases = []
     for layer in plan.layers:
         canvas = np.empty((plan.size, plan.size, 3), np.uint8)
@@ -115,7 +125,7 @@ def test_a_region_is_where_its_pixels_are_and_no_larger(name: str, tmp_path: Pat
     record = replace(record, areas=np.ones(1), origins=("",), weights=np.ones(1, np.float32))
     samples, checked, cut = samples_of([record], CONFIGS[name]), 0, 0
     for plan in plans_of(samples, epochs=24):
-        regions = samples.labels([plan]).ignore_regions
+        regions = samples.labels(gathered([plan], samples.store.sizes_hw)).ignore_regions
         assert regions is not None
         found = [regions[:, 1:3] - regions[:, 3:] / 2, regions[:, 1:3] + regions[:, 3:] / 2]
         boxes = np.concatenate(found, axis=1) * SIZE
@@ -200,7 +210,8 @@ def test_objects_are_the_same_with_and_without_regions_and_carry_their_weights_a
     for number, record in enumerate(records):
         only = [tile for plan in plans for layer in plan.layers for tile in layer if tile.source == number][:3]
         for tile in only:
-            one = samples.labels([plans[0]._replace(layers=((tile,),))])
+            alone = gathered([plans[0]._replace(layers=((tile,),))], samples.store.sizes_hw)
+            one = samples.labels(alone)
             assert one.weights is not None
             assert set(one.weights.tolist()) <= set(record.weights[~record.ignored].tolist())
             assert one.sources is not None
@@ -251,7 +262,7 @@ def test_each_part_is_there_in_every_batch_of_a_split_that_has_it_anywhere(part:
         records[4] = replace(records[4], source=LabelSource("b", covered, 0.5 if part == "background" else 1.0))
     samples = samples_of(records, AugmentConfig.none())
     wanted = {"covered": {"sources", "covered"}, "regions": {"ignore_regions"}}.get(part, {part})
-    for labels in (samples.labels([samples.plan(SampleKey(0, 0, SIZE))]), samples.parts.no_labels(SIZE)):
+    for labels in (samples.labels(samples.plan([SampleKey(0, 0, SIZE)])), samples.parts.no_labels(SIZE)):
         assert {name for name, one in labels._asdict().items() if one is not None} == {"rows", *wanted}
 
 
@@ -315,7 +326,7 @@ def test_the_loss_of_a_batch_is_that_of_labels_made_by_hand(tmp_path: Path) -> N
     config = AugmentConfig.none()
     samples = samples_of(records_of(tmp_path, 3), config, 64)
     keys = [SampleKey(0, index, 64) for index in range(3)]
-    labels = samples.labels([samples.plan(key) for key in keys])
+    labels = samples.labels(samples.plan(keys))
     from_loader, coverage = label_tensors(labels)
     rows, weights, sources, regions = [], [], [], []
     background = torch.ones(3, 8, 8)

@@ -4,13 +4,14 @@ All that is random is settled in the plan, before any pixel is touched; `device`
 accelerator. A map is a (3, 3) float64 matrix on continuous coordinates (x, y, 1): pixel i covers i..i+1. OpenCV's warp
 counts from pixel centres; the half pixel between the two conventions is corrected in `draw_warped` and nowhere else.
 
-Legend: N boxes, S side of the canvas in pixels.
+Legend: N boxes or maps, B samples, M tiles of all of them, S side of the canvas in pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, NamedTuple, Protocol
 
 import cv2
@@ -26,7 +27,6 @@ STRIP_PIXELS = 102_400  # what is worked on at a time, so that the intermediate 
 _LINE = 64  # bytes of a cache line, and of the widest vector
 
 Map = NDArray[np.float64]
-Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 Probability = Annotated[float, Field(ge=0, le=1)]
 Gain = Annotated[float, Field(ge=0, lt=1)]
 Degrees = Annotated[float, Field(ge=0, lt=90)]
@@ -91,87 +91,106 @@ class Scratch:
 
 
 class Warp(NamedTuple):
-    """How a source image gets onto the canvas.
+    """How source images get onto canvases: of one image, or of M with a leading dimension (M,) everywhere.
 
-    map: source pixels to canvas pixels, exactly as the pixels go. seen: the rectangle of the canvas it may touch.
-    crop: for maps without rotation and shear, the source rectangle that fills `seen`; else None.
+    map: (3, 3), source pixels to canvas pixels, exactly as the pixels go. seen: (4,) int64, left, top, right, bottom of
+    the rectangle of the canvas that it may touch. crop: (4,) int64, for maps without rotation and shear the rectangle
+    of the source that fills `seen`; else zeros. averages: () bool, whether the source shrinks so much, to under a
+    quarter, that its areas are averaged.
     """
 
     map: Map
-    seen: Rectangle
-    crop: Rectangle | None
+    seen: NDArray[np.int64]
+    crop: NDArray[np.int64]
+    averages: NDArray[np.bool_]
 
     @property
-    def averages(self) -> bool:
-        """Whether the source shrinks so much, to under a quarter, that its areas are averaged."""
-        if self.crop is None:
-            return False
-        (left, top, right, bottom), (x0, y0, x1, y1) = self.seen, self.crop
-        return (right - left) * (bottom - top) * 4 < (x1 - x0) * (y1 - y0)
+    def is_straight(self) -> NDArray[np.bool_]:
+        """() bool, whether there is neither rotation nor shear."""
+        return self.crop[..., 2] > 0
+
+    def at(self, places: int | NDArray[np.int64]) -> Warp:
+        """That of one place of M, or of several."""
+        return Warp(self.map[places], self.seen[places], self.crop[places], self.averages[places])
 
 
-def scaling(scale_x: float, scale_y: float, shift_x: float = 0.0, shift_y: float = 0.0) -> Map:
-    """The map x * scale + shift, for both axes."""
-    return np.array([[scale_x, 0.0, shift_x], [0.0, scale_y, shift_y], [0.0, 0.0, 1.0]])
+Numbers = float | NDArray[np.float64]
 
 
-def turning(degrees: float, shear_x_degrees: float, shear_y_degrees: float) -> Map:
-    """Shear along both axes after a rotation (clockwise on screen), about the origin."""
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    across, down = math.tan(math.radians(shear_x_degrees)), math.tan(math.radians(shear_y_degrees))
-    rotation = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
-    return np.array([[1.0, across, 0.0], [down, 1.0, 0.0], [0.0, 0.0, 1.0]]) @ rotation
+def scaling(scale_x: Numbers, scale_y: Numbers, shift_x: Numbers = 0.0, shift_y: Numbers = 0.0) -> Map:
+    """The map x * scale + shift, for both axes: (3, 3) of numbers, (N, 3, 3) of arrays (N,)."""
+    maps = np.zeros((*np.broadcast(scale_x, scale_y, shift_x, shift_y).shape, 3, 3))
+    maps[..., 0, 0], maps[..., 1, 1], maps[..., 2, 2] = scale_x, scale_y, 1.0
+    maps[..., 0, 2], maps[..., 1, 2] = shift_x, shift_y
+    return maps
 
 
-def plan_warp(source_map: Map, source_size_hw: tuple[int, int], size: int) -> Warp | None:
-    """The warp of a whole source image onto a square canvas of `size` pixels; None when nothing of it can be seen.
+def turning(degrees: NDArray[np.float64]) -> Map:
+    """Shear along both axes after a rotation (clockwise on screen), about the origin: (N, 3, 3).
 
-    Without rotation and shear, both rectangles are rounded to whole pixels, so that a plain resize does the work, and
-    the map is refitted to them (it moves by less than a pixel inside the canvas): boxes go exactly where the pixels go.
+    degrees: (N, 3), the angles of the rotation and of the shear along x and y.
     """
-    height, width = source_size_hw
-    (x_of_x, x_of_y, shift_x), (y_of_x, y_of_y, shift_y), _ = source_map.tolist()
-    if x_of_y == 0 and y_of_x == 0:
-        along_x = _snap_axis(x_of_x, shift_x, width, size)
-        along_y = _snap_axis(y_of_y, shift_y, height, size)
-        if along_x is None or along_y is None:
-            return None
-        scale_x, shift_x, left, right, x0, x1 = along_x
-        scale_y, shift_y, top, bottom, y0, y1 = along_y
-        return Warp(scaling(scale_x, scale_y, shift_x, shift_y), (left, top, right, bottom), (x0, y0, x1, y1))
-    corners = map_boxes(source_map, np.array([[0.0, 0.0, width, height]]))[0]
-    (left, top), (right, bottom) = np.floor(corners[:2]).astype(int).tolist(), np.ceil(corners[2:]).astype(int).tolist()
-    seen = max(0, left), max(0, top), min(size, right), min(size, bottom)
-    return Warp(source_map, seen, None) if seen[0] < seen[2] and seen[1] < seen[3] else None
+    # Not by NumPy's functions, whose last bit depends on the processor.
+    turns = [(math.cos(turn), math.sin(turn), math.tan(x), math.tan(y)) for turn, x, y in np.radians(degrees).tolist()]
+    cosine, sine, across, down = np.array(turns).reshape(-1, 4).T
+    rotation, shear = scaling(cosine, cosine), scaling(np.ones(len(turns)), 1.0)
+    rotation[:, 0, 1], rotation[:, 1, 0] = -sine, sine
+    shear[:, 0, 1], shear[:, 1, 0] = across, down
+    return shear @ rotation
 
 
-def _snap_axis(scale: float, shift: float, side: int, size: int) -> tuple[float, float, int, int, int, int] | None:
-    """Scale, shift, canvas interval and source interval along one axis of a source, the intervals in whole pixels."""
-    lowest, highest = sorted((shift, shift + scale * side))
-    start, stop = round(max(0.0, lowest)), round(min(float(size), highest))
-    if stop <= start:
-        return None
-    first, last = sorted(((start - shift) / scale, (stop - shift) / scale))
-    crop_start = min(max(0, round(first)), side - 1)
-    crop_stop = max(min(side, round(last)), crop_start + 1)
-    snapped = math.copysign((stop - start) / (crop_stop - crop_start), scale)
-    return snapped, (start if scale > 0 else stop) - snapped * crop_start, start, stop, crop_start, crop_stop
+def plan_warp(maps: Map, sizes_wh: NDArray[np.int64], size: int) -> Warp:
+    """The warps of M whole source images onto square canvases of `size` pixels; where nothing of one can be seen, its
+    `seen` is empty or upside down.
+
+    maps: (M, 3, 3); sizes_wh: (M, 2) of the sources. Without rotation and shear, both rectangles are rounded to whole
+    pixels, so that a plain resize does the work, and the map is refitted to them (it moves by less than a pixel inside
+    the canvas): boxes go exactly where the pixels go.
+    """
+    is_straight = (maps[:, 0, 1] == 0) & (maps[:, 1, 0] == 0)
+    if is_straight.all():
+        return _snapped(maps, sizes_wh, size)
+    corners = map_boxes(maps, np.concatenate([np.zeros_like(sizes_wh), sizes_wh], axis=1))
+    lows, highs = np.maximum(0, np.floor(corners[:, :2])), np.minimum(size, np.ceil(corners[:, 2:]))
+    seen = np.concatenate([lows, highs], axis=1).astype(np.int64)
+    warp = Warp(maps.copy(), seen, np.zeros_like(seen), np.zeros(len(maps), bool))
+    for part, snapped in zip(warp, _snapped(maps[is_straight], sizes_wh[is_straight], size), strict=True):
+        part[is_straight] = snapped
+    return warp
+
+
+def _snapped(maps: Map, sizes_wh: NDArray[np.int64], size: int) -> Warp:
+    """`plan_warp` of maps (M, 3, 3) without rotation and shear; each step along both axes, (M, 2)."""
+    scales, shifts = maps[:, (0, 1), (0, 1)], maps[:, :2, 2]
+    ends = shifts + scales * sizes_wh
+    starts = np.rint(np.maximum(0.0, np.minimum(shifts, ends)))
+    stops = np.rint(np.minimum(size, np.maximum(shifts, ends)))
+    first, last = (starts - shifts) / scales, (stops - shifts) / scales
+    crop_starts = np.minimum(np.maximum(0.0, np.rint(np.minimum(first, last))), sizes_wh - 1)
+    crop_stops = np.maximum(np.minimum(sizes_wh, np.rint(np.maximum(first, last))), crop_starts + 1)
+    shown, used = stops - starts, crop_stops - crop_starts
+    scales = np.copysign(shown / used, scales)
+    shifts = np.where(scales > 0, starts, stops) - scales * crop_starts
+    rectangles = (starts, stops), (crop_starts, crop_stops)
+    seen, crop = (np.concatenate(edges, axis=1).astype(np.int64) for edges in rectangles)
+    averages = shown[:, 0] * shown[:, 1] * 4 < used[:, 0] * used[:, 1]
+    return Warp(scaling(*scales.T, *shifts.T), seen, crop, averages)
 
 
 def draw_warped(
     image: NDArray[np.uint8], warp: Warp, canvas: NDArray[np.uint8], scratch: Scratch | None = None
 ) -> None:
-    """Write the warped image into the part of the canvas (H, W, 3) that it covers; the rest stays."""
-    left, top, right, bottom = warp.seen
+    """Write an image, warped, into the part of the canvas (H, W, 3) that it covers; the rest stays."""
+    left, top, right, bottom = warp.seen.tolist()
     target, size_wh = canvas[top:bottom, left:right], (right - left, bottom - top)
-    if warp.crop is None:
+    if not warp.is_straight:
         # Transparent, so that the corners of the rectangle keep what other tiles drew there. The price: the outermost
         # half pixel of the source, where no four neighbours are left to interpolate between, is not drawn either.
         to_target = scaling(1.0, 1.0, -0.5 - left, -0.5 - top) @ warp.map @ scaling(1.0, 1.0, 0.5, 0.5)
         border = cv2.BORDER_TRANSPARENT
         cv2.warpAffine(image, to_target[:2], size_wh, dst=target, flags=cv2.INTER_LINEAR, borderMode=border)
         return
-    x0, y0, x1, y1 = warp.crop
+    x0, y0, x1, y1 = warp.crop.tolist()
     method = cv2.INTER_AREA if warp.averages else cv2.INTER_LINEAR
     flip_x, flip_y = warp.map[0, 0] < 0, warp.map[1, 1] < 0
     upright = (scratch or Scratch()).array("upright", *target.shape) if flip_x or flip_y else target
@@ -187,8 +206,13 @@ def map_boxes(maps: NDArray[np.float64], boxes_xyxy: NDArray[np.float64]) -> NDA
     """
     linear, shifts = maps[..., :2, :2], maps[..., :2, 2]
     lows, highs = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
-    centres = np.matmul(linear, ((lows + highs) * 0.5)[..., None])[..., 0] + shifts
-    half_sides = np.matmul(np.abs(linear), ((highs - lows) * 0.5)[..., None])[..., 0]
+    middles, halves = (lows + highs) * 0.5, (highs - lows) * 0.5
+    if linear[..., 0, 1].any() or linear[..., 1, 0].any():
+        centres = np.matmul(linear, middles[..., None])[..., 0] + shifts
+        half_sides = np.matmul(np.abs(linear), halves[..., None])[..., 0]
+    else:  # the same numbers in a quarter of the time
+        scales = linear.diagonal(axis1=-2, axis2=-1)
+        centres, half_sides = middles * scales + shifts, halves * np.abs(scales)
     return np.concatenate([centres - half_sides, centres + half_sides], axis=1)
 
 
@@ -276,9 +300,9 @@ def jitter_colours(
         cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=out[top : top + strip_height])
 
 
-def hue_steps(shift: float) -> int:
-    """A shift of the hue, a fraction of the colour circle, in OpenCV's half degrees."""
-    return round(shift * NUM_HUES)
+def hue_steps(shift: Numbers) -> Numbers:
+    """A shift of the hue, a fraction of the colour circle, in OpenCV's half degrees, a whole number."""
+    return np.rint(shift * NUM_HUES) + 0.0  # no zero is negative
 
 
 class Images(Protocol):
@@ -312,6 +336,39 @@ class SamplePlan(NamedTuple):
     layers: tuple[tuple[Tile, ...], ...]
     share: float
     jitter: Jitter
+
+
+@dataclass(frozen=True)
+class SamplePlans:
+    """The plans of B samples of one size, as arrays; one of them as a `SamplePlan` by its number.
+
+    num_layers: (B,) int64; shares: (B,); jitters: (B, 3). Of all M tiles, in the order of samples, layers and drawing:
+    samples: (M,) int64, numbers of their samples; layers: (M,) int64, 0 or 1; sources: (M,) int64; sizes_wh: (M, 2)
+    int64, of their images as stored; warp: (M,) of them.
+    """
+
+    size: int
+    num_layers: NDArray[np.int64]
+    shares: NDArray[np.float64]
+    jitters: NDArray[np.float64]
+    samples: NDArray[np.int64]
+    layers: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    sizes_wh: NDArray[np.int64]
+    warp: Warp
+
+    def __len__(self) -> int:
+        return len(self.num_layers)
+
+    def __iter__(self) -> Iterator[SamplePlan]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, number: int) -> SamplePlan:
+        layers: list[list[Tile]] = [[] for _ in range(self.num_layers[number])]
+        for tile in range(*np.searchsorted(self.samples, (number, number + 1)).tolist()):
+            layers[self.layers[tile]].append(Tile(int(self.sources[tile]), self.warp.at(tile)))
+        jitter = Jitter(*self.jitters[number].tolist())
+        return SamplePlan(self.size, tuple(map(tuple, layers)), float(self.shares[number]), jitter)
 
 
 def paint(plan: SamplePlan, images: Images, canvas: NDArray[np.uint8], scratch: Scratch) -> None:

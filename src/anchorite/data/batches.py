@@ -24,7 +24,8 @@ from anchorite.choices import CompileName
 from anchorite.data.dataset import Record
 from anchorite.data.images import LetterboxTransform, draw_letterboxed, letterbox_transform, rectangular_size
 from anchorite.data.prefetch import prefetch
-from anchorite.data.samples import LabelParts, SampleConfig, SampleKey, SampleLabels, TrainSamples, rng_of
+from anchorite.data.random_numbers import rng_of
+from anchorite.data.samples import LabelParts, SampleConfig, SampleKey, SampleLabels, TrainSamples
 from anchorite.data.store import ImageStore
 from anchorite.errors import InputError
 

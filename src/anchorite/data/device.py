@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anchorite.boxes import LabelCoverage, Targets
-from anchorite.data.augment import NO_JITTER, SamplePlan, Tile, hue_steps
+from anchorite.data.augment import NO_JITTER, SamplePlans, hue_steps
 from anchorite.data.batches import Batch, Capacities, EpochBatches, empty_batch, label_tensors
 from anchorite.data.dataset import Record
 from anchorite.data.images import FILL
@@ -63,7 +63,8 @@ HELD = slice(14, 18)  # lowest x and y, highest x and y: coordinates are held in
 REACH = slice(18, 20)  # half the width and height, in source pixels, of the area averaged; 0 to interpolate instead
 NUM_COLUMNS = 20
 MOSAIC_TILES = 4
-_EVERYWHERE = (-math.inf, -math.inf, math.inf, math.inf)
+_EVERYWHERE = np.array([-math.inf, -math.inf, math.inf, math.inf])
+_INWARDS = np.array([1, 1, -1, -1])
 # OpenCV counts in 32nds of a pixel: nearest to 0 lies what is less than a 64th away.
 _EDGE = 1 / 64
 
@@ -171,64 +172,47 @@ class BatchPlan(NamedTuple):
     jitters: bool
 
 
-def plan_batch(
-    plans: Sequence[SamplePlan], sizes_hw: Sequence[tuple[int, int]], num_images: int | None = None
-) -> BatchPlan:
-    """The arrays of plans of one size, for sources of these (height, width).
+def plan_batch(plans: SamplePlans, num_images: int | None = None) -> BatchPlan:
+    """The arrays of plans.
 
     num_images: B, to have more than there are plans: nothing is painted onto the others.
     """
-    num_images = num_images or len(plans)
-    num_layers = max(len(plan.layers) for plan in plans)
+    num_images, num_layers = num_images or len(plans), int(plans.num_layers.max())
+    canvases = plans.samples * num_layers + plans.layers
+    places = np.arange(len(canvases)) - np.searchsorted(canvases, canvases)  # of each tile among those of its canvas
     # One or a mosaic's four, nothing between, so that few shapes occur and few kernels are compiled.
-    num_tiles = MOSAIC_TILES if any(len(layer) > 1 for plan in plans for layer in plan.layers) else 1
-    shape = (num_images, num_layers, num_tiles)
-    sources, widths = np.full(shape, -1, np.int64), np.zeros(shape, np.int64)
-    numbers = np.zeros((*shape, NUM_COLUMNS))
-    colours = np.tile(np.array([1.0, 0.0, 1.0, 1.0]), (num_images, 1))
-    placed = [
-        ((image, layer, number), tile)
-        for image, plan in enumerate(plans)
-        for layer, tiles in enumerate(plan.layers)
-        for number, tile in enumerate(tiles)
-    ]
-    if placed:
-        where, tiles = tuple(np.array([place for place, _ in placed]).T), [tile for _, tile in placed]
-        sources[where] = [tile.source for tile in tiles]
-        widths[where] = [sizes_hw[tile.source][1] for tile in tiles]
-        numbers[where] = _tile_numbers(tiles, sizes_hw)
-    for image, plan in enumerate(plans):
-        hue, saturation, value = plan.jitter
-        colours[image] = plan.share, hue_steps(hue), saturation, value
+    shape = (num_images, num_layers, MOSAIC_TILES if places.any() else 1)
+    where = canvases * shape[2] + places
+    sources, widths = np.full(math.prod(shape), -1), np.zeros(math.prod(shape), np.int64)
+    numbers, colours = np.zeros((math.prod(shape), NUM_COLUMNS)), np.ones((num_images, 4))
+    sources[where], widths[where], numbers[where] = plans.sources, plans.sizes_wh[:, 0], _tile_numbers(plans)
+    colours[:, 1] = 0.0
+    colours[: len(plans), 0], colours[: len(plans), 1:] = plans.shares, plans.jitters
+    colours[:, 1] = hue_steps(colours[:, 1])
     # In even numbers, so that few different ones occur.
-    reach = numbers[..., REACH].max()
+    reach = numbers[:, REACH].max()
     taps = 2 * math.ceil((math.ceil(2 * reach) + 1) / 2) if reach else 2
-    jitters = any(plan.jitter != NO_JITTER for plan in plans)
-    tables = torch.from_numpy(numbers).float(), torch.from_numpy(widths), torch.from_numpy(colours).float()
-    return BatchPlan(tuple(sources.flatten().tolist()), *tables, plans[0].size, taps, jitters)
+    jitters = bool((plans.jitters != NO_JITTER).any())
+    tables = numbers.astype(np.float32).reshape(*shape, -1), widths.reshape(shape), colours.astype(np.float32)
+    tiles, rows, changes = map(torch.from_numpy, tables)
+    return BatchPlan(tuple(sources.tolist()), tiles, rows, changes, plans.size, taps, jitters)
 
 
-def _tile_numbers(tiles: Sequence[Tile], sizes_hw: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
+def _tile_numbers(plans: SamplePlans) -> NDArray[np.float64]:
     """The columns of tiles, (M, 20)."""
-    numbers = np.zeros((len(tiles), NUM_COLUMNS))
+    numbers, (maps, seen, crop, averages) = np.zeros((len(plans.sources), NUM_COLUMNS)), plans.warp
+    is_straight, averages = plans.warp.is_straight[:, None], averages[:, None]
     # From maps of the source onto the canvas to those that find a canvas pixel's source.
-    maps = np.stack([tile.warp.map for tile in tiles])
     linear = np.linalg.inv(maps[:, :2, :2])
     shifts = np.matmul(linear, (0.5 - maps[:, :2, 2])[..., None]) - 0.5
     numbers[:, MAP] = np.concatenate([linear, shifts], axis=2).reshape(-1, 6)
-    numbers[:, SEEN] = [tile.warp.seen for tile in tiles]
-    for row, tile in zip(numbers, tiles, strict=True):
-        height, width = sizes_hw[tile.source]
-        if tile.warp.crop is None:
-            row[DRAWN] = -_EDGE, -_EDGE, width - _EDGE, height - _EDGE
-            row[HELD] = 0, 0, width - 1, height - 1
-            continue
-        row[DRAWN] = _EVERYWHERE
-        x0, y0, x1, y1 = tile.warp.crop
-        # An average may take in what lies within the crop, an interpolation what lies between its pixels' centres.
-        reach_x, reach_y = (abs(row[MAP][0]) / 2, abs(row[MAP][4]) / 2) if tile.warp.averages else (0.5, 0.5)
-        row[HELD] = x0 - 0.5 + reach_x, y0 - 0.5 + reach_y, x1 - 0.5 - reach_x, y1 - 0.5 - reach_y
-        row[REACH] = (reach_x, reach_y) if tile.warp.averages else (0, 0)
+    numbers[:, SEEN] = seen
+    whole = np.concatenate([np.zeros_like(plans.sizes_wh), plans.sizes_wh], axis=1)
+    numbers[:, DRAWN] = np.where(is_straight, _EVERYWHERE, whole - _EDGE)
+    # An average may take in what lies within the crop, an interpolation what lies between its pixels' centres.
+    reach = np.where(averages, np.abs(linear[:, (0, 1, 0, 1), (0, 1, 0, 1)]) / 2, 0.5)
+    numbers[:, HELD] = np.where(is_straight, crop - 0.5 + reach * _INWARDS, np.maximum(whole - 1, 0))
+    numbers[:, REACH] = np.where(averages, reach[:, :2], 0.0)
     return numbers
 
 
@@ -386,8 +370,8 @@ def _kind_of(plan: BatchPlan) -> tuple[object, ...]:
 
 def choose_capacities(batches: EpochBatches) -> tuple[Capacities, str]:
     """Rows to pad to, with a margin over the fullest of some batches of the first epoch, and why, in words."""
-    samples, probed = batches.samples, islice(batches.of_epoch(0), _PROBED_BATCHES)
-    tried = [samples.labels([samples.plan(key) for key in keys]) for keys in probed]
+    samples, probed = batches.samples, islice(filter(None, batches.of_epoch(0)), _PROBED_BATCHES)
+    tried = [samples.labels(samples.plan(keys)) for keys in probed]
     of_regions = [one.ignore_regions for one in tried if one.ignore_regions is not None]
     fullest = [max(map(len, rows), default=0) for rows in ([one.rows for one in tried], of_regions)]
     chosen = Capacities(*(_whole_steps(int(count * _CAPACITY_MARGIN)) for count in fullest))
@@ -467,10 +451,10 @@ class DevicePainter:
         In pinned memory for a CUDA device.
         """
         samples = self.batches.samples
-        plans = [samples.plan(key) for key in keys]
+        plans = samples.plan(keys)
         # A compiled kernel is made for one B: the last, smaller batch is filled up, and cut off again.
         num_images = self.batches.sizes.largest_part if self._compiled is not None else None
-        plan = plan_batch(plans, self.store.images.sizes_hw, num_images)
+        plan = plan_batch(plans, num_images)
         labels = samples.labels(plans)
         counts = len(labels.rows), 0 if labels.ignore_regions is None else len(labels.ignore_regions)
         rooms = (max(rows, _whole_steps(count)) for rows, count in zip(self._capacities, counts, strict=True))

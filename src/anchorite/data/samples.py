@@ -1,12 +1,13 @@
 """Training samples: which images share a canvas, how each gets there, and where its boxes end up.
 
 Every random number of a sample is a pure function of (seed, epoch, index), so any worker makes the same sample, and any
-sample can be made again alone. A mosaic never exists at double size: its four tiles are placed around a point of a
-virtual canvas twice as wide, the global map is composed with each tile's placement, and each tile is drawn once,
-straight onto the final canvas.
+sample can be made again alone. The samples of a batch are planned together, as arrays: one by one, they would hold
+Python's lock for longer than the step of a fast accelerator can spare. A mosaic never exists at double size: its four
+tiles are placed around a point of a virtual canvas twice as wide, the global map is composed with each tile's
+placement, and each tile is drawn once, straight onto the final canvas.
 
-Legend: B samples, N boxes of a sample, T boxes of several samples, R ignore regions of them, S side of the canvas in
-pixels, h, w cells of a grid over it, K classes.
+Legend: B samples, N canvases, M tiles of them, T boxes, R ignore regions of them, S side of the canvas in pixels, h, w
+cells of a grid over it, K classes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,10 @@ from numpy.typing import NDArray
 from anchorite.data.augment import (
     AugmentConfig,
     Images,
-    Jitter,
     Map,
     SamplePlan,
+    SamplePlans,
     Scratch,
-    Tile,
     map_boxes,
     paint,
     plan_warp,
@@ -37,10 +37,14 @@ from anchorite.data.augment import (
     visible_boxes,
 )
 from anchorite.data.dataset import ONE_SOURCE, LabelSource, Split, as_split
-from anchorite.data.images import letterbox_transform
+from anchorite.data.random_numbers import rng_of, uniform_of
 
 Report = Callable[[int], object]
 MIXUP_CONCENTRATION = 32.0  # of the Beta distribution: blends stay near half and half
+# Of the tiles of a mosaic, upper left, upper right, lower left, lower right: whether each lies, along x and y, before
+# the point where they meet.
+_BEFORE = np.array([[1, 1], [0, 1], [1, 0], [0, 0]])
+_OF_CANVAS, _OF_SAMPLE = 13, 7  # random numbers of a canvas, and of a sample beside those of its canvases
 # Side of a cell of the grid of background weights, in pixels: the finest usual stride, so that its anchor cells get the
 # weight at their very middle, and those of coarser ones that of a place 4 px from it.
 CELL_PX = 8
@@ -63,52 +67,43 @@ class SampleKey(NamedTuple):
     pool: tuple[PoolMember, ...] = ()
 
 
-def rng_of(seed: int, epoch: int, *index: int, stream: tuple[int, ...] = ()) -> np.random.Generator:
-    """The random numbers of one sample of an epoch, or of one purpose (stream) of the epoch itself.
-
-    All are independent of each other.
-    """
-    # Samples have no spawn_key: no stream is one of theirs.
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, *index), spawn_key=stream)))
-
-
 def draw_tiles(
-    rng: np.random.Generator,
-    index: int,
-    sizes_hw: Sequence[tuple[int, int]],
+    uniform: NDArray[np.float64],
+    indices: NDArray[np.int64],
+    is_mosaic: NDArray[np.bool_],
+    sizes_wh: NDArray[np.int64],
     config: AugmentConfig,
-    is_mosaic: bool,
     size: int,
-) -> list[tuple[int, Map]]:
-    """Choose one canvas: the images on it, `index` first, and the map of each one's pixels onto the canvas.
+) -> tuple[NDArray[np.int64], Map]:
+    """Choose N canvases: the images on them (N, Q), and the map of each one's pixels onto its canvas (N, Q, 3, 3).
 
-    sizes_hw: of all images. The same number of random numbers is taken whatever is switched on.
+    uniform: (N, 13) random numbers in 0..1, all of which have their use whatever is switched on; indices: (N,), of
+    first images; is_mosaic: (N,), whether there are three more of them, the other tiles are void; sizes_wh: (R, 2) of
+    all images.
     """
-    uniform = rng.random(13).tolist()
-    rotation, shear_x, shear_y, zoom, shift_x, shift_y = (2.0 * number - 1.0 for number in uniform[2:8])
-    indices = (index, *(int(number * len(sizes_hw)) for number in uniform[10:13])) if is_mosaic else (index,)
+    either_way = 2.0 * uniform[:, 2:8] - 1.0  # rotation, shear along x and y, zoom, shift along x and y
     # The global map, from the virtual canvas (2S wide for a mosaic, else S) to the final one. Each step applies to all
     # before it; without a turn the matrix stays exactly diagonal, the fast case.
-    middle, factor = size if is_mosaic else size / 2, 1.0 + zoom * config.scale
-    whole = scaling(factor, factor, -middle * factor, -middle * factor)
-    angles = rotation * config.rotation, shear_x * config.shear, shear_y * config.shear
-    if any(angles):
-        whole = turning(*angles) @ whole
-    whole = scaling(1.0, 1.0, *((0.5 + shift * config.translation) * size for shift in (shift_x, shift_y))) @ whole
-    flip_x, flip_y = uniform[8] < config.flip_horizontal, uniform[9] < config.flip_vertical
-    whole = scaling(-1.0 if flip_x else 1.0, -1.0 if flip_y else 1.0, size * flip_x, size * flip_y) @ whole
-    if not is_mosaic:
-        fit = letterbox_transform(sizes_hw[index], (size, size))
-        return [(index, whole @ scaling(*fit.scale_xy, *map(float, fit.pad_left_top)))]
-    centre_x, centre_y = (0.5 + uniform[0]) * size, (0.5 + uniform[1]) * size  # where the four tiles meet
-    tiles = []
-    for number, tile in enumerate(indices):  # upper left, upper right, lower left, lower right
-        height, width = sizes_hw[tile]
-        scale = size / max(height, width)
-        left = centre_x if number % 2 else centre_x - width * scale
-        top = centre_y if number >= 2 else centre_y - height * scale
-        tiles.append((tile, whole @ scaling(scale, scale, left, top)))
-    return tiles
+    factors = 1.0 + either_way[:, 3] * config.scale
+    shifts = -np.where(is_mosaic, size, size / 2) * factors
+    whole = scaling(factors, factors, shifts, shifts)
+    if config.rotation or config.shear:
+        whole = turning(either_way[:, :3] * (config.rotation, config.shear, config.shear)) @ whole
+    whole[:, :2, 2] += (0.5 + either_way[:, 4:] * config.translation) * size
+    flips = uniform[:, 8:10] < (config.flip_horizontal, config.flip_vertical)
+    whole[:, :2] *= np.where(flips, -1.0, 1.0)[..., None]
+    whole[:, :2, 2] += size * flips
+
+    others = (uniform[:, 10:] * len(sizes_wh)).astype(np.int64)
+    sources = np.concatenate([indices[:, None], others], axis=1)[:, : 4 if is_mosaic.any() else 1]
+    sides, is_mosaic = sizes_wh[sources], is_mosaic[:, None, None]
+    scales = size / np.maximum(sides[..., :1], sides[..., 1:])
+    shown = sides * scales
+    fitted = np.minimum(size, np.maximum(1, np.rint(shown)))  # as `letterbox_transform` does it, for one image
+    centres = (0.5 + uniform[:, None, :2]) * size  # where the four tiles meet
+    lefts_tops = np.where(is_mosaic, centres - _BEFORE[: sources.shape[1]] * shown, (size - fitted) // 2)
+    scales = np.where(is_mosaic, scales, fitted / sides)
+    return sources, whole[:, None] @ scaling(scales[..., 0], scales[..., 1], lefts_tops[..., 0], lefts_tops[..., 1])
 
 
 class SampleConfig(NamedTuple):
@@ -196,8 +191,8 @@ class TrainSamples:
         table = as_split(store.records).table()
         self.parts = LabelParts.of(table) if parts is None else parts
         owners, ignored = table.image_of_box(), table.boxes["ignored"]
-        sizes_wh = np.array(store.sizes_hw, np.int64).reshape(-1, 2)[:, ::-1]
-        scales = sizes_wh / np.stack([table.images["width"], table.images["height"]], axis=1)
+        self._sizes_wh = np.array(store.sizes_hw, np.int64).reshape(-1, 2)[:, ::-1]
+        scales = self._sizes_wh / np.stack([table.images["width"], table.images["height"]], axis=1)
         boxes_xyxy = table.boxes["xyxy"] * np.tile(scales, 2)[owners]  # in the stored images' pixels
         # Flat arrays: workers touch no Python object a record, so forked pages stay shared.
         self._boxes_xyxy, self._regions_xyxy = boxes_xyxy[~ignored], boxes_xyxy[ignored]
@@ -227,56 +222,62 @@ class TrainSamples:
     ) -> SampleLabels:
         """Draw samples of one side into `pixels` (B, S, S, 3); their `labels`.
 
-        report: called with the index of each record before work on it begins. places: as `place` of `plan`, of each.
+        report: called with the index of each record before work on it begins. places: as of `plan`.
         """
-        plans, scratch = [], Scratch()
-        for canvas, key, place in zip(pixels, keys, places or [key.record_index for key in keys], strict=True):
+        plans, scratch = self.plan(keys, places), Scratch()
+        for plan, canvas, key in zip(plans, pixels, keys, strict=True):
             report(key.record_index)
-            plans.append(self.plan(key, place))
-            paint(plans[-1], self.store, canvas, scratch)
+            paint(plan, self.store, canvas, scratch)
         return self.labels(plans)
 
-    def plan(self, key: SampleKey, place: int | None = None) -> SamplePlan:
-        """What a sample will show, from its random numbers alone: no pixel is touched.
+    def plan(self, keys: Sequence[SampleKey], places: Sequence[int] | None = None) -> SamplePlans:
+        """What samples of one size will show, from their random numbers alone: no pixel is touched.
 
-        place: that of its record in the store, where it is not the record's index.
+        places: those of their records in the store, where they are not the records' indices.
         """
-        rng, first = rng_of(self.config.seed, key.epoch, key.record_index), key.record_index if place is None else place
-        config, size, sizes_hw = self.config.augment, key.size, self.store.sizes_hw
+        config, size, num_samples = self.config.augment, keys[0].size, len(keys)
+        epochs, records = [key.epoch for key in keys], [key.record_index for key in keys]
+        # Which numbers are whose does not depend on what is switched on.
+        count = _OF_SAMPLE + (2 if config.mixup else 1) * _OF_CANVAS
+        numbers = uniform_of(self.config.seed, epochs, records, count)
+        is_open = np.array([self.config.has_mosaic(epoch) for epoch in epochs])
+        has_mixup = is_open & (numbers[:, 1] < config.mixup)
+        shares, num_layers = np.ones(num_samples), 2 if has_mixup.any() else 1
+        for sample in np.flatnonzero(has_mixup).tolist():
+            rng = rng_of(self.config.seed, epochs[sample], records[sample])
+            rng.random(count)
+            shares[sample] = rng.beta(MIXUP_CONCENTRATION, MIXUP_CONCENTRATION)
+        jitters = (2.0 * numbers[:, 4:7] - 1.0) * (config.hue, config.saturation, config.value) + (0.0, 1.0, 1.0)
 
-        def layer(index: int, is_mosaic: bool) -> tuple[Tile, ...]:
-            """The tiles of one canvas that can be seen, in the order of drawing."""
-            tiles = draw_tiles(rng, index, sizes_hw, config, is_mosaic, size)
-            warps = [(source, plan_warp(step, sizes_hw[source], size)) for source, step in tiles]
-            return tuple(Tile(source, warp) for source, warp in warps if warp is not None)
+        seconds = (numbers[:, 3] * len(self)).astype(np.int64)
+        indices = np.stack([records if places is None else places, seconds], axis=1)[:, :num_layers].ravel()
+        is_mosaic = (is_open[:, None] & (numbers[:, 0:3:2] < config.mosaic))[:, :num_layers].ravel()
+        uniform = numbers[:, _OF_SAMPLE : _OF_SAMPLE + num_layers * _OF_CANVAS].reshape(-1, _OF_CANVAS)
+        sources, maps = draw_tiles(uniform, indices, is_mosaic, self._sizes_wh, config, size)
+        sides = self._sizes_wh[sources]
+        warp = plan_warp(maps.reshape(-1, 3, 3), sides.reshape(-1, 2), size)
+        shown = (warp.seen[:, 0] < warp.seen[:, 2]) & (warp.seen[:, 1] < warp.seen[:, 3])
+        shown = shown.reshape(num_samples, num_layers, -1)
+        shown[:, :, 1:] &= is_mosaic.reshape(num_samples, num_layers, 1)
+        shown[:, 1:] &= has_mixup[:, None, None]
+        samples, layers, _ = np.nonzero(shown)
+        tiles = np.flatnonzero(shown)
+        tables = samples, layers, sources.ravel()[tiles], sides.reshape(-1, 2)[tiles], warp.at(tiles)
+        return SamplePlans(size, 1 + has_mixup, shares, jitters, *tables)
 
-        is_open = self.config.has_mosaic(key.epoch)
-        mosaic, mixup, other_mosaic, other, *jitter = rng.random(7).tolist()
-        layers, share = [layer(first, is_open and mosaic < config.mosaic)], 1.0
-        if is_open and mixup < config.mixup:
-            layers.append(layer(int(other * len(self)), other_mosaic < config.mosaic))
-            share = float(rng.beta(MIXUP_CONCENTRATION, MIXUP_CONCENTRATION))
-        hue, saturation, value = (2.0 * number - 1.0 for number in jitter)
-        gains = Jitter(hue * config.hue, 1.0 + saturation * config.saturation, 1.0 + value * config.value)
-        return SamplePlan(size, tuple(layers), share, gains)
+    def labels(self, plans: SamplePlans) -> SampleLabels:
+        """The labels of samples, each box cut to what is seen of its tile, in 0..1 of the canvas.
 
-    def labels(self, plans: Sequence[SamplePlan]) -> SampleLabels:
-        """The labels of plans of one size, each box cut to what is seen of its tile, in 0..1 of the canvas.
-
-        Their order is that of the plans, layers, tiles and boxes. An ignore region stays however little of it is seen.
+        Their order is that of the samples, layers, tiles and boxes. An ignore region stays however little of it is
+        seen.
         """
-        config, parts, size = self.config.augment, self.parts, plans[0].size
-        shown = [(number, tile) for number, plan in enumerate(plans) for layer in plan.layers for tile in layer]
-        numbers = np.array([number for number, _ in shown], np.int64)
-        records = np.array([tile.source for _, tile in shown], np.int64)
-        maps = np.array([tile.warp.map for _, tile in shown], np.float64).reshape(-1, 3, 3)
-        seen_xyxy = np.array([tile.warp.seen for _, tile in shown], np.float64).reshape(-1, 4)
-
+        config, parts, size, records = self.config.augment, self.parts, plans.size, plans.sources
+        maps, seen_xyxy = plans.warp.map, plans.warp.seen.astype(np.float64)
         found, tiles = _in_tiles(self._starts, records)
         boxes_xyxy = map_boxes(maps[tiles], self._boxes_xyxy[found])
         boxes_xyxy, keep = visible_boxes(boxes_xyxy, seen_xyxy[tiles], config.min_visible, config.min_side_px)
         found, tiles = found[keep], tiles[keep]
-        rows = _normalised(boxes_xyxy[keep], size, numbers[tiles], self._class_ids[found])
+        rows = _normalised(boxes_xyxy[keep], size, plans.samples[tiles], self._class_ids[found])
         weights = self._weights[found] if parts.weights else None
         sources = None if parts.covered is None else self._source_ids[records[tiles]]
         regions = None
@@ -284,7 +285,7 @@ class TrainSamples:
             found, tiles = _in_tiles(self._region_starts, records)
             boxes_xyxy = seen_extents(maps[tiles], self._regions_xyxy[found], seen_xyxy[tiles])
             remain = np.flatnonzero((boxes_xyxy[:, :2] < boxes_xyxy[:, 2:]).all(axis=1))
-            regions = _normalised(boxes_xyxy[remain], size, numbers[tiles[remain]])
+            regions = _normalised(boxes_xyxy[remain], size, plans.samples[tiles[remain]])
         background = np.stack(list(map(self._background, plans))) if parts.background else None
         return SampleLabels(rows, weights, sources, regions, parts.covered, background)
 
@@ -298,9 +299,9 @@ class TrainSamples:
         middles = (np.arange(grids.shape[-1]) + 0.5) * pitch
         for grid, layer in zip(grids, plan.layers, strict=True):
             for record, warp in layer:
-                left, top, right, bottom = (math.ceil(edge / pitch - 0.5) for edge in warp.seen)
+                left, top, right, bottom = (math.ceil(edge / pitch - 0.5) for edge in warp.seen.tolist())
                 part, weight = grid[top:bottom, left:right], self._background_weights[record]
-                if warp.crop is not None:
+                if warp.is_straight:
                     part[:] = weight
                     continue
                 # The middle of a cell is on the image where it lies within half of its sides from the middle of it.

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from anchorite.data.batches import BatchSizes, LoaderConfig
 from anchorite.data.images import decode_resized, fitted_size
+from anchorite.data.random_numbers import rng_of
 from anchorite.data.samples import (
     LabelParts,
     PoolMember,
@@ -36,7 +37,6 @@ from anchorite.data.samples import (
     SampleKey,
     SampleLabels,
     TrainSamples,
-    rng_of,
 )
 from anchorite.data.shards.format import IMAGE, SUFFIX, open_shard, sample_path
 from anchorite.data.shards.split import ShardedSplit, read_part, read_record
