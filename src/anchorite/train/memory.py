@@ -39,7 +39,7 @@ from anchorite.train.step import Objective, TrainingStep
 
 _CUDA_SHARE = 0.9  # of the free memory: blocks of several sizes leave gaps
 # Of peaks over what is kept: of activations, of the numbers of matched places, and of bytes of weights (gradients,
-# momentum, EMA). Sizes n and s, 320 px, fp32: peaks are .85 to .99 of what these give.
+# momentum, EMA). Sizes n and s, 320 px, float32: peaks are .69 to .90 of what these give.
 _OF_ACTIVATIONS, _OF_PLACES, _OF_WEIGHTS = 1.4, 2.5, 4
 _BOXES_MEASURED = 200
 
