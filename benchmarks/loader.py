@@ -67,7 +67,7 @@ def benchmark_loader(settings: Settings) -> Outcome:
             comparisons += more
             figures += speeds
             figures += [_delivered(settings, samples, workers) for workers in _WORKERS]
-            figures += planning_figures(records, config, size, settings.rounds_or(_ROUNDS))
+            figures += planning_figures(records, config, size, settings.device, settings.rounds_or(_ROUNDS))
             if settings.device.type == "cuda":
                 epochs = settings.rounds_or(_EPOCHS)
                 figures += device_loader_figures(records, config, size, _batch(settings), settings.device, epochs)
@@ -189,9 +189,11 @@ def device_loader_figures(
     return figures
 
 
-def planning_figures(records: Sequence[Record], config: AugmentConfig, size: int, rounds: int) -> list[Figure]:
+def planning_figures(
+    records: Sequence[Record], config: AugmentConfig, size: int, device: torch.device, rounds: int
+) -> list[Figure]:
     """Images a second that one thread plans for a `DevicePainter`, in batches of each size, with and without turns."""
-    store = DeviceStore(records, size, "cpu")
+    store = DeviceStore(records, size, device)
     works, num_images = {}, {}
     for turns, augment in {"": config, ", turned": config.model_copy(update={"rotation": 10.0, "shear": 2.0})}.items():
         samples = TrainSamples(store.images, SampleConfig(augment, size, 0))

@@ -18,7 +18,7 @@ def test_every_place_is_measured_and_planning_apart(tmp_path: Path) -> None:
         "64 px, images on the device, painted operator by operator",
         "64 px, images on the host, painted operator by operator",
     ]
-    planning = planning_figures(records, AugmentConfig(), 64, 2)
+    planning = planning_figures(records, AugmentConfig(), 64, torch.device("cpu"), 2)
     assert [figure.name for figure in planning] == [
         f"64 px, planning batches of {batch}{turns}" for turns in ("", ", turned") for batch in (16, 64)
     ]
