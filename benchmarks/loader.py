@@ -194,16 +194,16 @@ def planning_figures(
 ) -> list[Figure]:
     """Images a second that one thread plans for a `DevicePainter`, in batches of each size, with and without turns."""
     store = DeviceStore(records, size, device)
-    works, num_images = {}, {}
+    works = {}
     for turns, augment in {"": config, ", turned": config.model_copy(update={"rotation": 10.0, "shear": 2.0})}.items():
         samples = TrainSamples(store.images, SampleConfig(augment, size, 0))
         for batch in _PLANNED:
             painter = DevicePainter(EpochBatches(samples, LoaderConfig(batch_size=batch)), store)
             name = f"{size} px, planning batches of {batch}{turns}"
             keys = [SampleKey(0, number % len(samples), size) for number in range(batch)]
-            works[name], num_images[name] = partial(painter.planned, keys), batch
+            works[name] = partial(_plan_all, painter, [keys] * (_PLANNED[-1] // batch))
     taken = interleaved(works, rounds, clock=time.thread_time)
-    return [Figure.per_second(name, sample, num_images[name], "one core") for name, sample in taken.items()]
+    return [Figure.per_second(name, sample, _PLANNED[-1], "one core") for name, sample in taken.items()]
 
 
 def _epochs(painter: DevicePainter, epochs: int) -> Sample:
@@ -217,6 +217,11 @@ def _epochs(painter: DevicePainter, epochs: int) -> Sample:
         synchronise(painter.store.device)
         seconds.append(time.perf_counter() - start)
     return Sample(tuple(seconds[1:]))
+
+
+def _plan_all(painter: DevicePainter, batches: Sequence[Sequence[SampleKey]]) -> None:
+    for _ in painter.plan(iter(batches)):
+        pass
 
 
 def paste_tiles(tiles: Sequence[Tile], centre_xy: tuple[int, int], size: int) -> tuple[Image, Boxes]:

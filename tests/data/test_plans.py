@@ -65,6 +65,13 @@ def test_one_of_many_plans_is_what_they_were_made_of() -> None:
         assert not differing(gathered(list(found), samples.store.sizes_hw), found), seed
 
 
+def test_a_part_of_the_plans_is_those_of_its_samples() -> None:
+    for seed in SEEDS:
+        samples, found, _ = planned(seed)
+        start, stop = sorted(np.random.default_rng(seed).choice(len(found) + 1, 2, replace=False).tolist())
+        assert not differing(found.part(start, stop), gathered(list(found)[start:stop], samples.store.sizes_hw)), seed
+
+
 def slow_numbers(samples: TrainSamples, plans: SamplePlans, shape: tuple[int, ...]) -> np.ndarray:
     """The columns of all tiles of a batch, (B, L, Q, 20) float32."""
     numbers = np.zeros(shape)

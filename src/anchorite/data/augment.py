@@ -109,7 +109,7 @@ class Warp(NamedTuple):
         """() bool, whether there is neither rotation nor shear."""
         return self.crop[..., 2] > 0
 
-    def at(self, places: int | NDArray[np.int64]) -> Warp:
+    def at(self, places: int | slice | NDArray[np.int64]) -> Warp:
         """That of one place of M, or of several."""
         return Warp(self.map[places], self.seen[places], self.crop[places], self.averages[places])
 
@@ -369,6 +369,21 @@ class SamplePlans:
             layers[self.layers[tile]].append(Tile(int(self.sources[tile]), self.warp.at(tile)))
         jitter = Jitter(*self.jitters[number].tolist())
         return SamplePlan(self.size, tuple(map(tuple, layers)), float(self.shares[number]), jitter)
+
+    def part(self, start: int, stop: int) -> SamplePlans:
+        """The plans of the samples from `start` up to `stop`."""
+        own, tiles = slice(start, stop), slice(*np.searchsorted(self.samples, (start, stop)).tolist())
+        return SamplePlans(
+            self.size,
+            self.num_layers[own],
+            self.shares[own],
+            self.jitters[own],
+            self.samples[tiles] - start,
+            self.layers[tiles],
+            self.sources[tiles],
+            self.sizes_wh[tiles],
+            self.warp.at(tiles),
+        )
 
 
 def paint(plan: SamplePlan, images: Images, canvas: NDArray[np.uint8], scratch: Scratch) -> None:

@@ -26,7 +26,7 @@ import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import accumulate, chain, groupby, islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -50,6 +50,7 @@ _BYTES_A_PIXEL = 4
 CAPACITY_STEP = 64
 _CAPACITY_MARGIN = 1.25
 _PROBED_BATCHES = 32
+_PLANNED_AT_ONCE = 64  # samples, from which on NumPy's calls cost less than what they work out
 _MAX_KINDS = 8  # kernels compiled: torch refuses more of one function
 _MAX_COMPILED_TAPS = 4  # beyond, the unrolled sum takes longer to compile than to run
 # Pixels painted by one call of the operators: bounds the memory of their intermediate results, a few dozen numbers a
@@ -203,10 +204,8 @@ def _tile_numbers(plans: SamplePlans) -> NDArray[np.float64]:
     numbers, (maps, seen, crop, averages) = np.zeros((len(plans.sources), NUM_COLUMNS)), plans.warp
     is_straight, averages = plans.warp.is_straight[:, None], averages[:, None]
     # From maps of the source onto the canvas to those that find a canvas pixel's source.
-    if is_straight.all():  # the same, signs of zeros included, in a tenth of the time
-        linear = np.eye(2) / maps[:, (0, 1), (0, 1), None]
-    else:
-        linear = np.linalg.inv(maps[:, :2, :2])
+    # The same of straight maps, signs of zeros included, in a tenth of the time.
+    linear = np.eye(2) / maps[:, (0, 1), (0, 1), None] if is_straight.all() else np.linalg.inv(maps[:, :2, :2])
     shifts = np.matmul(linear, (0.5 - maps[:, :2, 2])[..., None]) - 0.5
     numbers[:, MAP] = np.concatenate([linear, shifts], axis=2).reshape(-1, 6)
     numbers[:, SEEN] = seen
@@ -391,6 +390,9 @@ def _whole_steps(num_rows: int) -> int:
     return max(1, -(-num_rows // CAPACITY_STEP)) * CAPACITY_STEP
 
 
+Planned = tuple[BatchPlan, Targets, LabelCoverage | None, Tensor]
+
+
 class DevicePainter:
     """Paints batches on the device of a store, where images and targets then lie; a thread plans them.
 
@@ -437,7 +439,7 @@ class DevicePainter:
 
     def paint(self, batches: Iterator[Any]) -> Generator[Batch, None, None]:
         """The batches of these keys, in order."""
-        plans = prefetch(lambda _: (self.planned(keys) for keys in batches), self.batches.config.prefetch)
+        plans = prefetch(lambda _: self.plan(batches), self.batches.config.prefetch)
         with closing(plans):
             for planned in plans:
                 painting, batch = self.painting, self._painted(*planned)
@@ -448,13 +450,23 @@ class DevicePainter:
     def close(self) -> None:
         """Nothing to end: the planning thread ends with its iterator."""
 
-    def planned(self, keys: Sequence[SampleKey]) -> tuple[BatchPlan, Targets, LabelCoverage | None, Tensor]:
+    def plan(self, batches: Iterator[Sequence[SampleKey]]) -> Generator[Planned, None, None]:
+        """The batches of these keys as `planned`, in order; small ones some at a time, which costs less."""
+        at_once = max(1, _PLANNED_AT_ONCE // self.batches.sizes.largest_part)
+        while chunk := list(islice(batches, at_once)):
+            for _, alike in groupby(chunk, lambda keys: keys[0].size):
+                parts = list(alike)
+                plans, ends = self.batches.samples.plan(list(chain(*parts))), accumulate(map(len, parts))
+                for keys, end in zip(parts, ends, strict=True):
+                    yield self.planned(keys, plans.part(end - len(keys), end))
+
+    def planned(self, keys: Sequence[SampleKey], plans: SamplePlans | None = None) -> Planned:
         """A batch as the thread hands it over, before any pixel is touched: its plan, labels and records' indices.
 
-        In pinned memory for a CUDA device.
+        In pinned memory for a CUDA device. plans: of its samples, where they have been made.
         """
         samples = self.batches.samples
-        plans = samples.plan(keys)
+        plans = samples.plan(keys) if plans is None else plans
         # A compiled kernel is made for one B: the last, smaller batch is filled up, and cut off again.
         num_images = self.batches.sizes.largest_part if self._compiled is not None else None
         plan = plan_batch(plans, num_images)
