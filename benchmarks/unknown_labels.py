@@ -1,12 +1,13 @@
-"""What labels that do not know are worth: python benchmarks/unknown_labels.py WORK --cards CARDS --bccd BCCD.
+"""What labels that do not know are worth: python -m benchmarks.unknown_labels WORK --cards CARDS --bccd BCCD.
 
 Three experiments, each run for every seed; `--only lost` runs one of them, `--only lost/ignore` one of its variants:
 
     lost    a third of the training boxes taken away at random: known (nothing is), background, ignore (as regions)
     merged  bccd and cards as one data set with partial labels, against each alone; and halves of cards that are
             labelled for three of its six classes each: naive (one data set), partial (merged)
-    pseudo  a quarter of the labelled images: the teacher; student, on its pseudo-labels beside them; hard, the same
-            with every detection from 0.5 on as a label of weight 1 and all else as background
+    pseudo  a quarter of the labelled images: the teacher, quarter; from its weights again, on them alone; student,
+            on its pseudo-labels beside them; hard, the same with every detection from 0.5 on as a label of weight 1
+            and all else as background
 
 WORK/data holds the data sets, WORK/out the runs, both made where they are missing; a run that was stopped goes on, one
 that is finished is not repeated. WORK/results.jsonl gets a line for each run: AP on the test split, of best.safetensors
@@ -20,11 +21,9 @@ import argparse
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,18 +33,20 @@ import yaml
 from anchorite import load
 from anchorite.data import open_dataset
 from anchorite.report.suspects_evidence import iou_of
+from benchmarks.runs import add_result, anchorite, metrics_on_test, read_results, rounded, train_or_resume
 
 NAMES = ("nine", "ten", "jack", "queen", "king", "ace")
 KEY = ("experiment", "variant", "seed", "image_size", "epochs")
 LIMITS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 GRID = 64  # cells a side, to measure areas with
+AGAIN_EPOCHS = 3.56  # times those of a student, which sees about so many times the images of the quarter
 STUDENT_FLAGS = {"student": (), "hard": ("--confident", "0.5", "--doubtful", "0.5", "--keep-empty")}
 
 
 @dataclass(frozen=True)
 class Variant:
     """A run for a seed: its data, the data whose test split it is measured on, and for how many times the epochs of a
-    run on all training images. prepare: makes the data."""
+    run on all training images. prepare: makes the data; weights: that it starts from, else random ones."""
 
     experiment: str
     name: str
@@ -53,7 +54,8 @@ class Variant:
     data: Path
     test: Path
     prepare: Callable[[], None]
-    times_epochs: int = 1
+    times_epochs: float = 1
+    weights: Path | None = None
 
     @property
     def run(self) -> str:
@@ -72,12 +74,10 @@ class Work:
     def variants(self, seed: int) -> Iterator[Variant]:
         """All runs of a seed, a teacher before its students."""
 
-        def variant(
-            experiment: str, name: str, folder: str, fill: Callable[[Path], None], file: str = "", times_epochs: int = 1
-        ) -> Variant:
+        def variant(experiment: str, name: str, folder: str, fill: Callable[[Path], None], file: str = "") -> Variant:
             where = self.folder / "data" / folder
             test = where / file if file == "merged.yaml" and name == "merged" else self.folder / "data" / "cards_known"
-            return Variant(experiment, name, seed, where / file, test, lambda: make(where, fill), times_epochs)
+            return Variant(experiment, name, seed, where / file, test, lambda: make(where, fill))
 
         yield variant("lost", "known", "cards_known", self.copy_cards)
         yield variant("lost", "background", f"cards_background_{seed}", lambda out: self.lose_boxes(out, seed, False))
@@ -88,10 +88,13 @@ class Work:
         yield variant(
             "merged", "partial", f"cards_partial_{seed}", lambda out: self.halve(out, seed, True), "merged.yaml"
         )
-        yield variant("pseudo", "quarter", f"cards_quarter_{seed}", lambda out: self.quarter(out, seed), times_epochs=4)
+        quarter = variant("pseudo", "quarter", f"cards_quarter_{seed}", lambda out: self.quarter(out, seed))
+        teacher = self.folder / "out" / quarter.run / "best.safetensors"
+        yield replace(quarter, times_epochs=4)
+        yield replace(quarter, name="again", times_epochs=AGAIN_EPOCHS, weights=teacher)
         for name in STUDENT_FLAGS:
             data, known = (self.folder / "data" / one for one in (f"{name}_{seed}.yaml", "cards_known"))
-            yield Variant("pseudo", name, seed, data, known, partial(self.label, data, name, seed))
+            yield Variant("pseudo", name, seed, data, known, partial(self.label, data, name, seed), weights=teacher)
 
     def copy_cards(self, out: Path) -> None:
         """The images and the YOLO labels of cards."""
@@ -214,31 +217,20 @@ def forget_weights(pseudo: Path) -> None:
     write_yaml(pseudo / "data.yaml", {key: value for key, value in config.items() if key != "scores"})
 
 
-def anchorite(*words: object) -> str:
-    """Run a command; what it prints."""
-    command = [sys.executable, "-m", "anchorite", *map(str, words)]
-    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
-
-
 def result_of(work: Work, variant: Variant, image_size: int, epochs: int) -> dict[str, object]:
     """Train a variant, or go on with that, and measure it."""
     if not variant.data.exists():
         variant.prepare()
     run, started = work.folder / "out" / variant.run, time.perf_counter()
-    if not (run / "last.safetensors").exists():
-        run.parent.mkdir(exist_ok=True)
-        if any((run / "checkpoints").glob("*")):
-            anchorite("train", "--resume", run)
-        else:
-            shutil.rmtree(run, ignore_errors=True)
-            flags = ("--image-size", image_size, "--epochs", epochs * variant.times_epochs, "--seed", variant.seed)
-            anchorite("train", variant.data, *flags, "--out", run)
+    num_epochs = round(epochs * variant.times_epochs)
+    flags: tuple[object, ...] = ("--image-size", image_size, "--epochs", num_epochs, "--seed", variant.seed)
+    flags += () if variant.weights is None else ("--weights", variant.weights)
+    train_or_resume(run, variant.data, flags)
     result: dict[str, object] = {"experiment": variant.experiment, "variant": variant.name, "seed": variant.seed}
-    result |= {"image_size": image_size, "epochs": epochs * variant.times_epochs}
+    result |= {"image_size": image_size, "epochs": num_epochs}
     for which in ("best", "last"):
-        words = (run / f"{which}.safetensors", variant.test, "--split", "test", "--image-size", image_size, "--json")
-        metrics = json.loads(anchorite("validate", *words))["metrics"]
-        result[which] = {name: round(metrics[name], 4) for name in ("map", "map50", "map75")}
+        metrics = metrics_on_test(run / f"{which}.safetensors", variant.test, image_size)
+        result[which] = rounded(metrics)
         result[f"{which}_by_class"] = {
             one["name"]: round(one["ap"], 4) for one in metrics["classes"] if one["num_truths"]
         }
@@ -305,9 +297,7 @@ def main() -> None:
     options = parser.parse_args()
     work = Work(options.work, options.cards, options.bccd)
     (work.folder / "data").mkdir(parents=True, exist_ok=True)
-    results = work.folder / "results.jsonl"
-    lines = results.read_text().splitlines() if results.exists() else []
-    done = {tuple(json.loads(line)[name] for name in KEY) for line in lines}
+    done = {tuple(one[name] for name in KEY) for one in read_results(work.folder)}
     for seed in options.seeds:
         if options.scores:
             teacher, rest = work.folder / "out" / f"quarter_{seed}", work.folder / "data" / f"cards_quarter_{seed}"
@@ -323,13 +313,10 @@ def main() -> None:
                 if variant.name not in STUDENT_FLAGS and not variant.data.exists():
                     variant.prepare()
                 continue
-            epochs = options.epochs * variant.times_epochs
+            epochs = round(options.epochs * variant.times_epochs)
             if (variant.experiment, variant.name, seed, options.image_size, epochs) in done:
                 continue
-            line = json.dumps(result_of(work, variant, options.image_size, options.epochs))
-            with results.open("a") as file:
-                file.write(f"{line}\n")
-            print(line, flush=True)
+            add_result(work.folder, result_of(work, variant, options.image_size, options.epochs))
 
 
 if __name__ == "__main__":
